@@ -1,0 +1,182 @@
+"""A data set: catalogue and sequences, from files or from the toy generator."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genrl.catalog import splits
+from genrl.catalog.interactions import (
+    Events,
+    ItemTable,
+    item_rows,
+    read_events,
+    read_items,
+    require_option,
+    sorted_ids,
+)
+from genrl.catalog.items import Catalog, cold_items
+from genrl.catalog.sequences import Role, Sequences
+from genrl.catalog.toy import generate
+from genrl.config.schema import DataConfig
+from genrl.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What a run learns from."""
+
+    catalog: Catalog
+    sequences: Sequences
+    name: str
+    """Short name for folders and tables."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with anything in the data set but its name."""
+        counts = self.catalog.cold.numpy().tobytes()
+        parts = f"{self.catalog.fingerprint}{self.sequences.fingerprint}".encode() + counts
+        return hashlib.sha256(parts).hexdigest()[:16]
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Read or generate a data set, filter and split it.
+
+    Args:
+        config: section `data` of the configuration.
+
+    Raises:
+        ConfigError: if options contradict each other.
+        DataError: if a file, column or row cannot be used, or a part of the split is empty.
+
+    Example:
+        >>> from genrl.config.schema import DataConfig, ToyConfig
+        >>> dataset = load_dataset(DataConfig(toy=ToyConfig(users=50, items=60)))
+        >>> len(dataset.catalog), len(dataset.sequences.user_ids)
+        (60, 50)
+    """
+    _check(config)
+    items, events, name = _toy(config) if config.source == "toy" else _files(config)
+    items, events = _filter(items, events, config.k_core)
+    sequences = _sequences(events, config)
+    return Dataset(_catalog(items, sequences, config), sequences, name)
+
+
+def _check(config: DataConfig) -> None:
+    if not (
+        config.valid_fraction > 0 and config.test_fraction > 0 and config.valid_fraction + config.test_fraction < 1
+    ):
+        raise ConfigError(
+            f"data.valid_fraction ({config.valid_fraction}) and data.test_fraction ({config.test_fraction}) "
+            f"must be above 0 and add up to less than 1."
+        )
+    if not 0 <= config.cold_fraction <= 1:
+        raise ConfigError(f"data.cold_fraction is {config.cold_fraction}; it is a share of items between 0 and 1.")
+    for option in ("k_core", "rl_holdout"):
+        if getattr(config, option) < 0:
+            raise ConfigError(f"data.{option} is {getattr(config, option)}; it cannot be negative. 0 switches it off.")
+    if config.source == "files" and config.split == "column":
+        require_option(config.columns.split, "data.columns.split", "data.split: column")
+    if config.source == "files" and config.split == "temporal":
+        require_option(config.columns.time, "data.columns.time", "data.split: temporal")
+    if config.source == "toy" and config.split == "column":
+        raise ConfigError(
+            "data.split is 'column', but the toy data set has no such column. Use leave_one_out or temporal."
+        )
+
+
+def _toy(config: DataConfig) -> tuple[ItemTable, Events, str]:
+    items, events = generate(config.toy)
+    return items, events, "toy"
+
+
+def _files(config: DataConfig) -> tuple[ItemTable, Events, str]:
+    source = require_option(config.interactions, "data.interactions", "data.source: files")
+    events = read_events(source, config.columns)
+    if config.items is None:
+        ids = sorted_ids(events.item_ids)
+        items = ItemTable(ids, [""] * len(ids), [None] * len(ids), [""] * len(ids))
+    else:
+        items = read_items(config.items, config.columns)
+    rows = item_rows(events, items.item_ids, config.items or source)
+    name = Path(source).stem
+    return items, replace(events, items=rows, item_ids=items.item_ids), name
+
+
+def _filter(items: ItemTable, events: Events, minimum: int) -> tuple[ItemTable, Events]:
+    """Apply k-core and renumber users and items; without it, users are renumbered only."""
+    if minimum > 1:
+        keep = splits.k_core(events.users, events.items, minimum)
+        if not keep.any():
+            raise DataError(f"data.k_core: {minimum} leaves no interaction of {len(events):,}. Choose a smaller k.")
+        events = events.take(keep)
+        rows, dense = np.unique(events.items, return_inverse=True)
+        items = items.take(rows)
+        events = replace(events, items=dense.astype(np.int64), item_ids=items.item_ids)
+    numbers, users = np.unique(events.users, return_inverse=True)
+    user_ids = [events.user_ids[number] for number in numbers]
+    return items, replace(events, users=users.astype(np.int64), user_ids=user_ids)
+
+
+def _sequences(events: Events, config: DataConfig) -> Sequences:
+    """Sort by user and time and give every interaction its role."""
+    events = events.take(np.lexsort((events.rows, events.order, events.users)))
+    counts = np.bincount(events.users, minlength=len(events.user_ids))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    roles = _roles(events, offsets, config)
+    return Sequences(
+        items=torch.from_numpy(events.items),
+        roles=torch.from_numpy(roles),
+        times=torch.from_numpy(events.times),
+        offsets=torch.from_numpy(offsets),
+        user_ids=tuple(events.user_ids),
+    )
+
+
+def _roles(events: Events, offsets: np.ndarray, config: DataConfig) -> np.ndarray:
+    history_only = events.parts == Role.HISTORY
+    if config.split == "leave_one_out":
+        roles = splits.leave_one_out(offsets, history_only)
+    elif config.split == "temporal":
+        roles = splits.temporal(events.times, history_only, config.valid_fraction, config.test_fraction)
+    else:
+        roles = events.parts
+    roles = splits.hide_first_targets(roles, offsets)
+    late = splits.first_disorder(roles, offsets)
+    if late is not None:
+        raise DataError(
+            f"{events.place(late)}: user {events.user_ids[int(events.users[late])]!r} has a "
+            f"{Role(roles[late]).name.lower()} row after a {Role(roles[late - 1]).name.lower()} row. Within a user the "
+            f"order must be history_only, train, valid, test. Check data.columns.time, .position and .split."
+        )
+    roles = splits.hold_out_for_rl(roles, offsets, config.rl_holdout)
+    _refuse_empty(roles, config)
+    return roles
+
+
+def _refuse_empty(roles: np.ndarray, config: DataConfig) -> None:
+    wanted = {
+        Role.TRAIN: "Give more interactions per user, or a smaller data.k_core.",
+        Role.VALID: "Check data.split, data.valid_fraction and the lengths of the users' sequences.",
+        Role.TEST: "Check data.split, data.test_fraction and the lengths of the users' sequences.",
+    }
+    if config.rl_holdout:
+        wanted[Role.RL] = "No user has two training interactions; set data.rl_holdout=0 or give longer sequences."
+    for role, remedy in wanted.items():
+        if not (roles == role).any():
+            raise DataError(
+                f"the {role.name.lower()} part is empty after data.split: {config.split} of {len(roles):,} "
+                f"interactions. {remedy}"
+            )
+
+
+def _catalog(items: ItemTable, sequences: Sequences, config: DataConfig) -> Catalog:
+    trained = (sequences.roles == int(Role.TRAIN)) | (sequences.roles == int(Role.RL))
+    counts = torch.bincount(sequences.items[trained], minlength=len(items.item_ids))
+    cold = cold_items(counts, config.cold_fraction, config.cold_rule)
+    return Catalog.from_table(items.item_ids, items.titles, items.categories, items.texts, counts, cold)

@@ -1,0 +1,149 @@
+"""The catalogue: every item that can be recommended, by row number."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl.errors import DataError, suggest
+from genrl.ops import expect
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """All items of a data set; everything else names an item by its row here.
+
+    Example:
+        >>> catalog = Catalog.from_table(["b7", "b9"], ["Red lipstick", "Blue soap"], ["Makeup", "Bath"])
+        >>> catalog.row("b9"), catalog.category_names
+        (1, ('Bath', 'Makeup'))
+    """
+
+    item_ids: tuple[str, ...]
+    """External ids; an item's row is its index here."""
+    titles: tuple[str, ...]
+    """Titles, "" where unknown."""
+    categories: Tensor
+    """[I] int64 index into `category_names` (the level that Entropy@K is taken over); -1 unknown."""
+    category_names: tuple[str, ...]
+    """Names of the categories, sorted."""
+    texts: tuple[str, ...]
+    """Title, category and further text columns of each item, for text embeddings."""
+    train_counts: Tensor
+    """[I] int64 interactions in the training part (roles TRAIN and RL)."""
+    cold: Tensor
+    """[I] bool: the items that count as cold in Cold-Recall@K."""
+
+    def __post_init__(self) -> None:
+        size = len(self.item_ids)
+        expect(self.categories, "Catalog.categories", (size,), torch.int64)
+        expect(self.train_counts, "Catalog.train_counts", (size,), torch.int64)
+        expect(self.cold, "Catalog.cold", (size,), torch.bool)
+        if len(self.titles) != size or len(self.texts) != size:
+            raise ValueError(f"Catalog has {size} ids, {len(self.titles)} titles and {len(self.texts)} texts")
+
+    @classmethod
+    def from_table(
+        cls,
+        item_ids: Sequence[str],
+        titles: Sequence[str] | None = None,
+        categories: Sequence[str | None] | None = None,
+        texts: Sequence[str] | None = None,
+        train_counts: Tensor | None = None,
+        cold: Tensor | None = None,
+    ) -> Catalog:
+        """Build a catalogue from plain columns; what is left out is unknown, zero or not cold.
+
+        Raises:
+            DataError: if two items have the same id.
+        """
+        size = len(item_ids)
+        names = tuple(sorted({name for name in categories or () if name}))
+        index = {name: number for number, name in enumerate(names)}
+        dense = [index.get(name or "", -1) for name in categories] if categories else [-1] * size
+        _refuse_duplicates(item_ids)
+        return cls(
+            item_ids=tuple(item_ids),
+            titles=tuple(titles) if titles else ("",) * size,
+            categories=torch.tensor(dense, dtype=torch.int64),
+            category_names=names,
+            texts=tuple(texts or titles or ("",) * size),
+            train_counts=torch.zeros(size, dtype=torch.int64) if train_counts is None else train_counts,
+            cold=torch.zeros(size, dtype=torch.bool) if cold is None else cold,
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def row(self, item_id: str) -> int:
+        """Row of an external id.
+
+        Raises:
+            DataError: if there is no such item, with the closest id.
+        """
+        row = self._rows.get(item_id)
+        if row is None:
+            raise DataError(
+                f"item {item_id!r} is not in the catalogue ({len(self):,} items).{suggest(item_id, self.item_ids)} "
+                f"Use an id of the item table."
+            )
+        return row
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when an id, a title, a category or the order of the items changes."""
+        names = [self.category_names[number] if number >= 0 else "" for number in self.categories.tolist()]
+        digest = hashlib.sha256()
+        for column in (self.item_ids, self.titles, names):
+            digest.update("\x1e".join(column).encode("utf-8", "surrogatepass") + b"\x1d")
+        return digest.hexdigest()[:16]
+
+
+def cold_items(train_counts: Tensor, fraction: float, rule: Literal["rank", "percentile_value"] = "rank") -> Tensor:
+    """Mark the items that are least frequent in training (methods.md, section 15).
+
+    `rank` takes the first ceil(fraction * I) items in order of (training count, row). `percentile_value` takes every
+    item whose count is at most the fraction-quantile of the counts; with many equal counts that is a far larger set.
+
+    Args:
+        train_counts: [I] int64 interactions in training.
+        fraction: share of items, in [0, 1]; 0 marks none.
+        rule: see above.
+
+    Returns:
+        [I] bool.
+
+    Example:
+        >>> cold_items(torch.tensor([4, 1, 1, 9]), 0.25).tolist()
+        [False, True, False, False]
+        >>> cold_items(torch.tensor([4, 1, 1, 9]), 0.25, "percentile_value").tolist()
+        [False, True, True, False]
+    """
+    order = torch.argsort(train_counts, stable=True)
+    share = math.ceil(fraction * len(train_counts) - 1e-9)  # 0.07 * 100 is a little above 7 in floating point
+    cold = torch.zeros(len(train_counts), dtype=torch.bool)
+    if share == 0:
+        return cold
+    if rule == "rank":
+        cold[order[:share]] = True
+        return cold
+    return train_counts <= train_counts[order[share - 1]]
+
+
+def _refuse_duplicates(item_ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for item_id in item_ids:
+        if item_id in seen:
+            raise DataError(f"the catalogue has item {item_id!r} twice. Keep one row per item.")
+        seen.add(item_id)

@@ -1,0 +1,94 @@
+"""The interactions of all users, in order, with the part that each may play."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from genrl.ops import expect
+
+
+class Role(IntEnum):
+    """What an interaction may be used for. Inside a user: HISTORY, then TRAIN, RL, VALID, TEST."""
+
+    TRAIN = 0
+    """Target of supervised training."""
+    RL = 1
+    """Target of an RL prompt; kept from supervised training and from SID embeddings."""
+    VALID = 2
+    """Target of a validation row."""
+    TEST = 3
+    """Target of a test row."""
+    HISTORY = 4
+    """Only shown, never a target."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """All interactions, sorted by user and then by time. Position n is one interaction; users lie between offsets.
+
+    Example:
+        >>> sequences = Sequences(
+        ...     items=torch.tensor([5, 6, 7, 5]), roles=torch.tensor([0, 0, 3, 0], dtype=torch.uint8),
+        ...     times=torch.tensor([0, 1, 1, 0]), offsets=torch.tensor([0, 3, 4]), user_ids=("ann", "bob"))
+        >>> test = sequences.rows(Role.TEST)
+        >>> sequences.histories(test, length=3).tolist()
+        [[-1, 5, 6]]
+    """
+
+    items: Tensor
+    """[N] int64 catalogue rows."""
+    roles: Tensor
+    """[N] uint8 values of `Role`."""
+    times: Tensor
+    """[N] int64 rank of the time; equal values are ties, whose order is arbitrary."""
+    offsets: Tensor
+    """[U + 1] int64: user u holds the positions offsets[u] .. offsets[u + 1] - 1."""
+    user_ids: tuple[str, ...]
+    """External user ids."""
+
+    def __post_init__(self) -> None:
+        size = self.items.shape[0]
+        expect(self.items, "Sequences.items", (None,), torch.int64)
+        expect(self.roles, "Sequences.roles", (size,), torch.uint8)
+        expect(self.times, "Sequences.times", (size,), torch.int64)
+        expect(self.offsets, "Sequences.offsets", (len(self.user_ids) + 1,), torch.int64)
+
+    def __len__(self) -> int:
+        """Number of interactions."""
+        return self.items.shape[0]
+
+    def rows(self, role: Role) -> Tensor:
+        """Positions with that role, ascending: [P] int64."""
+        return torch.nonzero(self.roles == int(role)).flatten()
+
+    def users(self, positions: Tensor) -> Tensor:
+        """User index of each position: [P] int64."""
+        return torch.searchsorted(self.offsets, positions, right=True) - 1
+
+    def histories(self, positions: Tensor, length: int) -> Tensor:
+        """What the user chose before each position.
+
+        Args:
+            positions: [P] int64.
+            length: how many items at most, the latest ones.
+
+        Returns:
+            [P, length] int64 catalogue rows, right-aligned: the latest item is last, -1 pads on the left.
+        """
+        places = positions[:, None] - torch.arange(length, 0, -1)
+        inside = places >= self.offsets[self.users(positions)][:, None]
+        return torch.where(inside, self.items[places.clamp(min=0)], -1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any interaction, role, time or user."""
+        digest = hashlib.sha256("\x1e".join(self.user_ids).encode("utf-8", "surrogatepass"))
+        for tensor in (self.items, self.roles, self.times, self.offsets):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""What the types of the schema cannot say: ranges, and options that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from genrl.config.schema import RunConfig
+from genrl.errors import suggest
+
+STAGES = ("align", "rl")
+"""Stages in the order they run."""
+AT_LEAST = {
+    "seed": 0,
+    "data.k_core": 0,
+    "data.rl_holdout": 0,
+    "data.max_history": 1,
+    "data.toy.users": 10,
+    "data.toy.items": 48,
+    "sid.levels": 1,
+    "sid.codes": 2,
+    "sid.iterations": 1,
+    "sid.embedding.dimensions": 1,
+    "sid.embedding.window": 1,
+    "model.hidden": 2,
+    "model.layers": 1,
+    "model.heads": 1,
+    "model.feed_forward": 1,
+    "model.vocabulary": 1,
+    "model.lora.rank": 0,
+    "model.lora.alpha": 1,
+    "align.max_epochs": 1,
+    "align.patience": 1,
+    "align.items_per_step": 1,
+    "align.pack_length": 2,
+    "align.weight_decay": 0,
+    "align.warmup_steps": 0,
+    "rollout.group_size": 1,
+    "rollout.prompts": 1,
+    "rollout.minibatches": 1,
+    "rollout.epochs": 1,
+    "rollout.micro_batch": 0,
+    "rl.max_steps": 1,
+    "rl.weight_decay": 0,
+    "rl.warmup_steps": 0,
+    "rl.validate_every": 1,
+    "trainer.devices": 1,
+    "trainer.max_grad_norm": 0,
+    "trainer.threads": 0,
+    "trainer.log_every": 1,
+    "evaluate.beam": 1,
+    "evaluate.batch": 1,
+    "evaluate.valid_users": 1,
+    "evaluate.test_users": 1,
+}
+ABOVE_ZERO = ("align.validate_every", "align.learning_rate", "rollout.temperature", "rl.learning_rate")
+BELOW_ONE = (
+    "data.valid_fraction",
+    "data.test_fraction",
+    "data.cold_fraction",
+    "model.dropout",
+    "model.lora.dropout",
+)
+LIGHTNING = {
+    "accelerator": "trainer.accelerator",
+    "accumulate_grad_batches": "rollout.micro_batch",
+    "callbacks": "Python (genrl.training)",
+    "default_root_dir": "output",
+    "devices": "trainer.devices",
+    "gradient_clip_val": "trainer.max_grad_norm",
+    "log_every_n_steps": "trainer.log_every",
+    "logger": "output",
+    "max_epochs": "align.max_epochs",
+    "max_steps": "rl.max_steps",
+    "precision": "trainer.precision",
+    "strategy": "trainer.strategy",
+    "val_check_interval": "rl.validate_every",
+}
+"""Arguments of lightning.Trainer that genrl sets from an option of its own."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one option, or between several; the first key is where the user should look."""
+
+    keys: tuple[str, ...]
+    reason: str
+
+
+def contradictions(config: RunConfig) -> Iterator[Problem]:
+    """Yield everything that is wrong with well-typed options."""
+    yield from _ranges(config)
+    yield from _run(config)
+    yield from _data(config)
+    yield from _sid(config)
+    yield from _model(config)
+    yield from _training(config)
+    yield from _evaluation(config)
+
+
+def option(config: RunConfig, key: str) -> Any:  # noqa: ANN401
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
+def _ranges(config: RunConfig) -> Iterator[Problem]:
+    for key, least in AT_LEAST.items():
+        value = option(config, key)
+        if value is not None and value < least:
+            yield Problem((key,), f"must be at least {least}")
+    for key in ABOVE_ZERO:
+        if not option(config, key) > 0:
+            yield Problem((key,), "must be above 0")
+    for key in BELOW_ONE:
+        if not 0 <= option(config, key) < 1:
+            yield Problem((key,), "must be at least 0 and below 1")
+    if not 0 <= config.align.final_learning_rate <= 1:
+        yield Problem(("align.final_learning_rate",), "must be from 0 to 1: it is a share of the peak")
+    for key in ("align.betas", "rl.betas"):
+        betas = option(config, key)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            yield Problem((key,), "must be two numbers, each at least 0 and below 1, e.g. [0.9, 0.95]")
+
+
+def _run(config: RunConfig) -> Iterator[Problem]:
+    for stage in config.stages:
+        if stage not in STAGES:
+            yield Problem(("stages",), f"has no stage {stage!r}.{suggest(stage, STAGES)} Stages: {', '.join(STAGES)}")
+    known = [stage for stage in config.stages if stage in STAGES]
+    if not config.stages or known != sorted(set(known), key=STAGES.index):
+        yield Problem(("stages",), f"must name one or more stages once, in the order {', '.join(STAGES)}")
+    if not config.experiment.strip() or ".." in config.experiment.split("/") or config.experiment.startswith("/"):
+        yield Problem(("experiment",), "must be the name of a folder under `output`, e.g. beauty")
+    if "rl" in config.stages and not config.rewards:
+        yield Problem(("rewards",), "is empty: stage rl has nothing to optimise. Add e.g. rewards.exact_match.weight=1")
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    if data.source == "files" and not data.interactions:
+        yield Problem(
+            ("data.interactions", "data.source"), "is needed by data.source=files: give the file to learn from"
+        )
+    for key in ("interactions", "items"):
+        if data.source == "toy" and getattr(data, key):
+            yield Problem((f"data.{key}", "data.source"), "is not read with data.source=toy. Add data.source=files")
+    if data.split == "column" and not data.columns.split:
+        yield Problem(("data.columns.split", "data.split"), "is needed by data.split=column: name the column")
+    if data.split == "temporal" and not data.columns.time:
+        yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
+    if data.valid_fraction + data.test_fraction >= 1:
+        yield Problem(("data.valid_fraction", "data.test_fraction"), "and data.test_fraction leave nothing to train on")
+
+
+def _sid(config: RunConfig) -> Iterator[Problem]:
+    sid = config.sid
+    if sid.builder == "import" and not sid.path:
+        yield Problem(("sid.path", "sid.builder"), "is needed by sid.builder=import: give the JSON file with the codes")
+    if sid.builder == "kmeans" and sid.path:
+        yield Problem(("sid.path", "sid.builder"), "is not read with sid.builder=kmeans. Add sid.builder=import")
+    source = sid.embedding.source
+    if source == "file" and not sid.embedding.path:
+        yield Problem(("sid.embedding.path", "sid.embedding.source"), "is needed by sid.embedding.source=file")
+    if source != "file" and sid.embedding.path:
+        reason = f"is not read with sid.embedding.source={source}. Add sid.embedding.source=file"
+        yield Problem(("sid.embedding.path", "sid.embedding.source"), reason)
+
+
+def _model(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    if model.quantize == "nf4" and model.lora.rank == 0:
+        reason = "nf4 needs adapters, because 4-bit weights cannot be trained. Add model.lora.rank=16"
+        yield Problem(("model.quantize", "model.lora.rank"), reason)
+    if model.name == "tiny" and model.heads > 0 and model.hidden % (2 * model.heads):
+        reason = f"must be a multiple of twice model.heads={model.heads}: each head has an even size"
+        yield Problem(("model.hidden", "model.heads"), reason)
+
+
+def _training(config: RunConfig) -> Iterator[Problem]:
+    rollout, trainer = config.rollout, config.trainer
+    parts = rollout.minibatches * trainer.devices
+    if parts > 0 and rollout.prompts % parts:
+        reason = (
+            f"must be a multiple of rollout.minibatches x trainer.devices = {rollout.minibatches} x {trainer.devices}: "
+            "prompts are shared out evenly"
+        )
+        yield Problem(("rollout.prompts", "rollout.minibatches", "trainer.devices"), reason)
+    if trainer.accelerator not in ("auto", "cpu", "gpu"):
+        yield Problem(("trainer.accelerator",), "must be one of auto, cpu, gpu")
+    for name, instead in LIGHTNING.items():
+        if name in trainer.extra:
+            yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself. Write {instead} instead")
+
+
+def _evaluation(config: RunConfig) -> Iterator[Problem]:
+    cutoffs, beam = config.evaluate.k, config.evaluate.beam
+    if not cutoffs or min(cutoffs) < 1:
+        yield Problem(("evaluate.k",), "must hold one or more cut-offs of at least 1, e.g. [5, 10]")
+    elif max(cutoffs) > beam:
+        reason = f"needs a beam of at least {max(cutoffs)}, evaluate.beam is {beam}. Add evaluate.beam={max(cutoffs)}"
+        yield Problem(("evaluate.k", "evaluate.beam"), reason)

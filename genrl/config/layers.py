@@ -1,0 +1,174 @@
+"""Layers of a configuration before it has types: files with their includes, and overrides; each remembers its place."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genrl.errors import ConfigError, suggest
+
+Tree = dict[str, Any]
+SLOTS = ("objective", "layout")
+"""Sections that hold a component: its name and options of its own."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some values of the configuration and where they were written."""
+
+    place: str
+    """File, flag or "command line"; for messages."""
+    values: Tree
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Dotted key -> line of the file."""
+
+    def get(self, key: str) -> Any:  # noqa: ANN401
+        """The value of a dotted key; None if this layer does not set it or sets only options below it."""
+        node: Any = self.values
+        for part in [key] if key in self.values else key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return None if isinstance(node, Mapping) else node
+
+    def where(self, key: str) -> str | None:
+        """The place of a dotted key, with its line; None if this layer does not set it or anything below it."""
+        if key in self.lines:
+            return f"{self.place}:{self.lines[key]}"
+        node: Any = self.values
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return None
+            node = node[part]
+        return self.place
+
+
+def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], list[str]]:
+    """Read a YAML file and, before it, the files that it includes.
+
+    Args:
+        path: the file; its `include: [..]` is relative to its own folder.
+        chain: the files that led here, to find a cycle.
+
+    Returns:
+        Layers, the file itself last, and what is wrong with the files.
+    """
+    here = path.resolve()
+    if here in chain:
+        names = " -> ".join(file.name for file in (*chain[chain.index(here) :], here))
+        return [], [f"{path}: the files include each other: {names}. Remove one of the includes."]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [_unreadable(path, error)]
+    try:
+        values, lines = _parse(text)
+    except (yaml.YAMLError, OmegaConfBaseException, ConfigError) as error:
+        return [], [_syntax(path, error)]
+    layers, problems = [], []
+    for name in _listed(values.pop("include", None)):
+        if not isinstance(name, str):
+            problems.append(f"{path}: include: {name!r} is not the path of a file. Write include: [other.yaml].")
+            continue
+        below, wrong = read_file(path.parent / name, (*chain, here))
+        layers += below
+        problems += wrong
+    return [*layers, Layer(str(path), values, lines)], problems
+
+
+def read_override(text: str) -> Layer:
+    """Read one `key=value` of the command line; the value is YAML.
+
+    Raises:
+        ConfigError: if it is not of that form.
+
+    Example:
+        >>> read_override("rl.betas=[0.9, 0.95]").values
+        {'rl': {'betas': [0.9, 0.95]}}
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError(f"command line: {text!r} is not an override. Write key=value, e.g. rl.max_steps=100.")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"command line: the value of {key} is not YAML: {value!r}: {reason}. Quote it.") from error
+    return Layer("command line", values)  # type: ignore[arg-type]
+
+
+def combine(layers: Iterable[Layer], base: Tree) -> Tree:
+    """Merge layers over `base`, later wins; another objective or layout drops the options of the one before.
+
+    Example:
+        >>> layers = [Layer("a", {"objective": {"name": "sapo", "clip_high": 0.3}}), Layer("b", {"objective": "gbpo"})]
+        >>> combine(layers, {})
+        {'objective': {'name': 'gbpo'}}
+    """
+    tree = base
+    for layer in layers:
+        values = {key: _named(key, value) for key, value in layer.values.items()}
+        for slot in SLOTS:
+            new, old = values.get(slot), tree.get(slot)
+            if isinstance(new, dict) and isinstance(old, dict) and new.get("name", old.get("name")) != old.get("name"):
+                tree = {**tree, slot: {}}
+        tree = _merge(tree, values)
+    return tree
+
+
+def _named(key: str, value: Any) -> Any:  # noqa: ANN401
+    """`objective: sapo` is short for `objective: {name: sapo}`."""
+    return {"name": value} if key in SLOTS and isinstance(value, str) else value
+
+
+def _merge(tree: Tree, values: Tree) -> Tree:
+    merged = dict(tree)
+    for key, value in values.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse(text: str) -> tuple[Tree, dict[str, int]]:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is None:
+        return {}, {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError("the file holds no options; write lines of the form `key: value`")
+    values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    return values, dict(_lines(root))  # type: ignore[return-value]
+
+
+def _lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        yield name, key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            yield from _lines(value, f"{name}.")
+
+
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if not isinstance(error, FileNotFoundError):
+        return f"{path}: the file cannot be read: {error}."
+    siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return f"{path}: no such file.{suggest(path.name, siblings)} Looked for {path.resolve()}."
+
+
+def _syntax(path: Path, error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+    if isinstance(error, ConfigError):
+        return f"{place}: {error}."
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{place}: this is not YAML: {reason}. Look at this line and the one above it."

@@ -1,0 +1,177 @@
+"""From files, flags and overrides to one checked RunConfig; every problem is found before anything is built.
+
+Later wins: schema defaults, `include`s in their order, the file, further files, flags, `key=value` overrides. The
+layers are merged as plain values and enter the typed schema once, at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from genrl.config.checks import Problem, contradictions
+from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_override
+from genrl.config.schema import RunConfig
+from genrl.config.typed import to_typed
+from genrl.errors import ConfigError, GenRLError
+from genrl.registry import Registry, load_plugin
+
+Registries = Mapping[str, Callable[[], Registry[Any]]]
+"""Kind of component (objective, layout, reward, sid) -> how to get its registry; called once all else is in order."""
+FLAGS = {"stage": "stages", "plugin": "plugins"}
+"""Flags whose option has another name."""
+
+
+def load_config(
+    files: Sequence[str | Path] = (),
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    registries: Registries | None = None,
+) -> RunConfig:
+    """Compose a configuration, check it and import its plug-ins.
+
+    Args:
+        files: YAML files, later ones over earlier ones.
+        flags: values of command-line flags by the flag's name (objective, layout, stage, seed, experiment, output,
+            plugin); None is a flag that was not given. Plug-ins are added to those of the files.
+        overrides: `key=value` texts.
+        registries: where components are looked up; without them their names and options are not checked.
+
+    Returns:
+        The configuration. With `registries`, objective, layout and rewards hold every option of their component.
+
+    Raises:
+        ConfigError: with all problems. Components are looked up only if everything else is in order, so that a
+            misspelt key is reported without importing torch.
+
+    Example:
+        >>> load_config(overrides=["rl.max_steps=3", "objective=gbpo"]).objective
+        {'name': 'gbpo'}
+    """
+    layers, problems = _layers(files, flags or {}, overrides)
+    config, wrong = to_typed(combine(layers, _open_sections()))
+    spoilt = {key for problem in wrong for key in problem.keys}
+    wrong += [problem for problem in contradictions(config) if spoilt.isdisjoint(problem.keys)]
+    problems += [_located(problem, layers) for problem in wrong]
+    if problems:
+        raise ConfigError(_report(problems, "Components and their options are checked next." if registries else ""))
+    wrong = list(_plugins(config))
+    if registries is not None:
+        wrong += _components(config, registries)
+    if wrong:
+        raise ConfigError(_report([_located(problem, layers) for problem in wrong]))
+    return config
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the complete configuration as YAML; the file appears whole or not at all.
+
+    Loading it gives an equal configuration: a default reward that was dropped is written as null.
+    """
+    values = asdict(config)
+    values["rewards"] = {**dict.fromkeys(RunConfig().rewards), **config.rewards}
+    text = OmegaConf.to_yaml(OmegaConf.create(values))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """The folder of a run: `<output>/<experiment>/<objective>-s<seed>`."""
+    return Path(config.output) / config.experiment / f"{config.objective['name']}-s{config.seed}"
+
+
+def _layers(
+    files: Sequence[str | Path], flags: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[list[Layer], list[str]]:
+    layers: list[Layer] = []
+    problems: list[str] = []
+    for file in files:
+        read, wrong = read_file(Path(file))
+        layers += read
+        problems += wrong
+    for flag, value in flags.items():
+        if value is None:
+            continue
+        if flag == "plugin":
+            before = combine(layers, {}).get("plugins")
+            value = [*(before if isinstance(before, list) else []), *value]
+        layers.append(Layer(f"--{flag}", {FLAGS.get(flag, flag): value}))
+    for text in overrides:
+        try:
+            layers.append(read_override(text))
+        except ConfigError as error:
+            problems.append(str(error))
+    return layers, problems
+
+
+def _open_sections() -> Tree:
+    """Defaults of the sections that hold components; all other defaults stay in the typed schema."""
+    defaults = RunConfig()
+    return {key: getattr(defaults, key) for key in (*SLOTS, "rewards")}
+
+
+def _plugins(config: RunConfig) -> Iterator[Problem]:
+    for reference in config.plugins:
+        try:
+            load_plugin(reference)
+        except ConfigError as error:
+            yield Problem(("plugins",), str(error))
+
+
+def _components(config: RunConfig, registries: Registries) -> Iterator[Problem]:
+    """Check objective, layout, rewards and SID builder, and write their complete options into the configuration."""
+    for slot in SLOTS:
+        options = dict(getattr(config, slot))
+        name = options.pop("name")
+        wrong, canonical, complete = _component(slot, name, options, registries[slot]())
+        yield from wrong
+        setattr(config, slot, {"name": canonical, **complete})
+    for name, options in list(config.rewards.items()):
+        wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"]())
+        yield from wrong
+        config.rewards[name] = complete
+    yield from _component("sid.builder", config.sid.builder, None, registries["sid"]())[0]
+
+
+def _component(key: str, name: str, options: Tree | None, registry: Registry[Any]) -> tuple[list[Problem], str, Tree]:
+    """Return what is wrong with a component, its canonical name and its complete options (None: it has none here)."""
+    try:
+        entry = registry.entry(name)
+        if options is None:
+            return [], entry.name, {}
+        wrong = [Problem((f"{key}.{option}", key), reason) for option, reason in registry.problems(name, options)]
+        if wrong:
+            return wrong, entry.name, options
+        filled = registry.options(name, options)
+    except GenRLError as error:
+        return [Problem((key,), str(error))], name, options or {}
+    return [], entry.name, asdict(filled) if is_dataclass(filled) and not isinstance(filled, type) else {}
+
+
+def _located(problem: Problem, layers: Sequence[Layer]) -> str:
+    """Put the place and the value before what is wrong: the last layer that set one of the keys."""
+    first, reason = problem.keys[0], problem.reason.rstrip(".")
+    for key in problem.keys:
+        for layer in reversed(layers):
+            where, value = layer.where(key), layer.get(first)
+            if where is not None:
+                return f"{where}: {first}{'' if value is None else f' = {value!r}'}: {reason}."
+    return f"default: {first}: {reason}."
+
+
+def _report(problems: Sequence[str], hint: str = "") -> str:
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        return unique[0]
+    lines = [f"{len(unique)} problems in the configuration:", *(f"  {problem}" for problem in unique)]
+    return "\n".join([*lines, hint] if hint else lines)

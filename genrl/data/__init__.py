@@ -1,0 +1,1 @@
+"""Token batches made of a data set's sequences."""

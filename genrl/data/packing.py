@@ -1,0 +1,212 @@
+"""Supervised batches: user histories packed into rows, every position a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrl.catalog.dataset import Dataset
+from genrl.catalog.sequences import Role
+from genrl.config.schema import AlignConfig
+from genrl.data.prompts import PromptTemplate
+from genrl.errors import DataError
+from genrl.types import _Batch
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch(_Batch):
+    """Rows of several segments each; segments do not see each other."""
+
+    tokens: Tensor
+    """[R, L] int64."""
+    positions: Tensor
+    """[R, L] int64, starting anew in each segment."""
+    segments: Tensor
+    """[R, L] int64 segment ids; -1 is padding."""
+    item_places: Tensor
+    """[n, 2] int64: row and column of the first SID token of each target item."""
+    items: Tensor
+    """[n] int64 catalogue rows of the target items."""
+    text_places: Tensor
+    """[m, 2] int64: row and column of each target word token."""
+    share: Tensor
+    """[] float: target tokens of the whole step over all ranks; divides the loss."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens that is seen as a whole: a window of a user's history or a text example."""
+
+    tokens: np.ndarray
+    item_starts: np.ndarray
+    items: np.ndarray
+    text_starts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class Packer:
+    """Plans and builds the optimiser steps of supervised training; a step depends on (seed, step) alone.
+
+    A user's training items are cut into windows of at most `max_history` + 1 items. Windows behind the first repeat half a
+    window of items as context without training on them again, so every training position is a target once per pass.
+
+    Args:
+        dataset: sequences and roles.
+        template: start token, prefix and SID tokens.
+        config: the align section.
+        max_history: items of history that a prompt shows.
+        text: segments of SID <-> title examples, trained on once per pass.
+        rank: this process.
+        world: number of processes.
+
+    Raises:
+        DataError: if there is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: PromptTemplate,
+        config: AlignConfig,
+        max_history: int,
+        text: tuple[Segment, ...] = (),
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.config = config
+        self.rank, self.world = rank, world
+        self.text = text
+        self.levels = template.sid_tokens.shape[1]
+        self.sid_tokens = template.sid_tokens.numpy()
+        self.head = template.head.numpy()
+        self.pad_id = template.pad_id
+        sequences = dataset.sequences
+        self.items = sequences.items.numpy()
+        self.roles = sequences.roles.numpy()
+        offsets = sequences.offsets.numpy()
+        self.ties = _ties(offsets, sequences.times.numpy(), self.roles)
+        trained = np.isin(self.roles, [Role.TRAIN, Role.HISTORY])
+        self.windows = _windows(offsets, trained, self.roles == Role.TRAIN, max_history + 1)
+        targets = int(self.windows[:, 2].sum())
+        if targets == 0:
+            raise DataError(
+                "no training positions: every interaction is held out. Lower data.rl_holdout or check the split."
+            )
+        self.targets = np.concatenate([self.windows[:, 2], np.array([len(s.items) or 1 for s in text], np.int64)])
+        self.steps_per_epoch = (int(self.targets.sum()) - 1) // config.items_per_step + 1
+        self.length = max(config.pack_length, len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text))
+        self._plan: tuple[int, list[np.ndarray], np.ndarray] | None = None
+
+    def step(self, index: int) -> PackedBatch:
+        """The batch of optimiser step `index`, counted from the start of the stage."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, *self._make_plan(epoch))
+        _, steps, items = self._plan
+        chosen = [self._segment(window, items) for window in steps[within]]
+        share = sum(len(s.items) * self.levels + len(s.text_starts) for s in chosen)
+        return self._pack(chosen[self.rank :: self.world], share)
+
+    def _make_plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        random = np.random.default_rng((self.config.seed, epoch))
+        items = self.items
+        if self.config.shuffle_ties:
+            places = np.arange(len(items), dtype=np.float64)
+            shuffled_places = np.where(self.roles == Role.TRAIN, random.random(len(items)), places)
+            items = items[np.lexsort((shuffled_places, self.ties))]
+        shuffled = random.permutation(len(self.targets))
+        ends = np.cumsum(self.targets[shuffled])
+        owner = np.minimum((ends - 1) // self.config.items_per_step, self.steps_per_epoch - 1)
+        cuts = np.searchsorted(owner, np.arange(1, self.steps_per_epoch))
+        return np.split(shuffled, cuts), items
+
+    def _segment(self, window: int, items: np.ndarray) -> Segment:
+        if window >= len(self.windows):
+            return self.text[window - len(self.windows)]
+        start, stop, count = self.windows[window]
+        shown = items[start:stop]
+        tokens = np.concatenate([self.head, self.sid_tokens[shown].reshape(-1)])
+        targets = np.arange(stop - start - count, stop - start)
+        return Segment(tokens, len(self.head) + targets * self.levels, shown[targets])
+
+    def _pack(self, segments: list[Segment], share: int) -> PackedBatch:
+        rows: list[list[Segment]] = []
+        room: list[int] = []
+        for segment in sorted(segments, key=lambda s: -len(s.tokens)):  # first fit, longest first
+            size = len(segment.tokens)
+            row = next((i for i, left in enumerate(room) if left >= size), None)
+            if row is None:
+                rows.append([])
+                room.append(self.length)
+                row = len(rows) - 1
+            rows[row].append(segment)
+            room[row] -= size
+        width = self.length - min(room, default=self.length)
+        tokens = np.full((len(rows), width), self.pad_id, np.int64)
+        positions = np.zeros_like(tokens)
+        ids = np.full_like(tokens, -1)
+        item_places, items, text_places = [], [], []
+        for row, members in enumerate(rows):
+            column = 0
+            for number, segment in enumerate(members):
+                end = column + len(segment.tokens)
+                tokens[row, column:end] = segment.tokens
+                positions[row, column:end] = np.arange(end - column)
+                ids[row, column:end] = number
+                item_places += [(row, column + place) for place in segment.item_starts]
+                text_places += [(row, column + place) for place in segment.text_starts]
+                items.append(segment.items)
+                column = end
+        return PackedBatch(
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(positions),
+            segments=torch.from_numpy(ids),
+            item_places=torch.tensor(item_places, dtype=torch.int64).view(-1, 2),
+            items=torch.from_numpy(np.concatenate(items) if items else np.empty(0, np.int64)),
+            text_places=torch.tensor(text_places, dtype=torch.int64).view(-1, 2),
+            share=torch.tensor(float(share)),
+        )
+
+
+def _ties(offsets: np.ndarray, times: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    """Number the runs of neighbouring interactions of one user with the same time and role."""
+    first = np.zeros(len(times), bool)
+    first[offsets[:-1][offsets[:-1] < len(times)]] = True
+    first[1:] |= (times[1:] != times[:-1]) | (roles[1:] != roles[:-1])
+    return np.cumsum(first)
+
+
+def _windows(offsets: np.ndarray, trained: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
+    """Windows [w, 3]: first position, end, and how many of the last positions are targets."""
+    windows = []
+    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        end = start + int(trained[start:stop].sum())  # training positions are a prefix of the user's sequence
+        first_target = start + int((~target[start:end]).sum())
+        done = first_target
+        while done < end:
+            low = max(start, done - size // 2) if end - start > size else start
+            high = min(low + size, end)
+            windows.append((low, high, high - max(done, low)))
+            done = high
+    return np.array(windows, np.int64).reshape(-1, 3)
+
+
+def text_segments(tokenizer: object, titles: tuple[str, ...], template: PromptTemplate) -> Iterator[Segment]:
+    """SID -> title and title -> SID examples for every item with a title."""
+    sids = template.sid_tokens.numpy()
+    empty = np.empty(0, np.int64)
+    encode = lambda words: np.array(tokenizer(words, add_special_tokens=False)["input_ids"], np.int64)  # type: ignore[operator]  # noqa: E731
+    ask_title, ask_sid, arrow = encode("What is the title of "), encode("Which item has the title "), encode("? ")
+    start, end = np.array([template.start_id]), np.array([tokenizer.eos_token_id or template.start_id])  # type: ignore[attr-defined]
+    for row, title in enumerate(titles):
+        if not title:
+            continue
+        words = encode(title)
+        question = np.concatenate([start, ask_title, sids[row], arrow])
+        tokens = np.concatenate([question, words, end])
+        yield Segment(tokens, empty, empty, np.arange(len(question), len(tokens)))
+        question = np.concatenate([start, ask_sid, words, arrow])
+        yield Segment(np.concatenate([question, sids[row]]), np.array([len(question)]), np.array([row]))

@@ -1,0 +1,338 @@
+"""Ranking metrics as pure functions; nothing here sees a score or a log-probability, only item rows in rank order.
+
+Letters: P rows (users), W ranked items, M targets, K cut-off, C categories, I catalogue items. -1 is "no item" in
+rankings and histories and "no target" in targets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from genrl.types import Ranking
+
+
+def first_occurrences(items: Tensor) -> Tensor:
+    """Where an item stands in its row for the first time; never on "no item".
+
+    Args:
+        items: catalogue rows [P, W].
+
+    Returns:
+        bool [P, W].
+
+    Example:
+        >>> first_occurrences(torch.tensor([[7, -1, 7, 3]])).tolist()
+        [[True, False, False, True]]
+    """
+    ordered, places = items.sort(dim=1, stable=True)
+    fresh = torch.ones_like(items, dtype=torch.bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(fresh).scatter_(1, places, fresh) & (items >= 0)
+
+
+def compact(items: Tensor, keep: Tensor) -> Tensor:
+    """Move the kept items of each row to its front, in order, and fill the rest with -1.
+
+    Example:
+        >>> compact(torch.tensor([[7, 7, 3]]), torch.tensor([[True, False, True]])).tolist()
+        [[7, 3, -1]]
+    """
+    places = _front(keep)
+    return items.gather(1, places).masked_fill(~keep.gather(1, places), -1)
+
+
+def _front(keep: Tensor) -> Tensor:
+    return (~keep).to(torch.int8).argsort(dim=1, stable=True)
+
+
+def distinct(items: Tensor) -> Tensor:
+    """Drop invalid and repeated items and close the gaps: [P, W] -> [P, W].
+
+    Example:
+        >>> distinct(torch.tensor([[7, -1, 7, 3]])).tolist()
+        [[7, 3, -1, -1]]
+    """
+    return compact(items, first_occurrences(items))
+
+
+def exclude_history(ranking: Ranking, history: Tensor) -> Ranking:
+    """Remove what the user has seen from a ranking, closing the gaps.
+
+    Args:
+        ranking: P rows of W items.
+        history: catalogue rows [P, H]; -1 pads.
+
+    Returns:
+        A ranking of the same width whose rows end in -1 (score -inf) where items were removed. Rank W >= K + H items
+        first if K must be left in every row.
+
+    Example:
+        >>> ranking = Ranking(torch.tensor([[4, 2, 9]]), torch.tensor([[3.0, 2.0, 1.0]]))
+        >>> left = exclude_history(ranking, torch.tensor([[-1, 2]]))
+        >>> left.items.tolist(), left.scores.tolist()
+        ([[4, 9, -1]], [[3.0, 1.0, -inf]])
+    """
+    keep = ~(ranking.items.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (ranking.items >= 0)
+    places = _front(keep)
+    gone = ~keep.gather(1, places)
+    return Ranking(
+        items=ranking.items.gather(1, places).masked_fill(gone, -1),
+        scores=ranking.scores.gather(1, places).masked_fill(gone, -math.inf),
+    )
+
+
+def sid_keys(codes: Tensor) -> Tensor:
+    """Number the distinct SIDs of a catalogue: items with equal codes get the same key.
+
+    Args:
+        codes: [I, K] int64.
+
+    Returns:
+        [I] int64.
+
+    Example:
+        >>> sid_keys(torch.tensor([[0, 1], [2, 0], [0, 1]])).tolist()
+        [0, 1, 0]
+    """
+    return codes.unique(dim=0, return_inverse=True)[1]
+
+
+def to_keys(items: Tensor, keys: Tensor | None) -> Tensor:
+    """Replace items by their keys, keeping -1; without keys, the items themselves."""
+    return items if keys is None else torch.where(items < 0, items, keys[items.clamp(min=0)])
+
+
+def target_ranks(items: Tensor, targets: Tensor, keys: Tensor | None = None, keep_repeats: bool = False) -> Tensor:
+    """Rank of each target in its row.
+
+    Args:
+        items: ranked catalogue rows [P, W], best first.
+        targets: catalogue rows [P, M], -1 pads.
+        keys: [I] SID of each item (`sid_keys`): compare SIDs instead of items, one place per distinct SID.
+        keep_repeats: count places in the list as generated, repeats and invalid entries included, as RecIF-Bench does.
+            By default places are counted among the distinct valid items.
+
+    Returns:
+        int64 [P, M]: the 0-based rank; W where the target is not ranked; -1 where there is no target, or where it
+        repeats an earlier target of the row.
+
+    Example:
+        >>> target_ranks(torch.tensor([[5, 5, 8, 2]]), torch.tensor([[8, 1, -1]])).tolist()
+        [[1, 4, -1]]
+    """
+    items, targets = to_keys(items, keys), to_keys(targets, keys)
+    if not keep_repeats:
+        items = distinct(items)
+    width = items.shape[1]
+    found = items.unsqueeze(2) == targets.unsqueeze(1)
+    places = torch.arange(width, device=items.device).view(1, -1, 1)
+    ranks = torch.where(found, places, width).amin(dim=1)
+    return ranks.masked_fill(~first_occurrences(targets), -1)
+
+
+def has_target(ranks: Tensor) -> Tensor:
+    """Rows with at least one target: bool [P]."""
+    return (ranks >= 0).any(dim=1)
+
+
+def recall_at_k(ranks: Tensor, k: int) -> Tensor:
+    """Share of a row's targets that are among its first k items.
+
+    recall@k = |top-k ∩ targets| / |targets|; with one target this is the hit rate.
+
+    Args:
+        ranks: of `target_ranks`, [P, M].
+        k: cut-off.
+
+    Returns:
+        float64 [P]; 0 in rows without targets (leave them out with `has_target`).
+
+    Example:
+        >>> recall_at_k(torch.tensor([[0], [2], [20], [9]]), 5).mean().item()
+        0.5
+    """
+    hits = ((ranks >= 0) & (ranks < k)).sum(dim=1)
+    return hits.double() / (ranks >= 0).sum(dim=1).clamp(min=1)
+
+
+def pass_at_k(ranks: Tensor, k: int) -> Tensor:
+    """1 where any target is among the first k items: float64 [P].
+
+    Example:
+        >>> pass_at_k(torch.tensor([[7, 1], [7, 9]]), 2).tolist()
+        [1.0, 0.0]
+    """
+    return ((ranks >= 0) & (ranks < k)).any(dim=1).double()
+
+
+def ndcg_at_k(ranks: Tensor, k: int) -> Tensor:
+    """Discounted gain of the targets over the best that their number allows.
+
+    ndcg@k = sum_{targets ranked r < k} 1/log2(r + 2)  /  sum_{i < min(k, number of targets)} 1/log2(i + 2)
+
+    Args:
+        ranks: of `target_ranks`, [P, M].
+        k: cut-off.
+
+    Returns:
+        float64 [P]; 0 in rows without targets.
+
+    Example:
+        >>> ndcg_at_k(torch.tensor([[0], [2], [20], [9]]), 5).mean().item()
+        0.375
+    """
+    hit = (ranks >= 0) & (ranks < k)
+    gains = torch.where(hit, 1 / torch.log2(ranks.clamp(min=0).double() + 2), 0.0).sum(dim=1)
+    discounts = 1 / torch.log2(torch.arange(k, device=ranks.device, dtype=torch.float64) + 2)
+    best = discounts.expand(k, k).tril().sum(dim=1)  # a cumulative sum that is deterministic on CUDA too
+    ideal = best[(ranks >= 0).sum(dim=1).clamp(min=1, max=k) - 1]
+    return gains / ideal
+
+
+def entropy_of_counts(counts: Tensor) -> Tensor:
+    """Shannon entropy of the distribution that counts [..., C] describe, in nats: float64 [...]; 0 without counts.
+
+    Example:
+        >>> round(entropy_of_counts(torch.tensor([2, 1])).item(), 6)
+        0.636514
+    """
+    counts = counts.double()
+    shares = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(shares).sum(dim=-1)
+
+
+def category_counts(items: Tensor, categories: Tensor, count: int) -> Tensor:
+    """How often each category occurs in each row.
+
+    Args:
+        items: catalogue rows [P, K]; -1 is left out.
+        categories: [I] int64 category of each item; -1 (unknown) is left out.
+        count: C, number of categories.
+
+    Returns:
+        int64 [P, C].
+
+    Example:
+        >>> category_counts(torch.tensor([[0, 2, -1]]), torch.tensor([1, 0, 1]), 2).tolist()
+        [[0, 2]]
+    """
+    known = torch.where(items < 0, -1, categories[items.clamp(min=0)])
+    slots = torch.where(known < 0, count, known)
+    counts = torch.zeros(items.shape[0], count + 1, dtype=torch.int64, device=items.device)
+    return counts.scatter_add_(1, slots, torch.ones_like(slots))[:, :count]
+
+
+def entropy_at_k(items: Tensor, categories: Tensor, count: int, k: int) -> tuple[Tensor, Tensor]:
+    """Entropy of the categories of each row's first k distinct items, in nats.
+
+    Returns:
+        (entropy float64 [P], counted bool [P]): rows with at least one item of known category are counted.
+
+    Example:
+        >>> entropy_at_k(torch.tensor([[0, 1]]), torch.tensor([0, 1]), 2, k=2)[0].exp().item()
+        2.0
+    """
+    counts = category_counts(distinct(items)[:, :k], categories, count)
+    return entropy_of_counts(counts), counts.sum(dim=1) > 0
+
+
+def largest_entropy(k: int, count: int) -> float:
+    """The most that a list of k items over `count` categories can have, in nats: log min(k, count)."""
+    return math.log(max(min(k, count), 1))
+
+
+def exposures(items: Tensor, k: int, catalog_size: int, rows: Tensor | None = None) -> Tensor:
+    """How often each item of the catalogue is among the first k distinct items of a row.
+
+    Args:
+        items: ranked catalogue rows [P, W].
+        k: cut-off.
+        catalog_size: I.
+        rows: bool [P]; only these rows count.
+
+    Returns:
+        int64 [I].
+
+    Example:
+        >>> exposures(torch.tensor([[0, 2], [2, -1]]), 2, 3).tolist()
+        [1, 0, 2]
+    """
+    top = distinct(items)[:, :k]
+    if rows is not None:
+        top = top[rows]
+    return torch.bincount(top[top >= 0], minlength=catalog_size)
+
+
+def coverage(counts: Tensor) -> Tensor:
+    """Share of the catalogue that is recommended at all, from `exposures` [I].
+
+    Example:
+        >>> coverage(torch.tensor([1, 0, 2, 0])).item()
+        0.5
+    """
+    return (counts > 0).double().mean()
+
+
+def top_share(counts: Tensor, share: float = 0.01) -> Tensor:
+    """Share of all recommended slots taken by the ⌈share·I⌉ most recommended items, from `exposures` [I].
+
+    Example:
+        >>> top_share(torch.tensor([6, 1, 1, 0]), 0.25).item()
+        0.75
+    """
+    size = math.ceil(share * counts.numel())
+    return counts.topk(size).values.sum().double() / counts.sum().clamp(min=1)
+
+
+def gini(counts: Tensor) -> Tensor:
+    """Gini coefficient of `exposures` [I]: 0 when all items are shown equally, (I - 1)/I when one takes all.
+
+    G = 2 Σ_i i·x_(i) / (I Σ x) - (I + 1)/I with x sorted upwards; 0 without exposures.
+
+    Example:
+        >>> gini(torch.tensor([0, 0, 0, 5])).item()
+        0.75
+    """
+    size = counts.numel()
+    ordered = counts.double().sort().values
+    places = torch.arange(1, size + 1, device=counts.device, dtype=torch.float64)
+    total = ordered.sum()
+    value = 2 * (places * ordered).sum() / (size * total.clamp(min=1)) - (size + 1) / size
+    return torch.where(total > 0, value, 0.0)
+
+
+def corpus_entropy(counts: Tensor, categories: Tensor, count: int) -> Tensor:
+    """Entropy of the categories of all recommended slots pooled, in nats, from `exposures` [I].
+
+    Example:
+        >>> corpus_entropy(torch.tensor([1, 3, 4]), torch.tensor([0, 0, 1]), 2).exp().item()
+        2.0
+    """
+    known = categories >= 0
+    pooled = counts.new_zeros(count).index_add_(0, categories[known], counts[known])
+    return entropy_of_counts(pooled)
+
+
+def valid_slots(items: Tensor, k: int) -> Tensor:
+    """Share of a row's first k slots that name an item of the catalogue: float64 [P].
+
+    Example:
+        >>> valid_slots(torch.tensor([[4, -1]]), 2).item()
+        0.5
+    """
+    return (items[:, :k] >= 0).double().mean(dim=1)
+
+
+def history_slots(items: Tensor, history: Tensor, k: int) -> Tensor:
+    """Share of a row's first k slots that the user has seen already: float64 [P].
+
+    Example:
+        >>> history_slots(torch.tensor([[4, 6]]), torch.tensor([[-1, 6]]), 2).item()
+        0.5
+    """
+    top = distinct(items)[:, :k]
+    seen = (top.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (top >= 0)
+    return seen.double().sum(dim=1) / k

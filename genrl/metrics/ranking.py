@@ -1,0 +1,311 @@
+"""The ranking metrics as torchmetrics classes: sums only, so several processes and padded rows give exact results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from genrl.metrics import functional as F
+from genrl.types import Ranking, Targets
+
+
+class RowMean(Metric):
+    """Mean of one value per row over the rows that count, as a sum and a count in the states.
+
+    `update` takes a `Ranking`, its `Targets` and `rows`, a bool mask [P] that leaves padding rows out. An evaluation
+    over several processes pads its last batch and masks the padding; rows repeated to fill the batch, as a
+    DistributedSampler does, would count twice.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, k: int, codes: Tensor | None = None) -> None:
+        super().__init__()
+        self.k = k
+        self.register_buffer("keys", None if codes is None else F.sid_keys(codes), persistent=False)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return (values float64 [P], counted bool [P])."""
+        raise NotImplementedError
+
+    def ranks(self, ranking: Ranking, targets: Targets) -> Tensor:
+        """Rank of each target, over items or (with `codes`) SIDs: [P, M]."""
+        return F.target_ranks(ranking.items, targets.items, self.keys)  # type: ignore[arg-type]
+
+    def update(self, ranking: Ranking, targets: Targets, rows: Tensor | None = None) -> None:
+        """Add the rows of a batch.
+
+        Raises:
+            ValueError: if the ranking is narrower than the cut-off, which would count unranked items as misses.
+        """
+        check_width(ranking, self.k)
+        values, counted = self.values(ranking, targets)
+        self._add(values, counted if rows is None else counted & rows)
+
+    def _add(self, values: Tensor, counted: Tensor) -> None:
+        self.total = self.total + torch.where(counted, values, 0.0).sum()
+        self.count = self.count + counted.sum()
+
+    def compute(self) -> Tensor:
+        """Mean over all counted rows of all processes; NaN if there are none."""
+        return self.total / self.count
+
+
+class RecallAtK(RowMean):
+    """Recall@k: |top-k ∩ targets| / |targets|, averaged over rows with targets.
+
+    Args:
+        k: cut-off.
+        codes: [I, K] SIDs; a hit is then any item with the target's SID.
+        empty: rows without targets are left out, or count as 0 (RecIF-Bench).
+    """
+
+    def __init__(self, k: int, codes: Tensor | None = None, empty: Literal["exclude", "zero"] = "exclude") -> None:
+        super().__init__(k, codes)
+        self.empty = empty
+
+    measure: Callable[[Tensor, int], Tensor] = staticmethod(F.recall_at_k)
+
+    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the measure of each row and which rows count."""
+        ranks = self.ranks(ranking, targets)
+        counted = F.has_target(ranks)
+        return self.measure(ranks, self.k), counted | (self.empty == "zero")
+
+
+class NDCGAtK(RecallAtK):
+    """NDCG@k, averaged over the rows that Recall@k is averaged over."""
+
+    measure = staticmethod(F.ndcg_at_k)
+
+
+class PassAtK(RecallAtK):
+    """Pass@k: 1 if any target is among the first k, averaged over the rows that Recall@k is averaged over."""
+
+    measure = staticmethod(F.pass_at_k)
+
+
+class ColdRecallAtK(RowMean):
+    """Recall@k of the cold targets alone, averaged over rows that have one; `count` says how many those are.
+
+    Args:
+        k: cut-off.
+        cold: bool [I], the catalogue's cold items.
+        codes: [I, K] SIDs; a hit is then any item with the target's SID.
+    """
+
+    cold: Tensor
+
+    def __init__(self, k: int, cold: Tensor, codes: Tensor | None = None) -> None:
+        super().__init__(k, codes)
+        self.register_buffer("cold", cold, persistent=False)
+
+    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the recall of the cold targets and which rows have some."""
+        ranks = self.ranks(ranking, Targets(cold_targets(targets.items, self.cold)))
+        return F.recall_at_k(ranks, self.k), F.has_target(ranks)
+
+
+class ValidRate(RowMean):
+    """Share of the first k slots that name a catalogue item; the denominator is rows x k."""
+
+    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the share of each row; every row counts."""
+        shares = F.valid_slots(ranking.items, self.k)
+        return shares, torch.ones_like(shares, dtype=torch.bool)
+
+
+class RankingMetrics(Metric):
+    """Every ranking metric behind one `update` and one `compute`.
+
+    For each cut-off k: recall@k, ndcg@k, cold_recall@k, entropy@k (mean per list), entropy_normalized@k (entropy@k over
+    its bound log min(k, categories)), entropy_corpus@k (all slots pooled), coverage@k, top1pct_share@k, gini@k, and
+    history_share@k if `update` was given histories. For the largest k: valid_rate. The denominators: rows (with a
+    target) and cold_rows. A mean over no rows is NaN, and so are the entropies of a catalogue without categories.
+
+    Args:
+        cold: bool [I], the catalogue's cold items.
+        categories: [I] int64 category of each item, -1 unknown.
+        k: cut-offs.
+        codes: [I, K] SIDs; needed for `level="sid"`.
+        level: whether recall, ndcg and cold recall compare items or SIDs.
+        base: unit of entropy@k and entropy_corpus@k.
+        category_count: number of categories; by default the largest id + 1.
+        empty: rows without targets are left out of recall and ndcg, or count as 0 (RecIF-Bench).
+
+    Raises:
+        ValueError: without a cut-off, or for `level="sid"` without codes.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+    exposures: Tensor
+    cold: Tensor
+    categories: Tensor
+
+    def __init__(
+        self,
+        cold: Tensor,
+        categories: Tensor,
+        k: Sequence[int] = (5, 10),
+        codes: Tensor | None = None,
+        level: Literal["item", "sid"] = "item",
+        base: Literal["bits", "nats"] = "bits",
+        category_count: int | None = None,
+        empty: Literal["exclude", "zero"] = "exclude",
+    ) -> None:
+        super().__init__()
+        if not k or min(k) < 1:
+            raise ValueError(f"RankingMetrics needs cut-offs k >= 1, got {list(k)}.")
+        if level == "sid" and codes is None:
+            raise ValueError("RankingMetrics(level='sid') needs the codes [I, K] of the SID table.")
+        self.k = tuple(sorted(set(k)))
+        self.empty = empty
+        self.unit = math.log(2) if base == "bits" else 1.0
+        self.category_count = int(categories.max()) + 1 if category_count is None else category_count
+        keys = F.sid_keys(codes) if level == "sid" and codes is not None else None
+        self.register_buffer("keys", keys, persistent=False)
+        self.register_buffer("cold", cold, persistent=False)
+        self.register_buffer("categories", categories, persistent=False)
+        per_cut = ("recall", "ndcg", "cold_recall", "entropy", "history_share")
+        self.names = (*(f"{name}@{k}" for k in self.k for name in per_cut), "valid_rate")
+        self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(self.names), dtype=torch.int64), dist_reduce_fx="sum")
+        shape = (len(self.k), cold.shape[0])
+        self.add_state("exposures", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self, ranking: Ranking, targets: Targets, rows: Tensor | None = None, history: Tensor | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            ranking: P rows, at least as wide as the largest k.
+            targets: their targets [P, M].
+            rows: bool [P]; rows to count, None for all.
+            history: catalogue rows [P, H] that the user has seen, for history_share.
+
+        Raises:
+            ValueError: if the ranking is narrower than the largest k.
+        """
+        check_width(ranking, self.k[-1])
+        values = self._row_values(ranking, targets, history)
+        nothing = (torch.zeros_like(self.sums[:1]), torch.zeros_like(self.counts[:1], dtype=torch.bool))
+        sums, counts = [], []
+        for name in self.names:
+            value, counted = values.get(name, nothing)
+            counted = counted if rows is None or name not in values else counted & rows
+            sums.append(torch.where(counted, value, 0.0).sum())
+            counts.append(counted.sum())
+        exposures = [F.exposures(ranking.items, k, self.exposures.shape[1], rows) for k in self.k]
+        # Not in place: states that were reset in inference mode cannot be changed outside it.
+        self.sums = self.sums + torch.stack(sums)
+        self.counts = self.counts + torch.stack(counts)
+        self.exposures = self.exposures + torch.stack(exposures)
+
+    def _row_values(
+        self, ranking: Ranking, targets: Targets, history: Tensor | None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Name -> (value of each row, which rows count)."""
+        ranks = F.target_ranks(ranking.items, targets.items, self.keys)  # type: ignore[arg-type]
+        cold_ranks = F.target_ranks(ranking.items, cold_targets(targets.items, self.cold), self.keys)  # type: ignore[arg-type]
+        everywhere = torch.ones_like(ranks[:, 0], dtype=torch.bool)
+        aimed = everywhere if self.empty == "zero" else F.has_target(ranks)
+        values = {"valid_rate": (F.valid_slots(ranking.items, self.k[-1]), everywhere)}
+        for k in self.k:
+            values[f"recall@{k}"] = F.recall_at_k(ranks, k), aimed
+            values[f"ndcg@{k}"] = F.ndcg_at_k(ranks, k), aimed
+            values[f"cold_recall@{k}"] = F.recall_at_k(cold_ranks, k), F.has_target(cold_ranks)
+            values[f"entropy@{k}"] = F.entropy_at_k(ranking.items, self.categories, self.category_count, k)
+            if history is not None:
+                values[f"history_share@{k}"] = F.history_slots(ranking.items, history, k), everywhere
+        return values
+
+    def compute(self) -> dict[str, float]:
+        """Name -> value over all rows of all processes."""
+        means = dict(zip(self.names, (self.sums / self.counts).tolist(), strict=True))
+        counts = dict(zip(self.names, self.counts.tolist(), strict=True))
+        result: dict[str, float] = {}
+        for place, k in enumerate(self.k):
+            exposure = self.exposures[place]
+            result |= {f"{name}@{k}": means[f"{name}@{k}"] for name in ("recall", "ndcg", "cold_recall")}
+            result[f"entropy@{k}"] = means[f"entropy@{k}"] / self.unit
+            bound = F.largest_entropy(k, self.category_count)
+            result[f"entropy_normalized@{k}"] = means[f"entropy@{k}"] / (bound or 1.0)  # a bound of 0: entropy is 0
+            pooled = float(F.corpus_entropy(exposure, self.categories, self.category_count))
+            result[f"entropy_corpus@{k}"] = pooled / self.unit if self.category_count else math.nan
+            result[f"coverage@{k}"] = float(F.coverage(exposure))
+            result[f"top1pct_share@{k}"] = float(F.top_share(exposure))
+            result[f"gini@{k}"] = float(F.gini(exposure))
+            if counts[f"history_share@{k}"]:
+                result[f"history_share@{k}"] = means[f"history_share@{k}"]
+        result["valid_rate"] = means["valid_rate"]
+        result["rows"] = float(counts[f"recall@{self.k[-1]}"])
+        result["cold_rows"] = float(counts[f"cold_recall@{self.k[-1]}"])
+        return result
+
+
+def per_row_metrics(
+    ranking: Ranking, targets: Targets, k: Sequence[int] = (5, 10), codes: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Outcomes of each row, for paired tests between two models on the same rows.
+
+    Args:
+        ranking: P rows, at least as wide as the largest k.
+        targets: their targets [P, M].
+        k: cut-offs.
+        codes: [I, K] SIDs; compare SIDs instead of items.
+
+    Returns:
+        `rank` int64 [P]: best rank of a target, W if none is ranked, -1 without targets; recall@k, ndcg@k float64 [P].
+
+    Raises:
+        ValueError: if the ranking is narrower than the largest k.
+
+    Example:
+        >>> ranking = Ranking(torch.tensor([[4, 2]]), torch.tensor([[2.0, 1.0]]))
+        >>> outcomes = per_row_metrics(ranking, Targets(torch.tensor([[2]])), k=[1, 2])
+        >>> outcomes["rank"].tolist(), outcomes["recall@2"].tolist()
+        ([1], [1.0])
+    """
+    check_width(ranking, max(k))
+    ranks = F.target_ranks(ranking.items, targets.items, None if codes is None else F.sid_keys(codes))
+    width = ranking.items.shape[1]
+    best = torch.where(ranks < 0, width, ranks).amin(dim=1)
+    outcomes = {"rank": torch.where(F.has_target(ranks), best, -1)}
+    for cut in k:
+        outcomes[f"recall@{cut}"] = F.recall_at_k(ranks, cut)
+        outcomes[f"ndcg@{cut}"] = F.ndcg_at_k(ranks, cut)
+    return outcomes
+
+
+def cold_targets(targets: Tensor, cold: Tensor) -> Tensor:
+    """Leave only the cold targets: [P, M] -> [P, M] with -1 for the others.
+
+    Example:
+        >>> cold_targets(torch.tensor([[0, 1, -1]]), torch.tensor([False, True])).tolist()
+        [[-1, 1, -1]]
+    """
+    return torch.where((targets >= 0) & cold[targets.clamp(min=0)], targets, -1)
+
+
+def check_width(ranking: Ranking, k: int) -> None:
+    """Refuse a ranking that is too narrow for a cut-off: what it left out would count as misses.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    width = ranking.items.shape[1]
+    if width < k:
+        raise ValueError(f"a ranking of {width} items cannot give metrics @{k}; rank at least {k} (evaluate.beam).")

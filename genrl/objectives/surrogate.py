@@ -1,0 +1,262 @@
+"""Surrogates on the ratio of the policy to the one that sampled: clipped, capped, detached; and plain likelihood."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl.objectives.base import Stats, Surrogate
+from genrl.ops import masked_mean
+from genrl.types import Experience, PolicyScores, RolloutBatch
+
+Level = Literal["token", "sequence", "sequence_token", "item", "product"]
+Bound = float | Tensor
+
+
+def log_ratios(scores: PolicyScores, rollout: RolloutBatch) -> Tensor:
+    """Log of new over old probability of each chosen token [B, T], nats; 0 elsewhere."""
+    return (scores.logps - rollout.old_logps).masked_fill(~rollout.mask, 0)
+
+
+def item_count(rollout: RolloutBatch) -> Tensor:
+    """Number of items of each completion that have chosen tokens [B, 1] float, at least 1."""
+    if rollout.item_ids is None:
+        return rollout.old_logps.new_ones(rollout.tokens.shape[0], 1)
+    present = torch.zeros(
+        rollout.tokens.shape[0], rollout.items.shape[1] + 1, dtype=torch.bool, device=rollout.mask.device
+    )
+    places = torch.where(rollout.mask & (rollout.item_ids >= 0), rollout.item_ids + 1, 0)
+    present = present.scatter(1, places, True)[:, 1:]
+    return present.sum(1, keepdim=True).clamp(min=1).to(rollout.old_logps.dtype)
+
+
+def pooled(values: Tensor, rollout: RolloutBatch, level: Level) -> Tensor:
+    """Gather logs of tokens into logs of the unit that is bounded.
+
+    Args:
+        values: [B, T], 0 outside the mask.
+        rollout: the tokens.
+        level: "token": as it is; "sequence": mean over chosen tokens (geometric mean of ratios); "item": sum over all
+            chosen tokens divided by the number of items (thinking counts with the item it leads to); "product": sum.
+
+    Returns:
+        [B, T] for tokens, else [B, 1].
+    """
+    if level == "token":
+        return values
+    total = values.sum(1, keepdim=True)
+    if level == "item":
+        return total / item_count(rollout)
+    if level == "product":
+        return total
+    return total / rollout.mask.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
+
+
+def ratio(logs: Tensor, rollout: RolloutBatch, level: Level) -> Tensor:
+    """Ratio of new to old probability at a level, with gradient, spread to tokens [B, T].
+
+    "sequence_token" is GSPO-token (arXiv:2507.18071, equations 13-14): the value of the sequence ratio, the gradient of
+    the token's own log-probability, sg(s_i) * pi / sg(pi).
+    """
+    if level == "sequence_token":
+        return pooled(logs, rollout, "sequence").detach().exp() * torch.exp(logs - logs.detach())
+    return pooled(logs, rollout, level).exp().expand_as(logs)
+
+
+def clipped(ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None) -> Tensor:
+    """Tell where the clipped surrogate is flat [B, T]: above `high` with A > 0, below `low` with A < 0, both strictly.
+
+    With `dual_clip`, also above that ratio with A < 0 (verl).
+    """
+    flat = ((advantages > 0) & (ratios > high)) | ((advantages < 0) & (ratios < low))
+    return flat if dual_clip is None else flat | ((advantages < 0) & (ratios > dual_clip))
+
+
+def clipped_surrogate(
+    ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None, tolerance: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """min(r A, clip(r, low, high) A), with the gradient r A inside and exactly 0 outside the bounds.
+
+    Written as a choice instead of a minimum, whose gradient is split where both sides are equal.
+
+    Args:
+        ratios: [B, T] with gradient.
+        advantages: [B, T].
+        low: lower bound of the ratio, number or [B, T].
+        high: upper bound of the ratio, number or [B, T].
+        dual_clip: largest ratio of a negative advantage (verl: 3.0); None: unbounded.
+        tolerance: ratios this close outside a bound count as on it.
+
+    Returns:
+        The surrogate [B, T] and where it is flat [B, T] bool.
+
+    Example:
+        >>> clipped_surrogate(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), 0.8, 1.2)[0]
+        tensor([ 1.2000, -1.5000])
+    """
+    flat = clipped(ratios, advantages, low - tolerance, high + tolerance, dual_clip)
+    held = torch.where(advantages > 0, _like(high, ratios), _like(low, ratios))
+    if dual_clip is not None:
+        held = torch.where((advantages < 0) & (ratios > dual_clip), _like(dual_clip, ratios), held)
+    return torch.where(flat, held, ratios) * advantages, flat
+
+
+def _like(bound: Bound, ratios: Tensor) -> Tensor:
+    return bound if isinstance(bound, Tensor) else torch.full_like(ratios, bound)
+
+
+def ratio_stats(ratios: Tensor, rollout: RolloutBatch, flat: Tensor | None = None) -> Stats:
+    """Mean and largest ratio of the chosen tokens, and the share that a bound flattened."""
+    seen = ratios.detach()
+    told = {
+        "ratio_mean": masked_mean(seen, rollout.mask),
+        "ratio_max": seen.masked_fill(~rollout.mask, 0).max() if seen.numel() else seen.sum(),
+    }
+    return told if flat is None else {**told, "clip_fraction": masked_mean(flat.to(seen.dtype), rollout.mask)}
+
+
+class Bounds(ABC):
+    """Lower and upper bound of the ratio. May prepare tensors per row for the whole rollout."""
+
+    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+        """Return tensors [B, ...] that the bounds depend on."""
+        return {}
+
+    def before_step(self, scores: PolicyScores, batch: Experience, ratios: Tensor) -> Stats:
+        """Return such tensors anew for the policy as it is now, whose ratios [B, T] are given."""
+        return {}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the bounds need; see `Objective.needs`."""
+        return frozenset()
+
+    @abstractmethod
+    def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
+        """Return (low, high), numbers or tensors that broadcast to [B, T]."""
+
+    def stats(self, batch: Experience) -> Stats:
+        """Scalars about the bounds."""
+        return {}
+
+
+@dataclass(frozen=True)
+class FixedBounds(Bounds):
+    """The ratio may move in [1 - low, 1 + high].
+
+    Args:
+        low: distance of the lower bound from 1.
+        high: distance of the upper bound from 1.
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
+        """Return the two numbers."""
+        return 1.0 - self.low, 1.0 + self.high
+
+
+@dataclass(frozen=True)
+class ClippedRatio(Surrogate):
+    """PPO's clipped surrogate min(r A, clip(r) A) on a ratio of tokens, sequences or items.
+
+    Args:
+        level: what the ratio belongs to; see `ratio`.
+        bounds: where it is clipped.
+        dual_clip: largest ratio that a negative advantage feels (verl: 3.0); None: unbounded, as in the papers.
+        tolerance: ratios this close outside a bound count as on it.
+    """
+
+    level: Level
+    bounds: Bounds
+    dual_clip: float | None = None
+    tolerance: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the bounds need."""
+        return self.bounds.needs
+
+    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+        """Let the bounds look at the whole rollout."""
+        return self.bounds.prepare(rollout, advantages)
+
+    def before_step(self, scores: PolicyScores, batch: Experience) -> Stats:
+        """Let the bounds look at the current ratios of the whole mini-batch."""
+        ratios = ratio(log_ratios(scores, batch.rollout), batch.rollout, self.level)
+        return self.bounds.before_step(scores, batch, ratios)
+
+    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the clipped surrogate [B, T]."""
+        ratios = ratio(log_ratios(scores, batch.rollout), batch.rollout, self.level)
+        low, high = self.bounds(batch)
+        values, flat = clipped_surrogate(ratios, batch.advantages, low, high, self.dual_clip, self.tolerance)
+        return values, {**ratio_stats(ratios, batch.rollout, flat), **self.bounds.stats(batch)}
+
+
+@dataclass(frozen=True)
+class CappedRatio(Surrogate):
+    """Clipped surrogate on a ratio that is first capped from above without losing its gradient: ECPO.
+
+    OneRec technical report (arXiv:2506.13695):
+    pi'_old = max(sg(pi) / (1 + eps + delta), pi_old), so r' = pi / pi'_old = min(r, 1 + eps + delta) in value, with
+    coefficient r'. It differs from the plain clip only where A < 0 and r > 1 + eps + delta.
+
+    Args:
+        level: "token", or "product" (probability of the whole completion).
+        clip: eps, on both sides.
+        delta: room between the clip and the cap.
+    """
+
+    level: Level
+    clip: float
+    delta: float
+
+    def capped(self, scores: PolicyScores, batch: Experience) -> Tensor:
+        """Ratio r' with gradient [B, T]."""
+        logs = pooled(log_ratios(scores, batch.rollout), batch.rollout, self.level)
+        excess = (logs.detach() - math.log1p(self.clip + self.delta)).clamp(min=0)
+        return torch.exp(logs - excess).expand_as(batch.advantages)
+
+    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the surrogate [B, T]."""
+        ratios = self.capped(scores, batch)
+        values, flat = clipped_surrogate(ratios, batch.advantages, 1.0 - self.clip, 1.0 + self.clip)
+        return values, ratio_stats(ratios, batch.rollout, flat)
+
+
+@dataclass(frozen=True)
+class DetachedRatio(Surrogate):
+    """Log-likelihood weighted by advantage and a clipped, detached ratio: sg(clip(r, low, high)) A log pi (CISPO).
+
+    No token ever loses its gradient.
+
+    Args:
+        low: smallest weight.
+        high: largest weight.
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the surrogate [B, T]."""
+        ratios = log_ratios(scores, batch.rollout).detach().exp()
+        values = ratios.clamp(self.low, self.high) * batch.advantages * scores.logps.masked_fill(~batch.rollout.mask, 0)
+        return values, ratio_stats(ratios, batch.rollout, (ratios < self.low) | (ratios > self.high))
+
+
+@dataclass(frozen=True)
+class LogLikelihood(Surrogate):
+    """Advantage times log-probability: supervised imitation where every advantage is 1."""
+
+    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return A log pi [B, T]."""
+        logps = scores.logps.masked_fill(~batch.rollout.mask, 0)
+        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.rollout.mask)}

@@ -1,0 +1,99 @@
+"""Masked and grouped tensor functions that the whole package shares, and the two collective sums."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+def expect(tensor: Tensor, name: str, shape: tuple[int | None, ...], *dtypes: torch.dtype) -> None:
+    """Check rank, the sizes that are not None, and the dtype; metadata only, so no device is synchronised.
+
+    Raises:
+        ValueError: naming the tensor, what it is and what it should be.
+
+    Example:
+        >>> expect(torch.zeros(2, 3), "rewards", (2, None), torch.float32)
+    """
+    fits = tensor.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("*" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{wanted}]")
+    if dtypes and tensor.dtype not in dtypes:
+        raise ValueError(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` holds; 0 where it holds nowhere.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
+        tensor(2.)
+    """
+    kept = mask.to(values.dtype)
+    return (values * kept).sum() / kept.sum().clamp(min=1)
+
+
+def group_view(values: Tensor, group_size: int) -> Tensor:
+    """View rows [B, ...] as groups [P, G, ...].
+
+    Raises:
+        ValueError: if B is not a multiple of `group_size`.
+    """
+    if values.shape[0] % group_size:
+        raise ValueError(f"{values.shape[0]} rows do not divide into groups of {group_size}")
+    return values.view(-1, group_size, *values.shape[1:])
+
+
+def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Sum `values` [B, T] per row and segment id [B, T] in [-1, count); ids of -1 are left out.
+
+    Returns:
+        Sums [B, count] with the dtype of `values`.
+
+    Example:
+        >>> segment_sum(torch.ones(1, 4), torch.tensor([[0, 0, 1, -1]]), 2)
+        tensor([[2., 1.]])
+    """
+    sums = values.new_zeros(values.shape[0], count + 1)
+    return sums.scatter_add(1, torch.where(segments < 0, count, segments), values)[:, :count]
+
+
+def segment_gather(values: Tensor, segments: Tensor) -> Tensor:
+    """Spread per-segment `values` [B, S] to tokens by segment id [B, T]; ids of -1 get 0.
+
+    Example:
+        >>> segment_gather(torch.tensor([[5.0, 7.0]]), torch.tensor([[0, 1, -1]]))
+        tensor([[5., 7., 0.]])
+    """
+    return values.gather(1, segments.clamp(min=0)).masked_fill(segments < 0, 0)
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without torch.distributed."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def world_sum(value: Tensor) -> Tensor:
+    """Sum of `value` over all ranks, as a new tensor; the value itself on one process."""
+    if not _distributed():
+        return value
+    total = value.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def world_max(value: Tensor) -> Tensor:
+    """Largest `value` over all ranks, as a new tensor; the value itself on one process."""
+    if not _distributed():
+        return value
+    largest = value.detach().clone()
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return largest
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,166 @@
+"""Build the policy that a configuration asks for: backbone, SID tokens, adapters, 4-bit weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from genrl.config.schema import ModelConfig
+from genrl.errors import ConfigError, UnsupportedError
+from genrl.policy.model import Policy
+from genrl.policy.tiny import add_dropout, tiny_model, train_tokenizer
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, ...], prefix: str = "") -> Policy:
+    """Load or create the backbone and give it the SID tokens of a catalogue.
+
+    Args:
+        config: the model section.
+        sizes: codes per SID level.
+        texts: item texts, which the tiny tokenizer is trained on.
+        prefix: words that open every prompt.
+
+    Raises:
+        ConfigError: if the folder holds no model, or the width does not divide into heads.
+        UnsupportedError: for 4-bit weights where bitsandbytes is not installed.
+    """
+    if config.name == "tiny":
+        if config.hidden % config.heads:
+            raise ConfigError(f"model.hidden={config.hidden} does not divide into model.heads={config.heads}.")
+        tokenizer = train_tokenizer((text for text in texts if text), config.vocabulary)
+        first_ids = add_sid_tokens(tokenizer, sizes)
+        model: Any = tiny_model(config, len(tokenizer), config.seed)
+        add_dropout(model, config.dropout)
+    else:
+        tokenizer, model = _load_local(config)
+        first_ids = add_sid_tokens(tokenizer, sizes)
+        _grow(model, len(tokenizer), first_ids[0], sum(sizes), config.seed)
+    if config.lora.rank > 0:
+        model = _add_lora(model, config, list(range(first_ids[0], first_ids[0] + sum(sizes))))
+    start = next(
+        (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None), None
+    )
+    if start is None:
+        raise ConfigError(f"the tokenizer of model.name={config.name!r} has no bos, eos or pad token to open a sequence with.")
+    prefix_ids = tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else ()
+    return Policy(model, tokenizer, first_ids, start, prefix_ids)
+
+
+def sid_token(level: int, code: int) -> str:
+    """Text of a SID token.
+
+    Example:
+        >>> sid_token(0, 12)
+        '<a_12>'
+    """
+    return f"<{LETTERS[level]}_{code}>"
+
+
+def add_sid_tokens(tokenizer: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ANN401
+    """Add the SID tokens of all levels, contiguous per level, and return the id of each level's code 0.
+
+    Raises:
+        ConfigError: if the tokenizer already holds some of them at other places (it was made for another SID table).
+    """
+    names = [sid_token(level, code) for level, size in enumerate(sizes) for code in range(size)]
+    tokenizer.add_tokens(names)
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if ids != list(range(ids[0], ids[0] + len(ids))):
+        raise ConfigError(
+            f"the tokenizer already has SID tokens that do not fit codebooks of {list(sizes)}: it belongs to another SID "
+            f"table. Use the tokenizer of the base model, or the SID table it was made with."
+        )
+    starts = [0]
+    for size in sizes[:-1]:
+        starts.append(starts[-1] + size)
+    return tuple(ids[0] + start for start in starts)
+
+
+def _load_local(config: ModelConfig) -> tuple[Any, Any]:
+    folder = Path(config.name)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model.name={config.name!r} is neither 'tiny' nor a folder with a Hugging Face model (no config.json there). "
+            f"Give the path of a downloaded causal LM."
+        )
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa"}
+    if config.quantize == "nf4":
+        options["quantization_config"] = _nf4(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(f"model.name={config.name!r} does not load: {str(error).splitlines()[0]}") from error
+    if config.quantize == "nf4":
+        _keep_training_kernels(model)
+    return tokenizer, model
+
+
+def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise UnsupportedError("model.quantize=nf4 needs bitsandbytes: pip install 'genrl[qlora]', or set model.quantize=none.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[config.dtype],
+    )
+
+
+def _keep_training_kernels(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with avx512_bf16.
+
+    The packed kernel has no backward pass, and RL alternates rollouts in eval mode with updates: after the first rollout every
+    gradient would be wrong and saved weights corrupt.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _grow(model: Any, vocabulary: int, first: int, count: int, seed: int) -> None:  # noqa: ANN401
+    """Make room for the SID tokens and give their rows seeded values of the size of the others."""
+    if model.get_input_embeddings().weight.shape[0] < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    tables = {model.get_input_embeddings().weight.data_ptr(): model.get_input_embeddings().weight}
+    tables[model.get_output_embeddings().weight.data_ptr()] = model.get_output_embeddings().weight
+    with torch.no_grad():
+        for weight in tables.values():
+            old = weight[:first].float()
+            noise = torch.randn(count, weight.shape[1], generator=generator).to(weight.device)
+            weight[first : first + count] = (old.mean(0) + noise * old.std(0)).to(weight.dtype)
+
+
+def _add_lora(model: Any, config: ModelConfig, sid_ids: list[int]) -> Any:  # noqa: ANN401
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if config.quantize != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    adapters = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        task_type="CAUSAL_LM",
+        trainable_token_indices=sid_ids,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return get_peft_model(model, adapters, autocast_adapter_dtype=False)

@@ -1,0 +1,116 @@
+"""From prompts to a RolloutBatch by any of the rollout methods, with noise that depends on the prompt alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrl.config.schema import RolloutConfig
+from genrl.errors import ConfigError
+from genrl.layouts.base import Layout
+from genrl.policy.decode import Completions, beam, sample
+from genrl.policy.model import Policy
+from genrl.types import PromptBatch, RolloutBatch
+
+
+def check_rollout(config: RolloutConfig, layout: Layout) -> None:
+    """Refuse a group of distinct items that is larger than the catalogue.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    if config.method != "sample" and config.group_size > layout.completions:
+        raise ConfigError(
+            f"rollout.method={config.method} draws group_size={config.group_size} distinct items, but the catalogue has "
+            f"{layout.completions} distinct SIDs. Lower rollout.group_size or use rollout.method=sample."
+        )
+
+
+def rollout(
+    policy: Policy,
+    layout: Layout,
+    prompts: PromptBatch,
+    config: RolloutConfig,
+    *,
+    generator: torch.Generator,
+    rows: slice,
+    total: int,
+    categories: Tensor,
+) -> RolloutBatch:
+    """Draw `group_size` completions for each prompt.
+
+    Args:
+        policy: the sampling policy, in eval mode.
+        layout: grammar of the completions.
+        prompts: this rank's prompts.
+        config: method, group size, temperature, normalisation.
+        generator: CPU generator; draws the noise of the whole rollout on every rank, so completions do not depend on how
+            many ranks share it.
+        rows: this rank's part of the rollout's prompts.
+        total: prompts of the rollout over all ranks.
+        categories: [I] category of each catalogue row.
+    """
+    device = prompts.tokens.device
+    shared = {"temperature": config.temperature, "normalize": config.normalize}
+    if config.method == "sample":
+        noise = torch.rand(total, config.group_size, layout.length, generator=generator)[rows]
+        drawn = sample(policy, layout, prompts.tokens, prompts.mask, noise.to(device), **shared)
+    else:
+        gumbels = None
+        if config.method == "gumbel":
+            noise = torch.rand(total, layout.length, config.group_size, layout.widest, generator=generator)[rows]
+            gumbels = -(-noise.clamp(min=1e-20).log()).log().to(device)
+        drawn = beam(
+            policy, layout, prompts.tokens, prompts.mask, config.group_size, gumbels=gumbels, **shared
+        )
+    return to_rollout(drawn, layout, prompts, config.normalize, categories)
+
+
+def to_rollout(
+    drawn: Completions, layout: Layout, prompts: PromptBatch, normalize: str, categories: Tensor
+) -> RolloutBatch:
+    """Completions with all that credit and scoring need: steps, choices, items, categories."""
+    group = drawn.tokens.shape[1]
+    tokens = drawn.tokens.flatten(0, 1)
+    decoded = layout.decode(tokens)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    if normalize == "legal":  # a token with one legal value is forced: log-probability 0, nothing to learn
+        mask = drawn.choices.flatten(0, 1) > 1
+    return RolloutBatch(
+        prompt_tokens=prompts.tokens,
+        prompt_mask=prompts.mask,
+        tokens=tokens,
+        mask=mask,
+        step_ids=layout.step_ids().expand_as(tokens).contiguous(),
+        item_mask=torch.ones_like(mask),
+        support=drawn.support.flatten(0, 1),
+        choices=decoded.choices,
+        items=decoded.items,
+        old_logps=drawn.logps.flatten(0, 1).masked_fill(~mask, 0.0),
+        group_size=group,
+        num_steps=layout.num_steps,
+        entropy=drawn.entropy.flatten(0, 1).masked_fill(~mask, 0.0),
+        categories=torch.where(decoded.items < 0, -1, categories[decoded.items.clamp(min=0)]),
+    )
+
+
+def target_rollout(layout: Layout, prompts: PromptBatch, categories: Tensor) -> RolloutBatch:
+    """The targets themselves as completions, one per prompt: what plain cross-entropy trains on."""
+    tokens = layout.render(prompts.targets.items[:, 0])
+    states = layout.start(len(prompts))
+    support, choices = [], []
+    for position in range(layout.length):
+        support.append(states)
+        choices.append(layout.legal(position, states).mask.sum(1))
+        states = layout.advance(position, states, tokens[:, position])
+    zeros = torch.zeros_like(tokens, dtype=torch.float32)
+    drawn = Completions(
+        tokens=tokens[:, None],
+        support=torch.stack(support, dim=1)[:, None],
+        logps=zeros[:, None],
+        entropy=zeros[:, None],
+        choices=torch.stack(choices, dim=1)[:, None],
+        leaves=states[:, None],
+        scores=zeros.sum(1)[:, None],
+    )
+    return to_rollout(drawn, layout, prompts, "legal", categories)

@@ -1,0 +1,74 @@
+"""Attention masks and positions for completions that hang behind one copy of their prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def prompt_positions(mask: Tensor) -> Tensor:
+    """Position of each token of left-padded prompts [P, L]; padding gets 0."""
+    return (mask.long().cumsum(1) - 1).clamp_(min=0)
+
+
+def causal_mask(mask: Tensor) -> Tensor:
+    """Who attends to whom inside left-padded prompts: [P, L] -> [P, 1, L, L].
+
+    A padding token attends to itself, since a softmax over nothing is not a number.
+    """
+    length = mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    alone = torch.eye(length, dtype=torch.bool, device=mask.device)
+    return ((causal & mask[:, None, :]) | alone)[:, None]
+
+
+def packed_mask(segments: Tensor) -> Tensor:
+    """Causal attention inside segments of packed rows: ids [R, L], -1 is padding -> [R, 1, L, L]."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
+
+
+def branch_mask(mask: Tensor, branches: int, depth: int) -> Tensor:
+    """Mask of prompts [P, L] followed by `branches` completions of `depth` tokens each, in one row.
+
+    The columns behind the prompt are ordered by branch, then by position. A completion token sees the prompt and its own
+    branch up to itself, never another branch.
+
+    Returns:
+        [P, 1, Q, Q] with Q = L + branches * depth.
+    """
+    prompts, length = mask.shape
+    tail = branches * depth
+    branch = torch.arange(branches, device=mask.device).repeat_interleave(depth)
+    place = torch.arange(depth, device=mask.device).repeat(branches)
+    own = (branch[:, None] == branch[None, :]) & (place[:, None] >= place[None, :])
+    full = torch.zeros(prompts, 1, length + tail, length + tail, dtype=torch.bool, device=mask.device)
+    full[:, :, :length, :length] = causal_mask(mask)
+    full[:, :, length:, :length] = mask[:, None, None, :]
+    full[:, :, length:, length:] = own
+    return full
+
+
+def branch_positions(mask: Tensor, branches: int, depth: int) -> Tensor:
+    """Positions [P, Q] for the rows of `branch_mask`: every branch continues where its prompt ends."""
+    place = torch.arange(depth, device=mask.device).repeat(branches)
+    return torch.cat([prompt_positions(mask), mask.sum(1, keepdim=True) + place], dim=1)
+
+
+def ancestry_mask(mask: Tensor, ancestors: list[Tensor], widths: list[int]) -> Tensor:
+    """Mask for one more token per beam behind cached prompts and cached earlier beam tokens.
+
+    Args:
+        mask: [P, L] of the prompts.
+        ancestors: for each earlier level the slot [P, W] that the beam descends from.
+        widths: slots cached at each earlier level.
+
+    Returns:
+        [P, 1, W, L + sum(widths) + W]: the prompt, the beam's ancestors and itself.
+    """
+    width = ancestors[0].shape[1]
+    blocks = [mask[:, None, :].expand(-1, width, -1)]
+    for slots, count in zip(ancestors, widths, strict=True):
+        blocks.append(slots[:, :, None] == torch.arange(count, device=mask.device))
+    return torch.cat(blocks, dim=2)[:, None]

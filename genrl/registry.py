@@ -1,0 +1,207 @@
+"""Name -> component tables for the few things a user chooses by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from genrl.errors import ConfigError, UnknownComponentError, suggest
+
+T = TypeVar("T")
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One registered component: how it is called, configured and built."""
+
+    name: str
+    factory: Callable[..., T]
+    config: type | None
+    title: str
+    paper: str
+    origin: str
+
+
+class Registry(Generic[T]):
+    """Components of one kind, by name.
+
+    Three doors lead in: the `register` decorator, an installed entry point of the group, and (for objects made in
+    Python) no registry at all. Entry points are listed without importing them and loaded when asked for.
+
+    Args:
+        kind: what one entry is, in the singular ("objective"), for messages.
+        group: entry-point group of installed plug-ins, e.g. "genrl.objectives".
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, Entry[T]] = {}
+        self._aliases: dict[str, str] = {}
+
+    def register(
+        self, name: str, *, config: type | None = None, aliases: tuple[str, ...] = (), title: str = "", paper: str = ""
+    ) -> Callable[[Factory], Factory]:
+        """Register a class or factory under `name`; it is called as `factory(config)` (or `factory()` without config).
+
+        Args:
+            name: what users write in the configuration.
+            config: dataclass of the options; by default the `Config` attribute of a class, if it has one.
+            aliases: further names for the same entry.
+            title: full name, shown by `genrl list` and at the start of a run.
+            paper: arXiv id or other source, shown with the title.
+
+        Raises:
+            ConfigError: if the name is taken by another object.
+        """
+
+        def decorate(factory: Factory) -> Factory:
+            options = config if config is not None else getattr(factory, "Config", None)
+            origin = f"{factory.__module__}:{factory.__qualname__}"
+            entry = Entry(name, factory, options, title or name, paper, origin)
+            for key in (name, *aliases):
+                taken = self._entries.get(self._aliases.get(key, key))
+                if taken is not None and taken.origin != origin:
+                    raise ConfigError(
+                        f"{self.kind} {key!r} is registered twice: by {taken.origin} and by {origin}. "
+                        "Rename one of them."
+                    )
+            self._entries[name] = entry
+            self._aliases.update(dict.fromkeys(aliases, name))
+            return factory
+
+        return decorate
+
+    def names(self) -> tuple[str, ...]:
+        """Names of everything that can be asked for, built in or installed, without importing plug-ins."""
+        return tuple(sorted({*self._entries, *self._installed()}))
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """Further names of the entry `name`."""
+        return tuple(sorted(alias for alias, target in self._aliases.items() if target == name))
+
+    def entry(self, name: str) -> Entry[T]:
+        """Return the entry called `name` (or an alias of it), loading an installed plug-in if need be.
+
+        Raises:
+            UnknownComponentError: with the closest known name and all known names.
+            ConfigError: if the entry point of that name cannot be imported.
+        """
+        key = self._aliases.get(name, name)
+        if key not in self._entries:
+            installed = self._installed().get(key)
+            if installed is None:
+                known = [*self.names(), *self._aliases]
+                raise UnknownComponentError(
+                    f"unknown {self.kind} {name!r}.{suggest(name, known)} Known: {', '.join(self.names())}."
+                )
+            self._load(key, installed)
+        return self._entries[key]
+
+    def build(self, name: str, options: object = None, **context: object) -> T:
+        """Build the component `name` from `options`: a mapping, an instance of its config dataclass, or nothing."""
+        entry = self.entry(name)
+        if entry.config is None:
+            if options:
+                raise ConfigError(f"{self.kind} {name!r} takes no options, got {options!r}.")
+            return entry.factory(**context)
+        return entry.factory(self.options(name, options), **context)
+
+    def options(self, name: str, options: object = None) -> Any:  # noqa: ANN401 (the entry's own dataclass)
+        """Return the config dataclass of `name` filled with `options`, checked and with defaults.
+
+        Raises:
+            ConfigError: naming every unknown option (with a suggestion), wrong type, unknown choice and missing option.
+        """
+        entry = self.entry(name)
+        if entry.config is None or isinstance(options, entry.config):
+            return options
+        from omegaconf import OmegaConf
+
+        values = dict(options or {})  # type: ignore[call-overload]
+        found = [reason for _, reason in self.problems(name, values)]
+        if found:
+            raise ConfigError(" ".join(found))
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.config), values))
+        except (TypeError, ValueError) as error:  # the dataclass checks its values when it is made
+            raise ConfigError(f"{self.kind} {name!r}: {error}") from error
+
+    def problems(self, name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return (option, what is wrong with it) for everything that keeps `options` from fitting the entry `name`."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        config = self.entry(name).config
+        known = {field.name: field for field in fields(config)} if config is not None and is_dataclass(config) else {}
+        found = []
+        for key, value in options.items():
+            if key not in known:
+                listed = f"Options: {', '.join(known)}." if known else "It takes no options."
+                found.append((key, f"{self.kind} {name!r} has no option {key!r}.{suggest(key, known)} {listed}"))
+                continue
+            try:
+                OmegaConf.merge(OmegaConf.structured(config), {key: value})
+            except OmegaConfBaseException as error:
+                found.append((key, f"{self.kind} {name!r}, option {key!r}: {str(error).splitlines()[0]}."))
+        for key, field in known.items():
+            if field.default is MISSING and field.default_factory is MISSING and key not in options:
+                found.append((key, f"{self.kind} {name!r} needs the option {key!r}."))
+        return found
+
+    def broken(self) -> dict[str, str]:
+        """Installed plug-ins that do not import, with the reason; for `genrl list`."""
+        reasons = {}
+        for name, point in self._installed().items():
+            try:
+                self._load(name, point)
+            except ConfigError as error:
+                reasons[name] = str(error.__cause__ or error)
+        return reasons
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group) if point.name not in self._entries}
+
+    def _load(self, name: str, point: EntryPoint) -> None:
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"{self.kind} {name!r} from {point.value!r} does not import: {type(error).__name__}: {error}. "
+                f"Mend or uninstall the package."
+            ) from error
+        if name not in self._entries:  # the module may have used the decorator under the same name itself
+            self.register(name)(loaded)
+
+
+def load_plugin(reference: str) -> None:
+    """Import a user's module by dotted name, or a Python file by path, so that its decorators run.
+
+    Raises:
+        ConfigError: if the file or module is not there or fails to import.
+    """
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    try:
+        if not reference.endswith(".py"):
+            importlib.import_module(reference)
+            return
+        path = Path(reference)
+        if not path.is_file():
+            raise ConfigError(f"plugin {reference!r}: no such file. Give a path to a .py file or an importable module.")
+        name = f"genrl_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"plugin {reference!r} is not a Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"plugin {reference!r} does not import: {type(error).__name__}: {error}") from error

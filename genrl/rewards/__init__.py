@@ -1,0 +1,17 @@
+"""Verifiable rewards: rollout and targets in, float32 rewards out."""
+
+from genrl.rewards.base import REWARDS, Reward, RewardContext, Verifier, build_verifier
+from genrl.rewards.match import ExactMatch, Format, LevelMatch, NDCGRank, PrefixMatch
+
+__all__ = [
+    "REWARDS",
+    "ExactMatch",
+    "Format",
+    "LevelMatch",
+    "NDCGRank",
+    "PrefixMatch",
+    "Reward",
+    "RewardContext",
+    "Verifier",
+    "build_verifier",
+]

@@ -1,0 +1,222 @@
+"""Rewards that compare what was generated with what the user really chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl.errors import ConfigError, LayoutError
+from genrl.ops import group_view
+from genrl.rewards.base import REWARDS, Reward, RewardContext
+from genrl.types import RolloutBatch, Targets
+
+Level = Literal["item", "sid"]
+
+
+def item_hits(items: Tensor, targets: Tensor) -> Tensor:
+    """Whether each item is one of its row's targets; "no item" (-1) never is, whatever pads the targets.
+
+    Args:
+        items: generated catalogue rows [B, N], -1 for no item.
+        targets: catalogue rows [B, M], -1 pads.
+
+    Returns:
+        bool [B, N].
+
+    Example:
+        >>> item_hits(torch.tensor([[4, -1]]), torch.tensor([[4, -1]])).tolist()
+        [[True, False]]
+    """
+    return ((items.unsqueeze(2) == targets.unsqueeze(1)) & (items >= 0).unsqueeze(2)).any(dim=2)
+
+
+def sid_hits(items: Tensor, targets: Tensor, context: RewardContext) -> Tensor:
+    """Whether each item has the same SID as one of its row's targets (the comparison of SID strings in MiniOneRec).
+
+    Args:
+        items: generated catalogue rows [B, N], -1 for no item.
+        targets: catalogue rows [B, M], -1 pads.
+        context: codes of the catalogue.
+
+    Returns:
+        bool [B, N].
+    """
+    same = (context.codes_of(items).unsqueeze(2) == context.codes_of(targets).unsqueeze(1)).all(dim=3)
+    return (same & (items >= 0).unsqueeze(2) & (targets >= 0).unsqueeze(1)).any(dim=2)
+
+
+def _hits(items: Tensor, targets: Tensor, context: RewardContext, level: Level) -> Tensor:
+    return item_hits(items, targets) if level == "item" else sid_hits(items, targets, context)
+
+
+def code_matches(choices: Tensor, targets: Tensor, context: RewardContext, prefix: bool) -> Tensor:
+    """Whether the code chosen at each step is the target's code of that level.
+
+    m[b, k] = 1[choice[b, k] = code_k(target[b])]; with `prefix`, the product of m[b, 0..k]. With several targets a step
+    counts if it counts for any of them.
+
+    Args:
+        choices: code chosen at each step [B, K]; -1 invalid, which never matches.
+        targets: catalogue rows [B, M], -1 pads.
+        context: codes of the catalogue, K levels.
+        prefix: a step counts only if all steps before it do.
+
+    Returns:
+        bool [B, K].
+    """
+    same = (choices.unsqueeze(1) == context.codes_of(targets)) & (choices >= 0).unsqueeze(1)
+    if prefix:
+        same = same.to(torch.int8).cumprod(dim=2).bool()
+    return same.any(dim=1)
+
+
+def rank_penalties(group_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """What a miss at rank i = 0..G-1 of a group costs: -(1/log2(i+2)) / sum_j 1/log2(j+2); they add up to -1.
+
+    Example:
+        >>> [round(value, 5) for value in rank_penalties(4).tolist()]
+        [-0.39038, -0.2463, -0.19519, -0.16813]
+    """
+    gains = 1 / torch.log2(torch.arange(group_size, device=device, dtype=torch.float32) + 2)
+    return -gains / gains.sum()
+
+
+@REWARDS.register("exact_match", title="the item the user chose")
+class ExactMatch(Reward):
+    """1 if the completion names a target, else 0.
+
+    Where items share a SID (`sid.collisions: keep`), `rollout.items` holds the most popular item of the SID.
+    `level: item` pays for that item alone; `level: sid` pays whenever the SID is a target's, in full or divided by the
+    number of items that share it. Without shared SIDs all settings agree.
+    """
+
+    level = "outcome"
+
+    @dataclass
+    class Config:
+        """Options of exact_match."""
+
+        weight: float = 1.0
+        """Factor of this reward in the sum."""
+        level: Literal["item", "sid"] = "item"
+        """Compare catalogue items, or their SIDs."""
+        shared: Literal["full", "divided"] = "full"
+        """`level: sid`: pay 1 for a SID that n items share, or 1/n (the chance that a random one of them is meant)."""
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+        """Return [B]; with several items per completion, the best one counts."""
+        hits = _hits(rollout.items, targets.items, context, self.config.level).float()
+        if self.config.level == "sid" and self.config.shared == "divided":
+            sharing = context.sharing[torch.where(rollout.items < 0, context.sharing.shape[0] - 1, rollout.items)]
+            hits = hits / sharing
+        return hits.amax(dim=1)
+
+
+class _CodeMatch(Reward):
+    """What the two step rewards have in common."""
+
+    level = "step"
+    prefix: bool
+
+    @dataclass
+    class Config:
+        """Options of level_match and prefix_match."""
+
+        weight: float = 1.0
+        """Factor of this reward in the sum."""
+        levels: int = 0
+        """Pay for the first so many SID levels only (e.g. to leave the collision level out); 0: all."""
+
+        def __post_init__(self) -> None:
+            if self.levels < 0:
+                raise ConfigError(f"levels must be 0 (all) or positive, got {self.levels}.")
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+        """Return [B, S].
+
+        Raises:
+            LayoutError: if the layout's steps are not the levels of a SID.
+        """
+        if rollout.num_steps != context.levels:
+            raise LayoutError(
+                f"{type(self).__name__} compares codes level by level: the layout has {rollout.num_steps} steps and "
+                f"SIDs have {context.levels} levels. Use a layout with one step per SID level (sid), or exact_match."
+            )
+        values = code_matches(rollout.choices, targets.items, context, self.prefix).float()
+        if self.config.levels:
+            values[:, self.config.levels :] = 0
+        return values
+
+
+@REWARDS.register("level_match", title="per-level SID match", paper="2605.17648")
+class LevelMatch(_CodeMatch):
+    """Step k gets 1 if its code is the target's code of level k, whatever the other levels are.
+
+    m[i, k] = 1[s_i^(k) = s_target^(k)]   (SAPO, arXiv:2605.17648). Codes of residual quantisation mean something only
+    under the codes above them; `prefix_match` is the reward that knows this.
+    """
+
+    prefix = False
+
+
+@REWARDS.register("prefix_match", title="SID prefix match")
+class PrefixMatch(_CodeMatch):
+    """Step k gets 1 if the codes of levels 0..k all are the target's: the running product of level_match."""
+
+    prefix = True
+
+
+@REWARDS.register("ndcg_rank", title="rank penalty inside the group (MiniOneRec)")
+class NDCGRank(Reward):
+    """Penalises misses by their rank in the group, in groups with a hit.
+
+    If any of the G completions hits, a hit gets 0 and a miss at rank i (0-based, hits are counted) gets
+    -(1/log2(i+2)) / sum_j 1/log2(j+2); without a hit everyone gets 0. MiniOneRec's "ranking" reward adds this to
+    exact_match. There the group is a beam search, so that its order is the rank; here the rank is by probability.
+    """
+
+    level = "outcome"
+
+    @dataclass
+    class Config:
+        """Options of ndcg_rank."""
+
+        weight: float = 1.0
+        """Factor of this reward in the sum."""
+        order: Literal["probability", "given"] = "probability"
+        """Rank by the completion's log-probability (ties as given), or by place in the group (beams: best first)."""
+        level: Literal["item", "sid"] = "item"
+        """A hit is the item, or any item of the same SID."""
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+        """Return [B]."""
+        size = rollout.group_size
+        hits = group_view(_hits(rollout.items, targets.items, context, self.config.level).any(dim=1), size)
+        penalties = rank_penalties(size, hits.device).expand(hits.shape)
+        if self.config.order == "probability":
+            logps = group_view((rollout.old_logps.float() * rollout.mask).sum(dim=1), size)
+            ranks = logps.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            penalties = penalties.gather(1, ranks)
+        counts = hits.any(dim=1, keepdim=True) & ~hits
+        return torch.where(counts, penalties, 0.0).flatten()
+
+
+@REWARDS.register("format", title="decodes to catalogue items")
+class Format(Reward):
+    """1 if everything the completion names is in the catalogue, else 0; always 1 under constrained decoding."""
+
+    level = "outcome"
+
+    @dataclass
+    class Config:
+        """Options of format."""
+
+        weight: float = 1.0
+        """Factor of this reward in the sum."""
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+        """Return [B]."""
+        return (rollout.items >= 0).all(dim=1).float()

@@ -1,0 +1,134 @@
+"""Residual k-means: each level clusters what the levels before it left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from genrl.catalog.dataset import Dataset
+from genrl.config.schema import SidConfig
+from genrl.errors import ConfigError
+from genrl.sid.embed import embed_items
+from genrl.sid.registry import SID_BUILDERS, Codes
+
+CHUNK = 16384
+"""Points whose distances are held at once."""
+STARTS = 8
+"""Seedings tried per level."""
+WARM_UP = 3
+"""Lloyd iterations after which the seedings are compared."""
+
+
+@SID_BUILDERS.register("kmeans", title="residual k-means", paper="arXiv:2502.18965 (OneRec), balanced variant left out")
+def kmeans(config: SidConfig, dataset: Dataset) -> Codes:
+    """Cluster item embeddings into `levels` codes.
+
+    Raises:
+        ConfigError: if there are no levels, no codes, or more codes than items.
+    """
+    items = len(dataset.catalog)
+    if config.levels < 1 or config.iterations < 1:
+        raise ConfigError(f"sid.levels ({config.levels}) and sid.iterations ({config.iterations}) must be at least 1.")
+    if not 1 <= config.codes <= items:
+        raise ConfigError(
+            f"sid.codes is {config.codes}, but the catalogue has {items:,} items; k-means needs 1 .. {items}. "
+            f"Set a smaller sid.codes (the square root of the number of items is a good start)."
+        )
+    points = embed_items(config.embedding, dataset)
+    return residual_kmeans(points, config.levels, config.codes, config.iterations, config.seed), (
+        config.codes,
+    ) * config.levels
+
+
+def residual_kmeans(points: Tensor, levels: int, codes: int, iterations: int, seed: int) -> Tensor:
+    """Quantise points level by level.
+
+    r_1 = x;  c_l = argmin_c |r_l - mu_lc|^2;  r_{l+1} = r_l - mu_l,c_l
+
+    Args:
+        points: [I, D] float.
+        levels: number of codes per point (K).
+        codes: clusters per level, at most I.
+        iterations: Lloyd iterations per level.
+        seed: of the initial centres.
+
+    Returns:
+        Codes [I, K] int64 in [0, codes). The same for any number of threads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual = points.to(torch.float32).clone()
+    assigned = []
+    with _single_thread():
+        for _ in range(levels):
+            centres = _lloyd(residual, _start(residual, codes, generator), iterations)
+            level = _nearest(residual, centres)[0]
+            residual = residual - centres[level]
+            assigned.append(level)
+    return torch.stack(assigned, dim=1)
+
+
+def _start(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+    """The best of several seedings after a few iterations: a bad seeding merges clusters for good."""
+    seedings = [_lloyd(points, _plus_plus(points, codes, generator), WARM_UP) for _ in range(STARTS)]
+    errors = torch.stack([_nearest(points, centres)[1].double().sum() for centres in seedings])
+    return seedings[int(errors.argmin())]
+
+
+def _plus_plus(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+    """k-means++: each further centre is a point drawn with probability proportional to its squared distance."""
+    chosen = torch.randint(len(points), (1,), generator=generator)
+    centres = [points[chosen]]
+    distances = _squared(points, centres[0]).flatten()
+    for _ in range(codes - 1):
+        mass = distances.double().cumsum(0)
+        if float(mass[-1]) > 0:
+            draw = torch.rand(1, generator=generator, dtype=torch.float64) * mass[-1]
+            chosen = torch.searchsorted(mass, draw, right=True).clamp(max=len(points) - 1)
+        else:  # fewer distinct points than codes: the remaining centres are copies that stay unused
+            chosen = torch.randint(len(points), (1,), generator=generator)
+        centres.append(points[chosen])
+        distances = torch.minimum(distances, _squared(points, centres[-1]).flatten())
+    return torch.cat(centres)
+
+
+def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
+    """Move centres to the means of their points; one without points moves to the point farthest from its centre."""
+    before = None
+    for _ in range(iterations):
+        nearest, distances = _nearest(points, centres)
+        if before is not None and torch.equal(nearest, before):
+            break
+        before = nearest
+        counts = torch.bincount(nearest, minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = sums / counts.clamp(min=1)[:, None].to(sums.dtype)
+        empty = torch.nonzero(counts == 0).flatten()
+        farthest = torch.argsort(distances, descending=True, stable=True)[: len(empty)]
+        centres[empty] = points[farthest]
+    return centres
+
+
+def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest centre of each point and the squared distance to it: [I] int64, [I] float."""
+    parts = [_squared(chunk, centres).min(dim=1) for chunk in points.split(CHUNK)]
+    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+
+
+def _squared(points: Tensor, centres: Tensor) -> Tensor:
+    """Squared distances [I, C], never negative."""
+    squares = (points**2).sum(dim=1)[:, None] + (centres**2).sum(dim=1)[None]
+    return (squares - 2 * points @ centres.T).clamp(min=0)
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Sums split over threads round differently; one thread makes the codes the same on every machine size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

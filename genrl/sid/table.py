@@ -1,0 +1,227 @@
+"""The SID table: codes of every item, collisions told apart and counted, saved beside the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl.catalog.items import Catalog
+from genrl.errors import DataError
+from genrl.ops import expect
+
+FORMAT = "genrl-sid-table-1"
+
+
+@dataclass(frozen=True)
+class CollisionReport:
+    """How well the codes tell items apart, before and after the collision level."""
+
+    items: int
+    """Items in the catalogue."""
+    built: int
+    """Distinct SIDs as the builder made them."""
+    colliding_items: int
+    """Items that share their SID, as the builder made it, with another item."""
+    largest_collision: int
+    """Items on the most crowded of those SIDs."""
+    colliding_traffic: float
+    """Share of training interactions on colliding items."""
+    distinct: int
+    """Distinct SIDs in the table: equal to `items` unless collisions are kept."""
+    used_codes: tuple[int, ...]
+    """Codes in use per level."""
+    perplexity: tuple[float, ...]
+    """exp(entropy) of the codes per level, over items: how many codes are in effective use."""
+
+    def lines(self) -> list[str]:
+        """The report as text, one fact per line."""
+        share = self.colliding_items / self.items
+        left = (
+            "none left"
+            if self.distinct == self.items
+            else f"{self.items - self.distinct:,} SIDs short, collisions kept"
+        )
+        levels = [
+            f"level {level + 1}: {used} codes in use, perplexity {perplexity:.1f}"
+            for level, (used, perplexity) in enumerate(zip(self.used_codes, self.perplexity, strict=True))
+        ]
+        return [
+            f"items: {self.items:,}",
+            f"distinct SIDs as built: {self.built:,}",
+            f"colliding items: {self.colliding_items:,} ({share:.1%} of items, {self.colliding_traffic:.1%} of "
+            f"training interactions), at most {self.largest_collision} on one SID",
+            f"distinct SIDs in the table: {self.distinct:,} ({left})",
+            *levels,
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class SidTable:
+    """Codes of every catalogue row."""
+
+    codes: Tensor
+    """[I, K] int64; K includes the collision level if there is one."""
+    codebook_sizes: tuple[int, ...]
+    """Number of codes of each of the K levels."""
+    catalog_fingerprint: str
+    """Fingerprint of the catalogue that the rows belong to."""
+    report: CollisionReport
+
+    def __post_init__(self) -> None:
+        expect(self.codes, "SidTable.codes", (None, len(self.codebook_sizes)), torch.int64)
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return self.codes.shape[0]
+
+    @property
+    def levels(self) -> int:
+        """Codes per item (K)."""
+        return len(self.codebook_sizes)
+
+    def save(self, path: str | Path) -> None:
+        """Write a .safetensors file, whole or not at all."""
+        from safetensors.torch import save
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "format": FORMAT,
+            "catalog": self.catalog_fingerprint,
+            "codebook_sizes": json.dumps(self.codebook_sizes),
+            "report": json.dumps(asdict(self.report)),
+        }
+        content = save({"codes": self.codes.contiguous()}, metadata=metadata)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path, catalog: Catalog) -> SidTable:
+        """Read a table and check that it belongs to this catalogue.
+
+        Raises:
+            DataError: if the file is missing, damaged, no SID table, or made for another catalogue.
+        """
+        metadata, codes = _read(Path(path))
+        if metadata["catalog"] != catalog.fingerprint or len(codes) != len(catalog):
+            raise DataError(
+                f"{path}: made for another catalogue ({len(codes):,} items, fingerprint {metadata['catalog']}); this one "
+                f"has {len(catalog):,} items, fingerprint {catalog.fingerprint}. Build the table again with 'genrl sid'."
+            )
+        report = json.loads(metadata["report"])
+        report = {key: tuple(value) if isinstance(value, list) else value for key, value in report.items()}
+        sizes = tuple(json.loads(metadata["codebook_sizes"]))
+        return cls(codes, sizes, metadata["catalog"], CollisionReport(**report))
+
+
+def make_table(
+    codes: Tensor, sizes: tuple[int, ...], catalog: Catalog, collisions: Literal["token", "keep"] = "token"
+) -> SidTable:
+    """Turn a builder's codes into a table.
+
+    Args:
+        codes: [I, K0] int64, one row per catalogue row.
+        sizes: K0 codebook sizes.
+        catalog: the catalogue; its training counts order the items that share a SID.
+        collisions: `token` appends a level that numbers the items of a SID, most frequent in training first, if any
+            SID has two items; `keep` lets them share.
+
+    Raises:
+        DataError: if the codes do not fit the catalogue or the sizes.
+
+    Example:
+        >>> catalog = Catalog.from_table(["a", "b", "c"], train_counts=torch.tensor([1, 5, 2]))
+        >>> make_table(torch.tensor([[0, 1], [0, 1], [1, 0]]), (2, 2), catalog).codes.tolist()
+        [[0, 1, 1], [0, 1, 0], [1, 0, 0]]
+    """
+    _check_codes(codes, sizes, catalog)
+    _, groups, members = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
+    crowded = members[groups] > 1
+    built = len(members)
+    if collisions == "token" and bool(crowded.any()):
+        codes = torch.cat([codes, _places(groups, catalog.train_counts)[:, None]], dim=1)
+        sizes = (*sizes, int(members.max()))
+    counts = catalog.train_counts
+    report = CollisionReport(
+        items=len(catalog),
+        built=built,
+        colliding_items=int(crowded.sum()),
+        largest_collision=int(members.max()),
+        colliding_traffic=int(counts[crowded].sum()) / max(int(counts.sum()), 1),
+        distinct=len(torch.unique(codes, dim=0)),
+        used_codes=tuple(len(torch.unique(level)) for level in codes.T),
+        perplexity=tuple(_perplexity(level) for level in codes.T),
+    )
+    return SidTable(codes, tuple(sizes), catalog.fingerprint, report)
+
+
+def _places(groups: Tensor, counts: Tensor) -> Tensor:
+    """Number the items inside each group from 0, highest count first, then by row: [I] int64."""
+    order = torch.argsort(counts, descending=True, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]
+    ordered = groups[order]
+    starts = torch.searchsorted(ordered, ordered)
+    places = torch.empty_like(groups)
+    places[order] = torch.arange(len(groups)) - starts
+    return places
+
+
+def _perplexity(level: Tensor) -> float:
+    shares = torch.bincount(level).double()
+    shares = shares[shares > 0] / len(level)
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def _check_codes(codes: Tensor, sizes: tuple[int, ...], catalog: Catalog) -> None:
+    if codes.dim() != 2 or codes.dtype != torch.int64 or tuple(codes.shape) != (len(catalog), len(sizes)):
+        raise DataError(
+            f"the SID builder returned {codes.dtype} codes of shape {list(codes.shape)} for {len(catalog):,} items and "
+            f"{len(sizes)} codebook sizes. It must return int64 codes [items, levels] and one size per level."
+        )
+    outside = (codes < 0) | (codes >= torch.tensor(sizes))
+    if bool(outside.any()):
+        row, level = outside.nonzero()[0].tolist()
+        raise DataError(
+            f"item {catalog.item_ids[row]!r}: code {int(codes[row, level])} on level {level + 1} is outside 0 .. "
+            f"{sizes[level] - 1}. The SID builder must stay inside its codebook sizes."
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, str], Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such SID table. Build it with 'genrl sid'.")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            codes = stream.get_tensor("codes") if "codes" in stream.keys() else None  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path}: damaged or no safetensors file ({error}). Build it again with 'genrl sid'."
+        ) from error
+    if codes is None or metadata.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: a safetensors file, but no SID table of format {FORMAT!r}. Build it again with 'genrl sid'."
+        )
+    return metadata, codes
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

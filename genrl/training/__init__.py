@@ -1,0 +1,1 @@
+"""Stages, their loops and the run folder; Lightning lives here."""

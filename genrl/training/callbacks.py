@@ -1,0 +1,228 @@
+"""What happens around the steps: checkpoints, the best weights, progress, samples and notes for the curves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor
+
+from genrl.catalog.items import Catalog
+from genrl.training.rl import RLModule
+from genrl.training.stage import StageModule
+
+
+class ResumePoint(Callback):
+    """After each round, write everything a killed run needs to go on; the file is replaced in one move.
+
+    Args:
+        path: the checkpoint file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save, on all ranks together."""
+        temporary = self.path.with_suffix(".writing")
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+        trainer.strategy.barrier("resume point")
+
+
+class BestWeights(Callback):
+    """Keep the trained weights of the best validation, and stop when there was none better for a while.
+
+    Args:
+        path: safetensors file of the best weights.
+        monitor: metric to maximise; None keeps the latest weights instead.
+        patience: validations without a better value before training stops; 0 never stops.
+    """
+
+    def __init__(self, path: Path, monitor: str | None, patience: int = 0) -> None:
+        self.path = path
+        self.monitor = monitor
+        self.patience = patience
+        self.best = float("-inf")
+        self.best_step = 0
+        self.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the checkpoint stood."""
+        self.best, self.best_step, self.waited = state_dict["best"], state_dict["best_step"], state_dict["waited"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """A run that was killed right after it had decided to stop must not train on."""
+        trainer.should_stop = trainer.should_stop or self._exhausted()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Compare with the best so far."""
+        if trainer.sanity_checking or not isinstance(module, StageModule):
+            return
+        value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
+        if value > self.best or self.monitor is None:
+            self.best, self.best_step, self.waited = value, trainer.global_step, 0
+            if trainer.is_global_zero:
+                save_weights(module.policy.state(), self.path)
+        else:
+            self.waited += 1
+        trainer.should_stop = trainer.should_stop or self._exhausted()
+
+    def _exhausted(self) -> bool:
+        return self.patience > 0 and self.waited >= self.patience
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors, replacing the file in one move."""
+    temporary = path.with_suffix(".writing")
+    save_file(state, temporary)
+    os.replace(temporary, path)
+
+
+class StageProgress(Callback):
+    """One bar for the whole stage: steps, time left, steps per second and the latest validation.
+
+    Args:
+        name: of the stage.
+        total: optimiser steps.
+    """
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name = name
+        self.total = total
+        self.progress: Progress | None = None
+        self.validation = ""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Open the bar."""
+        if not trainer.is_global_zero:
+            return
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.progress.start()
+        self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, speed="", note="")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: Any) -> None:  # noqa: ANN401
+        """Move the bar."""
+        if self.progress is None:
+            return
+        logged = trainer.callback_metrics
+        name = "train/reward" if "train/reward" in logged else "train/loss"
+        note = f"{name[6:]} {float(logged[name]):.3f}{self.validation}" if name in logged else self.validation
+        speed = self.progress.tasks[0].speed
+        self.progress.update(
+            self.task, completed=trainer.global_step, note=note, speed=f"{speed:.1f} steps/s" if speed else ""
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show the latest validation."""
+        if "val/ndcg@10" in trainer.callback_metrics:
+            self.validation = f"  val ndcg@10 {float(trainer.callback_metrics['val/ndcg@10']):.4f}"
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Close the bar."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message stands on a line of its own."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class History(Callback):
+    """Notes every logged value by step in the run folder, for curves and reports; a resumed run goes on in the same file.
+
+    Args:
+        path: JSON-lines file.
+        every: optimiser steps between notes of training values.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Drop notes of steps that will be made again."""
+        if trainer.is_global_zero and self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in lines) if trainer.global_step else "")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: Any) -> None:  # noqa: ANN401
+        """Note training values."""
+        if trainer.global_step % self.every == 0:
+            self._note(trainer, "val/", keep=False)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Note validation values."""
+        self._note(trainer, "val/", keep=True)
+
+    def _note(self, trainer: L.Trainer, prefix: str, keep: bool) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix) == keep}
+        if values:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": trainer.global_step, **values}) + "\n")
+
+
+class RolloutSamples(Callback):
+    """Shows what the policy writes: a few prompts with completions and their rewards as text in TensorBoard.
+
+    Args:
+        catalog: names the items.
+        prompts: prompts shown each time.
+        completions: completions shown per prompt.
+    """
+
+    def __init__(self, catalog: Catalog, prompts: int = 3, completions: int = 6) -> None:
+        self.catalog = catalog
+        self.prompts = prompts
+        self.completions = completions
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the samples of the latest rollout."""
+        if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero or trainer.logger is None:
+            return
+        drawn, rewards, prompts = module.sampled
+        lines = []
+        for prompt in range(min(self.prompts, len(drawn))):
+            seen = [self._name(row) for row in prompts.history[prompt].tolist() if row >= 0][-5:]
+            lines.append(f"**history** {' -> '.join(seen)}  \n**target** {self._name(int(prompts.targets.items[prompt, 0]))}\n")
+            parts = "|".join(f" {name} " for name in rewards.components)
+            lines.append(f"| item | SID | log-prob | reward |{parts}|\n|---|---|---|---|{'---|' * len(rewards.components)}")
+            for row in range(prompt * drawn.group_size, prompt * drawn.group_size + min(self.completions, drawn.group_size)):
+                codes = " ".join(str(code) for code in drawn.choices[row].tolist())
+                parts = " | ".join(f"{float(value[row]):.2f}" for value in rewards.components.values())
+                lines.append(
+                    f"| {self._name(int(drawn.items[row, 0]))} | {codes} | {float(drawn.old_logps[row].sum()):.2f} "
+                    f"| {float(rewards.outcome[row]):.2f} | {parts} |"
+                )
+            lines.append("")
+        trainer.logger.experiment.add_text("rollouts", "\n".join(lines), trainer.global_step)  # type: ignore[attr-defined]
+
+    def _name(self, row: int) -> str:
+        if row < 0:
+            return "(no item)"
+        return self.catalog.titles[row] or self.catalog.item_ids[row]

@@ -1,0 +1,142 @@
+"""What a run shows: its header, the closing tables, the curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from genrl.config.schema import RunConfig
+from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.metrics.intervals import paired_interval
+from genrl.objectives import OBJECTIVES, Objective
+
+if TYPE_CHECKING:
+    from genrl.training.session import Session
+
+COLUMNS = {
+    "recall": "R",
+    "ndcg": "N",
+    "entropy": "Ent",
+    "cold_recall": "Cold-R",
+    "coverage": "Cover",
+}
+"""Short heads of the tables, so that they fit a terminal of 80 columns."""
+NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
+
+
+def header(console: Console, config: RunConfig, session: Session, objective: Objective) -> None:
+    """Say what is about to run."""
+    entry = OBJECTIVES.entry(config.objective["name"])
+    catalog, sequences = session.dataset.catalog, session.dataset.sequences
+    trained = sum(value.numel() for value in session.policy.trainable().values())
+    console.print(f"[bold]{entry.title}[/] ({entry.name}, {entry.paper}), experiment {config.experiment}, seed {config.seed}")
+    console.print(
+        f"data {session.dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
+        f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
+    )
+    for line in session.table.report.lines():
+        console.print(f"  {line}", highlight=False)
+    console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
+    console.print(repr(objective), highlight=False, markup=False)
+
+
+def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
+    """Print the metrics of all ranking models on a split, raw and with the history excluded."""
+    top = max(k)
+    columns = [f"recall@{cut}" for cut in k] + [f"ndcg@{cut}" for cut in k]
+    columns += [f"entropy@{top}", f"cold_recall@{top}", f"coverage@{top}"]
+    for kind, title in (("raw", "raw ranking"), ("excluded", "history excluded")):
+        scored = {name: value[kind] for name, value in results.items() if isinstance(value, dict) and kind in value}
+        if not scored:
+            continue
+        first = next(iter(scored.values()))
+        table = Table(title=f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)")
+        table.add_column("", no_wrap=True)
+        for column in columns:
+            metric, cut = column.split("@")
+            table.add_column(f"{COLUMNS[metric]}@{cut}", justify="right", no_wrap=True)
+        for name, values in scored.items():
+            cells = ["-" if values[column] is None else f"{values[column]:.4f}" for column in columns]
+            table.add_row(NAMES.get(name, name), *cells)
+        console.print(table)
+
+
+def show(console: Console, metrics: dict[str, Any]) -> None:
+    """Print the closing tables of a run."""
+    k = sorted({int(name.split("@")[1]) for name in next(iter(metrics["test"].values()))["raw"] if "recall@" in name})
+    for split in ("valid", "test"):
+        scored = dict(metrics[split])
+        if "rl" in scored:
+            scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
+        ranking_table(console, split, scored, k)
+    if "difference" in metrics:
+        table = Table(title="test: rl minus align, paired over users (95% bootstrap interval)")
+        for column in ("ranking", "metric", "difference", "low", "high"):
+            table.add_column(column, justify="right")
+        for kind, values in metrics["difference"].items():
+            for name, (mean, low, high) in values.items():
+                table.add_row(kind, name, f"{mean:+.4f}", f"{low:+.4f}", f"{high:+.4f}")
+        console.print(table)
+    table = Table(title="cost")
+    for column in ("stage", "wall time", "peak memory", "best step"):
+        table.add_column(column, justify="right")
+    for name, stage in metrics["stages"].items():
+        table.add_row(name, f"{stage['seconds']:.1f} s", f"{stage['peak_mib']:.0f} MiB", str(stage["best_step"]))
+    console.print(table)
+
+
+def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Test metrics of one run folder minus those of another on the same users, with intervals."""
+    old, new = load_file(before / "ranks.safetensors"), load_file(after / "ranks.safetensors")
+    top = max(k)
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for kind in ("raw", "excluded"):
+        found[kind] = {}
+        for name, measure in ((f"recall@{top}", recall_at_k), (f"ndcg@{top}", ndcg_at_k)):
+            one, two = (measure(_column(ranks[f"test/{kind}"]), top) for ranks in (new, old))
+            found[kind][name] = tuple(round(float(value), 6) for value in paired_interval(one, two))  # type: ignore[assignment]
+    return found
+
+
+def _column(ranks: Tensor) -> Tensor:
+    return ranks[:, None]
+
+
+def curves(folder: Path, title: str) -> None:
+    """Draw the run's learning curves into curves.png."""
+    path = folder / "history.jsonl"
+    if not path.exists():
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    notes = [json.loads(line) for line in path.read_text().splitlines()]
+    panels = ("train/reward", "val/ndcg@10", "val/recall@10", "policy/entropy", "policy/kl", "objective/dead_groups",
+              "train/grad_norm", "val/entropy@10", "val/cold_recall@10")
+    drawn = [name for name in panels if any(name in note for note in notes)]
+    if not drawn:
+        return
+    figure, axes = pyplot.subplots(-(-len(drawn) // 3), 3, figsize=(12, 2.6 * -(-len(drawn) // 3)), squeeze=False)
+    for axis, name in zip(axes.flat, drawn, strict=False):
+        points = [(note["step"], note[name]) for note in notes if name in note]
+        axis.plot(*zip(*points, strict=True), marker="o" if name.startswith("val/") else None, markersize=3)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(drawn) :]:
+        axis.axis("off")
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("optimiser step", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(folder / "curves.png", dpi=110)
+    pyplot.close(figure)
+
+

@@ -1,0 +1,238 @@
+"""Stage `rl`: rollouts, verifier rewards and policy updates, whatever the objective."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from genrl.config.schema import RLConfig, RolloutConfig
+from genrl.data.prompts import PromptMaker
+from genrl.objectives import Objective, live_prompts, renormalized
+from genrl.ops import world_max
+from genrl.policy.rollout import rollout, target_rollout
+from genrl.policy.score import score
+from genrl.rewards.base import Verifier
+from genrl.training.stage import StageModule, scheduled
+from genrl.training.stream import PromptOrder, StepStream, seed_of
+from genrl.types import Experience, PolicyScores, PromptBatch, RewardBatch, RolloutBatch, concatenate
+
+
+class RLModule(StageModule):
+    """Owns rollout, verification and update; the objective says how rewards become a loss.
+
+    `experience` runs once per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it updates the
+    policy (accumulation, clipping and checkpoints are Lightning's own).
+
+    Args:
+        objective: rewards in, loss out.
+        verifier: completions and targets in, rewards out.
+        prompts: order of the RL prompts.
+        maker: positions -> prompt tokens.
+        categories: [I] category of each catalogue row.
+        config: the rl section.
+        rollouts: the rollout section.
+        seed: of the sampling.
+        stage: arguments of `StageModule`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        verifier: Verifier,
+        prompts: PromptOrder,
+        maker: PromptMaker,
+        categories: Tensor,
+        config: RLConfig,
+        rollouts: RolloutConfig,
+        seed: int,
+        **stage: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(**stage)
+        self.objective = objective
+        self.verifier = verifier
+        self.prompts = prompts
+        self.maker = maker
+        self.register_buffer("categories", categories, persistent=False)
+        self.config = config
+        self.rollouts = rollouts
+        self.seed = seed
+        self.sampled: tuple[RolloutBatch, RewardBatch, PromptBatch] | None = None
+        """The latest rollout, for text samples."""
+        self._pending: list[Experience] = []
+        self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
+        if "ref_logps" in objective.needs:
+            self.policy.keep_reference()
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps per rollout."""
+        return self.rollouts.epochs * self.rollouts.minibatches
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes per optimiser step and rank."""
+        prompts = self.rollouts.prompts // self.rollouts.minibatches // self.trainer.world_size
+        return 1 if self.rollouts.micro_batch == 0 else -(-prompts // self.rollouts.micro_batch)
+
+    def train_dataloader(self) -> StepStream[Experience]:
+        """The next round of steps."""
+        steps = -(-self.config.validate_every // self.updates) * self.updates  # a round ends with a rollout's last update
+        return StepStream(self._batches, lambda: self.global_step, steps, self.config.max_steps, self.micro_batches)
+
+    def _batches(self, step: int) -> Iterator[Experience]:
+        index, update = divmod(step, self.updates)
+        if update == 0:
+            started = time.perf_counter()
+            self._pending = self.experience(index)
+            self._sums["time/rollout"].append(time.perf_counter() - started)
+        batch = self._pending[update]
+        if "scores" in self.objective.needs:
+            batch = self.objective.before_step(self._score_all(batch), batch)
+        yield from self._micro_batches(batch)
+
+    def _micro_batches(self, batch: Experience) -> Iterator[Experience]:
+        """Split a mini-batch into whole groups; groups without any gradient are left out of the forward pass."""
+        rows = torch.arange(len(batch), device=batch.advantages.device)
+        if not self.objective.gradient_without_advantage:
+            rows = rows[live_prompts(batch)]
+        yield from (batch.prompts(part) for part in rows.tensor_split(self.micro_batches))
+
+    @torch.no_grad()
+    def experience(self, index: int) -> list[Experience]:
+        """Rollout number `index` as the mini-batches of its optimiser steps: draw, verify, give credit, split."""
+        self.policy.eval()
+        drawn, rewards, prompts = self._draw(index, attempt=0)
+        for attempt in range(1, self.objective.dynamic_sampling):
+            live = live_prompts(self.objective.prepare(drawn, rewards))
+            if int(world_max((~live).sum())) == 0:
+                break
+            more = self._draw(index, attempt)
+            drawn, rewards, prompts = self._replace_dead(live, (drawn, rewards, prompts), more)
+            self._sums["rollout/resampled"].append(float((~live).float().mean()))
+        if "ref_logps" in self.objective.needs:
+            with self.policy.reference():
+                reference = score(self.policy, self.layout, drawn, self.rollouts.temperature, self.rollouts.normalize)
+            drawn = replace(drawn, ref_logps=reference.logps)
+        self._watch(drawn, rewards)
+        self.sampled = (drawn, rewards, prompts)
+        whole = self.objective.prepare(drawn, rewards)
+        self._sums["objective/dead_groups"].append(1 - live_prompts(whole).float().mean())
+        if self.updates == 1:
+            return [whole]
+        generator = torch.Generator().manual_seed(seed_of(self.seed, index, 2))
+        parts: list[Experience] = []
+        for _ in range(self.rollouts.epochs):
+            order = torch.randperm(len(whole), generator=generator).to(whole.advantages.device)
+            parts += [renormalized(whole.prompts(rows)) for rows in order.tensor_split(self.rollouts.minibatches)]
+        return parts
+
+    def _draw(self, index: int, attempt: int) -> tuple[RolloutBatch, RewardBatch, PromptBatch]:
+        """One rollout of this rank's share of the prompts, with its rewards."""
+        total = self.rollouts.prompts
+        share = total // self.trainer.world_size
+        rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
+        prompts = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
+        if "targets" in self.objective.needs:
+            drawn = target_rollout(self.layout, prompts, self.categories)
+        else:
+            drawn = rollout(
+                self.policy,
+                self.layout,
+                prompts,
+                self.rollouts,
+                generator=torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt)),
+                rows=rows,
+                total=total,
+                categories=self.categories,
+            )
+        return drawn, self.verifier(drawn, prompts.targets), prompts
+
+    @staticmethod
+    def _replace_dead(
+        live: Tensor,
+        old: tuple[RolloutBatch, RewardBatch, PromptBatch],
+        new: tuple[RolloutBatch, RewardBatch, PromptBatch],
+    ) -> tuple[RolloutBatch, RewardBatch, PromptBatch]:
+        """Put new groups in the place of dead ones, as many as there are."""
+        count = live.numel()
+        chosen = torch.arange(count, device=live.device)
+        dead = (~live).nonzero().flatten()
+        chosen[dead] = count + torch.arange(dead.numel(), device=live.device)
+        drawn, rewards, prompts = (concatenate(before, after) for before, after in zip(old, new, strict=True))
+        group = drawn.group_size
+        rows = (chosen[:, None] * group + torch.arange(group, device=live.device)).flatten()
+        return drawn.prompts(chosen), rewards.rows(rows), prompts.prompts(chosen)
+
+    def training_step(self, batch: Experience, index: int) -> Tensor:
+        """Loss of one micro-batch; micro-batch losses of a step add up to the step's loss."""
+        self.policy.eval()  # no dropout: the update must see the distribution that was sampled from
+        started = time.perf_counter()
+        if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
+            return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
+        scores = score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
+        output = self.objective.loss(scores, batch)
+        self.check_finite(output.loss, batch)
+        for name, value in output.stats.items():
+            if name != "dead_groups":  # counted over the whole rollout in `experience`
+                self._sums[_tag(name)].append(value)
+        self._sums["train/loss"].append(output.loss.detach() * self.micro_batches)
+        self._sums["time/forward"].append(time.perf_counter() - started)
+        return output.loss * self.trainer.accumulate_grad_batches
+
+    def on_train_batch_end(self, outputs: Any, batch: Experience, batch_idx: int) -> None:  # noqa: ANN401
+        """After each optimiser step let running statistics move on and log what was gathered."""
+        if (batch_idx + 1) % self.micro_batches:
+            return
+        self.objective.after_step()
+        values = {
+            name: float(torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in gathered]).mean())
+            for name, gathered in self._sums.items()
+        }
+        values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._sums.clear()
+        self.log_dict(values, batch_size=1)
+
+    def _watch(self, drawn: RolloutBatch, rewards: RewardBatch) -> None:
+        """Gather what is logged of every rollout, whatever the objective."""
+        note = self._sums
+        note["train/reward"].append(rewards.outcome.mean())
+        for name, value in rewards.components.items():
+            note[f"train/reward/{name}"].append(value.mean())
+        if rewards.steps is not None:
+            for step, value in enumerate(rewards.steps.mean(0)):
+                note[f"train/match/step{step + 1}"].append(value)
+        note["train/valid_rate"].append((drawn.items >= 0).float().mean())
+        note["rollout/length"].append(drawn.mask.float().sum(1).mean())
+        if drawn.entropy is not None and "targets" not in self.objective.needs:
+            counts = drawn.mask.float().sum(0)
+            per_place = drawn.entropy.sum(0) / counts.clamp(min=1)
+            note["policy/entropy"].append(drawn.entropy.sum() / counts.sum().clamp(min=1))
+            for place, value in enumerate(per_place):
+                note[f"policy/entropy/level{place + 1}"].append(value)
+        groups = drawn.items.view(len(drawn), -1)
+        note["rollout/distinct"].append(
+            sum(float(group.unique().numel()) for group in groups.cpu()) / max(1, groups.numel())
+        )
+
+    def _score_all(self, batch: Experience) -> PolicyScores:
+        """Scores of a whole mini-batch without gradient."""
+        with torch.no_grad():
+            return score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, linear warm-up, then constant."""
+        config = self.config
+        optimizer = self.optimiser(config.learning_rate, config.weight_decay, config.betas)
+        return scheduled(optimizer, lambda step: min(1.0, (step + 1) / max(1, config.warmup_steps)))
+
+
+def _tag(name: str) -> str:
+    """TensorBoard tag of an objective's statistic."""
+    return f"policy/{name}" if name in ("entropy", "kl") else f"objective/{name}"

@@ -1,0 +1,121 @@
+"""All that a configuration stands for, built once: data, SIDs, policy, layout, prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genrl.catalog.dataset import Dataset, load_dataset
+from genrl.catalog.sequences import Role
+from genrl.config.schema import RunConfig
+from genrl.data.packing import Packer, text_segments
+from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.errors import ConfigError
+from genrl.layouts import LAYOUTS, Layout
+from genrl.policy.load import load_policy
+from genrl.policy.model import Policy
+from genrl.sid import build_sid_table
+from genrl.sid.table import SidTable
+from genrl.sid.trie import Trie
+from genrl.training.folder import key_of, locked
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every stage of a run works with."""
+
+    config: RunConfig
+    dataset: Dataset
+    table: SidTable
+    policy: Policy
+    layout: Layout
+    maker: PromptMaker
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Session:
+        """Load the data, get the SID table (built once per experiment), make the policy and the layout."""
+        if config.trainer.threads:
+            torch.set_num_threads(config.trainer.threads)
+        dataset = load_dataset(config.data)
+        table = sid_table(config, dataset)
+        policy = load_policy(config.model, table.codebook_sizes, dataset.catalog.texts, config.prompt.prefix)
+        _check_length(config, policy, table)
+        trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
+        options = {name: value for name, value in config.layout.items() if name != "name"}
+        layout = LAYOUTS.build(
+            config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes
+        )
+        pad = policy.tokenizer.pad_token_id
+        template = PromptTemplate(
+            start_id=policy.start_id,
+            prefix_ids=policy.prefix_ids,
+            sid_tokens=table.codes + torch.tensor(policy.first_ids),
+            pad_id=policy.start_id if pad is None else pad,
+        )
+        return cls(config, dataset, table, policy, layout, PromptMaker(dataset, template, config.data.max_history))
+
+    def rows(self, role: Role, limit: int | None = None) -> Tensor:
+        """Positions of a role; with `limit` a random subset that is the same for every run on this data."""
+        positions = self.dataset.sequences.rows(role)
+        if limit is None or positions.numel() <= limit:
+            return positions
+        chosen = torch.randperm(positions.numel(), generator=torch.Generator().manual_seed(0))[:limit]
+        return positions[chosen.sort().values]
+
+    def batches(self, role: Role, limit: int | None, rank: int = 0, world: int = 1) -> EvaluationBatches:
+        """Evaluation rows of a role."""
+        return EvaluationBatches(self.maker, self.rows(role, limit), self.config.evaluate.batch, rank, world)
+
+    def prompt_positions(self) -> Tensor:
+        """Where RL prompts are taken from: positions that SFT did not train on, if any are held out."""
+        held_out = self.dataset.sequences.rows(Role.RL)
+        return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
+
+    def packer(self, rank: int, world: int) -> Packer:
+        """Supervised batches."""
+        wanted = self.config.align.text_tasks
+        text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
+        segments = text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
+        return Packer(
+            self.dataset, self.maker.template, self.config.align, self.config.data.max_history, tuple(segments), rank, world
+        )
+
+    def align_key(self) -> str:
+        """Changes with everything that the align stage depends on."""
+        config = self.config
+        scored = (config.evaluate.beam, config.evaluate.k, config.evaluate.valid_users, config.evaluate.level)
+        return key_of(
+            self.dataset.fingerprint,
+            config.data.max_history,
+            self.table.codes.tolist(),
+            config.model,
+            config.prompt,
+            config.layout,
+            config.align,
+            config.trainer.precision,
+            config.trainer.max_grad_norm,
+            scored,
+        )
+
+
+def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
+    """The SID table of a configuration, built once and shared by all runs of the experiment."""
+    folder = Path(config.output) / config.experiment
+    path = folder / f"sid-{key_of(dataset.fingerprint, config.sid)}.safetensors"
+    with locked(folder):
+        if not path.exists():
+            build_sid_table(config.sid, dataset).save(path)
+        return SidTable.load(path, dataset.catalog)
+
+
+def _check_length(config: RunConfig, policy: Policy, table: SidTable) -> None:
+    limit = getattr(policy.base.config, "max_position_embeddings", None)
+    needed = 1 + len(policy.prefix_ids) + (config.data.max_history + 1) * table.levels
+    if limit is not None and needed > limit:
+        raise ConfigError(
+            f"prompts of {needed} tokens (data.max_history={config.data.max_history} items x {table.levels} codes) do not fit "
+            f"into the {limit} positions of model {config.model.name!r}. Lower data.max_history."
+        )

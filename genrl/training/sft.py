@@ -1,0 +1,95 @@
+"""Stage `align`: supervised next-item training on packed histories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from genrl.config.schema import AlignConfig
+from genrl.data.packing import PackedBatch, Packer
+from genrl.policy.score import distribution
+from genrl.policy.tree import packed_mask
+from genrl.training.stage import StageModule, scheduled
+from genrl.training.stream import StepStream, seed_of
+
+
+class SFTModule(StageModule):
+    """Cross-entropy over the legal codes of every item in a history, and over the words of text examples.
+
+    loss = -1/n sum over target tokens of log pi(token | what stands before it), n = target tokens of the step on all ranks
+
+    Args:
+        packer: makes the batches.
+        config: the align section.
+        stage: arguments of `StageModule`.
+    """
+
+    def __init__(self, packer: Packer, config: AlignConfig, **stage: Any) -> None:  # noqa: ANN401
+        super().__init__(**stage)
+        self.packer = packer
+        self.config = config
+        self.max_steps = packer.steps_per_epoch * config.max_epochs
+        self.round_steps = max(1, round(packer.steps_per_epoch * config.validate_every))
+
+    def train_dataloader(self) -> StepStream[PackedBatch]:
+        """The next round of steps."""
+        return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
+
+    def _batches(self, step: int) -> Iterator[PackedBatch]:
+        torch.manual_seed(seed_of(self.config.seed, step, self.global_rank))  # dropout of this step
+        yield self.packer.step(step)
+
+    def training_step(self, batch: PackedBatch, index: int) -> Tensor:
+        """Loss of one packed batch."""
+        self.policy.train()
+        hidden = self.policy.hidden(batch.tokens, packed_mask(batch.segments), batch.positions)
+        total = self._item_loss(hidden, batch) + self._text_loss(hidden, batch)
+        loss = total * self.trainer.world_size / batch.share
+        self.check_finite(loss, batch)
+        self.log_dict({"train/loss": loss.detach(), "train/learning_rate": self._rate()})
+        return loss
+
+    def _item_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Negative log-likelihood of the SIDs of all target items."""
+        tokens = self.layout.render(batch.items)
+        rows, columns = batch.item_places.unbind(1)
+        states = self.layout.start(len(tokens))
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for position in range(self.layout.length):
+            legal = self.layout.legal(position, states)
+            before = hidden[rows, columns + position - 1]
+            log_probs, _, _ = distribution(self.policy, before, legal, 1.0, "legal")
+            chosen = (tokens[:, position] - legal.first)[:, None]
+            total = total - log_probs.gather(1, chosen).sum()
+            states = self.layout.advance(position, states, tokens[:, position])
+        return total
+
+    def _text_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Negative log-likelihood of the words of text examples."""
+        rows, columns = batch.text_places.unbind(1)
+        if rows.numel() == 0:
+            return hidden.new_zeros((), dtype=torch.float32)
+        logits = self.policy.logits(hidden[rows, columns - 1])
+        return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
+
+    def _rate(self) -> float:
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, linear warm-up, cosine to the last step."""
+        config = self.config
+        warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = (step - warmup) / max(1, self.max_steps - warmup)
+            cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
+
+        return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)

@@ -1,0 +1,139 @@
+"""What both stages share: the policy, validation by full-catalogue ranking, the optimiser, checkpoints of trained weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from genrl.data.prompts import EvaluationBatches
+from genrl.errors import NonFiniteError
+from genrl.layouts.base import Layout
+from genrl.metrics.ranking import RankingMetrics
+from genrl.policy.decode import rank
+from genrl.policy.model import Policy
+from genrl.types import PromptBatch
+
+
+class StageModule(L.LightningModule):
+    """A stage of training around one policy.
+
+    Args:
+        policy: what is trained.
+        layout: grammar of completions, on the policy's device.
+        validation: rows that validation ranks.
+        metrics: computed from the rankings; logged under `val/`.
+        beam: width of the ranking beam.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        folder: where a batch that gave a non-finite loss is saved.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        layout: Layout,
+        validation: EvaluationBatches,
+        metrics: RankingMetrics,
+        beam: int,
+        max_grad_norm: float,
+        folder: Path,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.layout = layout
+        self.validation = validation
+        self.metrics = metrics
+        self.beam = beam
+        self.max_grad_norm = max_grad_norm
+        self.folder = folder
+        self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """Validation rows of this rank."""
+        return self.validation
+
+    def on_fit_start(self) -> None:
+        """Bring the constraint tables to the policy's device."""
+        self.layout = self.layout.to(str(self.device))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget earlier rankings."""
+        self.metrics.reset()
+
+    def validation_step(self, batch: PromptBatch, index: int) -> None:
+        """Rank the catalogue for one batch of rows."""
+        self.metrics.update(rank(self.policy, self.layout, batch.tokens, batch.mask, self.beam), batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log all metrics."""
+        values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
+        self.log_dict(values, sync_dist=False)
+
+    def optimiser(self, learning_rate: float, weight_decay: float, betas: list[float]) -> torch.optim.Optimizer:
+        """AdamW that decays matrices and leaves vectors (norms, biases) alone."""
+        trained = list(self.policy.trainable().values())
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(betas[0], betas[1]))
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by global norm and log the norm before clipping."""
+        limit = self.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.policy.trainable().values(), limit)
+        self.log("train/grad_norm", norm)
+
+    def check_finite(self, loss: Tensor, batch: Any) -> None:  # noqa: ANN401 (any of the frozen batches)
+        """Stop on a NaN or infinite loss, with the batch saved for inspection.
+
+        Raises:
+            NonFiniteError: naming the step and the file.
+        """
+        if bool(torch.isfinite(loss)):
+            return
+        path = self.folder / f"non-finite-step{self.global_step}-rank{self.global_rank}.safetensors"
+        save_file({name: value.contiguous().cpu() for name, value in flatten(batch).items()}, path)
+        raise NonFiniteError(
+            f"step {self.global_step}: the loss is {float(loss)}. The batch is saved in {path}. "
+            f"Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only trained weights and running statistics: the rest is rebuilt from the configuration."""
+        kept = {f"policy.model.{name}" for name in self.policy.trainable()}
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in kept or name.startswith("objective.")
+        }
+
+
+def flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:  # noqa: ANN401
+    """All tensors of nested batches by dotted name."""
+    from dataclasses import fields, is_dataclass
+
+    if isinstance(batch, Tensor):
+        return {prefix: batch}
+    items: dict[str, Any] = {}
+    if is_dataclass(batch):
+        items = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    elif isinstance(batch, Mapping):
+        items = dict(batch)
+    found: dict[str, Tensor] = {}
+    for name, value in items.items():
+        found |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def scheduled(optimizer: torch.optim.Optimizer, schedule: Any) -> OptimizerLRScheduler:  # noqa: ANN401 (step -> factor)
+    """An optimiser with a learning-rate factor per optimiser step."""
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,95 @@
+"""Small real models, layouts and prompts that tests of the policy share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from genrl.config.schema import ModelConfig
+from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.policy.load import load_policy
+from genrl.policy.model import Policy
+from genrl.policy.tiny import train_tokenizer
+from genrl.sid.trie import Trie
+from genrl.types import PromptBatch, Targets
+
+SIZES = (6, 5, 7)
+TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")
+TINY = ModelConfig(hidden=32, layers=2, heads=2, feed_forward=48, vocabulary=320)
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+
+def make_codes(items: int = 60, seed: int = 0) -> Tensor:
+    """Distinct random SIDs [I, 3]."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randperm(SIZES[0] * SIZES[1] * SIZES[2], generator=generator)[:items]
+    return torch.stack([places // 35, places // 7 % 5, places % 7], dim=1)
+
+
+def make_policy(config: ModelConfig = TINY, prefix: str = "") -> Policy:
+    """A policy with random weights that are large enough for its distributions to be far from uniform."""
+    policy = load_policy(config, SIZES, TEXTS, prefix).eval()
+    if config.name == "tiny":
+        with torch.no_grad():
+            for value in policy.trainable().values():
+                if value.dim() > 1:
+                    value.mul_(4.0)
+    return policy
+
+
+def make_layout(policy: Policy, codes: Tensor | None = None) -> SidLayout:
+    """The SID layout of a small catalogue."""
+    codes = make_codes() if codes is None else codes
+    trie = Trie.build(codes, SIZES, torch.arange(len(codes)))
+    return SidLayout(SidLayoutConfig(), trie=trie, first_ids=policy.first_ids, codes=codes)
+
+
+def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> PromptBatch:
+    """Five left-padded prompts of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([11, 4, 7, 1, 9])
+    mask = torch.arange(11) >= (11 - lengths)[:, None]
+    tokens = torch.randint(4, policy.first_ids[0], (5, 11), generator=generator)
+    targets = torch.randint(0, items, (5, 1), generator=generator)
+    return PromptBatch(tokens.masked_fill(~mask, 0), mask, Targets(targets), torch.full((5, 1), -1))
+
+
+def save_local_model(folder: Path, architecture: str = "qwen2", **changes: Any) -> Path:
+    """Write a small random causal LM with its tokenizer, as a downloaded one would lie there."""
+    tokenizer = train_tokenizer(TEXTS, 300)
+    config_class, model_class = ARCHITECTURES[architecture]
+    options = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **changes,
+    }
+    if architecture == "qwen3":
+        options["head_dim"] = 8
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(config_class(**options))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def local_config(folder: Path, **changes: Any) -> ModelConfig:
+    """Model section that loads such a folder."""
+    return replace(ModelConfig(name=str(folder)), **changes)

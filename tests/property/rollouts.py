@@ -1,0 +1,221 @@
+"""Random rollouts in the shape of every layout, and every objective to try on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genrl.objectives import OBJECTIVES, Objective
+from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
+
+LAYOUTS = ("sid", "blocked", "slate")
+OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("grpo", "dr_grpo", "dapo", "gspo", "gdpo", "cispo", "gbpo", "sapo", "sage")},
+    **{name: (name, {}) for name in ("ecpo", "bapo", "ce")},
+    "grpo-token-entropy": ("grpo", {"reduction": "token", "entropy_coef": 0.01, "kl_coef": 0.0}),
+    "grpo-dual": ("grpo", {"dual_clip": 1.1, "normalize": "mean", "guard": "clamp"}),
+    "gspo-token": ("gspo", {"level": "sequence_token", "clip_low": 0.05, "clip_high": 0.05}),
+    "gdpo-token": ("gdpo", {"whiten": "token"}),
+    "ecpo-sequence": ("ecpo", {"level": "sequence"}),
+    "gbpo-item": ("gbpo", {"level": "item", "kl_coef": 0.01}),
+    "gbpo-sign": ("gbpo", {"advantage": "sign"}),
+    "bapo-paper": (
+        "bapo",
+        {"variant": "paper", "target": 0.5, "low": [0.6, 0.9], "high": [1.2, 3.0], "count": "active"},
+    ),
+    "sapo-fork": ("sapo", {"scope": "think_only", "reduction": "token", "dual_clip": 3.0}),
+    "sapo-nested": ("sapo", {"match": "nested", "entropy_coef": 0.01}),
+    "sapo-prefix": ("sapo", {"match": "prefix"}),
+    "sapo-no-step-advantage": ("sapo", {"ablation": "no_step_advantage"}),
+    "sapo-no-match-reward": ("sapo", {"ablation": "no_match_reward"}),
+    "sapo-outcome": ("sapo", {"ablation": "outcome"}),
+    "sage-policy": ("sage", {"diversity": "policy", "floor": "clip_lambda", "ratio_level": "token", "kl_coef": 0.01}),
+    "sage-group": ("sage", {"diversity": "group", "whiten": "none"}),
+    "sage-gradient": ("sage", {"form": "gradient"}),
+    "sage-literal": ("sage", {"form": "gradient", "phi": "literal", "ratio_level": "item"}),
+    "sage-gbpo": ("sage", {"form": "gradient", "phi": "gbpo_slate"}),
+}
+
+
+def make(name: str) -> Objective:
+    objective, options = OBJECTIVE_OPTIONS[name]
+    return OBJECTIVES.build(objective, options)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rollout with rewards, and what the policy says of it now."""
+
+    rollout: RolloutBatch
+    rewards: RewardBatch
+    logps: Tensor
+    entropy: Tensor
+
+    def run(
+        self, objective: Objective, experience: Experience, rows: Tensor | slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Loss, and its gradient with respect to log-probabilities."""
+        logps = self.logps[rows].detach().clone().requires_grad_()
+        output = objective.loss(PolicyScores(logps, self.entropy[rows]), experience)
+        assert all(not value.requires_grad and value.dim() == 0 for value in output.stats.values())
+        (gradient,) = torch.autograd.grad(output.loss, logps, allow_unused=True)
+        return output.loss.detach(), torch.zeros_like(logps) if gradient is None else gradient
+
+    def experience(self, objective: Objective) -> Experience:
+        """Prepared, and renewed for the current policy as the trainer does it."""
+        prepared = objective.prepare(self.rollout, self.rewards)
+        return objective.before_step(PolicyScores(self.logps, self.entropy), prepared)
+
+    def outcome(self, objective: Objective) -> tuple[Tensor, Tensor]:
+        return self.run(objective, self.experience(objective))
+
+    def with_rewards(self, **changes: object) -> Sample:
+        return replace(self, rewards=replace(self.rewards, **changes))
+
+    def shifted(self, offset: float, scale: float = 1.0) -> Sample:
+        """Every reward scaled and moved."""
+        old = self.rewards
+        steps = None if old.steps is None else old.steps * scale + offset
+        components = {name: value * scale + offset for name, value in old.components.items()}
+        return self.with_rewards(outcome=old.outcome * scale + offset, steps=steps, components=components)
+
+    def on_policy(self) -> Sample:
+        return replace(self, logps=self.rollout.old_logps)
+
+    def rows(self, order: Tensor) -> Sample:
+        """Rows of all tensors in another order; prompts stay."""
+        rollout = {f.name: getattr(self.rollout, f.name) for f in fields(self.rollout)}
+        moved = {
+            key: value[order] if isinstance(value, Tensor) and not key.startswith("prompt") else value
+            for key, value in rollout.items()
+        }
+        rewards = self.rewards
+        steps = None if rewards.steps is None else rewards.steps[order]
+        components = {name: value[order] for name, value in rewards.components.items()}
+        return Sample(
+            RolloutBatch(**moved),
+            replace(rewards, outcome=rewards.outcome[order], steps=steps, components=components),
+            self.logps[order],
+            self.entropy[order],
+        )
+
+    def padded(self, width: int) -> Sample:
+        """`width` more places of padding, filled with values that must not matter."""
+        fills: dict[str, Any] = {
+            "mask": False,
+            "item_mask": False,
+            "step_ids": -1,
+            "item_ids": -1,
+            "tokens": 7,
+            "support": 3,
+        }
+
+        def widen(value: Tensor, fill: float) -> Tensor:
+            return torch.cat([value, value.new_full((value.shape[0], width), fill)], 1)
+
+        names = ("tokens", "mask", "step_ids", "item_mask", "support", "old_logps", "ref_logps", "entropy", "item_ids")
+        present = {name: getattr(self.rollout, name) for name in names if getattr(self.rollout, name) is not None}
+        rollout = replace(self.rollout, **{name: widen(value, fills.get(name, 0)) for name, value in present.items()})
+        return Sample(rollout, self.rewards, widen(self.logps, 0), widen(self.entropy, 0))
+
+    def prompts(self, rows: Tensor | slice) -> Sample:
+        """Some prompts, with their rewards."""
+        size = self.rollout.group_size
+
+        def pick(value: Tensor) -> Tensor:
+            return value.unflatten(0, (-1, size))[rows].flatten(0, 1)
+
+        rewards = replace(
+            self.rewards,
+            outcome=pick(self.rewards.outcome),
+            steps=None if self.rewards.steps is None else pick(self.rewards.steps),
+            components={name: pick(value) for name, value in self.rewards.components.items()},
+        )
+        return Sample(self.rollout.prompts(rows), rewards, pick(self.logps), pick(self.entropy))
+
+
+def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
+    """Three SID tokens; the last is sometimes forced; every one is its own step."""
+    mask = torch.ones(rows, 3, dtype=torch.bool)
+    mask[:, 2] = torch.rand(rows, generator=draw) < 0.7
+    return {
+        "mask": mask,
+        "step_ids": torch.arange(3).expand(rows, 3).clone(),
+        "item_mask": torch.ones_like(mask),
+        "N": 1,
+    }
+
+
+def _blocked(rows: int, draw: torch.Generator) -> dict[str, Any]:
+    """Two think blocks of one to three tokens in forced marks, then two SID tokens and an end token, then padding."""
+    kinds = torch.full((rows, 14), -3)
+    for row, lengths in enumerate(torch.randint(1, 4, (rows, 2), generator=draw).tolist()):
+        written: list[int] = []
+        for block, length in enumerate(lengths):
+            written += [-2, *[block] * length, -2]  # -2: forced
+        written += [10, 11, -1]  # -1: end token, chosen but in no step
+        kinds[row, : len(written)] = torch.tensor(written)
+    steps = torch.where(kinds >= 10, kinds - 10, kinds).clamp(min=-1)
+    return {"mask": kinds >= -1, "step_ids": steps, "item_mask": kinds >= 10, "N": 1}
+
+
+def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
+    """Three items of one to three tokens, some forced, an end token, padding."""
+    owners = torch.full((rows, 10), -1)
+    chosen = torch.zeros(rows, 10, dtype=torch.bool)
+    for row, lengths in enumerate(torch.randint(1, 4, (rows, 3), generator=draw).tolist()):
+        written = [item for item, length in enumerate(lengths) for _ in range(length)]
+        owners[row, : len(written)] = torch.tensor(written)
+        chosen[row, : len(written)] = torch.rand(len(written), generator=draw) < 0.8
+        chosen[row, len(written)] = True
+    return {"mask": chosen, "step_ids": owners, "item_mask": owners >= 0, "item_ids": owners, "N": 3}
+
+
+SHAPES = {"sid": _sid, "blocked": _blocked, "slate": _slate}
+
+
+def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, spread: float = 0.3) -> Sample:
+    """A random rollout. Row 1 has no chosen token; group 2 earns the same everywhere."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = prompts * group_size
+    shape = SHAPES[layout](rows, draw)
+    mask, items = shape["mask"], shape.pop("N")
+    mask[1] = False
+    steps = int(shape["step_ids"].max()) + 1
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=draw, dtype=torch.float64)
+
+    def logs(center: Tensor, width: float) -> Tensor:
+        return ((center + (uniform(*mask.shape) - 0.5) * width).clamp(max=-1e-3)).masked_fill(~mask, 0)
+
+    old = logs(-0.2 - 2 * uniform(*mask.shape), 0.0)
+    entropy = uniform(*mask.shape).masked_fill(~mask, 0)
+    rollout = RolloutBatch(
+        prompt_tokens=torch.zeros(prompts, 2, dtype=torch.int64),
+        prompt_mask=torch.ones(prompts, 2, dtype=torch.bool),
+        tokens=torch.randint(0, 9, mask.shape, generator=draw),
+        support=torch.zeros(mask.shape, dtype=torch.int64),
+        choices=torch.randint(0, 9, (rows, steps), generator=draw),
+        items=torch.randint(0, 20, (rows, items), generator=draw),
+        categories=torch.randint(-1, 4, (rows, items), generator=draw),
+        old_logps=old,
+        ref_logps=logs(old, spread),
+        entropy=entropy,
+        group_size=group_size,
+        num_steps=steps,
+        **shape,
+    )
+    match = (uniform(rows, steps) < 0.4).double()
+    components = {"exact_match": match.prod(1), "level_match": match.sum(1), "novelty": uniform(rows)}
+    if prompts > 2:
+        same = slice(2 * group_size, 3 * group_size)
+        match[same] = 1.0
+        components = {name: value.index_fill(0, torch.arange(rows)[same], 1.0) for name, value in components.items()}
+    weights = {"exact_match": 1.0, "level_match": 1.0, "novelty": 0.5}
+    outcome = sum(weight * components[name] for name, weight in weights.items())
+    rewards = RewardBatch(outcome, steps=match, components=components, weights=weights)
+    return Sample(rollout, rewards, logs(old, spread * 2), entropy)

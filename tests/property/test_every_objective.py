@@ -1,0 +1,218 @@
+"""What holds for every objective on every layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genrl.objectives import live_prompts, renormalized
+from genrl.types import PolicyScores
+from tests.helpers import assert_same
+from tests.property.rollouts import LAYOUTS, OBJECTIVE_OPTIONS, Sample, make, sample
+
+every = pytest.mark.parametrize("name", OBJECTIVE_OPTIONS)
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+COMPARING = [name for name in OBJECTIVE_OPTIONS if name not in ("ce", "gbpo-sign")]
+
+
+@every
+@layouts
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finite_loss_and_gradient_only_on_chosen_tokens(name: str, layout: str, seed: int) -> None:
+    batch, objective = sample(layout, seed=seed), make(name)
+    experience = batch.experience(objective)
+    loss, gradient = batch.run(objective, experience)
+    assert loss.dtype == torch.float64
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[~batch.rollout.mask] == 0).all()
+    assert (experience.weights >= 0).all()
+    assert (experience.weights[~batch.rollout.mask] == 0).all()
+    assert (experience.advantages[~batch.rollout.mask] == 0).all()
+    if not (name == "sapo-fork" and layout != "blocked"):
+        assert gradient.abs().sum() > 0
+
+
+@every
+def test_no_chosen_token_at_all(name: str) -> None:
+    batch = sample("sid")
+    batch = replace(batch, rollout=replace(batch.rollout, mask=torch.zeros_like(batch.rollout.mask)))
+    loss, gradient = batch.outcome(make(name))
+    assert_same(loss, 0.0)
+    assert_same(gradient, torch.zeros_like(gradient))
+
+
+@every
+@layouts
+def test_float32_agrees_with_float64(name: str, layout: str) -> None:
+    batch, objective = sample(layout), make(name)
+    rewards = batch.rewards
+    single = Sample(
+        replace(
+            batch.rollout,
+            old_logps=batch.rollout.old_logps.float(),
+            ref_logps=batch.rollout.ref_logps.float(),
+            entropy=batch.rollout.entropy.float(),
+        ),
+        replace(
+            rewards,
+            outcome=rewards.outcome.float(),
+            steps=rewards.steps.float(),
+            components={key: value.float() for key, value in rewards.components.items()},
+        ),
+        batch.logps.float(),
+        batch.entropy.float(),
+    )
+    loss, gradient = single.outcome(make(name))
+    expected_loss, expected_gradient = batch.outcome(objective)
+    assert loss.dtype == torch.float32
+    assert_same(loss, expected_loss)
+    assert_same(gradient, expected_gradient)
+
+
+@every
+@layouts
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (1, 1, 1, 1), (2, 2)])
+def test_micro_batches_add_up(name: str, layout: str, sizes: tuple[int, ...]) -> None:
+    batch, objective = sample(layout), make(name)
+    experience = batch.experience(objective)
+    loss, gradient = batch.run(objective, experience)
+    shuffled = torch.randperm(4, generator=torch.Generator().manual_seed(1))
+    total, parts = torch.zeros_like(loss), torch.zeros_like(gradient)
+    for prompts in shuffled.split(list(sizes)):
+        rows = torch.arange(16).view(4, 4)[prompts].flatten()
+        part_loss, part_gradient = batch.run(objective, experience.prompts(prompts), rows)
+        total = total + part_loss
+        parts[rows] += part_gradient
+    assert_same(total, loss)
+    assert_same(parts, gradient)
+
+
+@every
+@layouts
+def test_more_padding_changes_nothing(name: str, layout: str) -> None:
+    batch = sample(layout)
+    loss, gradient = batch.outcome(make(name))
+    wide_loss, wide_gradient = batch.padded(3).outcome(make(name))
+    assert_same(wide_loss, loss)
+    assert_same(wide_gradient[:, :-3], gradient)
+    assert_same(wide_gradient[:, -3:], torch.zeros_like(wide_gradient[:, -3:]))
+
+
+@every
+@layouts
+def test_order_within_a_group_does_not_matter(name: str, layout: str) -> None:
+    batch = sample(layout)
+    draw = torch.Generator().manual_seed(2)
+    order = torch.cat([group * 4 + torch.randperm(4, generator=draw) for group in range(4)])
+    loss, gradient = batch.outcome(make(name))
+    moved_loss, moved_gradient = batch.rows(order).outcome(make(name))
+    assert_same(moved_loss, loss)
+    assert_same(moved_gradient, gradient[order])
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("sapo-prefix", "sapo-nested")])
+@layouts
+def test_a_constant_added_to_all_rewards_changes_nothing(name: str, layout: str) -> None:
+    batch = sample(layout)
+    loss, gradient = batch.outcome(make(name))
+    moved_loss, moved_gradient = batch.shifted(3.0).outcome(make(name))
+    assert_same(moved_loss, loss)
+    assert_same(moved_gradient, gradient)
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("grpo-dual", "dr_grpo")])
+def test_the_unit_of_rewards_hardly_matters(name: str) -> None:
+    """Not for advantages that are only centred: they have the unit of the reward."""
+    batch = sample("blocked")
+    _, gradient = batch.outcome(make(name))
+    _, scaled = batch.shifted(0.0, scale=8.0).outcome(make(name))
+    assert_same(scaled, gradient, tolerance=1e-4)  # eps is added to a deviation of another size
+
+
+@pytest.mark.parametrize("name", COMPARING)
+@layouts
+def test_equal_rewards_give_no_gradient(name: str, layout: str) -> None:
+    batch = sample(layout)
+    objective = make(name)
+    if objective.gradient_without_advantage:
+        objective.penalties = ()
+    same = batch.with_rewards(
+        outcome=torch.full_like(batch.rewards.outcome, 0.3),
+        steps=torch.full_like(batch.rewards.steps, 0.1),
+        components={key: torch.full_like(value, 0.1) for key, value in batch.rewards.components.items()},
+    )
+    experience = same.experience(objective)
+    assert not live_prompts(experience).any()
+    _, gradient = same.run(objective, experience)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("sapo-fork", "gdpo-token")])
+@layouts
+def test_a_dead_group_can_be_left_out(name: str, layout: str) -> None:
+    batch, objective = sample(layout), make(name)
+    objective.penalties = ()
+    experience = batch.experience(objective)
+    assert not live_prompts(experience)[2]
+    assert not objective.gradient_without_advantage
+    _, gradient = batch.run(objective, experience)
+    alive = live_prompts(experience)
+    rows = alive.repeat_interleave(4)
+    _, kept = batch.run(objective, experience.prompts(alive), rows)
+    assert_same(kept, gradient[rows])
+    assert (gradient[~rows] == 0).all()
+
+
+@every
+def test_an_optimiser_step_on_half_the_prompts_weighs_as_much(name: str) -> None:
+    batch, objective = sample("blocked"), make(name)
+    whole = batch.experience(objective)
+    half = renormalized(whole.prompts(slice(0, 2)))
+    assert_same(whole.mass.sum(), 1.0)
+    assert_same(half.mass.sum(), 1.0)
+    again = renormalized(half)
+    assert_same(again.weights, half.weights)
+    first = whole.weights[:8]
+    assert_same(half.weights, first * (1 / whole.mass[:8].sum()))
+
+
+@every
+def test_loss_is_pure(name: str) -> None:
+    batch, objective = sample("blocked"), make(name)
+    experience = batch.experience(objective)
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    first = batch.run(objective, experience)
+    second = batch.run(objective, experience)
+    assert_same(first[0], second[0])
+    assert_same(first[1], second[1])
+    for key, value in objective.state_dict().items():
+        assert_same(value, before[key])
+    assert not list(objective.parameters())
+
+
+@every
+def test_loss_asks_nothing_of_rewards_or_old_gradients(name: str) -> None:
+    batch, objective = sample("slate"), make(name)
+    experience = batch.experience(objective)
+    assert not experience.advantages.requires_grad
+    assert not experience.weights.requires_grad
+    assert not any(value.requires_grad for value in experience.extras.values())
+    moved = experience.to("cpu")
+    assert_same(
+        objective.loss(PolicyScores(batch.logps, batch.entropy), moved).loss, batch.run(objective, experience)[0]
+    )
+
+
+@pytest.mark.gpu
+def test_all_of_them_on_a_gpu() -> None:
+    batch = sample("slate")
+    moved = Sample(batch.rollout.to("cuda"), batch.rewards.to("cuda"), batch.logps.cuda(), batch.entropy.cuda())
+    for name in OBJECTIVE_OPTIONS:
+        loss, gradient = batch.outcome(make(name))
+        found_loss, found_gradient = moved.outcome(make(name).to("cuda"))
+        assert found_loss.is_cuda
+        assert_same(found_loss, loss)
+        assert_same(found_gradient, gradient)

@@ -1,0 +1,123 @@
+"""The repository keeps its own rules, and the script that checks them finds breaches."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import check_repo  # noqa: E402
+import config_reference  # noqa: E402
+
+
+@pytest.mark.parametrize("check", check_repo.CHECKS, ids=lambda check: check.__name__)
+def test_the_repository_keeps_its_rules(check):
+    assert list(check(ROOT)) == []
+
+
+def build(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("genrl/types.py", "from genrl.config import RunConfig\n", "types (floor 0) imports genrl.config"),
+        ("genrl/objectives/a.py", "def f():\n    import genrl.training.run\n", "a.py:2: objectives (floor 2) imports"),
+        ("genrl/rewards/a.py", "from genrl import layouts\n", "rewards (floor 3) imports genrl.layouts"),
+        ("genrl/rewards/a.py", "from ..layouts import base\n", "rewards (floor 3) imports genrl.layouts"),
+        ("genrl/catalog/a.py", "from genrl.sid import table\n", "catalog (floor 2) imports genrl.sid"),
+        ("genrl/cli.py", "import torch\n", "cli must work without torch"),
+        ("genrl/novelty/a.py", "", "'novelty' has no floor"),
+    ],
+)
+def test_an_import_from_above_is_found(tmp_path, file, text, reason):
+    (problem,) = check_repo.floors(build(tmp_path, {file: text}))
+    assert reason in problem
+
+
+def test_imports_from_below_and_declared_siblings_are_fine(tmp_path):
+    files = {
+        "genrl/sid/a.py": "from genrl.catalog import items\nfrom genrl.errors import DataError\nimport torch\n",
+        "genrl/training/a.py": "from genrl import __version__\nfrom genrl.policy import model\n",
+        "genrl/layouts/a.py": "from . import base\nfrom genrl.sid.trie import Trie\n",
+    }
+    assert list(check_repo.floors(build(tmp_path, files))) == []
+
+
+def test_a_missing_docstring_is_found(tmp_path):
+    text = '"""Module."""\nclass A:\n    """A."""\n    def b(self): ...\n    def _c(self): ...\ndef _d(): ...\n'
+    assert list(check_repo.docstrings(build(tmp_path, {"genrl/a.py": text}))) == ["genrl/a.py:4: b has no docstring"]
+
+
+def test_a_module_without_tests_is_found(tmp_path):
+    files = {"genrl/a/b.py": "", "genrl/a/c.py": "", "genrl/a/__init__.py": "", "tests/__init__.py": ""}
+    files |= {"tests/unit/__init__.py": "", "tests/unit/a/test_c.py": ""}
+    problems = list(check_repo.mirrored_tests(build(tmp_path, files)))
+    assert problems == ["tests/unit/a: has no __init__.py", "genrl/a/b.py: has no tests/unit/a/test_b.py"]
+
+
+def test_a_tolerance_of_its_own_is_found(tmp_path):
+    files = {"tests/test_a.py": "close(a, b, rtol=1)\n", "tests/helpers.py": "close(a, b, atol=1)\n"}
+    (problem,) = check_repo.one_tolerance(build(tmp_path, files))
+    assert "tests/test_a.py:1: own rtol" in problem
+
+
+def test_lost_links_pages_and_components_are_found(tmp_path):
+    files = {
+        "README.md": "[docs](docs/index.md) [site](https://example.org) [gone](docs/gone.md)",
+        "docs/index.md": "[a](a.md)",
+        "docs/a.md": "about `known`",
+        "docs/lost.md": "",
+        "genrl/objectives/x.py": 'OBJECTIVES.register("known")(a)\n\nOBJECTIVES.register("silent", config=C)(b)\n',
+    }
+    problems = list(check_repo.documentation(build(tmp_path, files)))
+    assert problems[0] == "README.md: the link to docs/gone.md leads nowhere"
+    assert problems[1] == "docs/index.md: has no link to docs/lost.md"
+    assert problems[2].startswith("genrl/objectives/x.py:3: 'silent' is registered")
+    assert len(problems) == 3
+
+
+def test_paths_of_one_machine_are_found(tmp_path):
+    inside = "/".join(["", "home", "me", "x"])
+    files = {
+        "docs/a.md": f"see {inside}\nsee docs{inside} and https://x.org{inside}",
+        "pyproject.toml": f'a = "{inside}"',
+    }
+    problems = list(check_repo.portable(build(tmp_path, files)))
+    assert [problem.split(": ")[0] for problem in problems] == ["docs/a.md:1", "pyproject.toml:1"]
+
+
+def test_an_example_that_does_not_load_is_found(tmp_path):
+    (problem,) = check_repo.example_configs(
+        build(tmp_path, {"configs/deep/a.yaml": "sed: 1\n", "configs/b.yaml": "seed: 1\n"})
+    )
+    assert problem.startswith("configs/deep/a.yaml: ")
+    assert "Did you mean 'seed'?" in problem
+
+
+def test_an_option_without_a_docstring_has_no_reference(tmp_path):
+    build(tmp_path, {config_reference.SOURCE: 'class RunConfig:\n    """A."""\n    seed: int = 0\n'})
+    with pytest.raises(ValueError, match="seed has no docstring"):
+        config_reference.render(tmp_path)
+
+
+def test_every_option_is_in_the_reference():
+    from genrl.config import dotted_keys
+
+    page = config_reference.render(ROOT)
+    assert [key for key in dotted_keys() if f"| `{key}` |" not in page] == []
+
+
+def test_the_script_answers_without_torch():
+    code = "import sys, check_repo; check_repo.main(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tools", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("check_repo: ") or "problem" in done.stdout

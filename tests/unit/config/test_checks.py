@@ -1,0 +1,68 @@
+import pytest
+
+from genrl.config import dotted_keys, load_config
+from genrl.config.checks import ABOVE_ZERO, AT_LEAST, BELOW_ONE, LIGHTNING, contradictions
+from genrl.config.schema import RunConfig
+from genrl.errors import ConfigError
+
+
+def test_the_defaults_contradict_nothing():
+    assert list(contradictions(RunConfig())) == []
+
+
+def test_every_range_is_of_an_option_that_exists():
+    assert {*AT_LEAST, *ABOVE_ZERO, *BELOW_ONE} <= set(dotted_keys())
+
+
+def test_every_lightning_argument_has_an_option_instead():
+    homes = {option for option in LIGHTNING.values() if not option.startswith("Python")}
+    assert homes <= set(dotted_keys())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["rollout.group_size=0"], "rollout.group_size = 0: must be at least 1"),
+        (["rl.learning_rate=0"], "rl.learning_rate = 0: must be above 0"),
+        (["model.dropout=1.0"], "model.dropout = 1.0: must be at least 0 and below 1"),
+        (["rl.learning_rate=.nan"], "must be above 0"),
+        (["rl.betas=[0.9]"], "must be two numbers"),
+        (["align.final_learning_rate=1.5"], "must be from 0 to 1"),
+        (["stages=[rl, align]"], "in the order align, rl"),
+        (["stages=[rl, rl]"], "once, in the order"),
+        (["stages=[]"], "must name one or more stages"),
+        (["stages=[algin]"], "Did you mean 'align'?"),
+        (["experiment=../x"], "must be the name of a folder"),
+        (["rewards={exact_match: null, level_match: null}"], "nothing to optimise. Add e.g. rewards.exact_match"),
+        (["data.source=files"], "data.interactions: is needed by data.source=files"),
+        (["data.interactions=x.csv"], "is not read with data.source=toy. Add data.source=files"),
+        (["data.split=column"], "data.columns.split: is needed by data.split=column"),
+        (["data.split=temporal", "data.columns.time=null"], "is needed by data.split=temporal"),
+        (["data.valid_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
+        (["sid.builder=import"], "sid.path: is needed by sid.builder=import"),
+        (["sid.path=x.json"], "Add sid.builder=import"),
+        (["sid.embedding.source=file"], "sid.embedding.path: is needed"),
+        (["sid.embedding.path=x.npy"], "Add sid.embedding.source=file"),
+        (["model.quantize=nf4"], "model.quantize = 'nf4': nf4 needs adapters"),
+        (["model.hidden=100", "model.heads=8"], "multiple of twice model.heads=8"),
+        (
+            ["rollout.prompts=10", "rollout.minibatches=4"],
+            "must be a multiple of rollout.minibatches x trainer.devices",
+        ),
+        (["trainer.accelerator=gpus"], "must be one of auto, cpu, gpu"),
+        (["trainer.extra={max_steps: 3}"], "Write rl.max_steps instead"),
+        (["evaluate.k=[]"], "must hold one or more cut-offs"),
+        (["evaluate.k=[5, 50]"], "needs a beam of at least 50, evaluate.beam is 20. Add evaluate.beam=50"),
+    ],
+)
+def test_a_contradiction_says_what_to_write(overrides, reason):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=overrides)
+    assert reason in str(caught.value)
+    assert "command line: " in str(caught.value)
+    assert "\n" not in str(caught.value)  # this one problem and no other
+
+
+def test_a_remedy_works():
+    assert load_config(overrides=["model.quantize=nf4", "model.lora.rank=16"]).model.quantize == "nf4"
+    assert load_config(overrides=["evaluate.k=[5, 50]", "evaluate.beam=50"]).evaluate.k == [5, 50]

@@ -1,0 +1,144 @@
+import pytest
+
+from genrl.config.layers import Layer, combine, read_file, read_override
+from genrl.errors import ConfigError
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_includes_come_first_in_their_order_and_relative_to_their_file(tmp_path):
+    write(tmp_path, "parts/a.yaml", "include: deeper/c.yaml\nseed: 1\n")
+    write(tmp_path, "parts/deeper/c.yaml", "seed: 0\n")
+    write(tmp_path, "parts/b.yaml", "seed: 2\n")
+    main = write(tmp_path, "main.yaml", "include: [parts/a.yaml, parts/b.yaml]\nseed: 3\n")
+    layers, problems = read_file(main)
+    assert [layer.values["seed"] for layer in layers] == [0, 1, 2, 3]
+    assert problems == []
+
+
+def test_the_same_file_may_be_included_twice(tmp_path):
+    write(tmp_path, "base.yaml", "seed: 1\n")
+    write(tmp_path, "a.yaml", "include: base.yaml\n")
+    main = write(tmp_path, "main.yaml", "include: [a.yaml, base.yaml]\n")
+    layers, problems = read_file(main)
+    assert combine(layers, {}) == {"seed": 1}
+    assert problems == []
+
+
+def test_a_cycle_of_includes_is_named(tmp_path):
+    write(tmp_path, "a.yaml", "include: b.yaml\n")
+    path = write(tmp_path, "b.yaml", "include: a.yaml\n")
+    _, problems = read_file(path)
+    assert len(problems) == 1
+    assert "b.yaml -> a.yaml -> b.yaml" in problems[0]
+
+
+def test_include_of_something_that_is_no_path(tmp_path):
+    _, problems = read_file(write(tmp_path, "a.yaml", "include: [3]\n"))
+    assert "include: 3 is not the path of a file" in problems[0]
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path):
+    write(tmp_path, "beauty.yaml", "")
+    _, problems = read_file(tmp_path / "beuty.yaml")
+    assert "no such file. Did you mean 'beauty.yaml'?" in problems[0]
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    _, problems = read_file(tmp_path)
+    assert "cannot be read" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("seed: 1\nrl: max_steps: 3\n", 2, "mapping values are not allowed"),
+        ("seed: 1\n\tx: 2\n", 2, "cannot start any token"),
+        ("seed: 1\nseed: 2\n", 2, "duplicate key seed"),
+    ],
+)
+def test_broken_yaml_names_file_and_line(tmp_path, text, line, reason):
+    path = write(tmp_path, "broken.yaml", text)
+    _, problems = read_file(path)
+    assert problems[0].startswith(f"{path}:{line}: ")
+    assert reason in problems[0]
+
+
+@pytest.mark.parametrize("text", ["just words\n", "- 1\n- 2\n"])
+def test_a_file_without_options(tmp_path, text):
+    _, problems = read_file(write(tmp_path, "list.yaml", text))
+    assert "holds no options" in problems[0]
+
+
+def test_an_empty_file_sets_nothing(tmp_path):
+    layers, problems = read_file(write(tmp_path, "empty.yaml", "# nothing\n"))
+    assert [layer.values for layer in layers] == [{}]
+    assert problems == []
+
+
+def test_layers_know_the_line_of_each_key(tmp_path):
+    path = write(tmp_path, "a.yaml", "seed: 1\nrl:\n  max_steps: 3\n")
+    (layer,), _ = read_file(path)
+    assert layer.where("rl.max_steps") == f"{path}:3"
+    assert layer.where("rl.select") is None
+    assert layer.get("rl.max_steps") == 3
+    assert layer.get("rl") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=1", 1),
+        ("a=1e-5", 1e-5),
+        ("a=[1, 2]", [1, 2]),
+        ("a=null", None),
+        ("a=x=y", "x=y"),
+        ('a="1"', "1"),
+        ("a={b: 2}", {"b": 2}),
+    ],
+)
+def test_the_value_of_an_override_is_yaml(text, value):
+    assert read_override(text).values == {"a": value}
+
+
+@pytest.mark.parametrize("text", ["words", "=3", "a..b=3", ".a=3"])
+def test_an_override_has_a_key_and_a_value(text):
+    with pytest.raises(ConfigError, match="is not an override"):
+        read_override(text)
+
+
+def test_an_override_that_is_not_yaml():
+    with pytest.raises(ConfigError, match="the value of a is not YAML"):
+        read_override("a=[1,")
+
+
+def test_sections_merge_and_lists_are_replaced():
+    layers = [Layer("1", {"rl": {"betas": [0.9, 0.95], "max_steps": 3}}), Layer("2", {"rl": {"betas": [0.5, 0.5]}})]
+    assert combine(layers, {}) == {"rl": {"betas": [0.5, 0.5], "max_steps": 3}}
+
+
+def test_another_component_drops_the_options_of_the_one_before():
+    base = {"objective": {"name": "sapo"}, "layout": {"name": "sid"}}
+    configured = Layer("file", {"objective": {"clip_high": 0.3}, "layout": {"order": "tail"}})
+    assert combine([configured], base)["objective"] == {"name": "sapo", "clip_high": 0.3}
+    switched = combine(
+        [configured, Layer("flag", {"objective": "gbpo"}), Layer("line", {"objective": {"level": "item"}})], base
+    )
+    assert switched["objective"] == {"name": "gbpo", "level": "item"}
+    assert switched["layout"] == {"name": "sid", "order": "tail"}
+
+
+def test_naming_the_same_component_again_keeps_its_options():
+    base = {"objective": {"name": "sapo", "clip_high": 0.3}}
+    assert combine([Layer("flag", {"objective": "sapo"})], base) == base
+
+
+def test_combining_leaves_its_arguments_alone():
+    base = {"objective": {"name": "sapo", "clip_high": 0.3}}
+    combine([Layer("flag", {"objective": {"clip_high": 0.1}}), Layer("flag", {"objective": "gbpo"})], base)
+    assert base == {"objective": {"name": "sapo", "clip_high": 0.3}}

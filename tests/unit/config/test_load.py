@@ -1,0 +1,241 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from genrl.config import RunConfig, load_config, run_folder, save_config
+from genrl.errors import ConfigError
+from genrl.registry import Registry
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    clip_high: float = 0.2
+    normalize: Literal["std", "mean"] = "std"
+    levels: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    weight: float = 1.0
+
+
+def component(config=None):
+    return config
+
+
+@pytest.fixture
+def registries():
+    objectives = Registry("objective", "genrl.test_objectives")
+    objectives.register("sapo", config=StepOptions, aliases=("step-aligned",))(component)
+    objectives.register("gbpo")(component)
+    layouts = Registry("layout", "genrl.test_layouts")
+    layouts.register("sid")(component)
+    rewards = Registry("reward", "genrl.test_rewards")
+    for name in ("exact_match", "level_match", "format"):
+        rewards.register(name, config=RewardOptions)(component)
+    builders = Registry("SID builder", "genrl.test_builders")
+    builders.register("kmeans")(component)
+    return {
+        "objective": lambda: objectives,
+        "layout": lambda: layouts,
+        "reward": lambda: rewards,
+        "sid": lambda: builders,
+    }
+
+
+def problems_of(*args, **kwargs):
+    with pytest.raises(ConfigError) as caught:
+        load_config(*args, **kwargs)
+    return str(caught.value)
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_without_anything_it_is_the_schema():
+    assert load_config() == RunConfig()
+
+
+def test_later_layers_win(tmp_path):
+    keys = ("experiment", "output", "seed", "sid", "model", "align")
+    write(
+        tmp_path,
+        "base.yaml",
+        "\n".join(["experiment: base", "output: base", "seed: 1", *(f"{k}: {{seed: 1}}" for k in keys[3:])]),
+    )
+    first = write(
+        tmp_path, "first.yaml", "include: base.yaml\noutput: first\nseed: 2\nsid: {seed: 2}\nmodel: {seed: 2}\n"
+    )
+    second = write(tmp_path, "second.yaml", "seed: 3\nsid: {seed: 3}\n")
+    config = load_config([first, second], {"seed": 4, "output": None}, ["seed=5", "rl.max_steps=7"])
+    assert config.experiment == "base"
+    assert config.output == "first"
+    assert (config.align.seed, config.model.seed, config.sid.seed, config.seed) == (1, 2, 3, 5)
+    assert load_config([first, second], {"seed": 4}).seed == 4
+    assert config.rl.max_steps == 7
+    assert config.rl.select == RunConfig().rl.select
+
+
+def test_flags_have_their_options():
+    flags = {
+        "objective": "gbpo",
+        "layout": "other",
+        "stage": ["rl"],
+        "seed": 0,
+        "experiment": "e",
+        "output": "o",
+        "plugin": ["json"],
+    }
+    config = load_config(flags=flags)
+    assert (config.objective, config.layout, config.stages) == ({"name": "gbpo"}, {"name": "other"}, ["rl"])
+    assert (config.seed, config.experiment, config.output, config.plugins) == (0, "e", "o", ["json"])
+
+
+def test_plugins_of_the_command_line_are_added(tmp_path):
+    plugin = write(tmp_path, "yours.py", "")
+    file = write(tmp_path, "a.yaml", "plugins: [json]\n")
+    assert load_config([file], {"plugin": [str(plugin)]}).plugins == ["json", str(plugin)]
+
+
+def test_another_objective_drops_the_options_of_the_configured_one(tmp_path, registries):
+    file = write(tmp_path, "sapo.yaml", "objective: {name: sapo, clip_high: 0.28}\n")
+    assert load_config([file], registries=registries).objective["clip_high"] == 0.28
+    assert load_config([file], {"objective": "gbpo"}, registries=registries).objective == {"name": "gbpo"}
+
+
+def test_components_are_completed_under_their_canonical_name(registries):
+    config = load_config(overrides=["objective.name=step-aligned", "objective.normalize=mean"], registries=registries)
+    assert config.objective == {"name": "sapo", "clip_high": 0.2, "normalize": "mean", "levels": []}
+    assert config.rewards == {"exact_match": {"weight": 1.0}, "level_match": {"weight": 1.0}}
+
+
+def test_all_problems_are_shown_together_with_their_places(tmp_path):
+    broken = write(tmp_path, "broken.yaml", "seed: [1\n")
+    file = write(tmp_path, "a.yaml", "include: broken.yaml\nobjectve: gbpo\nrl:\n  select: bst\nevaluate: {k: [50]}\n")
+    text = problems_of(
+        [file], {"stage": ["algin"]}, ["rl.max_step=3", "nonsense", "model.quantize=nf4", "rl.max_steps=x"]
+    )
+    assert text.startswith("9 problems in the configuration:")
+    for part in (
+        f"{broken}:2: this is not YAML",
+        f"{file}:2: objectve = 'gbpo': is not an option. Did you mean 'objective'?",
+        f"{file}:4: rl.select = 'bst': is not one of best, last.",
+        f"{file}:5: evaluate.k = [50]: needs a beam of at least 50",
+        "--stage: stages = ['algin']: has no stage 'algin'. Did you mean 'align'?",
+        "command line: rl.max_step = 3: is not an option. Did you mean 'max_steps'?",
+        "command line: 'nonsense' is not an override.",
+        "command line: rl.max_steps = 'x': is not an integer.",
+        "command line: model.quantize = 'nf4': nf4 needs adapters",
+    ):
+        assert part in text
+
+
+def test_all_problems_of_components_are_shown_together(registries):
+    overrides = [
+        "objective.clip=3",
+        "objective.normalize=sd",
+        "rewards.level_mach.weight=1",
+        "layout=side",
+        "sid.builder=kmean",
+    ]
+    text = problems_of(overrides=overrides, registries=registries)
+    assert text.startswith("5 problems")
+    assert "command line: objective.clip = 3: objective 'sapo' has no option 'clip'" in text
+    assert "command line: objective.normalize = 'sd'" in text
+    assert "command line: rewards.level_mach: unknown reward 'level_mach'. Did you mean 'level_match'?" in text
+    assert "layout = 'side': unknown layout 'side'. Did you mean 'sid'?" in text
+    assert "unknown SID builder 'kmean'. Did you mean 'kmeans'?" in text
+
+
+def test_a_misspelt_objective_is_placed_at_its_flag(registries):
+    text = problems_of(flags={"objective": "sappo"}, registries=registries)
+    assert text.startswith("--objective: objective = 'sappo': unknown objective 'sappo'. Did you mean 'sapo'?")
+
+
+def test_registries_are_not_touched_while_anything_else_is_wrong():
+    def untouchable():
+        raise AssertionError("a registry was asked for")
+
+    text = problems_of(
+        overrides=["rl.max_step=3"], registries=dict.fromkeys(("objective", "layout", "reward", "sid"), untouchable)
+    )
+    assert text.startswith("command line: rl.max_step = 3: is not an option.")
+
+
+def test_a_problem_that_follows_from_another_is_not_shown():
+    text = problems_of(overrides=["evaluate.k=[50]", "evaluate.beam=wide"])
+    assert "evaluate.beam" in text
+    assert "needs a beam" not in text
+
+
+def test_a_default_can_be_what_is_wrong():
+    text = problems_of(overrides=["data.source=files"])
+    assert text.startswith("command line: data.interactions: is needed by data.source=files")
+
+
+def test_a_plugin_is_loaded_before_names_are_looked_up(tmp_path, registries, monkeypatch):
+    plugin = write(
+        tmp_path, "more.py", "import genrl.registry as r\nr.SEEN_BY_TEST.register('mine')(lambda config=None: config)\n"
+    )
+    monkeypatch.setattr("genrl.registry.SEEN_BY_TEST", registries["objective"](), raising=False)
+    config = load_config(flags={"objective": "mine", "plugin": [str(plugin)]}, registries=registries)
+    assert config.objective == {"name": "mine"}
+
+
+def test_a_plugin_that_does_not_import(tmp_path, registries):
+    plugin = write(tmp_path, "broken.py", "import no_such_module_anywhere\n")
+    text = problems_of(flags={"plugin": [str(plugin)]}, registries=registries)
+    assert "--plugin: plugins" in text
+    assert "ModuleNotFoundError" in text
+
+
+def test_the_saved_configuration_is_the_same_one(tmp_path, registries):
+    overrides = [
+        "rewards.level_match=null",
+        "rewards.format.weight=0.5",
+        "align.text_tasks=on",
+        'prompt.prefix="1e-3: yes"',
+        "trainer.extra={limit_val_batches: 3, nested: {a: [1, null]}}",
+        "data.columns.text=[category_path, brand]",
+        "rl.learning_rate=1e-5",
+        "evaluate.valid_users=null",
+        "objective.levels=[1, 2]",
+    ]
+    config = load_config(overrides=overrides, registries=registries)
+    path = tmp_path / "run" / "config.yaml"
+    save_config(config, path)
+    assert load_config([path], registries=registries) == config
+    assert load_config([path]) == config
+    assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
+
+
+def test_the_saved_configuration_names_every_option(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(RunConfig(), path)
+    text = path.read_text()
+    for name in ("experiment", "max_grad_norm", "shuffle_ties", "target_modules", "cold_rule"):
+        assert f"{name}:" in text
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    save_config(RunConfig(), path)
+    before = path.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        save_config(load_config(overrides=["seed=9"]), path)
+    assert path.read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_run_folder_follows_from_experiment_objective_and_seed():
+    config = load_config(flags={"objective": "gbpo", "seed": 3, "experiment": "beauty", "output": "out"})
+    assert run_folder(config).as_posix() == "out/beauty/gbpo-s3"

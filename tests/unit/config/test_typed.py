@@ -1,0 +1,82 @@
+from dataclasses import fields
+
+import pytest
+
+from genrl.config import RunConfig, dotted_keys
+from genrl.config.typed import to_typed
+
+
+def only_problem(tree):
+    config, problems = to_typed(tree)
+    (problem,) = problems
+    return config, problem
+
+
+def test_dotted_keys_reach_every_section():
+    keys = set(dotted_keys())
+    assert {"seed", "objective", "data.columns.user", "model.lora.rank", "sid.embedding.source"} <= keys
+    assert {key.partition(".")[0] for key in keys} == {field.name for field in fields(RunConfig)}
+
+
+def test_values_of_the_right_type_arrive():
+    config, problems = to_typed(
+        {"rl": {"max_steps": 3, "betas": [0, 0.5]}, "evaluate": {"valid_users": None}, "data": None}
+    )
+    assert problems == []
+    assert (config.rl.max_steps, config.rl.betas, config.evaluate.valid_users) == (3, [0.0, 0.5], None)
+    assert config.data == RunConfig().data
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "reason"),
+    [
+        ({"rl": {"max_steps": "many"}}, "rl.max_steps", "is not an integer. The default is 200"),
+        ({"rl": {"max_steps": None}}, "rl.max_steps", "is not an integer"),
+        ({"rl": {"max_steps": 2.5}}, "rl.max_steps", "is not an integer"),
+        ({"rl": {"learning_rate": "fast"}}, "rl.learning_rate", "is not a number"),
+        ({"align": {"shuffle_ties": "maybe"}}, "align.shuffle_ties", "is not true or false. The default is true"),
+        ({"evaluate": {"k": 5}}, "evaluate.k", "a list of integers such as [1, 2]. The default is [5, 10]"),
+        ({"evaluate": {"test_users": "x"}}, "evaluate.test_users", "is not an integer or null"),
+        ({"rl": {"select": "bst"}}, "rl.select", "is not one of best, last. Did you mean 'best'?"),
+        ({"trainer": {"extra": 3}}, "trainer.extra", "is not a group of options"),
+        ({"trainer": 3}, "trainer", "is a group of options, not a value"),
+        ({"objectve": "gbpo"}, "objectve", "is not an option. Did you mean 'objective'?"),
+        ({"rl": {"max_step": 3}}, "rl.max_step", "is not an option. Did you mean 'max_steps'?"),
+        ({"max_steps": 3}, "max_steps", "Did you mean 'rl.max_steps'?"),
+        ({"learning_rate": 3}, "learning_rate", "Did you mean 'align.learning_rate' or 'rl.learning_rate'?"),
+        ({"rl.max_steps": 3}, "rl.max_steps", "Nest it: rl: {max_steps: ...}"),
+        ({"data": {"items": "${nowhere}"}}, "data.items", "'nowhere' not found"),
+        ({"objective": {"name": 3}}, "objective", "needs the name of a component, e.g. objective.name=sapo"),
+        ({"layout": {}}, "layout", "needs the name of a component, e.g. layout.name=sid"),
+        ({"rewards": {"exact_match": 2}}, "rewards.exact_match", "rewards.exact_match.weight=1.0"),
+    ],
+)
+def test_a_misfit_is_named_and_leaves_the_default(tree, key, reason):
+    _, problem = only_problem(tree)
+    assert problem.keys == (key,)
+    assert reason in problem.reason
+
+
+def test_the_bad_value_keeps_its_default_and_the_good_one_arrives():
+    config, _ = only_problem({"rl": {"max_steps": "many", "warmup_steps": 7}})
+    assert (config.rl.max_steps, config.rl.warmup_steps) == (RunConfig().rl.max_steps, 7)
+
+
+def test_bare_on_and_off_are_words_where_a_word_is_wanted():
+    config, problems = to_typed({"align": {"text_tasks": True}})
+    assert problems == []
+    assert config.align.text_tasks == "on"
+
+
+def test_an_option_may_refer_to_another_or_to_the_environment(monkeypatch):
+    monkeypatch.setenv("GENRL_TEST_DATA", "folder")
+    config, problems = to_typed(
+        {"seed": 4, "model": {"seed": "${seed}"}, "data": {"items": "${oc.env:GENRL_TEST_DATA}/i.csv"}}
+    )
+    assert problems == []
+    assert (config.model.seed, config.data.items) == (4, "folder/i.csv")
+
+
+def test_null_drops_a_reward():
+    config, _ = to_typed({"rewards": {"exact_match": {"weight": 1.0}, "level_match": None}})
+    assert list(config.rewards) == ["exact_match"]

@@ -1,0 +1,272 @@
+"""The metric classes: equal to the functions, exact over batches, padding rows and processes."""
+
+import math
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from genrl.metrics import (
+    ColdRecallAtK,
+    NDCGAtK,
+    PassAtK,
+    RankingMetrics,
+    RecallAtK,
+    ValidRate,
+    per_row_metrics,
+)
+from genrl.metrics import functional as F
+from genrl.types import Ranking, Targets
+from tests.helpers import assert_same
+
+CATALOG, WIDTH = 30, 12
+
+
+def case(rows, seed=0, targets=2):
+    generator = torch.Generator().manual_seed(seed)
+    items = torch.randint(-1, CATALOG, (rows, WIDTH), generator=generator)
+    wanted = torch.randint(-1, CATALOG, (rows, targets), generator=generator)
+    history = torch.randint(-1, CATALOG, (rows, 5), generator=generator)
+    scores = torch.linspace(0, -1, WIDTH).repeat(rows, 1)
+    return Ranking(items, scores), Targets(wanted), history
+
+
+def make(**options):
+    cold = torch.arange(CATALOG) % 3 == 0
+    categories = torch.arange(CATALOG) % 5 - 1
+    codes = (torch.arange(CATALOG) // 2).unsqueeze(1)  # two items to a SID
+    return RankingMetrics(cold, categories, **{"codes": codes, **options})
+
+
+def rows_of(ranking, targets, history, rows):
+    return Ranking(ranking.items[rows], ranking.scores[rows]), targets.prompts(rows), history[rows]
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if math.isnan(value) and math.isnan(right[name]):
+            continue
+        assert_same(value, right[name])
+
+
+def test_it_reports_the_functions_means():
+    ranking, targets, history = case(40)
+    metrics = make()
+    metrics.update(ranking, targets, history=history)
+    values = metrics.compute()
+    ranks = F.target_ranks(ranking.items, targets.items)
+    aimed = F.has_target(ranks)
+    assert_same(values["recall@5"], F.recall_at_k(ranks, 5)[aimed].mean().item())
+    assert_same(values["ndcg@10"], F.ndcg_at_k(ranks, 10)[aimed].mean().item())
+    assert values["rows"] == aimed.sum()
+    cold = [[t for t in row if t >= 0 and t % 3 == 0] for row in targets.items.tolist()]
+    hits = [
+        len(set(wanted) & set(top[:10])) / len(set(wanted))
+        for wanted, top in zip(cold, F.distinct(ranking.items).tolist(), strict=True)
+        if wanted
+    ]
+    assert_same(values["cold_recall@10"], sum(hits) / len(hits))
+    assert values["cold_rows"] == len(hits)
+    exposure = F.exposures(ranking.items, 10, CATALOG)
+    assert_same(values["coverage@10"], F.coverage(exposure).item())
+    assert_same(values["top1pct_share@10"], F.top_share(exposure).item())
+    assert_same(values["gini@10"], F.gini(exposure).item())
+    assert_same(values["valid_rate"], (ranking.items[:, :10] >= 0).double().mean().item())
+    assert_same(values["history_share@10"], F.history_slots(ranking.items, history, 10).mean().item())
+    entropy, counted = F.entropy_at_k(ranking.items, metrics.categories, 4, 10)
+    assert_same(values["entropy@10"], entropy[counted].mean().item() / math.log(2))
+    assert_same(values["entropy_normalized@10"], entropy[counted].mean().item() / math.log(4))
+    assert values["entropy_normalized@5"] <= 1
+    pooled = F.corpus_entropy(exposure, metrics.categories, 4).item()
+    assert_same(values["entropy_corpus@10"], pooled / math.log(2))
+
+
+def test_single_classes_agree_with_the_whole():
+    ranking, targets, _ = case(40)
+    metrics = make()
+    metrics.update(ranking, targets)
+    whole = metrics.compute()
+    singles = {
+        "recall@10": RecallAtK(10),
+        "ndcg@5": NDCGAtK(5),
+        "cold_recall@10": ColdRecallAtK(10, metrics.cold),
+        "valid_rate": ValidRate(10),
+    }
+    for name, metric in singles.items():
+        metric.update(ranking, targets)
+        assert_same(metric.compute().item(), whole[name])
+    passes = PassAtK(10)
+    passes.update(ranking, targets)
+    assert passes.compute() >= whole["recall@10"]
+
+
+def test_batches_and_padding_rows_change_nothing():
+    ranking, targets, history = case(50)
+    whole = make()
+    whole.update(ranking, targets, history=history)
+    parts = make()
+    for start in range(0, 50, 16):
+        rows = torch.arange(start, start + 16).clamp(max=49)  # the last batch repeats a row, masked out
+        batch = rows_of(ranking, targets, history, rows)
+        parts.update(*batch[:2], rows=torch.arange(start, start + 16) < 50, history=batch[2])
+    same(parts.compute(), whole.compute())
+
+
+def test_row_order_does_not_matter():
+    ranking, targets, history = case(30)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    straight, shuffled = make(), make()
+    straight.update(ranking, targets, history=history)
+    batch = rows_of(ranking, targets, history, order)
+    shuffled.update(*batch[:2], history=batch[2])
+    same(straight.compute(), shuffled.compute())
+
+
+def test_levels_differ_where_items_share_a_sid():
+    ranking = Ranking(torch.tensor([[0, 5, 8]]), torch.tensor([[3.0, 2.0, 1.0]]))
+    targets = Targets(torch.tensor([[1]]))  # shares its SID with item 0
+    item, sid = make(k=[3]), make(k=[3], level="sid")
+    for metrics in (item, sid):
+        metrics.update(ranking, targets)
+    assert (item.compute()["recall@3"], sid.compute()["recall@3"]) == (0.0, 1.0)
+
+
+def test_a_sid_takes_one_place():
+    ranking = Ranking(torch.tensor([[0, 1, 2, 6]]), torch.zeros(1, 4))  # SIDs 0 0 1 3
+    outcome = per_row_metrics(ranking, Targets(torch.tensor([[7]])), k=[3], codes=(torch.arange(8) // 2).unsqueeze(1))
+    assert outcome["rank"].tolist() == [2]
+    assert outcome["recall@3"].tolist() == [1.0]
+
+
+def test_a_cold_target_counts_even_beside_a_warm_one_of_the_same_sid():
+    cold = torch.tensor([False, True])
+    metric = ColdRecallAtK(1, cold, codes=torch.tensor([[0], [0]]))
+    metric.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0, 1]])))
+    assert metric.compute() == 1
+    assert metric.count == 1
+
+
+def test_golden_cold():
+    # Golden: 40 items with training frequency 1..40, the bottom 5% are items 0 and 1.
+    cold = torch.arange(40) < 2
+    metrics = RankingMetrics(cold, torch.zeros(40, dtype=torch.int64), k=[1])
+    targets = torch.tensor([[0], [5], [1], [39]])
+    items = torch.tensor([[0], [5], [7], [39]])  # hit, hit, miss, hit
+    metrics.update(Ranking(items, torch.zeros(4, 1)), Targets(targets))
+    values = metrics.compute()
+    assert (values["cold_recall@1"], values["cold_rows"]) == (0.5, 2)
+    assert (values["recall@1"], values["rows"]) == (0.75, 4)
+    assert values["entropy_normalized@1"] == 0
+
+
+def test_rows_without_targets_are_left_out_or_zero():
+    ranking = Ranking(torch.tensor([[3], [4]]), torch.zeros(2, 1))
+    targets = Targets(torch.tensor([[3], [-1]]))
+    values = []
+    for empty in ("exclude", "zero"):
+        metrics = make(k=[1], empty=empty)
+        metrics.update(ranking, targets)
+        values.append((metrics.compute()["recall@1"], metrics.compute()["rows"]))
+    assert values == [(1.0, 1), (0.5, 2)]
+
+
+def test_no_cold_row_is_not_a_recall_of_zero():
+    metrics = RankingMetrics(torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64), k=[1])
+    metrics.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0]])))
+    values = metrics.compute()
+    assert math.isnan(values["cold_recall@1"])
+    assert values["cold_rows"] == 0
+    assert "history_share@1" not in values
+
+
+def test_a_catalogue_without_categories_has_no_entropy():
+    metrics = RankingMetrics(torch.zeros(4, dtype=torch.bool), torch.full((4,), -1), k=[1], category_count=0)
+    metrics.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0]])))
+    values = metrics.compute()
+    names = ("entropy@1", "entropy_normalized@1", "entropy_corpus@1")
+    assert all(math.isnan(values[name]) for name in names)
+    assert values["recall@1"] == 1
+
+
+def test_reset_forgets():
+    ranking, targets, _ = case(10)
+    metrics = make()
+    metrics.update(ranking, targets)
+    first = metrics.compute()
+    metrics.reset()
+    metrics.update(ranking, targets)
+    same(metrics.compute(), first)
+
+
+def test_states_survive_inference_mode():
+    ranking, targets, _ = case(10)
+    metrics, recall = make(), RecallAtK(10)
+    with torch.inference_mode():
+        for metric in (metrics, recall):
+            metric.update(ranking, targets)
+            metric.compute()
+            metric.reset()
+    for metric in (metrics, recall):
+        metric.update(ranking, targets)
+    assert_same(recall.compute(), metrics.compute()["recall@10"])
+
+
+def test_refusals():
+    ranking, targets, _ = case(4)
+    with pytest.raises(ValueError, match="ranking of 12 items cannot give metrics @20"):
+        make(k=[20]).update(ranking, targets)
+    with pytest.raises(ValueError, match="at least 20"):
+        per_row_metrics(ranking, targets, k=[20])
+    with pytest.raises(ValueError, match="k >= 1"):
+        make(k=[])
+    with pytest.raises(ValueError, match="needs the codes"):
+        make(level="sid", codes=None)
+
+
+def test_outcomes_of_rows_average_to_the_metrics():
+    ranking, targets, _ = case(25, targets=1)
+    metrics = make()
+    metrics.update(ranking, targets)
+    outcomes = per_row_metrics(ranking, targets)
+    aimed = outcomes["rank"] >= 0
+    assert_same(outcomes["recall@10"][aimed].mean(), metrics.compute()["recall@10"])
+    assert_same(outcomes["ndcg@5"][aimed].mean().item(), metrics.compute()["ndcg@5"])
+    assert_same((outcomes["rank"][aimed] < 10).double().mean().item(), metrics.compute()["recall@10"])
+
+
+def evaluate_rank(rank, store, answers):
+    """One of two processes: 33 rows against 17, the second with a batch that is padding only."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    ranking, targets, history = case(50)
+    mine = torch.arange(33) if rank == 0 else torch.arange(33, 50)
+    metrics, recall = make(), RecallAtK(10)
+    for start in range(0, 36, 12):
+        places = torch.arange(start, start + 12)
+        batch = rows_of(ranking, targets, history, mine[places.clamp(max=len(mine) - 1)])
+        inside = places < len(mine)
+        metrics.update(*batch[:2], rows=inside, history=batch[2])
+        recall.update(*batch[:2], rows=inside)
+    answers[rank] = {**metrics.compute(), "single": recall.compute().item()}
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_uneven_rows_are_exact(tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    with context.Manager() as manager:
+        answers = manager.dict()
+        workers = [context.Process(target=evaluate_rank, args=(rank, tmp_path / "store", answers)) for rank in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(timeout=60)
+        assert [worker.exitcode for worker in workers] == [0, 0]
+        first, second = dict(answers[0]), dict(answers[1])
+    ranking, targets, history = case(50)
+    whole = make()
+    whole.update(ranking, targets, history=history)
+    expected = whole.compute()
+    same(first, second)
+    assert_same(first.pop("single"), expected["recall@10"])
+    same(first, expected)

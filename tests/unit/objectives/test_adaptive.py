@@ -1,0 +1,55 @@
+"""BAPO's search for bounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrl.objectives import OBJECTIVES, AdaptiveBounds, Range
+from genrl.types import PolicyScores
+from tests.helpers import assert_same
+from tests.property.rollouts import sample
+
+
+def bounds(target: float, **options: str) -> AdaptiveBounds:
+    return AdaptiveBounds(Range(0.6, 0.8, 0.1), Range(1.2, 1.6, 0.2), target, **options)
+
+
+def test_path_of_code_and_paper() -> None:
+    assert_same(bounds(1.0).path(), [(0.6, 1.2), (0.7, 1.2), (0.8, 1.2), (0.8, 1.4), (0.8, 1.6)])
+    assert_same(bounds(1.0, variant="paper").path(), [(0.6, 1.2), (0.6, 1.4), (0.6, 1.6), (0.7, 1.6), (0.8, 1.6)])
+
+
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_first_pair_that_reaches_the_target_else_the_last(variant: str) -> None:
+    batch = sample("blocked", spread=1.0)
+    advantages = batch.experience(OBJECTIVES.build("grpo")).advantages
+    ratios = (batch.logps - batch.rollout.old_logps).exp()
+    easy = bounds(0.0, variant=variant)
+    balance = easy.balance(ratios, advantages, batch.rollout)
+    for target in [*balance.tolist(), 1e9]:
+        search = bounds(target, variant=variant)
+        place = next((i for i, value in enumerate(balance.tolist()) if value >= target), len(balance) - 1)
+        found = search.search(ratios, advantages, batch.rollout)
+        assert_same(found["clip_low"], torch.full((16,), search.path()[place][0], dtype=torch.float64))
+        assert_same(found["clip_high"], torch.full((16,), search.path()[place][1], dtype=torch.float64))
+
+
+def test_only_active_tokens() -> None:
+    batch = sample("blocked", spread=2.0)
+    advantages = batch.experience(OBJECTIVES.build("grpo")).advantages
+    ratios = (batch.logps - batch.rollout.old_logps).exp()
+    balance = bounds(1.0, count="active").balance(ratios, advantages, batch.rollout)
+    sizes = (ratios * advantages.abs())[batch.rollout.mask]
+    signs, seen = advantages[batch.rollout.mask], ratios[batch.rollout.mask]
+    positive, negative = sizes[(signs > 0) & (seen <= 1.2)].sum(), sizes[(signs < 0) & (seen >= 0.6)].sum()
+    assert_same(balance[0], positive / (negative + 1e-8))
+
+
+def test_prepare_takes_the_policy_that_sampled() -> None:
+    batch, objective = sample("blocked", spread=2.0), OBJECTIVES.build("bapo")
+    assert "scores" in objective.needs
+    prepared = objective.prepare(batch.rollout, batch.rewards)
+    renewed = objective.before_step(PolicyScores(batch.rollout.old_logps), prepared)
+    for key, value in prepared.extras.items():
+        assert_same(renewed.extras[key], value)

@@ -1,0 +1,53 @@
+"""An objective of one's own needs two methods."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrl.objectives import OBJECTIVES, Objective, ObjectiveOutput
+from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
+from tests.helpers import assert_same
+from tests.property.rollouts import sample
+
+
+class Reinforce(Objective):
+    """Reward times log-probability, without baseline."""
+
+    def prepare(self, rollout: RolloutBatch, rewards: RewardBatch) -> Experience:
+        weights = rollout.mask / rollout.mask.sum().to(rollout.old_logps.dtype)
+        return Experience(rollout, rewards.outcome[:, None] * rollout.mask, weights, weights.sum(1))
+
+    def loss(self, scores: PolicyScores, batch: Experience) -> ObjectiveOutput:
+        return ObjectiveOutput(-(batch.weights * batch.advantages * scores.logps).sum())
+
+
+def test_two_methods_are_enough() -> None:
+    objective, batch = Reinforce(), sample("sid")
+    experience = objective.prepare(batch.rollout, batch.rewards)
+    _, gradient = batch.run(objective, experience)
+    assert_same(gradient, -batch.rewards.outcome[:, None] * batch.rollout.mask / batch.rollout.mask.sum())
+
+
+def test_what_it_has_without_asking() -> None:
+    objective, batch = Reinforce(), sample("sid")
+    experience = objective.prepare(batch.rollout, batch.rewards)
+    assert objective.needs == frozenset()
+    assert objective.dynamic_sampling == 0
+    assert objective.gradient_without_advantage  # unless it says otherwise, no group may be skipped
+    assert objective.before_step(PolicyScores(batch.logps), experience) is experience
+    objective.after_step()
+    assert not objective.state_dict()
+
+
+def test_both_methods_are_asked_for() -> None:
+    class Half(Reinforce):
+        loss = Objective.loss
+
+    with pytest.raises(TypeError, match=r"abstract method '?loss"):
+        Half()
+
+
+def test_stats_may_be_left_out() -> None:
+    assert ObjectiveOutput(torch.zeros(())).stats == {}
+    assert all(isinstance(OBJECTIVES.build(name), Objective) for name in OBJECTIVES.names())

@@ -1,0 +1,58 @@
+"""Advantages from rewards, one per completion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genrl.objectives import GroupNorm, OutcomeCredit, SignCredit
+from genrl.objectives.credit import normalized
+from tests.helpers import assert_same
+from tests.property.rollouts import sample
+
+
+def test_by_hand() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0], dtype=torch.float64)
+    found = normalized(rewards, 4, GroupNorm(eps=0.0, ddof=1))
+    assert_same(found, [1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("guard", ["add", "clamp"])
+def test_equal_rewards_get_exactly_zero_even_when_their_mean_is_rounded(guard: str) -> None:
+    rewards = torch.full((7,), 0.1)
+    assert (rewards.mean() - rewards[0]).abs() >= 0
+    assert (normalized(rewards, 7, GroupNorm(guard=guard)) == 0).all()
+
+
+def test_clamp_and_add_differ_by_eps() -> None:
+    rewards = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    added = normalized(rewards, 2, GroupNorm(eps=0.5))
+    clamped = normalized(rewards, 2, GroupNorm(eps=0.5, guard="clamp"))
+    assert_same(added, [0.5 / (0.5**0.5 + 0.5), -0.5 / (0.5**0.5 + 0.5)])
+    assert_same(clamped, [0.5 / 0.5**0.5, -0.5 / 0.5**0.5])
+
+
+def test_raw_rewards() -> None:
+    batch = sample("sid")
+    for norm in (GroupNorm(normalize="none"), GroupNorm(singleton="raw")):
+        values = norm(batch.rewards.outcome, 1)
+        assert_same(values, batch.rewards.outcome)
+
+
+def test_outcome_credit_reaches_chosen_tokens_only() -> None:
+    batch = sample("blocked")
+    advantages = OutcomeCredit()(batch.rollout, batch.rewards)
+    expected = normalized(batch.rewards.outcome, 4)
+    assert_same(advantages, expected[:, None] * batch.rollout.mask)
+
+
+def test_sign_credit() -> None:
+    batch = sample("sid", prompts=2)
+    outcome = torch.tensor([3.0, 2.0, 1.0, 0.0, 2.0, 0.0, 3.0, -1.0], dtype=torch.float64)
+    batch = batch.with_rewards(outcome=outcome)
+    rollout = replace(batch.rollout, mask=torch.ones_like(batch.rollout.mask))
+    assert_same(SignCredit()(rollout, batch.rewards)[:, 0], [1.0, 0.0, 0.0, -1.0, 0.0, -1.0, 1.0, -1.0])
+    strict = SignCredit(quantile=0.0, negative=2.0)(rollout, batch.rewards)[:, 0]
+    assert_same(strict, [1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0, -1.0])

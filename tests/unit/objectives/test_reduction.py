@@ -1,0 +1,57 @@
+"""Weights of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrl.errors import ConfigError
+from genrl.objectives import ConstantLength, SequenceMean, StepMean, TokenMean
+from genrl.objectives.reduction import reduction
+from tests.helpers import assert_same
+from tests.property.rollouts import LAYOUTS, sample
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums(layout: str) -> None:
+    rollout = sample(layout).rollout
+    chosen = rollout.mask.sum(1)
+    some = (chosen > 0).double()
+    in_steps = (rollout.mask & (rollout.step_ids >= 0)).any(1).double()
+    assert_same(TokenMean()(rollout).sum(1), chosen.double())
+    assert_same(SequenceMean()(rollout).sum(1), some)
+    assert_same(StepMean()(rollout).sum(1), in_steps)
+    assert_same(ConstantLength(8.0)(rollout).sum(1), chosen / 8.0)
+    for weights in (TokenMean()(rollout), SequenceMean()(rollout), StepMean()(rollout), ConstantLength(8.0)(rollout)):
+        assert weights.dtype == rollout.old_logps.dtype
+        assert (weights[~rollout.mask] == 0).all()
+
+
+def test_constant_length_divides_by_rows_whatever_their_length() -> None:
+    rollout = sample("blocked").rollout
+    weights = ConstantLength(8.0)(rollout)
+    assert_same(ConstantLength(8.0).mass(weights), torch.ones(16, dtype=torch.float64))
+    assert_same(SequenceMean().mass(SequenceMean()(rollout)).sum(), 15.0)
+
+
+def test_steps_share_a_row_and_tokens_share_a_step() -> None:
+    rollout = sample("blocked").rollout
+    weights = StepMean()(rollout)
+    for k in range(rollout.num_steps):
+        inside = (rollout.step_ids == k) & rollout.mask
+        per_row = (weights * inside).sum(1)
+        assert_same(per_row[inside.any(1)], torch.full_like(per_row[inside.any(1)], 1 / rollout.num_steps))
+
+
+def test_a_step_that_is_forced_leaves_its_share_to_the_others() -> None:
+    rollout = sample("sid").rollout
+    weights = StepMean()(rollout)
+    forced = ~rollout.mask[:, 2] & rollout.mask[:, 0]
+    assert forced.any()
+    assert_same(weights[forced][:, :2], torch.full_like(weights[forced][:, :2], 0.5))
+
+
+def test_names() -> None:
+    assert reduction("step") == StepMean()
+    with pytest.raises(ConfigError, match=r"'median' is unknown\. Known: token, sequence, step"):
+        reduction("median")

@@ -1,0 +1,137 @@
+"""The three doors to an objective, and what the built-in ones say of themselves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from genrl.errors import ConfigError, UnknownComponentError
+from genrl.objectives import (
+    OBJECTIVES,
+    ClippedRatio,
+    FixedBounds,
+    Objective,
+    PolicyObjective,
+    StepCredit,
+    StepMean,
+)
+from genrl.registry import load_plugin
+from tests.property.rollouts import sample
+
+BUILT_IN = ("bapo", "cispo", "dapo", "dr_grpo", "ecpo", "gbpo", "gdpo", "grpo", "gspo", "sage", "sapo", "ce")
+SOURCE = '''
+from dataclasses import dataclass
+
+from genrl.objectives import OBJECTIVES, ClippedRatio, FixedBounds, GroupNorm, PolicyObjective, StepCredit, TokenMean
+
+
+@dataclass
+class Config:
+    """Options."""
+
+    clip: float = 0.2
+    """Distance from 1."""
+
+{decorator}
+def mine(config: Config) -> PolicyObjective:
+    """Step advantages, mean over tokens."""
+    bounds = FixedBounds(config.clip, config.clip)
+    return PolicyObjective(StepCredit(GroupNorm()), ClippedRatio("token", bounds), TokenMean())
+
+mine.Config = Config
+'''
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_before() -> Iterator[None]:
+    entries, aliases = dict(OBJECTIVES._entries), dict(OBJECTIVES._aliases)
+    yield
+    OBJECTIVES._entries.clear()
+    OBJECTIVES._entries.update(entries)
+    OBJECTIVES._aliases.clear()
+    OBJECTIVES._aliases.update(aliases)
+
+
+def learns(objective: Objective) -> None:
+    batch = sample("blocked")
+    loss, gradient = batch.outcome(objective)
+    assert torch.isfinite(loss)
+    assert gradient.abs().sum() > 0
+
+
+def test_decorator_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my_objective.py"
+    path.write_text(SOURCE.format(decorator='@OBJECTIVES.register("by-decorator", config=Config, paper="none")'))
+    load_plugin(str(path))
+    assert "by-decorator" in OBJECTIVES.names()
+    learns(OBJECTIVES.build("by-decorator", {"clip": 0.3}))
+    with pytest.raises(ConfigError, match=r"no option 'clop'.*Did you mean 'clip'"):
+        OBJECTIVES.build("by-decorator", {"clop": 0.3})
+
+
+def test_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "installed_objective.py").write_text(SOURCE.format(decorator=""))
+    info = tmp_path / "installed_objective-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: installed-objective\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[genrl.objectives]\nby-entry-point = installed_objective:mine\nbroken = installed_objective:absent\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert {"by-entry-point", "broken"} <= set(OBJECTIVES.names())
+    assert "installed_objective" not in sys.modules
+    learns(OBJECTIVES.build("by-entry-point", {"clip": 0.1}))
+    assert OBJECTIVES.entry("by-entry-point").origin == "installed_objective:mine"
+    assert "absent" in OBJECTIVES.broken()["broken"]
+    with pytest.raises(ConfigError, match="does not import"):
+        OBJECTIVES.build("broken")
+
+
+def test_object_made_in_python() -> None:
+    bounds = FixedBounds(0.2, 0.3)
+    learns(PolicyObjective(StepCredit(), ClippedRatio("token", bounds), StepMean()))
+
+
+def test_all_built_in_objectives_have_title_and_paper() -> None:
+    assert set(BUILT_IN) <= set(OBJECTIVES.names())
+    for name in BUILT_IN:
+        entry = OBJECTIVES.entry(name)
+        assert entry.title
+        assert entry.title != name
+        assert entry.paper.startswith("arXiv:") or name == "ce"
+        assert isinstance(OBJECTIVES.build(name), PolicyObjective)
+
+
+def test_sapo_is_step_aligned() -> None:
+    entry = OBJECTIVES.entry("step-aligned")
+    assert entry.name == "sapo"
+    assert (entry.title, entry.paper) == ("Step-Aligned Policy Optimization", "arXiv:2605.17648")
+    assert OBJECTIVES.entry("sage").paper == "arXiv:2601.21452"
+
+
+def test_every_option_is_documented() -> None:
+    import ast
+    import inspect
+    import textwrap
+
+    for name in BUILT_IN:
+        config = OBJECTIVES.entry(name).config
+        body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body
+        for place, node in enumerate(body):
+            if isinstance(node, ast.AnnAssign):
+                following = body[place + 1]
+                assert isinstance(following, ast.Expr), f"{name}.{node.target.id} has no docstring"
+                assert isinstance(following.value, ast.Constant), f"{name}.{node.target.id} has no docstring"
+
+
+def test_unknown_name_and_option() -> None:
+    with pytest.raises(UnknownComponentError, match="Did you mean 'sapo'"):
+        OBJECTIVES.build("sappo")
+    with pytest.raises(ConfigError, match="Did you mean 'clip_high'"):
+        OBJECTIVES.build("sapo", {"clip_hi": 0.3})
+    with pytest.raises(ConfigError, match="guard"):
+        OBJECTIVES.build("sapo", {"guard": "sub"})

@@ -1,0 +1,116 @@
+"""The options of the relatives of grpo."""
+
+from __future__ import annotations
+
+import pytest
+
+from genrl.objectives import (
+    OBJECTIVES,
+    CappedRatio,
+    ClippedRatio,
+    ConstantLength,
+    Credit,
+    DecoupledCredit,
+    DetachedRatio,
+    FixedBounds,
+    GroupNorm,
+    OutcomeCredit,
+    Reduction,
+    SequenceMean,
+    Surrogate,
+    TokenMean,
+)
+from genrl.types import PolicyScores
+from tests.helpers import assert_same
+from tests.property.rollouts import sample
+
+Options = dict[str, object]
+CLIP = ClippedRatio("token", FixedBounds(0.2, 0.2))
+PLAIN = OutcomeCredit(GroupNorm())
+NARROW = OutcomeCredit(GroupNorm(ddof=0, eps=0.1))
+SPREAD = {"ddof": 0, "eps": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "credit", "surrogate", "reduction"),
+    [
+        (
+            "dr_grpo",
+            {},
+            OutcomeCredit(GroupNorm("mean")),
+            CLIP,
+            ConstantLength(4.0),
+        ),
+        (
+            "dr_grpo",
+            {"length": 9, "clip_low": 0.1, "clip_high": 0.3},
+            OutcomeCredit(GroupNorm("mean")),
+            ClippedRatio("token", FixedBounds(0.1, 0.3)),
+            ConstantLength(9.0),
+        ),
+        ("dapo", {}, PLAIN, ClippedRatio("token", FixedBounds(0.2, 0.28)), TokenMean()),
+        ("dapo", SPREAD, NARROW, ClippedRatio("token", FixedBounds(0.2, 0.28)), TokenMean()),
+        ("gspo", {}, PLAIN, ClippedRatio("sequence", FixedBounds(3e-4, 4e-4)), SequenceMean()),
+        (
+            "gspo",
+            {"level": "sequence_token", "clip_low": 0.1, "clip_high": 0.2, **SPREAD},
+            NARROW,
+            ClippedRatio("sequence_token", FixedBounds(0.1, 0.2)),
+            SequenceMean(),
+        ),
+        (
+            "gdpo",
+            {},
+            DecoupledCredit(GroupNorm(eps=1e-4)),
+            CLIP,
+            SequenceMean(),
+        ),
+        (
+            "gdpo",
+            {"whiten": "none", "reduction": "token", **SPREAD},
+            DecoupledCredit(GroupNorm(ddof=0, eps=0.1), "none"),
+            CLIP,
+            TokenMean(),
+        ),
+        ("ecpo", {}, PLAIN, CappedRatio("token", 0.2, 0.1), SequenceMean()),
+        (
+            "ecpo",
+            {"level": "sequence", "clip": 0.3, "delta": 0.2, **SPREAD},
+            NARROW,
+            CappedRatio("product", 0.3, 0.2),
+            SequenceMean(),
+        ),
+        ("cispo", {}, PLAIN, DetachedRatio(0.0, 5.0), TokenMean()),
+        ("cispo", {"weight_min": 0.5, "weight_max": 2.0, **SPREAD}, NARROW, DetachedRatio(0.5, 2.0), TokenMean()),
+    ],
+)
+def test_pieces(name: str, options: Options, credit: Credit, surrogate: Surrogate, reduction: Reduction) -> None:
+    objective = OBJECTIVES.build(name, options)
+    assert objective.credit == credit
+    assert objective.surrogate == surrogate
+    assert objective.reduction == reduction
+
+
+def test_dapo_resamples() -> None:
+    objective = OBJECTIVES.build("dapo", {"dynamic_sampling": 7, "denominator": "all"})
+    assert (objective.dynamic_sampling, objective.drop_dead) == (7, "all")
+    assert (OBJECTIVES.build("dapo").dynamic_sampling, OBJECTIVES.build("dapo").drop_dead) == (4, "kept")
+    assert OBJECTIVES.build("grpo").dynamic_sampling == 0
+
+
+def test_cispo_never_loses_a_gradient() -> None:
+    batch, objective = sample("blocked", spread=4.0), OBJECTIVES.build("cispo", {"weight_min": 0.8, "weight_max": 1.2})
+    experience = batch.experience(objective)
+    _, gradient = batch.run(objective, experience)
+    assert (gradient[experience.advantages != 0] != 0).all()
+    told = objective.loss(PolicyScores(batch.logps), experience).stats
+    assert told["clip_fraction"] > 0
+
+
+def test_ecpo_coefficient_is_capped() -> None:
+    batch, objective = sample("blocked", spread=4.0), OBJECTIVES.build("ecpo")
+    experience = batch.experience(objective)
+    _, gradient = batch.run(objective, experience)
+    some = experience.advantages != 0
+    coefficient = (gradient / (-experience.weights * experience.advantages))[some]
+    assert_same(coefficient.max(), 1.3)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genrl.config.schema import RolloutConfig
+from genrl.errors import ConfigError
+from genrl.policy.rollout import check_rollout, rollout, target_rollout
+from genrl.policy.score import score
+from genrl.types import RolloutBatch
+from tests.helpers import assert_same
+from tests.models import make_layout, make_policy, make_prompts
+
+
+def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> RolloutBatch:
+    policy = make_policy()
+    layout = make_layout(policy)
+    config = RolloutConfig(method=method, group_size=6)  # type: ignore[arg-type]
+    return rollout(
+        policy, layout, make_prompts(policy).prompts(rows), config, generator=torch.Generator().manual_seed(seed),
+        rows=rows, total=5, categories=torch.arange(60) % 4,
+    )
+
+
+@pytest.mark.parametrize("method", ["sample", "beam", "gumbel"])
+def test_a_prompt_gets_the_same_completions_however_many_ranks_share_the_rollout(method: str) -> None:
+    whole = draw(method)
+    parts = [draw(method, slice(0, 2)), draw(method, slice(2, 5))]
+    assert whole.tokens.tolist() == torch.cat([part.tokens for part in parts]).tolist()
+    assert_same(torch.cat([part.old_logps for part in parts]), whole.old_logps)
+
+
+@pytest.mark.parametrize("method", ["beam", "gumbel"])
+def test_distinct_methods_draw_distinct_items(method: str) -> None:
+    groups = draw(method).items.view(5, 6)
+    assert all(len(set(group)) == 6 for group in groups.tolist())
+
+
+@pytest.mark.parametrize("method", ["sample", "gumbel"])
+def test_another_seed_draws_other_items(method: str) -> None:
+    assert draw(method, seed=0).tokens.tolist() != draw(method, seed=1).tokens.tolist()
+
+
+def test_everything_that_credit_needs_is_there() -> None:
+    batch = draw("sample")
+    assert bool((batch.items >= 0).all())
+    assert batch.categories is not None
+    assert batch.categories.tolist() == (batch.items % 4).tolist()
+    assert bool((batch.old_logps[~batch.mask] == 0).all())
+    assert batch.step_ids[0].tolist() == [0, 1, 2]
+
+
+def test_the_targets_themselves_as_completions() -> None:
+    policy = make_policy()
+    layout = make_layout(policy)
+    prompts = make_prompts(policy)
+    batch = target_rollout(layout, prompts, torch.arange(60) % 4)
+    assert batch.items.tolist() == prompts.targets.items.tolist()
+    assert bool(torch.isfinite(score(policy, layout, batch).logps).all())
+
+
+def test_a_group_larger_than_the_catalogue_is_refused() -> None:
+    layout = make_layout(make_policy())
+    config = RolloutConfig(method="beam", group_size=61)
+    with pytest.raises(ConfigError, match="group_size=61 distinct items, but the catalogue has 60"):
+        check_rollout(config, layout)
+    check_rollout(replace(config, method="sample"), layout)

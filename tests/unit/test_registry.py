@@ -1,0 +1,154 @@
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
+from typing import Literal
+
+import pytest
+
+from genrl.errors import ConfigError, UnknownComponentError
+from genrl.registry import Registry, load_plugin
+
+INSTALLED = "genrl.tests_of_the_registry"
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int
+    mode: Literal["a", "b"] = "a"
+    levels: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.size < 0:
+            raise ValueError("size must be at least 0")
+
+
+def build(config, **context):
+    return config, context
+
+
+def plain():
+    return "plain"
+
+
+@pytest.fixture
+def registry():
+    registry = Registry("thing", INSTALLED)
+    registry.register("good", config=Options, aliases=("fine",), title="A Good Thing", paper="1")(build)
+    registry.register("plain")(plain)
+    return registry
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that packages with these entry points are installed."""
+
+    def install(**points):
+        found = [EntryPoint(name, value, INSTALLED) for name, value in points.items()]
+        monkeypatch.setattr("genrl.registry.entry_points", lambda group: found if group == INSTALLED else [])
+
+    return install
+
+
+def test_an_entry_is_built_by_its_name_or_alias(registry):
+    assert registry.build("fine", {"size": 3, "mode": "b"}, device="cpu") == (Options(3, "b"), {"device": "cpu"})
+    assert registry.build("good", Options(4)) == (Options(4), {})
+    assert registry.build("plain") == "plain"
+    assert registry.entry("fine").name == "good"
+    assert registry.aliases("good") == ("fine",)
+    assert registry.names() == ("good", "plain")
+
+
+def test_a_class_brings_its_options():
+    registry = Registry("thing", INSTALLED)
+
+    @registry.register("mine")
+    class Mine:
+        @dataclass
+        class Config:
+            size: int = 1
+
+        def __init__(self, config):
+            self.config = config
+
+    assert registry.build("mine", {"size": 2}).config.size == 2
+
+
+def test_an_unknown_name_is_told_the_closest_one(registry):
+    with pytest.raises(UnknownComponentError, match=r"unknown thing 'god'. Did you mean 'good'\? Known: good, plain."):
+        registry.entry("god")
+
+
+@pytest.mark.parametrize("name", ["good", "fine"])
+def test_a_name_is_given_once(registry, name):
+    with pytest.raises(ConfigError, match="registered twice"):
+        registry.register(name)(plain)
+
+
+def test_registering_the_same_object_again_changes_nothing(registry):
+    registry.register("plain")(plain)
+    assert registry.build("plain") == "plain"
+
+
+def test_every_problem_with_options_is_found(registry):
+    problems = dict(registry.problems("good", {"sise": 1, "mode": "c", "levels": "x"}))
+    assert set(problems) == {"sise", "mode", "levels", "size"}
+    assert "has no option 'sise'. Did you mean 'size'? Options: size, mode, levels." in problems["sise"]
+    assert "expected one of ['a', 'b']" in problems["mode"]
+    assert "needs the option 'size'" in problems["size"]
+    with pytest.raises(ConfigError) as caught:
+        registry.options("good", {"sise": 1, "mode": "c"})
+    assert "'sise'" in str(caught.value)
+    assert "'mode'" in str(caught.value)
+
+
+def test_good_options_have_no_problem(registry):
+    assert registry.problems("good", {"size": 1, "levels": [1, 2]}) == []
+    assert registry.options("good", {"size": 1, "levels": [1, 2]}) == Options(1, "a", [1, 2])
+
+
+def test_an_entry_without_options_takes_none(registry):
+    assert registry.problems("plain", {"size": 1}) == [
+        ("size", "thing 'plain' has no option 'size'. It takes no options.")
+    ]
+    with pytest.raises(ConfigError, match="takes no options"):
+        registry.build("plain", {"size": 1})
+
+
+def test_what_the_options_check_themselves_is_a_configuration_error(registry):
+    with pytest.raises(ConfigError, match="thing 'good': size must be at least 0"):
+        registry.options("good", {"size": -1})
+
+
+def test_an_installed_plugin_is_listed_without_import_and_loaded_when_asked_for(registry, installed):
+    installed(theirs="json:dumps")
+    assert registry.names() == ("good", "plain", "theirs")
+    assert registry.entry("theirs").origin == "json:dumps"
+
+
+def test_a_broken_plugin_is_shown_and_fails_only_when_chosen(registry, installed):
+    installed(theirs="no_such_module_anywhere:x")
+    assert registry.broken() == {"theirs": "No module named 'no_such_module_anywhere'"}
+    assert registry.build("plain") == "plain"
+    with pytest.raises(
+        ConfigError, match="'theirs' from 'no_such_module_anywhere:x' does not import: ModuleNotFoundError"
+    ):
+        registry.entry("theirs")
+
+
+def test_a_plugin_is_a_file_or_a_module(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text("import os\nos.environ['GENRL_TEST_PLUGIN'] = 'ran'\n")
+    monkeypatch.setenv("GENRL_TEST_PLUGIN", "")
+    load_plugin(str(file))
+    load_plugin("json")
+    import os
+
+    assert os.environ["GENRL_TEST_PLUGIN"] == "ran"
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [("nowhere.py", "no such file"), ("no_such_module_anywhere", "does not import: ModuleNotFoundError")],
+)
+def test_a_plugin_that_cannot_be_loaded(reference, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load_plugin(reference)

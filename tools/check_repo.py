@@ -1,0 +1,230 @@
+"""Rules of this repository that no linter knows; `python tools/check_repo.py` prints every breach and exits 1 if any.
+
+Needs no torch: sources are read with `ast`, not imported. The same checks run as tests (tests/repo).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {
+    **dict.fromkeys(("errors", "types", "ops", "registry"), 0),
+    "config": 1,
+    **dict.fromkeys(("objectives", "catalog", "sid", "metrics"), 2),
+    **dict.fromkeys(("layouts", "rewards"), 3),
+    **dict.fromkeys(("policy", "data"), 4),
+    **dict.fromkeys(("training", "baselines"), 5),
+    "cli": 6,
+    "__main__": 7,
+}
+"""Part of the package -> floor; a module imports from floors below its own."""
+SIBLINGS = {("types", "ops"), ("ops", "errors"), ("registry", "errors"), ("sid", "catalog"), ("training", "baselines")}
+"""Imports on one floor that are allowed: SIDs are fitted on a catalogue, a run ends with the reference lines
+of the baselines, and the basics know each other."""
+TORCH_FREE = ("errors", "registry", "config", "cli", "__main__")
+"""Parts that answer (help, misspelt options) before torch is loaded."""
+HEAVY = {"torch", "lightning", "transformers", "peft", "datasets", "sklearn", "torchmetrics", "matplotlib"}
+UNTESTED = {
+    "config/schema.py": "only data; tests/repo checks that each field is documented and every example file fits",
+}
+"""Modules without a test file of their own name, and why."""
+REGISTRIES = {"OBJECTIVES", "LAYOUTS", "REWARDS", "SID_BUILDERS"}
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|tmp|work|Users)/\w")
+TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ""}
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+
+
+def main() -> int:
+    """Run all checks; 1 if something is wrong."""
+    found = [problem for check in CHECKS for problem in check(ROOT)]
+    for problem in found:
+        print(problem)
+    print(f"check_repo: {len(found)} problem(s)" if found else "check_repo: in order")
+    return 1 if found else 0
+
+
+def floors(root: Path) -> Iterator[str]:
+    """A module imports only from floors below, also inside functions; basics stay free of torch."""
+    for path, tree in _modules(root):
+        part = _part(path, root)
+        if part == "__init__":  # the public names of the package, made lazily
+            continue
+        if part not in FLOORS:
+            yield f"{path.relative_to(root)}: {part!r} has no floor; add it to FLOORS in tools/check_repo.py"
+            continue
+        for line, module in _imports(tree, path, root):
+            head, _, rest = module.partition(".")
+            if head in HEAVY and part in TORCH_FREE:
+                yield f"{path.relative_to(root)}:{line}: {part} must work without {head}"
+            target = rest.partition(".")[0]
+            if head != "genrl" or target in ("", part, "__version__") or (part, target) in SIBLINGS:
+                continue
+            if FLOORS.get(target, 99) >= FLOORS[part]:
+                yield f"{path.relative_to(root)}:{line}: {part} (floor {FLOORS[part]}) imports {module}, not below it"
+
+
+def docstrings(root: Path) -> Iterator[str]:
+    """Every public module, class and function says what it is."""
+    for path, tree in _modules(root, "genrl", "tools"):
+        if ast.get_docstring(tree) is None:
+            yield f"{path.relative_to(root)}:1: module without a docstring"
+        for node in _public(tree):
+            if ast.get_docstring(node) is None:
+                yield f"{path.relative_to(root)}:{node.lineno}: {node.name} has no docstring"
+
+
+def mirrored_tests(root: Path) -> Iterator[str]:
+    """genrl/a/b.py is tested in tests/unit/a/test_b.py; folders of tests are packages, so that file names may recur."""
+    for folder in sorted({path.parent for path in (root / "tests").rglob("*.py")}):
+        if not (folder / "__init__.py").is_file():
+            yield f"{folder.relative_to(root)}: has no __init__.py"
+    for path, _ in _modules(root):
+        inside = path.relative_to(root / "genrl")
+        if inside.name in ("__init__.py", "__main__.py") or inside.as_posix() in UNTESTED:
+            continue
+        test = root / "tests" / "unit" / inside.parent / f"test_{inside.name}"
+        if not test.is_file():
+            yield f"{path.relative_to(root)}: has no {test.relative_to(root)}"
+
+
+def one_tolerance(root: Path) -> Iterator[str]:
+    """Tests compare with `assert_same` of tests/helpers.py, so that nobody loosens a tolerance in passing."""
+    for path, tree in _modules(root, "tests"):
+        if path == root / "tests" / "helpers.py":
+            continue
+        for node in ast.walk(tree):
+            for keyword in node.keywords if isinstance(node, ast.Call) else ():
+                if keyword.arg in ("rtol", "atol"):
+                    yield f"{path.relative_to(root)}:{keyword.lineno}: own {keyword.arg}; use tests.helpers.assert_same"
+
+
+def documentation(root: Path) -> Iterator[str]:
+    """Links lead somewhere, docs/index.md leads to every page, and every component a user can name is described."""
+    pages = sorted((root / "docs").rglob("*.md"))
+    for page in [root / "README.md", *pages]:
+        for target in LINK.findall(page.read_text(encoding="utf-8")):
+            if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists():
+                yield f"{page.relative_to(root)}: the link to {target} leads nowhere"
+    index = root / "docs" / "index.md"
+    linked = {(index.parent / target).resolve() for target in LINK.findall(index.read_text(encoding="utf-8"))}
+    for page in pages:
+        if page != index and page.resolve() not in linked:
+            yield f"docs/index.md: has no link to {page.relative_to(root)}"
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    for name, place in components(root):
+        if f"`{name}`" not in text:
+            yield f"{place}: {name!r} is registered, but no page in docs/ describes `{name}`"
+
+
+def fresh(root: Path) -> Iterator[str]:
+    """docs/configuration.md is what tools/config_reference.py writes."""
+    from config_reference import TARGET, render
+
+    page = root / TARGET
+    if not page.is_file() or page.read_text(encoding="utf-8") != render(root):
+        yield f"{TARGET}: out of date; run python tools/config_reference.py"
+
+
+def portable(root: Path) -> Iterator[str]:
+    """No file holds a path of one machine."""
+    for path in _files(root):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(lines, start=1):
+            if MACHINE_PATH.search(line):
+                yield f"{path.relative_to(root)}:{number}: path of one machine: {line.strip()[:80]}"
+
+
+def example_configs(root: Path) -> Iterator[str]:
+    """Every YAML file under configs/ fits the schema."""
+    sys.path.insert(0, str(root))
+    from genrl.config import load_config
+    from genrl.errors import ConfigError
+
+    for path in sorted((root / "configs").rglob("*.y*ml")):
+        try:
+            load_config([path])
+        except ConfigError as error:
+            yield f"{path.relative_to(root)}: {error}"
+
+
+CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (
+    floors,
+    docstrings,
+    mirrored_tests,
+    one_tolerance,
+    documentation,
+    fresh,
+    portable,
+    example_configs,
+)
+
+
+def components(root: Path) -> Iterator[tuple[str, str]]:
+    """Names (and places) of all built-in components, read from their `@REGISTRY.register("name")` decorators."""
+    for path, tree in _modules(root):
+        for node in ast.walk(tree):
+            if not (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register"
+            ):
+                continue
+            registry = node.func.value
+            if isinstance(registry, ast.Name) and registry.id in REGISTRIES and node.args:
+                yield ast.literal_eval(node.args[0]), f"{path.relative_to(root)}:{node.lineno}"
+
+
+def _modules(root: Path, *folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    for folder in folders or ("genrl",):
+        for path in sorted((root / folder).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _part(path: Path, root: Path) -> str:
+    return path.relative_to(root / "genrl").parts[0].removesuffix(".py")
+
+
+def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """Absolute names of everything imported, at the top or inside functions."""
+    package = path.relative_to(root).with_suffix("").parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            if module == "genrl":
+                yield from ((node.lineno, f"genrl.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def _public(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Public classes and functions of a module, and public methods of those classes."""
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in tree.body:
+        if isinstance(node, definitions) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from (
+                    part for part in node.body if isinstance(part, definitions) and not part.name.startswith("_")
+                )
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Text files that belong to the project (not what runs, tools and editors leave behind)."""
+    for folder in ("genrl", "configs", "docs", "tests", "tools", ".ci"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.is_file() and path.suffix in TEXT and "__pycache__" not in path.parts:
+                yield path
+    yield from (path for path in sorted(root.iterdir()) if path.is_file() and path.suffix in TEXT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

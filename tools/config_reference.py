@@ -1,0 +1,136 @@
+"""Write docs/configuration.md from the docstrings in genrl/config/schema.py: `python tools/config_reference.py`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = "genrl/config/schema.py"
+TARGET = "docs/configuration.md"
+HEAD = """\
+# Configuration
+
+<!-- Written by tools/config_reference.py from genrl/config/schema.py; do not edit. -->
+
+Every option with its type and default. Set one on the command line as `key=value` (`rl.max_steps=100`), or in a YAML
+file given with `--config` (nested: `rl: {max_steps: 100}`).
+
+Later wins: defaults, the files that a file names under `include:` (relative to itself), the file, further `--config`
+files, flags (`--objective`, `--layout`, `--stage`, `--seed`, `--experiment`, `--output`), `key=value`. Naming another
+objective or layout drops the options of the one before. `${oc.env:NAME}` is the value of an environment variable,
+`${seed}` that of another option. All mistakes are reported together, with file and line, before anything is built; a
+run folder holds the complete configuration as `config.yaml`, which `--config` accepts.
+
+The sections `objective`, `layout` and `rewards` hold components; their options are described on the pages of the
+[documentation](index.md), not here.
+"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option as it stands in the schema."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def main() -> int:
+    """Write the page."""
+    page = ROOT / TARGET
+    page.write_text(render(ROOT), encoding="utf-8")
+    print(f"wrote {TARGET}")
+    return 0
+
+
+def render(root: Path) -> str:
+    """The page as Markdown: one table per section, in the order of `RunConfig`.
+
+    Raises:
+        ValueError: if an option has no docstring.
+    """
+    classes = {
+        node.name: node
+        for node in ast.parse((root / SOURCE).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    parts = [HEAD, *_section(classes, "RunConfig", "")]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
+    fields = list(_fields(classes[name]))
+    if prefix:
+        title = prefix.rstrip(".")
+        yield f"## {title}\n"
+        yield (ast.get_docstring(classes[name]) or "") + "\n"
+    else:
+        yield "## The run\n"
+    yield "| option | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for field in fields:
+        if field.type not in classes:
+            yield f"| `{prefix}{field.name}` | {_code(field.type)} | {_code(field.default)} | {_cell(field.meaning)} |"
+    yield ""
+    for field in fields:
+        if field.type in classes:
+            yield from _section(classes, field.type, f"{prefix}{field.name}.")
+
+
+def _fields(node: ast.ClassDef) -> Iterator[Field]:
+    for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        text = following.value if isinstance(following, ast.Expr) else None
+        if not isinstance(text, ast.Constant) or not isinstance(text.value, str):
+            raise ValueError(f"{SOURCE}:{statement.lineno}: {statement.target.id} has no docstring below it.")
+        kind = ast.unparse(statement.annotation)
+        if kind.startswith("Literal["):
+            kind = kind[len("Literal[") : -1].replace("'", "").replace(", ", " | ")
+        yield Field(statement.target.id, kind, _default(statement.value), " ".join(text.value.split()))
+
+
+def _default(value: ast.expr | None) -> str:
+    """The default as YAML would write it."""
+    if isinstance(value, ast.Call):  # field(default_factory=lambda: [..]) or a class
+        factory = value.keywords[0].value
+        if isinstance(factory, ast.Lambda):
+            return _yaml(factory.body)
+        return {"list": "[]", "dict": "{}"}.get(ast.unparse(factory), "")
+    return _yaml(value) if value is not None else ""
+
+
+def _yaml(value: ast.expr) -> str:
+    """A literal as flow YAML.
+
+    Example:
+        >>> _yaml(ast.parse("{'name': ['sapo', None, True]}").body[0].value)
+        '{name: [sapo, null, true]}'
+    """
+    if isinstance(value, ast.List):
+        return f"[{', '.join(map(_yaml, value.elts))}]"
+    if isinstance(value, ast.Dict):
+        pairs = (f"{_yaml(key)}: {_yaml(item)}" for key, item in zip(value.keys, value.values, strict=True) if key)
+        return f"{{{', '.join(pairs)}}}"
+    literal = ast.literal_eval(value)
+    if literal is None or isinstance(literal, bool):
+        return json.dumps(literal)
+    return str(literal) or '""'
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`" if text else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
