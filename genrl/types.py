@@ -88,9 +88,9 @@ class PromptBatch(_Batch):
 class RolloutBatch(_Batch):
     """P prompts with G completions each; immutable. Row i of B = P*G belongs to prompt i // G.
 
-    The prompt is stored once: a completion is a few tokens behind a prompt of 60-1000, so a copy per completion would make
-    rollout and loss many times dearer. A *step* is the unit of credit: a SID token (sid), a think block with its SID token
-    (blocked), one item of a slate.
+    The prompt is stored once: a completion is a few tokens behind a prompt of 60-1000, so a copy per completion would
+    make rollout and loss many times dearer. A *step* is the unit of credit: a SID token (sid), a think block with its
+    SID token (blocked), one item of a slate.
     """
 
     prompt_tokens: Tensor
@@ -159,7 +159,7 @@ class RolloutBatch(_Batch):
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch(_Batch):
-    """Rewards of a rollout. `components` are unweighted, one value per completion, for logs and decoupled advantages."""
+    """Rewards of a rollout; `components` are unweighted, for logs and decoupled advantages."""
 
     outcome: Tensor
     """[B] float: weighted sum of all components."""
@@ -177,7 +177,6 @@ class RewardBatch(_Batch):
             expect(self.steps, "RewardBatch.steps", (rows, None), *FLOATS)
         for name, value in self.components.items():
             expect(value, f"RewardBatch.components[{name!r}]", (rows,), *FLOATS)
-
 
     def rows(self, rows: Rows) -> RewardBatch:
         """The rewards of some completions."""
@@ -260,7 +259,8 @@ def _select(batch: BatchT, rows: Rows, group_size: int, per_prompt: tuple[str, .
             return value[rows]
         return value.unflatten(0, (-1, group_size))[rows].flatten(0, 1)
 
-    return replace(batch, **{f.name: pick(f.name, getattr(batch, f.name)) for f in fields(batch)})  # type: ignore[arg-type, type-var]
+    picked = {f.name: pick(f.name, getattr(batch, f.name)) for f in fields(batch)}  # type: ignore[arg-type]
+    return replace(batch, **picked)  # type: ignore[type-var]
 
 
 LEFT_PADDED = ("prompt_tokens", "prompt_mask", "PromptBatch.tokens", "PromptBatch.mask", "history")
@@ -282,5 +282,5 @@ def concatenate(first: BatchT, second: BatchT) -> BatchT:
             one, two = (torch.nn.functional.pad(part, (width - part.shape[1], 0), value=fill) for part in (one, two))
         return torch.cat([one, two])
 
-    names = [f.name for f in fields(first)]  # type: ignore[arg-type]
-    return replace(first, **{name: join(name, getattr(first, name), getattr(second, name)) for name in names})  # type: ignore[type-var]
+    joined = {f.name: join(f.name, getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}  # type: ignore[arg-type]
+    return replace(first, **joined)  # type: ignore[type-var]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ class Table:
     source: str
     """What the user named: a file, a folder or a hub data set."""
     data: pa.Table
-    files: tuple[tuple[str, int], ...]
-    """(file, rows in it), in the order of the rows."""
+    files: tuple[tuple[str, Sequence[int]], ...]
+    """(file, its rows, counted from 0 without a header), in the order of the table; blank CSV lines are left out."""
 
     def __len__(self) -> int:
         return self.data.num_rows
@@ -53,9 +53,9 @@ class Table:
     def place(self, row: int) -> str:
         """File and line of a row, counted as a person would: from 1, the header of a CSV file included."""
         for name, rows in self.files:
-            if row < rows:
-                return _place(name, row)
-            row -= rows
+            if row < len(rows):
+                return _place(name, rows[row])
+            row -= len(rows)
         raise IndexError(row)
 
 
@@ -77,11 +77,9 @@ def read_table(source: str, option: str) -> Table:
     if not path.exists():
         return _read_hub(source, option)
     files = _files(path, option)
-    tables = [_read_file(file) for file in files]
-    data = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
-    if data.num_rows == 0:
-        raise DataError(f"{source}: no rows ({option}). Give a file with at least one row.")
-    return Table(source, data, tuple((str(file), table.num_rows) for file, table in zip(files, tables, strict=True)))
+    parts = [_without_blank_lines(_read_file(file), file) for file in files]
+    data = pa.concat_tables([part for part, _ in parts], promote_options="permissive")
+    return Table(source, data, tuple((str(file), rows) for file, (_, rows) in zip(files, parts, strict=True)))
 
 
 def _files(path: Path, option: str) -> list[Path]:
@@ -120,6 +118,18 @@ def _read_file(path: Path) -> pa.Table:
     return loaded.with_format("arrow")[:]
 
 
+def _without_blank_lines(data: pa.Table, path: Path) -> tuple[pa.Table, Sequence[int]]:
+    """Drop the rows of a CSV file that have no value at all; return the numbers of the others."""
+    if FORMS[path.suffix.lower()] != "csv":
+        return data, range(data.num_rows)
+    import numpy as np
+
+    filled = ~np.logical_and.reduce([column.is_null().to_numpy() for column in data.columns])
+    if filled.all():
+        return data, range(data.num_rows)
+    return data.filter(filled), np.flatnonzero(filled).tolist()
+
+
 def _read_hub(source: str, option: str) -> Table:
     if Path(source).suffix.lower() in FORMS or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise DataError(f"{source}: no such file or folder ({option}). Check the path; it is relative to {Path.cwd()}.")
@@ -131,7 +141,7 @@ def _read_hub(source: str, option: str) -> Table:
                 f"{source}: neither a file, nor a folder, nor a hub data set that can be loaded ({option}): "
                 f"{_reason(error)} Check the path, or the name and the network."
             ) from error
-    return Table(source, loaded.with_format("arrow")[:], ((source, loaded.num_rows),))
+    return Table(source, loaded.with_format("arrow")[:], ((source, range(loaded.num_rows)),))
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
@@ -175,6 +185,8 @@ def _quiet() -> Iterator[Any]:
 
 def _parse_message(path: Path, form: str, error: Exception) -> str:
     """Say which line cannot be parsed, if it can be found, else what the reader said."""
+    if "corresponds to no data" in str(error):
+        return f"{path}: no rows. Give a file with at least one row."
     if form == "json":
         with path.open(encoding="utf-8", errors="replace") as stream:
             for number, line in enumerate(stream, start=1):

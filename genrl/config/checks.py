@@ -32,7 +32,7 @@ AT_LEAST = {
     "model.lora.rank": 0,
     "model.lora.alpha": 1,
     "align.max_epochs": 1,
-    "align.patience": 1,
+    "align.patience": 0,
     "align.items_per_step": 1,
     "align.pack_length": 2,
     "align.weight_decay": 0,

@@ -173,7 +173,7 @@ class AlignConfig:
     max_epochs: int = 12
     """Passes over the data at most."""
     patience: int = 3
-    """Validations without a better NDCG@10 before the stage stops."""
+    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
     validate_every: float = 1.0
     """Passes between validations; a resumable checkpoint follows each."""
     items_per_step: int = 256

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +52,9 @@ class Segment:
 class Packer:
     """Plans and builds the optimiser steps of supervised training; a step depends on (seed, step) alone.
 
-    A user's training items are cut into windows of at most `max_history` + 1 items. Windows behind the first repeat half a
-    window of items as context without training on them again, so every training position is a target once per pass.
+    A user's training items are cut into windows of at most `max_history` + 1 items. Windows behind the first repeat
+    half a window of items as context without training on them again, so every training position is a target once per
+    pass.
 
     Args:
         dataset: sequences and roles.
@@ -97,7 +100,9 @@ class Packer:
             )
         self.targets = np.concatenate([self.windows[:, 2], np.array([len(s.items) or 1 for s in text], np.int64)])
         self.steps_per_epoch = (int(self.targets.sum()) - 1) // config.items_per_step + 1
-        self.length = max(config.pack_length, len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text))
+        self.length = max(
+            config.pack_length, len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text)
+        )
         self._plan: tuple[int, list[np.ndarray], np.ndarray] | None = None
 
     def step(self, index: int) -> PackedBatch:
@@ -182,7 +187,7 @@ def _ties(offsets: np.ndarray, times: np.ndarray, roles: np.ndarray) -> np.ndarr
 def _windows(offsets: np.ndarray, trained: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
     """Windows [w, 3]: first position, end, and how many of the last positions are targets."""
     windows = []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets.tolist()):
         end = start + int(trained[start:stop].sum())  # training positions are a prefix of the user's sequence
         first_target = start + int((~target[start:end]).sum())
         done = first_target
@@ -194,13 +199,21 @@ def _windows(offsets: np.ndarray, trained: np.ndarray, target: np.ndarray, size:
     return np.array(windows, np.int64).reshape(-1, 3)
 
 
-def text_segments(tokenizer: object, titles: tuple[str, ...], template: PromptTemplate) -> Iterator[Segment]:
+def text_segments(
+    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    titles: tuple[str, ...],
+    template: PromptTemplate,
+) -> Iterator[Segment]:
     """SID -> title and title -> SID examples for every item with a title."""
+
+    def encode(words: str) -> np.ndarray:
+        return np.array(tokenizer(words, add_special_tokens=False)["input_ids"], np.int64)
+
     sids = template.sid_tokens.numpy()
     empty = np.empty(0, np.int64)
-    encode = lambda words: np.array(tokenizer(words, add_special_tokens=False)["input_ids"], np.int64)  # type: ignore[operator]  # noqa: E731
     ask_title, ask_sid, arrow = encode("What is the title of "), encode("Which item has the title "), encode("? ")
-    start, end = np.array([template.start_id]), np.array([tokenizer.eos_token_id or template.start_id])  # type: ignore[attr-defined]
+    start = np.array([template.start_id])
+    end = start if tokenizer.eos_token_id is None else np.array([tokenizer.eos_token_id])
     for row, title in enumerate(titles):
         if not title:
             continue

@@ -37,14 +37,16 @@ class Decoded:
 class Layout(ABC):
     """The grammar of a completion. Sampling, beam search, scoring and SFT all use the same automaton.
 
-    A state is an int64 per row, so beams reorder states by indexing. The state before a token is that token's *support*: it
-    names the set the token is drawn from, and scoring rebuilds exactly that set from it.
+    A state is an int64 per row, so beams reorder states by indexing. The state before a token is that token's
+    *support*: it names the set the token is drawn from, and scoring rebuilds exactly that set from it.
     """
 
     num_steps: int
     """S: units of credit in a completion."""
     length: int
     """T: tokens of a completion."""
+    thinking: bool = False
+    """Whether completions hold free text before the items."""
 
     @abstractmethod
     def to(self, device: str) -> Layout:

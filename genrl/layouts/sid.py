@@ -20,8 +20,8 @@ class SidLayoutConfig:
 class SidLayout(Layout):
     """K constrained SID tokens.
 
-    The state before position t is the trie node of the codes so far, so the legal set of every token is the children of that
-    node. SID tokens of one level have contiguous ids, so a level needs only its own rows of the output head.
+    The state before position t is the trie node of the codes so far, so the legal set of every token is the children
+    of that node. SID tokens of one level have contiguous ids, so a level needs only its own rows of the output head.
 
     Args:
         config: options.

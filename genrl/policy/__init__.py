@@ -1,0 +1,1 @@
+"""The policy: backbone with SID tokens, rollouts, scoring and beam search."""

@@ -50,7 +50,7 @@ class _Branches:
         return self.policy.hidden(tokens, causal_mask(self.mask), prompt_positions(self.mask), self.cache)[:, -1]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Hidden states [P, W, H] behind one more token [P, W] per slot; `parents` [P, W] are slots of the level before."""
+        """Hidden states [P, W, H] behind one more token [P, W] per slot; `parents` [P, W]: slots of the last level."""
         prompts, width = tokens.shape
         slots = torch.arange(width, device=tokens.device).expand(prompts, -1)
         self.ancestors = [earlier.gather(1, parents) for earlier in self.ancestors] + [slots]
@@ -131,9 +131,9 @@ def beam(
 ) -> Completions:
     """The `width` most likely completions found by beam search, best first.
 
-    With `gumbels` the search is Stochastic Beam Search (Kool, van Hoof and Welling 2019, arXiv:1903.06059): log-probabilities
-    are perturbed top-down with Gumbel noise conditioned on the parent's maximum, which draws `width` distinct completions
-    without replacement in one pass.
+    With `gumbels` the search is Stochastic Beam Search (Kool, van Hoof and Welling 2019, arXiv:1903.06059):
+    log-probabilities are perturbed top-down with Gumbel noise conditioned on the parent's maximum, which draws
+    `width` distinct completions without replacement in one pass.
 
     Args:
         policy: the policy.
@@ -156,9 +156,7 @@ def beam(
     for position in range(layout.length):
         slots = states.shape[1]
         legal = layout.legal(position, states.clamp(min=0).reshape(-1))
-        log_probs, _, entropy = distribution(
-            policy, hidden.reshape(prompts * slots, -1), legal, temperature, normalize
-        )
+        log_probs, _, entropy = distribution(policy, hidden.reshape(prompts * slots, -1), legal, temperature, normalize)
         codes = log_probs.shape[1]
         log_probs = log_probs.view(prompts, slots, codes).masked_fill((states < 0)[:, :, None], float("-inf"))
         reached = totals[:, :, None] + log_probs

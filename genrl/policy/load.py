@@ -49,7 +49,9 @@ def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, .
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None), None
     )
     if start is None:
-        raise ConfigError(f"the tokenizer of model.name={config.name!r} has no bos, eos or pad token to open a sequence with.")
+        raise ConfigError(
+            f"the tokenizer of model.name={config.name!r} has no bos, eos or pad token to open a sequence with."
+        )
     prefix_ids = tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else ()
     return Policy(model, tokenizer, first_ids, start, prefix_ids)
 
@@ -75,8 +77,8 @@ def add_sid_tokens(tokenizer: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:  
     ids = tokenizer.convert_tokens_to_ids(names)
     if ids != list(range(ids[0], ids[0] + len(ids))):
         raise ConfigError(
-            f"the tokenizer already has SID tokens that do not fit codebooks of {list(sizes)}: it belongs to another SID "
-            f"table. Use the tokenizer of the base model, or the SID table it was made with."
+            f"the tokenizer already has SID tokens that do not fit codebooks of {list(sizes)}: it belongs to another "
+            f"SID table. Use the tokenizer of the base model, or the SID table it was made with."
         )
     starts = [0]
     for size in sizes[:-1]:
@@ -88,8 +90,8 @@ def _load_local(config: ModelConfig) -> tuple[Any, Any]:
     folder = Path(config.name)
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"model.name={config.name!r} is neither 'tiny' nor a folder with a Hugging Face model (no config.json there). "
-            f"Give the path of a downloaded causal LM."
+            f"model.name={config.name!r} is neither 'tiny' nor a folder with a Hugging Face model (no config.json "
+            f"there). Give the path of a downloaded causal LM."
         )
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa"}
     if config.quantize == "nf4":
@@ -112,7 +114,9 @@ def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise UnsupportedError("model.quantize=nf4 needs bitsandbytes: pip install 'genrl[qlora]', or set model.quantize=none.")
+        raise UnsupportedError(
+            "model.quantize=nf4 needs bitsandbytes: pip install 'genrl[qlora]', or set model.quantize=none."
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -124,8 +128,8 @@ def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401
 def _keep_training_kernels(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with avx512_bf16.
 
-    The packed kernel has no backward pass, and RL alternates rollouts in eval mode with updates: after the first rollout every
-    gradient would be wrong and saved weights corrupt.
+    The packed kernel has no backward pass, and RL alternates rollouts in eval mode with updates: after the first
+    rollout every gradient would be wrong and saved weights corrupt.
     """
     from bitsandbytes.nn import Linear4bit
 

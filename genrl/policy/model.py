@@ -27,10 +27,15 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, first_ids: tuple[int, ...], start_id: int, prefix_ids: tuple[int, ...]  # noqa: ANN401
+        self,
+        model: Any,  # noqa: ANN401 (transformers and peft are untyped)
+        tokenizer: Any,  # noqa: ANN401
+        first_ids: tuple[int, ...],
+        start_id: int,
+        prefix_ids: tuple[int, ...],
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.first_ids = first_ids
         self.start_id = start_id
@@ -39,8 +44,8 @@ class Policy(nn.Module):
         for name in HEAD_TRANSFORMS:
             if getattr(base.config, name, None) not in (None, 1.0):
                 raise UnsupportedError(
-                    f"model {type(base).__name__} transforms its logits ({name}); genrl reads single rows of the head and "
-                    f"would leave that out. Use a model without it (Qwen2, Qwen3, Llama ...)."
+                    f"model {type(base).__name__} transforms its logits ({name}); genrl reads single rows of the head "
+                    f"and would leave that out. Use a model without it (Qwen2, Qwen3, Llama ...)."
                 )
         self._reference: dict[str, Tensor] = {}
 
@@ -55,10 +60,14 @@ class Policy(nn.Module):
         return next(self.model.parameters()).device
 
     def hidden(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [P, Q, H] of `tokens` [P, Q] under a boolean mask [P, 1, Q, cached + Q]; extends `cache`."""
+        """Last hidden states [P, Q, H] of `tokens` [P, Q] under a mask [P, 1, Q, cached + Q]; extends `cache`."""
         decoder = getattr(self.base, self.base.base_model_prefix)
         output = decoder(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         return output.last_hidden_state
 
@@ -88,8 +97,11 @@ class Policy(nn.Module):
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
         if missing or extra or shapes:
-            what = [f"{len(names)} {word} ({names[0]} ...)" for names, word in
-                    ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape")) if names]
+            what = [
+                f"{len(names)} {word} ({names[0]} ...)"
+                for names, word in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
+                if names
+            ]
             raise CheckpointError(
                 f"{origin}: these weights belong to another model: {', '.join(what)}. "
                 f"Use the configuration the checkpoint was trained with (config.yaml in its run folder)."
@@ -127,7 +139,7 @@ class Policy(nn.Module):
                     value.data = swapped[name]
 
 
-def _trained_rows(head: nn.Module, rows: slice) -> Tensor:
+def _trained_rows(head: Any, rows: slice) -> Tensor:  # noqa: ANN401
     """Rows of an output head's weight, with those that peft's `trainable_token_indices` trains put in their place."""
     deltas = getattr(getattr(head, "token_adapter", None), "trainable_tokens_delta", None)
     if deltas is None:

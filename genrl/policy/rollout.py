@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,8 @@ def check_rollout(config: RolloutConfig, layout: Layout) -> None:
     """
     if config.method != "sample" and config.group_size > layout.completions:
         raise ConfigError(
-            f"rollout.method={config.method} draws group_size={config.group_size} distinct items, but the catalogue has "
-            f"{layout.completions} distinct SIDs. Lower rollout.group_size or use rollout.method=sample."
+            f"rollout.method={config.method} draws group_size={config.group_size} distinct items, but the catalogue "
+            f"has {layout.completions} distinct SIDs. Lower rollout.group_size or use rollout.method=sample."
         )
 
 
@@ -44,14 +46,15 @@ def rollout(
         layout: grammar of the completions.
         prompts: this rank's prompts.
         config: method, group size, temperature, normalisation.
-        generator: CPU generator; draws the noise of the whole rollout on every rank, so completions do not depend on how
+        generator: CPU generator; draws the noise of the whole rollout on every rank, so completions do not depend on
+        how
             many ranks share it.
         rows: this rank's part of the rollout's prompts.
         total: prompts of the rollout over all ranks.
         categories: [I] category of each catalogue row.
     """
     device = prompts.tokens.device
-    shared = {"temperature": config.temperature, "normalize": config.normalize}
+    shared: dict[str, Any] = {"temperature": config.temperature, "normalize": config.normalize}
     if config.method == "sample":
         noise = torch.rand(total, config.group_size, layout.length, generator=generator)[rows]
         drawn = sample(policy, layout, prompts.tokens, prompts.mask, noise.to(device), **shared)
@@ -60,9 +63,7 @@ def rollout(
         if config.method == "gumbel":
             noise = torch.rand(total, layout.length, config.group_size, layout.widest, generator=generator)[rows]
             gumbels = -(-noise.clamp(min=1e-20).log()).log().to(device)
-        drawn = beam(
-            policy, layout, prompts.tokens, prompts.mask, config.group_size, gumbels=gumbels, **shared
-        )
+        drawn = beam(policy, layout, prompts.tokens, prompts.mask, config.group_size, gumbels=gumbels, **shared)
     return to_rollout(drawn, layout, prompts, config.normalize, categories)
 
 

@@ -25,8 +25,8 @@ def distribution(
             published code that masks only its sampler.
 
     Returns:
-        log_probs [..., columns] with -inf where illegal, over what `normalize` says; sampling_log_probs, the same but always
-        over the legal set; entropy [...] in nats over the legal set.
+        log_probs [..., columns] with -inf where illegal, over what `normalize` says; sampling_log_probs, the same but
+        always over the legal set; entropy [...] in nats over the legal set.
     """
     columns = legal.mask.shape[-1]
     logits = policy.logits(hidden, legal.first, columns) / temperature
@@ -43,8 +43,9 @@ def score(
 ) -> PolicyScores:
     """Log-probability and entropy of every token of a rollout under the current policy, with gradient.
 
-    Prompt and completions share one row per prompt; a block mask keeps the completions apart, so the prompt is computed once
-    for its G completions. Each token's distribution is rebuilt from its `support`, which is what it was sampled from.
+    Prompt and completions share one row per prompt; a block mask keeps the completions apart, so the prompt is
+    computed once for its G completions. Each token's distribution is rebuilt from its `support`, which is what it was
+    sampled from.
     """
     prompts, group, length = len(rollout), rollout.group_size, rollout.tokens.shape[1]
     tokens = rollout.tokens.view(prompts, group, length)

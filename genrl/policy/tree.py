@@ -32,8 +32,8 @@ def packed_mask(segments: Tensor) -> Tensor:
 def branch_mask(mask: Tensor, branches: int, depth: int) -> Tensor:
     """Mask of prompts [P, L] followed by `branches` completions of `depth` tokens each, in one row.
 
-    The columns behind the prompt are ordered by branch, then by position. A completion token sees the prompt and its own
-    branch up to itself, never another branch.
+    The columns behind the prompt are ordered by branch, then by position. A completion token sees the prompt and its
+    own branch up to itself, never another branch.
 
     Returns:
         [P, 1, Q, Q] with Q = L + branches * depth.

@@ -73,9 +73,9 @@ def _check_items(path: Path, index: Index, catalog: Catalog) -> None:
     if missing or extra:
         example = f"item {missing[0]!r} has no SID" if missing else f"item {extra[0]!r} is not in the catalogue"
         raise DataError(
-            f"{path}: the index of another catalogue: {example}. {len(missing):,} of {len(catalog):,} catalogue items are "
-            f"missing, {len(extra):,} of {len(index):,} entries are extra. Use the index made for data.items (a k-core "
-            f"filter changes the catalogue too)."
+            f"{path}: the index of another catalogue: {example}. {len(missing):,} of {len(catalog):,} catalogue items "
+            f"are missing, {len(extra):,} of {len(index):,} entries are extra. Use the index made for data.items (a "
+            f"k-core filter changes the catalogue too)."
         )
     lengths = {len(tokens) for tokens in index.values()}
     if len(lengths) > 1:

@@ -119,8 +119,9 @@ class SidTable:
         metadata, codes = _read(Path(path))
         if metadata["catalog"] != catalog.fingerprint or len(codes) != len(catalog):
             raise DataError(
-                f"{path}: made for another catalogue ({len(codes):,} items, fingerprint {metadata['catalog']}); this one "
-                f"has {len(catalog):,} items, fingerprint {catalog.fingerprint}. Build the table again with 'genrl sid'."
+                f"{path}: made for another catalogue ({len(codes):,} items, fingerprint {metadata['catalog']}); "
+                f"this one has {len(catalog):,} items, fingerprint {catalog.fingerprint}. "
+                f"Build the table again with 'genrl sid'."
             )
         report = json.loads(metadata["report"])
         report = {key: tuple(value) if isinstance(value, list) else value for key, value in report.items()}

@@ -29,9 +29,9 @@ class TrieLevel:
 class Trie:
     """Which codes may follow which prefix, on the device, for all items of a catalogue.
 
-    Nodes of level l are numbered in the order of their prefixes; the root is node 0 of level 0 and leaves are the nodes of
-    level K. An unknown prefix cannot be asked for: `child` answers -1 for a code that does not exist and `legal` never has an
-    empty row, because every node lies on the path of an item.
+    Nodes of level l are numbered in the order of their prefixes; the root is node 0 of level 0 and leaves are the
+    nodes of level K. An unknown prefix cannot be asked for: `child` answers -1 for a code that does not exist and
+    `legal` never has an empty row, because every node lies on the path of an item.
 
     Args:
         levels: edges of each level.

@@ -119,9 +119,11 @@ class StageProgress(Callback):
             TextColumn("{task.fields[note]}"),
         )
         self.progress.start()
-        self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, speed="", note="")
+        self.task = self.progress.add_task(
+            self.name, total=self.total, completed=trainer.global_step, speed="", note=""
+        )
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
         """Move the bar."""
         if self.progress is None:
             return
@@ -152,7 +154,7 @@ class StageProgress(Callback):
 
 
 class History(Callback):
-    """Notes every logged value by step in the run folder, for curves and reports; a resumed run goes on in the same file.
+    """Notes every logged value by step in the run folder, for curves; a resumed run goes on in the same file.
 
     Args:
         path: JSON-lines file.
@@ -166,10 +168,12 @@ class History(Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Drop notes of steps that will be made again."""
         if trainer.is_global_zero and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step]
+            lines = [
+                line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step
+            ]
             self.path.write_text("".join(f"{line}\n" for line in lines) if trainer.global_step else "")
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
         """Note training values."""
         if trainer.global_step % self.every == 0:
             self._note(trainer, "val/", keep=False)
@@ -203,16 +207,27 @@ class RolloutSamples(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the samples of the latest rollout."""
-        if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero or trainer.logger is None:
+        if (
+            not isinstance(module, RLModule)
+            or module.sampled is None
+            or not trainer.is_global_zero
+            or trainer.logger is None
+        ):
             return
         drawn, rewards, prompts = module.sampled
         lines = []
         for prompt in range(min(self.prompts, len(drawn))):
             seen = [self._name(row) for row in prompts.history[prompt].tolist() if row >= 0][-5:]
-            lines.append(f"**history** {' -> '.join(seen)}  \n**target** {self._name(int(prompts.targets.items[prompt, 0]))}\n")
+            lines.append(
+                f"**history** {' -> '.join(seen)}  \n**target** {self._name(int(prompts.targets.items[prompt, 0]))}\n"
+            )
             parts = "|".join(f" {name} " for name in rewards.components)
-            lines.append(f"| item | SID | log-prob | reward |{parts}|\n|---|---|---|---|{'---|' * len(rewards.components)}")
-            for row in range(prompt * drawn.group_size, prompt * drawn.group_size + min(self.completions, drawn.group_size)):
+            lines.append(
+                f"| item | SID | log-prob | reward |{parts}|\n|---|---|---|---|{'---|' * len(rewards.components)}"
+            )
+            for row in range(
+                prompt * drawn.group_size, prompt * drawn.group_size + min(self.completions, drawn.group_size)
+            ):
                 codes = " ".join(str(code) for code in drawn.choices[row].tolist())
                 parts = " | ".join(f"{float(value[row]):.2f}" for value in rewards.components.values())
                 lines.append(
@@ -220,7 +235,8 @@ class RolloutSamples(Callback):
                     f"| {float(rewards.outcome[row]):.2f} | {parts} |"
                 )
             lines.append("")
-        trainer.logger.experiment.add_text("rollouts", "\n".join(lines), trainer.global_step)  # type: ignore[attr-defined]
+        board: Any = trainer.logger
+        board.experiment.add_text("rollouts", "\n".join(lines), trainer.global_step)
 
     def _name(self, row: int) -> str:
         if row < 0:

@@ -24,7 +24,17 @@ from torch import Tensor
 
 from genrl.errors import CheckpointError
 
-PACKAGES = ("genrl", "torch", "lightning", "transformers", "peft", "torchmetrics", "omegaconf", "datasets", "bitsandbytes")
+PACKAGES = (
+    "genrl",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "torchmetrics",
+    "omegaconf",
+    "datasets",
+    "bitsandbytes",
+)
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
@@ -98,8 +108,8 @@ def locked(folder: Path) -> Iterator[None]:
 class Meter:
     """Wall time and peak memory of a stage.
 
-    The peak is that of the GPU where there is one, else of this process since the meter was made (Linux), else since the
-    process began.
+    The peak is that of the GPU where there is one, else of this process since the meter was made (Linux), else since
+    the process began.
     """
 
     def __init__(self) -> None:

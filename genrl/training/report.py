@@ -35,7 +35,9 @@ def header(console: Console, config: RunConfig, session: Session, objective: Obj
     entry = OBJECTIVES.entry(config.objective["name"])
     catalog, sequences = session.dataset.catalog, session.dataset.sequences
     trained = sum(value.numel() for value in session.policy.trainable().values())
-    console.print(f"[bold]{entry.title}[/] ({entry.name}, {entry.paper}), experiment {config.experiment}, seed {config.seed}")
+    console.print(
+        f"[bold]{entry.title}[/] ({entry.name}, {entry.paper}), experiment {config.experiment}, seed {config.seed}"
+    )
     console.print(
         f"data {session.dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
         f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
@@ -56,7 +58,9 @@ def ranking_table(console: Console, split: str, results: dict[str, Any], k: list
         if not scored:
             continue
         first = next(iter(scored.values()))
-        table = Table(title=f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)")
+        table = Table(
+            title=f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
+        )
         table.add_column("", no_wrap=True)
         for column in columns:
             metric, cut = column.split("@")
@@ -119,8 +123,17 @@ def curves(folder: Path, title: str) -> None:
     from matplotlib import pyplot
 
     notes = [json.loads(line) for line in path.read_text().splitlines()]
-    panels = ("train/reward", "val/ndcg@10", "val/recall@10", "policy/entropy", "policy/kl", "objective/dead_groups",
-              "train/grad_norm", "val/entropy@10", "val/cold_recall@10")
+    panels = (
+        "train/reward",
+        "val/ndcg@10",
+        "val/recall@10",
+        "policy/entropy",
+        "policy/kl",
+        "objective/dead_groups",
+        "train/grad_norm",
+        "val/entropy@10",
+        "val/cold_recall@10",
+    )
     drawn = [name for name in panels if any(name in note for note in notes)]
     if not drawn:
         return
@@ -138,5 +151,3 @@ def curves(folder: Path, title: str) -> None:
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=110)
     pyplot.close(figure)
-
-

@@ -27,8 +27,8 @@ from genrl.types import Experience, PolicyScores, PromptBatch, RewardBatch, Roll
 class RLModule(StageModule):
     """Owns rollout, verification and update; the objective says how rewards become a loss.
 
-    `experience` runs once per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it updates the
-    policy (accumulation, clipping and checkpoints are Lightning's own).
+    `experience` runs once per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it
+    updates the policy (accumulation, clipping and checkpoints are Lightning's own).
 
     Args:
         objective: rewards in, loss out.
@@ -59,6 +59,7 @@ class RLModule(StageModule):
         self.verifier = verifier
         self.prompts = prompts
         self.maker = maker
+        self.categories: Tensor
         self.register_buffer("categories", categories, persistent=False)
         self.config = config
         self.rollouts = rollouts
@@ -83,7 +84,9 @@ class RLModule(StageModule):
 
     def train_dataloader(self) -> StepStream[Experience]:
         """The next round of steps."""
-        steps = -(-self.config.validate_every // self.updates) * self.updates  # a round ends with a rollout's last update
+        steps = (
+            -(-self.config.validate_every // self.updates) * self.updates
+        )  # a round ends with a rollout's last update
         return StepStream(self._batches, lambda: self.global_step, steps, self.config.max_steps, self.micro_batches)
 
     def _batches(self, step: int) -> Iterator[Experience]:
@@ -165,7 +168,7 @@ class RLModule(StageModule):
         chosen = torch.arange(count, device=live.device)
         dead = (~live).nonzero().flatten()
         chosen[dead] = count + torch.arange(dead.numel(), device=live.device)
-        drawn, rewards, prompts = (concatenate(before, after) for before, after in zip(old, new, strict=True))
+        drawn, rewards, prompts = concatenate(old[0], new[0]), concatenate(old[1], new[1]), concatenate(old[2], new[2])
         group = drawn.group_size
         rows = (chosen[:, None] * group + torch.arange(group, device=live.device)).flatten()
         return drawn.prompts(chosen), rewards.rows(rows), prompts.prompts(chosen)
@@ -191,10 +194,7 @@ class RLModule(StageModule):
         if (batch_idx + 1) % self.micro_batches:
             return
         self.objective.after_step()
-        values = {
-            name: float(torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in gathered]).mean())
-            for name, gathered in self._sums.items()
-        }
+        values = {name: _summary(name, gathered) for name, gathered in self._sums.items()}
         values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._sums.clear()
         self.log_dict(values, batch_size=1)
@@ -231,6 +231,12 @@ class RLModule(StageModule):
         config = self.config
         optimizer = self.optimiser(config.learning_rate, config.weight_decay, config.betas)
         return scheduled(optimizer, lambda step: min(1.0, (step + 1) / max(1, config.warmup_steps)))
+
+
+def _summary(name: str, gathered: list[Tensor | float]) -> float:
+    """Mean over the micro-batches of a step, or the largest where the name says so."""
+    values = torch.stack([torch.as_tensor(value, dtype=torch.float32).cpu() for value in gathered])
+    return float(values.max() if name.endswith("_max") else values.mean())
 
 
 def _tag(name: str) -> str:

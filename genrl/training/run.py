@@ -32,7 +32,17 @@ from genrl.sid.table import SidTable
 from genrl.training import report
 from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress
 from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics
-from genrl.training.folder import Meter, is_main_process, key_of, locked, read_json, read_weights, rounded, versions, write_json
+from genrl.training.folder import (
+    Meter,
+    is_main_process,
+    key_of,
+    locked,
+    read_json,
+    read_weights,
+    rounded,
+    versions,
+    write_json,
+)
 from genrl.training.rl import RLModule
 from genrl.training.session import Session, sid_table
 from genrl.training.sft import SFTModule
@@ -63,7 +73,9 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     objective = objective or build_objective(config)
     folder = run_folder(config)
     if not _claim(folder, config, resume, command):
-        console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
+        console.print(
+            f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again."
+        )
         report.show(console, read_json(folder / "metrics.json"))
         return folder
     with locked(folder) if is_main_process() else contextlib.nullcontext():
@@ -78,7 +90,9 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         if is_main_process():
             _finish(session, folder, results, command)
             report.show(console, read_json(folder / "metrics.json"))
-            console.print(f"run folder: {folder}   curves: {folder / 'curves.png'}   tensorboard --logdir {folder.parent}")
+            console.print(
+                f"run folder: {folder}   curves: {folder / 'curves.png'}   tensorboard --logdir {folder.parent}"
+            )
     return folder
 
 
@@ -100,6 +114,7 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         group_size=1 if "targets" in objective.needs else config.rollout.group_size,
         items=1,
         categories=bool(catalog.category_names),
+        thinking=session.layout.thinking,
     )
     check_rollout(config.rollout, session.layout)
     return verifier
@@ -114,14 +129,15 @@ def _claim(folder: Path, config: RunConfig, resume: bool, command: str) -> bool:
         changed = _differences(saved, config)
         if changed:
             raise ConfigError(
-                f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was written. "
-                f"Choose another experiment=NAME or seed=N, or remove the folder."
+                f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was "
+                f"written. Choose another experiment=NAME or seed=N, or remove the folder."
             )
         if (folder / "metrics.json").exists():
             return False
         if not resume:
             raise ConfigError(
-                f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the folder."
+                f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the "
+                f"folder."
             )
         return True
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +155,9 @@ def _differences(saved: Path, config: RunConfig) -> list[str]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(saved))
     except Exception as error:
-        raise CheckpointError(f"{saved} is damaged ({type(error).__name__}). Remove the folder and run again.") from error
+        raise CheckpointError(
+            f"{saved} is damaged ({type(error).__name__}). Remove the folder and run again."
+        ) from error
     now = OmegaConf.to_container(OmegaConf.create(asdict(config)))
     before, after = _flat(values), _flat(now)
     ignored = ("output", "trainer.threads", "trainer.log_every")
@@ -264,7 +282,13 @@ def _train(
         "max_steps": max_steps,
         "max_epochs": -1,
         "logger": TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
-        "callbacks": [best, StageProgress(name, max_steps), History(folder / "history.jsonl", settings.log_every), *callbacks, point],
+        "callbacks": [
+            best,
+            StageProgress(name, max_steps),
+            History(folder / "history.jsonl", settings.log_every),
+            *callbacks,
+            point,
+        ],
         "log_every_n_steps": settings.log_every,
         "num_sanity_val_steps": 0,
         "reload_dataloaders_every_n_epochs": 1,
@@ -321,7 +345,14 @@ def _references(session: Session, split: str) -> dict[str, Any]:
     """Metrics of the reference lines, computed once per experiment."""
     config = session.config
     limit = {"valid": config.evaluate.valid_users, "test": config.evaluate.test_users}[split]
-    key = key_of(session.dataset.fingerprint, split, limit, config.evaluate.k, config.evaluate.level, session.table.codes.tolist())
+    key = key_of(
+        session.dataset.fingerprint,
+        split,
+        limit,
+        config.evaluate.k,
+        config.evaluate.level,
+        session.table.codes.tolist(),
+    )
     path = Path(config.output) / config.experiment / f"reference-{split}-{key}.json"
     if not path.exists():
         if not is_main_process():
@@ -399,8 +430,15 @@ def _quiet_libraries() -> None:
     """Silence messages of libraries that a user of genrl can do nothing about."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*`IterableDataset`.*",
-                    ".*Trying to infer the `batch_size`.*", ".*litlogger.*", ".*isinstance.treespec.*", ".*module.s. in eval mode.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*`IterableDataset`.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*litlogger.*",
+        ".*isinstance.treespec.*",
+        ".*module.s. in eval mode.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 
@@ -411,7 +449,9 @@ def load_run(folder: Path, overrides: Iterator[str] | list[str] = ()) -> Session
         CheckpointError: if the folder is no run, or its weights are missing, damaged or of another model.
     """
     if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>.")
+        raise CheckpointError(
+            f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
+        )
     session = Session.build(load_config([folder / "config.yaml"], overrides=list(overrides)))
     weights = folder / "weights.safetensors"
     if not weights.exists():

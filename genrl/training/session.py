@@ -45,9 +45,7 @@ class Session:
         _check_length(config, policy, table)
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        layout = LAYOUTS.build(
-            config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes
-        )
+        layout = LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes)
         pad = policy.tokenizer.pad_token_id
         template = PromptTemplate(
             start_id=policy.start_id,
@@ -78,9 +76,17 @@ class Session:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
-        segments = text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
+        segments = (
+            text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
+        )
         return Packer(
-            self.dataset, self.maker.template, self.config.align, self.config.data.max_history, tuple(segments), rank, world
+            self.dataset,
+            self.maker.template,
+            self.config.align,
+            self.config.data.max_history,
+            tuple(segments),
+            rank,
+            world,
         )
 
     def align_key(self) -> str:
@@ -116,6 +122,6 @@ def _check_length(config: RunConfig, policy: Policy, table: SidTable) -> None:
     needed = 1 + len(policy.prefix_ids) + (config.data.max_history + 1) * table.levels
     if limit is not None and needed > limit:
         raise ConfigError(
-            f"prompts of {needed} tokens (data.max_history={config.data.max_history} items x {table.levels} codes) do not fit "
-            f"into the {limit} positions of model {config.model.name!r}. Lower data.max_history."
+            f"prompts of {needed} tokens (data.max_history={config.data.max_history} items x {table.levels} codes) do "
+            f"not fit into the {limit} positions of model {config.model.name!r}. Lower data.max_history."
         )

@@ -21,7 +21,8 @@ from genrl.training.stream import StepStream, seed_of
 class SFTModule(StageModule):
     """Cross-entropy over the legal codes of every item in a history, and over the words of text examples.
 
-    loss = -1/n sum over target tokens of log pi(token | what stands before it), n = target tokens of the step on all ranks
+    loss = -1/n sum over target tokens of log pi(token | what stands before it), n = target tokens of the step on all
+    ranks
 
     Args:
         packer: makes the batches.

@@ -1,4 +1,4 @@
-"""What both stages share: the policy, validation by full-catalogue ranking, the optimiser, checkpoints of trained weights."""
+"""What both stages share: the policy, validation by full-catalogue ranking, the optimiser, checkpoints."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ class StageModule(L.LightningModule):
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(betas[0], betas[1]))
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by global norm and log the norm before clipping."""
         limit = self.max_grad_norm or math.inf
@@ -112,7 +115,9 @@ class StageModule(L.LightningModule):
         """Keep only trained weights and running statistics: the rest is rebuilt from the configuration."""
         kept = {f"policy.model.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in kept or name.startswith("objective.")
+            name: value
+            for name, value in checkpoint["state_dict"].items()
+            if name in kept or name.startswith("objective.")
         }
 
 

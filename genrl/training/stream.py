@@ -16,8 +16,9 @@ BatchT = TypeVar("BatchT")
 class StepStream(Generic[BatchT]):
     """The batches of one round of optimiser steps, made on demand.
 
-    A stream with a length is not prefetched by Lightning, so a rollout is drawn after the update before it, never earlier. A
-    round ends with a validation and a checkpoint; the next round (or a resumed run) goes on at the trainer's step.
+    A stream with a length is not prefetched by Lightning, so a rollout is drawn after the update before it, never
+    earlier. A round ends with a validation and a checkpoint; the next round (or a resumed run) goes on at the
+    trainer's step.
 
     Args:
         make: optimiser step -> its micro-batches.

@@ -48,7 +48,9 @@ def test_every_training_position_is_a_target_once_per_pass_behind_its_own_histor
 def test_held_out_items_are_neither_targets_nor_context() -> None:
     items = torch.arange(8)
     roles = torch.tensor([Role.HISTORY, Role.TRAIN, Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.TRAIN, Role.TEST])
-    sequences = Sequences(items, roles.to(torch.uint8), torch.zeros(8, dtype=torch.int64), torch.tensor([0, 6, 8]), ("a", "b"))
+    sequences = Sequences(
+        items, roles.to(torch.uint8), torch.zeros(8, dtype=torch.int64), torch.tensor([0, 6, 8]), ("a", "b")
+    )
     dataset = Dataset(Catalog.from_table([str(i) for i in range(60)]), sequences, "hand-made")
     for shuffle in (False, True):
         packer = Packer(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)

@@ -19,8 +19,18 @@ def everything() -> tuple:  # type: ignore[type-arg]
     tokens = layout.render(items)
     full = torch.ones_like(tokens, dtype=torch.bool)
     batch = RolloutBatch(
-        prompts.tokens, prompts.mask, tokens, full, layout.step_ids().expand_as(tokens).contiguous(), full,
-        layout.trie.path(layout.codes[items]), layout.codes[items], items[:, None], torch.zeros(tokens.shape), 60, 3,
+        prompts.tokens,
+        prompts.mask,
+        tokens,
+        full,
+        layout.step_ids().expand_as(tokens).contiguous(),
+        full,
+        layout.trie.path(layout.codes[items]),
+        layout.codes[items],
+        items[:, None],
+        torch.zeros(tokens.shape),
+        60,
+        3,
     )
     with torch.no_grad():
         exact = score(policy, layout, batch).logps.sum(1).view(5, 60)

@@ -19,8 +19,14 @@ def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> RolloutBatch:
     layout = make_layout(policy)
     config = RolloutConfig(method=method, group_size=6)  # type: ignore[arg-type]
     return rollout(
-        policy, layout, make_prompts(policy).prompts(rows), config, generator=torch.Generator().manual_seed(seed),
-        rows=rows, total=5, categories=torch.arange(60) % 4,
+        policy,
+        layout,
+        make_prompts(policy).prompts(rows),
+        config,
+        generator=torch.Generator().manual_seed(seed),
+        rows=rows,
+        total=5,
+        categories=torch.arange(60) % 4,
     )
 
 

@@ -55,8 +55,10 @@ def test_scores_and_gradients_equal_one_forward_per_row(normalize: str, temperat
 
     weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.old_logps)
     gradients = []
-    for logps in (score(policy, layout, batch, temperature, normalize).logps,
-                  naive_logps(policy, layout, batch, normalize, temperature)):
+    for logps in (
+        score(policy, layout, batch, temperature, normalize).logps,
+        naive_logps(policy, layout, batch, normalize, temperature),
+    ):
         assert_same(logps, batch.old_logps)
         policy.zero_grad()
         (logps * weights).sum().backward()
@@ -80,8 +82,21 @@ def test_more_padding_changes_nothing() -> None:
     padded = RolloutBatch(
         prompt_tokens=wide(batch.prompt_tokens, (3, 0)),
         prompt_mask=wide(batch.prompt_mask, (3, 0)),
-        **{name: getattr(batch, name) for name in ("tokens", "mask", "step_ids", "item_mask", "support", "choices",
-                                                   "items", "old_logps", "group_size", "num_steps")},
+        **{
+            name: getattr(batch, name)
+            for name in (
+                "tokens",
+                "mask",
+                "step_ids",
+                "item_mask",
+                "support",
+                "choices",
+                "items",
+                "old_logps",
+                "group_size",
+                "num_steps",
+            )
+        },
     )
     with torch.no_grad():
         assert_same(score(policy, layout, padded).logps, score(policy, layout, batch).logps)
@@ -96,8 +111,18 @@ def test_probabilities_of_all_items_sum_to_one() -> None:
     path = layout.trie.path(layout.codes[items])
     full = torch.ones_like(tokens, dtype=torch.bool)
     batch = RolloutBatch(
-        prompts.tokens, prompts.mask, tokens, full, layout.step_ids().expand_as(tokens).contiguous(), full, path,
-        layout.codes[items], items[:, None], torch.zeros(tokens.shape), 60, 3,
+        prompts.tokens,
+        prompts.mask,
+        tokens,
+        full,
+        layout.step_ids().expand_as(tokens).contiguous(),
+        full,
+        path,
+        layout.codes[items],
+        items[:, None],
+        torch.zeros(tokens.shape),
+        60,
+        3,
     )
     with torch.no_grad():
         total = score(policy, layout, batch).logps.sum(1).view(5, 60).exp().sum(1)
@@ -110,8 +135,14 @@ def test_forced_tokens_have_no_log_probability_and_no_gradient() -> None:
     layout = make_layout(policy, codes)
     prompts = make_prompts(policy, items=3)
     batch = rollout(
-        policy, layout, prompts, RolloutConfig(group_size=8), generator=torch.Generator().manual_seed(0),
-        rows=slice(0, 5), total=5, categories=torch.zeros(3, dtype=torch.int64),
+        policy,
+        layout,
+        prompts,
+        RolloutConfig(group_size=8),
+        generator=torch.Generator().manual_seed(0),
+        rows=slice(0, 5),
+        total=5,
+        categories=torch.zeros(3, dtype=torch.int64),
     )
     scores = score(policy, layout, batch)
     zero = batch.choices[:, 0] == 0

@@ -1,0 +1,208 @@
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from genrl.catalog import Role, load_dataset
+from genrl.config.schema import ColumnsConfig, DataConfig
+from genrl.errors import ConfigError, DataError
+from tests.helpers import assert_same
+from tests.unit.catalog.files import COLUMNS, files_config, load, rows_of, write
+
+BEAUTY = Path(__file__).parents[4] / "shared" / "data" / "amazon2014_beauty"
+HISTORIES = {"u1": "abcde", "u2": "bcda", "u3": "cab", "u4": "ab"}
+
+
+def random_histories(seed, users=40):
+    chance = random.Random(seed)
+    return {f"u{n:02}": [f"i{chance.randrange(30)}" for _ in range(chance.randrange(1, 12))] for n in range(users)}
+
+
+def named(dataset, role):
+    positions = dataset.sequences.rows(role)
+    return {
+        dataset.sequences.user_ids[user]: dataset.catalog.item_ids[item]
+        for user, item in zip(
+            dataset.sequences.users(positions).tolist(), dataset.sequences.items[positions].tolist(), strict=True
+        )
+    }
+
+
+def test_leave_one_out_end_to_end(tmp_path):
+    dataset = load(tmp_path, HISTORIES)
+    assert dataset.name == "log"
+    assert dataset.catalog.item_ids == ("a", "b", "c", "d", "e")
+    assert named(dataset, Role.TEST) == {"u1": "e", "u2": "a", "u3": "b"}
+    assert named(dataset, Role.VALID) == {"u1": "d", "u2": "d", "u3": "a"}
+    assert named(dataset, Role.RL) == {"u1": "c", "u2": "c", "u4": "b"}
+    assert_same(dataset.catalog.train_counts, [2, 3, 3, 0, 0])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_every_form_gives_the_same_data_set(tmp_path, suffix):
+    config = files_config(write(tmp_path / f"log.{suffix}", rows_of(HISTORIES)))
+    assert load_dataset(config).fingerprint == load(tmp_path, HISTORIES).fingerprint
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_rows_with_distinct_times_does_not_matter(tmp_path, split, seed):
+    rows = [(user, item, number) for number, (user, item, _) in enumerate(rows_of(random_histories(seed)))]
+    one = load_dataset(files_config(write(tmp_path / "a.csv", rows), split=split))
+    random.Random(seed).shuffle(rows)
+    other = load_dataset(files_config(write(tmp_path / "b.csv", rows), split=split))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_ties_keep_the_order_of_the_file(tmp_path):
+    rows = [("u", item, 5) for item in "dbca"]
+    sequences = load_dataset(files_config(write(tmp_path / "log.csv", rows))).sequences
+    assert_same(sequences.items, [3, 1, 2, 0])
+    assert_same(sequences.times, [0, 0, 0, 0])
+
+
+def test_position_wins_over_time(tmp_path):
+    rows = [("u", "a", 1, 2), ("u", "b", 2, 1), ("u", "c", 3, 0)]
+    path = write(tmp_path / "log.csv", rows, (*COLUMNS, "place"))
+    dataset = load_dataset(files_config(path, columns=ColumnsConfig(position="place"), rl_holdout=0))
+    assert_same(dataset.sequences.items, [2, 1, 0])
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_are_disjoint_and_histories_hold_only_the_past(tmp_path, split, seed):
+    dataset = load(tmp_path, random_histories(seed), split=split, rl_holdout=2)
+    sequences = dataset.sequences
+    parts = [sequences.rows(role) for role in Role]
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(sequences)))
+    for role in (Role.RL, Role.VALID, Role.TEST):
+        positions = sequences.rows(role)
+        histories = sequences.histories(positions, 50)
+        assert (histories[:, -1] >= 0).all(), "a target without history"
+        for position, history in zip(positions.tolist(), histories, strict=True):
+            user = int(sequences.users(torch.tensor([position])))
+            start = int(sequences.offsets[user])
+            assert history[history >= 0].tolist() == sequences.items[start:position].tolist()
+            assert (sequences.times[start:position] <= sequences.times[position]).all()
+
+
+def test_temporal_targets_lie_behind_one_point_in_time(tmp_path):
+    sequences = load(tmp_path, random_histories(7, users=200), split="temporal").sequences
+    learnt = torch.cat([sequences.rows(Role.TRAIN), sequences.rows(Role.RL)])
+    valid, test = sequences.rows(Role.VALID), sequences.rows(Role.TEST)
+    assert sequences.times[learnt].max() < sequences.times[valid].min()
+    assert sequences.times[valid].max() < sequences.times[test].min()
+
+
+def column_config(tmp_path, rows, **options):
+    columns = ColumnsConfig(split="part")
+    path = write(tmp_path / "log.csv", rows, (*COLUMNS, "part"))
+    return files_config(path, columns=columns, split="column", **options)
+
+
+def test_split_by_a_column_and_history_only_rows(tmp_path):
+    parts = ["history_only", "train", "train", "valid", "test"]
+    rows = [("u1", item, n, part) for n, (item, part) in enumerate(zip("abcde", parts, strict=True))]
+    rows += [("u2", "a", 1, "test"), ("u2", "b", 2, "test")]
+    sequences = load_dataset(column_config(tmp_path, rows)).sequences
+    wanted = [Role.HISTORY, Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY, Role.TEST]
+    assert_same(sequences.roles.long(), [int(role) for role in wanted])
+
+
+def test_history_only_rows_are_never_targets_in_any_split(tmp_path):
+    rows = [(f"u{u}", f"i{n}", 10 * n + u, "history_only" if n == 0 else "train") for u in range(6) for n in range(6)]
+    config = column_config(tmp_path, rows)
+    for split in ("leave_one_out", "temporal"):
+        config.split = split
+        sequences = load_dataset(config).sequences
+        assert_same(sequences.rows(Role.HISTORY), sequences.offsets[:-1])
+        assert_same(sequences.items[sequences.rows(Role.HISTORY)], [0] * 6)
+
+
+def test_a_training_row_after_a_test_row_is_refused(tmp_path):
+    rows = [("u1", "a", 1, "train"), ("u1", "b", 2, "test"), ("u1", "c", 3, "valid")]
+    with pytest.raises(DataError, match=r"log\.csv:4: user 'u1' has a valid row after a test row"):
+        load_dataset(column_config(tmp_path, rows, rl_holdout=0))
+
+
+def test_k_core_drops_items_from_the_catalogue(tmp_path):
+    histories = {**{f"u{n}": "abcabc" for n in range(3)}, "rare": "xyz"}
+    dataset = load(tmp_path, histories, k_core=3)
+    assert dataset.catalog.item_ids == ("a", "b", "c")
+    assert dataset.sequences.user_ids == ("u0", "u1", "u2")
+    with pytest.raises(DataError, match="k_core: 50 leaves no interaction of 21"):
+        load(tmp_path, histories, k_core=50)
+
+
+def test_item_table_orders_the_catalogue_and_may_hold_unseen_items(tmp_path):
+    rows = [("z", "Zinc", "Metal"), ("c", "Cup", "Tea"), ("b", "Bag", "Tea"), ("a", "Ale", None)]
+    items = write(tmp_path / "items.csv", rows, ("item_id", "title", "category"))
+    catalog = load(tmp_path, {"u1": "abcab", "u2": "bcabc"}, items=items).catalog
+    assert catalog.item_ids == ("z", "c", "b", "a")
+    assert catalog.titles[catalog.row("c")] == "Cup"
+    assert catalog.category_names == ("Metal", "Tea")
+    assert int(catalog.train_counts[0]) == 0
+    assert bool(catalog.cold[0])
+
+
+def test_an_item_missing_from_the_table_is_named(tmp_path):
+    items = write(tmp_path / "items.csv", [("a", "A", "x"), ("b", "B", "x")], ("item_id", "title", "category"))
+    with pytest.raises(DataError, match=r"log\.parquet, row 3: item 'c' is not in .*items\.csv"):
+        load(tmp_path, HISTORIES, items=items)
+
+
+@pytest.mark.parametrize(
+    ("histories", "options", "said"),
+    [
+        ({"u1": "ab", "u2": "ba"}, {}, "the valid part is empty after data.split: leave_one_out of 4 interactions"),
+        ({"u1": "abc", "u2": "bac"}, {}, "the rl part is empty.*rl_holdout=0"),
+        ({"u1": "a", "u2": "b", "u3": "c"}, {"split": "temporal"}, "the valid part is empty.*valid_fraction"),
+    ],
+)
+def test_an_empty_part_is_refused(tmp_path, histories, options, said):
+    with pytest.raises(DataError, match=said):
+        load(tmp_path, histories, **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (DataConfig(source="files"), r"data\.interactions is not set"),
+        (DataConfig(valid_fraction=0.6, test_fraction=0.5), "add up to less than 1"),
+        (DataConfig(test_fraction=0.0), "must be above 0"),
+        (DataConfig(cold_fraction=1.5), r"data\.cold_fraction is 1\.5"),
+        (DataConfig(k_core=-1), r"data\.k_core is -1"),
+        (DataConfig(rl_holdout=-1), r"data\.rl_holdout is -1"),
+        (DataConfig(split="column"), "the toy data set has no such column"),
+        (files_config("x.csv", split="column"), r"data\.columns\.split is not set"),
+        (files_config("x.csv", split="temporal", columns=ColumnsConfig(time=None)), r"data\.columns\.time is not set"),
+    ],
+)
+def test_contradicting_options_are_refused(config, said):
+    with pytest.raises(ConfigError, match=said):
+        load_dataset(config)
+
+
+def test_the_fingerprint_sees_the_cold_items():
+    assert load_dataset(DataConfig()).fingerprint != load_dataset(DataConfig(cold_fraction=0.1)).fingerprint
+
+
+def test_reading_leaves_the_folder_as_it_was(tmp_path):
+    load(tmp_path, HISTORIES)
+    assert os.listdir(tmp_path) == ["log.parquet"]
+
+
+@pytest.mark.skipif(not BEAUTY.is_dir(), reason="needs ../shared/data/amazon2014_beauty, not part of the project")
+def test_beauty_as_published():
+    columns = ColumnsConfig(position="position", split="split", category="category_l2", text=["category_path", "brand"])
+    config = files_config(BEAUTY / "interactions.parquet", items=str(BEAUTY / "items.parquet"), columns=columns)
+    dataset = load_dataset(config)
+    sequences = dataset.sequences
+    assert (len(sequences.user_ids), len(dataset.catalog), len(sequences)) == (22_363, 12_101, 198_502)
+    assert len(dataset.catalog.category_names) == 6
+    assert (dataset.catalog.categories >= 0).all()
+    assert len(sequences.rows(Role.TEST)) == 22_363
+    config.split = "column"
+    assert load_dataset(config).fingerprint == dataset.fingerprint

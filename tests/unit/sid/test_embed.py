@@ -1,0 +1,167 @@
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrl.catalog import Catalog, Dataset, Role, Sequences, load_dataset
+from genrl.config.schema import DataConfig, EmbeddingConfig, ToyConfig
+from genrl.errors import ConfigError, DataError
+from genrl.sid.embed import cooccurrence, embed_items, text_embeddings
+from tests.helpers import assert_same
+
+T, R, V, E, H = (int(role) for role in (Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY))
+
+
+def make(histories, roles=None, items=None, **columns):
+    flat = [item for history in histories for item in history]
+    marks = [role for user in roles for role in user] if roles else [T] * len(flat)
+    count = items or max(flat) + 1
+    sequences = Sequences(
+        torch.tensor(flat),
+        torch.tensor(marks, dtype=torch.uint8),
+        torch.arange(len(flat)),
+        torch.tensor([0, *np.cumsum([len(history) for history in histories])]),
+        tuple(f"u{n}" for n in range(len(histories))),
+    )
+    return Dataset(Catalog.from_table([f"i{n}" for n in range(count)], **columns), sequences, "made")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_dataset(DataConfig(toy=ToyConfig(users=200, items=60)))
+
+
+def pairs(dataset, window):
+    return cooccurrence(dataset.sequences, len(dataset.catalog), window).toarray().tolist()
+
+
+def test_cooccurrence_by_hand():
+    dataset = make([[0, 1, 2], [1, 0, 0]])
+    assert pairs(dataset, 1) == [[0, 2, 0], [2, 0, 1], [0, 1, 0]]
+    assert pairs(dataset, 2) == [[0, 3, 1], [3, 0, 1], [1, 1, 0]]
+    assert pairs(dataset, 99) == pairs(dataset, 2)
+
+
+def test_only_pairs_inside_the_training_part_count():
+    dataset = make([[0, 1, 2, 3, 4, 5]], [[H, T, R, V, E, H]])
+    assert pairs(dataset, 5) == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], *[[0] * 6] * 4]
+
+
+@pytest.mark.parametrize("source", ["collaborative", "both"])
+def test_rl_validation_and_test_items_do_not_shape_the_embeddings(toy, source):
+    config = EmbeddingConfig(source=source, dimensions=8)
+    items = toy.sequences.items.clone()
+    hidden = toy.sequences.roles != T
+    items[hidden] = items[hidden].flip(0)
+    changed = replace(toy, sequences=replace(toy.sequences, items=items))
+    assert_same(embed_items(config, toy), embed_items(config, changed), tolerance=0)
+
+
+def test_collaborative_embeddings_put_items_bought_together_close():
+    generator = np.random.default_rng(0)
+    histories = [(generator.permutation(6) + 6 * (user % 2)).tolist() for user in range(60)]
+    embeddings = embed_items(EmbeddingConfig(source="collaborative", dimensions=3), make(histories))
+    close = embeddings @ embeddings.T
+    assert float(close[:6, :6].mean()) > 0.3
+    assert float(close[:6, 6:].abs().max()) < 0.05
+    assert_same(embeddings.norm(dim=1), torch.ones(12))
+
+
+def test_an_item_without_pairs_stands_by_its_text_neighbours():
+    titles = ["red tea pot"] * 3 + ["bass drum"] * 3 + ["green tea", "drum"]
+    histories = [[0, 1, 2], [3, 4, 5]] * 5
+    embeddings = embed_items(
+        EmbeddingConfig(source="collaborative", dimensions=2), make(histories, items=8, titles=titles)
+    )
+    close = embeddings @ embeddings.T
+    assert float(close[6, :3].mean()) > float(close[6, 3:6].mean()) + 0.3
+    assert float(close[7, 3:6].mean()) > float(close[7, :3].mean()) + 0.3
+
+
+def test_an_item_without_pairs_and_text_stands_by_its_category():
+    categories = ["Tea"] * 3 + ["Drums"] * 3 + ["Tea", None]
+    dataset = make([[0, 1, 2], [3, 4, 5]] * 5, items=8, categories=categories)
+    embeddings = embed_items(EmbeddingConfig(source="collaborative", dimensions=2), dataset)
+    expected = torch.nn.functional.normalize(embeddings[:3].mean(dim=0), dim=0)
+    overall = torch.nn.functional.normalize(embeddings[:6].mean(dim=0), dim=0)
+    assert_same(embeddings[6], expected)
+    assert_same(embeddings[7], overall)
+
+
+def test_no_pair_at_all_is_refused():
+    with pytest.raises(DataError, match="no two items co-occur"):
+        embed_items(EmbeddingConfig(source="collaborative"), make([[0], [1]]))
+
+
+def test_text_embeddings_put_like_titles_close_and_keep_empty_ones_at_zero():
+    texts = ["red tea pot", "blue tea pot", "bass drum", "snare drum", ""]
+    embeddings = text_embeddings(texts, EmbeddingConfig(source="text", dimensions=3))
+    close = embeddings @ embeddings.T
+    assert float(close[0, 1]) > 0.7 > 0.2 > float(close[0, 2])
+    assert_same(embeddings[4], torch.zeros(3))
+
+
+def test_no_text_at_all_is_refused():
+    with pytest.raises(DataError, match=r"no item has any.*source=collaborative"):
+        text_embeddings(["", " "], EmbeddingConfig(source="text"))
+
+
+def test_both_joins_the_two(toy):
+    parts = [embed_items(EmbeddingConfig(source=source, dimensions=5), toy) for source in ("collaborative", "text")]
+    assert_same(embed_items(EmbeddingConfig(source="both", dimensions=5), toy), torch.cat(parts, dim=1), tolerance=0)
+
+
+@pytest.mark.parametrize("source", ["collaborative", "text"])
+def test_dimensions_are_an_upper_bound(toy, source):
+    assert embed_items(EmbeddingConfig(source=source, dimensions=7), toy).shape == (60, 7)
+    wide = embed_items(EmbeddingConfig(source=source, dimensions=500), toy)
+    assert wide.shape[0] == 60
+    assert wide.shape[1] < 60
+    assert torch.isfinite(wide).all()
+
+
+def test_embeddings_are_the_same_every_time(toy):
+    config = EmbeddingConfig(source="both", dimensions=16)
+    assert_same(embed_items(config, toy), embed_items(config, toy), tolerance=0)
+
+
+@pytest.mark.parametrize("options", [{"dimensions": 0}, {"window": 0}])
+def test_options_out_of_range_are_refused(toy, options):
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        embed_items(EmbeddingConfig(**options), toy)
+
+
+def test_a_sentence_encoder_needs_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install genrl\[text\]"):
+        text_embeddings(["a"], EmbeddingConfig(source="text", text_encoder="/no/such/folder"))
+
+
+def fake_encoder(monkeypatch, build):
+    module = type(sys)("sentence_transformers")
+    module.SentenceTransformer = build
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+
+
+def test_a_local_sentence_encoder_is_used_offline(monkeypatch):
+    class Encoder:
+        def __init__(self, folder, local_files_only):
+            assert (folder, local_files_only) == ("folder", True)
+
+        def encode(self, texts, **options):
+            return torch.tensor([[3.0, 4.0]] * len(texts))
+
+    fake_encoder(monkeypatch, Encoder)
+    found = text_embeddings(["a", "b"], EmbeddingConfig(source="text", text_encoder="folder"))
+    assert_same(found, [[0.6, 0.8]] * 2, tolerance=1e-6)
+
+
+def test_a_folder_without_encoder_is_named(monkeypatch):
+    def refuse(folder, local_files_only):
+        raise OSError("no such folder")
+
+    fake_encoder(monkeypatch, refuse)
+    with pytest.raises(ConfigError, match=r"text_encoder: 'folder' is no sentence-transformers model \(no such"):
+        text_embeddings(["a"], EmbeddingConfig(source="text", text_encoder="folder"))

@@ -1,0 +1,137 @@
+import os
+import stat
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from genrl.catalog import Catalog
+from genrl.errors import DataError
+from genrl.sid import SidTable, make_table
+from tests.helpers import assert_same
+
+
+def catalog(counts):
+    return Catalog.from_table([f"i{n}" for n in range(len(counts))], train_counts=torch.tensor(counts))
+
+
+CODES = torch.tensor([[0, 0], [0, 0], [1, 2], [0, 0], [1, 0], [1, 2]])
+COUNTS = [5, 7, 0, 5, 3, 0]
+
+
+def test_the_collision_level_numbers_items_by_popularity_then_row():
+    table = make_table(CODES, (2, 3), catalog(COUNTS))
+    assert_same(table.codes[:, 2], [1, 0, 0, 2, 0, 1])
+    assert table.codebook_sizes == (2, 3, 3)
+
+
+def test_kept_collisions_stay():
+    table = make_table(CODES, (2, 3), catalog(COUNTS), collisions="keep")
+    assert_same(table.codes, CODES)
+    assert table.report.distinct == 3
+
+
+def test_without_collisions_no_level_is_added():
+    table = make_table(torch.tensor([[0], [2], [1]]), (3,), catalog([1, 1, 1]))
+    assert table.levels == 1
+    assert table.report.colliding_items == 0
+    assert table.report.largest_collision == 1
+
+
+def test_the_report_counts_by_item_and_by_traffic():
+    report = make_table(CODES, (2, 3), catalog(COUNTS)).report
+    assert (report.items, report.built, report.distinct) == (6, 3, 6)
+    assert (report.colliding_items, report.largest_collision) == (5, 3)
+    assert_same(report.colliding_traffic, 17 / 20)
+    assert report.used_codes == (2, 2, 3)
+    assert_same(list(report.perplexity), [2.0, 3 / 2 ** (2 / 3), 6 / (108 ** (1 / 6))])
+
+
+def test_the_report_prints_every_fact():
+    lines = "\n".join(make_table(CODES, (2, 3), catalog(COUNTS)).report.lines())
+    for fact in (
+        "items: 6",
+        "built: 3",
+        "5 (83.3% of items, 85.0% of training",
+        "at most 3",
+        "(none left)",
+        "level 3: 3",
+    ):
+        assert fact in lines
+    kept = "\n".join(make_table(CODES, (2, 3), catalog(COUNTS), "keep").report.lines())
+    assert "3 SIDs short, collisions kept" in kept
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_resolved_collisions_leave_every_item_its_own_sid(seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 4, (200, 3), generator=generator)
+    counts = torch.randint(0, 9, (200,), generator=generator).tolist()
+    table = make_table(codes, (4, 4, 4), catalog(counts))
+    assert len(table.codes.unique(dim=0)) == table.report.distinct == 200
+    assert_same(table.codes[:, :3], codes)
+    assert (table.codes < torch.tensor(table.codebook_sizes)).all()
+    assert int(table.codes[:, 3].max()) + 1 == table.report.largest_collision
+
+
+@pytest.mark.parametrize(
+    ("codes", "sizes", "said"),
+    [
+        (CODES.int(), (2, 3), "torch.int32 codes"),
+        (CODES[:5], (2, 3), r"shape \[5, 2\] for 6 items"),
+        (CODES, (2, 3, 4), "3 codebook sizes"),
+        (CODES, (2, 2), "item 'i2': code 2 on level 2 is outside 0 .. 1"),
+        (CODES - 1, (2, 3), "item 'i0': code -1 on level 1"),
+    ],
+)
+def test_codes_of_a_builder_are_checked(codes, sizes, said):
+    with pytest.raises(DataError, match=said):
+        make_table(codes, sizes, catalog(COUNTS))
+
+
+def test_a_table_survives_saving(tmp_path):
+    made = make_table(CODES, (2, 3), catalog(COUNTS))
+    path = tmp_path / "runs" / "sids.safetensors"
+    made.save(path)
+    read = SidTable.load(path, catalog(COUNTS))
+    assert_same(read.codes, made.codes)
+    assert (read.codebook_sizes, read.report) == (made.codebook_sizes, made.report)
+    assert os.listdir(path.parent) == ["sids.safetensors"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "sids.safetensors"
+    make_table(CODES, (2, 3), catalog(COUNTS)).save(path)
+    before = path.read_bytes()
+
+    def fail(*paths):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_table(CODES, (2, 3), catalog(COUNTS), "keep").save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["sids.safetensors"]
+
+
+def test_a_table_of_another_catalogue_is_refused(tmp_path):
+    make_table(CODES, (2, 3), catalog(COUNTS)).save(tmp_path / "t.safetensors")
+    other = Catalog.from_table([f"j{n}" for n in range(6)])
+    with pytest.raises(DataError, match=r"another catalogue \(6 items, fingerprint [0-9a-f]{16}\); this one has 6"):
+        SidTable.load(tmp_path / "t.safetensors", other)
+
+
+def test_damaged_missing_and_foreign_files_are_named(tmp_path):
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(DataError, match="no such SID table"):
+        SidTable.load(path, catalog(COUNTS))
+    make_table(CODES, (2, 3), catalog(COUNTS)).save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="damaged or no safetensors file"):
+        SidTable.load(path, catalog(COUNTS))
+    save_file({"weights": torch.ones(2)}, path)
+    with pytest.raises(DataError, match="no SID table of format"):
+        SidTable.load(path, catalog(COUNTS))
