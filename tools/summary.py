@@ -43,12 +43,12 @@ def main() -> int:
 
 
 def finished_runs(folder: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """Objective -> its finished runs, by seed."""
+    """Name of the runs -> its finished runs, by seed."""
     runs: dict[str, list[tuple[Path, dict[str, Any]]]] = defaultdict(list)
     for path in sorted(folder.glob("*-s*/metrics.json")):
         metrics = read_json(path)
         if "rl" in metrics["stages"]:
-            runs[metrics["objective"]["name"]].append((path.parent, metrics))
+            runs[metrics["name"]].append((path.parent, metrics))
     return dict(runs)
 
 

@@ -133,6 +133,8 @@ def _run(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("stages",), f"must name one or more stages once, in the order {', '.join(STAGES)}")
     if not config.experiment.strip() or ".." in config.experiment.split("/") or config.experiment.startswith("/"):
         yield Problem(("experiment",), "must be the name of a folder under `output`, e.g. beauty")
+    if config.name is not None and (not config.name.strip() or "/" in config.name):
+        yield Problem(("name",), "must be the name of a folder, e.g. sapo-wide")
     if "rl" in config.stages and not config.rewards:
         yield Problem(("rewards",), "is empty: stage rl has nothing to optimise. Add e.g. rewards.exact_match.weight=1")
 

@@ -86,8 +86,8 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """The folder of a run: `<output>/<experiment>/<objective>-s<seed>`."""
-    return Path(config.output) / config.experiment / f"{config.objective['name']}-s{config.seed}"
+    """The folder of a run: `<output>/<experiment>/<name or objective>-s<seed>`."""
+    return Path(config.output) / config.experiment / f"{config.name or config.objective['name']}-s{config.seed}"
 
 
 def _layers(

@@ -286,6 +286,9 @@ class RunConfig:
 
     experiment: str = "toy"
     """Name of the folder under `output` that runs to be compared share."""
+    name: str | None = None
+    """Name of the run inside the experiment, e.g. for one setting of many; None: the objective's name. The run folder
+    is `output`/`experiment`/`name`-s`seed`."""
     output: str = "runs"
     """Where run folders go."""
     seed: int = 0

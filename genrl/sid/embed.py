@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SMOOTHING = 0.75
 """Exponent on the context counts in PPMI: keeps rare items from looking too related."""
 SHIFT = 5.0
-"""Shift of PPMI, as log(SHIFT): pairs that are only a little more frequent than by chance count as unrelated."""
+"""PPMI is shifted by at most log(SHIFT): pairs that are only a little more frequent than by chance are unrelated."""
 NEIGHBOURS = 10
 """Text neighbours whose embeddings stand in for an item that never co-occurs."""
 
@@ -78,30 +78,32 @@ def text_embeddings(texts: Sequence[str], config: EmbeddingConfig) -> Tensor:
 def collaborative_embeddings(dataset: Dataset, config: EmbeddingConfig) -> Tensor:
     """Embed items by what they are bought with: shifted PPMI of co-occurrence in training, then truncated SVD.
 
-    M_ij = max(0, log(n_ij / (n_i p_j)) - log SHIFT),  p_j = n_j^0.75 / sum_j n_j^0.75
+    M_ij = max(0, log(n_ij / (n_i p_j)) - s),  p_j = n_j^0.75 / sum_j n_j^0.75,  s = min(log SHIFT, half the median)
     M ~ U S V^T,  e_i = U_i S / |U_i S|
 
     (Levy and Goldberg, NeurIPS 2014; smoothing of contexts: Levy, Goldberg and Dagan, TACL 2015.) Shift and power of S
-    were chosen on Beauty by the share of validation targets that share a code prefix with the history.
+    were chosen on Beauty by the share of validation targets that share a code prefix with the history. The bound by the
+    median over the pairs is ours: in a small catalogue everything co-occurs, and log SHIFT alone would leave nothing.
 
     Only pairs whose later interaction has the role TRAIN count, so nothing of RL, VALID or TEST rows is seen. An item
-    without any pair gets the mean of its nearest text neighbours that have one; without text, the mean of its category,
-    else of all.
+    that is left without association gets the mean of its nearest text neighbours that have one; without text, the mean
+    of its category, else of all.
 
     Returns:
         [I, D] float32, rows of length 1.
 
     Raises:
-        DataError: if no two items ever co-occur.
+        DataError: if no two items co-occur more often than by chance.
     """
     counts = cooccurrence(dataset.sequences, len(dataset.catalog), config.window)
-    if counts.nnz == 0:
+    associations = _ppmi(counts)
+    if associations.nnz == 0:
         raise DataError(
-            "sid.embedding.source: no two items co-occur in the training part. Use longer sequences, or "
-            "sid.embedding.source=text."
+            "sid.embedding.source: no two items co-occur in the training part more often than by chance. Use longer "
+            "sequences, or sid.embedding.source=text."
         )
-    embeddings = _unit(_decompose(_ppmi(counts), config.dimensions))
-    lonely = torch.from_numpy(np.asarray(counts.sum(axis=1)).ravel() == 0)
+    embeddings = _unit(_decompose(associations, config.dimensions))
+    lonely = torch.from_numpy(np.diff(associations.indptr) == 0)
     if bool(lonely.any()):
         embeddings[lonely] = _stand_ins(embeddings, lonely, dataset)
     return embeddings
@@ -114,7 +116,7 @@ def cooccurrence(sequences: Sequences, items: int, window: int) -> csr_matrix:
     rows, columns = [], []
     users = sequences.users(torch.arange(len(sequences)))
     trained = sequences.roles == int(Role.TRAIN)
-    for distance in range(1, min(window, len(sequences) - 1) + 1):
+    for distance in range(1, window + 1):
         # HISTORY and TRAIN rows come first in a user, so a later TRAIN row means that both are in the training part.
         pairs = torch.nonzero((users[distance:] == users[:-distance]) & trained[distance:]).flatten()
         rows.append(sequences.items[pairs])
@@ -130,9 +132,10 @@ def _ppmi(counts: csr_matrix) -> csr_matrix:
     matrix = counts.tocoo()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     smoothed = totals**SMOOTHING
-    smoothed /= smoothed.sum()
-    matrix.data = np.log(matrix.data / (totals[matrix.row] * smoothed[matrix.col])) - np.log(SHIFT)
-    matrix.data = np.maximum(matrix.data, 0)
+    smoothed /= max(smoothed.sum(), 1)
+    information = np.log(matrix.data / (totals[matrix.row] * smoothed[matrix.col]))
+    shift = min(np.log(SHIFT), np.median(information) / 2) if len(information) else 0
+    matrix.data = np.maximum(information - max(shift, 0), 0)
     matrix = matrix.tocsr()
     matrix.eliminate_zeros()
     return matrix

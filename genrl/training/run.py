@@ -388,6 +388,7 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
     write_json(
         folder / "metrics.json",
         {
+            "name": config.name or entry.name,
             "objective": {"name": entry.name, "title": entry.title, "paper": entry.paper},
             "experiment": config.experiment,
             "seed": config.seed,

@@ -82,11 +82,11 @@ def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
     table = pa.table({"user_id": [["a"]], "item_id": ["b"], "timestamp": [[1]], "title": [["t"]], "category": ["c"]})
     pq.write_table(table, tmp_path / "log.parquet")
     source = str(tmp_path / "log.parquet")
-    with pytest.raises(DataError, match="'user_id' holds list.*not ids"):
+    with pytest.raises(DataError, match=r"'user_id' holds list.*not ids"):
         read_events(source, ColumnsConfig())
-    with pytest.raises(DataError, match="'timestamp'.*holds list"):
+    with pytest.raises(DataError, match=r"'timestamp'.*holds list"):
         read_events(source, ColumnsConfig(user="item_id"))
-    with pytest.raises(DataError, match="'title'.*holds list.*not text"):
+    with pytest.raises(DataError, match=r"'title'.*holds list.*not text"):
         read_items(source, ColumnsConfig())
 
 

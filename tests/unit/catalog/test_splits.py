@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -99,7 +101,7 @@ def test_disorder_inside_a_user_is_found():
 def test_training_rows_are_a_prefix_of_every_user(seed):
     _, _, offsets = random_log(seed)
     roles = splits.hold_out_for_rl(splits.leave_one_out(offsets, np.zeros(offsets[-1], dtype=bool)), offsets, 2)
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in itertools.pairwise(offsets):
         user = roles[start:end].tolist()
         assert user == sorted(user)
         assert T in user

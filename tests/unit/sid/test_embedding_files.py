@@ -57,7 +57,7 @@ def test_a_matrix_that_does_not_fit_is_refused(tmp_path, matrix, said):
 
 
 def test_parquet_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no embedding for 1 of 3 items, e.g. '2'"):
+    with pytest.raises(DataError, match=r"no embedding for 1 of 3 items, e\.g\. '2'"):
         read_embeddings(parquet(tmp_path / "a.parquet", [1, 3], [[1.0], [2.0]]), CATALOG)
     with pytest.raises(DataError, match="not one list of numbers per item"):
         read_embeddings(parquet(tmp_path / "b.parquet", [1, 2, 3], [[1.0], [2.0, 3.0], [2.0]]), CATALOG)
