@@ -62,6 +62,7 @@ BELOW_ONE = (
     "data.cold_fraction",
     "model.dropout",
     "model.lora.dropout",
+    "align.item_dropout",
 )
 LIGHTNING = {
     "accelerator": "trainer.accelerator",

@@ -192,6 +192,8 @@ class AlignConfig:
     """Linear warm-up."""
     shuffle_ties: bool = True
     """Each epoch, put interactions of a user with equal time in a new random order."""
+    item_dropout: float = 0.0
+    """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
     text_tasks: Literal["auto", "on", "off"] = "auto"
     """SID -> title and title -> SID examples; auto: on for backbones that were pre-trained on text."""
     seed: int = 0

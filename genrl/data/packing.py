@@ -111,7 +111,7 @@ class Packer:
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, *self._make_plan(epoch))
         _, steps, items = self._plan
-        chosen = [self._segment(window, items) for window in steps[within]]
+        chosen = [self._segment(window, items, epoch) for window in steps[within].tolist()]
         share = sum(len(s.items) * self.levels + len(s.text_starts) for s in chosen)
         return self._pack(chosen[self.rank :: self.world], share)
 
@@ -128,14 +128,20 @@ class Packer:
         cuts = np.searchsorted(owner, np.arange(1, self.steps_per_epoch))
         return np.split(shuffled, cuts), items
 
-    def _segment(self, window: int, items: np.ndarray) -> Segment:
+    def _segment(self, window: int, items: np.ndarray, epoch: int) -> Segment:
         if window >= len(self.windows):
             return self.text[window - len(self.windows)]
         start, stop, count = self.windows[window]
         shown = items[start:stop]
+        target = np.arange(stop - start) >= stop - start - count
+        if self.config.item_dropout:
+            random = np.random.default_rng((self.config.seed, epoch, window))
+            kept = random.random(len(shown)) >= self.config.item_dropout
+            kept[-1] |= not (kept & target).any()
+            shown, target = shown[kept], target[kept]
         tokens = np.concatenate([self.head, self.sid_tokens[shown].reshape(-1)])
-        targets = np.arange(stop - start - count, stop - start)
-        return Segment(tokens, len(self.head) + targets * self.levels, shown[targets])
+        places = target.nonzero()[0]
+        return Segment(tokens, len(self.head) + places * self.levels, shown[places])
 
     def _pack(self, segments: list[Segment], share: int) -> PackedBatch:
         rows: list[list[Segment]] = []

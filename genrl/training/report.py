@@ -23,8 +23,8 @@ COLUMNS = {
     "recall": "R",
     "ndcg": "N",
     "entropy": "Ent",
-    "cold_recall": "Cold-R",
-    "coverage": "Cover",
+    "cold_recall": "Cold",
+    "coverage": "Cov",
 }
 """Short heads of the tables, so that they fit a terminal of 80 columns."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
