@@ -74,7 +74,7 @@ def table(runs: dict[str, list[tuple[Path, dict[str, Any]]]], split: str, kind: 
 
 def _row(name: str, found: list[tuple[Path, dict[str, Any]]], split: str, kind: str) -> str:
     scored = [metrics[split]["rl"][kind] for _, metrics in found]
-    before = torch.stack([_outcomes(Path(m["stages"]["align"]["folder"]), split, kind) for _, m in found]).mean(0)
+    before = torch.stack([_outcomes(Path(m["stages"]["align"]["evaluation"]), split, kind) for _, m in found]).mean(0)
     after = torch.stack([_outcomes(folder, split, kind) for folder, _ in found]).mean(0)
     gain = paired_interval(after, before)
     seeds = [values["ndcg@10"] for values in scored]

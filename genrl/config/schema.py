@@ -134,17 +134,17 @@ class ModelConfig:
 
     name: str = "tiny"
     """`tiny` (Qwen3 architecture, random weights, own tokenizer) or the folder of a Hugging Face causal LM."""
-    hidden: int = 128
+    hidden: int = 64
     """tiny: hidden size."""
-    layers: int = 4
+    layers: int = 2
     """tiny: number of layers."""
     heads: int = 4
     """tiny: attention heads, as many key/value heads."""
-    feed_forward: int = 256
+    feed_forward: int = 128
     """tiny: inner size of the feed-forward layers."""
     vocabulary: int = 1000
     """tiny: size of the word vocabulary trained on titles."""
-    dropout: float = 0.2
+    dropout: float = 0.1
     """tiny: dropout on embeddings and on each residual branch, in SFT only."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters; with rank 0 all weights train and the KL reference is a frozen copy."""
@@ -170,17 +170,17 @@ class PromptConfig:
 class AlignConfig:
     """Stage 1: supervised next-item training on the SIDs of user histories."""
 
-    max_epochs: int = 12
+    max_epochs: int = 16
     """Passes over the data at most."""
     patience: int = 3
     """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
     validate_every: float = 1.0
     """Passes between validations; a resumable checkpoint follows each."""
-    items_per_step: int = 256
+    items_per_step: int = 128
     """Target items per optimiser step."""
     pack_length: int = 256
     """Tokens per packed row; users do not see each other inside a row."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak learning rate."""
     final_learning_rate: float = 0.05
     """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""
@@ -226,9 +226,9 @@ class RolloutConfig:
 class RLConfig:
     """Stage 3: policy optimisation against verifier rewards."""
 
-    max_steps: int = 200
+    max_steps: int = 100
     """Optimiser steps."""
-    learning_rate: float = 3e-5
+    learning_rate: float = 3e-4
     """Peak learning rate."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
@@ -236,7 +236,7 @@ class RLConfig:
     """AdamW betas."""
     warmup_steps: int = 0
     """Linear warm-up, then constant."""
-    validate_every: int = 50
+    validate_every: int = 25
     """Optimiser steps between validations; a resumable checkpoint follows each."""
     select: Literal["best", "last"] = "best"
     """Keep the weights with the best validation NDCG@10, or the last."""

@@ -168,10 +168,9 @@ class History(Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Drop notes of steps that will be made again."""
         if trainer.is_global_zero and self.path.exists():
-            lines = [
-                line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step
-            ]
-            self.path.write_text("".join(f"{line}\n" for line in lines) if trainer.global_step else "")
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= trainer.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))  # half a line, left by a full disk, goes too
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
         """Note training values."""

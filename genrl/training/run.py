@@ -25,6 +25,7 @@ from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.metrics.functional import exclude_history
 from genrl.objectives import OBJECTIVES, Objective, check_needs
+from genrl.ops import world_size
 from genrl.policy.decode import rank
 from genrl.policy.rollout import check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
@@ -72,21 +73,21 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     _quiet_libraries()
     objective = objective or build_objective(config)
     folder = run_folder(config)
-    if not _claim(folder, config, resume, command):
-        console.print(
-            f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again."
-        )
-        report.show(console, read_json(folder / "metrics.json"))
-        return folder
+    if _finished(folder, config, resume):
+        return _show_finished(folder, console)
+    session = Session.build(config)
+    report.header(console, config, session, objective)
+    prepared = _prepare_rl(session, objective) if "rl" in config.stages else None
     with locked(folder) if is_main_process() else contextlib.nullcontext():
-        session = Session.build(config)
-        report.header(console, config, session, objective)
-        verifier = make_verifier(session, objective)
+        if _finished(folder, config, resume):  # by another process, while this one waited
+            return _show_finished(folder, console)
+        if is_main_process():
+            _claim(folder, config, command)
         results: dict[str, Any] = {"stages": {}, **{split: _references(session, split) for split in SPLITS}}
         if "align" in config.stages:
             _align(session, results, console)
-        if "rl" in config.stages:
-            _reinforce(session, objective, verifier, folder, results, console)
+        if prepared is not None:
+            _reinforce(session, objective, *prepared, folder, results, console)
         if is_main_process():
             _finish(session, folder, results, command)
             report.show(console, read_json(folder / "metrics.json"))
@@ -120,34 +121,55 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     return verifier
 
 
-def _claim(folder: Path, config: RunConfig, resume: bool, command: str) -> bool:
-    """Make the run folder ours; False if it holds the finished run already."""
-    if not is_main_process():
+def _prepare_rl(session: Session, objective: Objective) -> tuple[Verifier, PromptOrder]:
+    """What stage `rl` needs besides the policy, so that what is wrong with it is said before stage `align` trains."""
+    config = session.config
+    order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
+    return make_verifier(session, objective), order
+
+
+def _finished(folder: Path, config: RunConfig, resume: bool) -> bool:
+    """Whether the run folder holds this very run, finished; writes nothing.
+
+    Raises:
+        ConfigError: if it holds another configuration, or an unfinished run that is not to be resumed.
+    """
+    saved = folder / "config.yaml"
+    if not is_main_process() or not saved.exists():
+        return False
+    changed = _differences(saved, config)
+    if changed:
+        raise ConfigError(
+            f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was "
+            f"written. Choose another experiment=NAME or seed=N, or remove the folder."
+        )
+    if (folder / "metrics.json").exists():
         return True
+    if not resume:
+        raise ConfigError(
+            f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the "
+            f"folder."
+        )
+    return False
+
+
+def _show_finished(folder: Path, console: Console) -> Path:
+    console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
+    report.show(console, read_json(folder / "metrics.json"))
+    return folder
+
+
+def _claim(folder: Path, config: RunConfig, command: str) -> None:
+    """Make an empty run folder ours; config.yaml comes last, so that a folder with it is whole."""
     saved = folder / "config.yaml"
     if saved.exists():
-        changed = _differences(saved, config)
-        if changed:
-            raise ConfigError(
-                f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was "
-                f"written. Choose another experiment=NAME or seed=N, or remove the folder."
-            )
-        if (folder / "metrics.json").exists():
-            return False
-        if not resume:
-            raise ConfigError(
-                f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the "
-                f"folder."
-            )
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
+        return
     write_json(folder / "versions.json", versions())
     (folder / "command.txt").write_text(
         f"{command or 'started from Python'}\n# the same run again, elsewhere:\n"
         f"python -m genrl fit --config {saved} output=runs-again\n"
     )
     save_config(config, saved)
-    return True
 
 
 def _differences(saved: Path, config: RunConfig) -> list[str]:
@@ -192,29 +214,33 @@ def _align(session: Session, results: dict[str, Any], console: Console) -> None:
             best = BestWeights(folder / "weights.safetensors", _monitor(config), config.align.patience)
             _train("align", module, folder, module.max_steps, best, config)
             training = meter.read()
-            session.policy.load_state(read_weights(best.path), str(best.path))
-            scored = _score(session, console, "align")
             if is_main_process():
-                _save_ranks(folder, scored)
-                write_json(
-                    folder / "metrics.json",
-                    {
-                        "stage": {**training, "best_step": best.best_step, "folder": str(folder)},
-                        **{split: _written(value) for split, value in scored.items()},
-                    },
-                )
+                write_json(folder / "metrics.json", {**training, "best_step": best.best_step, "folder": str(folder)})
+            _barrier()
         else:
             console.print(f"align: reusing {folder}")
         session.policy.load_state(read_weights(folder / "weights.safetensors"), str(folder))
-        _barrier()
-        done = read_json(folder / "metrics.json")
-    results["stages"]["align"] = done["stage"]
-    for split in SPLITS:
-        results[split]["align"] = done[split]
+        evaluation = folder / f"evaluation-{key_of(config.evaluate)}"
+        if not (evaluation / "metrics.json").exists():
+            scored = _score(session, console, "align")
+            if is_main_process():
+                evaluation.mkdir(exist_ok=True)
+                _save_ranks(evaluation, scored)
+                write_json(evaluation / "metrics.json", {split: _written(value) for split, value in scored.items()})
+            _barrier()
+    results["stages"]["align"] = {**read_json(folder / "metrics.json"), "evaluation": str(evaluation)}
+    for split, value in read_json(evaluation / "metrics.json").items():
+        results[split]["align"] = value
 
 
 def _reinforce(
-    session: Session, objective: Objective, verifier: Verifier, folder: Path, results: dict[str, Any], console: Console
+    session: Session,
+    objective: Objective,
+    verifier: Verifier,
+    order: PromptOrder,
+    folder: Path,
+    results: dict[str, Any],
+    console: Console,
 ) -> None:
     """Train the rl stage and leave its weights in the policy."""
     config = session.config
@@ -222,7 +248,7 @@ def _reinforce(
     module = RLModule(
         objective,
         verifier,
-        PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed),
+        order,
         session.maker,
         session.dataset.catalog.categories,
         config.rl,
@@ -317,6 +343,8 @@ def _train(
                 f"Remove it to start the stage again."
             ) from error
         return
+    if is_main_process():
+        (folder / "history.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     if start:
         trainer.validate(module, verbose=False)
     trainer.fit(module)
@@ -327,12 +355,12 @@ def _score(session: Session, console: Console, name: str) -> dict[str, Evaluatio
     config = session.config.evaluate
     limits = {"valid": config.valid_users, "test": config.test_users}
     layout = session.layout.to(str(session.policy.device))
-    world = session.config.trainer.devices
+    world = world_size()  # 1 until the first stage of this process has started the others
     return {
         split: evaluate(
             session.policy,
             layout,
-            session.batches(role, limits[split], _rank(), world),
+            session.batches(role, limits[split], _rank() if world > 1 else 0, world),
             config,
             session.dataset.catalog,
             f"{name} {split}",
@@ -381,7 +409,7 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
     """Write metrics.json and the curves; a run is finished when metrics.json is there."""
     config = session.config
     entry = OBJECTIVES.entry(config.objective["name"])
-    align = results["stages"].get("align", {}).get("folder")
+    align = results["stages"].get("align", {}).get("evaluation")
     if align and "rl" in results["stages"]:
         results["difference"] = report.paired_differences(Path(align), folder, config.evaluate.k)
     report.curves(folder, f"{entry.name}, seed {config.seed}")
@@ -417,6 +445,9 @@ def _monitor(config: RunConfig) -> str:
 
 
 def _rank() -> int:
+    """This process among those of the run; before they are connected, what the launcher told it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()  # Lightning forgets the variables below when a stage ends
     import os
 
     return int(os.environ.get("LOCAL_RANK", "0")) if "WORLD_SIZE" in os.environ else 0
@@ -453,10 +484,17 @@ def load_run(folder: Path, overrides: Iterator[str] | list[str] = ()) -> Session
         raise CheckpointError(
             f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
         )
-    session = Session.build(load_config([folder / "config.yaml"], overrides=list(overrides)))
+    config = load_config([folder / "config.yaml"])
+    depth = len(Path(config.experiment).parts)
+    home = folder.resolve()
+    flags = {}
+    if home.parts[-1 - depth : -1] == Path(config.experiment).parts:  # its SID table lies beside it, wherever that is
+        flags["output"] = str(home.parents[depth])
+    session = Session.build(load_config([folder / "config.yaml"], flags, list(overrides)))
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        weights = Path(read_json(folder / "metrics.json")["stages"]["align"]["folder"]) / "weights.safetensors"
+        align = Path(read_json(folder / "metrics.json")["stages"]["align"]["folder"])
+        weights = folder.parent / align.name / "weights.safetensors"
     session.policy.load_state(read_weights(weights), str(weights))
     return session
 

@@ -107,7 +107,7 @@ class StageModule(L.LightningModule):
         path = self.folder / f"non-finite-step{self.global_step}-rank{self.global_rank}.safetensors"
         save_file({name: value.contiguous().cpu() for name, value in flatten(batch).items()}, path)
         raise NonFiniteError(
-            f"step {self.global_step}: the loss is {float(loss)}. The batch is saved in {path}. "
+            f"step {self.global_step}: the loss is {float(loss.detach())}. The batch is saved in {path}. "
             f"Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
         )
 
