@@ -155,8 +155,8 @@ class Packer:
                 row = len(rows) - 1
             rows[row].append(segment)
             room[row] -= size
-        width = self.length - min(room, default=self.length)
-        tokens = np.full((len(rows), width), self.pad_id, np.int64)
+        width = self.length - min(room, default=self.length - 1)
+        tokens = np.full((max(len(rows), 1), width), self.pad_id, np.int64)  # a rank without a segment: one padding
         positions = np.zeros_like(tokens)
         ids = np.full_like(tokens, -1)
         item_places, items, text_places = [], [], []

@@ -76,7 +76,7 @@ class Policy(nn.Module):
         head = self.base.get_output_embeddings()
         rows = slice(first, None if size is None else first + size)
         weight = _trained_rows(head, rows)
-        bias = None if getattr(head, "bias", None) is None else head.bias[rows]
+        bias = None if getattr(head, "bias", None) is None else head.bias[rows].to(hidden.dtype)
         return nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
 
     def trainable(self) -> dict[str, nn.Parameter]:

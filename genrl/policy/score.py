@@ -50,13 +50,14 @@ def score(
     prompts, group, length = len(rollout), rollout.group_size, rollout.tokens.shape[1]
     tokens = rollout.tokens.view(prompts, group, length)
     depth = length - 1
-    row = torch.cat([rollout.prompt_tokens, tokens[:, :, :depth].reshape(prompts, -1)], dim=1)
+    context = int(rollout.prompt_mask.sum(1).max())  # columns that are padding in every prompt cost time for nothing
+    prompt_tokens, prompt_mask = rollout.prompt_tokens[:, -context:], rollout.prompt_mask[:, -context:]
+    row = torch.cat([prompt_tokens, tokens[:, :, :depth].reshape(prompts, -1)], dim=1)
     hidden = policy.hidden(
         row,
-        branch_mask(rollout.prompt_mask, group, depth),
-        branch_positions(rollout.prompt_mask, group, depth),
+        branch_mask(prompt_mask, group, depth),
+        branch_positions(prompt_mask, group, depth),
     )
-    context = rollout.prompt_tokens.shape[1]
     last = hidden[:, context - 1]
     inner = hidden[:, context:].reshape(prompts * group, depth, hidden.shape[-1])
     logps, entropies = [], []

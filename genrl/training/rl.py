@@ -105,6 +105,8 @@ class RLModule(StageModule):
         rows = torch.arange(len(batch), device=batch.advantages.device)
         if not self.objective.gradient_without_advantage:
             rows = rows[live_prompts(batch)]
+        lengths = batch.rollout.prompt_mask[rows].sum(1)
+        rows = rows[lengths.argsort(stable=True)]  # prompts of like length together: little padding in each part
         yield from (batch.prompts(part) for part in rows.tensor_split(self.micro_batches))
 
     @torch.no_grad()

@@ -1,0 +1,140 @@
+"""Small runs that tests of the stages, of whole runs and of the command line share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from genrl.catalog.sequences import Role
+from genrl.cli import REGISTRIES
+from genrl.config import RunConfig, load_config
+from genrl.policy.model import Policy
+from genrl.training.evaluation import ranking_metrics
+from genrl.training.rl import RLModule
+from genrl.training.run import build_objective, make_verifier
+from genrl.training.session import Session
+from genrl.training.sft import SFTModule
+from genrl.training.stage import StageModule
+from genrl.training.stream import PromptOrder
+
+SMALL = (
+    "data.toy.users=80",
+    "data.toy.items=60",
+    "data.max_history=50",
+    "sid.codes=8",
+    "model.hidden=16",
+    "model.layers=1",
+    "model.heads=2",
+    "model.feed_forward=32",
+    "model.vocabulary=300",
+    "model.dropout=0",
+    "align.max_epochs=2",
+    "align.items_per_step=128",
+    "align.learning_rate=0.01",
+    "rollout.prompts=8",
+    "rollout.group_size=4",
+    "rl.max_steps=4",
+    "rl.validate_every=2",
+    "rl.learning_rate=0.001",
+    "trainer.accelerator=cpu",
+    "trainer.log_every=1",
+)
+"""Overrides of a run that takes about a second."""
+
+
+def small(output: Path, *overrides: str) -> list[str]:
+    """Overrides of a small run that writes to a folder."""
+    return [*SMALL, f"output={output}", *overrides]
+
+
+def small_config(output: Path, *overrides: str) -> RunConfig:
+    """The checked configuration of a small run."""
+    return load_config(overrides=small(output, *overrides), registries=REGISTRIES)
+
+
+def changed(session: Session, output: Path, *overrides: str) -> Session:
+    """The same data, SIDs and policy under other options."""
+    return replace(session, config=small_config(output, *overrides))
+
+
+def sft_module(session: Session, folder: Path) -> SFTModule:
+    """The align stage of a session."""
+    return SFTModule(session.packer(0, 1), session.config.align, **_stage(session, folder))
+
+
+def rl_module(session: Session, folder: Path) -> RLModule:
+    """The rl stage of a session."""
+    config = session.config
+    objective = build_objective(config)
+    return RLModule(
+        objective,
+        make_verifier(session, objective),
+        PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed),
+        session.maker,
+        session.dataset.catalog.categories,
+        config.rl,
+        config.rollout,
+        config.seed,
+        **_stage(session, folder),
+    )
+
+
+def _stage(session: Session, folder: Path) -> dict[str, Any]:
+    config = session.config.evaluate
+    return {
+        "policy": session.policy,
+        "layout": session.layout,
+        "validation": session.batches(Role.VALID, config.valid_users),
+        "metrics": ranking_metrics(config, session.dataset.catalog, session.table.codes),
+        "beam": config.beam,
+        "max_grad_norm": session.config.trainer.max_grad_norm,
+        "folder": folder,
+    }
+
+
+def attach(module: StageModule, **values: Any) -> StageModule:
+    """Give a stage what it asks of a trainer, so that its steps can be called by hand."""
+    known = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1}
+    rate = SimpleNamespace(param_groups=[{"lr": 0.0}])
+    module.trainer = SimpleNamespace(**{**known, "optimizers": [rate], **values})
+    module.log_dict = lambda *arguments, **options: None
+    return module
+
+
+def train(module: StageModule, steps: int, *callbacks: L.Callback) -> L.Trainer:
+    """Run some optimiser steps of a stage under Lightning."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        callbacks=list(callbacks),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    if isinstance(module, RLModule) and module.rollouts.micro_batch:
+        share = module.rollouts.prompts // module.rollouts.minibatches
+        trainer.accumulate_grad_batches = -(-share // module.rollouts.micro_batch)
+    trainer.fit(module)
+    return trainer
+
+
+def flat_gradient(policy: Policy) -> Tensor:
+    """All gradients in one vector; zeros where there is none."""
+    trained = policy.trainable().values()
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+
+
+def flat_weights(policy: Policy) -> Tensor:
+    """A copy of all trained weights in one vector."""
+    return torch.cat([p.detach().flatten() for p in policy.trainable().values()])

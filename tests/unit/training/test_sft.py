@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.catalog.sequences import Role
+from genrl.training.session import Session
+from genrl.training.sft import SFTModule
+from tests.helpers import assert_same
+from tests.runs import attach, changed, flat_gradient, flat_weights, sft_module, train
+
+
+def step_gradient(session: Session, folder: Path, step: int = 0) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one optimiser step."""
+    module = attach(sft_module(session, folder), global_step=step)
+    session.policy.zero_grad()
+    batch = next(iter(module.train_dataloader()))
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    return loss.detach(), flat_gradient(session.policy)
+
+
+def naive_loss(session: Session) -> Tensor:
+    """Mean negative log-likelihood of the codes of all training items: one plain forward per user."""
+    sequences, layout, policy = session.dataset.sequences, session.layout, session.policy
+    total, count = torch.zeros(()), 0
+    for start, end in zip(sequences.offsets[:-1].tolist(), sequences.offsets[1:].tolist(), strict=True):
+        items = sequences.items[start:end][sequences.roles[start:end] == int(Role.TRAIN)]
+        codes = layout.render(items)
+        tokens = torch.cat([torch.tensor([policy.start_id]), codes.flatten()])
+        logits = policy.model(tokens[None]).logits[0].float()
+        for number, item in enumerate(codes):
+            state = layout.start(1)
+            for position, token in enumerate(item):
+                now = logits[number * layout.length + position]
+                legal = layout.legal(position, state)
+                allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
+                total = total - (now[token] - allowed.logsumexp(0))
+                state = layout.advance(position, state, token[None])
+                count += 1
+    return total / count
+
+
+def test_loss_and_gradient_equal_one_plain_forward_per_user(session: Session, tmp_path: Path) -> None:
+    whole = changed(session, tmp_path, "align.items_per_step=100000")
+    loss, gradient = step_gradient(whole, tmp_path)
+    session.policy.zero_grad()
+    wanted = naive_loss(session)
+    wanted.backward()
+    assert_same(loss, wanted)
+    assert_same(gradient, flat_gradient(session.policy))
+
+
+@pytest.mark.parametrize("length", [2, 300, 5000])
+def test_gradients_do_not_depend_on_how_users_are_packed(session: Session, tmp_path: Path, length: int) -> None:
+    reference = step_gradient(session, tmp_path, step=3)
+    packed = step_gradient(changed(session, tmp_path, f"align.pack_length={length}"), tmp_path, step=3)
+    assert_same(packed[0], reference[0])
+    assert_same(packed[1], reference[1])
+
+
+def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_path: Path) -> None:
+    loss, gradient = step_gradient(session, tmp_path)
+    losses, gradients = [], []
+    for rank in range(2):
+        module = attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)
+        module.packer = session.packer(rank, 2)
+        session.policy.zero_grad()
+        part = module.training_step(next(iter(module.train_dataloader())), 0)
+        part.backward()
+        losses.append(part.detach())
+        gradients.append(flat_gradient(session.policy))
+    assert_same((losses[0] + losses[1]) / 2, loss)
+    assert_same((gradients[0] + gradients[1]) / 2, gradient)
+
+
+def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Session, tmp_path: Path) -> None:
+    one = changed(session, tmp_path, "align.items_per_step=1")
+    module = attach(sft_module(one, tmp_path), world_size=2, global_rank=1)
+    module.packer = one.packer(1, 2)
+    empty = next(batch for batch in module.train_dataloader() if not len(batch.items))
+    loss = module.training_step(empty, 0)
+    loss.backward()
+    assert float(loss) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in session.policy.trainable().values())
+
+
+def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path: Path) -> None:
+    with_text = changed(session, tmp_path, "align.text_tasks=on", "align.items_per_step=100000")
+    module = attach(sft_module(with_text, tmp_path))
+    batch = next(iter(module.train_dataloader()))
+    titles = session.dataset.catalog.titles
+    words = session.policy.tokenizer([f"{title}" for title in titles], add_special_tokens=False)["input_ids"]
+    assert len(batch.text_places) == sum(len(ids) + 1 for ids in words)  # and the end token of each title
+    assert len(batch.items) == session.dataset.sequences.rows(Role.TRAIN).numel() + len(titles)
+    hidden = torch.randn(*batch.tokens.shape, session.config.model.hidden)
+    rows, columns = batch.text_places.unbind(1)
+    wanted = torch.tensor(0.0)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        logits = session.policy.logits(hidden[row, column - 1])
+        wanted = wanted - logits.log_softmax(-1)[batch.tokens[row, column]]
+    assert_same(module._text_loss(hidden, batch) / len(rows), wanted / len(rows))
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session: Session, tmp_path: Path) -> None:
+    config = changed(session, tmp_path, "align.warmup_steps=2", "align.max_epochs=6", "align.final_learning_rate=0.1")
+    module = attach(sft_module(config, tmp_path))
+    options = module.configure_optimizers()
+    rates = []
+    for _ in range(module.max_steps + 1):
+        rates.append(options["optimizer"].param_groups[0]["lr"] / config.config.align.learning_rate)  # type: ignore[index]
+        options["optimizer"].step()  # type: ignore[index]
+        options["lr_scheduler"]["scheduler"].step()  # type: ignore[index]
+    steps = module.max_steps
+    assert_same(rates[:3], [0.5, 1.0, 1.0], 1e-9)
+    half = 2 + (steps - 2) // 2
+    progress = (half - 2) / (steps - 2)
+    assert_same(rates[half], 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)), 1e-9)
+    assert_same(rates[steps], 0.1, 1e-9)
+
+
+def test_vectors_are_not_decayed(session: Session, tmp_path: Path) -> None:
+    optimizer = attach(sft_module(session, tmp_path)).configure_optimizers()["optimizer"]  # type: ignore[index]
+    decayed = {p.dim() > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decayed == {True: session.config.align.weight_decay, False: 0.0}
+    held = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert held == len(session.policy.trainable())
+
+
+def test_training_lowers_the_loss_and_validates_after_each_round(session: Session, tmp_path: Path) -> None:
+    module = sft_module(changed(session, tmp_path, "align.validate_every=0.5"), tmp_path)
+    before = flat_weights(session.policy)
+    first = float(step_gradient(session, tmp_path)[0])
+    session.policy.zero_grad()
+    trainer = train(module, module.max_steps)
+    assert trainer.global_step == module.max_steps == 2 * module.packer.steps_per_epoch
+    assert module.round_steps == round(module.packer.steps_per_epoch / 2)
+    assert float(trainer.callback_metrics["train/loss"]) < first - 0.1
+    assert {"val/ndcg@10", "val/recall@5", "train/grad_norm", "train/learning_rate"} <= set(trainer.callback_metrics)
+    assert not torch.equal(flat_weights(session.policy), before)
+
+
+def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_path: Path) -> None:
+    def drawn(step: int, *overrides: str) -> list[float]:
+        module: SFTModule = attach(sft_module(changed(session, tmp_path, *overrides), tmp_path), global_step=step)  # type: ignore[assignment]
+        next(iter(module.train_dataloader()))
+        return torch.rand(3).tolist()
+
+    torch.manual_seed(5)
+    first = drawn(2)
+    torch.manual_seed(6)
+    assert drawn(2) == first
+    assert drawn(3) != first
+    assert drawn(2, "align.seed=1") != first
