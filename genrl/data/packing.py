@@ -99,7 +99,7 @@ class Packer:
                 "no training positions: every interaction is held out. Lower data.rl_holdout or check the split."
             )
         self.targets = np.concatenate([self.windows[:, 2], np.array([len(s.items) or 1 for s in text], np.int64)])
-        self.steps_per_epoch = (int(self.targets.sum()) - 1) // config.items_per_step + 1
+        self.steps_per_epoch = min((int(self.targets.sum()) - 1) // config.items_per_step + 1, len(self.targets))
         self.length = max(
             config.pack_length, len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text)
         )
@@ -125,7 +125,10 @@ class Packer:
         shuffled = random.permutation(len(self.targets))
         ends = np.cumsum(self.targets[shuffled])
         owner = np.minimum((ends - 1) // self.config.items_per_step, self.steps_per_epoch - 1)
-        cuts = np.searchsorted(owner, np.arange(1, self.steps_per_epoch))
+        steps = np.arange(1, self.steps_per_epoch)
+        cuts = np.searchsorted(owner, steps)
+        cuts = np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps  # a window with more targets than a step
+        cuts = np.minimum(cuts, len(shuffled) - self.steps_per_epoch + steps)  # must not leave other steps empty
         return np.split(shuffled, cuts), items
 
     def _segment(self, window: int, items: np.ndarray, epoch: int) -> Segment:

@@ -260,7 +260,7 @@ def _reinforce(
     )
     best = BestWeights(folder / "weights.safetensors", _monitor(config) if config.rl.select == "best" else None)
     samples = RolloutSamples(session.dataset.catalog)
-    _train("rl", module, folder, config.rl.max_steps, best, config, samples, start=True)
+    _train("rl", module, folder, config.rl.max_steps, best, config, samples, start=config.rl.select == "best")
     training = meter.read()
     session.policy.load_state(read_weights(best.path), str(best.path))
     scored = _score(session, console, config.objective["name"])

@@ -76,6 +76,22 @@ def test_a_step_depends_on_seed_and_number_alone() -> None:
     assert not torch.equal(other.step(0).items, two.step(0).items)
 
 
+@pytest.mark.parametrize("items", [1, 3, 30, 100000])
+def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
+    packer = Packer(TOY, TEMPLATE, replace(CONFIG, items_per_step=items), 50)
+    batches = [packer.step(packer.steps_per_epoch + step) for step in range(packer.steps_per_epoch)]
+    assert all(len(batch.items) and float(batch.share) == 2 * len(batch.items) for batch in batches)
+    assert sum(len(batch.items) for batch in batches) == TOY.sequences.rows(Role.TRAIN).numel()
+
+
+def test_a_rank_without_a_segment_gets_one_padding_token() -> None:
+    batch = Packer(TOY, TEMPLATE, replace(CONFIG, items_per_step=1), 50, rank=1, world=2).step(0)
+    assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
+    assert batch.segments.tolist() == [[-1]]
+    assert len(batch.items) == 0
+    assert float(batch.share) > 0
+
+
 def test_ranks_share_a_step() -> None:
     whole = Packer(TOY, TEMPLATE, CONFIG, 50).step(2)
     parts = [Packer(TOY, TEMPLATE, CONFIG, 50, rank=rank, world=2).step(2) for rank in range(2)]

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import genrl.training.rl as rl
+from genrl.errors import NonFiniteError
+from genrl.objectives import ObjectiveOutput, live_prompts
+from genrl.policy.score import score
+from genrl.training.rl import RLModule
+from genrl.training.session import Session
+from genrl.types import RewardBatch, RolloutBatch, Targets
+from tests.helpers import assert_same
+from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, train
+
+NO_KL = "objective.kl_coef=0"
+
+
+class Judge:
+    """A verifier that gives prepared outcomes, one rollout after the other."""
+
+    def __init__(self, *outcomes: Tensor) -> None:
+        self.outcomes = list(outcomes)
+        self.rewards = {"judge": None}
+        self.step_names = ()
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets) -> RewardBatch:
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        return RewardBatch(outcome, None, {"judge": outcome})
+
+
+def make(session: Session, folder: Path, *overrides: str) -> RLModule:
+    return rl_module(changed(session, folder, *overrides), folder)
+
+
+def step_gradient(module: RLModule, steps: int = 1) -> list[Tensor]:
+    """Gradients of the first optimiser steps without moving the weights, micro-batches added up."""
+    attach(module, accumulate_grad_batches=1)
+    module.trainer.accumulate_grad_batches = module.micro_batches
+    gradients = []
+    batches = iter(module.train_dataloader())
+    for _ in range(steps):
+        module.policy.zero_grad()
+        for index in range(module.micro_batches):
+            (module.training_step(next(batches), index) / module.micro_batches).backward()
+        gradients.append(flat_gradient(module.policy))
+    return gradients
+
+
+@pytest.mark.parametrize("objective", ["grpo", "sapo", "sage", "bapo"])
+@pytest.mark.parametrize("micro", [1, 3])
+def test_micro_batches_add_up_to_the_gradient_of_the_step(
+    session: Session, tmp_path: Path, objective: str, micro: int
+) -> None:
+    options = [f"objective={objective}", NO_KL]
+    whole = step_gradient(make(session, tmp_path, *options))[0]
+    parts = make(session, tmp_path, *options, f"rollout.micro_batch={micro}")
+    found = step_gradient(parts)[0]
+    assert parts.micro_batches == {1: 8, 3: 3}[micro]
+    assert float(whole.norm()) > 1e-3
+    assert_same(found, whole)
+
+
+def test_groups_without_any_advantage_are_left_out_of_the_forward_pass(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    outcome[[1, 4, 5]] = 1.0
+    scored = []
+
+    def counted(policy: object, layout: object, batch: RolloutBatch, *options: object) -> object:
+        scored.append(len(batch))
+        return score(policy, layout, batch, *options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rl, "score", counted)
+    module = make(session, tmp_path, "objective=grpo", NO_KL)
+    module.verifier = Judge(outcome.flatten())  # type: ignore[assignment]
+    skipped = step_gradient(module)[0]
+    assert scored == [5]
+    monkeypatch.setattr(type(module.objective), "gradient_without_advantage", True)
+    assert_same(step_gradient(module)[0], skipped)
+    assert scored == [5, 8]
+
+
+def test_a_penalty_acts_on_groups_without_advantage(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=grpo", "objective.entropy_coef=0.1", NO_KL)
+    module.verifier = Judge(torch.ones(32))  # type: ignore[assignment]
+    assert float(step_gradient(module)[0].norm()) > 1e-4
+
+
+@pytest.mark.parametrize("micro", [0, 3])
+def test_a_step_of_dead_groups_leaves_the_weights_as_they_are(session: Session, tmp_path: Path, micro: int) -> None:
+    module = make(session, tmp_path, "objective=grpo", NO_KL, f"rollout.micro_batch={micro}", "rl.weight_decay=0")
+    module.verifier = Judge(torch.ones(32))  # type: ignore[assignment]
+    before = flat_weights(session.policy)
+    trainer = train(module, 3)
+    assert trainer.global_step == 3
+    assert float(trainer.callback_metrics["objective/dead_groups"]) == 1.0
+    assert torch.equal(flat_weights(session.policy), before)
+
+
+def test_a_rollout_makes_as_many_steps_as_minibatches_and_epochs_say(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(session, tmp_path, "objective=grpo", NO_KL, "rollout.minibatches=2", "rollout.epochs=2")
+    drawn: list[int] = []
+    original = module.experience
+    monkeypatch.setattr(module, "experience", lambda index: drawn.append(index) or original(index))
+    trainer = train(module, 8)
+    assert module.updates == 4
+    assert trainer.global_step == 8
+    assert drawn == [0, 1]
+
+
+def test_mini_batches_share_out_the_prompts_and_weigh_as_much_as_a_whole_rollout(
+    session: Session, tmp_path: Path
+) -> None:
+    module = attach(make(session, tmp_path, NO_KL, "rollout.minibatches=2", "rollout.epochs=2", "objective=grpo"))
+    parts = module.experience(0)
+    assert [len(part) for part in parts] == [4, 4, 4, 4]
+    whole = attach(make(session, tmp_path, NO_KL, "objective=grpo")).experience(0)[0]
+    for first, second in (parts[:2], parts[2:]):
+        seen = torch.cat([first.rollout.prompt_tokens, second.rollout.prompt_tokens])
+        assert sorted(seen.tolist()) == sorted(whole.rollout.prompt_tokens.tolist())
+    assert parts[0].rollout.prompt_tokens.tolist() != parts[2].rollout.prompt_tokens.tolist()
+    for part in parts:
+        assert_same(part.mass.sum(), torch.tensor(1.0))
+        assert_same(part.weights.sum(), whole.weights.sum())
+    lookup = {tuple(row): number for number, row in enumerate(whole.rollout.prompt_tokens.tolist())}
+    prompts = [lookup[tuple(row)] for row in parts[1].rollout.prompt_tokens.tolist()]
+    assert_same(parts[1].advantages, whole.prompts(torch.tensor(prompts)).advantages)
+
+
+def test_later_steps_of_a_rollout_see_the_policy_it_was_drawn_from(session: Session, tmp_path: Path) -> None:
+    module = attach(make(session, tmp_path, "objective=grpo", NO_KL, "rollout.epochs=2"))
+    first, second = module.experience(0)
+    with torch.no_grad():
+        for value in session.policy.trainable().values():
+            value.add_(0.05)
+    old = second.rollout.old_logps
+    assert sorted(old.sum(1).tolist()) == sorted(first.rollout.old_logps.sum(1).tolist())
+    now = score(session.policy, session.layout, second.rollout).logps
+    assert float((now - old).abs().max()) > 1e-3
+
+
+def test_dead_groups_are_replaced_from_further_rollouts(session: Session, tmp_path: Path) -> None:
+    module = attach(make(session, tmp_path, "objective=dapo"))
+    alive = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    first, second = alive.clone(), alive + 10
+    first[[0, 3, 6]] = 1.0
+    second[1] = 2.0  # takes the place of prompt 3, and is dead itself
+    module.verifier = Judge(first.flatten(), second.flatten(), alive.flatten() + 20)  # type: ignore[assignment]
+    (batch,) = module.experience(0)
+    assert bool(live_prompts(batch).all())
+    drawn, rewards, prompts = module.sampled  # type: ignore[misc]
+    wanted = alive.clone()
+    wanted[0], wanted[6] = second[0], second[2]
+    wanted[3] = alive[0] + 20
+    assert_same(rewards.outcome.view(8, 4), wanted)
+    order = [module.prompts.at(0, attempt) for attempt in range(3)]
+    positions = order[0].clone()
+    positions[0], positions[6], positions[3] = order[1][0], order[1][2], order[2][0]
+    targets = session.dataset.sequences.items[positions]
+    assert prompts.targets.items[:, 0].tolist() == targets.tolist()
+    for prompt in range(8):
+        shown = prompts.tokens[prompt][prompts.mask[prompt]]
+        assert shown.tolist() == drawn.prompt_tokens[prompt][drawn.prompt_mask[prompt]].tolist()
+
+
+def test_prompts_are_drawn_again_a_limited_number_of_times(session: Session, tmp_path: Path) -> None:
+    module = attach(make(session, tmp_path, "objective=dapo", "objective.dynamic_sampling=3"))
+    attempts: list[int] = []
+    original = module._draw
+    module._draw = lambda index, attempt: attempts.append(attempt) or original(index, attempt)  # type: ignore[method-assign]
+    module.verifier = Judge(torch.ones(32))  # type: ignore[assignment]
+    module.experience(0)
+    assert attempts == [0, 1, 2]
+
+
+def test_the_policy_starts_at_its_reference_and_leaves_it(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1", "rl.learning_rate=0.01")
+    values: list[float] = []
+
+    class Watch(rl.StageModule):  # the logged value of each step
+        pass
+
+    import lightning as L
+
+    class Notes(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *arguments: object) -> None:
+            values.append(float(trainer.callback_metrics["policy/kl"]))
+
+    train(module, 4, Notes())
+    assert values[0] < 1e-9
+    assert values[-1] > 1e-5
+
+
+def test_no_reference_is_kept_where_none_is_needed(session: Session, tmp_path: Path) -> None:
+    make(session, tmp_path, "objective=grpo", NO_KL)
+    assert session.policy.reference_state() == {}
+    make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1")
+    assert set(session.policy.reference_state()) == set(session.policy.trainable())
+
+
+def test_a_loss_that_is_no_number_leaves_the_batch(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(session, tmp_path, "objective=grpo")
+    original = type(module.objective).loss
+
+    def broken(self: object, scores: object, batch: object) -> ObjectiveOutput:
+        output = original(self, scores, batch)  # type: ignore[arg-type]
+        return replace(output, loss=output.loss * float("nan"))
+
+    monkeypatch.setattr(type(module.objective), "loss", broken)
+    with pytest.raises(NonFiniteError, match="step 0: the loss is nan"):
+        train(module, 2)
+    saved = load_file(tmp_path / "non-finite-step0-rank0.safetensors")
+    assert saved["rollout.tokens"].shape == (32, session.layout.length)
+    assert {"advantages", "weights", "rollout.old_logps", "rollout.ref_logps"} <= set(saved)
+
+
+def test_cross_entropy_trains_on_the_targets_of_the_prompts(session: Session, tmp_path: Path) -> None:
+    module = attach(make(session, tmp_path, "objective=ce"))
+    (batch,) = module.experience(0)
+    targets = session.dataset.sequences.items[module.prompts.at(0)]
+    assert batch.rollout.items[:, 0].tolist() == targets.tolist()
+    assert batch.rollout.group_size == 1
+    scores = score(session.policy, session.layout, batch.rollout)
+    chosen = batch.rollout.mask
+    assert_same(module.objective.loss(scores, batch).loss, -scores.logps[chosen].mean())
+
+
+def test_what_a_rollout_earned_is_logged_by_reward_and_step(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=sapo")
+    trainer = train(module, 1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    drawn, rewards, _ = module.sampled  # type: ignore[misc]
+    assert_same(logged["train/reward"], float(rewards.outcome.mean()), 1e-6)
+    assert_same(logged["train/reward/exact_match"], float(rewards.components["exact_match"].mean()), 1e-6)
+    assert rewards.steps is not None
+    for step, value in enumerate(rewards.steps.mean(0).tolist()):
+        assert_same(logged[f"train/match/step{step + 1}"], value, 1e-6)
+    assert_same(logged["rollout/length"], float(drawn.mask.sum() / 32), 1e-6)
+    groups = drawn.items.view(8, 4).tolist()
+    assert_same(logged["rollout/distinct"], sum(len(set(group)) for group in groups) / 32, 1e-6)
+    assert drawn.entropy is not None
+    assert_same(logged["policy/entropy"], float(drawn.entropy.sum() / drawn.mask.sum()), 1e-6)
+    assert logged["train/valid_rate"] == 1.0
+
+
+def test_sampling_depends_on_the_seed_and_the_rollout_alone(session: Session, tmp_path: Path) -> None:
+    def items(index: int, *overrides: str) -> list[int]:
+        return attach(make(session, tmp_path, *overrides)).experience(index)[0].rollout.items.flatten().tolist()
+
+    torch.manual_seed(1)
+    first = items(1)
+    torch.manual_seed(2)
+    assert items(1) == first
+    assert items(2) != first
+    assert items(1, "seed=1") != first
+
+
+def test_the_learning_rate_warms_up_and_stays(session: Session, tmp_path: Path) -> None:
+    module = attach(make(session, tmp_path, "rl.warmup_steps=4"))
+    options = module.configure_optimizers()
+    rates = []
+    for _ in range(6):
+        rates.append(options["optimizer"].param_groups[0]["lr"])  # type: ignore[index]
+        options["optimizer"].step()  # type: ignore[index]
+        options["lr_scheduler"]["scheduler"].step()  # type: ignore[index]
+    assert_same(rates, [0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.001], 1e-9)
+
+
+def test_training_raises_the_chance_of_what_is_rewarded(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=grpo", NO_KL, "rl.learning_rate=0.01", "rl.validate_every=100")
+
+    class Likes(Judge):
+        def __call__(self, rollout: RolloutBatch, targets: Targets) -> RewardBatch:
+            outcome = (rollout.choices[:, 0] == 3).float()
+            return RewardBatch(outcome, None, {"judge": outcome})
+
+    module.verifier = Likes()  # type: ignore[assignment]
+    before = module.verifier(attach(module).experience(0)[0].rollout, None).outcome.mean()  # type: ignore[arg-type]
+    train(module, 15)
+    after = module.verifier(module.experience(99)[0].rollout, None).outcome.mean()  # type: ignore[arg-type]
+    assert float(after) > float(before) + 0.3

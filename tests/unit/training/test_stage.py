@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genrl.catalog.sequences import Role
+from genrl.errors import NonFiniteError
+from genrl.training.evaluation import evaluate
+from genrl.training.session import Session
+from genrl.training.stage import flatten, scheduled
+from genrl.types import Targets
+from tests.helpers import assert_same
+from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
+
+
+def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path) -> None:
+    module = sft_module(changed(session, tmp_path, "align.max_epochs=1"), tmp_path)
+    trainer = train(module, 100)
+    config = session.config.evaluate
+    rows = session.batches(Role.VALID, None)
+    found = evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid").raw
+    logged = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert set(logged) == {name for name in found if not name.startswith("history_share")}
+    for name, value in logged.items():
+        assert_same(torch.tensor(value), torch.tensor(found[name]).float()), name
+
+
+def test_gradients_are_scaled_down_to_the_norm_and_never_up(session: Session, tmp_path: Path) -> None:
+    module = attach(sft_module(session, tmp_path))
+    logged: dict[str, float] = {}
+    module.log = lambda name, value: logged.update({name: float(value)})
+    batch = next(iter(module.train_dataloader()))
+    for limit in (0.01, 0.0, 1e6):
+        session.policy.zero_grad()
+        module.training_step(batch, 0).backward()
+        whole = flat_gradient(session.policy)
+        module.max_grad_norm = limit
+        module.configure_gradient_clipping(None)  # type: ignore[arg-type]
+        assert_same(torch.tensor(logged["train/grad_norm"]), whole.norm())
+        wanted = whole * 0.01 / whole.norm() if limit == 0.01 else whole
+        assert_same(flat_gradient(session.policy), wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_training_and_leaves_its_batch(
+    session: Session, tmp_path: Path, value: float
+) -> None:
+    module = attach(sft_module(session, tmp_path), global_step=3)
+    batch = next(iter(module.train_dataloader()))
+    loss = torch.tensor(value, requires_grad=True)
+    with pytest.raises(NonFiniteError, match=rf"step 3: the loss is {value}. The batch is saved in .*learning rate"):
+        module.check_finite(loss, batch)
+    saved = load_file(tmp_path / "non-finite-step3-rank0.safetensors")
+    assert set(saved) == set(flatten(batch))
+    assert torch.equal(saved["tokens"], batch.tokens)
+    module.check_finite(torch.tensor(0.0), batch)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_nested_batches_are_flattened_by_dotted_name(session: Session) -> None:
+    batch = session.maker.at(session.rows(Role.TEST)[:3])
+    found = flatten(batch)
+    assert set(found) == {"tokens", "mask", "targets.items", "history"}
+    assert torch.equal(found["targets.items"], batch.targets.items)
+    nested = flatten({"a": {"b": torch.ones(1)}, "c": None, "d": Targets(torch.zeros(1, 1, dtype=torch.int64)), "e": 3})
+    assert set(nested) == {"a.b", "d.items"}
+
+
+def test_checkpoints_hold_trained_weights_and_running_statistics_only(session: Session, tmp_path: Path) -> None:
+    module = rl_module(changed(session, tmp_path, "objective=sage"), tmp_path)
+    name = next(iter(session.policy.trainable()))
+    parameter = dict(session.policy.model.named_parameters())[name]
+    parameter.requires_grad_(False)
+    try:
+        checkpoint = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(checkpoint)
+    finally:
+        parameter.requires_grad_(True)
+    kept = set(checkpoint["state_dict"])
+    statistics = {key for key in kept if key.startswith("objective.")}
+    assert statistics
+    wanted = {f"policy.model.{key}" for key in session.policy.trainable() if key != name}
+    assert kept - statistics == wanted
+
+
+def test_the_rate_follows_the_schedule_by_step() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    options = scheduled(optimizer, lambda step: 1 / (step + 1))
+    assert options["lr_scheduler"]["interval"] == "step"  # type: ignore[index]
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        options["lr_scheduler"]["scheduler"].step()  # type: ignore[index]
+    assert_same(rates, [2.0, 1.0, 2 / 3], 1e-12)
