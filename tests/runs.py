@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,8 +108,8 @@ def attach(module: StageModule, **values: Any) -> StageModule:
     return module
 
 
-def train(module: StageModule, steps: int, *callbacks: L.Callback) -> L.Trainer:
-    """Run some optimiser steps of a stage under Lightning."""
+def train(module: StageModule, steps: int, *callbacks: L.Callback, start: Path | None = None) -> L.Trainer:
+    """Run a stage under Lightning up to an optimiser step, from a checkpoint if one is given."""
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -125,7 +126,9 @@ def train(module: StageModule, steps: int, *callbacks: L.Callback) -> L.Trainer:
     if isinstance(module, RLModule) and module.rollouts.micro_batch:
         share = module.rollouts.prompts // module.rollouts.minibatches
         trainer.accumulate_grad_batches = -(-share // module.rollouts.micro_batch)
-    trainer.fit(module)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer.fit(module, ckpt_path=start, weights_only=True)
     return trainer
 
 

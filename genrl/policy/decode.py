@@ -114,7 +114,8 @@ def _invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding could lift u * total to the total itself
-    return torch.searchsorted(cumulative, torch.minimum(uniforms * total, below), right=True)
+    columns = torch.searchsorted(cumulative, torch.minimum(uniforms * total, below), right=True)
+    return columns.clamp_(max=probabilities.shape[-1] - 1)  # only where the policy is not a number, which callers check
 
 
 @torch.no_grad()

@@ -164,17 +164,20 @@ class History(Callback):
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
+        self.noted = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Drop notes of steps that will be made again."""
+        self.noted = trainer.global_step
         if trainer.is_global_zero and self.path.exists():
             lines = self.path.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= trainer.global_step]
             self.path.write_text("".join(f"{line}\n" for line in kept))  # half a line, left by a full disk, goes too
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
-        """Note training values."""
-        if trainer.global_step % self.every == 0:
+        """Note training values, once per step however many micro-batches it has."""
+        if trainer.global_step % self.every == 0 and trainer.global_step != self.noted:
+            self.noted = trainer.global_step
             self._note(trainer, "val/", keep=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

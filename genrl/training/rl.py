@@ -125,6 +125,7 @@ class RLModule(StageModule):
             with self.policy.reference():
                 reference = score(self.policy, self.layout, drawn, self.rollouts.temperature, self.rollouts.normalize)
             drawn = replace(drawn, ref_logps=reference.logps)
+        self.check_finite(drawn.old_logps, drawn, "log-probability of the rollout")
         self._watch(drawn, rewards)
         self.sampled = (drawn, rewards, prompts)
         whole = self.objective.prepare(drawn, rewards)
@@ -180,6 +181,7 @@ class RLModule(StageModule):
         self.policy.eval()  # no dropout: the update must see the distribution that was sampled from
         started = time.perf_counter()
         if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
+            self._sums["train/loss"].append(0.0)
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
         scores = score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
         output = self.objective.loss(scores, batch)
@@ -191,10 +193,12 @@ class RLModule(StageModule):
         self._sums["time/forward"].append(time.perf_counter() - started)
         return output.loss * self.trainer.accumulate_grad_batches
 
-    def on_train_batch_end(self, outputs: Any, batch: Experience, batch_idx: int) -> None:  # noqa: ANN401
-        """After each optimiser step let running statistics move on and log what was gathered."""
-        if (batch_idx + 1) % self.micro_batches:
-            return
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
+        """After each optimiser step let running statistics move on and log what was gathered.
+
+        Here and not at the end of the batch, where callbacks come first and would see the values of the step before.
+        """
+        super().optimizer_step(*arguments, **options)
         self.objective.after_step()
         values = {name: _summary(name, gathered) for name, gathered in self._sums.items()}
         values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -96,18 +96,19 @@ class StageModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.policy.trainable().values(), limit)
         self.log("train/grad_norm", norm)
 
-    def check_finite(self, loss: Tensor, batch: Any) -> None:  # noqa: ANN401 (any of the frozen batches)
-        """Stop on a NaN or infinite loss, with the batch saved for inspection.
+    def check_finite(self, value: Tensor, batch: Any, what: str = "loss") -> None:  # noqa: ANN401 (any frozen batch)
+        """Stop on a NaN or infinite loss (or other value), with the batch saved for inspection.
 
         Raises:
             NonFiniteError: naming the step and the file.
         """
-        if bool(torch.isfinite(loss)):
+        total = value.detach().sum()
+        if bool(torch.isfinite(total)):
             return
         path = self.folder / f"non-finite-step{self.global_step}-rank{self.global_rank}.safetensors"
         save_file({name: value.contiguous().cpu() for name, value in flatten(batch).items()}, path)
         raise NonFiniteError(
-            f"step {self.global_step}: the loss is {float(loss.detach())}. The batch is saved in {path}. "
+            f"step {self.global_step}: the {what} is {float(total)}. The batch is saved in {path}. "
             f"Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
         )
 

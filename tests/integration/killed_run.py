@@ -1,6 +1,6 @@
 """Run the command line, but end the process without any clean-up at a given step of a given stage, as a kill would.
 
-    python killed_run.py ARGUMENTS OF genrl     with KILL_STAGE, KILL_STEP and KILL_WHEN (step | saved) in the environment
+python killed_run.py ARGUMENTS OF genrl     with KILL_STAGE, KILL_STEP and KILL_WHEN (step | saved) in the environment
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 from genrl.cli import main
 from genrl.training import callbacks
-
 
 
 def install(kill_stage: str, kill_step: int, when: str) -> None:

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress, save_weights
+from genrl.training.session import Session
+from genrl.types import PromptBatch, RewardBatch, RolloutBatch
+from tests.runs import attach, changed, flat_weights, rl_module, sft_module, train
+
+
+def make_trainer(**values: Any) -> Any:
+    known = {"sanity_checking": False, "global_step": 0, "is_global_zero": True, "should_stop": False, "logger": None}
+    return SimpleNamespace(**{**known, "callback_metrics": {}, **values})
+
+
+def note(trainer: Any, callback: History, step: int, **values: float) -> None:
+    """A training step, as Lightning tells it."""
+    trainer.global_step = step
+    trainer.callback_metrics |= {f"train/{name}": torch.tensor(value) for name, value in values.items()}
+    callback.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_stage_ends_with_the_weights_of_one_that_was_not_stopped(session: Session, tmp_path: Path) -> None:
+    short = changed(session, tmp_path, "model.dropout=0.0", "align.validate_every=0.25")
+    start = session.policy.state()
+    whole = sft_module(short, tmp_path)
+    train(whole, 6)
+    wanted = flat_weights(session.policy)
+    session.policy.load_state(start, "start")
+    point = ResumePoint(tmp_path / "last.ckpt")
+    train(sft_module(short, tmp_path), 4, point)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    session.policy.load_state(start, "start")
+    trainer = train(sft_module(short, tmp_path), 6, point, start=point.path)
+    assert trainer.global_step == 6
+    assert torch.equal(flat_weights(session.policy), wanted)
+
+
+def test_the_best_weights_are_kept_and_training_stops_when_none_are_better(session: Session, tmp_path: Path) -> None:
+    module = sft_module(session, tmp_path)
+    best = BestWeights(tmp_path / "weights.safetensors", "val/ndcg@10", patience=2)
+    trainer = make_trainer()
+    name, parameter = next(iter(session.policy.trainable().items()))
+    stopped = []
+    for step, value in enumerate([0.1, 0.3, 0.2, 0.3]):
+        with torch.no_grad():
+            parameter.fill_(float(step))
+        trainer.global_step, trainer.callback_metrics = 10 * step, {"val/ndcg@10": torch.tensor(value)}
+        best.on_validation_end(trainer, module)
+        stopped.append(trainer.should_stop)
+    assert stopped == [False, False, False, True]
+    assert best.best_step == 10
+    saved = load_file(tmp_path / "weights.safetensors")
+    assert set(saved) == set(session.policy.trainable())
+    assert bool((saved[name] == 1.0).all())
+
+
+def test_what_was_best_survives_a_restart(session: Session, tmp_path: Path) -> None:
+    module = sft_module(session, tmp_path)
+    old = BestWeights(tmp_path / "a", "val/ndcg@10", patience=1)
+    for step, value in enumerate([0.5, 0.4]):
+        metrics = {"val/ndcg@10": torch.tensor(value)}
+        old.on_validation_end(make_trainer(global_step=step, callback_metrics=metrics), module)
+    new = BestWeights(tmp_path / "b", "val/ndcg@10", patience=1)
+    new.load_state_dict(old.state_dict())
+    trainer = make_trainer()
+    new.on_train_start(trainer, module)
+    assert trainer.should_stop
+    metrics = {"val/ndcg@10": torch.tensor(0.45)}
+    new.on_validation_end(make_trainer(global_step=2, callback_metrics=metrics), module)
+    assert new.best_step == 0
+    assert not (tmp_path / "b").exists()
+
+
+def test_without_a_monitor_the_latest_weights_are_kept_and_without_patience_nothing_stops(
+    session: Session, tmp_path: Path
+) -> None:
+    module = sft_module(session, tmp_path)
+    latest, patient = BestWeights(tmp_path / "a", None), BestWeights(tmp_path / "b", "val/ndcg@10")
+    trainer = make_trainer()
+    name, parameter = next(iter(session.policy.trainable().items()))
+    for step, value in enumerate([0.5, 0.4, 0.3, 0.2]):
+        with torch.no_grad():
+            parameter.fill_(float(step))
+        trainer.global_step, trainer.callback_metrics = step, {"val/ndcg@10": torch.tensor(value)}
+        latest.on_validation_end(trainer, module)
+        patient.on_validation_end(trainer, module)
+    assert (latest.best_step, patient.best_step, trainer.should_stop) == (3, 0, False)
+    assert float(load_file(tmp_path / "a")[name].flatten()[0]) == 3.0
+    assert float(load_file(tmp_path / "b")[name].flatten()[0]) == 0.0
+
+
+def test_lightnings_own_check_of_validation_counts_for_nothing(session: Session, tmp_path: Path) -> None:
+    best = BestWeights(tmp_path / "a", "val/ndcg@10")
+    best.on_validation_end(make_trainer(sanity_checking=True), sft_module(session, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_ranks_write_nothing(session: Session, tmp_path: Path) -> None:
+    trainer = make_trainer(is_global_zero=False, callback_metrics={"val/ndcg@10": torch.tensor(0.1)}, global_step=5)
+    best = BestWeights(tmp_path / "a", "val/ndcg@10")
+    best.on_validation_end(trainer, sft_module(session, tmp_path))
+    assert best.best_step == 5
+    history = History(tmp_path / "history.jsonl", 1)
+    history.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_replace_the_file_before_in_one_move(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for value in (1.0, 2.0):
+        save_weights({"a": torch.full((2,), value)}, path)
+    assert load_file(path)["a"].tolist() == [2.0, 2.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_values_are_noted_at_every_so_many_steps_and_at_each_validation(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl", every=2)
+    trainer = make_trainer()
+    history.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for step in (1, 2, 3, 4):
+        note(trainer, history, step, reward=step / 8)
+        note(trainer, history, step, reward=step / 8)  # another micro-batch of the next step, say
+    trainer.callback_metrics["val/ndcg@10"] = torch.tensor(0.5)
+    history.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    wanted = [{"step": 2, "train/reward": 0.25}, {"step": 4, "train/reward": 0.5}, {"step": 4, "val/ndcg@10": 0.5}]
+    assert read(history.path) == wanted
+
+
+def test_a_resumed_run_drops_the_notes_of_steps_it_makes_again(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    steps = [0, 1, 2, 2, 3, 4]
+    path.write_text("".join(json.dumps({"step": step, "x": number}) + "\n" for number, step in enumerate(steps)))
+    with path.open("a") as file:
+        file.write('{"step": 2, "x"')  # a full disk cut this line
+    trainer = make_trainer(global_step=2)
+    history = History(path, 1)
+    history.on_train_start(trainer, None)  # type: ignore[arg-type]
+    note(trainer, history, 3, reward=1.0)
+    assert [line["step"] for line in read(path)] == [0, 1, 2, 2, 3]
+    assert read(path)[-1] == {"step": 3, "train/reward": 1.0}
+
+
+def test_each_step_is_noted_with_its_own_values(session: Session, tmp_path: Path) -> None:
+    module = rl_module(changed(session, tmp_path, "rollout.micro_batch=3"), tmp_path)
+    rewards: dict[int, float] = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *arguments: object) -> None:
+            rewards.setdefault(trainer.global_step, float(module.sampled[1].outcome.mean()))  # type: ignore[index]
+
+    train(module, 4, Watch(), History(tmp_path / "history.jsonl", 1))
+    del rewards[0]  # before the first step was complete
+    noted = {line["step"]: line["train/reward"] for line in read(tmp_path / "history.jsonl") if "train/reward" in line}
+    assert noted == pytest.approx(rewards)
+    assert len(set(rewards.values())) > 1
+
+
+def test_the_bar_names_the_stage_and_closes(
+    session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = StageProgress("align", 4)
+    train(sft_module(session, tmp_path), 4, progress)
+    shown = capsys.readouterr().out
+    assert "align" in shown
+    assert "4/4" in shown
+    assert progress.progress is None
+
+
+def test_the_bar_closes_before_an_error_is_shown(session: Session, tmp_path: Path) -> None:
+    class Fails(L.Callback):
+        def on_train_batch_end(self, *arguments: object) -> None:
+            raise RuntimeError("on purpose")
+
+    progress = StageProgress("align", 4)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(sft_module(session, tmp_path), 4, progress, Fails())
+    assert progress.progress is None
+
+
+def test_samples_show_histories_targets_and_completions_with_their_rewards(session: Session, tmp_path: Path) -> None:
+    module = attach(rl_module(session, tmp_path))
+    module.experience(0)
+    drawn, rewards, prompts = module.sampled
+    written: list[tuple[str, str, int]] = []
+    board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *values: written.append(values)))
+    catalog = session.dataset.catalog
+    samples = RolloutSamples(catalog, prompts=2, completions=3)
+    samples.on_validation_end(make_trainer(logger=board, global_step=7), module)
+    ((tag, text, step),) = written
+    assert (tag, step) == ("rollouts", 7)
+    assert text.count("**history**") == 2
+    for prompt in range(2):
+        assert f"**target** {catalog.titles[int(prompts.targets.items[prompt, 0])]}" in text
+        latest = [item for item in prompts.history[prompt].tolist() if item >= 0][-5:]
+        assert " -> ".join(catalog.titles[item] for item in latest) in text
+        for row in range(prompt * 4, prompt * 4 + 3):
+            title, codes = catalog.titles[int(drawn.items[row, 0])], " ".join(map(str, drawn.choices[row].tolist()))
+            score = f"{float(drawn.old_logps[row].sum()):.2f} | {float(rewards.outcome[row]):.2f}"
+            parts = " | ".join(f"{float(value[row]):.2f}" for value in rewards.components.values())
+            assert f"| {title} | {codes} | {score} | {parts} |" in text
+    assert text.count("\n| ") == 2 * (1 + 3)
+
+
+def test_completions_that_are_no_item_are_shown_as_such(session: Session, tmp_path: Path) -> None:
+    module = attach(rl_module(session, tmp_path))
+    module.experience(0)
+    drawn, rewards, prompts = module.sampled
+    broken = RolloutBatch(**{f: getattr(drawn, f) for f in drawn.__slots__} | {"items": torch.full_like(drawn.items, -1)})
+    module.sampled = (broken, RewardBatch(rewards.outcome), PromptBatch(*(getattr(prompts, f) for f in prompts.__slots__)))
+    written: list[tuple[str, str, int]] = []
+    board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *values: written.append(values)))
+    RolloutSamples(session.dataset.catalog).on_validation_end(make_trainer(logger=board), module)
+    assert "| (no item) |" in written[0][1]
+
+
+def test_there_are_no_samples_before_the_first_rollout_or_without_a_logger(session: Session, tmp_path: Path) -> None:
+    module = attach(rl_module(session, tmp_path))
+    samples = RolloutSamples(session.dataset.catalog)
+    samples.on_validation_end(make_trainer(logger=SimpleNamespace()), module)
+    module.experience(0)
+    samples.on_validation_end(make_trainer(), module)
+    samples.on_validation_end(make_trainer(logger=SimpleNamespace()), sft_module(session, tmp_path))

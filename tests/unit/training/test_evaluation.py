@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.catalog.sequences import Role
+from genrl.config.schema import EvaluateConfig
+from genrl.data.prompts import EvaluationBatches
+from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics
+from genrl.training.session import Session
+from tests.helpers import assert_same
+
+CONFIG = EvaluateConfig(beam=60, k=[5, 10])
+
+
+def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = None) -> Evaluation:
+    rows = EvaluationBatches(session.maker, session.rows(Role.VALID, limit), config.batch)
+    return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+
+
+@pytest.fixture
+def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tensor]:
+    """For each validation row all items, best first; the items seen before; the target: one plain forward per item."""
+    layout, policy, sequences = session.layout, session.policy, session.dataset.sequences
+    codes = layout.render(torch.arange(60))
+    nodes = layout.start(60)
+    legal = []
+    for position in range(layout.length):
+        legal.append(layout.legal(position, nodes))
+        nodes = layout.advance(position, nodes, codes[:, position])
+    positions = session.rows(Role.VALID)[:20]
+    rankings, histories = [], []
+    for position in positions.tolist():
+        user = int(sequences.users(torch.tensor([position])))
+        seen = sequences.items[int(sequences.offsets[user]) : position]
+        prompt = torch.cat([torch.tensor([policy.start_id]), layout.render(seen).flatten()])
+        with torch.no_grad():
+            logits = policy.model(torch.cat([prompt.expand(60, -1), codes], dim=1)).logits.float()
+        total = torch.zeros(60)
+        for place, allowed in enumerate(legal):
+            now = logits[:, len(prompt) - 1 + place]
+            inside = now[:, allowed.first : allowed.first + allowed.mask.shape[1]].masked_fill(~allowed.mask, -1e30)
+            total += now.gather(1, codes[:, place : place + 1])[:, 0] - inside.logsumexp(1)
+        rankings.append(total.argsort(descending=True).tolist())
+        histories.append(seen.tolist())
+    return rankings, histories, sequences.items[positions]
+
+
+def test_a_full_beam_equals_scoring_every_item(
+    session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
+) -> None:
+    rankings, histories, targets = exhaustive
+    rows = EvaluationBatches(session.maker, session.rows(Role.VALID)[:20], 7)
+    found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
+    raw = [ranking.index(target) for ranking, target in zip(rankings, targets.tolist(), strict=True)]
+    left = [
+        [item for item in ranking if item not in seen] for ranking, seen in zip(rankings, histories, strict=True)
+    ]
+    excluded = [items.index(t) if t in items else 60 for items, t in zip(left, targets.tolist(), strict=True)]
+    assert found.ranks["raw"].tolist() == raw
+    assert found.ranks["excluded"].tolist() == excluded
+    assert_same(found.raw["recall@10"], sum(rank < 10 for rank in raw) / 20, 1e-9)
+    assert_same(found.excluded["recall@5"], sum(rank < 5 for rank in excluded) / 20, 1e-9)
+    gains = [1 / torch.tensor(rank + 2.0).log2() if rank < 10 else torch.tensor(0.0) for rank in raw]
+    assert_same(found.raw["ndcg@10"], float(torch.stack(gains).mean()), 1e-6)
+    shown = {item for ranking in rankings for item in ranking[:10]}
+    assert_same(found.raw["coverage@10"], len(shown) / 60, 1e-9)
+    seen = [len(set(r[:10]) & set(h)) / 10 for r, h in zip(rankings, histories, strict=True)]
+    assert_same(found.raw["history_share@10"], sum(seen) / 20, 1e-9)
+
+
+def test_metrics_do_not_depend_on_the_batch_size(session: Session) -> None:
+    one, two = (run(session, replace(CONFIG, beam=20, batch=batch)) for batch in (7, 128))
+    assert one.raw == pytest.approx(two.raw, nan_ok=True)
+    assert one.excluded == pytest.approx(two.excluded, nan_ok=True)
+    assert {kind: ranks.tolist() for kind, ranks in one.ranks.items()} == {
+        kind: ranks.tolist() for kind, ranks in two.ranks.items()
+    }
+
+
+def test_ranks_stand_in_the_order_of_the_rows_and_misses_behind_all(session: Session) -> None:
+    whole = run(session, replace(CONFIG, beam=10, batch=16))
+    assert whole.ranks["raw"].numel() == session.rows(Role.VALID).numel()
+    assert int(whole.ranks["raw"].min()) >= 0
+    assert int(whole.ranks["raw"].max()) == 10
+    one = session.rows(Role.VALID)[33:34]
+    batches = EvaluationBatches(session.maker, one, 4)
+    alone = evaluate(session.policy, session.layout, batches, replace(CONFIG, beam=10), session.dataset.catalog, "one")
+    assert int(alone.ranks["raw"]) == int(whole.ranks["raw"][33])
+
+
+def test_two_ranks_together_see_what_one_sees(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, beam=20, batch=16)
+    positions = session.rows(Role.VALID)
+    parts = []
+    for rank in range(2):
+        rows = EvaluationBatches(session.maker, positions, config.batch, rank, 2)
+        parts.append(evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "part"))
+    whole = run(session, config)
+    for kind in ("raw", "excluded"):
+        joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
+        assert joined.tolist() == whole.ranks[kind].tolist()
+        assert bool((torch.minimum(parts[0].ranks[kind], parts[1].ranks[kind]) == -1).all())
+
+
+def test_a_hit_may_be_any_item_of_the_sid(session: Session) -> None:
+    codes = session.table.codes
+    shared = codes.clone()
+    shared[1] = shared[0]
+    catalog = session.dataset.catalog
+    by_item, by_sid = (ranking_metrics(replace(CONFIG, level=level), catalog, shared) for level in ("item", "sid"))  # type: ignore[arg-type]
+    batch = session.maker.at(session.rows(Role.VALID)[:1])
+    targets = replace(batch.targets, items=torch.tensor([[1]]))
+    from genrl.types import Ranking
+
+    ranking = Ranking(torch.tensor([[0, *range(2, 11)]]), -torch.arange(10.0)[None])
+    for metrics in (by_item, by_sid):
+        metrics.update(ranking, targets)
+    assert float(by_item.compute()["recall@5"]) == 0.0
+    assert float(by_sid.compute()["recall@5"]) == 1.0
+
+
+def test_the_policy_is_left_in_evaluation_mode(session: Session) -> None:
+    session.policy.train()
+    run(session, replace(CONFIG, beam=10), limit=5)
+    assert not session.policy.training
