@@ -113,7 +113,7 @@ def _column(ranks: Tensor) -> Tensor:
 
 
 def curves(folder: Path, title: str) -> None:
-    """Draw the run's learning curves into curves.png."""
+    """Draw the run's learning curves into curves.png and TensorBoard."""
     path = folder / "history.jsonl"
     if not path.exists():
         return
@@ -121,6 +121,7 @@ def curves(folder: Path, title: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from torch.utils.tensorboard import SummaryWriter
 
     notes = [json.loads(line) for line in path.read_text().splitlines()]
     panels = (
@@ -150,4 +151,5 @@ def curves(folder: Path, title: str) -> None:
     figure.supxlabel("optimiser step", fontsize=9)
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=110)
-    pyplot.close(figure)
+    with SummaryWriter(str(folder)) as board:
+        board.add_figure("curves", figure)

@@ -67,6 +67,7 @@ class RLModule(StageModule):
         self.sampled: tuple[RolloutBatch, RewardBatch, PromptBatch] | None = None
         """The latest rollout, for text samples."""
         self._pending: list[Experience] = []
+        self._update_began = 0.0
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
         if "ref_logps" in objective.needs:
             self.policy.keep_reference()
@@ -98,6 +99,7 @@ class RLModule(StageModule):
         batch = self._pending[update]
         if "scores" in self.objective.needs:
             batch = self.objective.before_step(self._score_all(batch), batch)
+        self._update_began = time.perf_counter()
         yield from self._micro_batches(batch)
 
     def _micro_batches(self, batch: Experience) -> Iterator[Experience]:
@@ -179,7 +181,6 @@ class RLModule(StageModule):
     def training_step(self, batch: Experience, index: int) -> Tensor:
         """Loss of one micro-batch; micro-batch losses of a step add up to the step's loss."""
         self.policy.eval()  # no dropout: the update must see the distribution that was sampled from
-        started = time.perf_counter()
         if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
             self._sums["train/loss"].append(0.0)
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
@@ -190,7 +191,6 @@ class RLModule(StageModule):
             if name != "dead_groups":  # counted over the whole rollout in `experience`
                 self._sums[_tag(name)].append(value)
         self._sums["train/loss"].append(output.loss.detach() * self.micro_batches)
-        self._sums["time/forward"].append(time.perf_counter() - started)
         return output.loss * self.trainer.accumulate_grad_batches
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
@@ -200,6 +200,7 @@ class RLModule(StageModule):
         """
         super().optimizer_step(*arguments, **options)
         self.objective.after_step()
+        self._sums["time/update"].append(time.perf_counter() - self._update_began)
         values = {name: _summary(name, gathered) for name, gathered in self._sums.items()}
         values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._sums.clear()

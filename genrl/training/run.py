@@ -335,11 +335,12 @@ def _train(
     if point.path.exists():
         try:
             trainer.fit(module, ckpt_path=point.path, weights_only=True)
-        except (EOFError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
+        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
             if module.global_step:
                 raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{point.path} is truncated, damaged or of another version ({str(error).splitlines()[0]}). "
+                f"{point.path} is truncated, damaged or of another version ({reason}). "
                 f"Remove it to start the stage again."
             ) from error
         return
@@ -470,6 +471,7 @@ def _quiet_libraries() -> None:
         ".*litlogger.*",
         ".*isinstance.treespec.*",
         ".*module.s. in eval mode.*",
+        ".*across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
