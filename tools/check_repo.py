@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **dict.fromkeys(("errors", "types", "ops", "registry"), 0),
+    **dict.fromkeys(("errors", "types", "ops", "registry", "progress"), 0),
     "config": 1,
     **dict.fromkeys(("objectives", "catalog", "sid", "metrics"), 2),
     **dict.fromkeys(("layouts", "rewards"), 3),

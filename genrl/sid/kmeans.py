@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import SidConfig
 from genrl.errors import ConfigError
+from genrl.progress import progress_bar
 from genrl.sid.embed import embed_items
 from genrl.sid.registry import SID_BUILDERS, Codes
 
@@ -61,18 +62,21 @@ def residual_kmeans(points: Tensor, levels: int, codes: int, iterations: int, se
     generator = torch.Generator().manual_seed(seed)
     residual = points.to(torch.float32).clone()
     assigned = []
-    with _single_thread():
+    with _single_thread(), progress_bar("k-means", levels * STARTS, "seedings") as advance:
         for _ in range(levels):
-            centres = _lloyd(residual, _start(residual, codes, generator), iterations)
+            centres = _lloyd(residual, _start(residual, codes, generator, advance), iterations)
             level = _nearest(residual, centres)[0]
             residual = residual - centres[level]
             assigned.append(level)
     return torch.stack(assigned, dim=1)
 
 
-def _start(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+def _start(points: Tensor, codes: int, generator: torch.Generator, advance: Callable[[int], None]) -> Tensor:
     """The best of several seedings after a few iterations: a bad seeding merges clusters for good."""
-    seedings = [_lloyd(points, _plus_plus(points, codes, generator), WARM_UP) for _ in range(STARTS)]
+    seedings = []
+    for _ in range(STARTS):
+        seedings.append(_lloyd(points, _plus_plus(points, codes, generator), WARM_UP))
+        advance(1)
     errors = torch.stack([_nearest(points, centres)[1].double().sum() for centres in seedings])
     return seedings[int(errors.argmin())]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
+from genrl.progress import make_progress
 from genrl.training.rl import RLModule
 from genrl.training.stage import StageModule
 
@@ -108,20 +109,9 @@ class StageProgress(Callback):
         """Open the bar."""
         if not trainer.is_global_zero:
             return
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+        self.progress = make_progress("steps", TextColumn("{task.fields[note]}"))
         self.progress.start()
-        self.task = self.progress.add_task(
-            self.name, total=self.total, completed=trainer.global_step, speed="", note=""
-        )
+        self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
         """Move the bar."""
@@ -130,10 +120,7 @@ class StageProgress(Callback):
         logged = trainer.callback_metrics
         name = "train/reward" if "train/reward" in logged else "train/loss"
         note = f"{name[6:]} {float(logged[name]):.3f}{self.validation}" if name in logged else self.validation
-        speed = self.progress.tasks[0].speed
-        self.progress.update(
-            self.task, completed=trainer.global_step, note=note, speed=f"{speed:.1f} steps/s" if speed else ""
-        )
+        self.progress.update(self.task, completed=trainer.global_step, note=note)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Show the latest validation."""
@@ -189,7 +176,7 @@ class History(Callback):
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix) == keep}
         if values:
-            with self.path.open("a") as file:
+            with self.path.open("a" if trainer.global_step else "w") as file:  # step 0 begins the file
                 file.write(json.dumps({"step": trainer.global_step, **values}) + "\n")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
@@ -17,6 +16,7 @@ from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
 from genrl.policy.decode import rank
 from genrl.policy.model import Policy
+from genrl.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,13 @@ def evaluate(
     keyed = codes if config.level == "sid" else None
     rows = batches.positions.numel()
     ranks = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("users"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task(name, total=rows)
+    with progress_bar(name, rows, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             prompts = batch.to(device)
             ranking = rank(policy, layout, prompts.tokens, prompts.mask, config.beam)
             for kind, shown in (("raw", ranking), ("excluded", exclude_history(ranking, prompts.history))):
                 metrics[kind].update(shown, prompts.targets, history=prompts.history)
                 ranks[kind][places.to(device)] = per_row_metrics(shown, prompts.targets, config.k, keyed)["rank"]
-            progress.advance(task, len(prompts))
+            advance(len(prompts))
     whole = {kind: world_max(part).cpu() for kind, part in ranks.items()}
     return Evaluation(metrics["raw"].compute(), metrics["excluded"].compute(), whole)

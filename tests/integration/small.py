@@ -44,10 +44,10 @@ def genrl(*arguments: str, script: Path | None = None, **environment: str) -> su
     )
 
 
-def results(run: Path) -> Any:  # noqa: ANN401
+def results(run: Path) -> Any:
     """metrics.json without what two equal runs may differ in."""
 
-    def clean(value: Any) -> Any:  # noqa: ANN401
+    def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: clean(inner) for key, inner in value.items() if key not in NOISE}
         return value

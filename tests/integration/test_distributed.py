@@ -1,29 +1,75 @@
-"""Two processes give the same update as one, through the real command line."""
+"""Two processes give the update and the metrics of one."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from genrl.cli import main
 from tests.helpers import assert_same
-from tests.integration.small import SMALL, genrl, results
+from tests.runs import small
 
-UPDATES = ("stages=[rl]", "rl.select=last", "rl.max_steps=3", "rl.validate_every=3", "rl.learning_rate=3e-5")
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=16")
+RUNS = {
+    "sapo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "rollout.micro_batch=3"),
+    "sage": ("stages=[rl]", "objective.diversity=group"),
+}
+"""Through both stages, where the second begins in processes that have trained already; and straight into the second."""
 
 
-@pytest.mark.parametrize("objective", ["sapo", "sage"])
-def test_two_processes_give_the_same_update_as_one(objective: str, tmp_path: Path) -> None:
-    states, metrics = [], []
-    for devices in (1, 2):
-        output = tmp_path / str(devices)
-        ended = genrl(
-            "fit", "--objective", objective, *SMALL, *UPDATES, f"output={output}", f"trainer.devices={devices}"
+@pytest.fixture(scope="module", params=list(RUNS))
+def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """Objective, folder of the run with one process, folder of the run with two."""
+    name = request.param
+    options = (*COMMON, *RUNS[name], f"objective={name}")
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    assert main(["fit", *small(one, *options)]) == 0
+    command = [sys.executable, "-m", "genrl", "fit", *small(two, *options, "trainer.devices=2")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return name, one / "toy", two / "toy"
+
+
+def test_the_weights_are_the_same(outputs: tuple[str, Path, Path]) -> None:
+    name, one, two = outputs
+    stages = [*(path.name for path in one.glob("align-*")), f"{name}-s0"]
+    assert len(stages) == len(RUNS[name][0].split(","))
+    for stage in stages:
+        first, second = (load_file(folder / stage / "weights.safetensors") for folder in (one, two))
+        assert set(first) == set(second)
+        for parameter, value in first.items():
+            assert_same(second[parameter], value, tolerance=1e-6)
+
+
+def test_every_user_is_scored_once(outputs: tuple[str, Path, Path]) -> None:
+    name, one, two = outputs
+    first, second = (json.loads((folder / f"{name}-s0" / "metrics.json").read_text()) for folder in (one, two))
+    for split in ("valid", "test"):
+        assert set(second[split]) == set(first[split])
+        for model, scored in first[split].items():
+            for kind, metrics in scored.items():
+                assert second[split][model][kind] == pytest.approx(metrics, abs=1e-6), (split, model, kind)
+    ranks = [load_file(folder / f"{name}-s0" / "ranks.safetensors") for folder in (one, two)]
+    assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
+
+
+def test_validations_while_training_are_the_same(outputs: tuple[str, Path, Path]) -> None:
+    name, one, two = outputs
+    for folder in (path.name for path in one.iterdir() if (path / "history.jsonl").exists()):
+        first, second = (
+            [json.loads(line) for line in (output / folder / "history.jsonl").read_text().splitlines()]
+            for output in (one, two)
         )
-        assert ended.returncode == 0, ended.stderr[-2000:]
-        states.append(load_file(output / "toy" / f"{objective}-s0" / "weights.safetensors"))
-        metrics.append(results(output / "toy" / f"{objective}-s0"))
-    for name, value in states[0].items():
-        assert_same(states[1][name], value, 1e-6)
-    assert metrics[1]["test"]["rl"] == metrics[0]["test"]["rl"]
+        assert [note["step"] for note in first] == [note["step"] for note in second]
+        for before, after in zip(first, second, strict=True):
+            kept = {key: value for key, value in before.items() if key.startswith("val/") or "grad_norm" in key}
+            assert {key: after[key] for key in kept} == pytest.approx(kept, abs=1e-5), folder

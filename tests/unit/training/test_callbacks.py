@@ -173,7 +173,7 @@ def test_the_bar_names_the_stage_and_closes(
 ) -> None:
     progress = StageProgress("align", 4)
     train(sft_module(session, tmp_path), 4, progress)
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "align" in shown
     assert "4/4" in shown
     assert progress.progress is None
@@ -218,8 +218,14 @@ def test_completions_that_are_no_item_are_shown_as_such(session: Session, tmp_pa
     module = attach(rl_module(session, tmp_path))
     module.experience(0)
     drawn, rewards, prompts = module.sampled
-    broken = RolloutBatch(**{f: getattr(drawn, f) for f in drawn.__slots__} | {"items": torch.full_like(drawn.items, -1)})
-    module.sampled = (broken, RewardBatch(rewards.outcome), PromptBatch(*(getattr(prompts, f) for f in prompts.__slots__)))
+    broken = RolloutBatch(
+        **{f: getattr(drawn, f) for f in drawn.__slots__} | {"items": torch.full_like(drawn.items, -1)}
+    )
+    module.sampled = (
+        broken,
+        RewardBatch(rewards.outcome),
+        PromptBatch(*(getattr(prompts, f) for f in prompts.__slots__)),
+    )
     written: list[tuple[str, str, int]] = []
     board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *values: written.append(values)))
     RolloutSamples(session.dataset.catalog).on_validation_end(make_trainer(logger=board), module)

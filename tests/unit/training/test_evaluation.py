@@ -56,9 +56,7 @@ def test_a_full_beam_equals_scoring_every_item(
     rows = EvaluationBatches(session.maker, session.rows(Role.VALID)[:20], 7)
     found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
     raw = [ranking.index(target) for ranking, target in zip(rankings, targets.tolist(), strict=True)]
-    left = [
-        [item for item in ranking if item not in seen] for ranking, seen in zip(rankings, histories, strict=True)
-    ]
+    left = [[item for item in ranking if item not in seen] for ranking, seen in zip(rankings, histories, strict=True)]
     excluded = [items.index(t) if t in items else 60 for items, t in zip(left, targets.tolist(), strict=True)]
     assert found.ranks["raw"].tolist() == raw
     assert found.ranks["excluded"].tolist() == excluded

@@ -114,7 +114,10 @@ def test_what_is_wrong_with_rl_is_said_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         fit(small_config(tmp_path, "objective=sapo", *overrides))
-    assert [path.name.partition("-")[0] for path in (tmp_path / "toy").iterdir()] in ([".lock", "sid"], ["sid", ".lock"])
+    assert [path.name.partition("-")[0] for path in (tmp_path / "toy").iterdir()] in (
+        [".lock", "sid"],
+        ["sid", ".lock"],
+    )
 
 
 def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path: Path) -> None:

@@ -1,0 +1,219 @@
+"""Whole runs through the command line: every objective, what a run folder holds, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from genrl.cli import BUILT_IN, main
+from tests.models import save_local_model
+from tests.runs import small
+
+METHODS = {"grpo": "beam", "gbpo": "gumbel", "sage": "gumbel", "dapo": "beam"}
+"""Rollout methods other than `sample`, to have each of them run."""
+SHORT = ("align.max_epochs=1", "rl.max_steps=2", "rl.validate_every=1")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All objectives in one experiment."""
+    output = tmp_path_factory.mktemp("runs")
+    for name in BUILT_IN:
+        method = f"rollout.method={METHODS.get(name, 'sample')}"
+        assert main(["fit", *small(output, *SHORT, method), "--objective", name]) == 0
+    return output
+
+
+def read(folder: Path, name: str = "metrics.json") -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def tags(folder: Path) -> set[str]:
+    """Every tag of the event files, scalars and texts."""
+    found: set[str] = set()
+    for path in folder.glob("events.out.*"):
+        events = EventAccumulator(str(path)).Reload()
+        found |= {*events.Tags()["scalars"], *events.Tags()["tensors"]}
+    return found
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_every_objective_trains_and_is_scored(output: Path, name: str) -> None:
+    folder = output / "toy" / f"{name}-s0"
+    metrics = read(folder)
+    assert metrics["objective"]["name"] == name
+    for split in ("valid", "test"):
+        assert set(metrics[split]) == {"most_popular", "repeat_last", "item_knn", "align", "rl"}
+        for scored in metrics[split].values():
+            assert scored["raw"]["rows"] == 80
+            assert 0 <= scored["raw"]["recall@10"] <= 1
+            assert scored["excluded"]["ndcg@10"] is not None
+    assert set(metrics["stages"]) == {"align", "rl"}
+    notes = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes if "val/ndcg@10" in note] == [0, 1, 2]
+    trained = [note for note in notes if "train/loss" in note]
+    assert [note["step"] for note in trained] == [1, 2]
+    assert all(torch.isfinite(torch.tensor(list(note.values()))).all() for note in trained)
+    assert any(note["train/grad_norm"] > 0 for note in trained)
+
+
+def test_a_run_folder_explains_itself(output: Path) -> None:
+    folder = output / "toy" / "sapo-s0"
+    files = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.")}
+    wanted = {"config.yaml", "versions.json", "command.txt", "metrics.json", "curves.png", "history.jsonl"}
+    assert wanted | {"weights.safetensors", "ranks.safetensors", "last.ckpt"} <= files
+    assert not [name for name in files if name.endswith(".writing") or name.startswith(".metrics")]
+    assert read(folder, "versions.json")["torch"] == torch.__version__
+    command = (folder / "command.txt").read_text()
+    assert command.startswith("python -m genrl fit data.toy.users=80")
+    assert "--objective sapo" in command
+    assert f"--config {folder / 'config.yaml'}" in command
+    ranks = load_file(folder / "ranks.safetensors")
+    assert {name: value.numel() for name, value in ranks.items()} == {
+        f"{split}/{kind}": 80 for split in ("valid", "test") for kind in ("raw", "excluded")
+    }
+    hits = float((ranks["test/raw"] < 10).float().mean())
+    assert read(folder)["test"]["rl"]["raw"]["recall@10"] == pytest.approx(hits, abs=1e-6)
+
+
+def test_all_runs_share_sids_alignment_and_reference_lines(output: Path) -> None:
+    kinds = [path.name.partition("-")[0] for path in (output / "toy").iterdir()]
+    assert kinds.count("align") == 1
+    assert kinds.count("sid") == 1
+    assert kinds.count("reference") == 2
+    scored = [read(output / "toy" / f"{name}-s0") for name in BUILT_IN]
+    for split in ("valid", "test"):
+        for line in ("most_popular", "repeat_last", "item_knn", "align"):
+            assert all(metrics[split][line] == scored[0][split][line] for metrics in scored)
+
+
+def test_tensorboard_shows_the_same_tags_for_every_objective(output: Path) -> None:
+    found = {name: tags(output / "toy" / f"{name}-s0") for name in ("grpo", "gbpo", "sapo", "sage", "ce")}
+    shared = set.intersection(*found.values())
+    assert {
+        "train/loss",
+        "train/reward",
+        "train/reward/exact_match",
+        "train/match/step1",
+        "train/valid_rate",
+        "train/grad_norm",
+        "train/learning_rate",
+        "policy/entropy",
+        "objective/dead_groups",
+        "rollout/length",
+        "rollout/distinct",
+        "time/rollout",
+        "val/ndcg@10",
+        "val/cold_recall@10",
+        "rollouts/text_summary",
+        "objective/text_summary",
+        "config/text_summary",
+    } <= shared
+    for name, every in found.items():
+        own = {tag for tag in every - shared if not tag.startswith("objective/")}
+        expected = set() if name == "ce" else {f"policy/entropy/level{level}" for level in range(1, 5)}
+        assert own - {"policy/kl"} == expected, name
+        assert ("policy/kl" in own) == (name in ("grpo", "sapo")), name  # those with a reference by default
+
+
+def test_tensorboard_holds_the_values_of_the_history(output: Path) -> None:
+    folder = output / "toy" / "grpo-s0"
+    notes = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    wanted = [note["train/reward"] for note in notes if "train/reward" in note]
+    written = []
+    for path in sorted(folder.glob("events.out.*")):
+        events = EventAccumulator(str(path)).Reload()
+        if "train/reward" in events.Tags()["scalars"]:
+            written += [event.value for event in events.Scalars("train/reward")]
+    assert written == pytest.approx(wanted)
+
+
+def test_the_same_command_again_trains_nothing(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = output / "toy" / "grpo-s0"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert main(["fit", *small(output, *SHORT, "rollout.method=beam"), "--objective", "grpo"]) == 0
+    assert "is finished already" in " ".join(capsys.readouterr().out.split())
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_the_saved_configuration_repeats_the_run(output: Path, tmp_path: Path) -> None:
+    first = output / "toy" / "sapo-s0"
+    assert main(["fit", "--config", str(first / "config.yaml"), f"output={tmp_path}"]) == 0
+    second = tmp_path / "toy" / "sapo-s0"
+    one, two = read(first), read(second)
+    for part in ("valid", "test", "difference", "data", "sid", "seed"):
+        assert one[part] == two[part]
+    for name in ("weights.safetensors", "ranks.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_another_seed_shares_alignment_and_trains_otherwise(output: Path) -> None:
+    assert main(["fit", *small(output, *SHORT), "--objective", "sapo", "--seed", "1"]) == 0
+    one, two = (output / "toy" / f"sapo-s{seed}" for seed in (0, 1))
+    assert len(list((output / "toy").glob("align-*"))) == 1
+    assert (one / "weights.safetensors").read_bytes() != (two / "weights.safetensors").read_bytes()
+
+
+def test_evaluate_scores_a_folder_or_a_configuration(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = output / "toy" / "grpo-s0"
+    value = read(folder)["valid"]["rl"]["raw"]["ndcg@10"]
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(folder), "--split", "valid"]) == 0
+    by_folder = capsys.readouterr().out
+    assert "valid: raw ranking" in by_folder
+    assert f"{value:.4f}" in by_folder
+    assert main(["evaluate", *small(output, *SHORT), "--objective", "grpo", "--split", "valid"]) == 0
+    assert capsys.readouterr().out == by_folder
+
+
+def test_recommend_takes_ids_titles_and_files(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from genrl.catalog.dataset import load_dataset
+    from genrl.config.schema import DataConfig, ToyConfig
+
+    run = str(output / "toy" / "sapo-s0")
+    titles = load_dataset(DataConfig(toy=ToyConfig(users=80, items=60))).catalog.titles
+    histories = tmp_path / "histories.jsonl"
+    histories.write_text(json.dumps([titles[3], "i7"]) + "\n" + json.dumps({"history": ["i5"]}) + "\n")
+    capsys.readouterr()
+    assert main(["recommend", "--run", run, "--history", "i3,i7", "--top", "4"]) == 0
+    by_id = capsys.readouterr().out.splitlines()
+    assert main(["recommend", "--run", run, "--history", f"{titles[3]},{titles[7]}", "--top", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == by_id[1:]
+    assert main(["recommend", "--run", run, "--history-file", str(histories), "--top", "4", "--exclude-history"]) == 0
+    from_file = capsys.readouterr().out.splitlines()
+    assert len(by_id) == 5
+    assert len(from_file) == 10
+    items = [line.split()[2] for line in from_file if not line.startswith("after")]
+    assert not {"i3", "i7"} & set(items[:4])
+    assert "i5" not in items[4:]
+    assert [line.split()[0] for line in by_id[1:]] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "architecture", "objective"),
+    [("none", "qwen3", "sapo"), ("nf4", "llama", "grpo"), ("none", "qwen2", "sage")],
+)
+def test_a_downloaded_model_is_aligned_and_trained(
+    tmp_path: Path, quantize: str, architecture: str, objective: str
+) -> None:
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
+    model = save_local_model(tmp_path / "model", architecture, hidden_size=64, intermediate_size=128)
+    rank = 0 if architecture == "qwen2" else 4
+    options = [f"model.name={model}", f"model.quantize={quantize}", f"model.lora.rank={rank}", "data.max_history=20"]
+    options += ["prompt.prefix='red apple: '", "rollout.micro_batch=4", "rl.select=last"]
+    assert main(["fit", *small(tmp_path, *SHORT, *options), "--objective", objective]) == 0
+    folder = tmp_path / "toy" / f"{objective}-s0"
+    (align,) = (tmp_path / "toy").glob("align-*")
+    before, after = (load_file(path / "weights.safetensors") for path in (align, folder))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    if rank:
+        assert all("lora_" in name or "trainable_tokens" in name for name in after)
+    notes = [json.loads(line) for line in (align / "history.jsonl").read_text().splitlines()]
+    assert any(note.get("train/loss", 0) > 2 for note in notes)  # words over the whole vocabulary count, too
+    assert main(["recommend", "--run", str(folder), "--history", "i3", "--top", "3"]) == 0
