@@ -128,7 +128,7 @@ class RLModule(StageModule):
                 reference = score(self.policy, self.layout, drawn, self.rollouts.temperature, self.rollouts.normalize)
             drawn = replace(drawn, ref_logps=reference.logps)
         self.check_finite(drawn.old_logps, drawn, "log-probability of the rollout")
-        self._watch(drawn, rewards)
+        self._watch(drawn, rewards, prompts)
         self.sampled = (drawn, rewards, prompts)
         whole = self.objective.prepare(drawn, rewards)
         self._sums["objective/dead_groups"].append(1 - live_prompts(whole).float().mean())
@@ -206,15 +206,15 @@ class RLModule(StageModule):
         self._sums.clear()
         self.log_dict(values, batch_size=1)
 
-    def _watch(self, drawn: RolloutBatch, rewards: RewardBatch) -> None:
+    def _watch(self, drawn: RolloutBatch, rewards: RewardBatch, prompts: PromptBatch) -> None:
         """Gather what is logged of every rollout, whatever the objective."""
         note = self._sums
         note["train/reward"].append(rewards.outcome.mean())
         for name, value in rewards.components.items():
             note[f"train/reward/{name}"].append(value.mean())
-        if rewards.steps is not None:
-            for step, value in enumerate(rewards.steps.mean(0)):
-                note[f"train/match/step{step + 1}"].append(value)
+        codes = self.layout.codes_of_items()[prompts.targets.items[:, 0]].repeat_interleave(drawn.group_size, dim=0)
+        for step, (chosen, wanted) in enumerate(zip(drawn.choices.unbind(1), codes.unbind(1), strict=False)):
+            note[f"train/match/step{step + 1}"].append((chosen == wanted).float().mean())
         note["train/valid_rate"].append((drawn.items >= 0).float().mean())
         note["rollout/length"].append(drawn.mask.float().sum(1).mean())
         if drawn.entropy is not None and "targets" not in self.objective.needs:

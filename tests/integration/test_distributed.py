@@ -63,7 +63,7 @@ def test_every_user_is_scored_once(outputs: tuple[str, Path, Path]) -> None:
 
 
 def test_validations_while_training_are_the_same(outputs: tuple[str, Path, Path]) -> None:
-    name, one, two = outputs
+    _, one, two = outputs
     for folder in (path.name for path in one.iterdir() if (path / "history.jsonl").exists()):
         first, second = (
             [json.loads(line) for line in (output / folder / "history.jsonl").read_text().splitlines()]

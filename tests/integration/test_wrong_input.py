@@ -1,9 +1,12 @@
-"""Wrong input ends with one clear message, exit code 2, and nothing written over."""
+"""Wrong input ends with exit code 2 and one clear message, and nothing is overwritten."""
 
 from __future__ import annotations
 
-import csv
 import errno
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,161 +15,234 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrl.cli import main
-from genrl.training import callbacks
-from tests.integration.small import SMALL
+from genrl.training import callbacks, run
+from tests.runs import small
 
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str, command: str = "fit") -> tuple[int, str]:
-        small = (*SMALL, f"output={tmp_path / 'runs'}") if command == "fit" else ()
-        code = main(
-            [command, *small, "align.max_epochs=1", "rl.max_steps=2", *arguments] if small else [command, *arguments]
-        )
-        return code, capsys.readouterr().err
-
-    return call
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("objective=grpo", "align.max_epochs=1", "rl.max_steps=2", "rl.validate_every=1")
+Complaint = Callable[..., str]
 
 
 @pytest.fixture
-def finished(tmp_path: Path, run: Run) -> Path:
-    """A finished run folder."""
-    assert run("objective=grpo")[0] == 0
-    return tmp_path / "runs" / "toy" / "grpo-s0"
+def complaint(capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """Run a command that must end with exit code 2, and return its one message."""
+
+    def complain(*words: str) -> str:
+        capsys.readouterr()
+        assert main(words) == 2
+        shown = capsys.readouterr().err
+        messages = [line for line in shown.splitlines() if line.startswith("genrl: ")]
+        assert len(messages) == 1
+        assert "Traceback" not in shown
+        return shown[shown.index("genrl: ") :]
+
+    return complain
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    assert main(["fit", *small(output, *QUICK)]) == 0
+    return output / "toy" / "grpo-s0"
 
 
-def files(
-    tmp_path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...] = ("user", "item", "when")
-) -> list[str]:
-    """Overrides that read a CSV of these rows."""
-    path = tmp_path / "rows.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return [
-        "data.source=files",
-        f"data.interactions={path}",
-        "data.columns.user=user",
-        "data.columns.item=item",
-        "data.columns.time=when",
-    ]
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may spoil."""
+    shutil.copytree(finished.parent, tmp_path / "toy")
+    return tmp_path / "toy" / finished.name
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("override", "hint"),
     [
-        (["--objective", "sappo"], ["'sappo'", "Did you mean 'sapo'"]),
-        (["layout=sidd"], ["'sidd'", "Did you mean 'sid'"]),
-        (["rewards.exact_mach.weight=1"], ["exact_mach", "Did you mean 'exact_match'"]),
-        (["rl.learning_rat=1"], ["learning_rat", "Did you mean 'learning_rate'"]),
-        (["objective=grpo", "objective.clip_hig=1"], ["clip_hig", "Did you mean 'clip_high'"]),
-        (["rewards.level_match.weight=0"], ["'sapo' needs", "rewards.level_match.weight=1"]),
-        (["objective=grpo", "rollout.group_size=1"], ["group_size", "2"]),
-        (["rollout.method=beam", "rollout.group_size=100", "evaluate.beam=10"], ["group_size=100", "distinct"]),
-        (["rollout.prompts=4000"], ["rollout.prompts=4000", "Lower rollout.prompts"]),
-        (["model.name=models/none"], ["models/none", "config.json"]),
-        (["model.quantize=nf4"], ["model.quantize", "lora.rank"]),
+        ("objective=sappo", "unknown objective 'sappo'. Did you mean 'sapo'?"),
+        ("layout=sidd", "unknown layout 'sidd'. Did you mean 'sid'?"),
+        ("rewards.exact_mach.weight=1", "unknown reward 'exact_mach'. Did you mean 'exact_match'?"),
+        ("rl.max_step=3", "rl.max_step = 3: is not an option. Did you mean 'max_steps'?"),
+        ("objective.clip_hi=0.3", "has no option 'clip_hi'"),
+        ("rollout.method=beams", "rollout.method = 'beams'"),
+        ("sid.builder=kmean", "Did you mean 'kmeans'?"),
+        ("stages=[aline]", "has no stage 'aline'"),
     ],
 )
-def test_a_wrong_option_is_named_with_the_remedy(
-    arguments: list[str], told: list[str], run: Run, tmp_path: Path
+def test_an_unknown_name_comes_with_a_suggestion(
+    complaint: Complaint, tmp_path: Path, override: str, hint: str
 ) -> None:
-    code, message = run(*arguments)
-    assert code == 2
-    for part in told:
-        assert part in message
-    assert "Traceback" not in message
-    assert not list(tmp_path.glob("runs/toy/*/weights.safetensors"))
+    output = tmp_path / "runs"
+    assert hint in complaint("fit", *small(output), "objective=grpo", override)
+    assert not output.exists()
 
 
-def test_a_missing_column_names_the_columns_there(run: Run, tmp_path: Path) -> None:
-    code, message = run(*files(tmp_path, [("u", "i", 1)], ("user", "itm", "when")))
-    assert code == 2
-    for part in ("rows.csv", "'item'", "itm"):
-        assert part in message
+def test_a_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "genrl", "fit", *small(tmp_path / "runs", "rollout.prompts=99")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "genrl: rollout.prompts=99, but the data set has only 80 RL prompts." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_item_names_file_and_line(run: Run, tmp_path: Path) -> None:
-    table = tmp_path / "items.csv"
-    table.write_text("item\na\nb\n")
-    rows = [("u", "a", 1), ("u", "x", 2)]
-    code, message = run(
-        *files(tmp_path, rows), f"data.items={table}", "data.columns.title=null", "data.columns.category=null"
-    )
-    assert code == 2
-    for part in ("rows.csv:3", "'x'"):
-        assert part in message
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Overrides for a data set of the user's own, which a test may spoil."""
+    rows = [f"u{user},i{(3 * user + place * place) % 20},{place}" for user in range(30) for place in range(8)]
+    (tmp_path / "actions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    items = [f"i{item},Title {item} {'abcdefg'[item % 7]},{item % 3}" for item in range(20)]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id,title,category", *items]) + "\n")
+    named = [f"data.interactions={tmp_path / 'actions.csv'}", f"data.items={tmp_path / 'items.csv'}"]
+    return [*small(tmp_path / "runs", *QUICK, "sid.codes=5"), "data.source=files", *named]
 
 
-def test_an_empty_split_is_refused(run: Run, tmp_path: Path) -> None:
-    code, message = run(*files(tmp_path, [(user, item, item) for user in "ab" for item in "pq"]))
-    assert code == 2
-    assert "split" in message
+def test_a_missing_column_is_named(complaint: Complaint, files: list[str], tmp_path: Path) -> None:
+    shown = complaint("fit", *files, "data.columns.user=userid")
+    assert "no column 'userid' (asked for by data.columns.user). Did you mean 'user_id'?" in shown
+    assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_with_another_configuration_is_left_alone(run: Run, finished: Path) -> None:
-    before = contents(finished)
-    code, message = run("objective=grpo", "rl.learning_rate=0.001")
-    assert code == 2
-    for part in (str(finished), "rl.learning_rate", "another configuration"):
-        assert part in message
-    assert contents(finished) == before
+def test_an_unknown_item_of_a_sequence_is_named_with_its_line(
+    complaint: Complaint, files: list[str], tmp_path: Path
+) -> None:
+    with (tmp_path / "actions.csv").open("a") as table:
+        table.write("u3,i77,9\n")
+    shown = complaint("fit", *files)
+    assert "actions.csv:242: item 'i77' is not in" in shown
+    assert "Did you mean 'i7'?" in shown
+    assert not (tmp_path / "runs").exists()
 
 
-def test_a_truncated_checkpoint_is_named(run: Run, finished: Path) -> None:
-    path = finished / "weights.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    code, message = run("--run", str(finished), command="evaluate")
-    assert code == 2
-    assert "weights.safetensors is truncated or damaged" in message
+def test_an_empty_part_of_the_split_is_named(complaint: Complaint, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "actions.csv").write_text("user_id,item_id,timestamp\nu1,i1,1\nu1,i2,2\nu2,i3,1\nu2,i4,2\n")
+    assert "the valid part is empty after data.split: leave_one_out of 4 interactions" in complaint("fit", *files)
+    assert not (tmp_path / "runs").exists()
 
 
-def test_weights_of_another_model_are_refused(run: Run, finished: Path) -> None:
-    path = finished / "weights.safetensors"
-    save_file({name: torch.zeros(*value.shape, 2) for name, value in load_file(path).items()}, path)
-    code, message = run("--run", str(finished), command="evaluate")
-    assert code == 2
-    assert "belong to another model" in message
+def test_the_sid_table_of_another_catalogue_is_refused(complaint: Complaint, files: list[str], tmp_path: Path) -> None:
+    assert main(["sid", *files]) == 0
+    (old,) = (tmp_path / "runs" / "toy").glob("sid-*")
+    items = (tmp_path / "items.csv").read_text()
+    (tmp_path / "items.csv").write_text(items.replace("Title 4", "Name 4"))
+    assert main(["sid", *files]) == 0
+    (new,) = set((tmp_path / "runs" / "toy").glob("sid-*")) - {old}
+    shutil.copy(old, new)
+    before = content(tmp_path / "runs")
+    assert f"{new}: made for another catalogue" in complaint("fit", *files)
+    assert content(tmp_path / "runs") == before
 
 
-def test_a_sid_table_of_another_catalogue_is_refused(run: Run, finished: Path) -> None:
-    (table,) = finished.parent.glob("sid-*.safetensors")
-    assert run("objective=ce", "data.toy.items=70", "experiment=other")[0] == 0
-    (other,) = (finished.parent.parent / "other").glob("sid-*.safetensors")
-    table.write_bytes(other.read_bytes())
-    code, message = run("--run", str(finished), command="evaluate")
-    assert code == 2
-    assert "another catalogue" in message
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=sapo", "rewards.level_match=null"], "objective 'sapo' needs a step reward"),
+        (["rollout.group_size=1"], "objective 'grpo' needs several completions per prompt"),
+        (["rollout.method=beam", "rollout.group_size=61"], "group_size=61 distinct items, but the catalogue has 60"),
+        (["rollout.method=gumbel", "rollout.group_size=61"], "Lower rollout.group_size or use rollout.method=sample"),
+        (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
+        (["model.name=nowhere"], "neither 'tiny' nor a folder with a Hugging Face model"),
+        (["data.max_history=2000"], "do not fit into the 4096 positions of model 'tiny'. Lower data.max_history"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(
+    complaint: Complaint, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    output = tmp_path / "runs"
+    assert message in complaint("fit", *small(output, *QUICK, *overrides))
+    left = {path.name.partition("-")[0] for path in output.rglob("*") if path.is_file()} if output.exists() else set()
+    assert left <= {".lock", "sid"}
 
 
-def test_a_damaged_resume_point_is_named(run: Run, finished: Path) -> None:
-    (finished / "metrics.json").unlink()
-    point = finished / "last.ckpt"
-    point.write_bytes(point.read_bytes()[:2000])
-    code, message = run("objective=grpo", "--resume")
-    assert code == 2
-    assert "last.ckpt" in message
+def test_a_run_folder_of_another_configuration_is_left_alone(complaint: Complaint, copied: Path) -> None:
+    before = content(copied.parent)
+    shown = complaint("fit", *small(copied.parents[1], *QUICK, "rl.learning_rate=0.5"), "--resume")
+    assert "already holds another configuration; it differs in rl.learning_rate. Nothing was written." in shown
+    assert content(copied.parent) == before
 
 
-def test_a_non_finite_loss_stops_with_the_batch_saved(run: Run, tmp_path: Path) -> None:
-    code, message = run("objective=grpo", "rl.learning_rate=1e30", "rl.max_steps=6", "objective.kl_coef=0.01")
-    assert code == 2
-    assert "is nan" in message
-    (saved,) = tmp_path.glob("runs/toy/grpo-s0/non-finite-*.safetensors")
-    assert "tokens" in load_file(saved)
+def test_an_unfinished_run_asks_for_resume(complaint: Complaint, copied: Path) -> None:
+    (copied / "metrics.json").unlink()
+    before = content(copied.parent)
+    assert "holds an unfinished run" in complaint("fit", *small(copied.parents[1], *QUICK))
+    assert content(copied.parent) == before
 
 
-def test_a_full_disk_is_explained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+def test_damaged_weights_are_refused(complaint: Complaint, copied: Path) -> None:
+    path = copied / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    for command in (["evaluate", "--run", str(copied)], ["recommend", "--run", str(copied), "--history", "i3"]):
+        assert f"{path} is truncated or damaged" in complaint(*command)
 
-    monkeypatch.setattr(callbacks, "save_file", full)
-    code, message = run("objective=grpo")
-    assert code == 2
-    assert "disk" in message
-    assert not list(tmp_path.glob("runs/toy/*/metrics.json"))
+
+def test_the_weights_of_another_model_are_refused(complaint: Complaint, copied: Path) -> None:
+    weights = load_file(copied / "weights.safetensors")
+    save_file({f"other.{name}": value for name, value in weights.items()}, copied / "weights.safetensors")
+    shown = complaint("evaluate", "--run", str(copied))
+    assert "these weights belong to another model" in shown
+    assert "config.yaml in its run folder" in shown
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"not a checkpoint"])
+def test_a_damaged_resume_point_is_refused(complaint: Complaint, copied: Path, spoil: Callable[[bytes], bytes]) -> None:
+    (copied / "metrics.json").unlink()
+    path = copied / "last.ckpt"
+    path.write_bytes(spoil(path.read_bytes()))
+    before = path.read_bytes()
+    shown = complaint("fit", *small(copied.parents[1], *QUICK), "--resume")
+    assert f"{path} is truncated, damaged or of another version" in shown
+    assert path.read_bytes() == before
+    path.unlink()
+    assert main(["fit", *small(copied.parents[1], *QUICK), "--resume"]) == 0  # what the message advises
+
+
+def test_a_loss_that_is_no_number_is_reported_with_its_batch(complaint: Complaint, tmp_path: Path) -> None:
+    huge = ["rl.learning_rate=1e30", "trainer.max_grad_norm=0", "rollout.method=beam", "rl.max_steps=4"]
+    shown = complaint("fit", *small(tmp_path, *QUICK, *huge))
+    (saved,) = (tmp_path / "toy" / "grpo-s0").glob("non-finite-*.safetensors")
+    assert str(saved) in shown
+    assert "learning rate" in shown
+    assert any("tokens" in name for name in load_file(saved))
+
+
+def full(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+
+
+def full_in_torch(*arguments: object, **options: object) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (callbacks, "save_file", full),
+        (torch, "save", full_in_torch),
+        (run, "write_json", full),
+        (run.report, "curves", full),
+    ],
+)
+def test_a_full_disk_is_explained_and_the_run_can_go_on(
+    complaint: Complaint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    error: Callable[..., None],
+) -> None:
+    command = ["fit", *small(tmp_path, *QUICK, "rl.max_steps=1")]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, error)
+        assert "the disk is full" in complaint(*command)
+    assert not (tmp_path / "toy" / "grpo-s0" / "metrics.json").exists()
+    assert main([*command, "--resume"]) == 0
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".writing")]
+
+
+def test_a_folder_that_is_no_run_is_named(complaint: Complaint, tmp_path: Path) -> None:
+    assert f"{tmp_path} is no run folder" in complaint("evaluate", "--run", str(tmp_path))
+
+
+def test_an_unknown_item_of_a_history_is_named(complaint: Complaint, finished: Path) -> None:
+    assert "'i66'" in complaint("recommend", "--run", str(finished), "--history", "i3,i66")

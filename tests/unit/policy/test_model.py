@@ -103,10 +103,15 @@ def test_the_reference_is_left_whatever_happens_inside() -> None:
     nudge(policy)
     moved = hidden_states(policy)
     parameters = list(policy.trainable().values())
-    with pytest.raises(RuntimeError, match="inside"), policy.reference():
-        assert_same(hidden_states(policy), reference)
-        assert not torch.is_grad_enabled()
-        raise RuntimeError("inside")
+
+    def fail() -> None:
+        with policy.reference():
+            assert_same(hidden_states(policy), reference)
+            assert not torch.is_grad_enabled()
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert_same(hidden_states(policy), moved)
     assert all(own is before for own, before in zip(policy.trainable().values(), parameters, strict=True))
     nudge(policy)

@@ -77,7 +77,7 @@ def test_options_that_change_no_number_may_differ(copied: Path) -> None:
 def test_an_unfinished_run_asks_for_resume(copied: Path) -> None:
     unfinished(copied)
     before = content(copied.parent)
-    with pytest.raises(ConfigError, match="unfinished run of this configuration. Add --resume"):
+    with pytest.raises(ConfigError, match=r"unfinished run of this configuration. Add --resume"):
         fit(config_of(copied))
     assert content(copied.parent) == before
 
@@ -152,7 +152,11 @@ def test_the_verifier_holds_the_rewards_of_the_configuration(session: Session, t
     assert verifier.step_names == ("level_match",)
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[:100], lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\x00" * 500])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda data: data[:100], lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"\x00" * 500],
+    ids=["head", "half", "empty", "zeros"],
+)
 @pytest.mark.parametrize("stage", ["align", "rl"])
 def test_a_damaged_resume_point_is_named(copied: Path, stage: str, spoil: object) -> None:
     folder = unfinished(copied)
