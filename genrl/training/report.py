@@ -49,8 +49,12 @@ def header(console: Console, config: RunConfig, session: Session, objective: Obj
 
 
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
-    """Print the metrics of all ranking models on a split, raw and with the history excluded."""
+    """Print the metrics of all ranking models on a split, raw and with the history excluded.
+
+    A terminal too narrow for all cut-offs shows the largest ones; metrics.json holds all.
+    """
     top = max(k)
+    k = sorted(k)[-max(1, (console.width - 44) // 18) :]  # 17 for the name, 9 for each of 2 columns per cut-off and 3
     columns = [f"recall@{cut}" for cut in k] + [f"ndcg@{cut}" for cut in k]
     columns += [f"entropy@{top}", f"cold_recall@{top}", f"coverage@{top}"]
     for kind, title in (("raw", "raw ranking"), ("excluded", "history excluded")):

@@ -15,7 +15,7 @@ from torch import Tensor
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.data.prompts import PromptMaker
 from genrl.objectives import Objective, live_prompts, renormalized
-from genrl.ops import world_max
+from genrl.ops import world_max, world_size
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
 from genrl.rewards.base import Verifier
@@ -204,7 +204,7 @@ class RLModule(StageModule):
         values = {name: _summary(name, gathered) for name, gathered in self._sums.items()}
         values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._sums.clear()
-        self.log_dict(values, batch_size=1)
+        self.log_dict(_over_ranks(values), batch_size=1)
 
     def _watch(self, drawn: RolloutBatch, rewards: RewardBatch, prompts: PromptBatch) -> None:
         """Gather what is logged of every rollout, whatever the objective."""
@@ -244,6 +244,16 @@ def _summary(name: str, gathered: list[Tensor | float]) -> float:
     """Mean over the micro-batches of a step, or the largest where the name says so."""
     values = torch.stack([torch.as_tensor(value, dtype=torch.float32).cpu() for value in gathered])
     return float(values.max() if name.endswith("_max") else values.mean())
+
+
+def _over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The same summary over all ranks; a rank without any live group lacks some of the values."""
+    if world_size() == 1:
+        return values
+    everyone: list[dict[str, float]] = [{} for _ in range(world_size())]
+    torch.distributed.all_gather_object(everyone, values)
+    names = dict.fromkeys(name for part in everyone for name in part)
+    return {name: _summary(name, [part[name] for part in everyone if name in part]) for name in names}
 
 
 def _tag(name: str) -> str:

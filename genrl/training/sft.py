@@ -52,7 +52,8 @@ class SFTModule(StageModule):
         total = self._item_loss(hidden, batch) + self._text_loss(hidden, batch)
         loss = total * self.trainer.world_size / batch.share
         self.check_finite(loss, batch)
-        self.log_dict({"train/loss": loss.detach(), "train/learning_rate": self._rate()})
+        self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)  # the mean is that of the step
+        self.log("train/learning_rate", self._rate())
         return loss
 
     def _item_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:

@@ -51,6 +51,18 @@ def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> N
     assert "│     - │" not in excluded
 
 
+@pytest.mark.parametrize(("width", "heads"), [(80, ["10", "20"]), (100, ["5", "10", "20"]), (40, ["20"])])
+def test_a_narrow_terminal_shows_the_largest_cutoffs(width: int, heads: list[str]) -> None:
+    console, shown = make_console(width)
+    metrics = make_metrics(0.5) | {f"{name}@20": 0.5 for name in report.COLUMNS}
+    report.ranking_table(console, "test", {"align": {"raw": metrics}}, [5, 10, 20])
+    if width >= 80:
+        assert "…" not in shown.getvalue()
+        head = next(line for line in shown.getvalue().splitlines() if "R@" in line)
+        wanted = [f"{metric}@{cut}" for metric in ("R", "N") for cut in heads] + ["Ent@20", "Cold@20", "Cov@20"]
+        assert [cell.strip() for cell in head.strip("┃").split("┃")] == ["", *wanted]
+
+
 def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:
     console, shown = make_console()
     report.ranking_table(console, "test", {"align": {"raw": make_metrics(0.5)}, "rows": 3}, [5, 10])

@@ -17,7 +17,7 @@ from genrl.training.rl import RLModule
 from genrl.training.session import Session
 from genrl.types import RewardBatch, RolloutBatch, Targets
 from tests.helpers import assert_same
-from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, train
+from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
 
 NO_KL = "objective.kl_coef=0"
 
@@ -221,6 +221,21 @@ def test_a_loss_that_is_no_number_leaves_the_batch(
     saved = load_file(tmp_path / "non-finite-step0-rank0.safetensors")
     assert saved["rollout.tokens"].shape == (32, session.layout.length)
     assert {"advantages", "weights", "rollout.old_logps", "rollout.ref_logps"} <= set(saved)
+
+
+def test_there_is_no_dropout_in_rollouts_and_updates(tmp_path: Path) -> None:
+    session = Session.build(small_config(tmp_path, "model.dropout=0.5"))
+    module = attach(make(session, tmp_path, "objective=grpo", NO_KL, "model.dropout=0.5"))
+    session.policy.train()
+    (batch,) = module.experience(0)
+    gradients = []
+    for _ in range(2):
+        session.policy.train()
+        session.policy.zero_grad()
+        module.training_step(batch, 0).backward()
+        gradients.append(flat_gradient(session.policy))
+    assert_same(gradients[1], gradients[0])
+    assert_same(score(session.policy.eval(), session.layout, batch.rollout).logps.detach(), batch.rollout.old_logps)
 
 
 def test_cross_entropy_trains_on_the_targets_of_the_prompts(session: Session, tmp_path: Path) -> None:
