@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from genrl.cli import main
-from tests.integration.small import SMALL, results
+from tests.runs import small
 
 TOOL = Path(__file__).parents[2] / "tools" / "summary.py"
 
 
+def results(run: Path) -> Any:
+    return json.loads((run / "metrics.json").read_text())
+
+
 def test_the_summary_has_a_row_per_name_with_its_seeds_and_gain(tmp_path: Path) -> None:
     for arguments in (("objective=grpo", "seed=0"), ("objective=grpo", "seed=1"), ("objective=ce", "name=control")):
-        assert main(["fit", *SMALL, *arguments, f"output={tmp_path}"]) == 0
+        assert main(["fit", *small(tmp_path), *arguments]) == 0
     ended = subprocess.run(
         [sys.executable, str(TOOL), str(tmp_path / "toy")], capture_output=True, text=True, check=False
     )
