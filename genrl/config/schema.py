@@ -257,8 +257,8 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     threads: int = 1
-    """CPU threads per process. One is fastest for tiny models as soon as anything else runs, and gives the same bits on any
-    machine; raise it for larger models on a CPU. 0: as PyTorch decides."""
+    """CPU threads per process. One is fastest for tiny models as soon as anything else runs, and gives the same bits on
+    any machine; raise it for larger models on a CPU. 0: as PyTorch decides."""
     log_every: int = 5
     """Optimiser steps between TensorBoard points."""
     extra: dict[str, Any] = field(default_factory=dict)
