@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -34,9 +35,9 @@ class RowMean(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    @abstractmethod
     def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return (values float64 [P], counted bool [P])."""
-        raise NotImplementedError
 
     def ranks(self, ranking: Ranking, targets: Targets) -> Tensor:
         """Rank of each target, over items or (with `codes`) SIDs: [P, M]."""

@@ -80,14 +80,12 @@ class RLModule(StageModule):
     @property
     def micro_batches(self) -> int:
         """Forward and backward passes per optimiser step and rank."""
-        prompts = self.rollouts.prompts // self.rollouts.minibatches // self.trainer.world_size
-        return 1 if self.rollouts.micro_batch == 0 else -(-prompts // self.rollouts.micro_batch)
+        return micro_batches(self.rollouts, self.trainer.world_size)
 
     def train_dataloader(self) -> StepStream[Experience]:
         """The next round of steps."""
-        steps = (
-            -(-self.config.validate_every // self.updates) * self.updates
-        )  # a round ends with a rollout's last update
+        # A round ends with the last update of a rollout.
+        steps = -(-self.config.validate_every // self.updates) * self.updates
         return StepStream(self._batches, lambda: self.global_step, steps, self.config.max_steps, self.micro_batches)
 
     def _batches(self, step: int) -> Iterator[Experience]:
@@ -238,6 +236,17 @@ class RLModule(StageModule):
         config = self.config
         optimizer = self.optimiser(config.learning_rate, config.weight_decay, config.betas)
         return scheduled(optimizer, lambda step: min(1.0, (step + 1) / max(1, config.warmup_steps)))
+
+
+def micro_batches(config: RolloutConfig, world: int) -> int:
+    """Forward and backward passes per optimiser step and rank, for `world` ranks.
+
+    Example:
+        >>> micro_batches(RolloutConfig(prompts=32, micro_batch=12), world=1)
+        3
+    """
+    prompts = config.prompts // config.minibatches // world
+    return 1 if config.micro_batch == 0 else -(-prompts // config.micro_batch)
 
 
 def _summary(name: str, gathered: list[Tensor | float]) -> float:

@@ -44,7 +44,7 @@ from genrl.training.folder import (
     versions,
     write_json,
 )
-from genrl.training.rl import RLModule
+from genrl.training.rl import RLModule, micro_batches
 from genrl.training.session import Session, sid_table
 from genrl.training.sft import SFTModule
 from genrl.training.stage import StageModule
@@ -326,9 +326,7 @@ def _train(
     }
     trainer = L.Trainer(**options)
     if isinstance(module, RLModule):
-        share = config.rollout.prompts // config.rollout.minibatches // trainer.world_size
-        micro = config.rollout.micro_batch
-        trainer.accumulate_grad_batches = 1 if micro == 0 else -(-share // micro)
+        trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
         if is_main_process():
             trainer.logger.experiment.add_text("objective", f"```\n{module.objective!r}\n```")  # type: ignore[union-attr]
             trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(asdict(config))}\n```")  # type: ignore[union-attr]
