@@ -16,7 +16,7 @@ from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.tiny import train_tokenizer
 from genrl.sid.trie import Trie
-from genrl.types import PromptBatch, Targets
+from genrl.types import PromptBatch, RolloutBatch, Targets
 
 SIZES = (6, 5, 7)
 TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")
@@ -61,6 +61,27 @@ def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> PromptBatch:
     tokens = torch.randint(4, policy.first_ids[0], (5, 11), generator=generator)
     targets = torch.randint(0, items, (5, 1), generator=generator)
     return PromptBatch(tokens.masked_fill(~mask, 0), mask, Targets(targets), torch.full((5, 1), -1))
+
+
+def every_item(layout: SidLayout, prompts: PromptBatch) -> RolloutBatch:
+    """Each item of the catalogue as a completion of each prompt, in the order of the catalogue."""
+    items = torch.arange(len(layout.codes)).repeat(len(prompts))
+    tokens = layout.render(items)
+    full = torch.ones_like(tokens, dtype=torch.bool)
+    return RolloutBatch(
+        prompt_tokens=prompts.tokens,
+        prompt_mask=prompts.mask,
+        tokens=tokens,
+        mask=full,
+        step_ids=layout.step_ids().expand_as(tokens).contiguous(),
+        item_mask=full,
+        support=layout.trie.path(layout.codes[items]),
+        choices=layout.codes[items],
+        items=items[:, None],
+        old_logps=torch.zeros(tokens.shape),
+        group_size=len(layout.codes),
+        num_steps=layout.num_steps,
+    )
 
 
 def save_local_model(folder: Path, architecture: str = "qwen2", **changes: Any) -> Path:

@@ -5,9 +5,8 @@ import torch
 
 from genrl.policy.decode import beam, rank, sample
 from genrl.policy.score import score
-from genrl.types import RolloutBatch
 from tests.helpers import assert_same
-from tests.models import make_layout, make_policy, make_prompts
+from tests.models import every_item, make_layout, make_policy, make_prompts
 
 
 @pytest.fixture(scope="module")
@@ -15,23 +14,7 @@ def everything() -> tuple:  # type: ignore[type-arg]
     policy = make_policy()
     layout = make_layout(policy)
     prompts = make_prompts(policy)
-    items = torch.arange(60).repeat(5)
-    tokens = layout.render(items)
-    full = torch.ones_like(tokens, dtype=torch.bool)
-    batch = RolloutBatch(
-        prompts.tokens,
-        prompts.mask,
-        tokens,
-        full,
-        layout.step_ids().expand_as(tokens).contiguous(),
-        full,
-        layout.trie.path(layout.codes[items]),
-        layout.codes[items],
-        items[:, None],
-        torch.zeros(tokens.shape),
-        60,
-        3,
-    )
+    batch = every_item(layout, prompts)
     with torch.no_grad():
         exact = score(policy, layout, batch).logps.sum(1).view(5, 60)
     return policy, layout, prompts, exact

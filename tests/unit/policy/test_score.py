@@ -12,7 +12,16 @@ from genrl.policy.rollout import rollout
 from genrl.policy.score import score
 from genrl.types import RolloutBatch
 from tests.helpers import assert_same
-from tests.models import ARCHITECTURES, TINY, local_config, make_layout, make_policy, make_prompts, save_local_model
+from tests.models import (
+    ARCHITECTURES,
+    TINY,
+    every_item,
+    local_config,
+    make_layout,
+    make_policy,
+    make_prompts,
+    save_local_model,
+)
 
 
 def naive_logps(policy: Policy, layout: object, batch: RolloutBatch, normalize: str, temperature: float) -> Tensor:
@@ -106,24 +115,7 @@ def test_probabilities_of_all_items_sum_to_one() -> None:
     policy = make_policy()
     layout = make_layout(policy)
     prompts = make_prompts(policy)
-    items = torch.arange(60).repeat(5)
-    tokens = layout.render(items)
-    path = layout.trie.path(layout.codes[items])
-    full = torch.ones_like(tokens, dtype=torch.bool)
-    batch = RolloutBatch(
-        prompts.tokens,
-        prompts.mask,
-        tokens,
-        full,
-        layout.step_ids().expand_as(tokens).contiguous(),
-        full,
-        path,
-        layout.codes[items],
-        items[:, None],
-        torch.zeros(tokens.shape),
-        60,
-        3,
-    )
+    batch = every_item(layout, prompts)
     with torch.no_grad():
         total = score(policy, layout, batch).logps.sum(1).view(5, 60).exp().sum(1)
     assert_same(total, torch.ones(5))
