@@ -21,12 +21,13 @@ OPTIONS = (
     "model.layers=2",
     "model.feed_forward=64",
     "model.dropout=0.1",
-    "align.max_epochs=10",
+    "align.max_epochs=3",
     "align.patience=0",
     "rollout.prompts=32",
     "rollout.group_size=8",
-    "rl.max_steps=40",
-    "rl.validate_every=40",
+    "rl.max_steps=60",
+    "rl.learning_rate=2e-3",
+    "rl.validate_every=60",
     "rl.select=last",
 )
 OBJECTIVES = {"grpo": ("rollout.method=beam",), "sapo": ()}
@@ -56,5 +57,5 @@ def test_alignment_beats_popularity(experiment: Path, split: str) -> None:
 def test_rl_raises_the_reward_it_is_trained_on(experiment: Path, name: str) -> None:
     lines = (experiment / f"{name}-s0" / "history.jsonl").read_text().splitlines()
     rewards = [note["train/reward"] for note in map(json.loads, lines) if "train/reward" in note]
-    assert len(rewards) == 40
+    assert len(rewards) == 60
     assert mean(rewards[-10:]) > 1.08 * mean(rewards[:10])
