@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from genrl.errors import UnsupportedError
 from genrl.registry import Registry
 
 LAYOUTS: Registry[Layout] = Registry("layout", "genrl.layouts")
@@ -20,6 +22,8 @@ class Legal:
     """Token id of column 0."""
     mask: Tensor
     """[n, columns] bool; no row is empty."""
+    within: Tensor | None = None
+    """[n, columns] bool: what would be allowed without a filter of items; None where there is no filter."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Layout(ABC):
     *support*: it names the set the token is drawn from, and scoring rebuilds exactly that set from it.
     """
 
+    first_ids: tuple[int, ...]
+    """Token id of code 0 of each SID level, as the tokenizer has them that completions are written with."""
     num_steps: int
     """S: units of credit in a completion."""
     length: int
@@ -64,6 +70,14 @@ class Layout(ABC):
     def advance(self, position: int, states: Tensor, tokens: Tensor) -> Tensor:
         """States after `tokens` [n] at `position`; -1 after an illegal token."""
 
+    def settled(self, position: int, states: Tensor) -> Tensor:
+        """Whether only one completion is left after `states` [n], so that all tokens from `position` on are forced.
+
+        Such rows need no more of the model. What is left counts without filters of items; no row is settled unless a
+        layout says so.
+        """
+        return torch.zeros_like(states, dtype=torch.bool)
+
     @abstractmethod
     def decode(self, tokens: Tensor) -> Decoded:
         """What the completions [B, T] say."""
@@ -75,6 +89,36 @@ class Layout(ABC):
     @abstractmethod
     def render(self, items: Tensor) -> Tensor:
         """Gold completions of catalogue rows [n] -> tokens [n, T]."""
+
+    def filtered(self, *, allow: Tensor | None = None, deny: Tensor | None = None) -> Layout:
+        """The layout of a batch of P requests with their own items.
+
+        `legal` and `rank` of the filtered layout take the rows of the requests one request after the other, equally
+        many of each.
+
+        Args:
+            allow: [P, M] catalogue rows that a request may get, -1 pads; all where left out.
+            deny: [P, M] catalogue rows that a request must not get, e.g. its history, -1 pads; none where left out.
+
+        Raises:
+            DataError: if a request has no item left, or a row is not in the catalogue.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no filters of items. Use the layout `sid`.")
+
+    def only(self, keep: Tensor) -> Layout:
+        """The layout of some items, for a filter that all requests share (in stock, cold items); rows stay.
+
+        Args:
+            keep: [I] bool: catalogue rows that stay.
+
+        Raises:
+            DataError: if none stays.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no filters of items. Use the layout `sid`.")
+
+    def requests(self, rows: Tensor) -> Layout:
+        """The layout for requests `rows` [n] of the batch that it is filtered for; itself if it is for any request."""
+        return self
 
     @abstractmethod
     def codes_of_items(self) -> Tensor:
@@ -92,4 +136,4 @@ class Layout(ABC):
     @property
     @abstractmethod
     def completions(self) -> int:
-        """Number of distinct legal completions."""
+        """Number of distinct legal completions; where requests have their own items, of the one that has most."""

@@ -5,7 +5,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from genrl.errors import UnsupportedError
 from genrl.layouts import LAYOUTS, Decoded, Layout, Legal
 from genrl.policy.decode import rank, sample
 from tests.helpers import assert_same
@@ -13,10 +15,13 @@ from tests.models import make_policy, make_prompts
 
 
 class Pairs(Layout):
-    """A grammar without SIDs: a token 10 + a, then a token 20 + b with b <= a; items are the pairs in order."""
+    """A grammar without a trie: a token A + a, then a token B + b with b <= a; items are the pairs in order."""
 
     num_steps = length = 2
     items = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
+
+    def __init__(self, first_ids: tuple[int, ...] = (10, 20)) -> None:
+        self.first_ids = first_ids
 
     def to(self, device: str) -> Pairs:
         return self
@@ -26,22 +31,24 @@ class Pairs(Layout):
 
     def legal(self, position: int, states: Tensor) -> Legal:
         if position == 0:
-            return Legal(10, torch.ones(len(states), 3, dtype=torch.bool))
-        return Legal(20, torch.arange(3) <= states[:, None])
+            return Legal(self.first_ids[0], torch.ones(len(states), 3, dtype=torch.bool))
+        return Legal(self.first_ids[1], torch.arange(3) <= states[:, None])
 
     def advance(self, position: int, states: Tensor, tokens: Tensor) -> Tensor:
-        return tokens - 10 if position == 0 else states * (states + 1) // 2 + tokens - 20
+        codes = tokens - self.first_ids[position]
+        return codes if position == 0 else states * (states + 1) // 2 + codes
 
     def decode(self, tokens: Tensor) -> Decoded:
-        first, second = (tokens - torch.tensor([10, 20])).unbind(1)
+        first, second = (tokens - torch.tensor(self.first_ids[:2])).unbind(1)
         leaves = first * (first + 1) // 2 + second
         return Decoded(torch.stack([first, second], 1), leaves[:, None], leaves)
 
     def rank(self, leaves: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        return leaves[:, :width], scores[:, :width]
+        missing = (0, max(0, width - leaves.shape[1]))
+        return pad(leaves[:, :width], missing, value=-1), pad(scores[:, :width], missing, value=float("-inf"))
 
     def render(self, items: Tensor) -> Tensor:
-        return torch.tensor(self.items)[items] + torch.tensor([10, 20])
+        return torch.tensor(self.items)[items] + torch.tensor(self.first_ids[:2])
 
     def codes_of_items(self) -> Tensor:
         return torch.tensor(self.items)
@@ -68,6 +75,15 @@ def test_a_layout_says_everything_or_is_none() -> None:
     assert Pairs().thinking is False
 
 
+def test_a_layout_without_filters_says_so() -> None:
+    layout = Pairs()
+    with pytest.raises(UnsupportedError, match="Pairs has no filters of items"):
+        layout.filtered(deny=torch.zeros(1, 1, dtype=torch.int64))
+    with pytest.raises(UnsupportedError, match="Pairs has no filters of items"):
+        layout.only(torch.ones(6, dtype=torch.bool))
+    assert layout.requests(torch.tensor([1])) is layout
+
+
 def test_what_a_layout_answers_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         Legal(0, torch.ones(1, 1, dtype=torch.bool)).first = 1  # type: ignore[misc]
@@ -79,7 +95,8 @@ def test_a_layout_is_found_by_its_name() -> None:
 
 
 def test_sampling_and_beam_search_follow_any_grammar() -> None:
-    policy, layout = make_policy(), Pairs()
+    policy = make_policy()
+    layout = Pairs(policy.first_ids)
     prompts = make_prompts(policy)
     uniforms = torch.rand(5, 400, 2, generator=torch.Generator().manual_seed(0))
     drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)

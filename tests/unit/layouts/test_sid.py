@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genrl.errors import ConfigError, UnknownComponentError
+from genrl.errors import ConfigError, DataError, UnknownComponentError
 from genrl.layouts import LAYOUTS
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.sid.trie import Trie
@@ -57,3 +57,29 @@ def test_the_registry_builds_it_and_suggests_names(layout: SidLayout) -> None:
         LAYOUTS.entry("sidd")
     with pytest.raises(ConfigError, match="no option 'depth'"):
         LAYOUTS.build("sid", {"depth": 2}, trie=layout.trie, first_ids=FIRST, codes=layout.codes)
+
+
+def test_a_shared_filter_keeps_catalogue_rows(layout: SidLayout) -> None:
+    keep = torch.arange(60) % 4 == 1
+    kept = layout.only(keep)
+    assert kept.completions == 15
+    rows = torch.arange(60)
+    assert kept.render(rows).equal(layout.render(rows))
+    assert kept.decode(kept.render(rows)).items[:, 0].tolist() == rows.where(keep, -1).tolist()
+    with pytest.raises(DataError, match=r"shape \[59\] for 60 items"):
+        layout.only(keep[:59])
+
+
+def test_places_find_each_item_in_the_trie(layout: SidLayout) -> None:
+    kept = layout.only(torch.arange(60) > 9)
+    assert kept.places[:10].tolist() == [-1] * 10
+    assert kept.trie.leaf_items[kept.places[10:].long()].tolist() == list(range(10, 60))
+
+
+def test_a_layout_moves_with_its_filters(layout: SidLayout) -> None:
+    filtered = layout.filtered(allow=torch.tensor([[1, 2], [3, 4]]), deny=torch.tensor([[2], [5]]))
+    for moved in (filtered.to("cpu"), layout.to("cpu").filtered(allow=filtered.allow, deny=filtered.deny)):
+        states = moved.start(2)
+        assert moved.legal(0, states).mask.equal(filtered.legal(0, states).mask)
+        assert moved.completions == 2
+        assert moved.decode(layout.render(torch.tensor([5]))).items.tolist() == [[5]]
