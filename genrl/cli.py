@@ -127,6 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--history-file", metavar="JSONL", type=Path, help=help_file)
     recommend.add_argument("--top", metavar="N", type=int, default=10, help="items per history (default: 10)")
     recommend.add_argument("--exclude-history", action="store_true", help="leave out items of the history")
+    help_only = "recommend only the items of this file, one id or title per line (in stock, say)"
+    recommend.add_argument("--only", metavar="FILE", type=Path, help=help_only)
+    recommend.add_argument("--cold", action="store_true", help="recommend only items that are rare in training")
+    recommend.add_argument(
+        "--exact", action="store_true", help="widen the search until the list is provably the best of all items"
+    )
 
     listing = _command(commands, "list", "components by name, installed plug-ins among them", _list, overrides=False)
     listing.add_argument("kind", nargs="?", choices=tuple(REGISTRIES), metavar="KIND", help=", ".join(REGISTRIES))
@@ -313,11 +319,29 @@ def _recommend(options: argparse.Namespace) -> None:
         raise ConfigError(f"--top {options.top}: give at least 1.")
     from genrl.training.run import recommend
 
-    found = recommend(options.run, histories, options.top, options.exclude_history)
+    found = recommend(
+        options.run,
+        histories,
+        options.top,
+        exclude_seen=options.exclude_history,
+        only=None if options.only is None else _lines(options.only, "--only"),
+        cold=options.cold,
+        exact=options.exact,
+    )
     for history, items in zip(histories, found, strict=True):
         print(f"after {', '.join(history)}:")
         for rank, (item, title, score) in enumerate(items, start=1):
             print(f"{rank:4d}  {score:9.4f}  {item}  {title}")
+
+
+def _lines(file: Path, flag: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    if not file.is_file():
+        raise DataError(f"{flag} {file}: no such file.")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{flag} {file}: the file names no item, so nothing could be recommended.")
+    return lines
 
 
 def read_histories(text: str | None, file: Path | None) -> list[list[str]]:

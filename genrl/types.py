@@ -239,10 +239,37 @@ class Ranking(_Batch):
     """[P, W] int64 catalogue rows; -1 pads."""
     scores: Tensor
     """[P, W] float, non-increasing; -inf on padding."""
+    bound: Tensor | None = None
+    """[P] float: no item outside the list scores higher; -inf where the list is all there is. None: not known."""
 
     def __post_init__(self) -> None:
         expect(self.items, "Ranking.items", (None, None), torch.int64)
         expect(self.scores, "Ranking.scores", tuple(self.items.shape), *FLOATS)
+        if self.bound is not None:
+            expect(self.bound, "Ranking.bound", tuple(self.items.shape[:1]), *FLOATS)
+
+    def certified(self, k: int) -> Tensor:
+        """[P] bool: the first k items are provably the best k of the whole catalogue, up to ties within rounding.
+
+        Example:
+            >>> scores = torch.tensor([[-1.0, -2.0], [-1.0, -3.0]])
+            >>> Ranking(torch.tensor([[4, 2], [4, 2]]), scores, torch.tensor([-2.5, -2.5])).certified(2).tolist()
+            [True, False]
+        """
+        if self.bound is None or not 1 <= k <= self.items.shape[1]:
+            width = self.items.shape[1]
+            raise ValueError(f"the top {k} of a ranking of {width} items with bound={self.bound} cannot be certified")
+        return self.scores[:, k - 1] >= self.bound
+
+    def replaced(self, rows: Tensor, other: Ranking) -> Ranking:
+        """This ranking with the prompts `rows` [n] taken from another one of n prompts and the same width."""
+        if self.bound is None or other.bound is None:
+            raise ValueError("only rankings with a bound can be replaced in part")
+        return Ranking(
+            self.items.index_copy(0, rows, other.items),
+            self.scores.index_copy(0, rows, other.scores),
+            self.bound.index_copy(0, rows, other.bound),
+        )
 
 
 def _select(batch: BatchT, rows: Rows, group_size: int, per_prompt: tuple[str, ...] = ()) -> BatchT:

@@ -101,17 +101,20 @@ def _stage(session: Session, folder: Path) -> dict[str, Any]:
 
 def attach(module: StageModule, **values: Any) -> StageModule:
     """Give a stage what it asks of a trainer, so that its steps can be called by hand."""
-    known = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1}
+    known = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1, "precision": "32-true"}
     rate = SimpleNamespace(param_groups=[{"lr": 0.0}])
     module.trainer = SimpleNamespace(**{**known, "optimizers": [rate], **values})
     module.log = module.log_dict = lambda *arguments, **options: None
     return module
 
 
-def train(module: StageModule, steps: int, *callbacks: L.Callback, start: Path | None = None) -> L.Trainer:
+def train(
+    module: StageModule, steps: int, *callbacks: L.Callback, start: Path | None = None, precision: Any = "32-true"
+) -> L.Trainer:
     """Run a stage under Lightning up to an optimiser step, from a checkpoint if one is given."""
     trainer = L.Trainer(
         accelerator="cpu",
+        precision=precision,
         max_steps=steps,
         max_epochs=-1,
         logger=False,

@@ -259,6 +259,13 @@ class TrainerConfig:
     threads: int = 1
     """CPU threads per process. One is fastest for tiny models as soon as anything else runs, and gives the same bits on
     any machine; raise it for larger models on a CPU. 0: as PyTorch decides."""
+    branching: Literal["auto", "tree", "expand", "naive"] = "auto"
+    """How completions share their prompt: in one row behind it, in rows with a copy of its cache, or not at all. `auto`
+    takes the cheapest way that is right for the model."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass: much less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model's forward and backward passes (torch.compile); meant for GPUs, the first steps take minutes."""
     log_every: int = 5
     """Optimiser steps between TensorBoard points."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -279,6 +286,8 @@ class EvaluateConfig:
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = None
     """Test rows of the final table; None: all."""
+    exact: bool = False
+    """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
 

@@ -81,6 +81,8 @@ class Packer:
     ) -> None:
         self.config = config
         self.rank, self.world = rank, world
+        self.alone = False
+        """One segment per row, for models whose layers do not take the mask that keeps segments apart."""
         self.text = text
         self.levels = template.sid_tokens.shape[1]
         self.sid_tokens = template.sid_tokens.numpy()
@@ -100,9 +102,9 @@ class Packer:
             )
         self.targets = np.concatenate([self.windows[:, 2], np.array([len(s.items) or 1 for s in text], np.int64)])
         self.steps_per_epoch = min((int(self.targets.sum()) - 1) // config.items_per_step + 1, len(self.targets))
-        self.length = max(
-            config.pack_length, len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text)
-        )
+        self.longest = max(len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text), 0)
+        """Tokens of the longest segment there may be."""
+        self.length = max(config.pack_length, self.longest)
         self._plan: tuple[int, list[np.ndarray], np.ndarray] | None = None
 
     def step(self, index: int) -> PackedBatch:
@@ -157,8 +159,8 @@ class Packer:
                 room.append(self.length)
                 row = len(rows) - 1
             rows[row].append(segment)
-            room[row] -= size
-        width = self.length - min(room, default=self.length - 1)
+            room[row] = 0 if self.alone else room[row] - size
+        width = max((sum(len(s.tokens) for s in row) for row in rows), default=1)
         tokens = np.full((max(len(rows), 1), width), self.pad_id, np.int64)  # a rank without a segment: one padding
         positions = np.zeros_like(tokens)
         ids = np.full_like(tokens, -1)

@@ -81,6 +81,7 @@ def exclude_history(ranking: Ranking, history: Tensor) -> Ranking:
     return Ranking(
         items=ranking.items.gather(1, places).masked_fill(gone, -1),
         scores=ranking.scores.gather(1, places).masked_fill(gone, -math.inf),
+        bound=ranking.bound,
     )
 
 

@@ -1,17 +1,16 @@
-"""Sampling and beam search under a layout: the prompt is prefilled once and every branch attends to it."""
+"""Sampling and beam search under a layout."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from genrl.layouts.base import Layout
+from genrl.policy.branches import grow
 from genrl.policy.model import Policy
-from genrl.policy.score import distribution
-from genrl.policy.tree import ancestry_mask, causal_mask, prompt_positions
+from genrl.policy.score import check_vocabulary, distribution
 from genrl.types import Ranking
 
 
@@ -33,31 +32,10 @@ class Completions:
     """[P, W] int64 final states; -1 where fewer than W completions exist."""
     scores: Tensor
     """[P, W] float32: sum of log-probabilities (beam, sample) or perturbed log-probability (gumbel)."""
-
-
-@dataclass
-class _Branches:
-    """The tree behind cached prompts: W slots per level, each with a parent slot in the level before."""
-
-    policy: Policy
-    mask: Tensor
-    cache: DynamicCache = field(default_factory=DynamicCache)
-    widths: list[int] = field(default_factory=list)
-    ancestors: list[Tensor] = field(default_factory=list)
-
-    def prefill(self, tokens: Tensor) -> Tensor:
-        """Hidden state [P, H] behind each prompt."""
-        return self.policy.hidden(tokens, causal_mask(self.mask), prompt_positions(self.mask), self.cache)[:, -1]
-
-    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Hidden states [P, W, H] behind one more token [P, W] per slot; `parents` [P, W]: slots of the last level."""
-        prompts, width = tokens.shape
-        slots = torch.arange(width, device=tokens.device).expand(prompts, -1)
-        self.ancestors = [earlier.gather(1, parents) for earlier in self.ancestors] + [slots]
-        self.widths.append(width)
-        mask = ancestry_mask(self.mask, self.ancestors, self.widths)
-        positions = (self.mask.sum(1, keepdim=True) + len(self.widths) - 1).expand(prompts, width)
-        return self.policy.hidden(tokens, mask, positions, self.cache)
+    bound: Tensor
+    """[P] float32: no completion that the search left out scores higher (beam, gumbel). A completion never scores above
+    its beginnings, so this is the score of the best beginning that was given up. For samples, which leave out what
+    they do not know of, it is +inf."""
 
 
 @torch.no_grad()
@@ -78,22 +56,23 @@ def sample(
     Args:
         policy: the sampling policy.
         layout: grammar of the completions.
-        tokens: prompts [P, L], left-padded.
+        tokens: prompts [P, L], padded on any side.
         mask: [P, L].
         uniforms: [P, G, T] numbers in [0, 1), one per token.
         temperature: divides the logits.
         normalize: see `genrl.policy.score.distribution`.
     """
     prompts, group, length = uniforms.shape
-    branches = _Branches(policy, mask)
-    hidden = branches.prefill(tokens)[:, None].expand(-1, group, -1)
+    check_vocabulary(policy, layout)
+    branches = grow(policy, tokens, mask, group, length - 1)
+    head = policy.head()
+    hidden = branches.prefill()[:, None].expand(-1, group, -1)
     states = layout.start(prompts * group)
-    parents = torch.arange(group, device=tokens.device).expand(prompts, -1)
     parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "support", "logps", "entropy", "choices")}
     for position in range(length):
         legal = layout.legal(position, states)
         log_probs, sampling, entropy = distribution(
-            policy, hidden.reshape(prompts * group, -1), legal, temperature, normalize
+            policy, head, hidden.reshape(prompts * group, -1), legal, temperature, normalize
         )
         columns = _invert(sampling.exp(), uniforms[:, :, position].reshape(-1, 1))
         drawn = columns[:, 0] + legal.first
@@ -104,9 +83,22 @@ def sample(
         parts["choices"].append(legal.mask.sum(1))
         states = layout.advance(position, states, drawn)
         if position + 1 < length:
-            hidden = branches.extend(drawn.view(prompts, group), parents)
+            live = live_slots(layout, position + 1, states, normalize)
+            hidden = branches.extend(
+                drawn.view(prompts, group), live=None if live is None else live.view(prompts, group)
+            )
     stacked = {name: torch.stack(values, dim=1).view(prompts, group, length) for name, values in parts.items()}
-    return Completions(**stacked, leaves=states.view(prompts, group), scores=stacked["logps"].sum(2))
+    unknown = torch.full((prompts,), float("inf"), device=tokens.device)
+    return Completions(**stacked, leaves=states.view(prompts, group), scores=stacked["logps"].sum(2), bound=unknown)
+
+
+def live_slots(layout: Layout, position: int, states: Tensor, normalize: str) -> Tensor | None:
+    """Slots [...] that need the model once more; None is all.
+
+    A token that is the only legal one has probability 1 whatever the model says, unless probabilities are taken over
+    the vocabulary.
+    """
+    return None if normalize == "vocab" else ~layout.settled(position, states)
 
 
 def _invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -139,7 +131,7 @@ def beam(
     Args:
         policy: the policy.
         layout: grammar of the completions.
-        tokens: prompts [P, L], left-padded.
+        tokens: prompts [P, L], padded on any side.
         mask: [P, L].
         width: completions kept per prompt; where fewer exist, the rest are -1 with score -inf.
         temperature: divides the logits.
@@ -148,22 +140,30 @@ def beam(
     """
     prompts = tokens.shape[0]
     rows = torch.arange(prompts, device=tokens.device)[:, None]
-    branches = _Branches(policy, mask)
-    hidden = branches.prefill(tokens)[:, None]
+    check_vocabulary(policy, layout)
+    branches = grow(policy, tokens, mask, width, layout.length - 1)
+    head = policy.head()
+    hidden = branches.prefill()[:, None]
     states = layout.start(prompts)[:, None]
     totals = torch.zeros(prompts, 1, device=tokens.device)
     keys = torch.zeros(prompts, 1, device=tokens.device)
+    bound = torch.full((prompts,), float("-inf"), device=tokens.device)
     parts: dict[str, Tensor] = {}
     for position in range(layout.length):
         slots = states.shape[1]
         legal = layout.legal(position, states.clamp(min=0).reshape(-1))
-        log_probs, _, entropy = distribution(policy, hidden.reshape(prompts * slots, -1), legal, temperature, normalize)
+        log_probs, _, entropy = distribution(
+            policy, head, hidden.reshape(prompts * slots, -1), legal, temperature, normalize
+        )
         codes = log_probs.shape[1]
         log_probs = log_probs.view(prompts, slots, codes).masked_fill((states < 0)[:, :, None], float("-inf"))
         reached = totals[:, :, None] + log_probs
         ranked = reached if gumbels is None else _perturb(reached, keys, gumbels[:, position, :slots, :codes])
         keep = min(width, slots * codes)
-        keys, flat = ranked.reshape(prompts, -1).topk(keep, dim=1)
+        best, flat = ranked.reshape(prompts, -1).topk(min(keep + 1, slots * codes), dim=1)
+        if best.shape[1] > keep:
+            bound = torch.maximum(bound, best[:, keep])
+        keys, flat = best[:, :keep], flat[:, :keep]
         parents, columns = flat // codes, flat % codes
         exists = keys > float("-inf")
         drawn = columns + legal.first
@@ -180,10 +180,11 @@ def beam(
         }
         totals = reached[rows, parents, columns]
         states = layout.advance(position, new["support"].reshape(-1), drawn.reshape(-1)).view(prompts, keep)
-        states = torch.where(exists, states, -1)
         if position + 1 < layout.length:
-            hidden = branches.extend(drawn, parents)
-    return Completions(**parts, leaves=states, scores=keys)
+            live = live_slots(layout, position + 1, states.clamp(min=0), normalize)
+            hidden = branches.extend(drawn, parents, None if live is None else live & exists)
+        states = torch.where(exists, states, -1)
+    return Completions(**parts, leaves=states, scores=keys, bound=bound)
 
 
 def _perturb(reached: Tensor, keys: Tensor, gumbels: Tensor) -> Tensor:
@@ -203,8 +204,40 @@ def _perturb(reached: Tensor, keys: Tensor, gumbels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rank(policy: Policy, layout: Layout, tokens: Tensor, mask: Tensor, width: int) -> Ranking:
-    """The catalogue's items by constrained beam search, best first."""
-    found = beam(policy, layout, tokens, mask, width)
-    items, scores = layout.rank(found.leaves, found.scores, width)
-    return Ranking(items, scores)
+def rank(policy: Policy, layout: Layout, tokens: Tensor, mask: Tensor, width: int, *, exact: int = 0) -> Ranking:
+    """The layout's items by constrained beam search, best first, with a bound for those that are not listed.
+
+    A filter of items (`Layout.only`, `Layout.filtered`) takes items out of the ranking and leaves the scores of the
+    others as they are in the whole catalogue.
+
+    Args:
+        policy: the policy.
+        layout: grammar of the completions.
+        tokens: prompts [P, L], padded on any side.
+        mask: [P, L].
+        width: places of the ranking and width of the beam.
+        exact: make the beam wider for the prompts that need it, until this many first items are certified to be the
+            best of the whole catalogue; 0 takes what the beam finds.
+    """
+    ranking = _search(policy, layout, tokens, mask, width, width)
+    beams = width
+    while exact and beams < layout.completions:
+        unsure = (~ranking.certified(exact)).nonzero()[:, 0]
+        if unsure.numel() == 0:
+            break
+        beams = min(WIDEN * beams, layout.completions)
+        for rows in unsure.split(max(1, len(tokens) * width // beams)):
+            found = _search(policy, layout.requests(rows), tokens[rows], mask[rows], beams, width)
+            ranking = ranking.replaced(rows, found)
+    return ranking
+
+
+WIDEN = 4
+"""How many times wider each further beam of an exact ranking is."""
+
+
+def _search(policy: Policy, layout: Layout, tokens: Tensor, mask: Tensor, beams: int, width: int) -> Ranking:
+    """The first `width` items of a beam search; the bound covers what the search gave up and what is cut off here."""
+    found = beam(policy, layout, tokens, mask, beams, normalize="catalogue")
+    items, scores = layout.rank(found.leaves, found.scores, width + 1)
+    return Ranking(items[:, :width], scores[:, :width], torch.maximum(found.bound, scores[:, width]))

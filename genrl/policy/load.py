@@ -53,7 +53,7 @@ def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, .
             f"the tokenizer of model.name={config.name!r} has no bos, eos or pad token to open a sequence with."
         )
     prefix_ids = tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else ()
-    return Policy(model, tokenizer, first_ids, start, prefix_ids)
+    return Policy(model, tokenizer, first_ids, sizes, start, prefix_ids)
 
 
 def sid_token(level: int, code: int) -> str:

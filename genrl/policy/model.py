@@ -4,15 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from genrl.errors import CheckpointError, UnsupportedError
 
 HEAD_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a forward pass costs: multiply-adds per token and per pair of tokens, numbers cached per token."""
+
+    token: int
+    pair: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """Rows first .. first + n of the output head, cut out once for all places of a completion that need some of them.
+
+    Each cut of a trained head costs a gradient of the whole head's size; cuts of this one cost as many rows as it has.
+    """
+
+    first: int
+    weight: Tensor
+    """[n, H]."""
+    bias: Tensor | None
+
+    def logits(self, hidden: Tensor, first: int, size: int) -> Tensor:
+        """Float32 logits of the vocabulary rows first .. first + size for hidden [..., H]."""
+        rows = slice(first - self.first, first - self.first + size)
+        bias = None if self.bias is None else self.bias[rows].to(hidden.dtype)
+        return nn.functional.linear(hidden, self.weight[rows].to(hidden.dtype), bias).float()
 
 
 class Policy(nn.Module):
@@ -22,6 +53,7 @@ class Policy(nn.Module):
         model: a transformers causal LM, possibly wrapped by peft.
         tokenizer: its tokenizer, SID tokens included.
         first_ids: token id of code 0 of each SID level.
+        sizes: codes of each SID level.
         start_id: token that opens every sequence.
         prefix_ids: tokens of the prompt's prefix.
     """
@@ -31,6 +63,7 @@ class Policy(nn.Module):
         model: Any,  # noqa: ANN401 (transformers and peft are untyped)
         tokenizer: Any,  # noqa: ANN401
         first_ids: tuple[int, ...],
+        sizes: tuple[int, ...],
         start_id: int,
         prefix_ids: tuple[int, ...],
     ) -> None:
@@ -38,6 +71,7 @@ class Policy(nn.Module):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.first_ids = first_ids
+        self.sizes = sizes
         self.start_id = start_id
         self.prefix_ids = prefix_ids
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -48,6 +82,12 @@ class Policy(nn.Module):
                     f"and would leave that out. Use a model without it (Qwen2, Qwen3, Llama ...)."
                 )
         self._reference: dict[str, Tensor] = {}
+        self.branching = "auto"
+        """How completions share their prompt: `auto` or one of `genrl.policy.branching.WAYS`."""
+        self.refused_ways: dict[str, str] | None = None
+        """Ways that give wrong results with this model, with the reason; None until it was tried."""
+        self.noticed: set[str] = set()
+        """Refused ways that the user has been told of."""
 
     @property
     def base(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -59,25 +99,100 @@ class Policy(nn.Module):
         """Device of the weights."""
         return next(self.model.parameters()).device
 
+    @property
+    def decoder(self) -> Any:  # noqa: ANN401 (transformers is untyped)
+        """The model without its output head."""
+        return getattr(self.base, self.base.base_model_prefix)
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that the model was made for, if it says so."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def window(self) -> int | None:
+        """Tokens that the narrowest layer attends to; None: all layers see everything."""
+        config = self.base.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            kinds = ["sliding_attention"] if getattr(config, "use_sliding_window", True) else []
+        sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        found = [getattr(config, sizes[kind], None) for kind in kinds if kind in sizes]
+        return min((size for size in found if size is not None), default=None)
+
+    @cached_property
+    def work(self) -> Work:
+        """Cost of a forward pass, from the shapes of the model's matrices (all experts of a mixture count)."""
+        config = self.base.config.get_text_config()
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        matrices = (module for module in self.decoder.modules() if isinstance(module, nn.Linear))
+        return Work(
+            token=sum(matrix.in_features * matrix.out_features for matrix in matrices),
+            pair=2 * layers * heads * width,
+            cached=2 * layers * shared * width,
+        )
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the backward pass computes activations again instead of keeping them."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self._layers())
+
+    def _layers(self) -> Iterator[nn.Module]:
+        return (module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer))
+
+    def update_mode(self) -> None:
+        """Be the policy that was sampled from, ready for a backward pass: no dropout, but activation checkpointing.
+
+        transformers checkpoints only layers that are in training mode; setting that on the layers alone leaves what is
+        inside them (dropout) in eval mode.
+        """
+        self.eval()
+        for layer in self._layers():
+            layer.training = True
+
+    def compile_decoder(self, **options: Any) -> None:  # noqa: ANN401 (those of torch.compile)
+        """Compile passes without a cache: supervised training, scoring and its backward pass."""
+        self._forward = torch.compile(self._forward, dynamic=True, **options)  # type: ignore[method-assign]
+
     def hidden(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [P, Q, H] of `tokens` [P, Q] under a mask [P, 1, Q, cached + Q]; extends `cache`."""
-        decoder = getattr(self.base, self.base.base_model_prefix)
-        output = decoder(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
+        """Last hidden states [P, Q, H] of `tokens` [P, Q]; extends `cache`.
+
+        Args:
+            tokens: [P, Q].
+            mask: [P, 1, Q, cached + Q] who sees whom, or [P, cached + Q] what is no padding, for the model's own mask.
+            positions: [P, Q].
+            cache: of the tokens before.
+        """
+        if mask.dim() == 4:  # one addition for all layers instead of a conversion in each
+            dtype = self.base.get_input_embeddings().weight.dtype
+            mask = torch.zeros((), dtype=dtype, device=mask.device).where(mask, float("-inf"))
+        if cache is None:
+            return self._forward(tokens, mask, positions)
+        output = self.decoder(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
         return output.last_hidden_state
 
-    def logits(self, hidden: Tensor, first: int = 0, size: int | None = None) -> Tensor:
-        """Float32 logits of the vocabulary rows first .. first + size (all rows without `size`) for hidden [..., H]."""
+    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        output = self.decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
+        return output.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits of the whole vocabulary for hidden [..., H]."""
+        head = self.head(0, self.base.get_output_embeddings().weight.shape[0])
+        return head.logits(hidden, 0, head.weight.shape[0])
+
+    def head(self, first: int | None = None, size: int | None = None) -> Head:
+        """The rows first .. first + size of the output head; without arguments those of the SID tokens."""
         head = self.base.get_output_embeddings()
-        rows = slice(first, None if size is None else first + size)
-        weight = _trained_rows(head, rows)
-        bias = None if getattr(head, "bias", None) is None else head.bias[rows].to(hidden.dtype)
-        return nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
+        if first is None or size is None:
+            first = min(self.first_ids)
+            size = max(start + codes for start, codes in zip(self.first_ids, self.sizes, strict=True)) - first
+        rows = slice(first, first + size)
+        bias = getattr(head, "bias", None)
+        return Head(first, _trained_rows(head, rows), None if bias is None else bias[rows])
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""

@@ -113,5 +113,6 @@ def target_rollout(layout: Layout, prompts: PromptBatch, categories: Tensor) -> 
         choices=torch.stack(choices, dim=1)[:, None],
         leaves=states[:, None],
         scores=zeros.sum(1)[:, None],
+        bound=zeros.sum(1),
     )
     return to_rollout(drawn, layout, prompts, "legal", categories)

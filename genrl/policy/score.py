@@ -4,38 +4,63 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
+from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal
-from genrl.policy.model import Policy
-from genrl.policy.tree import branch_mask, branch_positions
+from genrl.policy.branches import alone
+from genrl.policy.branching import Shape, choose
+from genrl.policy.model import Head, Policy
+from genrl.policy.tree import branch_mask, left_padded, prompt_positions
 from genrl.types import PolicyScores, RolloutBatch
 
 
 def distribution(
-    policy: Policy, hidden: Tensor, legal: Legal, temperature: float, normalize: str
+    policy: Policy, head: Head, hidden: Tensor, legal: Legal, temperature: float, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the next token over its legal set.
 
     Args:
-        policy: supplies the rows of the head that the legal set needs.
+        policy: supplies the whole head where `normalize` needs it.
+        head: the rows of the head that legal sets are made of.
         hidden: [n, H] or [n, G, H] hidden states, one row of `legal` for each of the n (broadcast over G).
         legal: the legal sets.
         temperature: divides the logits.
         normalize: `legal`: probabilities sum to one over the legal set; `vocab`: over the whole vocabulary, as in
-            published code that masks only its sampler.
+            published code that masks only its sampler; `catalogue`: over what would be legal without a filter of items,
+            so that a filter leaves the scores of the items that pass as they are.
 
     Returns:
         log_probs [..., columns] with -inf where illegal, over what `normalize` says; sampling_log_probs, the same but
         always over the legal set; entropy [...] in nats over the legal set.
     """
-    columns = legal.mask.shape[-1]
-    logits = policy.logits(hidden, legal.first, columns) / temperature
-    legal_log_probs = logits.masked_fill(~legal.mask, float("-inf")).log_softmax(-1)
-    entropy = -(legal_log_probs.exp() * legal_log_probs.masked_fill(~legal.mask, 0.0)).sum(-1)
-    if normalize == "legal":
+    illegal, columns = ~legal.mask, legal.mask.shape[-1]
+    if normalize == "vocab":
+        everything = policy.logits(hidden) / temperature
+        logits = everything[..., legal.first : legal.first + columns]
+    else:
+        logits = head.logits(hidden, legal.first, columns) / temperature
+    legal_log_probs = logits.masked_fill(illegal, float("-inf")).log_softmax(-1)
+    entropy = -(legal_log_probs.exp() * legal_log_probs.masked_fill(illegal, 0.0)).sum(-1)
+    if normalize == "catalogue" and legal.within is not None:
+        everything = logits.masked_fill(~legal.within, float("-inf"))
+    elif normalize != "vocab":
         return legal_log_probs, legal_log_probs, entropy
-    total = (policy.logits(hidden) / temperature).logsumexp(-1, keepdim=True)
-    return (logits - total).masked_fill(~legal.mask, float("-inf")), legal_log_probs, entropy
+    log_probs = logits - everything.logsumexp(-1, keepdim=True)
+    return log_probs.masked_fill(illegal, float("-inf")), legal_log_probs, entropy
+
+
+def check_vocabulary(policy: Policy, layout: Layout) -> None:
+    """Refuse a layout whose tokens are not those of the policy's tokenizer.
+
+    Raises:
+        DataError: naming both sets of tokens.
+    """
+    if tuple(layout.first_ids) != tuple(policy.first_ids):
+        raise DataError(
+            f"the trie writes SID levels at token ids {list(layout.first_ids)}, the policy's tokenizer has them at "
+            f"{list(policy.first_ids)}: the trie belongs to another tokenizer. Build the layout with policy.first_ids."
+        )
 
 
 def score(
@@ -43,39 +68,89 @@ def score(
 ) -> PolicyScores:
     """Log-probability and entropy of every token of a rollout under the current policy, with gradient.
 
-    Prompt and completions share one row per prompt; a block mask keeps the completions apart, so the prompt is
-    computed once for its G completions. Each token's distribution is rebuilt from its `support`, which is what it was
-    sampled from.
+    The prompt is computed once for its G completions (see `genrl.policy.branching` for how). Each token's distribution
+    is rebuilt from its `support`, which is what it was sampled from.
     """
-    prompts, group, length = len(rollout), rollout.group_size, rollout.tokens.shape[1]
-    tokens = rollout.tokens.view(prompts, group, length)
-    depth = length - 1
-    context = int(rollout.prompt_mask.sum(1).max())  # columns that are padding in every prompt cost time for nothing
-    prompt_tokens, prompt_mask = rollout.prompt_tokens[:, -context:], rollout.prompt_mask[:, -context:]
-    row = torch.cat([prompt_tokens, tokens[:, :, :depth].reshape(prompts, -1)], dim=1)
-    hidden = policy.hidden(
-        row,
-        branch_mask(prompt_mask, group, depth),
-        branch_positions(prompt_mask, group, depth),
-    )
-    last = hidden[:, context - 1]
-    inner = hidden[:, context:].reshape(prompts * group, depth, hidden.shape[-1])
+    check_vocabulary(policy, layout)
+    first, inner = completion_states(policy, rollout)
+    share = len(rollout.tokens) // len(first)  # completions that start from one hidden state and one legal set
+    head = policy.head()
     logps, entropies = [], []
-    for position in range(length):
+    for position in range(rollout.tokens.shape[1]):
         states = rollout.support[:, position]
-        if position == 0:  # the whole group starts from one hidden state and one legal set
-            legal = layout.legal(position, states[::group])
-            log_probs, _, entropy = distribution(policy, last, legal, temperature, normalize)
-            log_probs = log_probs.repeat_interleave(group, dim=0)
-            entropy = entropy.repeat_interleave(group, dim=0)
+        if position == 0:
+            legal = layout.legal(position, states[::share])
+            log_probs, _, entropy = distribution(policy, head, first, legal, temperature, normalize)
+            log_probs, entropy = (value.repeat_interleave(share, dim=0) for value in (log_probs, entropy))
         else:
             legal = layout.legal(position, states)
-            log_probs, _, entropy = distribution(policy, inner[:, position - 1], legal, temperature, normalize)
-        columns = (rollout.tokens[:, position] - legal.first)[:, None]
-        logps.append(log_probs.gather(1, columns)[:, 0])
+            log_probs, _, entropy = distribution(policy, head, inner[:, position - 1], legal, temperature, normalize)
+        # Places outside the mask (padding behind a short completion) hold any token; their value is not used.
+        columns = (rollout.tokens[:, position] - legal.first).clamp(0, log_probs.shape[1] - 1)
+        logps.append(log_probs.gather(1, columns[:, None])[:, 0])
         entropies.append(entropy)
     mask = rollout.mask
     return PolicyScores(
         logps=torch.stack(logps, dim=1).masked_fill(~mask, 0.0),
         entropy=torch.stack(entropies, dim=1).masked_fill(~mask, 0.0),
     )
+
+
+def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
+    """Hidden states before the tokens of a rollout, with gradient.
+
+    Returns:
+        those before each first token, [P, H] where a group shares them, else [B, H]; those before all later ones,
+        [B, T - 1, H].
+    """
+    prompts, group, depth = len(rollout), rollout.group_size, rollout.tokens.shape[1] - 1
+    tokens, mask = left_padded(rollout.prompt_tokens, rollout.prompt_mask)
+    context = tokens.shape[1]
+    behind = rollout.tokens[:, :depth]
+    way = choose(policy, Shape(prompts, group, context, depth), decode=False, gradient=torch.is_grad_enabled())
+    if way == "naive":
+        rows, real, positions = alone(tokens, mask, behind.view(prompts, group, depth))
+        hidden = policy.hidden(rows, real, positions)
+        return hidden[:, context - 1], hidden[:, context:]
+    if way == "tree":
+        return _tree_states(policy, tokens, mask, behind.view(prompts, group, depth), _needed(rollout))
+    cache = DynamicCache(config=policy.base.config.get_text_config())
+    first = policy.hidden(tokens, mask, prompt_positions(mask), cache)[:, -1]
+    if depth == 0:
+        return first, first.new_empty(prompts * group, 0, first.shape[-1])
+    cache.batch_repeat_interleave(group)
+    real = torch.cat([mask.repeat_interleave(group, dim=0), mask.new_ones(prompts * group, depth)], dim=1)
+    return first, policy.hidden(behind, real, prompt_positions(real)[:, context:], cache)
+
+
+def _needed(rollout: RolloutBatch) -> Tensor:
+    """Tokens [P, G * (T - 1)] that a token chosen by the policy stands behind; the others need no hidden state."""
+    later = rollout.mask[:, 1:].flip(1).cumsum(1).flip(1) > 0
+    return later.view(len(rollout), -1)
+
+
+def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states of prompts with the needed tokens of all their completions in one row.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], left-padded.
+        mask: [P, L].
+        behind: completions [P, G, D].
+        needed: [P, G * D] bool: tokens to compute, each with all before it in its completion.
+
+    Returns:
+        Hidden states behind the prompts [P, H] and behind the tokens [P * G, D, H], zero where not needed.
+    """
+    prompts, group, depth = behind.shape
+    context = tokens.shape[1]
+    count = int(needed.sum(1).max()) if depth else 0
+    order = (~needed).byte().argsort(dim=1, stable=True)[:, :count]
+    branch, place = order // max(1, depth), order % max(1, depth)
+    row = torch.cat([tokens, behind.flatten(1).gather(1, order)], dim=1)
+    hidden = policy.hidden(
+        row, branch_mask(mask, branch, place), torch.cat([prompt_positions(mask), mask.sum(1, keepdim=True) + place], 1)
+    )
+    whole = hidden.new_zeros(prompts, group * depth, hidden.shape[-1])
+    inner = whole.scatter(1, order[:, :, None].expand(-1, -1, hidden.shape[-1]), hidden[:, context:])
+    return hidden[:, context - 1], inner.view(prompts * group, depth, -1)

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def left_padded(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts [P, L] padded on any side -> padded on the left only, without columns that no prompt fills."""
+    order = mask.long().argsort(dim=1, stable=True)
+    length = int(mask.sum(1).max())
+    return tokens.gather(1, order)[:, -length:], mask.gather(1, order)[:, -length:]
+
+
 def prompt_positions(mask: Tensor) -> Tensor:
     """Position of each token of left-padded prompts [P, L]; padding gets 0."""
     return (mask.long().cumsum(1) - 1).clamp_(min=0)
@@ -29,31 +36,26 @@ def packed_mask(segments: Tensor) -> Tensor:
     return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
 
 
-def branch_mask(mask: Tensor, branches: int, depth: int) -> Tensor:
-    """Mask of prompts [P, L] followed by `branches` completions of `depth` tokens each, in one row.
+def branch_mask(mask: Tensor, branch: Tensor, place: Tensor) -> Tensor:
+    """Mask of prompts [P, L] followed by tokens of several completions in one row.
 
-    The columns behind the prompt are ordered by branch, then by position. A completion token sees the prompt and its
-    own branch up to itself, never another branch.
+    A completion token sees the prompt and its own branch up to itself, never another branch.
+
+    Args:
+        mask: [P, L].
+        branch: [P, N] completion that each token belongs to.
+        place: [P, N] its place there.
 
     Returns:
-        [P, 1, Q, Q] with Q = L + branches * depth.
+        [P, 1, L + N, L + N].
     """
-    prompts, length = mask.shape
-    tail = branches * depth
-    branch = torch.arange(branches, device=mask.device).repeat_interleave(depth)
-    place = torch.arange(depth, device=mask.device).repeat(branches)
-    own = (branch[:, None] == branch[None, :]) & (place[:, None] >= place[None, :])
+    (prompts, length), tail = mask.shape, branch.shape[1]
+    own = (branch[:, :, None] == branch[:, None, :]) & (place[:, :, None] >= place[:, None, :])
     full = torch.zeros(prompts, 1, length + tail, length + tail, dtype=torch.bool, device=mask.device)
     full[:, :, :length, :length] = causal_mask(mask)
     full[:, :, length:, :length] = mask[:, None, None, :]
-    full[:, :, length:, length:] = own
+    full[:, :, length:, length:] = own[:, None]
     return full
-
-
-def branch_positions(mask: Tensor, branches: int, depth: int) -> Tensor:
-    """Positions [P, Q] for the rows of `branch_mask`: every branch continues where its prompt ends."""
-    place = torch.arange(depth, device=mask.device).repeat(branches)
-    return torch.cat([prompt_positions(mask), mask.sum(1, keepdim=True) + place], dim=1)
 
 
 def ancestry_mask(mask: Tensor, ancestors: list[Tensor], widths: list[int]) -> Tensor:

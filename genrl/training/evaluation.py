@@ -17,11 +17,16 @@ from genrl.ops import world_max
 from genrl.policy.decode import rank
 from genrl.policy.model import Policy
 from genrl.progress import progress_bar
+from genrl.types import PromptBatch, Ranking
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one policy on one set of rows, ranked raw and with each user's history taken out."""
+    """Metrics of one policy on one set of rows, ranked raw and with each user's history taken out.
+
+    Besides the metrics of `RankingMetrics` there is certified@K for the largest K: the share of rows whose first K
+    items are provably those that scoring the whole catalogue would give.
+    """
 
     raw: dict[str, float]
     excluded: dict[str, float]
@@ -51,7 +56,8 @@ def evaluate(
         policy: what ranks; left in eval mode.
         layout: grammar of the completions, on the policy's device.
         batches: the rows, or this rank's share of them.
-        config: beam width, cut-offs.
+        config: beam width, cut-offs. With `exact` the ranking without the history is a search of its own in which
+            items of the history are not legal; otherwise they are taken out of the ranking.
         catalog: categories and cold items.
         name: shown at the progress bar.
     """
@@ -60,15 +66,31 @@ def evaluate(
     codes = layout.codes_of_items()
     metrics = {kind: ranking_metrics(config, catalog, codes.cpu()).to(device) for kind in ("raw", "excluded")}
     keyed = codes if config.level == "sid" else None
-    rows = batches.positions.numel()
+    rows, largest = batches.positions.numel(), max(config.k)
     ranks = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
+    certified = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
     with progress_bar(name, rows, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             prompts = batch.to(device)
-            ranking = rank(policy, layout, prompts.tokens, prompts.mask, config.beam)
-            for kind, shown in (("raw", ranking), ("excluded", exclude_history(ranking, prompts.history))):
+            for kind, shown in rankings(policy, layout, prompts, config).items():
                 metrics[kind].update(shown, prompts.targets, history=prompts.history)
                 ranks[kind][places.to(device)] = per_row_metrics(shown, prompts.targets, config.k, keyed)["rank"]
+                certified[kind][places.to(device)] = shown.certified(largest).long()
             advance(len(prompts))
-    whole = {kind: world_max(part).cpu() for kind, part in ranks.items()}
-    return Evaluation(metrics["raw"].compute(), metrics["excluded"].compute(), whole)
+    values = {
+        kind: {**metric.compute(), f"certified@{largest}": float(world_max(certified[kind]).float().mean())}
+        for kind, metric in metrics.items()
+    }
+    return Evaluation(**values, ranks={kind: world_max(part).cpu() for kind, part in ranks.items()})
+
+
+def rankings(policy: Policy, layout: Layout, prompts: PromptBatch, config: EvaluateConfig) -> dict[str, Ranking]:
+    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
+    if not config.exact:
+        raw = rank(policy, layout, prompts.tokens, prompts.mask, config.beam)
+        return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
+    layouts = {"raw": layout, "excluded": layout.filtered(deny=prompts.history)}
+    return {
+        kind: rank(policy, allowed, prompts.tokens, prompts.mask, config.beam, exact=max(config.k))
+        for kind, allowed in layouts.items()
+    }

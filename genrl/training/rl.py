@@ -92,7 +92,8 @@ class RLModule(StageModule):
         index, update = divmod(step, self.updates)
         if update == 0:
             started = time.perf_counter()
-            self._pending = self.experience(index)
+            with self.numerics():
+                self._pending = self.experience(index)
             self._sums["time/rollout"].append(time.perf_counter() - started)
         batch = self._pending[update]
         if "scores" in self.objective.needs:
@@ -178,7 +179,7 @@ class RLModule(StageModule):
 
     def training_step(self, batch: Experience, index: int) -> Tensor:
         """Loss of one micro-batch; micro-batch losses of a step add up to the step's loss."""
-        self.policy.eval()  # no dropout: the update must see the distribution that was sampled from
+        self.policy.update_mode()  # no dropout: the update must see the distribution that was sampled from
         if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
             self._sums["train/loss"].append(0.0)
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
@@ -228,7 +229,7 @@ class RLModule(StageModule):
 
     def _score_all(self, batch: Experience) -> PolicyScores:
         """Scores of a whole mini-batch without gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), self.numerics():
             return score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

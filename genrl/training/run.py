@@ -23,7 +23,6 @@ from genrl.catalog.sequences import Role
 from genrl.config.load import load_config, run_folder, save_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.metrics.functional import exclude_history
 from genrl.objectives import OBJECTIVES, Objective, check_needs
 from genrl.ops import world_size
 from genrl.policy.decode import rank
@@ -355,17 +354,18 @@ def _score(session: Session, console: Console, name: str) -> dict[str, Evaluatio
     limits = {"valid": config.valid_users, "test": config.test_users}
     layout = session.layout.to(str(session.policy.device))
     world = world_size()  # 1 until the first stage of this process has started the others
-    return {
-        split: evaluate(
-            session.policy,
-            layout,
-            session.batches(role, limits[split], _rank() if world > 1 else 0, world),
-            config,
-            session.dataset.catalog,
-            f"{name} {split}",
-        )
-        for split, role in SPLITS.items()
-    }
+    with session.numerics():
+        return {
+            split: evaluate(
+                session.policy,
+                layout,
+                session.batches(role, limits[split], _rank() if world > 1 else 0, world),
+                config,
+                session.dataset.catalog,
+                f"{name} {split}",
+            )
+            for split, role in SPLITS.items()
+        }
 
 
 def _references(session: Session, split: str) -> dict[str, Any]:
@@ -507,37 +507,75 @@ def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str,
     limit = {"valid": config.valid_users, "test": config.test_users}[split]
     layout = session.layout.to(str(session.policy.device))
     rows = session.batches(SPLITS[split], limit)
-    scored = evaluate(session.policy, layout, rows, config, session.dataset.catalog, split)
+    with session.numerics():
+        scored = evaluate(session.policy, layout, rows, config, session.dataset.catalog, split)
     results = {**_references(session, split), folder.name: _written(scored)}
     report.ranking_table(Console(), split, results, config.k)
     return results
 
 
 def recommend(
-    folder: Path, histories: list[list[str]], top: int, exclude_seen: bool
+    folder: Path,
+    histories: list[list[str]],
+    top: int,
+    *,
+    exclude_seen: bool = False,
+    only: list[str] | None = None,
+    cold: bool = False,
+    exact: bool = False,
 ) -> list[list[tuple[str, str, float]]]:
     """The best items for histories given as item ids or titles, oldest first.
 
+    Args:
+        folder: of a finished run.
+        histories: item ids or titles.
+        top: items for each history.
+        exclude_seen: leave out the items of the history.
+        only: item ids or titles that may be recommended (in stock, say); None: all.
+        cold: recommend cold items only.
+        exact: search until the list is provably the best of all allowed items.
+
     Returns:
-        For each history: (item id, title, log-probability), best first.
+        For each history: (item id, title, log-probability), best first; fewer than `top` where fewer are allowed.
+
+    Raises:
+        DataError: if no item is allowed, or a name is not in the catalogue.
     """
     _quiet_libraries()
     session = load_run(folder)
     catalog = session.dataset.catalog
     titles = {title: row for row, title in enumerate(catalog.titles) if title}
-    rows = [[titles[name] if name in titles else catalog.row(name) for name in history] for history in histories]
+
+    def find(name: str) -> int:
+        return titles[name] if name in titles else catalog.row(name)
+
+    rows = [[find(name) for name in history] for history in histories]
     width = max((len(history) for history in rows), default=0) or 1
     seen = torch.full((len(rows), width), -1)
     for place, history in enumerate(rows):
         if history:
             seen[place, width - len(history) :] = torch.tensor(history)
     tokens, mask = session.maker.template.render(seen[:, -session.config.data.max_history :])
-    beam = max(session.config.evaluate.beam, top + (width if exclude_seen else 0))
-    session.policy.eval()
     device = session.policy.device
-    ranking = rank(session.policy, session.layout.to(str(device)), tokens.to(device), mask.to(device), beam).to("cpu")
+    layout = session.layout
+    allowed = catalog.cold.clone() if cold else torch.ones(len(catalog), dtype=torch.bool)
+    if only is not None:
+        allowed &= torch.zeros_like(allowed).index_fill(0, torch.tensor([find(name) for name in only]).long(), True)
+    if not bool(allowed.all()):
+        layout = layout.only(allowed)
     if exclude_seen:
-        ranking = exclude_history(ranking, seen)
+        layout = layout.filtered(deny=seen)
+    session.policy.eval()
+    beam = max(session.config.evaluate.beam, top)
+    with session.numerics():
+        ranking = rank(
+            session.policy,
+            layout.to(str(device)),
+            tokens.to(device),
+            mask.to(device),
+            beam,
+            exact=top if exact else 0,
+        ).to("cpu")
     return [
         [
             (catalog.item_ids[item], catalog.titles[item], score)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from genrl.data.packing import Packer, text_segments
 from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.errors import ConfigError
 from genrl.layouts import LAYOUTS, Layout
+from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.sid import build_sid_table
@@ -43,6 +46,11 @@ class Session:
         table = sid_table(config, dataset)
         policy = load_policy(config.model, table.codebook_sizes, dataset.catalog.texts, config.prompt.prefix)
         _check_length(config, policy, table)
+        policy.branching = config.trainer.branching
+        if config.trainer.checkpointing:
+            policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.trainer.compile:
+            policy.compile_decoder()
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
         layout = LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes)
@@ -54,6 +62,11 @@ class Session:
             pad_id=policy.start_id if pad is None else pad,
         )
         return cls(config, dataset, table, policy, layout, PromptMaker(dataset, template, config.data.max_history))
+
+    def numerics(self) -> AbstractContextManager[Any]:
+        """Precision of forward passes outside Lightning's loops."""
+        mixed = self.config.trainer.precision == "bf16-mixed"
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=mixed)
 
     def rows(self, role: Role, limit: int | None = None) -> Tensor:
         """Positions of a role; with `limit` a random subset that is the same for every run on this data."""
@@ -79,7 +92,7 @@ class Session:
         segments = (
             text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
         )
-        return Packer(
+        packer = Packer(
             self.dataset,
             self.maker.template,
             self.config.align,
@@ -88,6 +101,8 @@ class Session:
             rank,
             world,
         )
+        packer.alone = "tree" in wrong_ways(self.policy, packer.longest)
+        return packer
 
     def align_key(self) -> str:
         """Changes with everything that the align stage depends on."""

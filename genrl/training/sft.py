@@ -48,7 +48,8 @@ class SFTModule(StageModule):
     def training_step(self, batch: PackedBatch, index: int) -> Tensor:
         """Loss of one packed batch."""
         self.policy.train()
-        hidden = self.policy.hidden(batch.tokens, packed_mask(batch.segments), batch.positions)
+        mask = batch.segments >= 0 if self.packer.alone else packed_mask(batch.segments)
+        hidden = self.policy.hidden(batch.tokens, mask, batch.positions)
         total = self._item_loss(hidden, batch) + self._text_loss(hidden, batch)
         loss = total * self.trainer.world_size / batch.share
         self.check_finite(loss, batch)
@@ -62,10 +63,11 @@ class SFTModule(StageModule):
         rows, columns = batch.item_places.unbind(1)
         states = self.layout.start(len(tokens))
         total = hidden.new_zeros((), dtype=torch.float32)
+        head = self.policy.head()
         for position in range(self.layout.length):
             legal = self.layout.legal(position, states)
             before = hidden[rows, columns + position - 1]
-            log_probs, _, _ = distribution(self.policy, before, legal, 1.0, "legal")
+            log_probs, _, _ = distribution(self.policy, head, before, legal, 1.0, "legal")
             chosen = (tokens[:, position] - legal.first)[:, None]
             total = total - log_probs.gather(1, chosen).sum()
             states = self.layout.advance(position, states, tokens[:, position])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ class StageModule(L.LightningModule):
         """Log all metrics."""
         values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.log_dict(values, sync_dist=False)
+
+    def numerics(self) -> AbstractContextManager[Any]:
+        """Precision of passes that Lightning does not wrap: rollouts are drawn as the update will score them."""
+        mixed = self.trainer.precision.endswith("-mixed")
+        return self.trainer.precision_plugin.forward_context() if mixed else nullcontext()
 
     def optimiser(self, learning_rate: float, weight_decay: float, betas: list[float]) -> torch.optim.Optimizer:
         """AdamW that decays matrices and leaves vectors (norms, biases) alone."""

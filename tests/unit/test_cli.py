@@ -174,10 +174,31 @@ def test_sid_prints_the_report(run_module, composed, capsys):
 
 def test_recommend_prints_a_ranked_list(run_module, capsys):
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3, 4", "--top", "1", "--exclude-history"]) == 0
-    assert run_module.calls == [("recommend", (Path("runs/x"), [["3", "4"]], 1, True), {})]
+    asked = {"exclude_seen": True, "only": None, "cold": False, "exact": False}
+    assert run_module.calls == [("recommend", (Path("runs/x"), [["3", "4"]], 1), asked)]
     shown = capsys.readouterr().out
     assert "after 3, 4:" in shown
     assert "17  a title" in shown
+
+
+def test_recommend_among_some_items(run_module, tmp_path):
+    stock = tmp_path / "stock.txt"
+    stock.write_text("17\n\n  a title\n")
+    words = ["recommend", "--run", "runs/x", "--history", "3", "--only", str(stock), "--cold", "--exact"]
+    assert cli.main(words) == 0
+    assert run_module.calls[0][2] == {"exclude_seen": False, "only": ["17", "a title"], "cold": True, "exact": True}
+
+
+@pytest.mark.parametrize(("text", "reason"), [(None, "no such file"), ("\n \n", "names no item")])
+def test_a_list_of_items_that_says_nothing_is_refused(run_module, tmp_path, capsys, text, reason):
+    stock = tmp_path / "stock.txt"
+    if text is not None:
+        stock.write_text(text)
+    assert cli.main(["recommend", "--run", "runs/x", "--history", "3", "--only", str(stock)]) == 2
+    assert run_module.calls == []
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"--only {stock}: " in shown
+    assert reason in shown
 
 
 @pytest.mark.parametrize("words", [[], ["--history", " , "], ["--history", "3", "--top", "0"]])

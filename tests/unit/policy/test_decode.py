@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from genrl.errors import ConfigError, DataError
+from genrl.layouts.sid import SidLayout
 from genrl.policy.decode import beam, rank, sample
 from genrl.policy.score import score
 from tests.helpers import assert_same
-from tests.models import every_item, make_layout, make_policy, make_prompts
+from tests.models import (
+    every_item,
+    local_config,
+    make_codes,
+    make_layout,
+    make_policy,
+    make_prompts,
+    save_local_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +94,67 @@ def test_sampling_without_replacement_includes_items_as_theory_says(everything: 
     seen = torch.bincount(items[:, 1], minlength=60) / rounds
     assert bool(((seen - second).abs() < 5 * (second * (1 - second) / rounds).sqrt() + 2e-3).all())
     assert_same(drawn.logps.sum(2), exact[0][items])
+
+
+def test_the_bound_tells_which_rankings_are_those_of_the_whole_catalogue(everything: tuple) -> None:
+    policy, layout, prompts, exact = everything
+    order = exact.argsort(dim=1, descending=True, stable=True)
+    seen = set()
+    for width in (3, 5, 9, 15, 30, 60):
+        ranking = rank(policy, layout, prompts.tokens, prompts.mask, width)
+        outside = exact.scatter(1, ranking.items, float("-inf")).amax(1)
+        assert ranking.bound is not None
+        assert bool((ranking.bound >= outside - 1e-5).all())
+        for k in (1, 3):
+            certified = ranking.certified(k)
+            right = (ranking.items[:, :k] == order[:, :k]).all(1)
+            assert bool(right[certified].all())
+            seen |= {(bool(c), bool(r)) for c, r in zip(certified, right, strict=True)}
+    assert (True, True) in seen
+    assert (False, False) in seen  # a narrow beam was wrong, and said so
+    assert bool((ranking.bound == float("-inf")).all())
+
+
+@pytest.mark.parametrize("width", [4, 7])
+def test_an_exact_ranking_is_that_of_exhaustive_scoring(everything: tuple, width: int) -> None:
+    policy, layout, prompts, exact = everything
+    narrow = rank(policy, layout, prompts.tokens, prompts.mask, width)
+    ranking = rank(policy, layout, prompts.tokens, prompts.mask, width, exact=4)
+    assert not bool(narrow.certified(4).all())
+    assert bool(ranking.certified(4).all())
+    wanted = exact.sort(dim=1, descending=True, stable=True)
+    assert ranking.items.shape == (5, width)
+    assert ranking.items[:, :4].tolist() == wanted.indices[:, :4].tolist()
+    assert_same(ranking.scores[:, :4], wanted.values[:, :4])
+
+
+def test_certificates_hold_where_items_share_a_sid() -> None:
+    policy = make_policy()
+    codes = make_codes(40).repeat_interleave(3, dim=0)[:100]
+    layout = make_layout(policy, codes)
+    prompts = make_prompts(policy)
+    scored = rank(policy, layout, prompts.tokens, prompts.mask, 100)
+    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 5, exact=5)
+    assert ranking.items.tolist() == scored.items[:, :5].tolist()
+
+
+def test_a_layout_of_another_tokenizer_is_refused(everything: tuple) -> None:
+    policy, layout, prompts, _ = everything
+    other = SidLayout(
+        layout.config, trie=layout.trie, first_ids=tuple(i + 1 for i in layout.first_ids), codes=layout.codes
+    )
+    for act in (
+        lambda: beam(policy, other, prompts.tokens, prompts.mask, 3),
+        lambda: sample(policy, other, prompts.tokens, prompts.mask, torch.rand(5, 2, 3)),
+        lambda: score(policy, other, every_item(layout, prompts)),
+    ):
+        with pytest.raises(DataError, match=r"the trie belongs to another tokenizer\. Build the layout with policy"):
+            act()
+
+
+def test_a_prompt_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
+    policy = make_policy(local_config(save_local_model(tmp_path, max_position_embeddings=12)))
+    prompts = make_prompts(policy)
+    rank(policy, make_layout(policy), prompts.tokens[:, 1:], prompts.mask[:, 1:], 3)
+    with pytest.raises(ConfigError, match=r"prompt of 11 tokens with 2 more does not fit into the 12 positions"):
+        rank(policy, make_layout(policy), prompts.tokens, prompts.mask, 3)

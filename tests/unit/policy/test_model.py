@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from genrl.errors import CheckpointError, UnsupportedError
@@ -53,9 +57,11 @@ def test_some_rows_of_the_head_are_a_slice_of_all(bias: bool) -> None:
     hidden = hidden_states(policy)
     first, size = policy.first_ids[1], SIZES[1]
     with torch.no_grad():
-        assert_same(policy.logits(hidden, first, size), policy.logits(hidden)[..., first : first + size])
+        assert_same(
+            policy.head(first, size).logits(hidden, first, size), policy.logits(hidden)[..., first : first + size]
+        )
         assert_same(policy.logits(hidden), policy.base.lm_head(hidden))
-        assert policy.logits(hidden.bfloat16(), first, size).dtype == torch.float32
+        assert policy.head().logits(hidden.bfloat16(), first, size).dtype == torch.float32
 
 
 def test_the_state_is_a_copy_of_what_is_trained() -> None:
@@ -123,7 +129,67 @@ def test_the_reference_is_left_whatever_happens_inside() -> None:
 def test_a_model_that_transforms_its_logits_is_refused(name: str) -> None:
     policy = make_policy()
     setattr(policy.base.config, name, 1.0)
-    Policy(policy.model, policy.tokenizer, policy.first_ids, 1, ())
+    Policy(policy.model, policy.tokenizer, policy.first_ids, SIZES, 1, ())
     setattr(policy.base.config, name, 30.0)
     with pytest.raises(UnsupportedError, match=rf"Qwen3ForCausalLM transforms its logits \({name}\)"):
-        Policy(policy.model, policy.tokenizer, policy.first_ids, 1, ())
+        Policy(policy.model, policy.tokenizer, policy.first_ids, SIZES, 1, ())
+
+
+def test_a_compiled_policy_computes_the_same() -> None:
+    policy = make_policy()
+    prompts = make_prompts(policy)
+    mask, positions = causal_mask(prompts.mask), prompt_positions(prompts.mask)
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        policy.zero_grad()
+        hidden = policy.hidden(prompts.tokens, mask, positions)
+        hidden.square().sum().backward()
+        return hidden.detach(), policy.decoder.layers[0].mlp.up_proj.weight.grad
+
+    wanted = gradient()
+    names = set(policy.state_dict())
+    traced: list[int] = []
+    policy.compile_decoder(backend=lambda graph, _: traced.append(len(graph.graph.nodes)) or graph.forward)
+    found = gradient()
+    assert traced
+    assert max(traced) > 50
+    assert_same(found[0], wanted[0])
+    assert_same(found[1], wanted[1])
+    assert set(policy.state_dict()) == names
+    with policy_reference(policy):
+        assert_same(policy.hidden(prompts.tokens, mask, positions), wanted[0])
+    nudge(policy)
+    assert not torch.allclose(policy.hidden(prompts.tokens, mask, positions), wanted[0])  # weights are no constants
+
+
+@contextmanager
+def policy_reference(policy: Policy) -> Iterator[None]:
+    policy.keep_reference()
+    with policy.reference():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, None),
+        ({"sliding_window": 64}, 64),
+        ({"sliding_window": 64, "use_sliding_window": False}, None),
+        ({"layer_types": ["full_attention", "full_attention"], "sliding_window": 64}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}, 64),
+        ({"layer_types": ["chunked_attention"], "attention_chunk_size": 32}, 32),
+    ],
+)
+def test_the_window_is_read_from_the_configuration(changes: dict[str, object], window: int | None) -> None:
+    policy = make_policy()
+    config = PretrainedConfig()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    policy.base.config = config
+    assert policy.window == window
+
+
+def test_work_counts_what_a_token_costs() -> None:
+    policy = make_policy()  # 2 layers, width 32, 2 heads of 16, feed-forward 48
+    assert policy.work.token == 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert policy.work.pair == policy.work.cached == 2 * 2 * 32

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import torch
 
-from genrl.policy.tree import ancestry_mask, branch_mask, branch_positions, causal_mask, packed_mask, prompt_positions
+from genrl.policy.tree import ancestry_mask, branch_mask, causal_mask, left_padded, packed_mask, prompt_positions
 
 MASK = torch.tensor([[False, True, True], [True, True, True]])
 
 
 def test_positions_count_from_the_first_real_token() -> None:
     assert prompt_positions(MASK).tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert branch_positions(MASK, branches=2, depth=2).tolist() == [[0, 0, 1, 2, 3, 2, 3], [0, 1, 2, 3, 4, 3, 4]]
 
 
 def test_padding_sees_itself_only() -> None:
@@ -17,7 +16,8 @@ def test_padding_sees_itself_only() -> None:
 
 
 def test_branches_do_not_see_each_other() -> None:
-    mask = branch_mask(MASK, branches=2, depth=2)[0, 0]
+    branch, place = torch.tensor([[0, 0, 1, 1]] * 2), torch.tensor([[0, 1, 0, 1]] * 2)
+    mask = branch_mask(MASK, branch, place)[0, 0]
     assert mask[3].tolist() == [False, True, True, True, False, False, False]
     assert mask[4].tolist() == [False, True, True, True, True, False, False]
     assert mask[6].tolist() == [False, True, True, False, False, True, True]
@@ -41,3 +41,10 @@ def test_a_beam_sees_its_ancestors() -> None:
         [False, True, True, False, True, False, True, False],
         [False, True, True, True, False, False, False, True],
     ]
+
+
+def test_padding_moves_to_the_left_and_empty_columns_go() -> None:
+    tokens = torch.tensor([[7, 0, 8, 0, 0], [1, 2, 0, 3, 0]])
+    moved, mask = left_padded(tokens, tokens > 0)
+    assert moved.tolist() == [[0, 7, 8], [1, 2, 3]]
+    assert mask.tolist() == [[False, True, True], [True, True, True]]

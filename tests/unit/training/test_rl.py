@@ -305,3 +305,34 @@ def test_training_raises_the_chance_of_what_is_rewarded(session: Session, tmp_pa
     train(module, 15)
     after = module.verifier(module.experience(99)[0].rollout, None).outcome.mean()  # type: ignore[arg-type]
     assert float(after) > float(before) + 0.3
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_rollouts_are_drawn_in_the_precision_of_the_update(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    module = make(session, tmp_path, "objective=bapo")  # scores before each step, too
+    seen = []
+    original = type(session.policy).hidden
+    monkeypatch.setattr(
+        type(session.policy),
+        "hidden",
+        lambda self, *arguments: seen.append(torch.is_autocast_enabled("cpu")) or original(self, *arguments),
+    )
+    train(module, 2, precision=precision)
+    assert set(seen) == {precision == "bf16-mixed"}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_activation_checkpointing_recomputes_layers_in_the_update_only(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=grpo", NO_KL)
+    plain = step_gradient(module)[0]
+    passes = []
+    layer = session.policy.decoder.layers[0].mlp
+    hook = layer.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    session.policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same(step_gradient(module)[0], plain)
+    hook.remove()
+    session.policy.base.gradient_checkpointing_disable()
+    assert passes.count(True) == 1  # in the backward pass; the forward pass before it kept nothing
+    assert passes.count(False) >= 3

@@ -260,8 +260,8 @@ def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
     session = load_run(finished)
     catalog = session.dataset.catalog
     rows = [[3, 7], [5]]
-    by_id = recommend(finished, [[catalog.item_ids[row] for row in history] for history in rows], 60, False)
-    by_title = recommend(finished, [[catalog.titles[row] for row in history] for history in rows], 60, False)
+    by_id = recommend(finished, [[catalog.item_ids[row] for row in history] for history in rows], 60)
+    by_title = recommend(finished, [[catalog.titles[row] for row in history] for history in rows], 60)
     assert by_id == by_title
     assert [len(items) for items in by_id] == [60, 60]
     for items in by_id:
@@ -269,7 +269,7 @@ def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
         assert bool((scores.diff() <= 0).all())
         assert_same(scores.exp().sum(), torch.tensor(1.0))
         assert all(catalog.titles[catalog.row(item)] == title for item, title, _ in items)
-    fresh = recommend(finished, [[catalog.item_ids[row] for row in history] for history in rows], 5, True)
+    fresh = recommend(finished, [[catalog.item_ids[row] for row in history] for history in rows], 5, exclude_seen=True)
     for items, whole, history in zip(fresh, by_id, rows, strict=True):
         seen = {catalog.item_ids[row] for row in history}
         wanted = [item for item, _, _ in whole if item not in seen][:5]
@@ -278,7 +278,7 @@ def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
 
 def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
     with pytest.raises(DataError, match="'i99'"):
-        recommend(finished, [["i3", "i99"]], 5, False)
+        recommend(finished, [["i3", "i99"]], 5)
 
 
 def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

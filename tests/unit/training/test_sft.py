@@ -156,3 +156,18 @@ def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_
     assert drawn(2) == first
     assert drawn(3) != first
     assert drawn(2, "align.seed=1") != first
+
+
+def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradient(
+    session: Session, tmp_path: Path
+) -> None:
+    packed = step_gradient(session, tmp_path)[1]
+    session.policy.refused_ways, session.policy.noticed = {"tree": "it says so"}, {"tree"}
+    module = sft_module(session, tmp_path)
+    alone = step_gradient(session, tmp_path)[1]
+    session.policy.refused_ways = None
+    assert module.packer.alone
+    batch = module.packer.step(0)
+    assert bool((batch.segments <= 0).all())
+    assert int(batch.segments.amax(1).min()) == 0
+    assert_same(alone, packed)

@@ -1,0 +1,188 @@
+"""Completions that grow token by token behind their prompts, in each of the ways of `genrl.policy.branching`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from genrl.policy.branching import Shape, choose
+from genrl.policy.cache import reserved_cache, reserved_tree_cache
+from genrl.policy.model import Policy
+from genrl.policy.tree import ancestry_mask, causal_mask, left_padded, prompt_positions
+
+
+class Branches(ABC):
+    """W slots per prompt and level, each the child of a slot of the level before.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], left-padded.
+        mask: [P, L].
+        width: slots per level, at most.
+        levels: tokens that will be added to each prompt.
+    """
+
+    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, width: int, levels: int) -> None:
+        self.policy = policy
+        self.tokens = tokens
+        self.mask = mask
+        self.most = width
+        self.levels = levels
+        self.column: Tensor | None = None
+        """[P, W] column of the model's row that each slot of the last level stands in; None: its own."""
+        self.depth = 0
+
+    @abstractmethod
+    def _prefill(self) -> Tensor:
+        """Hidden state [P, H] behind each prompt."""
+
+    @abstractmethod
+    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+        """Hidden states [P, W, H] behind one more token [P, W] per slot; `parents` as in `extend`."""
+
+    def prefill(self) -> Tensor:
+        """Hidden state [P, H] behind each prompt."""
+        self.hidden = self._prefill()
+        return self.hidden
+
+    def extend(self, tokens: Tensor, parents: Tensor | None = None, live: Tensor | None = None) -> Tensor:
+        """Hidden states behind one more token per slot.
+
+        Args:
+            tokens: [P, W].
+            parents: [P, W] slots of the level before; None: as many slots as before, each the child of its namesake,
+                or all children of the prompt.
+            live: [P, W] bool: slots whose hidden state is wanted, all of them children of live slots; None: all.
+                Rows stay rectangular, so each prompt computes as many slots as the one with most. On devices that run
+                ahead of the host their number is not known in time, and all slots are computed.
+
+        Returns:
+            [P, W, H], zero at slots that were left out.
+        """
+        prompts, width = tokens.shape
+        count = width if live is None or live.device.type != "cpu" else int(live.sum(1).max())
+        if count == width and self.column is None:
+            return self._extend(tokens, parents)
+        whole = self.hidden.new_zeros(prompts, width, self.hidden.shape[-1])
+        if live is None or count == 0:
+            return whole
+        order = (~live).byte().argsort(dim=1, stable=True)[:, :count]
+        chosen = order if parents is None else parents.gather(1, order)
+        if self.depth == 0:
+            chosen = torch.zeros_like(order)
+        elif self.column is not None:
+            chosen = self.column.gather(1, chosen)
+        hidden = self._extend(tokens.gather(1, order), chosen)
+        columns = torch.arange(count).expand(prompts, -1)
+        self.column = torch.zeros(prompts, width, dtype=torch.int64).scatter(1, order, columns)
+        return whole.scatter(1, order[:, :, None].expand_as(hidden), hidden)
+
+    def positions(self, width: int) -> Tensor:
+        """Position [P, width] of the tokens at the present depth."""
+        return (self.mask.sum(1, keepdim=True) + self.depth).expand(-1, width)
+
+
+class TreeBranches(Branches):
+    """All slots of a prompt in one row: nothing is copied, a mask shows each slot its ancestors."""
+
+    def _prefill(self) -> Tensor:
+        """Fill the cache with the prompts."""
+        room = self.tokens.shape[1] + self.most * self.levels
+        self.cache = reserved_tree_cache(self.policy.base.config, room)
+        self.widths: list[int] = []
+        self.ancestors: list[Tensor] = []
+        return self.policy.hidden(self.tokens, causal_mask(self.mask), prompt_positions(self.mask), self.cache)[:, -1]
+
+    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+        """Add one level to the rows."""
+        prompts, width = tokens.shape
+        slots = torch.arange(width, device=tokens.device).expand(prompts, -1)
+        if parents is not None:
+            self.ancestors = [earlier.gather(1, parents) for earlier in self.ancestors]
+        self.ancestors.append(slots)
+        self.widths.append(width)
+        mask = ancestry_mask(self.mask, self.ancestors, self.widths)
+        hidden = self.policy.hidden(tokens, mask, self.positions(width), self.cache)
+        self.depth += 1
+        return hidden
+
+
+class ExpandedBranches(Branches):
+    """A row per slot, with a copy of what its prompt left in the cache."""
+
+    def _prefill(self) -> Tensor:
+        """Fill the cache with the prompts, one row each."""
+        self.cache = reserved_cache(self.policy.base.config, self.tokens.shape[1] + self.levels)
+        self.seen = self.mask
+        self.width = 1
+        return self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask), self.cache)[:, -1]
+
+    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+        """Give every slot the row of its parent and add one token."""
+        prompts, width = tokens.shape
+        if parents is not None or width != self.width:
+            first = torch.arange(prompts, device=tokens.device)[:, None] * self.width
+            rows = (first if parents is None else first + parents).expand(-1, width).flatten()
+            self.cache.batch_select_indices(rows)
+            self.seen = self.seen[rows]
+        self.width = width
+        self.seen = torch.cat([self.seen, self.seen.new_ones(prompts * width, 1)], dim=1)
+        positions = self.positions(width).reshape(-1, 1)
+        hidden = self.policy.hidden(tokens.reshape(-1, 1), self.seen, positions, self.cache)
+        self.depth += 1
+        return hidden.view(prompts, width, -1)
+
+
+class NaiveBranches(Branches):
+    """Every slot computed anew from its prompt on: no cache, no mask of our own."""
+
+    def _prefill(self) -> Tensor:
+        """The prompts alone."""
+        self.grown = self.tokens.new_empty(len(self.tokens), 1, 0)
+        return self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask))[:, -1]
+
+    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+        """Every slot's prompt with all of its tokens."""
+        prompts, width = tokens.shape
+        if parents is not None:
+            self.grown = self.grown.gather(1, parents[:, :, None].expand(-1, -1, self.depth))
+        self.grown = torch.cat([self.grown.expand(-1, width, -1), tokens[:, :, None]], dim=2)
+        self.depth += 1
+        rows, mask, positions = alone(self.tokens, self.mask, self.grown)
+        return self.policy.hidden(rows, mask, positions)[:, -1].view(prompts, width, -1)
+
+
+def alone(tokens: Tensor, mask: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of a copy of the prompt and one completion each.
+
+    Args:
+        tokens: prompts [P, L], left-padded.
+        mask: [P, L].
+        completions: [P, W, D].
+
+    Returns:
+        tokens, mask and positions, each [P * W, L + D].
+    """
+    _, width, depth = completions.shape
+    rows = torch.cat([tokens.repeat_interleave(width, dim=0), completions.flatten(0, 1)], dim=1)
+    real = mask.repeat_interleave(width, dim=0)
+    real = torch.cat([real, real.new_ones(len(real), depth)], dim=1)
+    return rows, real, prompt_positions(real)
+
+
+def grow(policy: Policy, tokens: Tensor, mask: Tensor, width: int, depth: int) -> Branches:
+    """Branches for `width` completions per prompt that feed `depth` tokens each, in the cheapest way.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], padded on any side.
+        mask: [P, L].
+        width: completions per prompt.
+        depth: tokens per completion that go through the model.
+    """
+    tokens, mask = left_padded(tokens, mask)
+    shape = Shape(tokens.shape[0], width, tokens.shape[1], depth)
+    kinds: dict[str, type[Branches]] = {"tree": TreeBranches, "expand": ExpandedBranches, "naive": NaiveBranches}
+    return kinds[choose(policy, shape, decode=True)](policy, tokens, mask, width, depth)

@@ -1,0 +1,70 @@
+"""Key-value caches with room for the tokens to come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+
+class ReservedLayer(DynamicLayer):
+    """Keys and values of one layer in buffers that are as long as they will ever be.
+
+    transformers' own layer copies all it holds for every token that it adds; this one writes the new token behind the
+    others. Not for passes with gradient, since it changes its buffers in place.
+
+    Args:
+        room: tokens that will be added in all.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Add tokens [B, heads, n, width] and return all there are."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._reserve(key_states[:, :, :0], value_states[:, :, :0])
+        assert self.buffers is not None
+        start = self.keys.shape[2]
+        stop = start + key_states.shape[2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:stop] = states
+        self._show(stop)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`, each as often as it is named."""
+        self._reserve(self.keys[indices], self.values[indices])
+
+    def _reserve(self, keys: Tensor, values: Tensor) -> None:
+        """Copy what there is into buffers of full length."""
+        rows, heads, length, _ = keys.shape
+        self.buffers = (
+            keys.new_empty(rows, heads, self.room, keys.shape[3]),
+            values.new_empty(rows, heads, self.room, values.shape[3]),
+        )
+        for buffer, states in zip(self.buffers, (keys, values), strict=True):
+            buffer[:, :, :length] = states
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        assert self.buffers is not None
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+
+def reserved_cache(config: Any, room: int) -> DynamicCache:  # noqa: ANN401 (transformers is untyped)
+    """A cache of `room` tokens for a model; layers that keep something else than all tokens are left as they are."""
+    cache = DynamicCache(config=config.get_text_config())
+    cache.layers = [ReservedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def reserved_tree_cache(config: Any, room: int) -> DynamicCache:  # noqa: ANN401
+    """A cache of `room` tokens in which every layer keeps all of them, whatever its window."""
+    cache = DynamicCache()
+    cache.layers = [ReservedLayer(room) for _ in range(config.get_text_config().num_hidden_layers)]
+    return cache

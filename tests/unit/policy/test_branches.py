@@ -1,0 +1,266 @@
+"""All ways of computing completions give the same hidden states, log-probabilities and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.config.schema import LoraConfig
+from genrl.policy.branches import grow
+from genrl.policy.branching import WAYS
+from genrl.policy.decode import beam, sample
+from genrl.policy.model import Policy
+from genrl.policy.rollout import to_rollout
+from genrl.policy.score import score
+from genrl.types import RolloutBatch
+from tests.helpers import assert_same
+from tests.models import (
+    ARCHITECTURES,
+    TINY,
+    every_item,
+    local_config,
+    make_codes,
+    make_layout,
+    make_policy,
+    make_prompts,
+    save_local_model,
+)
+
+Maker = Callable[[Path], Policy]
+
+
+def architecture(name: str, **changes: object) -> Maker:
+    return lambda folder: make_policy(local_config(save_local_model(folder, name, **changes)))
+
+
+POLICIES: dict[str, Maker] = {
+    "tiny": lambda _: make_policy(),
+    **{name: architecture(name) for name in ARCHITECTURES},
+    "window": architecture("qwen3", use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "lora": lambda folder: make_policy(local_config(save_local_model(folder, "llama"), lora=LoraConfig(rank=4))),
+    "nf4": lambda folder: make_policy(
+        local_config(save_local_model(folder, "qwen2"), lora=LoraConfig(rank=4), quantize="nf4")
+    ),
+}
+
+
+def ways_of(policy: Policy) -> tuple[str, ...]:
+    return tuple(way for way in WAYS if not (way == "tree" and policy.window))
+
+
+def some_items(policy: Policy) -> tuple[object, RolloutBatch]:
+    """Eight completions for each of five prompts, some of them cut short."""
+    layout = make_layout(policy)
+    whole = every_item(layout, make_prompts(policy))
+    chosen = torch.arange(8) * 7
+    rows = (torch.arange(5)[:, None] * 60 + chosen).flatten()
+    mask = whole.mask[rows].clone()
+    mask[::3, 2] = False
+    tokens = whole.tokens[rows].masked_fill(~mask, 0)
+    parts = ("step_ids", "item_mask", "support", "choices", "items", "old_logps")
+    return layout, replace(
+        whole, tokens=tokens, mask=mask, group_size=8, **{name: getattr(whole, name)[rows] for name in parts}
+    )
+
+
+def scored(policy: Policy, way: str, layout: object, batch: RolloutBatch, normalize: str) -> tuple[Tensor, Tensor]:
+    policy.branching = way
+    policy.zero_grad()
+    logps = score(policy, layout, batch, 0.8, normalize).logps  # type: ignore[arg-type]
+    weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
+    (logps * weights).sum().backward()
+    return logps.detach(), torch.cat([p.grad.flatten().float() for p in policy.trainable().values()])
+
+
+@pytest.mark.parametrize("normalize", ["legal", "vocab"])
+@pytest.mark.parametrize("kind", sorted(POLICIES))
+def test_scores_and_gradients_are_those_of_plain_rows(kind: str, normalize: str, tmp_path: Path) -> None:
+    policy = POLICIES[kind](tmp_path)
+    layout, batch = some_items(policy)
+    wanted, gradient = scored(policy, "naive", layout, batch, normalize)
+    assert gradient.norm() > 0
+    for way in ways_of(policy)[:-1]:
+        logps, found = scored(policy, way, layout, batch, normalize)
+        assert float((logps - wanted).abs().max()) < 1e-5
+        assert float((found - gradient).norm() / gradient.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", sorted(POLICIES))
+def test_samples_and_beams_are_the_same_in_every_way(kind: str, tmp_path: Path) -> None:
+    policy = POLICIES[kind](tmp_path)
+    layout, prompts = make_layout(policy), make_prompts(policy)
+    uniforms = torch.rand(5, 6, 3, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for way in ways_of(policy):
+        policy.branching = way
+        found[way] = (
+            sample(policy, layout, prompts.tokens, prompts.mask, uniforms),
+            beam(policy, layout, prompts.tokens, prompts.mask, 9),
+        )
+    for way in ways_of(policy)[:-1]:
+        for drawn, wanted in zip(found[way], found["naive"], strict=True):
+            assert drawn.tokens.tolist() == wanted.tokens.tolist()
+            assert_same(drawn.logps, wanted.logps)
+            assert_same(drawn.entropy, wanted.entropy)
+
+
+def moved(batch: RolloutBatch, side: str) -> RolloutBatch:
+    """The same prompts with their padding elsewhere."""
+    width = batch.prompt_mask.shape[1] + 2
+    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
+    mask = torch.zeros(len(batch), width, dtype=torch.bool)
+    for row, (ids, real) in enumerate(zip(batch.prompt_tokens, batch.prompt_mask, strict=True)):
+        kept = ids[real]
+        places = {
+            "right": torch.arange(len(kept)),
+            "both": 1 + torch.arange(len(kept)),
+            "between": torch.cat([torch.arange(len(kept) - 1), torch.tensor([width - 1])]),
+        }[side]
+        tokens[row, places] = kept
+        mask[row, places] = True
+    return replace(batch, prompt_tokens=tokens, prompt_mask=mask)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("side", ["right", "both", "between"])
+def test_padding_may_stand_anywhere(way: str, side: str) -> None:
+    policy = make_policy()
+    layout, batch = some_items(policy)
+    policy.branching = way
+    with torch.no_grad():
+        assert_same(
+            score(policy, layout, moved(batch, side)).logps,  # type: ignore[arg-type]
+            score(policy, layout, batch).logps,  # type: ignore[arg-type]
+        )
+    policy.branching = "auto"
+    shifted = moved(batch, side)
+    found = beam(policy, layout, shifted.prompt_tokens, shifted.prompt_mask, 4)  # type: ignore[arg-type]
+    wanted = beam(policy, layout, batch.prompt_tokens, batch.prompt_mask, 4)  # type: ignore[arg-type]
+    assert found.tokens.tolist() == wanted.tokens.tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_slots_may_change_their_number_and_order(way: str) -> None:
+    policy = make_policy()
+    prompts = make_prompts(policy)
+    levels = [torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]]), torch.tensor([[10, 11, 12, 13]])]
+    parents = [torch.tensor([[0, 0, 0]]), torch.tensor([[2, 0]]), torch.tensor([[1, 0, 1, 1]])]
+    policy.branching = way
+    with torch.no_grad():
+        branches = grow(policy, prompts.tokens, prompts.mask, 4, 3)
+        branches.prefill()
+        for tokens, chosen in zip(levels, parents, strict=True):
+            hidden = branches.extend(tokens.expand(5, -1), chosen.expand(5, -1))
+        paths = [[5, 9, 10], [7, 8, 11], [5, 9, 12], [5, 9, 13]]
+        for row in range(5):
+            start = prompts.tokens[row][prompts.mask[row]]
+            for slot, path in enumerate(paths):
+                plain = policy.decoder(input_ids=torch.cat([start, torch.tensor(path)])[None]).last_hidden_state
+                assert_same(hidden[row, slot], plain[0, -1])
+
+
+@pytest.mark.parametrize("kind", ["tiny", "lora"])
+def test_activation_checkpointing_changes_no_gradient(kind: str, tmp_path: Path) -> None:
+    policy = POLICIES[kind](tmp_path)
+    layout, batch = some_items(policy)
+    wanted, gradient = scored(policy, "tree", layout, batch, "legal")
+    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.update_mode()
+    calls = counted(policy)
+    for way in ("tree", "naive", "auto"):
+        calls.clear()
+        logps, found = scored(policy, way, layout, batch, "legal")
+        assert len(calls) == 2  # the first layer ran again in the backward pass
+        assert float((logps - wanted).abs().max()) < 1e-5
+        assert float((found - gradient).norm() / gradient.norm()) < 1e-5
+
+
+def counted(policy: Policy) -> list[int]:
+    """Grows by one with every pass through the first layer's attention."""
+    calls: list[int] = []
+    layer = next(iter(policy.decoder.layers))
+    layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_an_update_has_no_dropout() -> None:
+    policy = make_policy(replace(TINY, dropout=0.5))
+    layout, batch = some_items(policy)
+    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.update_mode()
+    with torch.no_grad():
+        first, second = (score(policy, layout, batch).logps for _ in range(2))  # type: ignore[arg-type]
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_to_bfloat16_stays_close(way: str) -> None:
+    policy = make_policy()
+    layout, batch = some_items(policy)
+    policy.branching = "naive"
+    with torch.no_grad():
+        wanted = score(policy, layout, batch).logps  # type: ignore[arg-type]
+        policy.branching = way
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = score(policy, layout, batch).logps  # type: ignore[arg-type]
+    assert found.dtype == torch.float32
+    difference = (found - wanted).abs()
+    assert 0 < float(difference.max()) < 0.3
+    assert float(difference.mean()) < 0.03
+
+
+def computed(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every pass through the decoder."""
+    sizes: list[int] = []
+    original = Policy.hidden
+    monkeypatch.setattr(
+        Policy, "hidden", lambda self, tokens, *rest: sizes.append(tokens.numel()) or original(self, tokens, *rest)
+    )
+    return sizes
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_completions_that_are_settled_cost_nothing_more(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    layout, prompts = make_layout(policy, make_codes(25)), make_prompts(policy)
+    uniforms = torch.rand(5, 9, 3, generator=torch.Generator().manual_seed(0))
+    gumbels = -torch.rand(5, 3, 9, 7, generator=torch.Generator().manual_seed(1)).log().neg().log()
+    policy.branching = way
+
+    def draw() -> list[object]:
+        return [
+            sample(policy, layout, prompts.tokens, prompts.mask, uniforms),
+            beam(policy, layout, prompts.tokens, prompts.mask, 12),
+            beam(policy, layout, prompts.tokens, prompts.mask, 9, gumbels=gumbels),
+        ]
+
+    sizes = computed(policy, monkeypatch)
+    found = draw()
+    some = sum(sizes)
+    sizes.clear()
+    monkeypatch.setattr(type(layout), "settled", lambda self, position, states: torch.zeros_like(states).bool())
+    for drawn, wanted in zip(found, draw(), strict=True):
+        assert drawn.leaves.tolist() == wanted.leaves.tolist()  # type: ignore[attr-defined]
+        assert_same(drawn.logps, wanted.logps)  # type: ignore[attr-defined]
+        assert_same(drawn.entropy, wanted.entropy)  # type: ignore[attr-defined]
+    assert some < sum(sizes)
+
+
+def test_tokens_that_no_chosen_token_follows_are_left_out_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    layout, prompts = make_layout(policy, make_codes(25)), make_prompts(policy)
+    uniforms = torch.rand(5, 9, 3, generator=torch.Generator().manual_seed(0))
+    drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)
+    batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
+    full = replace(batch, mask=torch.ones_like(batch.mask))
+    sizes = computed(policy, monkeypatch)
+    results = [scored(policy, "tree", layout, whole, "legal") for whole in (batch, full)]
+    assert_same(results[0][0], results[1][0])
+    assert_same(results[0][1], results[1][1])
+    needed = (batch.mask[:, 1:].flip(1).cumsum(1) > 0).view(5, -1).sum(1)
+    assert sizes[0] == 5 * (11 + int(needed.max())) < sizes[1]

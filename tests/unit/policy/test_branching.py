@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genrl.errors import ConfigError, UnsupportedError
+from genrl.policy.branching import WAYS, Shape, choose, cost
+from genrl.policy.model import Policy
+from tests.models import local_config, make_policy, save_local_model
+
+SHORT = Shape(prompts=32, group=16, context=60, depth=3)
+LONG = Shape(prompts=1, group=16, context=1024, depth=199)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_short_completions_hang_in_a_tree(decode: bool) -> None:
+    assert choose(make_policy(), SHORT, decode=decode) == "tree"
+
+
+def test_long_completions_are_scored_in_rows_of_their_own() -> None:
+    assert choose(make_policy(), LONG, decode=False, gradient=True) == "expand"
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("shape", [SHORT, LONG])
+def test_repeating_the_prompt_is_never_the_cheapest(shape: Shape, decode: bool) -> None:
+    policy = make_policy()
+    costs = {way: cost(way, shape, policy, decode=decode) for way in WAYS}
+    assert max(costs, key=costs.__getitem__) == "naive" or costs["naive"] > 2 * min(costs.values())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_user_may_choose(way: str) -> None:
+    policy = make_policy()
+    policy.branching = way
+    assert choose(policy, LONG, decode=False) == way
+
+
+def test_activation_checkpointing_excludes_the_way_with_a_cache() -> None:
+    policy = make_policy()
+    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    assert choose(policy, LONG, decode=False, gradient=True) == "tree"
+    assert choose(policy, LONG, decode=False, gradient=False) == "expand"
+    policy.branching = "expand"
+    with pytest.raises(UnsupportedError, match=r"trainer\.branching=expand .* activation checkpointing .*auto"):
+        choose(policy, LONG, decode=False, gradient=True)
+
+
+def test_a_prompt_longer_than_the_model_is_refused(tmp_path: object) -> None:
+    policy = make_policy(local_config(save_local_model(tmp_path)))  # type: ignore[arg-type]
+    assert policy.positions == 256
+    with pytest.raises(ConfigError, match=r"prompt of 254 tokens with 3 more .* 256 positions .* data\.max_history"):
+        choose(policy, Shape(1, 4, 254, 3), decode=True)
+    choose(policy, Shape(1, 4, 253, 3), decode=True)
+
+
+def test_a_sliding_window_is_seen_in_the_configuration(tmp_path: object) -> None:
+    folder = save_local_model(
+        tmp_path,  # type: ignore[arg-type]
+        "qwen3",
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=0,
+    )
+    policy = make_policy(local_config(folder))
+    assert policy.window == 8
+    assert choose(policy, Shape(2, 4, 5, 3), decode=True) == "tree"  # fits into the window
+    with pytest.warns(UserWarning, match=r"without the way 'tree': its layers see 8 tokens and the sequence has 14"):
+        assert choose(policy, Shape(2, 4, 11, 3), decode=True) == "expand"
+    policy.branching = "tree"
+    with pytest.raises(UnsupportedError, match=r"trainer\.branching=tree is wrong .* see 8 tokens"):
+        choose(policy, Shape(2, 4, 11, 3), decode=True)
+
+
+class Unmasked(nn.Module):
+    """A decoder whose tokens see the sum of all earlier ones of their row, whatever the mask says."""
+
+    def __init__(self, decoder: nn.Module, strict: bool) -> None:
+        super().__init__()
+        self.embed_tokens = decoder.embed_tokens
+        self.strict = strict
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: object) -> object:
+        if self.strict and attention_mask.dim() == 4:
+            raise ValueError("attention masks of four dimensions are not known here")
+        states = self.embed_tokens(input_ids).cumsum(1)
+        return type("Output", (), {"last_hidden_state": states})
+
+
+@pytest.mark.parametrize(
+    ("strict", "message"),
+    [(False, r"do not keep completions apart \(relative error"), (True, r"refuse it \(ValueError: attention masks")],
+)
+def test_layers_that_ignore_or_refuse_the_mask_are_found_and_run_the_naive_way(strict: bool, message: str) -> None:
+    policy = make_policy()
+    policy.base.model = Unmasked(policy.decoder, strict)
+    with pytest.warns(UserWarning, match="is run without the way") as notices:
+        assert choose(policy, SHORT, decode=True) == "naive"
+    texts = [str(notice.message) for notice in notices]
+    assert len(texts) == 2
+    assert re.search("'tree': its layers " + message, texts[0])
+    assert "'expand': its layers do not keep" in texts[1]
+    assert choose(policy, SHORT, decode=True) == "naive"  # said once
+
+
+def test_trying_a_model_leaves_its_mode_alone() -> None:
+    policy: Policy = make_policy().train()
+    choose(policy, SHORT, decode=True)
+    assert policy.training
+    assert policy.refused_ways == {}
+    assert all(p.grad is None for p in policy.parameters())
+    assert torch.is_grad_enabled()
