@@ -1,0 +1,126 @@
+"""The benchmark runs in small, writes what it measured, and stops when two ways to compute the same thing disagree."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import bench
+from benchmarks import checks, decoding, figures
+from benchmarks.figures import Figure, compare, interleave
+
+FIELDS = {"name", "setting", "ours", "theirs", "unit", "ratio", "quartiles", "goal", "better", "checked", "met"}
+PROVED = {
+    "rollout": ["all samples are items", "as frequent as they should be", "log-probs of 32 samples equal"],
+    "beam": ["ranked lists equal for"],
+    "catalogue": ["one leaf per distinct SID", "all 32 samples are items"],
+}
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(name, *words):
+    return bench.main(["--quick", "--only", name, "--repeats", "2", "--threads", "1", *map(str, words)])
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_a_quick_run_writes_its_figures_and_what_it_checked(name, tmp_path, capsys):
+    assert run(name, "--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png") == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["machine"]["threads"] == 1
+    assert {"torch", "transformers", "trl"} <= written["versions"].keys()
+    assert (written["repeats"], written["quick"]) == (2, True)
+    for figure in written["figures"]:
+        assert figure.keys() == FIELDS
+        assert figure["name"] == name
+        assert figure["ours"] > 0
+        assert (figure["goal"], figure["met"]) == (None, None)
+        if figure["ratio"] is not None:
+            assert figure["quartiles"][0] <= figure["ratio"] <= figure["quartiles"][1]
+    text = " ".join(figure["checked"] for figure in written["figures"])
+    assert all(words in text for words in PROVED[name])
+    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
+    assert name in capsys.readouterr().out
+
+
+def test_a_run_with_unequal_results_fails_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    beam = decoding.beam
+
+    def shifted(*arguments, **options):
+        found = beam(*arguments, **options)
+        return replace(found, scores=found.scores + 0.01)
+
+    monkeypatch.setattr(decoding, "beam", shifted)
+    assert run("beam", "--json", tmp_path / "figures.json") == 1
+    assert "beam scores differ by 0.01" in capsys.readouterr().err
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_without_trl_the_step_benchmark_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert run("step") == 2
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
+
+
+def test_variants_are_measured_in_turn_and_the_first_round_does_not_count():
+    order = []
+
+    def variant(name):
+        def measure():
+            order.append(name)
+            return float(len(order))
+
+        return measure
+
+    found = interleave("numbers", {"a": variant("a"), "b": variant("b")}, repeats=2)
+    assert order == ["a", "b"] * 3
+    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_the_ratio_is_the_median_of_the_ratios_of_the_rounds():
+    ours, theirs = [1.0, 2.0, 4.0, 5.0, 8.0], [10.0, 10.0, 10.0, 10.0, 10.0]
+    faster = compare("a", "b", ours, theirs, unit="s", checked="c", goal=2.5)
+    assert (faster.ratio, faster.quartiles, faster.met) == (2.5, (2.0, 5.0), True)
+    slower = compare("a", "b", ours, theirs, unit="s", checked="c", goal=0.3, better="lower")
+    assert (slower.ratio, slower.quartiles, slower.met) == (0.4, (0.2, 0.5), False)
+
+
+def test_the_table_says_which_goals_are_missed():
+    met = Figure("a", "b", 1.0, 2.0, "s", 2.0, (1.0, 3.0), 2.0, "higher", "c")
+    columns = figures.table([met, replace(met, goal=3.0), replace(met, goal=None)]).columns
+    assert list(columns[-1].cells) == [">= 2 met", ">= 3 MISSED", ""]
+
+
+def test_a_completion_that_is_no_item_is_found():
+    known = torch.tensor([[1, 2], [1, 3]])
+    checks.all_items(known[[0, 1, 1]], known, "us")
+    with pytest.raises(checks.DifferenceError, match="us: 1 of 2 completions"):
+        checks.all_items(torch.tensor([[1, 2], [2, 3]]), known, "us")
+
+
+def test_a_sampler_with_wrong_frequencies_is_found():
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    right = torch.multinomial(probabilities, 2000, replacement=True, generator=torch.Generator().manual_seed(0))
+    checks.expected_frequencies(probabilities, right.flatten(), "us")
+    wrong = torch.multinomial(probabilities.flip(1), 2000, replacement=True, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(checks.DifferenceError, match="first codes are not as frequent"):
+        checks.expected_frequencies(probabilities, wrong.flatten(), "us")
+
+
+def test_rankings_may_differ_by_ties_only():
+    tokens = torch.tensor([[[1, 1], [1, 2], [2, 1]]])
+    scores = torch.tensor([[-1.0, -2.0, -2.0]])
+    other = torch.tensor([[[1, 1], [2, 1], [3, 3]]])  # [3, 3] ties with the last one, which both cut off
+    assert checks.same_rankings((tokens, scores), (other, scores)).startswith("ranked lists equal for 0 of 1")
+    with pytest.raises(checks.DifferenceError, match="disagree about"):
+        checks.same_rankings((tokens, scores), (tokens[:, [1, 0, 2]], scores))

@@ -1,0 +1,115 @@
+"""Measure genrl against its peers in one process: `python tools/bench.py [--only NAME] [--json FILE] [--plot FILE]`.
+
+Each figure is a ratio of variants that were measured in turn, with its quartiles over the rounds; that they compute the
+same thing is checked in the same run. Peers: transformers, and for `step` TRL (`pip install -e ".[bench]"`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from benchmarks.checks import DifferenceError
+from benchmarks.decoding import beams, catalogues, groups, rollouts
+from benchmarks.figures import Figure, as_json, plot, table
+from benchmarks.inputs import FULL, QUICK, Sizes
+from benchmarks.steps import steps
+from benchmarks.updating import long, memory
+from rich.console import Console
+
+from genrl.errors import GenRLError, UnsupportedError
+from genrl.training.folder import write_json
+
+BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
+    "rollout": rollouts,
+    "beam": beams,
+    "step": steps,
+    "memory": memory,
+    "catalogue": catalogues,
+    "groups": groups,
+    "long": long,
+}
+"""Name -> what measures it, given sizes and the number of rounds."""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure, show and write; 2 if something is missing, 1 if two ways to compute the same thing disagree."""
+    options = _parser().parse_args(words)
+    chosen = [options.only] if options.only else list(BENCHMARKS)
+    console = Console(stderr=True)
+    try:
+        require_peers(chosen)
+        torch.set_num_threads(options.threads)
+        load = busy(options.threads, console)
+        figures = measure(chosen, QUICK if options.quick else FULL, options.repeats, console)
+    except (GenRLError, DifferenceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, DifferenceError) else 2
+    Console().print(table(figures))
+    for checked in dict.fromkeys(f"{figure.name}: {figure.checked}" for figure in figures):
+        print(f"checked  {checked}")
+    if options.json:
+        write_json(options.json, as_json(figures, options.repeats, options.quick, load))
+    if options.plot:
+        plot(figures, options.plot)
+    return 0
+
+
+def require_peers(chosen: list[str]) -> None:
+    """Say at once what is missing.
+
+    Raises:
+        UnsupportedError: naming the extra.
+    """
+    if "step" in chosen and find_spec("trl") is None:
+        raise UnsupportedError(
+            "the benchmark `step` needs trl: pip install -e '.[bench]', or choose another one with --only "
+            f"({', '.join(name for name in BENCHMARKS if name != 'step')})."
+        )
+
+
+def busy(threads: int, console: Console) -> float:
+    """The machine's load before anything runs; says so if there are fewer idle CPUs than threads."""
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if threads > 1 and load + threads > cpus + 0.5:
+        console.print(
+            f"note: load {load:.1f} on {cpus} CPUs leaves fewer than {threads} idle. Waiting threads make small "
+            f"operations up to 30 times slower, which distorts ratios: wait, or use --threads 1.",
+            highlight=False,
+        )
+    return round(load, 2)
+
+
+def measure(chosen: list[str], sizes: Sizes, repeats: int, console: Console) -> list[Figure]:
+    """Run benchmarks one after the other, telling what each found."""
+    figures: list[Figure] = []
+    for number, name in enumerate(chosen, start=1):
+        started = time.perf_counter()
+        found = BENCHMARKS[name](sizes, repeats)
+        figures += found if sizes is FULL else [replace(figure, goal=None) for figure in found]
+        shown = ", ".join(f"{figure.ratio:.2f}" for figure in found if figure.ratio is not None)
+        seconds = time.perf_counter() - started
+        console.print(f"{number}/{len(chosen)} {name}: ratios {shown} ({seconds:.0f} s)", highlight=False)
+    return figures
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=BENCHMARKS, help="run one benchmark")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count, after one that does not (5)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and facts about the machine")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

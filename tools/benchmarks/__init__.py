@@ -1,0 +1,1 @@
+"""The parts of `tools/bench.py`: inputs, peers, and one module per kind of measurement."""

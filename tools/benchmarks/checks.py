@@ -1,0 +1,95 @@
+"""What must be equal before a ratio of times means anything."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.inputs import Inputs
+from benchmarks.peers import PrefixFunction, legal_log_probs
+from genrl.types import RolloutBatch
+
+TOLERANCE = 1e-4
+
+
+class DifferenceError(AssertionError):
+    """Two ways to compute the same thing disagree: the figures mean nothing."""
+
+
+def require(holds: bool, what: str) -> None:
+    """Stop if something that must hold does not.
+
+    Raises:
+        DifferenceError: saying what.
+    """
+    if not holds:
+        raise DifferenceError(what)
+
+
+def all_items(tokens: Tensor, sid_tokens: Tensor, who: str) -> None:
+    """Every completion [n, K] is the SID of an item; compared as tuples, without the trie."""
+    known = {tuple(sid) for sid in sid_tokens.tolist()}
+    wrong = sum(tuple(sid) not in known for sid in tokens.tolist())
+    require(wrong == 0, f"{who}: {wrong} of {len(tokens)} completions are no catalogue item.")
+
+
+def same_log_probs(inputs: Inputs, drawn: RolloutBatch, allowed: PrefixFunction) -> str:
+    """The rollout's log-probabilities are those of plain forward passes over repeated prompts."""
+    few = max(1, 512 // drawn.group_size)
+    part = drawn.prompts(slice(0, few))
+    wanted = legal_log_probs(inputs.policy.model, inputs.prompts.prompts(slice(0, few)), part.tokens, allowed)
+    apart = float((part.old_logps - wanted).abs().max())
+    require(apart <= TOLERANCE, f"genrl's log-probabilities differ by {apart:.2g} from those of plain forward passes.")
+    return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {apart:.0e})"
+
+
+@torch.no_grad()
+def first_token_probabilities(model: Any, inputs: Inputs, allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
+    """Exact probabilities [P, V] of the first token of a completion."""
+    prompts = inputs.prompts
+    logits = model(input_ids=prompts.tokens, attention_mask=prompts.mask.long()).logits[:, -1].float()
+    legal = torch.zeros_like(logits, dtype=torch.bool)
+    legal[:, allowed.allowed[()]] = True
+    return logits.masked_fill(~legal, float("-inf")).softmax(-1)
+
+
+def expected_frequencies(probabilities: Tensor, tokens: Tensor, who: str) -> None:
+    """First tokens [P * G] are distributed as they should be: chi-square within 5 standard deviations of its mean.
+
+    Tokens expected fewer than 5 times are counted together.
+    """
+    group = len(tokens) // len(probabilities)
+    expected = probabilities.double().sum(0) * group
+    seen = torch.bincount(tokens, minlength=expected.numel()).double()
+    rare = expected < 5
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    seen = torch.cat([seen[~rare], seen[rare].sum()[None]])
+    used = expected > 0
+    value = float(((seen - expected)[used] ** 2 / expected[used]).sum())
+    freedom = max(1, int(used.sum()) - 1)
+    limit = freedom + 5 * math.sqrt(2 * freedom)
+    require(value <= limit, f"{who}: first codes are not as frequent as they should be (chi-square {value:.0f}).")
+
+
+def same_rankings(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> str:
+    """Two beam searches rank the same completions [P, W, K] with the same scores [P, W], up to ties.
+
+    A completion that only one of them has must score like the other's last one.
+    """
+    (our_tokens, our_scores), (their_tokens, their_scores) = ours, theirs
+    apart = float((our_scores - their_scores).abs().max())
+    require(apart <= TOLERANCE, f"beam scores differ by {apart:.2g}.")
+    swapped = 0
+    for prompt in range(len(our_tokens)):
+        mine = dict(zip(map(tuple, our_tokens[prompt].tolist()), our_scores[prompt].tolist(), strict=True))
+        others = dict(zip(map(tuple, their_tokens[prompt].tolist()), their_scores[prompt].tolist(), strict=True))
+        require(len(mine) == len(others) == our_tokens.shape[1], "a beam holds a completion twice.")
+        last = min(*mine.values(), *others.values())
+        for sid in mine.keys() | others.keys():
+            gap = abs(mine.get(sid, last) - others.get(sid, last))
+            require(gap <= 2 * TOLERANCE, f"prompt {prompt}: the beams disagree about {sid} by {gap:.2g}.")
+        swapped += int((our_tokens[prompt] != their_tokens[prompt]).any())
+    return f"ranked lists equal for {len(our_tokens) - swapped} of {len(our_tokens)} prompts, the rest up to ties"

@@ -1,0 +1,171 @@
+"""Measured figures: how they are taken, shown, drawn and written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+from genrl.progress import progress_bar
+from genrl.training.folder import versions
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number to compare, with its spread over the rounds it was measured in."""
+
+    name: str
+    setting: str
+    ours: float
+    """Median over the rounds, in `unit`."""
+    theirs: float | None
+    """Median of what it is compared with, in `unit`."""
+    unit: str
+    ratio: float | None
+    """Median of the ratios of the rounds."""
+    quartiles: tuple[float, float] | None
+    """Quartiles of those ratios."""
+    goal: float | None
+    """What the ratio (or, without one, `ours`) should reach."""
+    better: Literal["higher", "lower"]
+    """On which side of the goal it should be."""
+    checked: str
+    """What was found equal in the same run."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        value = self.ours if self.ratio is None else self.ratio
+        if self.goal is None:
+            return None
+        return value >= self.goal if self.better == "higher" else value <= self.goal
+
+
+def compare(
+    name: str,
+    setting: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    unit: str,
+    checked: str,
+    goal: float | None = None,
+    better: Literal["higher", "lower"] = "higher",
+) -> Figure:
+    """Figure of paired rounds. The ratio is theirs / ours ("times less") where higher is better, else ours / theirs."""
+    ratios = [b / a if better == "higher" else a / b for a, b in zip(ours, theirs, strict=True)]
+    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return Figure(name, setting, median(ours), median(theirs), unit, median(ratios), (low, high), goal, better, checked)
+
+
+def plain(name: str, setting: str, value: float, *, unit: str, checked: str, goal: float | None = None) -> Figure:
+    """Figure without a peer: less is better."""
+    return Figure(name, setting, value, None, unit, None, None, goal, "lower", checked)
+
+
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    """The same call, answering the seconds it took."""
+
+    def measured() -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return measured
+
+
+def interleave(
+    name: str, variants: Mapping[str, Callable[[], float]], repeats: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Measure variants in turn, so that what else the machine does falls on all of them.
+
+    Args:
+        name: shown at the progress bar.
+        variants: name -> measurement.
+        repeats: rounds that count.
+        warm_up: begin with a round that does not count.
+    """
+    found: dict[str, list[float]] = {variant: [] for variant in variants}
+    with progress_bar(name, repeats + warm_up, "rounds") as advance:
+        for _ in range(repeats + warm_up):
+            for variant, measure in variants.items():
+                found[variant].append(measure())
+            advance(1)
+    return {variant: values[int(warm_up) :] for variant, values in found.items()}
+
+
+def as_json(figures: Sequence[Figure], repeats: int, quick: bool, load: float) -> dict[str, Any]:
+    """Everything that is needed to judge the figures elsewhere."""
+    packages = {**versions(), "trl": _trl_version()}
+    machine = {
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "load_before": load,
+    }
+    return {
+        "machine": machine,
+        "versions": packages,
+        "repeats": repeats,
+        "quick": quick,
+        "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
+    }
+
+
+def _trl_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def table(figures: Sequence[Figure]) -> Table:
+    """All figures, for reading."""
+    shown = Table(title="genrl and its peers: medians, ratio with quartiles")
+    for heading in ("figure", "setting", "genrl", "peer", "ratio", "goal"):
+        shown.add_column(heading, justify="right" if heading in ("genrl", "peer", "ratio") else "left")
+    for figure in figures:
+        spread = "" if figure.quartiles is None else f" ({figure.quartiles[0]:.2f}-{figure.quartiles[1]:.2f})"
+        sign = ">=" if figure.better == "higher" else "<="
+        shown.add_row(
+            figure.name,
+            figure.setting,
+            f"{figure.ours:.3g} {figure.unit}",
+            "" if figure.theirs is None else f"{figure.theirs:.3g} {figure.unit}",
+            "" if figure.ratio is None else f"{figure.ratio:.2f}{spread}",
+            "" if figure.goal is None else f"{sign} {figure.goal:g} {'met' if figure.met else 'MISSED'}",
+        )
+    return shown
+
+
+def plot(figures: Sequence[Figure], path: Path) -> None:
+    """Ratios over the peers as bars on a logarithmic axis, a black stroke at each goal, whiskers at the quartiles."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = [figure for figure in figures if figure.ratio is not None and figure.better == "higher"][::-1]
+    canvas, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * max(1, len(drawn))), layout="constrained")
+    for place, figure in enumerate(drawn):
+        ratio, (low, high) = figure.ratio or 1.0, figure.quartiles or (1.0, 1.0)
+        axes.barh(place, ratio - 1, left=1, color="#56B4E9", height=0.7)
+        axes.plot([low, high], [place, place], color="#0072B2", linewidth=3)
+        if figure.goal is not None:
+            axes.plot([figure.goal] * 2, [place - 0.42, place + 0.42], color="black", linewidth=2)
+    axes.axvline(1, color="gray", linewidth=1)
+    axes.set_yticks(range(len(drawn)), [f"{figure.name}: {figure.setting}" for figure in drawn])
+    axes.set_xscale("log")
+    axes.set_xlabel("times faster (or smaller) than the peer; black stroke: goal")
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    canvas.savefig(path, dpi=150)
+    plt.close(canvas)

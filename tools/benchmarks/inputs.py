@@ -1,0 +1,173 @@
+"""What is measured on: a small random policy, a random catalogue, prompts of several lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from genrl.catalog.dataset import Dataset
+from genrl.catalog.items import Catalog
+from genrl.catalog.sequences import Role, Sequences
+from genrl.config.schema import ModelConfig, RolloutConfig
+from genrl.data.prompts import PromptMaker, PromptTemplate
+from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.policy.load import load_policy
+from genrl.policy.model import Policy
+from genrl.policy.rollout import rollout
+from genrl.sid.trie import Trie
+from genrl.types import PromptBatch, RolloutBatch
+
+LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 256
+    codes: int = 256
+    items: int = 12_000
+    prompts: int = 32
+    history: int = 15
+    """Items of the longest prompt; the shortest has 9."""
+    groups: tuple[int, ...] = (16, 64)
+    sweep: tuple[int, ...] = (1, 4, 16, 64, 256)
+    beams: tuple[int, ...] = (10, 20, 50)
+    catalogues: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)
+    long_prompt: int = 1024
+    long_completion: int = 200
+    steps: tuple[int, int] = (9, 3)
+    """Optimiser steps of genrl and of TRL in one block; the first of each does not count."""
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    hidden=32,
+    layers=1,
+    heads=2,
+    feed_forward=32,
+    codes=16,
+    items=200,
+    prompts=4,
+    history=10,
+    groups=(8,),
+    sweep=(1, 8),
+    beams=(5,),
+    catalogues=(100, 1000),
+    long_prompt=32,
+    long_completion=12,
+    steps=(3, 3),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A policy with a catalogue and prompts."""
+
+    sizes: Sizes
+    policy: Policy
+    layout: SidLayout
+    maker: PromptMaker
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Where the prompts' targets stand."""
+        return self.maker.dataset.sequences.rows(Role.RL)
+
+    @cached_property
+    def prompts(self) -> PromptBatch:
+        """The prompts, left-padded."""
+        return self.maker.at(self.positions)
+
+    @cached_property
+    def sid_tokens(self) -> Tensor:
+        """SID tokens of the catalogue [I, K]."""
+        return self.maker.template.sid_tokens
+
+    def draw(self, group: int, seed: int = 0, normalize: str = "legal") -> RolloutBatch:
+        """A rollout of `group` sampled completions per prompt, as training draws it."""
+        config = RolloutConfig(group_size=group, prompts=len(self.prompts), normalize=normalize)  # type: ignore[arg-type]
+        return rollout(
+            self.policy,
+            self.layout,
+            self.prompts,
+            config,
+            generator=torch.Generator().manual_seed(seed),
+            rows=slice(0, len(self.prompts)),
+            total=len(self.prompts),
+            categories=self.maker.dataset.catalog.categories,
+        )
+
+
+def make_inputs(sizes: Sizes) -> Inputs:
+    """The inputs of one size; the same on each call."""
+    codes = distinct_codes(sizes.items, sizes.codes)
+    policy = make_policy(sizes)
+    layout = make_layout(policy, codes, sizes.codes)
+    tokens = layout.render(torch.arange(sizes.items))
+    template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
+    return Inputs(sizes, policy, layout, PromptMaker(make_dataset(sizes), template, sizes.history))
+
+
+def make_policy(sizes: Sizes) -> Policy:
+    """A Qwen3 with random weights, large enough for its distributions to be far from uniform.
+
+    It has no words beside the SID tokens: a larger vocabulary would only slow down peers, which compute all logits.
+    """
+    config = ModelConfig(
+        hidden=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        feed_forward=sizes.feed_forward,
+        vocabulary=4,
+        dropout=0.0,
+    )
+    policy = load_policy(config, (sizes.codes,) * LEVELS, ()).eval()
+    with torch.no_grad():
+        for value in policy.trainable().values():
+            if value.dim() > 1:
+                value.mul_(4.0)
+    return policy
+
+
+def distinct_codes(items: int, codes: int, levels: int = LEVELS) -> Tensor:
+    """Different random SIDs [items, levels], in no order."""
+    generator = torch.Generator().manual_seed(items)
+    keys = torch.empty(0, dtype=torch.int64)
+    while keys.numel() < items:
+        more = torch.randint(codes**levels, (items + items // 8 + 16,), generator=generator)
+        keys = torch.cat([keys, more]).unique()
+    keys = keys[torch.randperm(keys.numel(), generator=generator)[:items]]
+    return torch.stack([keys // codes**level % codes for level in reversed(range(levels))], dim=1)
+
+
+def make_layout(policy: Policy, codes: Tensor, size: int) -> SidLayout:
+    """The layout of a catalogue with codebooks of one size."""
+    trie = Trie.build(codes, (size,) * codes.shape[1])
+    return SidLayout(SidLayoutConfig(), trie=trie, first_ids=policy.first_ids, codes=codes)
+
+
+def make_dataset(sizes: Sizes) -> Dataset:
+    """One user per prompt: a random history, then the target."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(min(9, sizes.history), sizes.history + 1, (sizes.prompts,), generator=generator)
+    lengths[0] = sizes.history
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths + 1).cumsum(0)])
+    total = int(offsets[-1])
+    roles = torch.full((total,), int(Role.HISTORY), dtype=torch.uint8)
+    roles[offsets[1:] - 1] = int(Role.RL)
+    sequences = Sequences(
+        items=torch.randint(sizes.items, (total,), generator=generator),
+        roles=roles,
+        times=torch.arange(total),
+        offsets=offsets,
+        user_ids=tuple(str(user) for user in range(sizes.prompts)),
+    )
+    catalog = Catalog.from_table([str(item) for item in range(sizes.items)])
+    return Dataset(catalog, sequences, "random")

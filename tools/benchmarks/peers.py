@@ -1,0 +1,130 @@
+"""What genrl is compared with: `transformers.generate` under a trie, and plain teacher-forced forward passes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from genrl.layouts.sid import SidLayout
+from genrl.types import PromptBatch
+
+
+class PrefixFunction:
+    """The usual constraint of generative recommenders: a Python function from a row's prefix to its legal tokens.
+
+    Args:
+        sid_tokens: [I, K] of the catalogue.
+        prompt_length: columns before the completion.
+    """
+
+    def __init__(self, sid_tokens: Tensor, prompt_length: int) -> None:
+        allowed: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for sid in sid_tokens.tolist():
+            for level, token in enumerate(sid):
+                allowed[tuple(sid[:level])].add(token)
+        self.allowed = {prefix: sorted(tokens) for prefix, tokens in allowed.items()}
+        self.prompt_length = prompt_length
+
+    def __call__(self, row: int, sequence: Tensor) -> list[int]:
+        """Legal next tokens of one row."""
+        return self.allowed[tuple(sequence[self.prompt_length :].tolist())]
+
+
+class TrieProcessor(LogitsProcessor):
+    """The same constraint for all rows at once, on genrl's trie.
+
+    Args:
+        layout: holds the trie.
+        prompt_length: columns before the completion.
+    """
+
+    def __init__(self, layout: SidLayout, prompt_length: int) -> None:
+        self.layout = layout
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [n, V] with -inf where a token is illegal."""
+        states = self.layout.start(len(input_ids))
+        completion = input_ids[:, self.prompt_length :]
+        for position, tokens in enumerate(completion.unbind(1)):
+            states = self.layout.advance(position, states, tokens)
+        legal = self.layout.legal(completion.shape[1], states)
+        columns = slice(legal.first, legal.first + legal.mask.shape[1])
+        masked = torch.full_like(scores, float("-inf"))
+        masked[:, columns] = scores[:, columns].masked_fill(~legal.mask, float("-inf"))
+        return masked
+
+
+def constraint(kind: str, layout: SidLayout, sid_tokens: Tensor, prompt_length: int) -> dict[str, Any]:
+    """Arguments of `generate` for a constraint, `function` or `processor`."""
+    if kind == "function":
+        return {"prefix_allowed_tokens_fn": PrefixFunction(sid_tokens, prompt_length)}
+    return {"logits_processor": LogitsProcessorList([TrieProcessor(layout, prompt_length)])}
+
+
+@torch.no_grad()
+def generate_samples(model: Any, prompts: PromptBatch, group: int, length: int, limits: dict[str, Any]) -> Tensor:  # noqa: ANN401
+    """Sampled completions [P * G, length] by `transformers.generate`."""
+    found = model.generate(
+        input_ids=prompts.tokens,
+        attention_mask=prompts.mask.long(),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=group,
+        max_new_tokens=length,
+        **limits,
+    )
+    return found[:, prompts.tokens.shape[1] :]
+
+
+@torch.no_grad()
+def generate_beams(
+    model: Any,  # noqa: ANN401 (transformers is untyped)
+    prompts: PromptBatch,
+    width: int,
+    length: int,
+    limits: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Beams [P, W, length], best first, and their scores [P, W]: sums of log-probabilities over the vocabulary."""
+    found = model.generate(
+        input_ids=prompts.tokens,
+        attention_mask=prompts.mask.long(),
+        do_sample=False,
+        num_beams=width,
+        num_return_sequences=width,
+        length_penalty=0.0,
+        max_new_tokens=length,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **limits,
+    )
+    tokens = found.sequences[:, prompts.tokens.shape[1] :]
+    return tokens.view(len(prompts), width, length), found.sequences_scores.view(len(prompts), width)
+
+
+@torch.no_grad()
+def legal_log_probs(model: Any, prompts: PromptBatch, tokens: Tensor, allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
+    """Log-probabilities [P * G, K] of completions over their legal sets, each behind its own copy of the prompt.
+
+    The slow and obvious way: one full forward pass per row, legal sets from the Python function.
+    """
+    group = len(tokens) // len(prompts)
+    rows = torch.cat([prompts.tokens.repeat_interleave(group, dim=0), tokens], dim=1)
+    mask = torch.cat([prompts.mask.repeat_interleave(group, dim=0), torch.ones_like(tokens, dtype=torch.bool)], dim=1)
+    start = prompts.tokens.shape[1]
+    parts = []
+    for chunk, shown in zip(rows.split(128), mask.long().split(128), strict=True):
+        logits = model(input_ids=chunk, attention_mask=shown).logits[:, start - 1 : -1].float()
+        illegal = torch.ones_like(logits, dtype=torch.bool)
+        for row, sequence in enumerate(chunk):
+            for place in range(tokens.shape[1]):
+                illegal[row, place, allowed(row, sequence[: start + place])] = False
+        log_probs = logits.masked_fill(illegal, float("-inf")).log_softmax(-1)
+        parts.append(log_probs.gather(2, chunk[:, start:, None])[:, :, 0])
+    return torch.cat(parts)

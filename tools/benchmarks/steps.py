@@ -1,0 +1,269 @@
+"""Whole RL steps against TRL's `GRPOTrainer`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from benchmarks.checks import require
+from benchmarks.figures import Figure, compare, interleave
+from benchmarks.inputs import Inputs, Sizes, make_inputs
+from benchmarks.peers import constraint
+from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
+from genrl.data.prompts import EvaluationBatches
+from genrl.objectives import OBJECTIVES
+from genrl.rewards.base import Reward, RewardContext, Verifier
+from genrl.rewards.match import item_hits
+from genrl.training.evaluation import ranking_metrics
+from genrl.training.rl import RLModule
+from genrl.training.stream import PromptOrder
+from genrl.types import RolloutBatch, Targets
+
+STEP_GOAL = 13.0
+LEARNING_RATE = 1e-4
+SPLITS = (8, 1)
+"""Micro-batches per step that TRL is measured with; which is faster for it depends on the machine."""
+
+
+def item_reward(items: Tensor, targets: Tensor) -> Tensor:
+    """Reward [n] of items [n] for targets [n, M]: 1 for a target, and a fixed pseudo-random part of 1 for any item.
+
+    With a random policy an exact match alone would leave nearly all groups without a difference in reward; genrl
+    leaves such groups out and TRL does not, so the comparison would be unfair.
+    """
+    noise = (items * 2654435761 % 2**32).float() / 2**32
+    return item_hits(items[:, None], targets)[:, 0].float() + noise
+
+
+class ItemReward(Reward):
+    """`item_reward` for genrl."""
+
+    level = "outcome"
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+        """Return [B]."""
+        return item_reward(rollout.items[:, 0], targets.items)
+
+
+class Notes:
+    """What one block of steps left behind: a time stamp after each step, rewards and items of its first step."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+        self.rewards: Tensor | None = None
+        self.items: list[Tensor] = []
+
+    def judged(self, items: Tensor, rewards: Tensor) -> None:
+        """Keep all items, and the rewards of the first step, where both sides have the same policy."""
+        self.items.append(items)
+        if self.rewards is None:
+            self.rewards = rewards
+
+    def seconds(self) -> float:
+        """Median seconds per step, the first step left out."""
+        return median(b - a for a, b in zip(self.stamps, self.stamps[1:], strict=False))
+
+
+def steps(sizes: Sizes, repeats: int) -> list[Figure]:
+    """Blocks of steps in turn: a fresh trainer each, the same model, prompts, group, length, reward and optimiser."""
+    inputs = make_inputs(sizes)
+    group = sizes.groups[0]
+    blocks: dict[str, list[Notes]] = {}
+    runs = {"genrl": partial(genrl_block, inputs, group, sizes.steps[0])}
+    rows = sizes.prompts * group
+    for split in SPLITS:
+        runs[f"{rows // split} x {split}"] = partial(trl_block, inputs, group, sizes.steps[1], split)
+
+    def measured(name: str) -> float:
+        notes = runs[name]()
+        blocks.setdefault(name, []).append(notes)
+        return notes.seconds()
+
+    _quiet()
+    seconds = interleave("step", {name: partial(measured, name) for name in runs}, repeats)
+    peers = [name for name in runs if name != "genrl"]
+    checked = "; ".join(_same_signal(blocks["genrl"], blocks[name], name) for name in peers)
+    best = min(peers, key=lambda name: median(seconds[name]))
+    return [
+        compare(
+            "step",
+            f"group {group}, TRL GRPOTrainer {name}{' (its best)' if name == best else ''}",
+            seconds["genrl"],
+            seconds[name],
+            unit="s/step",
+            goal=STEP_GOAL if name == best else None,
+            checked=f"{checked}; reward: exact match + a hash of the item, so that no group is dead",
+        )
+        for name in peers
+    ]
+
+
+def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> str:
+    """Only items were judged, and the mean rewards of first steps agree within 5 standard errors."""
+    means, errors = [], []
+    for notes in (ours, theirs):
+        items = torch.cat([part for note in notes for part in note.items])
+        require(bool((items >= 0).all()), f"step: {int((items < 0).sum())} completions are no catalogue item.")
+        rewards = torch.cat([note.rewards for note in notes if note.rewards is not None])
+        means.append(float(rewards.mean()))
+        errors.append(float(rewards.var()) / rewards.numel())
+    limit = 5 * sum(errors) ** 0.5
+    require(
+        abs(means[0] - means[1]) <= limit,
+        f"step: mean reward {means[0]:.4f} of genrl, {means[1]:.4f} of TRL {name}; more than {limit:.4f} apart.",
+    )
+    return f"TRL {name}: only items, mean reward {means[0]:.3f} and {means[1]:.3f}"
+
+
+class _Verifier(Verifier):
+    """A verifier that notes what it judged."""
+
+    notes: Notes
+
+    def __call__(self, rollout: RolloutBatch, targets: Targets) -> Any:  # noqa: ANN401
+        judged = super().__call__(rollout, targets)
+        self.notes.judged(rollout.items[:, 0], judged.outcome)
+        return judged
+
+
+class _Stamps(L.Callback):
+    """Notes when each step ended."""
+
+    def __init__(self, notes: Notes) -> None:
+        self.notes = notes
+
+    def on_train_batch_end(self, *arguments: object) -> None:
+        """Stamp."""
+        self.notes.stamps.append(time.perf_counter())
+
+
+def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
+    """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
+    notes = Notes()
+    catalog = inputs.maker.dataset.catalog
+    prompts = len(inputs.prompts)
+    verifier = _Verifier(
+        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes, catalog.train_counts)
+    )
+    verifier.notes = notes
+    policy = copy.deepcopy(inputs.policy)
+    with tempfile.TemporaryDirectory() as folder:
+        module = RLModule(
+            OBJECTIVES.build("grpo", {}),
+            verifier,
+            PromptOrder(inputs.positions, prompts, seed=0),
+            inputs.maker,
+            catalog.categories,
+            RLConfig(max_steps=count, learning_rate=LEARNING_RATE, validate_every=count, betas=[0.9, 0.999]),
+            RolloutConfig(group_size=group, prompts=prompts),
+            seed=int(torch.randint(2**31, ())),
+            policy=policy,
+            layout=inputs.layout,
+            validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
+            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),
+            beam=10,
+            max_grad_norm=1.0,
+            folder=Path(folder),
+        )
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=count,
+            max_epochs=-1,
+            callbacks=[_Stamps(notes)],
+            logger=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module)
+    return notes
+
+
+def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
+    """A few steps of TRL's trainer from the same weights, its sampler constrained by genrl's trie.
+
+    `GenerationConfig` cannot carry a constraint, so the model's `generate` is wrapped.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    notes = Notes()
+    prompts, layout = inputs.prompts, inputs.layout
+    model = copy.deepcopy(inputs.policy.model)
+    limits = constraint("processor", layout, inputs.sid_tokens, prompts.tokens.shape[1])
+    model.generate = partial(model.generate, **limits)
+    rows = [tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
+    texts = ["".join(inputs.policy.tokenizer.convert_ids_to_tokens(row)) for row in rows]
+    require(inputs.policy.tokenizer(text=texts)["input_ids"] == rows, "step: TRL would see other prompts than genrl.")
+
+    def reward(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float]:
+        items = layout.decode(torch.tensor(completion_ids)).items[:, 0]
+        rewards = item_reward(items, torch.tensor(target)[:, None])
+        notes.judged(items, rewards)
+        return rewards.tolist()
+
+    class Stamps(TrainerCallback):
+        def on_step_end(self, *arguments: object, **options: object) -> None:
+            notes.stamps.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=len(prompts) * group // split,
+            gradient_accumulation_steps=split,
+            num_generations=group,
+            max_completion_length=layout.length,
+            max_steps=count,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            beta=0.0,
+            loss_type="grpo",
+            temperature=1.0,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            seed=int(torch.randint(2**31, ())),
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        data = Dataset.from_dict({"prompt": texts, "target": prompts.targets.items[:, 0].tolist()})
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=data,
+            processing_class=copy.deepcopy(inputs.policy.tokenizer),
+            callbacks=[Stamps()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        require(not trainer.model.is_gradient_checkpointing, "step: TRL recomputes activations, which genrl does not.")
+        trainer.train()
+    return notes
+
+
+def _quiet() -> None:
+    """Silence notices that are repeated for each block."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for module in ("lightning", "trl", "transformers"):
+        warnings.filterwarnings("ignore", module=module)

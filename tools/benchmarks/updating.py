@@ -1,0 +1,154 @@
+"""The forward and backward pass of an update: its memory, and its time with long completions."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.checks import TOLERANCE, require
+from benchmarks.figures import Figure, compare, interleave, timed
+from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
+from genrl.layouts.sid import SidLayout
+from genrl.policy.model import Policy
+from genrl.policy.score import score
+from genrl.training.folder import Meter
+from genrl.types import RolloutBatch
+
+MEMORY_GOAL = 8.0
+LONG_GOAL = 4.0
+LONG_CODES = 8
+LONG_GROUP = 16
+LONG_ITEMS = 400
+
+
+def memory(sizes: Sizes, repeats: int) -> list[Figure]:
+    """Peak memory of one update above the loaded model, with the prompt once and with a copy per completion.
+
+    Each measurement is a process of its own, since freed memory does not always go back to the system.
+    """
+    group = sizes.groups[0]
+    inputs = make_inputs(sizes)
+    checked = _same_update(inputs.policy, inputs.layout, inputs.draw(group), "legal")
+    variants = {way: partial(_peak_elsewhere, sizes, way, group, torch.get_num_threads()) for way in ("auto", "naive")}
+    mib = interleave("memory", variants, min(repeats, 3), warm_up=False)
+    return [
+        compare(
+            "memory",
+            f"update of {sizes.prompts} x {group} above the model, prompt once or copied",
+            mib["auto"],
+            mib["naive"],
+            unit="MiB",
+            goal=MEMORY_GOAL,
+            checked=checked,
+        )
+    ]
+
+
+def _peak_elsewhere(*arguments: object) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return float(pool.apply(peak, arguments))
+
+
+def peak(sizes: Sizes, way: str, group: int, threads: int) -> float:
+    """MiB that one forward and backward pass needs at its peak above what the process held before."""
+    torch.set_num_threads(threads)
+    small = make_inputs(QUICK)
+    _update(small.policy, small.layout, small.draw(2), way, "legal")  # libraries set themselves up
+    inputs = make_inputs(sizes)
+    drawn = inputs.draw(group)
+    gc.collect()
+    before = _resident()
+    meter = Meter()
+    _update(inputs.policy, inputs.layout, drawn, way, "legal")
+    return meter.read()["peak_mib"] - before
+
+
+def _resident() -> float:
+    """MiB that this process holds now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+def long(sizes: Sizes, repeats: int) -> list[Figure]:
+    """Scoring of long completions behind a long prompt, with gradient."""
+    policy = _long_policy(sizes)
+    layout = make_layout(policy, _long_codes(sizes), LONG_CODES)
+    drawn = _long_rollout(layout, sizes)
+    checked = _same_update(policy, layout, drawn, "vocab")
+    variants = {way: timed(partial(_update, policy, layout, drawn, way, "vocab")) for way in ("auto", "naive")}
+    seconds = interleave("long", variants, repeats)
+    return [
+        compare(
+            "long",
+            f"score {LONG_GROUP} x {sizes.long_completion} tokens behind {sizes.long_prompt}, prompt once or copied",
+            seconds["auto"],
+            seconds["naive"],
+            unit="s",
+            goal=LONG_GOAL,
+            checked=checked,
+        )
+    ]
+
+
+def _long_policy(sizes: Sizes) -> Policy:
+    """The policy, writing each of many levels with the tokens of the first."""
+    policy = make_policy(sizes)
+    policy.first_ids = policy.first_ids[:1] * sizes.long_completion
+    policy.sizes = (LONG_CODES,) * sizes.long_completion
+    return policy
+
+
+def _long_codes(sizes: Sizes) -> Tensor:
+    """Random SIDs of many levels."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(LONG_CODES, (LONG_ITEMS, sizes.long_completion), generator=generator)
+
+
+def _long_rollout(layout: SidLayout, sizes: Sizes) -> RolloutBatch:
+    """One group of random items behind a random prompt, all tokens counted."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randperm(LONG_ITEMS, generator=generator)[:LONG_GROUP]
+    tokens = layout.render(items)
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    first = layout.first_ids[0]
+    return RolloutBatch(
+        prompt_tokens=torch.randint(first, first + sizes.codes, (1, sizes.long_prompt), generator=generator),
+        prompt_mask=torch.ones(1, sizes.long_prompt, dtype=torch.bool),
+        tokens=tokens,
+        mask=everything,
+        step_ids=layout.step_ids().expand_as(tokens).contiguous(),
+        item_mask=everything,
+        support=layout.trie.path(layout.codes[items]),
+        choices=layout.codes[items],
+        items=items[:, None],
+        old_logps=torch.zeros(tokens.shape),
+        group_size=LONG_GROUP,
+        num_steps=layout.num_steps,
+    )
+
+
+def _update(policy: Policy, layout: SidLayout, drawn: RolloutBatch, way: str, normalize: str) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, T] and the gradient of their sum as one vector, with prompts shared in a given way."""
+    policy.branching = way
+    policy.zero_grad(set_to_none=True)
+    scores = score(policy, layout, drawn, normalize=normalize)
+    scores.logps.sum().backward()
+    policy.branching = "auto"
+    gradients = [value.grad.flatten() for value in policy.trainable().values() if value.grad is not None]
+    return scores.logps.detach(), torch.cat(gradients)
+
+
+def _same_update(policy: Policy, layout: SidLayout, drawn: RolloutBatch, normalize: str) -> str:
+    """Compare log-probabilities and gradients of both ways."""
+    ours, gradient = _update(policy, layout, drawn, "auto", normalize)
+    theirs, wanted = _update(policy, layout, drawn, "naive", normalize)
+    apart = float((ours - theirs).abs().max())
+    relative = float((gradient - wanted).norm() / wanted.norm())
+    require(apart <= TOLERANCE, f"log-probabilities of the two ways differ by {apart:.2g}.")
+    require(relative <= TOLERANCE, f"gradients of the two ways differ by {relative:.2g} of their norm.")
+    return f"log-probs equal to {apart:.0e}, gradients to {relative:.0e} of their norm"
