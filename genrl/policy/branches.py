@@ -10,7 +10,7 @@ from torch import Tensor
 from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import reserved_cache, reserved_tree_cache
 from genrl.policy.model import Policy
-from genrl.policy.tree import ancestry_mask, causal_mask, left_padded, prompt_positions
+from genrl.policy.tree import ancestry_mask, left_padded, prompt_positions, right_padded
 
 
 class Branches(ABC):
@@ -89,11 +89,15 @@ class TreeBranches(Branches):
 
     def _prefill(self) -> Tensor:
         """Fill the cache with the prompts."""
-        room = self.tokens.shape[1] + self.most * self.levels
-        self.cache = reserved_tree_cache(self.policy.base.config, room)
+        self.tokens, self.mask = right_padded(self.tokens, self.mask)
+        prompts, length = self.tokens.shape
+        self.cache = reserved_tree_cache(self.policy.base.config, length + self.most * self.levels)
         self.widths: list[int] = []
         self.ancestors: list[Tensor] = []
-        return self.policy.hidden(self.tokens, causal_mask(self.mask), prompt_positions(self.mask), self.cache)[:, -1]
+        positions = torch.arange(length, device=self.tokens.device).expand(prompts, -1)
+        hidden = self.policy.hidden(self.tokens, None, positions, self.cache)
+        last = (self.mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        return hidden.gather(1, last)[:, 0]
 
     def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
         """Add one level to the rows."""

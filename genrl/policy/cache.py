@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -54,6 +55,39 @@ class ReservedLayer(DynamicLayer):
     def _show(self, length: int) -> None:
         assert self.buffers is not None
         self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+
+class SharedLayer(DynamicLayer):
+    """Keys and values of one layer, repeated for several rows at the moment that each row adds its own.
+
+    transformers' own layer copies the prompt twice: once to repeat it and once to put the rows' tokens behind it.
+    """
+
+    repeats = 1
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Have each row `repeats` times from the next update on."""
+        self.repeats = repeats
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Add tokens [B * repeats, heads, n, width] and return all there are."""
+        if self.repeats > 1:
+            self.keys = self._behind(self.keys, key_states)
+            self.values = self._behind(self.values, value_states)
+            self.repeats = 1
+            return self.keys, self.values
+        return super().update(key_states, value_states)
+
+    def _behind(self, shared: Tensor, own: Tensor) -> Tensor:
+        copies = shared[:, None].expand(-1, self.repeats, -1, -1, -1)
+        return torch.cat([copies, own.unflatten(0, (-1, self.repeats))], dim=3).flatten(0, 1)
+
+
+def shared_cache(config: Any) -> DynamicCache:  # noqa: ANN401 (transformers is untyped)
+    """A cache with gradient for rows that share prompts; layers that keep something else are left as they are."""
+    cache = DynamicCache(config=config.get_text_config())
+    cache.layers = [SharedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def reserved_cache(config: Any, room: int) -> DynamicCache:  # noqa: ANN401 (transformers is untyped)

@@ -156,16 +156,17 @@ class Policy(nn.Module):
         """Compile passes without a cache: supervised training, scoring and its backward pass."""
         self._forward = torch.compile(self._forward, dynamic=True, **options)  # type: ignore[method-assign]
 
-    def hidden(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Last hidden states [P, Q, H] of `tokens` [P, Q]; extends `cache`.
 
         Args:
             tokens: [P, Q].
-            mask: [P, 1, Q, cached + Q] who sees whom, or [P, cached + Q] what is no padding, for the model's own mask.
+            mask: [P, 1, Q, cached + Q] who sees whom; or [P, cached + Q] what is no padding, for the model's own mask;
+                or None for causal attention to everything, which has the fastest kernels.
             positions: [P, Q].
             cache: of the tokens before.
         """
-        if mask.dim() == 4:  # one addition for all layers instead of a conversion in each
+        if mask is not None and mask.dim() == 4:  # one addition for all layers instead of a conversion in each
             dtype = self.base.get_input_embeddings().weight.dtype
             mask = torch.zeros((), dtype=dtype, device=mask.device).where(mask, float("-inf"))
         if cache is None:
@@ -175,7 +176,7 @@ class Policy(nn.Module):
         )
         return output.last_hidden_state
 
-    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         output = self.decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state
 

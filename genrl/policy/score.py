@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal
 from genrl.policy.branches import alone
 from genrl.policy.branching import Shape, choose
+from genrl.policy.cache import shared_cache
 from genrl.policy.model import Head, Policy
 from genrl.policy.tree import branch_mask, left_padded, prompt_positions
 from genrl.types import PolicyScores, RolloutBatch
@@ -23,8 +25,8 @@ def distribution(
     Args:
         policy: supplies the whole head where `normalize` needs it.
         head: the rows of the head that legal sets are made of.
-        hidden: [n, H] or [n, G, H] hidden states, one row of `legal` for each of the n (broadcast over G).
-        legal: the legal sets.
+        hidden: [..., H] hidden states.
+        legal: the legal sets, [..., columns].
         temperature: divides the logits.
         normalize: `legal`: probabilities sum to one over the legal set; `vocab`: over the whole vocabulary, as in
             published code that masks only its sampler; `catalogue`: over what would be legal without a filter of items,
@@ -75,25 +77,51 @@ def score(
     first, inner = completion_states(policy, rollout)
     share = len(rollout.tokens) // len(first)  # completions that start from one hidden state and one legal set
     head = policy.head()
-    logps, entropies = [], []
-    for position in range(rollout.tokens.shape[1]):
-        states = rollout.support[:, position]
-        if position == 0:
-            legal = layout.legal(position, states[::share])
-            log_probs, _, entropy = distribution(policy, head, first, legal, temperature, normalize)
-            log_probs, entropy = (value.repeat_interleave(share, dim=0) for value in (log_probs, entropy))
-        else:
-            legal = layout.legal(position, states)
-            log_probs, _, entropy = distribution(policy, head, inner[:, position - 1], legal, temperature, normalize)
-        # Places outside the mask (padding behind a short completion) hold any token; their value is not used.
-        columns = (rollout.tokens[:, position] - legal.first).clamp(0, log_probs.shape[1] - 1)
-        logps.append(log_probs.gather(1, columns[:, None])[:, 0])
+    legal = layout.legal(0, rollout.support[::share, 0])
+    log_probs, _, entropy = distribution(policy, head, first, legal, temperature, normalize)
+    logps = [_chosen(log_probs.repeat_interleave(share, dim=0), rollout.tokens[:, :1], legal)]
+    entropies = [entropy.repeat_interleave(share, dim=0)[:, None]]
+    for start, legal in _runs(layout, rollout.support):
+        stop = start + legal.mask.shape[1]
+        log_probs, _, entropy = distribution(
+            policy, head, inner[:, start - 1 : stop - 1], legal, temperature, normalize
+        )
+        logps.append(_chosen(log_probs, rollout.tokens[:, start:stop], legal))
         entropies.append(entropy)
     mask = rollout.mask
     return PolicyScores(
-        logps=torch.stack(logps, dim=1).masked_fill(~mask, 0.0),
-        entropy=torch.stack(entropies, dim=1).masked_fill(~mask, 0.0),
+        logps=torch.cat(logps, dim=1).masked_fill(~mask, 0.0),
+        entropy=torch.cat(entropies, dim=1).masked_fill(~mask, 0.0),
     )
+
+
+def _runs(layout: Layout, support: Tensor) -> Iterator[tuple[int, Legal]]:
+    """Legal sets of the places behind the first, those of neighbours with the same tokens together.
+
+    Yields:
+        The first place of a run and its legal sets, masks [B, n, columns].
+    """
+    start, run = 1, []
+    for place in range(1, support.shape[1] + 1):
+        legal = layout.legal(place, support[:, place]) if place < support.shape[1] else None
+        if run and (legal is None or _columns(legal) != _columns(run[0])):
+            yield start, Legal(run[0].first, torch.stack([each.mask for each in run], dim=1))
+            start, run = place, []
+        if legal is not None:
+            run.append(legal)
+
+
+def _columns(legal: Legal) -> tuple[int, int]:
+    return legal.first, legal.mask.shape[1]
+
+
+def _chosen(log_probs: Tensor, tokens: Tensor, legal: Legal) -> Tensor:
+    """Log-probabilities of tokens [B, n] among [B, n, columns] or, for n = 1, [B, columns].
+
+    Places outside the rollout's mask (padding behind a short completion) hold any token; their value is not used.
+    """
+    columns = (tokens - legal.first).clamp(0, log_probs.shape[-1] - 1)
+    return log_probs.view(*tokens.shape, -1).gather(2, columns[:, :, None])[:, :, 0]
 
 
 def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
@@ -114,7 +142,7 @@ def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Te
         return hidden[:, context - 1], hidden[:, context:]
     if way == "tree":
         return _tree_states(policy, tokens, mask, behind.view(prompts, group, depth), _needed(rollout))
-    cache = DynamicCache(config=policy.base.config.get_text_config())
+    cache = shared_cache(policy.base.config)
     first = policy.hidden(tokens, mask, prompt_positions(mask), cache)[:, -1]
     if depth == 0:
         return first, first.new_empty(prompts * group, 0, first.shape[-1])

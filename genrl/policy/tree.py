@@ -13,6 +13,12 @@ def left_padded(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(1, order)[:, -length:], mask.gather(1, order)[:, -length:]
 
 
+def right_padded(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts [P, L] -> padded on the right only. Causal attention then needs no mask: no token sees what follows."""
+    order = (~mask).long().argsort(dim=1, stable=True)
+    return tokens.gather(1, order), mask.gather(1, order)
+
+
 def prompt_positions(mask: Tensor) -> Tensor:
     """Position of each token of left-padded prompts [P, L]; padding gets 0."""
     return (mask.long().cumsum(1) - 1).clamp_(min=0)

@@ -107,7 +107,7 @@ class Inputs:
 
 def make_inputs(sizes: Sizes) -> Inputs:
     """The inputs of one size; the same on each call."""
-    codes = distinct_codes(sizes.items, sizes.codes)
+    codes = clustered_codes(sizes.items, sizes.codes)
     policy = make_policy(sizes)
     layout = make_layout(policy, codes, sizes.codes)
     tokens = layout.render(torch.arange(sizes.items))
@@ -145,6 +145,32 @@ def distinct_codes(items: int, codes: int, levels: int = LEVELS) -> Tensor:
         keys = torch.cat([keys, more]).unique()
     keys = keys[torch.randperm(keys.numel(), generator=generator)[:items]]
     return torch.stack([keys // codes**level % codes for level in reversed(range(levels))], dim=1)
+
+
+def clustered_codes(items: int, codes: int) -> Tensor:
+    """Different SIDs [items, 4] of the shape that clustering gives: three uneven codes and one that counts collisions.
+
+    For 12,000 items of 256 codes there are about 7,750 prefixes of two codes and 10,600 of three, and 48% and 81% of
+    the items are alone behind theirs. The published SIDs of Amazon Beauty (LETTER) have 7,931 and 11,696, 47% and 94%;
+    residual k-means on its co-occurrences has 10,524 prefixes of three.
+    """
+    generator = torch.Generator().manual_seed(items)
+    prefix = torch.zeros(items, dtype=torch.int64)
+    for unevenness in (1.0, 1.3, 3.0):
+        column = torch.zeros(items, dtype=torch.int64)
+        for node in prefix.unique():
+            rows = (prefix == node).nonzero()[:, 0]
+            weights = (unevenness * torch.randn(codes, generator=generator)).exp()
+            column[rows] = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
+        prefix = prefix * codes + column
+    found, node = prefix.unique(return_inverse=True)
+    order = node.argsort(stable=True)
+    first = torch.searchsorted(node[order], torch.arange(len(found)))
+    collision = torch.empty(items, dtype=torch.int64)
+    collision[order] = torch.arange(items) - first[node[order]]
+    if int(collision.max()) >= codes:
+        raise ValueError(f"{int(collision.max()) + 1} items share three codes; {codes} codes tell too few apart")
+    return torch.stack([prefix // codes**2, prefix // codes % codes, prefix % codes, collision], dim=1)
 
 
 def make_layout(policy: Policy, codes: Tensor, size: int) -> SidLayout:

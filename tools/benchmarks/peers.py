@@ -90,8 +90,12 @@ def generate_beams(
     width: int,
     length: int,
     limits: dict[str, Any],
+    normalize: str,
 ) -> tuple[Tensor, Tensor]:
-    """Beams [P, W, length], best first, and their scores [P, W]: sums of log-probabilities over the vocabulary."""
+    """Beams [P, W, length], best first, and their scores [P, W]: sums of log-probabilities.
+
+    With `normalize` "legal" those over the legal tokens (`renormalize_logits`), else over the vocabulary.
+    """
     found = model.generate(
         input_ids=prompts.tokens,
         attention_mask=prompts.mask.long(),
@@ -99,6 +103,7 @@ def generate_beams(
         num_beams=width,
         num_return_sequences=width,
         length_penalty=0.0,
+        renormalize_logits=normalize == "legal",
         max_new_tokens=length,
         return_dict_in_generate=True,
         output_scores=True,
