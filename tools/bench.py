@@ -22,6 +22,7 @@ from benchmarks.figures import Figure, as_json, plot, table
 from benchmarks.inputs import FULL, QUICK, Sizes
 from benchmarks.steps import steps
 from benchmarks.updating import long, memory
+from benchmarks.ways import ways
 from rich.console import Console
 
 from genrl.errors import GenRLError, UnsupportedError
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "catalogue": catalogues,
     "groups": groups,
     "long": long,
+    "ways": ways,
 }
 """Name -> what measures it, given sizes and the number of rounds."""
 

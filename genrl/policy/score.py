@@ -101,7 +101,8 @@ def _runs(layout: Layout, support: Tensor) -> Iterator[tuple[int, Legal]]:
     Yields:
         The first place of a run and its legal sets, masks [B, n, columns].
     """
-    start, run = 1, []
+    start = 1
+    run: list[Legal] = []
     for place in range(1, support.shape[1] + 1):
         legal = layout.legal(place, support[:, place]) if place < support.shape[1] else None
         if run and (legal is None or _columns(legal) != _columns(run[0])):

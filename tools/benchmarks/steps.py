@@ -161,7 +161,7 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:
         module = RLModule(
-            OBJECTIVES.build("grpo", {}),
+            OBJECTIVES.build("grpo", {"kl_coef": 0.0}),  # as TRL with beta 0: no reference
             verifier,
             PromptOrder(inputs.positions, prompts, seed=0),
             inputs.maker,
