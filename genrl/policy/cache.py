@@ -63,6 +63,8 @@ class SharedLayer(DynamicLayer):
     transformers' own layer copies the prompt twice: once to repeat it and once to put the rows' tokens behind it.
     """
 
+    keys: Tensor
+    values: Tensor
     repeats = 1
 
     def batch_repeat_interleave(self, repeats: int) -> None:

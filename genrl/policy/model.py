@@ -139,6 +139,12 @@ class Policy(nn.Module):
         """Whether the backward pass computes activations again instead of keeping them."""
         return any(getattr(layer, "gradient_checkpointing", False) for layer in self._layers())
 
+    def checkpoint_activations(self) -> None:
+        """Have the backward pass compute activations again from here on."""
+        name = "activation_checkpointing_enable"  # the other name is the older one
+        enable = getattr(self.base, name, None) or self.base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def _layers(self) -> Iterator[nn.Module]:
         return (module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer))
 

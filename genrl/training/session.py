@@ -48,12 +48,17 @@ class Session:
         _check_length(config, policy, table)
         policy.branching = config.trainer.branching
         if config.trainer.checkpointing:
-            policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.checkpoint_activations()
         if config.trainer.compile:
             policy.compile_decoder()
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
         layout = LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes)
+        if config.evaluate.beam > layout.completions:
+            raise ConfigError(
+                f"evaluate.beam={config.evaluate.beam} is wider than the catalogue, which has {layout.completions} "
+                f"distinct SIDs. Set evaluate.beam to {layout.completions} or less."
+            )
         pad = policy.tokenizer.pad_token_id
         template = PromptTemplate(
             start_id=policy.start_id,

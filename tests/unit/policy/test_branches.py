@@ -169,7 +169,7 @@ def test_activation_checkpointing_changes_no_gradient(kind: str, tmp_path: Path)
     policy = POLICIES[kind](tmp_path)
     layout, batch = some_items(policy)
     wanted, gradient = scored(policy, "tree", layout, batch, "legal")
-    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.checkpoint_activations()
     policy.update_mode()
     calls = counted(policy)
     for way in ("tree", "naive", "auto"):
@@ -191,7 +191,7 @@ def counted(policy: Policy) -> list[int]:
 def test_an_update_has_no_dropout() -> None:
     policy = make_policy(replace(TINY, dropout=0.5))
     layout, batch = some_items(policy)
-    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.checkpoint_activations()
     policy.update_mode()
     with torch.no_grad():
         first, second = (score(policy, layout, batch).logps for _ in range(2))  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def test_the_user_may_choose(way: str) -> None:
 
 def test_activation_checkpointing_excludes_the_way_with_a_cache() -> None:
     policy = make_policy()
-    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.checkpoint_activations()
     assert choose(policy, LONG, decode=False, gradient=True) == "tree"
     assert choose(policy, LONG, decode=False, gradient=False) == "expand"
     policy.branching = "expand"

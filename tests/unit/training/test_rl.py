@@ -330,9 +330,11 @@ def test_activation_checkpointing_recomputes_layers_in_the_update_only(session: 
     passes = []
     layer = session.policy.decoder.layers[0].mlp
     hook = layer.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    session.policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    session.policy.checkpoint_activations()
     assert_same(step_gradient(module)[0], plain)
     hook.remove()
-    session.policy.base.gradient_checkpointing_disable()
+    for module in session.policy.decoder.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = False
     assert passes.count(True) == 1  # in the backward pass; the forward pass before it kept nothing
     assert passes.count(False) >= 3

@@ -113,3 +113,18 @@ def test_the_number_of_threads_is_set(tmp_path: Path) -> None:
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_options_of_the_trainer_reach_the_policy(tmp_path: Path) -> None:
+    flags = ("trainer.branching=expand", "trainer.checkpointing=true", "trainer.compile=true")
+    policy = Session.build(small_config(tmp_path, *flags)).policy
+    assert policy.branching == "expand"
+    assert policy.checkpointing
+    assert "_forward" in vars(policy)  # compiled when first called
+    plain = Session.build(small_config(tmp_path)).policy
+    assert (plain.branching, plain.checkpointing, "_forward" in vars(plain)) == ("auto", False, False)
+
+
+def test_a_beam_wider_than_the_catalogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.beam=5000 is wider than the catalogue, which has \d+ distinct"):
+        Session.build(small_config(tmp_path, "evaluate.beam=5000"))
