@@ -257,8 +257,10 @@ class Ranking(_Batch):
             [True, False]
         """
         if self.bound is None or not 1 <= k <= self.items.shape[1]:
-            width = self.items.shape[1]
-            raise ValueError(f"the top {k} of a ranking of {width} items with bound={self.bound} cannot be certified")
+            bound = "no bound" if self.bound is None else "a bound"
+            raise ValueError(
+                f"the top {k} of a ranking with {self.items.shape[1]} places and {bound} is not certifiable"
+            )
         return self.scores[:, k - 1] >= self.bound
 
     def replaced(self, rows: Tensor, other: Ranking) -> Ranking:

@@ -253,7 +253,7 @@ class TrainerConfig:
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices share the work; `auto` is one device or ddp."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
-    """Precision of the training step."""
+    """Precision of updates, rollouts and rankings."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     threads: int = 1

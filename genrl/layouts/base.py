@@ -47,6 +47,8 @@ class Layout(ABC):
 
     first_ids: tuple[int, ...]
     """Token id of code 0 of each SID level, as the tokenizer has them that completions are written with."""
+    sizes: tuple[int, ...]
+    """Codes of each SID level."""
     num_steps: int
     """S: units of credit in a completion."""
     length: int

@@ -38,6 +38,7 @@ class SidLayout(Layout):
         self.trie = trie
         self.first_ids = first_ids
         self.codes = codes
+        self.sizes = tuple(level.size for level in trie.levels)
         self.num_steps = self.length = trie.depth
         self._first = torch.tensor(first_ids, device=codes.device)
 
@@ -93,7 +94,7 @@ class SidLayout(Layout):
     @property
     def widest(self) -> int:
         """Codes of the largest codebook."""
-        return max(level.size for level in self.trie.levels)
+        return max(self.sizes)
 
     @property
     def completions(self) -> int:

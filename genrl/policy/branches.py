@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from genrl.policy.branching import Shape, choose
-from genrl.policy.cache import reserved_cache, reserved_tree_cache
+from genrl.policy.cache import ReservedLayer, model_cache, tree_cache
 from genrl.policy.model import Policy
 from genrl.policy.tree import ancestry_mask, left_padded, prompt_positions, right_padded
 
@@ -65,8 +66,10 @@ class Branches(ABC):
         count = width if live is None or live.device.type != "cpu" else int(live.sum(1).max())
         if count == width and self.column is None:
             return self._extend(tokens, parents)
+        if live is None:
+            raise ValueError("slots were left out before; say which of the new ones are live")
         whole = self.hidden.new_zeros(prompts, width, self.hidden.shape[-1])
-        if live is None or count == 0:
+        if count == 0:
             return whole
         order = (~live).byte().argsort(dim=1, stable=True)[:, :count]
         chosen = order if parents is None else parents.gather(1, order)
@@ -91,7 +94,7 @@ class TreeBranches(Branches):
         """Fill the cache with the prompts."""
         self.tokens, self.mask = right_padded(self.tokens, self.mask)
         prompts, length = self.tokens.shape
-        self.cache = reserved_tree_cache(self.policy.base.config, length + self.most * self.levels)
+        self.cache = tree_cache(self.policy.base.config, length + self.most * self.levels)
         self.widths: list[int] = []
         self.ancestors: list[Tensor] = []
         positions = torch.arange(length, device=self.tokens.device).expand(prompts, -1)
@@ -118,7 +121,8 @@ class ExpandedBranches(Branches):
 
     def _prefill(self) -> Tensor:
         """Fill the cache with the prompts, one row each."""
-        self.cache = reserved_cache(self.policy.base.config, self.tokens.shape[1] + self.levels)
+        room = self.tokens.shape[1] + self.levels
+        self.cache = model_cache(self.policy.base.config, partial(ReservedLayer, room))
         self.seen = self.mask
         self.width = 1
         return self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask), self.cache)[:, -1]

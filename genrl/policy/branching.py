@@ -81,14 +81,13 @@ def cost(way: str, shape: Shape, policy: Policy, *, decode: bool) -> float:
     return tokens * work.token + PAIR * pairs * work.pair + COPY * copies * work.cached
 
 
-def choose(policy: Policy, shape: Shape, *, decode: bool, gradient: bool = False) -> str:
+def choose(policy: Policy, shape: Shape, *, decode: bool) -> str:
     """The way to compute a batch: the one that `policy.branching` names, or the cheapest one that the model allows.
 
     Args:
         policy: says what its layers can do.
         shape: sizes of the batch.
         decode: token after token with a cache.
-        gradient: whether a backward pass follows.
 
     Raises:
         ConfigError: if prompt and completion are longer than the model's positions.
@@ -103,8 +102,9 @@ def choose(policy: Policy, shape: Shape, *, decode: bool, gradient: bool = False
     if policy.branching == "naive":
         return "naive"
     refused = wrong_ways(policy, longest)
-    if gradient and policy.checkpointing:
-        refused["expand"] = "activation checkpointing drops the cache that it needs"
+    if policy.checkpointing:
+        cached = ("tree", "expand") if decode else ("expand",)
+        refused |= dict.fromkeys(cached, "activation checkpointing drops the cache that it needs")
     if policy.branching == "auto":
         return min((way for way in WAYS if way not in refused), key=lambda way: cost(way, shape, policy, decode=decode))
     if policy.branching in refused:
@@ -117,9 +117,9 @@ def choose(policy: Policy, shape: Shape, *, decode: bool, gradient: bool = False
 
 def wrong_ways(policy: Policy, longest: int) -> dict[str, str]:
     """Ways that a model does not compute rightly for sequences of `longest` tokens, with the reason."""
-    if policy.refused_ways is None:
-        policy.refused_ways = _probe(policy)
-    refused = dict(policy.refused_ways)
+    if policy.device not in policy.refused_ways:
+        policy.refused_ways[policy.device] = _probe(policy)
+    refused = dict(policy.refused_ways[policy.device])
     if policy.window is not None and longest > policy.window:
         refused.setdefault("tree", f"its layers see {policy.window} tokens and the sequence has {longest}")
     for way, reason in refused.items():
@@ -133,7 +133,9 @@ def wrong_ways(policy: Policy, longest: int) -> dict[str, str]:
 def _probe(policy: Policy) -> dict[str, str]:
     """Run two short completions in every way; those that differ from plain rows are refused."""
     length, depth = 3, 2
-    tokens = torch.arange(length + 2 * depth, device=policy.device)[None] % policy.base.config.vocab_size
+    tokens = (
+        torch.arange(length + 2 * depth, device=policy.device)[None] % policy.base.config.get_text_config().vocab_size
+    )
     prompt, branches = tokens[:, :length], tokens[0, length:].view(2, depth)
     seen = torch.ones(2, length + depth, dtype=torch.bool, device=policy.device)
     positions = prompt_positions(seen)
@@ -153,7 +155,7 @@ def _probe(policy: Policy) -> dict[str, str]:
         cache.batch_repeat_interleave(2)
         return policy.hidden(branches, seen, positions[:, length:], cache)
 
-    training = policy.training
+    modes = {module: module.training for module in policy.modules()}
     policy.eval()
     with torch.autocast(policy.device.type, enabled=False):
         wanted = naive()
@@ -162,7 +164,8 @@ def _probe(policy: Policy) -> dict[str, str]:
             reason = _difference(way, wanted)
             if reason:
                 refused[way.__name__] = reason
-    policy.train(training)
+    for module, training in modes.items():
+        module.training = training
     return refused
 
 

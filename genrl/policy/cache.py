@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,21 +86,14 @@ class SharedLayer(DynamicLayer):
         return torch.cat([copies, own.unflatten(0, (-1, self.repeats))], dim=3).flatten(0, 1)
 
 
-def shared_cache(config: Any) -> DynamicCache:  # noqa: ANN401 (transformers is untyped)
-    """A cache with gradient for rows that share prompts; layers that keep something else are left as they are."""
+def model_cache(config: Any, layer: Callable[[], DynamicLayer]) -> DynamicCache:  # noqa: ANN401 (transformers is untyped)
+    """A cache with our own layers; those of the model that keep something else than all tokens stay."""
     cache = DynamicCache(config=config.get_text_config())
-    cache.layers = [SharedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [layer() if type(own) is DynamicLayer else own for own in cache.layers]
     return cache
 
 
-def reserved_cache(config: Any, room: int) -> DynamicCache:  # noqa: ANN401 (transformers is untyped)
-    """A cache of `room` tokens for a model; layers that keep something else than all tokens are left as they are."""
-    cache = DynamicCache(config=config.get_text_config())
-    cache.layers = [ReservedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def reserved_tree_cache(config: Any, room: int) -> DynamicCache:  # noqa: ANN401
+def tree_cache(config: Any, room: int) -> DynamicCache:  # noqa: ANN401
     """A cache of `room` tokens in which every layer keeps all of them, whatever its window."""
     cache = DynamicCache()
     cache.layers = [ReservedLayer(room) for _ in range(config.get_text_config().num_hidden_layers)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genrl.errors import ConfigError
 from genrl.layouts.base import Layout
 from genrl.policy.branches import grow
 from genrl.policy.model import Policy
@@ -65,14 +66,14 @@ def sample(
     prompts, group, length = uniforms.shape
     check_vocabulary(policy, layout)
     branches = grow(policy, tokens, mask, group, length - 1)
-    head = policy.head()
+    head = policy.head_for(normalize)
     hidden = branches.prefill()[:, None].expand(-1, group, -1)
     states = layout.start(prompts * group)
     parts: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "support", "logps", "entropy", "choices")}
     for position in range(length):
         legal = layout.legal(position, states)
         log_probs, sampling, entropy = distribution(
-            policy, head, hidden.reshape(prompts * group, -1), legal, temperature, normalize
+            head, hidden.reshape(prompts * group, -1), legal, temperature, normalize
         )
         columns = _invert(sampling.exp(), uniforms[:, :, position].reshape(-1, 1))
         drawn = columns[:, 0] + legal.first
@@ -133,7 +134,8 @@ def beam(
         layout: grammar of the completions.
         tokens: prompts [P, L], padded on any side.
         mask: [P, L].
-        width: completions kept per prompt; where fewer exist, the rest are -1 with score -inf.
+        width: completions kept per prompt. Where a prompt has fewer, its last places are -1 with score -inf; there are
+            no more places than the legal sets have codes.
         temperature: divides the logits.
         normalize: see `genrl.policy.score.distribution`.
         gumbels: [P, T, width, codes] standard Gumbel noise, codes at least those of the largest level.
@@ -142,7 +144,7 @@ def beam(
     rows = torch.arange(prompts, device=tokens.device)[:, None]
     check_vocabulary(policy, layout)
     branches = grow(policy, tokens, mask, width, layout.length - 1)
-    head = policy.head()
+    head = policy.head_for(normalize)
     hidden = branches.prefill()[:, None]
     states = layout.start(prompts)[:, None]
     totals = torch.zeros(prompts, 1, device=tokens.device)
@@ -152,9 +154,7 @@ def beam(
     for position in range(layout.length):
         slots = states.shape[1]
         legal = layout.legal(position, states.clamp(min=0).reshape(-1))
-        log_probs, _, entropy = distribution(
-            policy, head, hidden.reshape(prompts * slots, -1), legal, temperature, normalize
-        )
+        log_probs, _, entropy = distribution(head, hidden.reshape(prompts * slots, -1), legal, temperature, normalize)
         codes = log_probs.shape[1]
         log_probs = log_probs.view(prompts, slots, codes).masked_fill((states < 0)[:, :, None], float("-inf"))
         reached = totals[:, :, None] + log_probs
@@ -217,15 +217,21 @@ def rank(policy: Policy, layout: Layout, tokens: Tensor, mask: Tensor, width: in
         mask: [P, L].
         width: places of the ranking and width of the beam.
         exact: make the beam wider for the prompts that need it, until this many first items are certified to be the
-            best of the whole catalogue; 0 takes what the beam finds.
+            best of the whole catalogue or the beam has `WIDEST` places; 0 takes what the beam finds.
+
+    Raises:
+        ConfigError: if more items shall be exact than there are places.
     """
+    if exact > width:
+        raise ConfigError(f"the first {exact} of {width} places cannot be exact. Make the beam {exact} wide or wider.")
     ranking = _search(policy, layout, tokens, mask, width, width)
     beams = width
-    while exact and beams < layout.completions:
+    widest = min(layout.completions, max(WIDEST, width))
+    while exact and beams < widest:
         unsure = (~ranking.certified(exact)).nonzero()[:, 0]
         if unsure.numel() == 0:
             break
-        beams = min(WIDEN * beams, layout.completions)
+        beams = min(WIDEN * beams, widest)
         for rows in unsure.split(max(1, len(tokens) * width // beams)):
             found = _search(policy, layout.requests(rows), tokens[rows], mask[rows], beams, width)
             ranking = ranking.replaced(rows, found)
@@ -234,6 +240,8 @@ def rank(policy: Policy, layout: Layout, tokens: Tensor, mask: Tensor, width: in
 
 WIDEN = 4
 """How many times wider each further beam of an exact ranking is."""
+WIDEST = 16384
+"""Places of the widest beam of an exact ranking; memory grows with it. Rankings that need more stay uncertified."""
 
 
 def _search(policy: Policy, layout: Layout, tokens: Tensor, mask: Tensor, beams: int, width: int) -> Ranking:

@@ -84,8 +84,8 @@ class Policy(nn.Module):
         self._reference: dict[str, Tensor] = {}
         self.branching = "auto"
         """How completions share their prompt: `auto` or one of `genrl.policy.branching.WAYS`."""
-        self.refused_ways: dict[str, str] | None = None
-        """Ways that give wrong results with this model, with the reason; None until it was tried."""
+        self.refused_ways: dict[torch.device, dict[str, str]] = {}
+        """Ways that give wrong results with this model, with the reason, for the devices it was tried on."""
         self.noticed: set[str] = set()
         """Refused ways that the user has been told of."""
 
@@ -122,7 +122,7 @@ class Policy(nn.Module):
 
     @cached_property
     def work(self) -> Work:
-        """Cost of a forward pass, from the shapes of the model's matrices (all experts of a mixture count)."""
+        """Cost of a forward pass, from the shapes of the model's linear layers; an estimate for mixtures of experts."""
         config = self.base.config.get_text_config()
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -136,17 +136,35 @@ class Policy(nn.Module):
 
     @property
     def checkpointing(self) -> bool:
-        """Whether the backward pass computes activations again instead of keeping them."""
-        return any(getattr(layer, "gradient_checkpointing", False) for layer in self._layers())
+        """Whether passes drop what the backward pass can compute again, caches among it: see `update_mode`."""
+        return any(layer.training for layer in self._checkpointed())
 
     def checkpoint_activations(self) -> None:
         """Have the backward pass compute activations again from here on."""
         name = "activation_checkpointing_enable"  # the other name is the older one
         enable = getattr(self.base, name, None) or self.base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        kind = type(self.base).__name__
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UnsupportedError(
+                f"trainer.checkpointing: {kind} has no activation checkpointing ({error})."
+            ) from error
+        for layer in self._checkpointed():
+            rates = {name: rate for name, rate in vars(layer).items() if "dropout" in name and isinstance(rate, float)}
+            if any(rates.values()):
+                raise UnsupportedError(
+                    f"trainer.checkpointing: layers of {kind} drop out by themselves ({rates}), which checkpointing "
+                    f"would switch on in updates. Set that dropout to 0 in the model's config.json."
+                )
 
-    def _layers(self) -> Iterator[nn.Module]:
-        return (module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer))
+    def _checkpointed(self) -> Iterator[nn.Module]:
+        """Layers that activation checkpointing was switched on for."""
+        return (
+            module
+            for module in self.decoder.modules()
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        )
 
     def update_mode(self) -> None:
         """Be the policy that was sampled from, ready for a backward pass: no dropout, but activation checkpointing.
@@ -155,7 +173,7 @@ class Policy(nn.Module):
         inside them (dropout) in eval mode.
         """
         self.eval()
-        for layer in self._layers():
+        for layer in self._checkpointed():
             layer.training = True
 
     def compile_decoder(self, **options: Any) -> None:  # noqa: ANN401 (those of torch.compile)
@@ -188,15 +206,20 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits of the whole vocabulary for hidden [..., H]."""
-        head = self.head(0, self.base.get_output_embeddings().weight.shape[0])
-        return head.logits(hidden, 0, head.weight.shape[0])
+        head = self.head_for("vocab")
+        return head.logits(hidden, 0, len(head.weight))
 
-    def head(self, first: int | None = None, size: int | None = None) -> Head:
-        """The rows first .. first + size of the output head; without arguments those of the SID tokens."""
+    def head_for(self, normalize: str) -> Head:
+        """The rows of the output head that log-probabilities need: those of the SID tokens, or all for `vocab`."""
+        if normalize == "vocab":
+            return self.head(0, self.base.get_output_embeddings().weight.shape[0])
+        first = min(self.first_ids)
+        stop = max(start + codes for start, codes in zip(self.first_ids, self.sizes, strict=True))
+        return self.head(first, stop - first)
+
+    def head(self, first: int, size: int) -> Head:
+        """The rows first .. first + size of the output head."""
         head = self.base.get_output_embeddings()
-        if first is None or size is None:
-            first = min(self.first_ids)
-            size = max(start + codes for start, codes in zip(self.first_ids, self.sizes, strict=True)) - first
         rows = slice(first, first + size)
         bias = getattr(head, "bias", None)
         return Head(first, _trained_rows(head, rows), None if bias is None else bias[rows])
@@ -250,6 +273,7 @@ class Policy(nn.Module):
             raise UnsupportedError("no reference policy was kept; call keep_reference() before training starts.")
         own = self.trainable()
         with torch.no_grad():
+            torch.clear_autocast_cache()  # which would go on with casts of the other weights
             swapped = {name: own[name].data for name in own}
             for name, value in own.items():
                 self._reference[name] = self._reference[name].to(value.device)
@@ -259,6 +283,7 @@ class Policy(nn.Module):
             finally:
                 for name, value in own.items():
                     value.data = swapped[name]
+                torch.clear_autocast_cache()
 
 
 def _trained_rows(head: Any, rows: slice) -> Tensor:  # noqa: ANN401

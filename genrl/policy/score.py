@@ -11,20 +11,21 @@ from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal
 from genrl.policy.branches import alone
 from genrl.policy.branching import Shape, choose
-from genrl.policy.cache import shared_cache
+from genrl.policy.cache import SharedLayer, model_cache
 from genrl.policy.model import Head, Policy
 from genrl.policy.tree import branch_mask, left_padded, prompt_positions
 from genrl.types import PolicyScores, RolloutBatch
 
+NORMALIZE = ("legal", "vocab", "catalogue")
+
 
 def distribution(
-    policy: Policy, head: Head, hidden: Tensor, legal: Legal, temperature: float, normalize: str
+    head: Head, hidden: Tensor, legal: Legal, temperature: float, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the next token over its legal set.
 
     Args:
-        policy: supplies the whole head where `normalize` needs it.
-        head: the rows of the head that legal sets are made of.
+        head: `Policy.head_for(normalize)`.
         hidden: [..., H] hidden states.
         legal: the legal sets, [..., columns].
         temperature: divides the logits.
@@ -36,9 +37,11 @@ def distribution(
         log_probs [..., columns] with -inf where illegal, over what `normalize` says; sampling_log_probs, the same but
         always over the legal set; entropy [...] in nats over the legal set.
     """
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize={normalize!r} is none of {', '.join(NORMALIZE)}")
     illegal, columns = ~legal.mask, legal.mask.shape[-1]
     if normalize == "vocab":
-        everything = policy.logits(hidden) / temperature
+        everything = head.logits(hidden, 0, len(head.weight)) / temperature
         logits = everything[..., legal.first : legal.first + columns]
     else:
         logits = head.logits(hidden, legal.first, columns) / temperature
@@ -58,10 +61,11 @@ def check_vocabulary(policy: Policy, layout: Layout) -> None:
     Raises:
         DataError: naming both sets of tokens.
     """
-    if tuple(layout.first_ids) != tuple(policy.first_ids):
+    if (layout.first_ids, layout.sizes) != (policy.first_ids, policy.sizes):
         raise DataError(
-            f"the trie writes SID levels at token ids {list(layout.first_ids)}, the policy's tokenizer has them at "
-            f"{list(policy.first_ids)}: the trie belongs to another tokenizer. Build the layout with policy.first_ids."
+            f"the trie writes SID levels of {list(layout.sizes)} codes at token ids {list(layout.first_ids)}, the "
+            f"policy's tokenizer has levels of {list(policy.sizes)} codes at {list(policy.first_ids)}: the trie "
+            f"belongs to another tokenizer. Build the layout with policy.first_ids, from the policy's own SID table."
         )
 
 
@@ -76,16 +80,14 @@ def score(
     check_vocabulary(policy, layout)
     first, inner = completion_states(policy, rollout)
     share = len(rollout.tokens) // len(first)  # completions that start from one hidden state and one legal set
-    head = policy.head()
+    head = policy.head_for(normalize)
     legal = layout.legal(0, rollout.support[::share, 0])
-    log_probs, _, entropy = distribution(policy, head, first, legal, temperature, normalize)
+    log_probs, _, entropy = distribution(head, first, legal, temperature, normalize)
     logps = [_chosen(log_probs.repeat_interleave(share, dim=0), rollout.tokens[:, :1], legal)]
     entropies = [entropy.repeat_interleave(share, dim=0)[:, None]]
     for start, legal in _runs(layout, rollout.support):
         stop = start + legal.mask.shape[1]
-        log_probs, _, entropy = distribution(
-            policy, head, inner[:, start - 1 : stop - 1], legal, temperature, normalize
-        )
+        log_probs, _, entropy = distribution(head, inner[:, start - 1 : stop - 1], legal, temperature, normalize)
         logps.append(_chosen(log_probs, rollout.tokens[:, start:stop], legal))
         entropies.append(entropy)
     mask = rollout.mask
@@ -106,7 +108,9 @@ def _runs(layout: Layout, support: Tensor) -> Iterator[tuple[int, Legal]]:
     for place in range(1, support.shape[1] + 1):
         legal = layout.legal(place, support[:, place]) if place < support.shape[1] else None
         if run and (legal is None or _columns(legal) != _columns(run[0])):
-            yield start, Legal(run[0].first, torch.stack([each.mask for each in run], dim=1))
+            within = [each.within for each in run if each.within is not None]
+            masks = torch.stack([each.mask for each in run], dim=1)
+            yield start, Legal(run[0].first, masks, torch.stack(within, dim=1) if within else None)
             start, run = place, []
         if legal is not None:
             run.append(legal)
@@ -119,10 +123,13 @@ def _columns(legal: Legal) -> tuple[int, int]:
 def _chosen(log_probs: Tensor, tokens: Tensor, legal: Legal) -> Tensor:
     """Log-probabilities of tokens [B, n] among [B, n, columns] or, for n = 1, [B, columns].
 
-    Places outside the rollout's mask (padding behind a short completion) hold any token; their value is not used.
+    A token outside the legal range is impossible; places outside the rollout's mask (padding behind a short
+    completion) may hold one, and their value is not used.
     """
-    columns = (tokens - legal.first).clamp(0, log_probs.shape[-1] - 1)
-    return log_probs.view(*tokens.shape, -1).gather(2, columns[:, :, None])[:, :, 0]
+    columns = tokens - legal.first
+    inside = (columns >= 0) & (columns < log_probs.shape[-1])
+    chosen = log_probs.view(*tokens.shape, -1).gather(2, torch.where(inside, columns, 0)[:, :, None])[:, :, 0]
+    return chosen.masked_fill(~inside, float("-inf"))
 
 
 def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
@@ -136,14 +143,14 @@ def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Te
     tokens, mask = left_padded(rollout.prompt_tokens, rollout.prompt_mask)
     context = tokens.shape[1]
     behind = rollout.tokens[:, :depth]
-    way = choose(policy, Shape(prompts, group, context, depth), decode=False, gradient=torch.is_grad_enabled())
+    way = choose(policy, Shape(prompts, group, context, depth), decode=False)
     if way == "naive":
         rows, real, positions = alone(tokens, mask, behind.view(prompts, group, depth))
         hidden = policy.hidden(rows, real, positions)
         return hidden[:, context - 1], hidden[:, context:]
     if way == "tree":
         return _tree_states(policy, tokens, mask, behind.view(prompts, group, depth), _needed(rollout))
-    cache = shared_cache(policy.base.config)
+    cache = model_cache(policy.base.config, SharedLayer)
     first = policy.hidden(tokens, mask, prompt_positions(mask), cache)[:, -1]
     if depth == 0:
         return first, first.new_empty(prompts * group, 0, first.shape[-1])
@@ -169,7 +176,7 @@ def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, n
         needed: [P, G * D] bool: tokens to compute, each with all before it in its completion.
 
     Returns:
-        Hidden states behind the prompts [P, H] and behind the tokens [P * G, D, H], zero where not needed.
+        Hidden states behind the prompts [P, H] and behind the tokens [P * G, D, H], of no use where not needed.
     """
     prompts, group, depth = behind.shape
     context = tokens.shape[1]
@@ -182,4 +189,4 @@ def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, n
     )
     whole = hidden.new_zeros(prompts, group * depth, hidden.shape[-1])
     inner = whole.scatter(1, order[:, :, None].expand(-1, -1, hidden.shape[-1]), hidden[:, context:])
-    return hidden[:, context - 1], inner.view(prompts * group, depth, -1)
+    return hidden[:, context - 1], inner.view(prompts * group, depth, hidden.shape[-1])

@@ -89,8 +89,12 @@ def rankings(policy: Policy, layout: Layout, prompts: PromptBatch, config: Evalu
     if not config.exact:
         raw = rank(policy, layout, prompts.tokens, prompts.mask, config.beam)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
-    layouts = {"raw": layout, "excluded": layout.filtered(deny=prompts.history)}
-    return {
-        kind: rank(policy, allowed, prompts.tokens, prompts.mask, config.beam, exact=max(config.k))
-        for kind, allowed in layouts.items()
-    }
+
+    def search(allowed: Layout) -> Ranking:
+        return rank(policy, allowed, prompts.tokens, prompts.mask, config.beam, exact=max(config.k))
+
+    seen = prompts.history.sort(dim=1).values
+    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
+    everything = distinct >= len(layout.codes_of_items())  # a filter would leave nothing to users who have seen all
+    unseen = search(layout.filtered(deny=prompts.history.masked_fill(everything[:, None], -1)))
+    return {"raw": search(layout), "excluded": exclude_history(unseen, prompts.history)}

@@ -229,6 +229,7 @@ class RLModule(StageModule):
 
     def _score_all(self, batch: Experience) -> PolicyScores:
         """Scores of a whole mini-batch without gradient."""
+        self.policy.eval()
         with torch.no_grad(), self.numerics():
             return score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
 

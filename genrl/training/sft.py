@@ -63,11 +63,11 @@ class SFTModule(StageModule):
         rows, columns = batch.item_places.unbind(1)
         states = self.layout.start(len(tokens))
         total = hidden.new_zeros((), dtype=torch.float32)
-        head = self.policy.head()
+        head = self.policy.head_for("legal")
         for position in range(self.layout.length):
             legal = self.layout.legal(position, states)
             before = hidden[rows, columns + position - 1]
-            log_probs, _, _ = distribution(self.policy, head, before, legal, 1.0, "legal")
+            log_probs, _, _ = distribution(head, before, legal, 1.0, "legal")
             chosen = (tokens[:, position] - legal.first)[:, None]
             total = total - log_probs.gather(1, chosen).sum()
             states = self.layout.advance(position, states, tokens[:, position])

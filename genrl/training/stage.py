@@ -65,7 +65,8 @@ class StageModule(L.LightningModule):
         self.layout = self.layout.to(str(self.device))
 
     def on_validation_epoch_start(self) -> None:
-        """Forget earlier rankings."""
+        """Forget earlier rankings; a validation before training needs the tables on the device, too."""
+        self.layout = self.layout.to(str(self.device))
         self.metrics.reset()
 
     def validation_step(self, batch: PromptBatch, index: int) -> None:

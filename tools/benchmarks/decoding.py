@@ -139,7 +139,7 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
             plain(
                 "catalogue",
                 f"{items:,} items: memory",
-                trie.nbytes() / (items * LEVELS),
+                trie.bytes_per_item_level,
                 unit="bytes per item and level",
                 goal=BYTES_GOAL,
                 checked="one leaf per distinct SID",

@@ -20,8 +20,9 @@ class Pairs(Layout):
     num_steps = length = 2
     items = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
 
-    def __init__(self, first_ids: tuple[int, ...] = (10, 20)) -> None:
+    def __init__(self, first_ids: tuple[int, ...] = (10, 20), sizes: tuple[int, ...] = (3, 3)) -> None:
         self.first_ids = first_ids
+        self.sizes = sizes
 
     def to(self, device: str) -> Pairs:
         return self
@@ -96,7 +97,7 @@ def test_a_layout_is_found_by_its_name() -> None:
 
 def test_sampling_and_beam_search_follow_any_grammar() -> None:
     policy = make_policy()
-    layout = Pairs(policy.first_ids)
+    layout = Pairs(policy.first_ids, policy.sizes)
     prompts = make_prompts(policy)
     uniforms = torch.rand(5, 400, 2, generator=torch.Generator().manual_seed(0))
     drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)

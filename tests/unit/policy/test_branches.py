@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from genrl.config.schema import LoraConfig
+from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.branches import grow
 from genrl.policy.branching import WAYS
 from genrl.policy.decode import beam, sample
+from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import to_rollout
 from genrl.policy.score import score
+from genrl.sid.trie import Trie
 from genrl.types import RolloutBatch
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,
+    TEXTS,
     TINY,
     every_item,
     local_config,
@@ -264,3 +268,63 @@ def test_tokens_that_no_chosen_token_follows_are_left_out_of_the_update(monkeypa
     assert_same(results[0][1], results[1][1])
     needed = (batch.mask[:, 1:].flip(1).cumsum(1) > 0).view(5, -1).sum(1)
     assert sizes[0] == 5 * (11 + int(needed.max())) < sizes[1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("items", [1, 6])
+def test_sids_of_one_level_and_catalogues_of_one_item(way: str, items: int) -> None:
+    policy = load_policy(TINY, (8,), TEXTS).eval()
+    codes = torch.arange(items)[:, None]
+    layout = SidLayout(SidLayoutConfig(), trie=Trie.build(codes, (8,)), first_ids=policy.first_ids, codes=codes)
+    prompts = make_prompts(policy, items)
+    policy.branching = way
+    drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 4, 1))
+    batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(items, dtype=torch.int64))
+    logps = score(policy, layout, batch).logps
+    assert_same(logps, batch.old_logps)
+    logps.sum().backward()
+    found = beam(policy, layout, prompts.tokens, prompts.mask, 8)
+    assert (found.leaves >= 0).sum(1).tolist() == [items] * 5
+
+
+def test_the_tree_is_right_inside_a_window(tmp_path: Path) -> None:
+    folder = save_local_model(tmp_path, "qwen3", use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    policy = make_policy(local_config(folder))
+    layout, batch = some_items(policy)
+    assert_same(scored(policy, "tree", layout, batch, "legal")[0], scored(policy, "naive", layout, batch, "legal")[0])
+
+
+def test_scores_of_a_filtered_layout_are_those_of_its_beams() -> None:
+    policy = make_policy()
+    layout, prompts = make_layout(policy), make_prompts(policy)
+    filtered = layout.filtered(deny=torch.arange(50).view(5, 10))
+    for normalize in ("legal", "catalogue"):
+        found = beam(policy, filtered, prompts.tokens, prompts.mask, 8, normalize=normalize)
+        batch = to_rollout(found, layout, prompts, normalize, torch.zeros(60, dtype=torch.int64))
+        with torch.no_grad():
+            assert_same(score(policy, filtered, batch, normalize=normalize).logps, batch.old_logps)
+
+
+def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
+    policy = make_policy()
+    prompts = make_prompts(policy)
+    with torch.no_grad():
+        branches = grow(policy, prompts.tokens, prompts.mask, 2, 2)
+        branches.prefill()
+        branches.extend(torch.full((5, 2), 5), live=torch.tensor([[True, False]] * 5))
+        with pytest.raises(ValueError, match="say which of the new ones are live"):
+            branches.extend(torch.full((5, 2), 6))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_decoding_under_autocast_agrees_with_scoring(way: str) -> None:
+    policy = make_policy()
+    layout, prompts = make_layout(policy), make_prompts(policy)
+    policy.branching = way
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 6, 3))
+        batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
+        difference = (score(policy, layout, batch).logps - batch.old_logps).abs()
+    assert batch.old_logps.dtype == torch.float32
+    assert float(difference.max()) < 0.3
+    assert float(difference.mean()) < 0.03

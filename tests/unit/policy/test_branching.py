@@ -21,7 +21,7 @@ def test_short_completions_hang_in_a_tree(decode: bool) -> None:
 
 
 def test_long_completions_are_scored_in_rows_of_their_own() -> None:
-    assert choose(make_policy(), LONG, decode=False, gradient=True) == "expand"
+    assert choose(make_policy(), LONG, decode=False) == "expand"
 
 
 @pytest.mark.parametrize("decode", [True, False])
@@ -39,14 +39,18 @@ def test_the_user_may_choose(way: str) -> None:
     assert choose(policy, LONG, decode=False) == way
 
 
-def test_activation_checkpointing_excludes_the_way_with_a_cache() -> None:
+def test_activation_checkpointing_excludes_ways_with_a_cache() -> None:
     policy = make_policy()
     policy.checkpoint_activations()
-    assert choose(policy, LONG, decode=False, gradient=True) == "tree"
-    assert choose(policy, LONG, decode=False, gradient=False) == "expand"
+    assert choose(policy, LONG, decode=False) == "expand"  # nothing is dropped in eval mode
+    policy.update_mode()
+    assert choose(policy, LONG, decode=False) == "tree"
+    assert choose(policy, LONG, decode=True) == "naive"
     policy.branching = "expand"
     with pytest.raises(UnsupportedError, match=r"trainer\.branching=expand .* activation checkpointing .*auto"):
-        choose(policy, LONG, decode=False, gradient=True)
+        choose(policy, LONG, decode=False)
+    policy.eval()
+    assert choose(policy, LONG, decode=True) == "expand"
 
 
 def test_a_prompt_longer_than_the_model_is_refused(tmp_path: object) -> None:
@@ -108,8 +112,10 @@ def test_layers_that_ignore_or_refuse_the_mask_are_found_and_run_the_naive_way(s
 
 def test_trying_a_model_leaves_its_mode_alone() -> None:
     policy: Policy = make_policy().train()
+    policy.decoder.layers[0].mlp.eval()
     choose(policy, SHORT, decode=True)
     assert policy.training
-    assert policy.refused_ways == {}
+    assert not policy.decoder.layers[0].mlp.training
+    assert policy.refused_ways == {torch.device("cpu"): {}}
     assert all(p.grad is None for p in policy.parameters())
     assert torch.is_grad_enabled()

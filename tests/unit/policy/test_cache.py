@@ -4,7 +4,7 @@ import torch
 from transformers import Qwen3Config
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from genrl.policy.cache import ReservedLayer, reserved_cache, reserved_tree_cache
+from genrl.policy.cache import ReservedLayer, SharedLayer, model_cache, tree_cache
 from tests.helpers import assert_same
 
 
@@ -46,8 +46,22 @@ def config(**changes: object) -> Qwen3Config:
 
 
 def test_layers_with_a_window_keep_their_own_kind() -> None:
-    cache = reserved_cache(config(use_sliding_window=True, sliding_window=4, max_window_layers=2), room=7)
+    cache = model_cache(
+        config(use_sliding_window=True, sliding_window=4, max_window_layers=2), lambda: ReservedLayer(7)
+    )
     assert [type(layer) for layer in cache.layers] == [ReservedLayer, ReservedLayer, DynamicSlidingWindowLayer]
     assert isinstance(cache, DynamicCache)
-    whole = reserved_tree_cache(config(use_sliding_window=True, sliding_window=4, max_window_layers=2), room=7)
+    whole = tree_cache(config(use_sliding_window=True, sliding_window=4, max_window_layers=2), room=7)
     assert [type(layer) for layer in whole.layers] == [ReservedLayer] * 3
+
+
+def test_a_shared_prompt_is_repeated_when_rows_add_their_own() -> None:
+    own, theirs = SharedLayer(), DynamicLayer()
+    (first, more) = parts(2, 4)[0], parts(6, 2)[0]
+    for layer in (own, theirs):
+        layer.update(*first)
+        layer.batch_repeat_interleave(3)
+        assert layer.get_seq_length() == 4
+        layer.update(*more)
+    assert_same(own.keys, theirs.keys)
+    assert_same(own.values, theirs.values)

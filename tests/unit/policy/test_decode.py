@@ -9,6 +9,7 @@ from genrl.errors import ConfigError, DataError
 from genrl.layouts.sid import SidLayout
 from genrl.policy.decode import beam, rank, sample
 from genrl.policy.score import score
+from genrl.sid.trie import Trie
 from tests.helpers import assert_same
 from tests.models import (
     every_item,
@@ -143,12 +144,19 @@ def test_a_layout_of_another_tokenizer_is_refused(everything: tuple) -> None:
     other = SidLayout(
         layout.config, trie=layout.trie, first_ids=tuple(i + 1 for i in layout.first_ids), codes=layout.codes
     )
+    wide = make_codes()
+    wide[0, 2] = 8
+    larger = SidLayout(layout.config, trie=Trie.build(wide, (6, 5, 9)), first_ids=layout.first_ids, codes=wide)
+    with pytest.raises(
+        DataError, match=r"levels of \[6, 5, 9\] codes .* the policy's tokenizer has levels of \[6, 5, 7\]"
+    ):
+        beam(policy, larger, prompts.tokens, prompts.mask, 3)
     for act in (
         lambda: beam(policy, other, prompts.tokens, prompts.mask, 3),
         lambda: sample(policy, other, prompts.tokens, prompts.mask, torch.rand(5, 2, 3)),
         lambda: score(policy, other, every_item(layout, prompts)),
     ):
-        with pytest.raises(DataError, match=r"the trie belongs to another tokenizer\. Build the layout with policy"):
+        with pytest.raises(DataError, match=r"the trie belongs to another tokenizer\. Build the layout"):
             act()
 
 
@@ -158,3 +166,20 @@ def test_a_prompt_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
     rank(policy, make_layout(policy), prompts.tokens[:, 1:], prompts.mask[:, 1:], 3)
     with pytest.raises(ConfigError, match=r"prompt of 11 tokens with 2 more does not fit into the 12 positions"):
         rank(policy, make_layout(policy), prompts.tokens, prompts.mask, 3)
+
+
+def test_more_exact_items_than_places_are_refused(everything: tuple) -> None:
+    policy, layout, prompts, _ = everything
+    with pytest.raises(ConfigError, match="the first 5 of 4 places cannot be exact"):
+        rank(policy, layout, prompts.tokens, prompts.mask, 4, exact=5)
+
+
+def test_a_search_that_may_not_get_wider_leaves_rankings_uncertified(
+    everything: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, layout, prompts, _ = everything
+    monkeypatch.setattr("genrl.policy.decode.WIDEST", 5)
+    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 4, exact=4)
+    assert not bool(ranking.certified(4).all())
+    with pytest.raises(ValueError, match="top 5 of a ranking with 4 places and a bound is not certifiable"):
+        ranking.certified(5)

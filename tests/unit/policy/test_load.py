@@ -19,7 +19,9 @@ def forward(policy: Policy) -> torch.Tensor:
     tokens = torch.tensor([[1, 5, policy.first_ids[0] + 2, policy.first_ids[1]]])
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     with torch.no_grad():
-        return policy.head().logits(policy.hidden(tokens, mask, torch.arange(4)[None]), policy.first_ids[0], SIZES[0])
+        return policy.head_for("legal").logits(
+            policy.hidden(tokens, mask, torch.arange(4)[None]), policy.first_ids[0], SIZES[0]
+        )
 
 
 def nudge(policy: Policy) -> None:
@@ -131,7 +133,7 @@ def test_nf4_trains_the_same_after_a_rollout_in_eval_mode(tmp_path: Path) -> Non
         policy.train()
         tokens = torch.tensor([[1, 5, policy.first_ids[0] + 2, policy.first_ids[1]]])
         hidden = policy.hidden(tokens, torch.ones(1, 1, 4, 4, dtype=torch.bool).tril(), torch.arange(4)[None])
-        policy.head().logits(hidden, policy.first_ids[0], SIZES[0]).log_softmax(-1)[..., 0].sum().backward()
+        policy.head_for("legal").logits(hidden, policy.first_ids[0], SIZES[0]).log_softmax(-1)[..., 0].sum().backward()
         gradients.append(torch.cat([value.grad.flatten() for value in policy.trainable().values()]))
     assert float(gradients[0].norm()) > 0
     assert_same(gradients[1], gradients[0])

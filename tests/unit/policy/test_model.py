@@ -61,7 +61,7 @@ def test_some_rows_of_the_head_are_a_slice_of_all(bias: bool) -> None:
             policy.head(first, size).logits(hidden, first, size), policy.logits(hidden)[..., first : first + size]
         )
         assert_same(policy.logits(hidden), policy.base.lm_head(hidden))
-        assert policy.head().logits(hidden.bfloat16(), first, size).dtype == torch.float32
+        assert policy.head_for("legal").logits(hidden.bfloat16(), first, size).dtype == torch.float32
 
 
 def test_the_state_is_a_copy_of_what_is_trained() -> None:
@@ -193,3 +193,34 @@ def test_work_counts_what_a_token_costs() -> None:
     policy = make_policy()  # 2 layers, width 32, 2 heads of 16, feed-forward 48
     assert policy.work.token == 2 * (4 * 32 * 32 + 3 * 32 * 48)
     assert policy.work.pair == policy.work.cached == 2 * 2 * 32
+
+
+def test_the_reference_is_not_computed_with_casts_of_other_weights() -> None:
+    policy = make_policy()
+    policy.keep_reference()
+    prompts = make_prompts(policy)
+    mask, positions = causal_mask(prompts.mask), prompt_positions(prompts.mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16), policy.reference():
+        wanted = policy.hidden(prompts.tokens, mask, positions)
+    nudge(policy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moved = policy.hidden(prompts.tokens, mask, positions)
+        with policy.reference():
+            found = policy.hidden(prompts.tokens, mask, positions)
+        again = policy.hidden(prompts.tokens, mask, positions)
+    assert_same(found, wanted)
+    assert_same(again, moved)
+
+
+def test_checkpointing_refuses_layers_that_drop_out_by_themselves() -> None:
+    policy = make_policy()
+    policy.decoder.layers[1].dropout = 0.1
+    with pytest.raises(UnsupportedError, match=r"layers of Qwen3ForCausalLM drop out by themselves"):
+        policy.checkpoint_activations()
+    policy = make_policy()
+    type(policy.base).supports_gradient_checkpointing = False
+    try:
+        with pytest.raises(UnsupportedError, match=r"Qwen3ForCausalLM has no activation checkpointing"):
+            policy.checkpoint_activations()
+    finally:
+        del type(policy.base).supports_gradient_checkpointing

@@ -9,7 +9,7 @@ from torch import Tensor
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.data.prompts import EvaluationBatches
-from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics
+from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics, rankings
 from genrl.training.session import Session
 from tests.helpers import assert_same
 
@@ -52,11 +52,13 @@ def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tens
 def test_a_full_beam_equals_scoring_every_item(
     session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
 ) -> None:
-    rankings, histories, targets = exhaustive
+    wanted_rankings, histories, targets = exhaustive
     rows = EvaluationBatches(session.maker, session.rows(Role.VALID)[:20], 7)
     found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
-    raw = [ranking.index(target) for ranking, target in zip(rankings, targets.tolist(), strict=True)]
-    left = [[item for item in ranking if item not in seen] for ranking, seen in zip(rankings, histories, strict=True)]
+    raw = [ranking.index(target) for ranking, target in zip(wanted_rankings, targets.tolist(), strict=True)]
+    left = [
+        [item for item in ranking if item not in seen] for ranking, seen in zip(wanted_rankings, histories, strict=True)
+    ]
     excluded = [items.index(t) if t in items else 60 for items, t in zip(left, targets.tolist(), strict=True)]
     assert found.ranks["raw"].tolist() == raw
     assert found.ranks["excluded"].tolist() == excluded
@@ -64,9 +66,9 @@ def test_a_full_beam_equals_scoring_every_item(
     assert_same(found.excluded["recall@5"], sum(rank < 5 for rank in excluded) / 20, 1e-9)
     gains = [1 / torch.tensor(rank + 2.0).log2() if rank < 10 else torch.tensor(0.0) for rank in raw]
     assert_same(found.raw["ndcg@10"], float(torch.stack(gains).mean()), 1e-6)
-    shown = {item for ranking in rankings for item in ranking[:10]}
+    shown = {item for ranking in wanted_rankings for item in ranking[:10]}
     assert_same(found.raw["coverage@10"], len(shown) / 60, 1e-9)
-    seen = [len(set(r[:10]) & set(h)) / 10 for r, h in zip(rankings, histories, strict=True)]
+    seen = [len(set(r[:10]) & set(h)) / 10 for r, h in zip(wanted_rankings, histories, strict=True)]
     assert_same(found.raw["history_share@10"], sum(seen) / 20, 1e-9)
 
 
@@ -125,3 +127,36 @@ def test_the_policy_is_left_in_evaluation_mode(session: Session) -> None:
     session.policy.train()
     run(session, replace(CONFIG, beam=10), limit=5)
     assert not session.policy.training
+
+
+def test_an_exact_evaluation_finds_the_top_that_scoring_every_item_gives(
+    session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
+) -> None:
+    wanted_rankings, histories, targets = exhaustive
+    rows = EvaluationBatches(session.maker, session.rows(Role.VALID)[:20], 7)
+    narrow = replace(CONFIG, beam=10, k=[5, 10])
+
+    def run_with(config: EvaluateConfig) -> Evaluation:
+        return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+
+    beams, exact = run_with(narrow), run_with(replace(narrow, exact=True))
+    assert beams.raw["certified@10"] < 1
+    assert exact.raw["certified@10"] == exact.excluded["certified@10"] == 1
+    left = [
+        [item for item in ranking if item not in seen] for ranking, seen in zip(wanted_rankings, histories, strict=True)
+    ]
+    for kind, wanted in (("raw", wanted_rankings), ("excluded", left)):
+        places = [r.index(t) if t in r else 60 for r, t in zip(wanted, targets.tolist(), strict=True)]
+        assert exact.ranks[kind].tolist() == [min(place, 10) for place in places]
+
+
+def test_an_exact_evaluation_stands_users_who_have_seen_everything(session: Session) -> None:
+    prompts = session.maker.at(session.rows(Role.VALID)[:3])
+    history = torch.full((3, 70), -1)
+    history[1, 5:65] = torch.arange(60)
+    history[2, 3] = 7
+    found = rankings(
+        session.policy, session.layout, replace(prompts, history=history), replace(CONFIG, beam=10, exact=True)
+    )
+    assert (found["excluded"].items >= 0).sum(1).tolist() == [10, 0, 10]
+    assert 7 not in found["excluded"].items[2].tolist()

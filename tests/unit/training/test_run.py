@@ -276,6 +276,26 @@ def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
         assert [item for item, _, _ in items] == wanted
 
 
+def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finished: Path, tmp_path: Path) -> None:
+    catalog = load_run(finished).dataset.catalog
+    histories = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
+    whole = recommend(finished, histories, 60)
+    stock = [catalog.item_ids[row] for row in range(0, 60, 3)]
+    for allowed, options in (
+        (set(stock), {"only": stock}),
+        ({catalog.item_ids[row] for row in catalog.cold.nonzero()[:, 0].tolist()}, {"cold": True}),
+    ):
+        for exact in (False, True):
+            found = recommend(finished, histories, 10, exclude_seen=True, exact=exact, **options)
+            for items, everything, history in zip(found, whole, histories, strict=True):
+                wanted = [entry for entry in everything if entry[0] in allowed - set(history)][:10]
+                assert [item for item, _, _ in items] == [item for item, _, _ in wanted]
+                scores = [torch.tensor([score for _, _, score in some]) for some in (items, wanted)]
+                assert_same(scores[0], scores[1])
+    with pytest.raises(DataError, match=r"has no item left|keeps no item"):
+        recommend(finished, [[catalog.item_ids[3]]], 5, exclude_seen=True, only=[catalog.item_ids[3]])
+
+
 def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
     with pytest.raises(DataError, match="'i99'"):
         recommend(finished, [["i3", "i99"]], 5)

@@ -162,10 +162,11 @@ def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradien
     session: Session, tmp_path: Path
 ) -> None:
     packed = step_gradient(session, tmp_path)[1]
-    session.policy.refused_ways, session.policy.noticed = {"tree": "it says so"}, {"tree"}
+    tried, session.policy.noticed = session.policy.refused_ways, {"tree"}
+    session.policy.refused_ways = {torch.device("cpu"): {"tree": "it says so"}}
     module = sft_module(session, tmp_path)
     alone = step_gradient(session, tmp_path)[1]
-    session.policy.refused_ways = None
+    session.policy.refused_ways = tried
     assert module.packer.alone
     batch = module.packer.step(0)
     assert bool((batch.segments <= 0).all())
