@@ -1,4 +1,4 @@
-"""The command line: `python -m genrl fit | evaluate | sid | recommend | list`.
+"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | list`.
 
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
@@ -21,6 +21,7 @@ from genrl.registry import Registry, load_plugin
 
 if TYPE_CHECKING:
     from genrl.config import RunConfig
+    from genrl.training.comparison_plan import Plan
 
 BUILT_IN = {
     "grpo": "Group Relative Policy Optimization (arXiv:2402.03300)",
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GenRLError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        print("genrl: interrupted. `fit --resume` continues from the last checkpoint.", file=sys.stderr)
+        print("genrl: interrupted. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
         return 130
     except Exception as error:
         if not _disk_full(error):
@@ -109,6 +110,20 @@ def build_parser() -> argparse.ArgumentParser:
         ["objectives:", *(f"  {name:<8} {title}" for name, title in BUILT_IN.items()), "", OVERRIDES]
     )
     fit.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
+
+    compare = _command(commands, "compare", "run objectives with several seeds and report what differs", _compare)
+    _add_shared(compare)
+    add = compare.add_argument
+    add("--objectives", metavar="NAMES", help="between commas; NAME=OBJECTIVE gives a row of the report another name")
+    add("--seeds", metavar="N,N", default="0,1,2", help="seeds of every objective (default: 0,1,2)")
+    add("--baseline", metavar="NAME", default="align", help="row that the others are compared with (default: align)")
+    add("--budget", metavar="UNIT=N", help="of each rl stage, in steps, prompts, tokens (of completions) or seconds")
+    help_grid = "choose an option on validation: lr=1e-5,3e-5, kl=0,0.01, or a dotted option; repeatable"
+    add("--grid", metavar="NAME=V,V", action="append", default=[], help=help_grid)
+    add("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
+    help_report = "run nothing; report what is finished, of any name if --objectives is left out"
+    add("--report-only", action="store_true", help=help_report)
+    compare.epilog = f"NAME:key=value sets an option, and --grid NAME:key=.. a grid, of one row.\n\n{OVERRIDES}"
 
     evaluate = _command(
         commands, "evaluate", "rank the full catalogue for held-out users with a trained run", _evaluate
@@ -239,6 +254,15 @@ def _command(
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
+    _add_shared(command)
+    add = command.add_argument
+    add("--objective", metavar="NAME", help=f"policy objective: {', '.join(BUILT_IN)}, or a plug-in's name")
+    add("--stage", action="append", choices=("align", "rl"), help="run this stage only; repeatable")
+    add("--seed", type=int, metavar="N", help="seed of the RL stage")
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    """Flags of the configuration that all runs of a comparison share."""
     add = command.add_argument
     add(
         "--config",
@@ -247,10 +271,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="file over the defaults; repeatable, later ones win",
     )
-    add("--objective", metavar="NAME", help=f"policy objective: {', '.join(BUILT_IN)}, or a plug-in's name")
     add("--layout", metavar="NAME", help="layout of a completion: sid; more: `genrl list layout`")
-    add("--stage", action="append", choices=("align", "rl"), help="run this stage only; repeatable")
-    add("--seed", type=int, metavar="N", help="seed of the RL stage")
     add("--experiment", metavar="NAME", help="folder that runs to be compared share")
     add("--output", metavar="FOLDER", help="where run folders go (default: runs)")
     add("--plugin", action="append", metavar="MODULE", help="module or .py file with components of yours; repeatable")
@@ -279,6 +300,64 @@ def _fit(options: argparse.Namespace) -> None:
     from genrl.training.run import fit
 
     fit(config, resume=options.resume, command=shlex.join(["python", "-m", "genrl", *options.words]))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: give at least 1.")
+    if options.objectives is None and not options.report_only:
+        raise ConfigError("compare needs --objectives, e.g. --objectives grpo,gbpo,sapo,sage.")
+    from genrl.config import run_folder
+    from genrl.training.comparison import run_comparison
+
+    flags = _shared_words(options)
+    if options.objectives is None:
+        plan, folder = None, run_folder(compose(parse(["fit", *flags, *options.overrides]))).parent
+    else:
+        plan = _plan(options, flags)
+        folder = plan.shared.folder.parent
+    failed = [] if plan is None or options.report_only else run_comparison(plan, options.jobs)
+    from genrl.training.comparison_report import write_report  # takes seconds to load
+
+    print(write_report(folder, plan, options.baseline))
+    print(f"report: {folder / 'report.md'}   curves: {folder / 'report.png'}", file=sys.stderr)
+    if failed:
+        names = ", ".join(run.folder.name for run in failed)
+        raise GenRLError(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")
+
+
+def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
+    from genrl.training.comparison import completion_length
+    from genrl.training.comparison_plan import (
+        check_baseline,
+        make_plan,
+        parse_budget,
+        parse_grid,
+        parse_rows,
+        parse_seeds,
+    )
+
+    rows = parse_rows(options.objectives)
+    check_baseline(options.baseline, rows)
+    return make_plan(
+        rows,
+        parse_seeds(options.seeds),
+        [parse_grid(text, rows) for text in options.grid],
+        None if options.budget is None else parse_budget(options.budget),
+        (flags, options.overrides),
+        compose=lambda words: compose(parse(words)),
+        length=completion_length,
+    )
+
+
+def _shared_words(options: argparse.Namespace) -> list[str]:
+    """The flags of a comparison that are handed on to each `fit`."""
+    words = []
+    for name in ("config", "layout", "experiment", "output", "plugin"):
+        value = getattr(options, name)
+        for part in value if isinstance(value, list) else [value]:
+            words += [] if part is None else [f"--{name}", part]
+    return words
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -228,7 +228,7 @@ class RLConfig:
 
     max_steps: int = 100
     """Optimiser steps."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.0
     """AdamW weight decay."""

@@ -1,5 +1,14 @@
-"""Metrics of rankings: pure functions, torchmetrics classes, and intervals for paired differences."""
+"""Metrics of rankings: pure functions, torchmetrics classes, and comparisons of models over users and seeds."""
 
+from genrl.metrics.comparison import (
+    Difference,
+    SeedInterval,
+    detectable_change,
+    holm,
+    paired_difference,
+    seed_interval,
+    warnings_of,
+)
 from genrl.metrics.functional import exclude_history, sid_keys, target_ranks
 from genrl.metrics.intervals import Interval, paired_interval
 from genrl.metrics.ranking import (
@@ -15,16 +24,23 @@ from genrl.metrics.ranking import (
 
 __all__ = [
     "ColdRecallAtK",
+    "Difference",
     "Interval",
     "NDCGAtK",
     "PassAtK",
     "RankingMetrics",
     "RecallAtK",
     "RowMean",
+    "SeedInterval",
     "ValidRate",
+    "detectable_change",
     "exclude_history",
+    "holm",
+    "paired_difference",
     "paired_interval",
     "per_row_metrics",
+    "seed_interval",
     "sid_keys",
     "target_ranks",
+    "warnings_of",
 ]

@@ -35,6 +35,8 @@ PACKAGES = (
     "datasets",
     "bitsandbytes",
 )
+UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every")
+"""Options that do not make another run."""
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)

@@ -33,6 +33,7 @@ from genrl.training import report
 from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress
 from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics
 from genrl.training.folder import (
+    UNIMPORTANT,
     Meter,
     is_main_process,
     key_of,
@@ -181,9 +182,8 @@ def _differences(saved: Path, config: RunConfig) -> list[str]:
         ) from error
     now = OmegaConf.to_container(OmegaConf.create(asdict(config)))
     before, after = _flat(values), _flat(now)
-    ignored = ("output", "trainer.threads", "trainer.log_every")
     names = sorted(before.keys() | after.keys())
-    return [name for name in names if before.get(name) != after.get(name) and name not in ignored]
+    return [name for name in names if before.get(name) != after.get(name) and name not in UNIMPORTANT]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 (nested plain values)

@@ -68,7 +68,7 @@ def composed(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["", "fit", "evaluate", "sid", "recommend", "list"])
+@pytest.mark.parametrize("command", ["", "fit", "compare", "evaluate", "sid", "recommend", "list"])
 def test_help_of_every_command_loads_nothing_heavy(command):
     done = light(*command.split(), "--help")
     assert done.returncode == 0, done.stderr

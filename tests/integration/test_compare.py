@@ -1,0 +1,125 @@
+"""Comparisons through the command line: killed and continued, placebo, report only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrl.cli import main
+from tests.runs import small
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ("--objectives", "sage,same=sage", "--seeds", "0,1", "--jobs", "2")
+STEPS = "rl.max_steps=6"
+LIMIT = 120.0
+"""Seconds after which a comparison that does not get anywhere fails the test."""
+
+
+def words(output: Path, *flags: str) -> list[str]:
+    return ["compare", *ROWS, *small(output, STEPS), *flags]
+
+
+def report(output: Path) -> Any:
+    """The report without what differs between runs that are the same: their costs and what they were started with."""
+    found = json.loads((output / "toy" / "report.json").read_text())
+    assert found.pop("cost").keys() == {"align", "sage", "same"}
+    assert found.pop("commands").keys() == {"sage-s0", "sage-s1", "same-s0", "same-s1"}
+    return found
+
+
+def kill_when(reached: Callable[[], bool], command: list[str]) -> None:
+    """Start a comparison and kill it, and all its runs, at some moment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    end = time.monotonic() + LIMIT
+    while not reached():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:] if process.stderr else ""
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison that nobody disturbed: its runs one by one, in this process, and then the report."""
+    output = tmp_path_factory.mktemp("whole")
+    for row in ("sage", "same"):
+        for seed in (0, 1):
+            name = [] if row == "sage" else [f"name={row}"]
+            assert main(["fit", *small(output, STEPS), "--objective", "sage", f"seed={seed}", *name]) == 0
+    assert main(words(output)) == 0
+    return output
+
+
+def test_a_comparison_that_is_killed_three_times_ends_with_the_same_report(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "genrl", *words(tmp_path)]
+    toy = tmp_path / "toy"
+    kill_when(lambda: any(toy.glob("align-*/history.jsonl")), command)
+    kill_when((toy / "sage-s0" / "history.jsonl").exists, command)
+    kill_when(lambda: any((toy / f"sa{name}-s1" / "last.ckpt").exists() for name in ("ge", "me")), command)
+    assert not (toy / "report.json").exists()
+    assert main(words(tmp_path)) == 0
+    assert report(tmp_path) == report(whole)
+    assert len(list(toy.glob("align-*"))) == 1
+
+
+def test_one_objective_under_two_names_does_not_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "toy" / "report.json").read_bytes()
+    assert main(words(whole, "--report-only", "--baseline", "same")) == 0
+    assert "N@10 minus same" in capsys.readouterr().out
+    for kinds in report(whole)["tables"].values():
+        for table in kinds.values():
+            difference = table["lines"]["sage"]["difference"]
+            assert difference["low"] <= 0 <= difference["high"]
+    assert main(words(whole, "--report-only")) == 0
+    assert (whole / "toy" / "report.json").read_bytes() == before
+
+
+def test_runs_that_fit_has_made_are_reused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(whole)) == 0
+    assert "started" not in capsys.readouterr().err
+    assert not list(whole.rglob("log.txt"))
+
+
+def test_the_folder_alone_is_reported_by_name(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--report-only", "--output", str(whole)]) == 0
+    assert "| same | 2 |" in capsys.readouterr().out
+    assert main(words(whole, "--report-only")) == 0
+
+
+def test_a_budget_in_seconds_ends_the_rl_stage_alone(whole: Path) -> None:
+    timed = ("name=timed", "rl.select=last", "rl.max_steps=1000000000", "trainer.extra.max_time.seconds=1")
+    assert main(["fit", *small(whole, *timed)]) == 0
+    metrics = json.loads((whole / "toy" / "timed-s0" / "metrics.json").read_text())
+    (align,) = (whole / "toy").glob("align-*")
+    assert metrics["stages"]["align"]["folder"].endswith(align.name)
+    assert 0 < metrics["stages"]["rl"]["best_step"] < 1000000000
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ((), "compare needs --objectives"),
+        (("--objectives", "grpo", "--jobs", "0"), "give at least 1"),
+        (("--objectives", "grppo"), "Did you mean 'grpo'"),
+        (("--objectives", "grpo", "--seeds", "a"), "'a' is no seed"),
+        (("--objectives", "grpo", "--report-only"), "nothing to report"),
+        (("--objectives", "grpo", "seed=1"), "Use --seeds"),
+        (("--objectives", "grpo", "--baseline", "sapo"), "no such row"),
+    ],
+)
+def test_mistakes_are_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], reason: str
+) -> None:
+    assert main(["compare", "--output", str(tmp_path), *flags]) == 2
+    assert reason in capsys.readouterr().err

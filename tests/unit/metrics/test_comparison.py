@@ -1,0 +1,287 @@
+"""Comparisons of models against slow references, and on simulated experiments whose truth is known."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from genrl.metrics import detectable_change, holm, paired_difference, paired_interval, seed_interval, warnings_of
+from tests.helpers import assert_same
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class World:
+    """Experiments with ours - theirs = effect + user + seed + residual, on users some of whom are easy for both."""
+
+    def __init__(self, seeds, users, effect=0.0, between_users=1.0, between_seeds=0.0, residual=1.0):
+        self.shape, self.effect = (seeds, users), effect
+        self.between_users, self.between_seeds, self.residual = between_users, between_seeds, residual
+
+    def models(self, seed, count=1):
+        """`count` tables of ours [S, R], and theirs [1, R], the start they share."""
+        generator = torch.Generator().manual_seed(seed)
+        seeds, users = self.shape
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32).double()  # noqa: E731
+        easy = 3 + 2 * draw(1, users)
+        gain = self.effect + self.between_users * draw(count, 1, users) + self.between_seeds * draw(count, seeds, 1)
+        return easy + gain + self.residual * draw(count, seeds, users), easy
+
+    def differences(self, count):
+        for seed in range(count):
+            ours, theirs = self.models(seed)
+            yield paired_difference(ours[0], theirs)
+
+
+def share(events):
+    events = list(events)
+    return sum(events) / len(events)
+
+
+def slow_mean_squares(table):
+    """Mean squares of users, seeds and residual of a crossed table, by loops."""
+    rows = table.tolist()
+    seeds, users = len(rows), len(rows[0])
+    grand = sum(map(sum, rows)) / (seeds * users)
+    of_seed = [sum(row) / users for row in rows]
+    of_user = [sum(row[user] for row in rows) / seeds for user in range(users)]
+    by_users = seeds * sum((mean - grand) ** 2 for mean in of_user) / (users - 1)
+    by_seeds = users * sum((mean - grand) ** 2 for mean in of_seed) / (seeds - 1)
+    residual = 0.0
+    for seed in range(seeds):
+        for user in range(users):
+            residual += (rows[seed][user] - of_seed[seed] - of_user[user] + grand) ** 2
+    return by_users, by_seeds, residual / ((seeds - 1) * (users - 1))
+
+
+@pytest.mark.parametrize("between_users", [0.0, 1.0])
+def test_parts_are_those_of_the_textbook_analysis_of_variance(between_users):
+    seeds, users = 4, 23
+    ours, theirs = World(seeds, users, 0.3, between_users, 0.2).models(3)
+    found = paired_difference(ours[0], theirs, confidence=0.9)
+    by_users, by_seeds, residual = slow_mean_squares(ours[0] - theirs)
+    net = max(by_users - residual, 0.0)
+    error = math.sqrt((net + by_seeds) / (seeds * users))
+    degrees = (net + by_seeds) / (net / (users - 1) + by_seeds / (seeds - 1))
+    effect = (ours[0] - theirs).mean().item()
+    low, high = stats.t.interval(0.9, degrees, loc=effect, scale=error)
+    assert_same([found.effect, found.low, found.high], [effect, low, high])
+    assert_same(found.p_value, 2 * stats.t.sf(abs(effect) / error, degrees))
+    assert_same(found.relative, effect / theirs.mean().item())
+    assert_same(found.residual, residual / (seeds * users))
+    assert (found.by_users.variance > 0) == (between_users > 0)  # without such variance its estimate here is below 0
+
+
+def test_one_seed_is_the_t_test_over_users():
+    ours, theirs = normal(1, 40, seed=0) + 0.4, normal(1, 40, seed=1)
+    found, expected = paired_difference(ours, theirs), stats.ttest_rel(ours[0], theirs[0])
+    assert_same(found.p_value, float(expected.pvalue))
+    assert_same([found.low, found.high], list(expected.confidence_interval(0.95)))
+    assert found.seeds == 1
+    assert math.isnan(found.seed_noise)
+
+
+def test_users_who_are_all_alike_leave_the_t_tests_over_seeds():
+    ours, theirs = (normal(count, 1, seed=count).expand(-1, 50) for count in (3, 5))
+    assert_same(
+        paired_difference(ours, theirs).p_value, float(stats.ttest_ind(ours[:, 0], theirs[:, 0], equal_var=False)[1])
+    )
+    assert_same(paired_difference(ours, theirs[:3]).p_value, float(stats.ttest_rel(ours[:, 0], theirs[:3, 0])[1]))
+    assert_same(paired_difference(ours, theirs).seed_noise, float((ours[:, 0].var() + theirs[:, 0].var()).sqrt()))
+    assert_same(paired_difference(ours, theirs[:3]).seed_noise, float((ours - theirs[:3])[:, 0].std()))
+    assert (paired_difference(ours, theirs).seeds, paired_difference(ours, theirs[:1]).seeds) == (3, 3)
+
+
+def test_seeds_that_agree_leave_the_interval_over_users():
+    ours, theirs = normal(1, 4000, seed=0).expand(3, -1), normal(1, 4000, seed=1)
+    found, bootstrap = paired_difference(ours, theirs), paired_interval(ours[0], theirs[0])
+    assert_same([found.low, found.high], [bootstrap.low, bootstrap.high], tolerance=0.004)
+
+
+SHAPES = [(3, 500), (5, 500), (3, 5000), (5, 5000)]
+
+
+@pytest.mark.parametrize(("seeds", "users"), SHAPES)
+def test_the_interval_covers_the_truth_95_times_in_100(seeds, users):
+    # The noise between seeds adds twice as much to the variance of the mean as the choice of users.
+    world = World(seeds, users, 0.1, between_users=1.0, between_seeds=(2 * seeds / users) ** 0.5)
+    assert 0.93 <= share(found.low <= 0.1 <= found.high for found in world.differences(800)) <= 0.97
+
+
+def test_the_interval_covers_the_truth_for_independent_seeds():
+    covered = []
+    for seed in range(500):
+        ours, easy = World(3, 500, 0.1, between_seeds=0.1).models(seed)
+        theirs = easy + 0.05 * normal(5, 1, seed=2 * seed + 10**6) + normal(5, 500, seed=2 * seed + 10**6 + 1)
+        found = paired_difference(ours[0], theirs)
+        covered.append(found.low <= 0.1 <= found.high)
+    assert 0.93 <= share(covered) <= 0.97
+
+
+def test_an_interval_over_users_only_would_not_cover_it():
+    world, covered = World(3, 500, 0.1, between_seeds=0.1), []
+    for seed in range(100):
+        ours, theirs = world.models(seed)
+        found = paired_difference(ours[0].mean(dim=0, keepdim=True), theirs)
+        covered.append(found.low <= 0.1 <= found.high)
+    assert share(covered) < 0.9
+
+
+def test_placebo_objectives_are_called_different_in_one_report_of_twenty():
+    # Five objectives that do nothing, three seeds each, against the start they share; a report errs if it names any.
+    named, uncorrected = [], []
+    for seed in range(300):
+        ours, theirs = World(3, 500, between_seeds=0.04).models(seed, count=5)
+        p_values = torch.tensor([paired_difference(table, theirs).p_value for table in ours])
+        named.append(bool((holm(p_values) < 0.05).any()))
+        uncorrected.append(bool((p_values < 0.05).any()))
+    assert 0.02 <= share(named) <= 0.08
+    assert share(uncorrected) > 0.12
+
+
+def test_one_objective_under_two_names_has_no_difference():
+    trained, again = (World(3, 800, 0.2, between_seeds=0.05, residual=0.5).models(0)[0][0] for _ in range(2))
+    found = paired_difference(trained, again)
+    assert (found.effect, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+    users = normal(1, 800, seed=1)
+    other_seeds = [users + 0.05 * normal(3, 1, seed=n) + 0.5 * normal(3, 800, seed=n + 2) for n in (2, 3)]
+    found = paired_difference(*other_seeds)
+    assert found.low < 0 < found.high
+
+
+def test_a_difference_without_any_noise_is_certain():
+    found = paired_difference(torch.ones(2, 8), torch.zeros(1, 8))
+    assert (found.effect, found.low, found.high, found.p_value) == (1.0, 1.0, 1.0, 0.0)
+
+
+def test_a_planted_improvement_is_found_as_often_as_promised():
+    world = World(3, 500, between_seeds=0.04)
+    promised = math.fsum(detectable_change(found, 500) for found in world.differences(200)) / 200
+    planted = World(3, 500, effect=promised, between_seeds=0.04)
+    assert 0.75 <= share(found.p_value < 0.05 for found in planted.differences(400)) <= 0.9
+    large = World(3, 500, effect=2 * promised, between_seeds=0.04)
+    assert share(found.p_value < 0.05 and found.effect > 0 for found in large.differences(200)) > 0.97
+
+
+def test_neither_the_order_of_users_nor_how_easy_they_are_matters():
+    ours, theirs = normal(3, 60, seed=0), normal(5, 60, seed=1)
+    order, easy = torch.randperm(60, generator=torch.Generator().manual_seed(2)), normal(60, seed=3)
+    plain = paired_difference(ours, theirs)
+    for found in (paired_difference(ours[:, order], theirs[:, order]), paired_difference(ours + easy, theirs + easy)):
+        assert_same([found.effect, found.low, found.high], [plain.effect, plain.low, plain.high])
+        assert_same(found.p_value, plain.p_value)
+
+
+@pytest.mark.parametrize("theirs", [1, 3, 5])
+def test_swapped_models_flip_the_sign(theirs):
+    ours, theirs = normal(3, 60, seed=0), normal(theirs, 60, seed=1)
+    forward, backward = paired_difference(ours, theirs), paired_difference(theirs, ours)
+    assert_same([forward.effect, forward.low, forward.high], [-backward.effect, -backward.high, -backward.low])
+    assert_same(forward.p_value, backward.p_value)
+    assert (forward.seeds, forward.seed_noise) == (backward.seeds, pytest.approx(backward.seed_noise))
+
+
+def test_p_value_and_interval_agree():
+    for found in World(3, 60, 0.3, between_seeds=0.05).differences(40):
+        assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+
+
+def test_seed_interval_is_students():
+    values = normal(5, seed=0)
+    found = seed_interval(values, confidence=0.9)
+    expected = stats.t.interval(0.9, 4, loc=values.mean(), scale=values.std() / 5**0.5)
+    assert_same([found.low, found.high], [float(end) for end in expected])
+    assert (found.seeds, found.has_width) == (5, True)
+
+
+def test_seed_interval_of_one_seed_has_no_width():
+    found = seed_interval(torch.tensor([0.03]))
+    assert_same(found.mean, 0.03, tolerance=1e-8)
+    assert not found.has_width
+    assert all(math.isnan(value) for value in (found.low, found.high, found.deviation))
+
+
+def slow_holm(p_values):
+    """Each p-value times the number of those not smaller, and never below the adjusted one of a smaller."""
+    adjusted = {}
+    worst = 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        worst = max(worst, min(1.0, (len(p_values) - done) * p_values[place]))
+        adjusted[place] = worst
+    return [adjusted[place] for place in range(len(p_values))]
+
+
+@pytest.mark.parametrize("p_values", [[], [0.2], [0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.0], [0.02] * 6])
+def test_holm_agrees_with_the_slow_rule(p_values):
+    assert_same(
+        holm(torch.tensor(p_values, dtype=torch.float64)), torch.tensor(slow_holm(p_values), dtype=torch.float64)
+    )
+
+
+def hits(seeds, users, rate, more, seed):
+    """Hits of theirs at `rate`, and of ours where theirs hit or by chance `more`."""
+    generator = torch.Generator().manual_seed(seed)
+    theirs = torch.rand(1, users, generator=generator) < rate
+    return (theirs | (torch.rand(seeds, users, generator=generator) < more)).double(), theirs.double()
+
+
+def test_a_clear_difference_of_many_rows_needs_no_warning():
+    difference = paired_difference(*hits(3, 20_000, 0.05, 0.02, 0))
+    assert warnings_of(difference, difference.users) == []
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(1, "One training seed"), (2, "2 training seeds")])
+def test_few_seeds_are_named(seeds, words):
+    difference = paired_difference(*hits(seeds, 20_000, 0.05, 0.02, 0))
+    assert sum(words in warning for warning in warnings_of(difference, 20_000)) == 1
+
+
+def test_a_difference_within_the_noise_of_seeds_is_named():
+    found = paired_difference(1 + torch.tensor([[0.3], [-0.2], [0.1]]).expand(-1, 9), torch.ones(1, 9))
+    assert any("smaller than the noise between seeds (0.2517)" in warning for warning in warnings_of(found, 9))
+    steady = paired_difference(1 + torch.tensor([[0.3], [0.2], [0.1]]).expand(-1, 9), torch.ones(1, 9))
+    assert not any("smaller than the noise" in warning for warning in warnings_of(steady, 9))
+
+
+def test_the_number_of_rows_that_is_advised_is_enough_and_not_far_too_many():
+    difference = paired_difference(*hits(3, 2000, 0.05, 0.01, 0))
+    (warning,) = (warning for warning in warnings_of(difference, 100) if "100 rows" in warning)
+    advised = int(warning.split("takes about ")[1].split()[0])
+    goal = 0.2 * difference.baseline
+    assert_same(detectable_change(difference, advised), goal, tolerance=0.05 * goal)
+    assert not any("rows" in warning for warning in warnings_of(difference, 2 * advised))
+
+
+def test_more_rows_are_not_advised_where_seeds_are_the_noise():
+    found = paired_difference(1 + torch.tensor([[0.5], [1.5], [0.1]]).expand(-1, 9), torch.ones(1, 9))
+    assert any("train more seeds" in warning for warning in warnings_of(found, 9))
+
+
+def test_rows_that_say_nothing_are_named():
+    found = paired_difference(*hits(3, 200, 0.05, 0.01, 0))
+    assert any("Only 0 of the rows count" in warning for warning in warnings_of(found, 0))
+    nothing = paired_difference(torch.eye(3, 8), torch.zeros(1, 8))
+    assert any("scores 0 on all 8 rows" in warning for warning in warnings_of(nothing, 8))
+    assert math.isnan(nothing.relative)
+
+
+def test_bad_tables_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, 4\] and \[1, 3\]"):
+        paired_difference(torch.zeros(2, 4), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"theirs as \[seeds, users\], got \[4\]"):
+        paired_difference(torch.zeros(2, 4), torch.zeros(4))
+    with pytest.raises(ValueError, match="two or more users"):
+        paired_difference(torch.zeros(2, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="1 of 4 values of ours are not finite"):
+        paired_difference(torch.tensor([[0.0, math.nan, 1.0, 0.0]]), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
+        paired_difference(torch.zeros(2, 4), torch.zeros(2, 4), confidence=95)
+    with pytest.raises(ValueError, match=r"values as \[seeds\]"):
+        seed_interval(torch.zeros(0))
+    with pytest.raises(ValueError, match=r"p-values in \[0, 1\]"):
+        holm(torch.tensor([0.2, math.nan]))
+    with pytest.raises(ValueError, match="two or more rows, got 1"):
+        detectable_change(paired_difference(torch.zeros(2, 4), torch.zeros(2, 4)), 1)
