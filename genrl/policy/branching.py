@@ -22,8 +22,8 @@ of its prompt; the reference that the others must equal, and the way of models t
 PAIR = 1.6
 """Cost of one multiply-add inside attention, in multiply-adds of a weight matrix."""
 COPY = 24.0
-"""Cost of one number copied into or inside a cache, in the same unit. Both are least-squares fits to times measured
-on a CPU (`python tools/bench.py --only ways`); docs/performance.md has the table and how often the choice is right."""
+"""Cost of one number copied into or inside a cache, in the same unit. Both were set by hand so that the cheapest way
+is the one measured fastest on a CPU (`python tools/bench.py --only ways`); docs/performance.md has the table."""
 
 
 @dataclass(frozen=True)
