@@ -138,7 +138,7 @@ def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
 
 
 def _check_length(config: RunConfig, policy: Policy, table: SidTable) -> None:
-    limit = getattr(policy.base.config, "max_position_embeddings", None)
+    limit = policy.positions
     needed = 1 + len(policy.prefix_ids) + (config.data.max_history + 1) * table.levels
     if limit is not None and needed > limit:
         raise ConfigError(
