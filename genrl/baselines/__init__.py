@@ -1,5 +1,16 @@
-"""Baselines without a language model."""
+"""What a generative recommender is compared with: reference lines without learning, and trained recommenders."""
 
-from genrl.baselines.reference import ItemKNN, MostPopular, Ranker, RepeatLast, reference_lines
+from genrl.baselines.base import BASELINES, Problem, Ranker, Recommender, TrainingConfig
+from genrl.baselines.reference import ItemKNN, MostPopular, RepeatLast, reference_lines
 
-__all__ = ["ItemKNN", "MostPopular", "Ranker", "RepeatLast", "reference_lines"]
+__all__ = [
+    "BASELINES",
+    "ItemKNN",
+    "MostPopular",
+    "Problem",
+    "Ranker",
+    "Recommender",
+    "RepeatLast",
+    "TrainingConfig",
+    "reference_lines",
+]

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from genrl.baselines.base import Ranker
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import DataError
 from genrl.metrics import RankingMetrics, exclude_history
 from genrl.metrics.functional import distinct
 from genrl.types import Ranking, Targets
-
-
-class Ranker(Protocol):
-    """Ranks the catalogue for a batch of histories."""
-
-    def __call__(self, histories: Tensor, width: int) -> Ranking:
-        """Rank.
-
-        Args:
-            histories: catalogue rows [P, H], right-aligned (latest item last), -1 pads.
-            width: W, items per row; rows of a smaller catalogue end in -1.
-        """
-        ...
 
 
 class MostPopular:

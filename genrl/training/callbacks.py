@@ -16,6 +16,7 @@ from torch import Tensor
 from genrl.catalog.items import Catalog
 from genrl.progress import make_progress
 from genrl.training.rl import RLModule
+from genrl.training.samples import markdown, rollout_samples
 from genrl.training.stage import StageModule
 
 
@@ -156,10 +157,8 @@ class History(Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Drop notes of steps that will be made again."""
         self.noted = trainer.global_step
-        if trainer.is_global_zero and self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= trainer.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))  # half a line, left by a full disk, goes too
+        if trainer.is_global_zero:
+            keep_notes(self.path, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
         """Note training values, once per step however many micro-batches it has."""
@@ -181,53 +180,45 @@ class History(Callback):
 
 
 class RolloutSamples(Callback):
-    """Shows what the policy writes: a few prompts with completions and their rewards as text in TensorBoard.
+    """Keeps what the policy writes: a few prompts with completions, rewards and advantages after each validation.
+
+    They go into a JSON-lines file and, as a table, into TensorBoard.
 
     Args:
         catalog: names the items.
+        path: the JSON-lines file; a resumed run goes on in the same file.
         prompts: prompts shown each time.
         completions: completions shown per prompt.
     """
 
-    def __init__(self, catalog: Catalog, prompts: int = 3, completions: int = 6) -> None:
+    def __init__(self, catalog: Catalog, path: Path, prompts: int = 3, completions: int = 6) -> None:
         self.catalog = catalog
+        self.path = path
         self.prompts = prompts
         self.completions = completions
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Drop samples of steps that will be made again."""
+        if trainer.is_global_zero:
+            keep_notes(self.path, trainer.global_step)
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the samples of the latest rollout."""
-        if (
-            not isinstance(module, RLModule)
-            or module.sampled is None
-            or not trainer.is_global_zero
-            or trainer.logger is None
-        ):
+        if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
-        drawn, rewards, prompts = module.sampled
-        lines = []
-        for prompt in range(min(self.prompts, len(drawn))):
-            seen = [self._name(row) for row in prompts.history[prompt].tolist() if row >= 0][-5:]
-            lines.append(
-                f"**history** {' -> '.join(seen)}  \n**target** {self._name(int(prompts.targets.items[prompt, 0]))}\n"
-            )
-            parts = "|".join(f" {name} " for name in rewards.components)
-            lines.append(
-                f"| item | SID | log-prob | reward |{parts}|\n|---|---|---|---|{'---|' * len(rewards.components)}"
-            )
-            for row in range(
-                prompt * drawn.group_size, prompt * drawn.group_size + min(self.completions, drawn.group_size)
-            ):
-                codes = " ".join(str(code) for code in drawn.choices[row].tolist())
-                parts = " | ".join(f"{float(value[row]):.2f}" for value in rewards.components.values())
-                lines.append(
-                    f"| {self._name(int(drawn.items[row, 0]))} | {codes} | {float(drawn.old_logps[row].sum()):.2f} "
-                    f"| {float(rewards.outcome[row]):.2f} | {parts} |"
-                )
-            lines.append("")
-        board: Any = trainer.logger
-        board.experiment.add_text("rollouts", "\n".join(lines), trainer.global_step)
+        codes = module.layout.codes_of_items()
+        samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions)
+        with self.path.open("a") as file:
+            record = {"step": trainer.global_step, "samples": [sample.record() for sample in samples]}
+            file.write(json.dumps(record) + "\n")
+        if trainer.logger is not None:
+            board: Any = trainer.logger
+            board.experiment.add_text("rollouts", markdown(samples), trainer.global_step)
 
-    def _name(self, row: int) -> str:
-        if row < 0:
-            return "(no item)"
-        return self.catalog.titles[row] or self.catalog.item_ids[row]
+
+def keep_notes(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file of notes that lie behind a step, and half a line left by a full disk."""
+    if path.exists():
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))

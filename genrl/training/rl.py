@@ -64,8 +64,8 @@ class RLModule(StageModule):
         self.config = config
         self.rollouts = rollouts
         self.seed = seed
-        self.sampled: tuple[RolloutBatch, RewardBatch, PromptBatch] | None = None
-        """The latest rollout, for text samples."""
+        self.sampled: tuple[Experience, RewardBatch, PromptBatch] | None = None
+        """The latest rollout with its credit, for samples."""
         self._pending: list[Experience] = []
         self._update_began = 0.0
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
@@ -128,8 +128,8 @@ class RLModule(StageModule):
             drawn = replace(drawn, ref_logps=reference.logps)
         self.check_finite(drawn.old_logps, drawn, "log-probability of the rollout")
         self._watch(drawn, rewards, prompts)
-        self.sampled = (drawn, rewards, prompts)
         whole = self.objective.prepare(drawn, rewards)
+        self.sampled = (whole, rewards, prompts)
         self._sums["objective/dead_groups"].append(1 - live_prompts(whole).float().mean())
         if self.updates == 1:
             return [whole]
@@ -215,6 +215,8 @@ class RLModule(StageModule):
         for step, (chosen, wanted) in enumerate(zip(drawn.choices.unbind(1), codes.unbind(1), strict=False)):
             note[f"train/match/step{step + 1}"].append((chosen == wanted).float().mean())
         note["train/valid_rate"].append((drawn.items >= 0).float().mean())
+        cold = self.metrics.cold[drawn.items.clamp(min=0)] & (drawn.items >= 0)
+        note["rollout/cold_share"].append(cold.float().mean())
         note["rollout/length"].append(drawn.mask.float().sum(1).mean())
         if drawn.entropy is not None and "targets" not in self.objective.needs:
             counts = drawn.mask.float().sum(0)

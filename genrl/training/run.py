@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import Tensor
 
 from genrl.baselines.reference import reference_lines
 from genrl.catalog.sequences import Role
@@ -224,7 +225,7 @@ def _align(session: Session, results: dict[str, Any], console: Console) -> None:
             scored = _score(session, console, "align")
             if is_main_process():
                 evaluation.mkdir(exist_ok=True)
-                _save_ranks(evaluation, scored)
+                _save_ranks(session, evaluation, scored)
                 write_json(evaluation / "metrics.json", {split: _written(value) for split, value in scored.items()})
             _barrier()
     results["stages"]["align"] = {**read_json(folder / "metrics.json"), "evaluation": str(evaluation)}
@@ -258,7 +259,7 @@ def _reinforce(
         **_stage_arguments(session, folder),
     )
     best = BestWeights(folder / "weights.safetensors", _monitor(config) if config.rl.select == "best" else None)
-    samples = RolloutSamples(session.dataset.catalog)
+    samples = RolloutSamples(session.dataset.catalog, folder / "samples.jsonl")
     _train("rl", module, folder, config.rl.max_steps, best, config, samples, start=config.rl.select == "best")
     training = meter.read()
     session.policy.load_state(read_weights(best.path), str(best.path))
@@ -267,7 +268,7 @@ def _reinforce(
     for split, value in scored.items():
         results[split]["rl"] = _written(value)
     if is_main_process():
-        _save_ranks(folder, scored)
+        _save_ranks(session, folder, scored)
 
 
 def _stage_arguments(session: Session, folder: Path) -> dict[str, Any]:
@@ -342,7 +343,8 @@ def _train(
             ) from error
         return
     if is_main_process():
-        (folder / "history.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        for name in ("history.jsonl", "samples.jsonl"):
+            (folder / name).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     if start:
         trainer.validate(module, verbose=False)
     trainer.fit(module)
@@ -431,12 +433,21 @@ def _written(value: Evaluation) -> dict[str, dict[str, float | None]]:
     return {"raw": rounded(value.raw), "excluded": rounded(value.excluded)}
 
 
-def _save_ranks(folder: Path, scored: dict[str, Evaluation]) -> None:
-    """Keep the place of every row's target, for paired comparisons."""
+def _save_ranks(session: Session, folder: Path, scored: dict[str, Evaluation]) -> None:
+    """Keep the place of every row's target and which targets are cold, for paired comparisons."""
     ranks = {f"{split}/{kind}": rank for split, value in scored.items() for kind, rank in value.ranks.items()}
+    cold, items = session.dataset.catalog.cold, session.dataset.sequences.items
+    for split in scored:
+        ranks[f"cold/{split}"] = cold[items[_evaluated(session, split)]].to(torch.uint8)
     temporary = folder / ".ranks.writing"
     save_file(ranks, temporary)
     temporary.replace(folder / "ranks.safetensors")
+
+
+def _evaluated(session: Session, split: str) -> Tensor:
+    """Positions that the tables of a split are about."""
+    config = session.config.evaluate
+    return session.rows(SPLITS[split], {"valid": config.valid_users, "test": config.test_users}[split])
 
 
 def _monitor(config: RunConfig) -> str:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress, save_weights
 from genrl.training.session import Session
-from genrl.types import PromptBatch, RewardBatch, RolloutBatch
 from tests.runs import attach, changed, flat_weights, rl_module, sft_module, train
 
 
@@ -190,52 +189,40 @@ def test_the_bar_closes_before_an_error_is_shown(session: Session, tmp_path: Pat
     assert progress.progress is None
 
 
-def test_samples_show_histories_targets_and_completions_with_their_rewards(session: Session, tmp_path: Path) -> None:
+def test_samples_go_into_the_run_folder_and_into_tensorboard(session: Session, tmp_path: Path) -> None:
     module = attach(rl_module(session, tmp_path))
     module.experience(0)
-    drawn, rewards, prompts = module.sampled
     written: list[tuple[str, str, int]] = []
     board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *values: written.append(values)))
-    catalog = session.dataset.catalog
-    samples = RolloutSamples(catalog, prompts=2, completions=3)
+    samples = RolloutSamples(session.dataset.catalog, tmp_path / "samples.jsonl", prompts=2, completions=3)
     samples.on_validation_end(make_trainer(logger=board, global_step=7), module)
     ((tag, text, step),) = written
     assert (tag, step) == ("rollouts", 7)
-    assert text.count("**history**") == 2
-    for prompt in range(2):
-        assert f"**target** {catalog.titles[int(prompts.targets.items[prompt, 0])]}" in text
-        latest = [item for item in prompts.history[prompt].tolist() if item >= 0][-5:]
-        assert " -> ".join(catalog.titles[item] for item in latest) in text
-        for row in range(prompt * 4, prompt * 4 + 3):
-            title, codes = catalog.titles[int(drawn.items[row, 0])], " ".join(map(str, drawn.choices[row].tolist()))
-            score = f"{float(drawn.old_logps[row].sum()):.2f} | {float(rewards.outcome[row]):.2f}"
-            parts = " | ".join(f"{float(value[row]):.2f}" for value in rewards.components.values())
-            assert f"| {title} | {codes} | {score} | {parts} |" in text
-    assert text.count("\n| ") == 2 * (1 + 3)
+    record = json.loads((tmp_path / "samples.jsonl").read_text())
+    assert record["step"] == 7
+    assert [len(sample["completions"]) for sample in record["samples"]] == [3, 3]
+    for sample in record["samples"]:
+        assert f"**target** {sample['target']}" in text
+        assert all(f"| {row['item']} |" in text for row in sample["completions"])
 
 
-def test_completions_that_are_no_item_are_shown_as_such(session: Session, tmp_path: Path) -> None:
-    module = attach(rl_module(session, tmp_path))
-    module.experience(0)
-    drawn, rewards, prompts = module.sampled
-    broken = RolloutBatch(
-        **{f: getattr(drawn, f) for f in drawn.__slots__} | {"items": torch.full_like(drawn.items, -1)}
-    )
-    module.sampled = (
-        broken,
-        RewardBatch(rewards.outcome),
-        PromptBatch(*(getattr(prompts, f) for f in prompts.__slots__)),
-    )
-    written: list[tuple[str, str, int]] = []
-    board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *values: written.append(values)))
-    RolloutSamples(session.dataset.catalog).on_validation_end(make_trainer(logger=board), module)
-    assert "| (no item) |" in written[0][1]
+def test_a_resumed_run_drops_samples_of_steps_that_it_makes_again(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"step": 2, "samples": []}\n{"step": 4, "samples": []}\n{"step": 6, "sam')
+    samples = RolloutSamples(session.dataset.catalog, path)
+    samples.on_train_start(make_trainer(global_step=3), rl_module(session, tmp_path))
+    assert path.read_text() == '{"step": 2, "samples": []}\n'
 
 
-def test_there_are_no_samples_before_the_first_rollout_or_without_a_logger(session: Session, tmp_path: Path) -> None:
-    module = attach(rl_module(session, tmp_path))
-    samples = RolloutSamples(session.dataset.catalog)
-    samples.on_validation_end(make_trainer(logger=SimpleNamespace()), module)
-    module.experience(0)
-    samples.on_validation_end(make_trainer(), module)
+def test_there_are_no_samples_before_the_first_rollout_or_of_another_stage(session: Session, tmp_path: Path) -> None:
+    samples = RolloutSamples(session.dataset.catalog, tmp_path / "samples.jsonl")
+    samples.on_validation_end(make_trainer(logger=SimpleNamespace()), attach(rl_module(session, tmp_path)))
     samples.on_validation_end(make_trainer(logger=SimpleNamespace()), sft_module(session, tmp_path))
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_without_a_logger_samples_still_go_into_the_run_folder(session: Session, tmp_path: Path) -> None:
+    module = attach(rl_module(session, tmp_path))
+    module.experience(0)
+    RolloutSamples(session.dataset.catalog, tmp_path / "samples.jsonl").on_validation_end(make_trainer(), module)
+    assert (tmp_path / "samples.jsonl").exists()

@@ -1,0 +1,90 @@
+"""What a baseline is: something that ranks the catalogue after a history; some learn to do it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from genrl.catalog.dataset import Dataset
+from genrl.data.histories import SequenceBatch
+from genrl.registry import Registry
+from genrl.sid.table import SidTable
+from genrl.types import Ranking
+
+
+class Ranker(Protocol):
+    """Ranks the catalogue for a batch of histories."""
+
+    def __call__(self, histories: Tensor, width: int) -> Ranking:
+        """Rank.
+
+        Args:
+            histories: catalogue rows [P, H], right-aligned (latest item last), -1 pads.
+            width: W, items per row; rows of a smaller catalogue end in -1.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a baseline may build on."""
+
+    dataset: Dataset
+    table: SidTable
+    """Semantic IDs, for those that read or write them."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a recommender is trained; each has defaults of its own."""
+
+    max_epochs: int = 100
+    """Passes over the data at most."""
+    patience: int = 10
+    """Validations without a better NDCG before training stops; 0 never stops early."""
+    validate_every: float = 1.0
+    """Passes between validations; a resumable checkpoint follows each."""
+    batch: int = 128
+    """Rows (users, or targets) per optimiser step."""
+    max_length: int = 50
+    """Latest items of a history that the model reads."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    final_learning_rate: float = 1.0
+    """Share of the peak that a cosine ends at, reached at the last step of `max_epochs`; 1 keeps the rate constant."""
+    weight_decay: float = 0.0
+    """AdamW weight decay of matrices."""
+    warmup_steps: int = 0
+    """Linear warm-up."""
+
+
+class Recommender(nn.Module, ABC):
+    """A baseline that learns from item sequences.
+
+    Attributes:
+        per: whether a training row is a user's sequence with a target at every place, or the history of one target.
+        config: its options, those of training among them.
+    """
+
+    per: ClassVar[Literal["target", "user"]]
+    config: TrainingConfig
+
+    @abstractmethod
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        """Sum of the losses of all targets of a batch, a scalar; the caller divides it by `batch.share`."""
+
+    @abstractmethod
+    def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+        """Rank the catalogue.
+
+        Args:
+            histories: catalogue rows [P, H], right-aligned (latest item last), -1 pads; any length, also all padding.
+            width: W, items per row; rows with fewer items end in -1.
+            deny: [P, D] catalogue rows that may not be ranked, -1 is none.
+        """
+
+
+BASELINES: Registry[Ranker | Recommender] = Registry("baseline", "genrl.baselines")

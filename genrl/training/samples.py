@@ -1,0 +1,147 @@
+"""Worked examples of a rollout: what the policy wrote, how it was rewarded, which way each step is pushed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from genrl.catalog.items import Catalog
+from genrl.types import Experience, PromptBatch, RewardBatch
+
+SHOWN_HISTORY = 5
+"""Latest items of a history that are shown."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion of a sample."""
+
+    item: str
+    """Title, or `(no item)`."""
+    codes: tuple[int, ...]
+    """What each step chose."""
+    log_prob: float
+    """Of the whole completion under the policy that wrote it, nats."""
+    reward: float
+    """Weighted sum of the components."""
+    components: Mapping[str, float]
+    """Name -> unweighted reward."""
+    advantages: tuple[float, ...]
+    """Of each step: above 0 it becomes more likely, below 0 less."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with some of its completions, best reward first."""
+
+    history: tuple[str, ...]
+    """Titles, latest last."""
+    target: str
+    target_codes: tuple[int, ...]
+    completions: tuple[Completion, ...]
+
+    def record(self) -> dict[str, object]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
+def rollout_samples(
+    experience: Experience,
+    rewards: RewardBatch,
+    prompts: PromptBatch,
+    codes: Tensor,
+    catalog: Catalog,
+    count: int,
+    completions: int,
+) -> list[Sample]:
+    """The prompts whose completions were rewarded most differently; there is most to see.
+
+    Args:
+        experience: a rollout with its credit.
+        rewards: of its completions.
+        prompts: with histories and targets.
+        codes: [I, K] SIDs of the catalogue.
+        catalog: names the items.
+        count: prompts, at most.
+        completions: per prompt, at most; of equally rewarded ones the likeliest come first.
+    """
+    groups = rewards.outcome.view(len(prompts), -1)
+    spread = groups.max(1).values - groups.min(1).values
+    chosen = spread.sort(descending=True, stable=True).indices[:count]
+    return [_sample(int(prompt), experience, rewards, prompts, codes, catalog, completions) for prompt in chosen]
+
+
+def markdown(samples: Sequence[Sample]) -> str:
+    """Samples as Markdown tables."""
+    return "\n".join(line for sample in samples for line in _lines(sample))
+
+
+def _sample(
+    prompt: int,
+    experience: Experience,
+    rewards: RewardBatch,
+    prompts: PromptBatch,
+    codes: Tensor,
+    catalog: Catalog,
+    completions: int,
+) -> Sample:
+    drawn = experience.rollout
+    rows = torch.arange(prompt * drawn.group_size, (prompt + 1) * drawn.group_size, device=drawn.items.device)
+    rows = rows[drawn.old_logps[rows].sum(1).argsort(descending=True, stable=True)]
+    rows = rows[rewards.outcome[rows].argsort(descending=True, stable=True)][:completions]
+    target = int(prompts.targets.items[prompt, 0])
+    seen = [item for item in prompts.history[prompt].tolist() if item >= 0][-SHOWN_HISTORY:]
+    return Sample(
+        history=tuple(_title(catalog, item) for item in seen),
+        target=_title(catalog, target),
+        target_codes=tuple(codes[target].tolist()),
+        completions=tuple(_completion(int(row), experience, rewards, catalog) for row in rows),
+    )
+
+
+def _completion(row: int, experience: Experience, rewards: RewardBatch, catalog: Catalog) -> Completion:
+    drawn = experience.rollout
+    return Completion(
+        item=_title(catalog, int(drawn.items[row, 0])),
+        codes=tuple(drawn.choices[row].tolist()),
+        log_prob=round(float(drawn.old_logps[row].sum()), 4),
+        reward=round(float(rewards.outcome[row]), 4),
+        components={name: round(float(value[row]), 4) for name, value in rewards.components.items()},
+        advantages=tuple(round(value, 4) for value in _step_advantages(experience, row)),
+    )
+
+
+def _step_advantages(experience: Experience, row: int) -> Iterator[float]:
+    """The advantage of each step: that of its tokens, which share it."""
+    steps, advantages = experience.rollout.step_ids[row], experience.advantages[row]
+    for step in range(experience.rollout.num_steps):
+        tokens = advantages[steps == step]
+        yield float(tokens.mean()) if tokens.numel() else 0.0
+
+
+def _title(catalog: Catalog, item: int) -> str:
+    if item < 0:
+        return "(no item)"
+    return catalog.titles[item] or catalog.item_ids[item]
+
+
+def _lines(sample: Sample) -> Iterator[str]:
+    names = list(sample.completions[0].components) if sample.completions else []
+    yield f"**history** {' -> '.join(sample.history)}  "
+    yield f"**target** {sample.target} ({_codes(sample.target_codes)})"
+    yield ""
+    yield f"| item | SID | log-prob | reward | {' | '.join([*names, 'advantage of each step'])} |"
+    yield "|" + "---|" * (5 + len(names))
+    for row in sample.completions:
+        parts = [f"{row.components[name]:.2f}" for name in names]
+        pushed = " ".join(f"{value:+.2f}" for value in row.advantages)
+        shown = [row.item, _codes(row.codes), f"{row.log_prob:.2f}", f"{row.reward:.2f}", *parts, pushed]
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in shown)} |"
+    yield ""
+
+
+def _codes(codes: Sequence[int]) -> str:
+    return " ".join(str(code) for code in codes)

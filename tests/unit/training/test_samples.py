@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from genrl.training.samples import markdown, rollout_samples
+from genrl.training.session import Session
+from tests.runs import attach, rl_module, small_config
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return Session.build(small_config(tmp_path_factory.mktemp("samples")))
+
+
+@pytest.fixture
+def sampled(session: Session, tmp_path: Path):
+    module = attach(rl_module(session, tmp_path))
+    module.experience(0)
+    experience, rewards, prompts = module.sampled
+    outcome = torch.zeros_like(rewards.outcome)
+    outcome[4:8] = torch.tensor([0.0, 1.0, 0.5, 0.5])  # prompt 1 has the widest rewards, then prompt 2
+    outcome[8:12] = torch.tensor([0.25, 0.25, 0.25, 0.0])
+    return experience, replace(rewards, outcome=outcome), prompts, session
+
+
+def samples_of(sampled, count: int, completions: int):
+    experience, rewards, prompts, session = sampled
+    codes, catalog = session.layout.codes_of_items(), session.dataset.catalog
+    return rollout_samples(experience, rewards, prompts, codes, catalog, count, completions)
+
+
+def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sampled) -> None:
+    experience, _, prompts, session = sampled
+    first, second = samples_of(sampled, count=2, completions=4)
+    titles = session.dataset.catalog.titles
+    assert first.target == titles[int(prompts.targets.items[1, 0])]
+    assert second.target == titles[int(prompts.targets.items[2, 0])]
+    assert [row.reward for row in first.completions] == [1.0, 0.5, 0.5, 0.0]
+    assert first.completions[1].log_prob >= first.completions[2].log_prob
+    best = experience.rollout.choices[5].tolist()
+    assert first.completions[0].codes == tuple(best)
+    codes = session.layout.codes_of_items()[prompts.targets.items[1, 0]]
+    assert first.target_codes == tuple(codes.tolist())
+    assert samples_of(sampled, count=1, completions=2)[0].completions == first.completions[:2]
+
+
+def test_a_completion_shows_the_advantage_of_each_of_its_steps(sampled) -> None:
+    experience, *_ = sampled
+    row = samples_of(sampled, count=1, completions=1)[0].completions[0]
+    steps = experience.rollout.step_ids[5]
+    wanted = [float(experience.advantages[5][steps == step].mean()) for step in range(experience.rollout.num_steps)]
+    assert row.advantages == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_completion_that_is_no_item_is_shown_as_such(sampled) -> None:
+    experience, rewards, prompts, session = sampled
+    lost = replace(experience.rollout, items=torch.full_like(experience.rollout.items, -1))
+    samples = samples_of((replace(experience, rollout=lost), rewards, prompts, session), count=1, completions=1)
+    assert samples[0].completions[0].item == "(no item)"
+
+
+def test_records_are_plain_json(sampled) -> None:
+    record = samples_of(sampled, count=1, completions=1)[0].record()
+    assert json.loads(json.dumps(record))["completions"][0]["codes"] == list(record["completions"][0]["codes"])
+
+
+def test_a_table_has_a_row_per_completion_and_no_bar_from_a_title(sampled) -> None:
+    sample = samples_of(sampled, count=1, completions=3)[0]
+    odd = replace(sample, completions=(replace(sample.completions[0], item="Salt | Pepper"), *sample.completions[1:]))
+    text = markdown([odd])
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 3
+    assert len({row.count("|") for row in rows}) == 1
+    assert "Salt / Pepper" in text
+    assert f"**target** {sample.target}" in text
