@@ -38,6 +38,8 @@ BUILT_IN = {
     "ce": "cross-entropy on the targets of the same prompts, the supervised control",
 }
 """The objectives that `fit --help` names; a test compares them with the registry, which would import torch."""
+BASELINES = ("most_popular", "repeat_last", "item_knn", "sasrec", "rearec", "tiger", "lc_rec")
+"""The baselines that `fit --help` names; a test compares them with the registry."""
 SHORTHANDS = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -61,6 +63,7 @@ def _registry(module: str, name: str) -> Registry[Any]:
 REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
     "objective": partial(_registry, "genrl.objectives", "OBJECTIVES"),
     "layout": partial(_registry, "genrl.layouts", "LAYOUTS"),
+    "baseline": partial(_registry, "genrl.baselines", "BASELINES"),
     "reward": partial(_registry, "genrl.rewards", "REWARDS"),
     "sid": partial(_registry, "genrl.sid", "SID_BUILDERS"),
 }
@@ -196,12 +199,22 @@ def compose(options: argparse.Namespace) -> RunConfig:
     """The checked configuration that a parsed command line asks for."""
     from genrl.config import load_config
 
-    names = ("objective", "layout", "stage", "seed", "experiment", "output", "plugin")
+    names = ("objective", "baseline", "layout", "stage", "seed", "experiment", "output", "plugin")
     flags = {name: getattr(options, name) for name in names}
+    if options.baseline is not None:
+        _refuse_beside_baseline(options)
+        flags["stage"] = ["baseline"]
     config = load_config(options.config, flags, options.overrides, REGISTRIES)
     if "rl" in config.stages:
         _check_objective(config)
     return config
+
+
+def _refuse_beside_baseline(options: argparse.Namespace) -> None:
+    """A baseline has no stages and no objective."""
+    given = [f"--{name}" for name in ("objective", "stage") if getattr(options, name)]
+    if given:
+        raise ConfigError(f"--baseline {options.baseline} is a run of its own, without {' and '.join(given)}.")
 
 
 def _check_objective(config: RunConfig) -> None:
@@ -257,8 +270,9 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     _add_shared(command)
     add = command.add_argument
     add("--objective", metavar="NAME", help=f"policy objective: {', '.join(BUILT_IN)}, or a plug-in's name")
+    add("--baseline", metavar="NAME", help=f"run a baseline instead: {', '.join(BASELINES)}, or a plug-in's name")
     add("--stage", action="append", choices=("align", "rl"), help="run this stage only; repeatable")
-    add("--seed", type=int, metavar="N", help="seed of the RL stage")
+    add("--seed", type=int, metavar="N", help="seed of the RL stage or of the baseline")
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
@@ -320,7 +334,7 @@ def _compare(options: argparse.Namespace) -> None:
     from genrl.training.comparison_report import write_report  # takes seconds to load
 
     print(write_report(folder, plan, options.baseline))
-    print(f"report: {folder / 'report.md'}   curves: {folder / 'report.png'}", file=sys.stderr)
+    print(f"report: {folder / 'report.html'}   as text: {folder / 'report.md'}", file=sys.stderr)
     if failed:
         names = ", ".join(run.folder.name for run in failed)
         raise GenRLError(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")
@@ -338,8 +352,7 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
     )
 
     rows = parse_rows(options.objectives)
-    check_baseline(options.baseline, rows)
-    return make_plan(
+    plan = make_plan(
         rows,
         parse_seeds(options.seeds),
         [parse_grid(text, rows) for text in options.grid],
@@ -348,6 +361,10 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
         compose=lambda words: compose(parse(words)),
         length=completion_length,
     )
+    folder = plan.shared.folder.parent
+    baselines = [path.parent.name.rpartition("-s")[0] for path in folder.glob("*-s*/metrics.json")]
+    check_baseline(options.baseline, [*rows, *(name for name in baselines if name not in rows)])
+    return plan
 
 
 def _shared_words(options: argparse.Namespace) -> list[str]:
@@ -377,7 +394,7 @@ def _refuse_config(options: argparse.Namespace) -> None:
     """A run folder has its own configuration: flags that choose another would be ignored."""
     given = [
         f"--{name}"
-        for name in ("config", "objective", "layout", "stage", "experiment", "output")
+        for name in ("config", "objective", "baseline", "layout", "stage", "experiment", "output")
         if getattr(options, name)
     ]
     if given or options.seed is not None:

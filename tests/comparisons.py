@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from genrl.cli import compose, parse
-from genrl.config import RunConfig, save_config
+from genrl.config import RunConfig, run_folder, save_config
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.training.comparison_plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows
 
 ALIGNED = (0, 3, 20, 20, 5, 20)
 """Place of each user's target before stage `rl`; 20 is a miss."""
+COLD = (0, 1, 0, 1, 1, 0)
+"""Whose target is cold."""
 
 
 def configure(words: list[str]) -> RunConfig:
@@ -46,7 +48,14 @@ def plan_of(
     )
 
 
-def finish(run: Run, ranks: Sequence[int], valid: float | None = None, align: str = "align-1") -> None:
+def finish(
+    run: Run,
+    ranks: Sequence[int],
+    valid: float | None = None,
+    align: str = "align-1",
+    aligned: Sequence[int] = ALIGNED,
+    cold: Sequence[int] | None = COLD,
+) -> None:
     """Leave the folder of a run as if it had been trained; every part and ranking has the same ranks.
 
     Args:
@@ -54,49 +63,113 @@ def finish(run: Run, ranks: Sequence[int], valid: float | None = None, align: st
         ranks: place of each user's target, 0-based.
         valid: validation NDCG, if it is to differ from that of the ranks.
         align: folder of stage `align`, made if it is not there.
+        aligned: place of each user's target before stage `rl`, and for the reference line.
+        cold: whose target is cold; None: a run of a version that did not keep it.
     """
-    folder = run.folder
-    evaluation = folder.parent / align / "evaluation-1"
-    for place, held in ((folder, ranks), (evaluation, ALIGNED)):
-        place.mkdir(parents=True, exist_ok=True)
-        keys = (f"{split}/{kind}" for split in ("valid", "test") for kind in ("raw", "excluded"))
-        save_file({key: torch.tensor(held) for key in keys}, place / "ranks.safetensors")
+    config, evaluation = run.config, run.folder.parent / align / "evaluation-1"
+    _save_ranks(evaluation, aligned, cold)
+    parts = {"most_popular": aligned, "align": aligned, "rl": ranks}
     scores: dict[str, Any] = {
-        split: {"most_popular": _scored(ALIGNED), "align": _scored(ALIGNED), "rl": _scored(ranks)}
-        for split in ("valid", "test")
+        split: {name: _scored(held, cold) for name, held in parts.items()} for split in ("valid", "test")
     }
     if valid is not None:
         scores["valid"]["rl"]["raw"]["ndcg@10"] = valid
-    stage = {"seconds": 2.0 + run.config.seed, "peak_mib": 100.0 + run.config.seed, "best_step": 4}
+    stage = _stage(config)
+    stages = {"align": {**stage, "evaluation": str(evaluation)}, "rl": stage}
+    about = {"objective": {"name": config.objective["name"], "title": "An Objective", "paper": "Someone 2026"}}
+    name = config.name or config.objective["name"]
+    _leave(config, ranks, cold, {"name": name, **about, "command": " ".join(run.words), "stages": stages, **scores})
+
+
+def finish_baseline(
+    output: Path,
+    name: str,
+    ranks: Sequence[int],
+    seed: int = 0,
+    aligned: Sequence[int] = ALIGNED,
+    cold: Sequence[int] | None = COLD,
+    data: str = "f00d",
+) -> Path:
+    """Leave the folder of a run of a baseline.
+
+    Args:
+        output: where the experiment lies.
+        name: of the baseline.
+        ranks: place of each user's target.
+        seed: of the run.
+        aligned: place of each user's target for the reference line.
+        cold: whose target is cold.
+        data: fingerprint.
+    """
+    config = RunConfig(output=str(output), seed=seed, stages=["baseline"], baseline={"name": name, "window": 3})
     metrics = {
-        "name": run.config.name or run.config.objective["name"],
-        "experiment": run.config.experiment,
-        "seed": run.config.seed,
-        "data": {"name": "toy", "fingerprint": "f00d"},
+        "name": name,
+        "baseline": {"name": name, "title": "A Baseline", "paper": ""},
+        "command": f"fit --baseline {name}",
+        "stages": {"baseline": _stage(config)},
+        **{
+            split: {"most_popular": _scored(aligned, cold), "baseline": _scored(ranks, cold)}
+            for split in ("valid", "test")
+        },
+    }
+    return _leave(config, ranks, cold, metrics, data)
+
+
+def _stage(config: RunConfig) -> dict[str, float]:
+    return {"seconds": 2.0 + config.seed, "peak_mib": 100.0 + config.seed, "best_step": 4}
+
+
+def _save_ranks(folder: Path, ranks: Sequence[int], cold: Sequence[int] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = {f"{split}/{kind}": torch.tensor(ranks) for split in ("valid", "test") for kind in ("raw", "excluded")}
+    if cold is not None:
+        saved |= {f"cold/{split}": torch.tensor(cold, dtype=torch.uint8) for split in ("valid", "test")}
+    save_file(saved, folder / "ranks.safetensors")
+
+
+def _leave(
+    config: RunConfig,
+    ranks: Sequence[int],
+    cold: Sequence[int] | None,
+    metrics: dict[str, Any],
+    data: str = "f00d",
+) -> Path:
+    """Write what every run folder has."""
+    folder = run_folder(config)
+    _save_ranks(folder, ranks, cold)
+    common = {
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "data": {"name": "toy", "fingerprint": data},
         "sid": {"levels": 2, "codes": [8, 8]},
-        "command": " ".join(run.words),
-        "stages": {"align": {**stage, "evaluation": str(evaluation)}, "rl": stage},
-        **scores,
     }
     notes = [
-        {"step": step, "val/ndcg@10": 0.1 * step, "train/reward": step + run.config.seed, "objective/dead_groups": 0.5}
+        {
+            "step": step,
+            "val/ndcg@10": 0.1 * step,
+            "train/reward": step + config.seed,
+            "objective/dead_groups": 0.5,
+            "train/match/step1": 0.2 * step,
+        }
         for step in (1, 2)
     ]
     (folder / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
     (folder / "versions.json").write_text('{"python": "3", "device": "cpu"}')
-    save_config(run.config, folder / "config.yaml")
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    save_config(config, folder / "config.yaml")
+    (folder / "metrics.json").write_text(json.dumps({**common, **metrics}))
+    return folder
 
 
-def _scored(ranks: Sequence[int]) -> dict[str, dict[str, float | None]]:
+def _scored(ranks: Sequence[int], cold: Sequence[int] | None) -> dict[str, dict[str, float | None]]:
     places = torch.tensor(ranks)[:, None]
+    counted = recall_at_k(places, 10)[torch.tensor(cold or [0] * len(ranks)).bool()]
     values = {"ndcg@10": float(ndcg_at_k(places, 10).mean()), "recall@10": float(recall_at_k(places, 10).mean())}
     values |= {
         "ndcg@5": 0.5,
         "recall@5": 0.5,
         "entropy@10": 1.5,
         "coverage@10": 0.25,
-        "cold_recall@10": None,
+        "cold_recall@10": float(counted.mean()) if len(counted) else None,
         "top1pct_share@10": 0.1,
     }
     return {kind: dict(values) for kind in ("raw", "excluded")}

@@ -91,7 +91,7 @@ def _stage(session: Session, folder: Path) -> dict[str, Any]:
     return {
         "policy": session.policy,
         "layout": session.layout,
-        "validation": session.batches(Role.VALID, config.valid_users),
+        "validation": session.batches("valid"),
         "metrics": ranking_metrics(config, session.dataset.catalog, session.table.codes),
         "beam": config.beam,
         "max_grad_norm": session.config.trainer.max_grad_norm,

@@ -33,7 +33,7 @@ UNTESTED = {
     "config/schema.py": "only data; tests/repo checks that each field is documented and every example file fits",
 }
 """Modules without a test file of their own name, and why."""
-REGISTRIES = {"OBJECTIVES", "LAYOUTS", "REWARDS", "SID_BUILDERS"}
+REGISTRIES = {"OBJECTIVES", "LAYOUTS", "REWARDS", "SID_BUILDERS", "BASELINES"}
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|tmp|work|Users)/\w")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ""}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)")

@@ -9,7 +9,9 @@ from typing import ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from genrl.catalog.dataset import Dataset
+from genrl.config.schema import ModelConfig
 from genrl.data.histories import SequenceBatch
+from genrl.errors import CheckpointError
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 from genrl.types import Ranking
@@ -35,6 +37,8 @@ class Problem:
     dataset: Dataset
     table: SidTable
     """Semantic IDs, for those that read or write them."""
+    model: ModelConfig
+    """Backbone, for those that have a language model."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,27 @@ class Recommender(nn.Module, ABC):
             width: W, items per row; rows with fewer items end in -1.
             deny: [P, D] catalogue rows that may not be ranked, -1 is none.
         """
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training moves, by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trained weights on the CPU: all that has to be saved."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
+
+    def load_state(self, state: dict[str, Tensor], origin: str) -> None:
+        """Put saved trained weights in place.
+
+        Raises:
+            CheckpointError: if names or shapes are those of another model.
+        """
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{origin} holds the weights of another model: {' '.join(str(error).split())[:300]}"
+            ) from error
 
 
 BASELINES: Registry[Ranker | Recommender] = Registry("baseline", "genrl.baselines")

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genrl.baselines.base import Ranker
+from genrl.baselines.base import BASELINES, Problem, Ranker
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import DataError
 from genrl.metrics import RankingMetrics, exclude_history
 from genrl.metrics.functional import distinct
 from genrl.types import Ranking, Targets
+
+
+@dataclass(frozen=True)
+class ItemKNNConfig:
+    """Options of `item_knn`."""
+
+    window: int = 10
+    """Largest distance of two items of a user that counts."""
+    similarity: Literal["conditional", "cosine"] = "conditional"
+    """How co-occurrence is normalised."""
 
 
 class MostPopular:
@@ -204,3 +215,24 @@ def reference_rankers(dataset: Dataset) -> Mapping[str, Ranker]:
         "repeat_last": RepeatLast(counts),
         "item_knn": ItemKNN(dataset.sequences, len(dataset.catalog)),
     }
+
+
+@BASELINES.register("most_popular", title="Most popular")
+def most_popular(*, problem: Problem) -> MostPopular:
+    """The most popular items of the training part, for everybody."""
+    return MostPopular(problem.dataset.catalog.train_counts)
+
+
+@BASELINES.register("repeat_last", title="Repeat last")
+def repeat_last(*, problem: Problem) -> RepeatLast:
+    """The user's own items, latest first."""
+    return RepeatLast(problem.dataset.catalog.train_counts)
+
+
+@BASELINES.register(
+    "item_knn", config=ItemKNNConfig, title="Item-kNN on co-occurrence", paper="Sarwar et al., WWW 2001"
+)
+def item_knn(config: ItemKNNConfig, *, problem: Problem) -> ItemKNN:
+    """Neighbours of the items of the history by weighted co-occurrence."""
+    dataset = problem.dataset
+    return ItemKNN(dataset.sequences, len(dataset.catalog), config.window, config.similarity)

@@ -10,8 +10,8 @@ from typing import Any
 from genrl.config.schema import RunConfig
 from genrl.errors import suggest
 
-STAGES = ("align", "rl")
-"""Stages in the order they run."""
+STAGES = ("align", "rl", "baseline")
+"""Stages in the order they run; the last one alone."""
 AT_LEAST = {
     "seed": 0,
     "data.k_core": 0,
@@ -136,6 +136,8 @@ def _run(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("experiment",), "must be the name of a folder under `output`, e.g. beauty")
     if config.name is not None and (not config.name.strip() or "/" in config.name):
         yield Problem(("name",), "must be the name of a folder, e.g. sapo-wide")
+    if "baseline" in config.stages and len(config.stages) > 1:
+        yield Problem(("stages",), "has `baseline` beside other stages. Run it alone: --baseline NAME")
     if "rl" in config.stages and not config.rewards:
         yield Problem(("rewards",), "is empty: stage rl has nothing to optimise. Add e.g. rewards.exact_match.weight=1")
 

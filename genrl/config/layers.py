@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genrl.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
-SLOTS = ("objective", "layout")
+SLOTS = ("objective", "layout", "baseline")
 """Sections that hold a component: its name and options of its own."""
 
 

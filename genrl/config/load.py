@@ -22,7 +22,8 @@ from genrl.errors import ConfigError, GenRLError
 from genrl.registry import Registry, load_plugin
 
 Registries = Mapping[str, Callable[[], Registry[Any]]]
-"""Kind of component (objective, layout, reward, sid) -> how to get its registry; called once all else is in order."""
+"""Kind of component (objective, layout, baseline, reward, sid) -> how to get its registry, called once all else is in
+order."""
 FLAGS = {"stage": "stages", "plugin": "plugins"}
 """Flags whose option has another name."""
 
@@ -37,8 +38,8 @@ def load_config(
 
     Args:
         files: YAML files, later ones over earlier ones.
-        flags: values of command-line flags by the flag's name (objective, layout, stage, seed, experiment, output,
-            plugin); None is a flag that was not given. Plug-ins are added to those of the files.
+        flags: values of command-line flags by the flag's name (objective, baseline, layout, stage, seed, experiment,
+            output, plugin); None is a flag that was not given. Plug-ins are added to those of the files.
         overrides: `key=value` texts.
         registries: where components are looked up; without them their names and options are not checked.
 
@@ -86,8 +87,9 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """The folder of a run: `<output>/<experiment>/<name or objective>-s<seed>`."""
-    return Path(config.output) / config.experiment / f"{config.name or config.objective['name']}-s{config.seed}"
+    """The folder of a run: `<output>/<experiment>/<name, or that of objective or baseline>-s<seed>`."""
+    component = config.baseline if config.stages == ["baseline"] else config.objective
+    return Path(config.output) / config.experiment / f"{config.name or component['name']}-s{config.seed}"
 
 
 def _layers(
@@ -129,8 +131,13 @@ def _plugins(config: RunConfig) -> Iterator[Problem]:
 
 
 def _components(config: RunConfig, registries: Registries) -> Iterator[Problem]:
-    """Check objective, layout, rewards and SID builder, and write their complete options into the configuration."""
+    """Check components, and write their complete options into the configuration.
+
+    A baseline is looked up only where it is run.
+    """
     for slot in SLOTS:
+        if slot == "baseline" and "baseline" not in config.stages:
+            continue
         options = dict(getattr(config, slot))
         name = options.pop("name")
         wrong, canonical, complete = _component(slot, name, options, registries[slot]())

@@ -299,14 +299,14 @@ class RunConfig:
     experiment: str = "toy"
     """Name of the folder under `output` that runs to be compared share."""
     name: str | None = None
-    """Name of the run inside the experiment, e.g. for one setting of many; None: the objective's name. The run folder
-    is `output`/`experiment`/`name`-s`seed`."""
+    """Name of the run inside the experiment, e.g. for one setting of many; None: that of the objective or baseline. The
+    run folder is `output`/`experiment`/`name`-s`seed`."""
     output: str = "runs"
     """Where run folders go."""
     seed: int = 0
-    """Seed of the RL stage: prompt order and sampling."""
+    """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = field(default_factory=lambda: ["align", "rl"])
-    """Stages to run, in order."""
+    """Stages to run, in order: align, rl; or `baseline` alone."""
     plugins: list[str] = field(default_factory=list)
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -323,6 +323,8 @@ class RunConfig:
     """Stage `align`."""
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "sapo"})
     """Policy objective: its name and options."""
+    baseline: dict[str, Any] = field(default_factory=lambda: {"name": "item_knn"})
+    """Baseline of stage `baseline`: its name and options."""
     rewards: dict[str, Any] = field(
         default_factory=lambda: {"exact_match": {"weight": 1.0}, "level_match": {"weight": 1.0}}
     )

@@ -24,7 +24,7 @@ class SequenceBatch(_Batch):
     """Rows of items, each as long as its user's history reaches back."""
 
     items: Tensor
-    """[B, L] int64 catalogue rows, right-aligned: the latest item is last, -1 pads on the left."""
+    """[B, L] int64 catalogue rows, L of at least 2, right-aligned: the latest item is last, -1 pads on the left."""
     targets: Tensor
     """[B, L] bool: items to be predicted from those left of them; never the first item of a row."""
     share: Tensor
@@ -42,7 +42,7 @@ class SequenceBatches:
         dataset: sequences and roles.
         per: a row ends at every target and has it as its only target, or rows are windows of a user's targets. Windows
             behind the first repeat half a window as context, so that every target counts once per pass.
-        length: items per row, at most.
+        length: items per row, at most; at least 2, an item and its target.
         batch: rows per step, over all ranks.
         seed: of the order.
         rank: this process.
@@ -50,7 +50,7 @@ class SequenceBatches:
         known: roles of targets.
 
     Raises:
-        DataError: if there is nothing to train on.
+        DataError: if there is nothing to train on, or rows have no room for a target.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class SequenceBatches:
         world: int = 1,
         known: Collection[Role] = KNOWN,
     ) -> None:
+        if length < 2:
+            raise DataError(f"length={length}: a row needs an item and its target. Choose at least 2.")
         self.sequences = dataset.sequences
         self.length, self.batch, self.seed = length, batch, seed
         self.rank, self.world = rank, world
@@ -105,9 +107,9 @@ class SequenceBatches:
     def _batch(self, rows: Tensor, share: Tensor) -> SequenceBatch:
         ends = rows[:, 1]
         starts = self.sequences.offsets[self.sequences.users(ends - 1)]
-        width = int((ends - starts).clamp(max=self.length).max()) if len(rows) else 1
-        items = self.sequences.histories(ends - 1, width - 1) if width > 1 else torch.empty(len(rows), 0).long()
-        items = torch.cat([items, self.sequences.items[ends - 1][:, None]], dim=1)
+        width = int((ends - starts).clamp(max=self.length).max()) if len(rows) else 2
+        histories = self.sequences.histories(ends - 1, width - 1)
+        items = torch.cat([histories, self.sequences.items[ends - 1][:, None]], dim=1)
         places = ends[:, None] - torch.arange(width, 0, -1)
         targets = (places >= rows[:, :1]) & self.known[places.clamp(min=0)] & (places > starts[:, None])
         return SequenceBatch(items, targets, share)

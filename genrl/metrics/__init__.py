@@ -10,7 +10,6 @@ from genrl.metrics.comparison import (
     warnings_of,
 )
 from genrl.metrics.functional import exclude_history, sid_keys, target_ranks
-from genrl.metrics.intervals import Interval, paired_interval
 from genrl.metrics.ranking import (
     ColdRecallAtK,
     NDCGAtK,
@@ -25,7 +24,6 @@ from genrl.metrics.ranking import (
 __all__ = [
     "ColdRecallAtK",
     "Difference",
-    "Interval",
     "NDCGAtK",
     "PassAtK",
     "RankingMetrics",
@@ -37,7 +35,6 @@ __all__ = [
     "exclude_history",
     "holm",
     "paired_difference",
-    "paired_interval",
     "per_row_metrics",
     "seed_interval",
     "sid_keys",

@@ -256,7 +256,7 @@ def detectable_change(difference: Difference, rows: int) -> float:
     return _multiple(total.degrees) * math.sqrt(total.variance)
 
 
-def warnings_of(difference: Difference, counted_rows: int) -> list[str]:
+def warnings_of(difference: Difference, counted_rows: int, *, trained: bool = True) -> list[str]:
     """What a reader must know before believing a difference, in plain sentences.
 
     Args:
@@ -264,11 +264,18 @@ def warnings_of(difference: Difference, counted_rows: int) -> list[str]:
         counted_rows: rows on which the outcome is defined (for cold recall those with a cold target). That is
             `difference.users` where only these were compared; for another number it is answered what so many rows with
             the same spread would show.
+        trained: whether a model could have been trained with other seeds; not so if both are rules, or weights that a
+            whole experiment shares.
 
     Returns:
         Warnings; none if there are three or more seeds, the difference exceeds their noise, and a change of 20% of
-        theirs would be found with 80% power.
+        theirs, or one as large as the difference itself, would be found with 80% power.
     """
+    return (_too_few_seeds(difference) if trained else []) + _too_few_rows(difference, counted_rows)
+
+
+def _too_few_seeds(difference: Difference) -> list[str]:
+    """What seeds leave open."""
     found = []
     if difference.seeds == 1:
         found.append("One training seed: the interval covers the choice of users only. Train at least 3 seeds.")
@@ -279,7 +286,7 @@ def warnings_of(difference: Difference, counted_rows: int) -> list[str]:
             f"The difference ({difference.effect:+.4f}) is smaller than the noise between seeds "
             f"({difference.seed_noise:.4f}): one run of each can show the opposite."
         )
-    return found + _too_few_rows(difference, counted_rows)
+    return found
 
 
 def _too_few_rows(difference: Difference, rows: int) -> list[str]:
@@ -290,7 +297,7 @@ def _too_few_rows(difference: Difference, rows: int) -> list[str]:
     if not baseline:
         return [f"The other model scores 0 on all {rows} rows: a relative change has no meaning here."]
     least = detectable_change(difference, rows)
-    if least <= SHARE * baseline:
+    if least <= SHARE * baseline or least <= abs(difference.effect):
         return []
     return [
         f"{rows} rows and these seeds show a change only from about {least / baseline:.0%} of {baseline:.4f} upwards "

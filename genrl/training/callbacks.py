@@ -17,7 +17,7 @@ from genrl.catalog.items import Catalog
 from genrl.progress import make_progress
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
-from genrl.training.stage import StageModule
+from genrl.training.stage import RankingModule
 
 
 class ResumePoint(Callback):
@@ -70,13 +70,13 @@ class BestWeights(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Compare with the best so far."""
-        if trainer.sanity_checking or not isinstance(module, StageModule):
+        if trainer.sanity_checking or not isinstance(module, RankingModule):
             return
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
         if value > self.best or self.monitor is None:
             self.best, self.best_step, self.waited = value, trainer.global_step, 0
             if trainer.is_global_zero:
-                save_weights(module.policy.state(), self.path)
+                save_weights(module.state(), self.path)
         else:
             self.waited += 1
         trainer.should_stop = trainer.should_stop or self._exhausted()

@@ -3,73 +3,95 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
+Notes = dict[str, dict[int, float]]
+"""What a run noted: quantity -> step -> value."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Distinct to colour-blind readers, too (Okabe and Ito)."""
 DASHES = ("-", "--", "-.", ":")
-PANELS = {
-    "train/reward": "reward",
+TRAINING = {
     "policy/entropy": "entropy of the policy, nats",
+    "policy/kl": "KL from the reference policy, nats",
     "objective/dead_groups": "dead groups",
 }
-"""Beside validation NDCG."""
+MATCH = "train/match/step"
+COLUMNS = 3
 
 
-def draw(rows: Mapping[str, Sequence[Path]], path: Path) -> None:
+def draw(rows: Mapping[str, Sequence[Notes]], path: Path) -> None:
     """Draw the curves of some runs into a PNG; what no run has noted is left out.
 
     Args:
-        rows: row -> its run folders, one per seed.
+        rows: row -> what its runs noted, one per seed.
         path: of the picture.
     """
+    drawn = panels({name for runs in rows.values() for run in runs for name in run})
+    if not drawn:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    notes = {row: [read_notes(folder) for folder in folders] for row, folders in rows.items()}
-    noted = {name for runs in notes.values() for run in runs for name in run}
-    validation = max(
-        (name for name in noted if name.startswith("val/ndcg@")), key=lambda name: int(name[9:]), default=""
-    )
-    panels = {validation: f"validation NDCG{validation[8:]}", **PANELS}
-    drawn = [name for name in panels if name in noted]
-    if not drawn:
-        return
-    figure, axes = pyplot.subplots(1, len(drawn), figsize=(4.2 * len(drawn), 3.4), squeeze=False)
-    for axis, name in zip(axes.flat, drawn, strict=True):
-        for (row, runs), colour, dash in zip(notes.items(), cycle(COLOURS), cycle(DASHES), strict=False):
+    height = -(-len(drawn) // COLUMNS)
+    figure, axes = pyplot.subplots(height, COLUMNS, figsize=(4.2 * COLUMNS, 3.1 * height), squeeze=False)
+    for axis, (name, title) in zip(axes.flat, drawn.items(), strict=False):
+        for (row, runs), colour, dash in zip(rows.items(), cycle(COLOURS), cycle(DASHES), strict=False):
             curve = band([run[name] for run in runs if name in run])
             if curve:
                 steps, means, lows, highs = zip(*curve, strict=True)
                 axis.plot(steps, means, label=row, color=colour, linestyle=dash)
                 axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
-        axis.set_title(panels[name], fontsize=10)
-        axis.set_xlabel("optimiser steps")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("optimiser steps", fontsize=8)
+        axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
-    figure.tight_layout()
+    for axis in list(axes.flat)[len(drawn) :]:
+        axis.axis("off")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.tight_layout(rect=(0, 0.4 / (3.1 * height), 1, 1))
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=min(len(lines), 8), fontsize=9, frameon=False)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)
     pyplot.close(figure)
 
 
-def read_notes(folder: Path) -> dict[str, dict[int, float]]:
-    """What a run noted: quantity -> step -> value."""
+def panels(noted: Collection[str]) -> dict[str, str]:
+    """What is drawn of the quantities that runs have noted, with titles, in order.
+
+    Example:
+        >>> panels(["train/match/step1", "val/ndcg@5", "val/ndcg@10", "train/loss"])
+        {'val/ndcg@10': 'validation NDCG@10', 'train/match/step1': 'match rate of step 1'}
+    """
+    titles = {
+        "train/reward": "reward",
+        **_largest(noted, "val/ndcg@", "validation NDCG@"),
+        **_largest(noted, "val/cold_recall@", "validation cold recall@"),
+        **TRAINING,
+    }
+    matches = sorted((name for name in noted if name.startswith(MATCH)), key=lambda name: int(name[len(MATCH) :]))
+    titles |= {name: f"match rate of step {name[len(MATCH) :]}" for name in matches}
+    return {name: title for name, title in titles.items() if name in noted}
+
+
+def read_notes(folder: Path) -> Notes:
+    """What a run noted; values that are not finite (a mean over no rows) are left out."""
     path = folder / "history.jsonl"
-    found: dict[str, dict[int, float]] = defaultdict(dict)
+    found: Notes = defaultdict(dict)
     for line in path.read_text().splitlines() if path.exists() else ():
         note = json.loads(line)
         step = note.pop("step")
         for name, value in note.items():
-            found[name][step] = value
+            if math.isfinite(value):
+                found[name][step] = value
     return dict(found)
 
 
@@ -86,3 +108,9 @@ def band(curves: Sequence[Mapping[int, float]]) -> list[tuple[int, float, float,
         values = [curve[step] for curve in curves]
         found.append((step, statistics.mean(values), min(values), max(values)))
     return found
+
+
+def _largest(noted: Collection[str], prefix: str, title: str) -> dict[str, str]:
+    """The quantity `prefix<K>` of the largest K."""
+    cuts = [int(name[len(prefix) :]) for name in noted if name.startswith(prefix)]
+    return {f"{prefix}{max(cuts)}": f"{title}{max(cuts)}"} if cuts else {}

@@ -1,13 +1,11 @@
-"""The report of a comparison: what its finished runs say, with intervals, as data, as Markdown and as curves."""
+"""The report of a comparison: what its finished runs say, with intervals, as data, as Markdown and as a page."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +13,44 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genrl.config import load_config
 from genrl.errors import DataError
-from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
-from genrl.metrics.functional import ndcg_at_k
-from genrl.training import comparison_curves, comparison_table
+from genrl.metrics.comparison import Difference, holm, paired_difference, seed_interval, warnings_of
+from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.training import comparison_curves, comparison_html, comparison_table
+from genrl.training.board import write_comparison
 from genrl.training.comparison import choose
 from genrl.training.comparison_plan import Plan, Run, check_baseline
-from genrl.training.folder import key_of, read_json, write_json
+from genrl.training.comparison_runs import (
+    KINDS,
+    SPLITS,
+    Finished,
+    Rows,
+    cold_rows,
+    comparable,
+    describe,
+    found_rows,
+    is_done,
+    planned_rows,
+    read_samples,
+    row_facts,
+)
+from genrl.training.folder import write_json
 
-SPLITS = ("test", "valid")
-KINDS = ("raw", "excluded")
+MEASURES = {"ndcg": ndcg_at_k, "recall": recall_at_k, "cold_recall": recall_at_k}
+"""Metrics with paired differences; cold recall is recall on the rows with a cold target."""
 SECONDARY = ("recall", "entropy", "cold_recall", "coverage", "top1pct_share")
 Tree = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run."""
-
-    folder: Path
-    metrics: Tree
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-        return int(self.metrics["seed"])
-
-    @property
-    def aligned(self) -> Path:
-        """Where the scores of the weights lie that stage `rl` began with; found beside the run, wherever that is."""
-        return self.folder.parent.joinpath(*Path(self.metrics["stages"]["align"]["evaluation"]).parts[-2:])
-
-
-Rows = Mapping[str, Sequence[Finished]]
-"""Row of the report -> its finished runs, one per seed."""
+Outcomes = Mapping[int, Tensor]
+"""Seed -> a number per row [R]; whatever has no seeds has one entry."""
 
 
 def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
-    """Write report.json, report.md and report.png of an experiment, from what is finished.
+    """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
 
     Args:
         folder: of the experiment.
-        plan: the comparison; None reports every finished run of the folder, by name.
+        plan: the comparison; None reports every finished run of the folder, by name. The finished baselines of the
+            folder are reported in both cases.
         baseline: the row that the others are compared with, or `align`.
 
     Returns:
@@ -67,48 +60,36 @@ def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
         DataError: if no run is finished, or runs cannot be compared.
         ConfigError: if there is no such baseline.
     """
-    rows = found_rows(folder) if plan is None else planned_rows(plan)
-    planned = [] if plan is None else [run.folder for run in expected_runs(plan)]
-    runs = [run for found in rows.values() for run in found]
+    rows = found_rows(folder, "align", "rl") if plan is None else planned_rows(plan)
+    baselines, notes = comparable(found_rows(folder, "baseline"), rows)
+    everything = {**baselines, **rows}
+    runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
-        raise DataError(f"{folder}: no run of stage rl is finished there, so there is nothing to report.")
-    check_baseline(baseline, list(rows if plan is None else plan.rows))
+        raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
+    check_baseline(baseline, [*baselines, *(rows if plan is None else plan.rows)])
+    planned = [] if plan is None else [run.folder for run in expected_runs(plan)]
+    noted = {row: [comparison_curves.read_notes(run.folder) for run in found] for row, found in everything.items()}
+    tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
     report = {
         **describe(runs),
         "baseline": baseline,
-        "unfinished": [path.name for path in planned if not _done(path)],
+        "unfinished": [path.name for path in planned if not is_done(path)],
+        "notes": notes + _notes(tables, baseline),
         "choices": {} if plan is None else choices(plan),
-        "tables": {split: {kind: table(rows, split, kind, baseline) for kind in KINDS} for split in SPLITS},
+        "tables": tables,
+        "rows": {row: row_facts(found, noted[row]) for row, found in everything.items()},
         "commands": {run.folder.name: run.metrics["command"] for run in runs},
-        "cost": cost(rows),
+        "cost": cost(everything),
     }
     text = comparison_table.markdown(report)
     write_json(folder / "report.json", report)
-    comparison_curves.draw({row: [run.folder for run in found] for row, found in rows.items()}, folder / "report.png")
-    temporary = folder / f".report.md.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / "report.md")
+    # Steps of baselines are not steps of stage rl, so they have no curves here.
+    comparison_curves.draw({row: noted[row] for row in rows}, folder / "report.png")
+    samples = {row: read_samples(found[0].folder) for row, found in rows.items()}
+    _write_text(folder / "report.html", comparison_html.html(report, noted, samples))
+    _write_text(folder / "report.md", text)
+    write_comparison(folder, {row: noted[row] for row in rows}, report)
     return text
-
-
-def planned_rows(plan: Plan) -> dict[str, list[Finished]]:
-    """Finished runs of the chosen candidate of each row; a row without one is left out."""
-    rows = {}
-    for row, candidates in plan.rows.items():
-        best = choose(candidates).best
-        folders = [] if best is None else [run.folder for run in best.runs]
-        finished = [Finished(path, read_json(path / "metrics.json")) for path in folders if _done(path)]
-        if finished:
-            rows[row] = finished
-    return rows
-
-
-def found_rows(folder: Path) -> dict[str, list[Finished]]:
-    """Every finished run of an experiment that has a stage `rl`, by name and seed."""
-    runs = [Finished(path.parent, read_json(path)) for path in sorted(folder.glob("*-s*/metrics.json"))]
-    runs = [run for run in runs if {"align", "rl"} <= run.metrics["stages"].keys()]
-    names = dict.fromkeys(run.metrics["name"] for run in runs)
-    return {name: sorted((r for r in runs if r.metrics["name"] == name), key=lambda run: run.seed) for name in names}
 
 
 def expected_runs(plan: Plan) -> list[Run]:
@@ -138,95 +119,153 @@ def choices(plan: Plan) -> Tree:
     return found
 
 
-def describe(runs: Sequence[Finished]) -> Tree:
-    """What all runs have in common: data, SIDs, the align stage and versions.
+def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> Tree:
+    """One table: reference lines, baselines, align, and each row with its differences to the baseline.
 
-    Raises:
-        DataError: if they do not share the first three, so that a difference would say nothing about objectives.
+    Args:
+        rows: of objectives.
+        baselines: rows of baselines; one with the name of a reference line gives that line its differences.
+        split: `valid` or `test`.
+        kind: `raw` or `excluded`.
+        baseline: row, or `align`.
     """
+    runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
-    for run in runs[1:]:
-        if (run.metrics["data"], run.aligned) != (first.metrics["data"], first.aligned):
-            raise DataError(
-                f"{run.folder} and {first.folder} do not share data, Semantic IDs, stage align and evaluation, so they "
-                f"cannot stand in one table. Put one of them into another experiment."
-            )
-    config = load_config([first.folder / "config.yaml"])
-    path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], config.sid)}.safetensors"
-    codes = load_file(path)["codes"].numpy().tobytes() if path.exists() else None
+    top = max(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
+    lines = {name: _fixed_line(values[kind], top) for name, values in first.references(split).items()}
+    places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}
+    lines |= {row: _line(found, split, kind, top) for row, found in baselines.items() if row not in lines}
+    if rows:
+        lines["align"] = _fixed_line(first.metrics[split]["align"][kind], top)
+        places["align"] = {0: load_file(first.aligned / "ranks.safetensors")[f"{split}/{kind}"]}
+        lines |= {row: _line(found, split, kind, top) for row, found in rows.items()}
+        places |= {row: _places(found, f"{split}/{kind}") for row, found in rows.items()}
+    cold = cold_rows(runs, split)
+    users = len(first.ranks[f"{split}/{kind}"])
+    counted: dict[str, Tensor | None] = {**dict.fromkeys(MEASURES, torch.ones(users).bool()), "cold_recall": cold}
+    if baseline in places:
+        _add_differences(lines, places, counted, baseline, top)
+    return {"k": top, "users": users, "cold_rows": None if cold is None else int(cold.sum()), "lines": lines}
+
+
+def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collection[str] = ()) -> dict[str, Tree]:
+    """Each row minus the baseline in one metric, with an interval, Holm's p-value and warnings.
+
+    Args:
+        outcomes: of every row, the baseline among them.
+        baseline: one of the rows.
+        fixed: rows that no seed could change: reference lines, and the weights that all share.
+    """
+    compared = [row for row in outcomes if row != baseline]
+    found = [paired_difference(*_paired(outcomes[row], outcomes[baseline])) for row in compared]
+    corrected = holm(torch.tensor([difference.p_value for difference in found], dtype=torch.float64)).tolist()
     return {
-        "experiment": first.metrics["experiment"],
-        "data": first.metrics["data"],
-        "sid": {**first.metrics["sid"], "fingerprint": codes and hashlib.sha256(codes).hexdigest()[:16]},
-        "align": first.aligned.parent.name,
-        "versions": read_json(first.folder / "versions.json"),
-    }
-
-
-def table(rows: Rows, split: str, kind: str, baseline: str) -> Tree:
-    """One table: reference lines, align, and each row with its difference to the baseline."""
-    first = next(iter(rows.values()))[0]
-    scored = first.metrics[split]
-    top = max(int(name.partition("@")[2]) for name in scored["align"][kind] if name.startswith("ndcg@"))
-    outcomes = {"align": {0: _outcomes(first.aligned, split, kind, top)}}
-    lines: Tree = {
-        name: {"metrics": _means([values[kind]], top), "seeds": []} for name, values in scored.items() if name != "rl"
-    }
-    for row, runs in rows.items():
-        outcomes[row] = {run.seed: _outcomes(run.folder, split, kind, top) for run in runs}
-        values = [run.metrics[split]["rl"][kind] for run in runs]
-        interval = seed_interval(torch.tensor([value[f"ndcg@{top}"] for value in values], dtype=torch.float64))
-        lines[row] = {
-            "metrics": _means(values, top),
-            "seeds": [run.seed for run in runs],
-            "by_seed": [value[f"ndcg@{top}"] for value in values],
-            "interval": [_number(interval.low), _number(interval.high)],
+        row: {
+            **{name: _number(getattr(difference, name)) for name in ("effect", "low", "high", "relative")},
+            "p_holm": _number(p_value),
+            "seed_noise": _number(difference.seed_noise),
+            "rows": difference.users,
+            "warnings": _warnings(difference, (row, baseline), outcomes, fixed),
         }
-    _add_differences(lines, outcomes, baseline)
-    return {"k": top, "users": len(outcomes["align"][0]), "lines": lines}
+        for row, difference, p_value in zip(compared, found, corrected, strict=True)
+    }
 
 
 def cost(rows: Rows) -> Tree:
     """Seconds and peak memory of the stages, mean and largest over seeds."""
     found: Tree = {}
     for row, runs in rows.items():
-        found.setdefault("align", _cost([runs[0].metrics["stages"]["align"]]))
-        found[row] = _cost([run.metrics["stages"]["rl"] for run in runs])
+        if runs[0].stage == "rl":
+            found.setdefault("align", _cost([runs[0].metrics["stages"]["align"]]))
+        found[row] = _cost([run.metrics["stages"][run.stage] for run in runs])
     return found
 
 
-def _add_differences(lines: Tree, outcomes: Mapping[str, Mapping[int, Tensor]], baseline: str) -> None:
-    theirs = outcomes.get(baseline)
-    if theirs is None:  # not finished yet
-        return
-    compared = [name for name in outcomes if name != baseline]
-    p_values = []
-    for name in compared:
-        difference = paired_difference(*_paired(outcomes[name], theirs))
-        p_values.append(difference.p_value)
-        lines[name]["difference"] = {
-            "effect": _number(difference.effect),
-            "low": _number(difference.low),
-            "high": _number(difference.high),
-            "relative": _number(difference.relative),
-            "seed_noise": _number(difference.seed_noise),
-            "warnings": warnings_of(difference, difference.users),
+def _add_differences(
+    lines: Mapping[str, Tree],
+    places: Mapping[str, Mapping[int, Tensor]],
+    counted: Mapping[str, Tensor | None],
+    baseline: str,
+    top: int,
+) -> None:
+    """Give each line its differences, in all metrics that are known on two rows at least.
+
+    Args:
+        lines: of a table.
+        places: row -> seed -> place of each user's target [R].
+        counted: metric -> rows on which it is defined [R]; None: not known.
+        baseline: row.
+        top: K.
+    """
+    fixed = {row for row, line in lines.items() if not line["seeds"]}
+    for metric, measure in MEASURES.items():
+        mask = counted[metric]
+        if mask is None or int(mask.sum()) < 2:
+            continue
+        outcomes = {
+            row: {seed: measure(ranks[mask][:, None], top) for seed, ranks in found.items()}
+            for row, found in places.items()
         }
-    for name, value in zip(compared, holm(torch.tensor(p_values, dtype=torch.float64)).tolist(), strict=True):
-        lines[name]["difference"]["p_holm"] = _number(value)
+        for row, difference in differences(outcomes, baseline, fixed).items():
+            lines[row].setdefault("differences", {})[f"{metric}@{top}"] = difference
+    for line in lines.values():
+        if "differences" in line:
+            line["difference"] = line["differences"][f"ndcg@{top}"]
 
 
-def _paired(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Outcomes [seeds, users] of both, with the seeds that both have where each has several."""
+def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:
+    """Seed -> place of each user's target [R]."""
+    return {run.seed: run.ranks[part] for run in runs}
+
+
+def _fixed_line(values: Mapping[str, float | None], top: int) -> Tree:
+    """The line of what no seed changes."""
+    return {"metrics": _means([values], top), "seeds": []}
+
+
+def _line(runs: Sequence[Finished], split: str, kind: str, top: int) -> Tree:
+    """The line of a row with seeds."""
+    values = [run.scores(split)[kind] for run in runs]
+    by_seed = [value[f"ndcg@{top}"] for value in values]
+    interval = seed_interval(torch.tensor(by_seed, dtype=torch.float64))
+    return {
+        "metrics": _means(values, top),
+        "seeds": [run.seed for run in runs],
+        "by_seed": by_seed,
+        "interval": [_number(interval.low), _number(interval.high)],
+    }
+
+
+def _warnings(
+    difference: Difference, compared: tuple[str, str], outcomes: Mapping[str, Outcomes], fixed: Collection[str]
+) -> list[str]:
+    found = warnings_of(difference, difference.users, trained=not set(compared) <= set(fixed))
+    for one, other in (compared, compared[::-1]):
+        if one not in fixed and len(outcomes[one]) == 1 < len(outcomes[other]):
+            found.append(f"One training seed of {one}: the noise of its training is not in the interval.")
+    return found
+
+
+def _paired(ours: Outcomes, theirs: Outcomes) -> tuple[Tensor, Tensor]:
+    """Outcomes [seeds, R] of both: of the seeds that both have, or of all if they do not share two."""
     common = [seed for seed in ours if seed in theirs]
-    if min(len(ours), len(theirs)) > 1 and common:
+    if len(common) > 1:
         return torch.stack([ours[seed] for seed in common]), torch.stack([theirs[seed] for seed in common])
     return torch.stack(list(ours.values())), torch.stack(list(theirs.values()))
 
 
-def _outcomes(folder: Path, split: str, kind: str, top: int) -> Tensor:
-    """NDCG of every user [R]."""
-    return ndcg_at_k(load_file(folder / "ranks.safetensors")[f"{split}/{kind}"][:, None], top)
+def _notes(tables: Mapping[str, Mapping[str, Tree]], baseline: str) -> list[str]:
+    """What a reader must know of all tables."""
+    found = []
+    every = [part for kinds in tables.values() for part in kinds.values()]
+    if not any("differences" in line for part in every for line in part["lines"].values()):
+        found.append(f"{baseline} has no finished run, or is the only row: no row has a difference to it.")
+    elif any(part["cold_rows"] is None for part in every):
+        found.append(
+            "These runs are of a version that did not keep which targets are cold, so there is no difference of cold "
+            "recall. One new run in the experiment keeps them for all, e.g. `fit --baseline most_popular`."
+        )
+    return found
 
 
 def _means(values: Sequence[Mapping[str, float | None]], top: int) -> dict[str, float | None]:
@@ -244,8 +283,11 @@ def _cost(stages: Sequence[Mapping[str, float]]) -> Tree:
 
 
 def _number(value: float) -> float | None:
-    return round(value, 8) if math.isfinite(value) else None
+    return round(value, 8) + 0.0 if math.isfinite(value) else None  # no minus before 0
 
 
-def _done(folder: Path) -> bool:
-    return (folder / "metrics.json").exists()
+def _write_text(path: Path, text: str) -> None:
+    """Write a file in one move."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

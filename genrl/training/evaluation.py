@@ -1,13 +1,17 @@
-"""Full-catalogue evaluation of a policy, with the outcome of every row kept for paired tests."""
+"""Full-catalogue evaluation, with the outcome of every row kept for paired tests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
+from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.data.prompts import EvaluationBatches
 from genrl.layouts.base import Layout
@@ -19,13 +23,15 @@ from genrl.policy.model import Policy
 from genrl.progress import progress_bar
 from genrl.types import PromptBatch, Ranking
 
+SPLITS = {"valid": Role.VALID, "test": Role.TEST}
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one policy on one set of rows, ranked raw and with each user's history taken out.
 
-    Besides the metrics of `RankingMetrics` there is certified@K for the largest K: the share of rows whose first K
-    items are provably those that scoring the whole catalogue would give.
+    Besides the metrics of `RankingMetrics` a beam search has certified@K for the largest K: the share of rows whose
+    first K items are provably those that scoring the whole catalogue would give.
     """
 
     raw: dict[str, float]
@@ -46,7 +52,16 @@ def ranking_metrics(config: EvaluateConfig, catalog: Catalog, codes: Tensor) -> 
     )
 
 
-@torch.no_grad()
+def evaluated_rows(dataset: Dataset, config: EvaluateConfig, split: str) -> Tensor:
+    """Positions that the tables of a split are about [R]; fewer than all are a random subset, the same in every run."""
+    limit = {"valid": config.valid_users, "test": config.test_users}[split]
+    positions = dataset.sequences.rows(SPLITS[split])
+    if limit is None or positions.numel() <= limit:
+        return positions
+    chosen = torch.randperm(positions.numel(), generator=torch.Generator().manual_seed(0))[:limit]
+    return positions[chosen.sort().values]
+
+
 def evaluate(
     policy: Policy, layout: Layout, batches: EvaluationBatches, config: EvaluateConfig, catalog: Catalog, name: str
 ) -> Evaluation:
@@ -62,8 +77,32 @@ def evaluate(
         name: shown at the progress bar.
     """
     policy.eval()
-    device = policy.device
     codes = layout.codes_of_items()
+    find = partial(rankings, policy, layout, config=config)
+    return evaluate_rankings(find, batches, config, catalog, codes, policy.device, name)
+
+
+@torch.no_grad()
+def evaluate_rankings(
+    find: Callable[[PromptBatch], Mapping[str, Ranking]],
+    batches: EvaluationBatches,
+    config: EvaluateConfig,
+    catalog: Catalog,
+    codes: Tensor,
+    device: torch.device,
+    name: str,
+) -> Evaluation:
+    """Score rankings of the whole catalogue.
+
+    Args:
+        find: rows -> their rankings, `raw` and `excluded`.
+        batches: the rows, or this rank's share of them.
+        config: cut-offs and what a hit is.
+        catalog: categories and cold items.
+        codes: [I, K] SIDs.
+        device: where rankings are made.
+        name: shown at the progress bar.
+    """
     metrics = {kind: ranking_metrics(config, catalog, codes.cpu()).to(device) for kind in ("raw", "excluded")}
     keyed = codes if config.level == "sid" else None
     rows, largest = batches.positions.numel(), max(config.k)
@@ -72,15 +111,18 @@ def evaluate(
     with progress_bar(name, rows, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             prompts = batch.to(device)
-            for kind, shown in rankings(policy, layout, prompts, config).items():
+            for kind, shown in find(prompts).items():
                 metrics[kind].update(shown, prompts.targets, history=prompts.history)
                 ranks[kind][places.to(device)] = per_row_metrics(shown, prompts.targets, config.k, keyed)["rank"]
-                certified[kind][places.to(device)] = shown.certified(largest).long()
+                if shown.bound is not None:
+                    certified[kind][places.to(device)] = shown.certified(largest).long()
             advance(len(prompts))
-    values = {
-        kind: {**metric.compute(), f"certified@{largest}": float(world_max(certified[kind]).float().mean())}
-        for kind, metric in metrics.items()
-    }
+    values = {}
+    for kind, metric in metrics.items():
+        values[kind] = metric.compute()
+        shares = world_max(certified[kind])
+        if bool((shares >= 0).all()):
+            values[kind][f"certified@{largest}"] = float(shares.float().mean())
     return Evaluation(**values, ranks={kind: world_max(part).cpu() for kind, part in ranks.items()})
 
 
@@ -93,8 +135,12 @@ def rankings(policy: Policy, layout: Layout, prompts: PromptBatch, config: Evalu
     def search(allowed: Layout) -> Ranking:
         return rank(policy, allowed, prompts.tokens, prompts.mask, config.beam, exact=max(config.k))
 
-    seen = prompts.history.sort(dim=1).values
-    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
-    everything = distinct >= len(layout.codes_of_items())  # a filter would leave nothing to users who have seen all
-    unseen = search(layout.filtered(deny=prompts.history.masked_fill(everything[:, None], -1)))
+    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))))
     return {"raw": search(layout), "excluded": exclude_history(unseen, prompts.history)}
+
+
+def deniable(history: Tensor, items: int) -> Tensor:
+    """Histories [P, H] as filters: nothing is denied to a user who has seen all items, as nothing would be left."""
+    seen = history.sort(dim=1).values
+    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
+    return history.masked_fill((distinct >= items)[:, None], -1)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from torch import Tensor
 
 from genrl.config.schema import RunConfig
+from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
-from genrl.metrics.intervals import paired_interval
 from genrl.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
+    from genrl.catalog.dataset import Dataset
     from genrl.training.session import Session
 
 COLUMNS = {
@@ -33,19 +33,24 @@ NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn
 def header(console: Console, config: RunConfig, session: Session, objective: Objective) -> None:
     """Say what is about to run."""
     entry = OBJECTIVES.entry(config.objective["name"])
-    catalog, sequences = session.dataset.catalog, session.dataset.sequences
     trained = sum(value.numel() for value in session.policy.trainable().values())
     console.print(
         f"[bold]{entry.title}[/] ({entry.name}, {entry.paper}), experiment {config.experiment}, seed {config.seed}"
     )
-    console.print(
-        f"data {session.dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
-        f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
-    )
+    describe_data(console, session.dataset)
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
     console.print(repr(objective), highlight=False, markup=False)
+
+
+def describe_data(console: Console, dataset: Dataset) -> None:
+    """Say how large a data set is."""
+    catalog, sequences = dataset.catalog, dataset.sequences
+    console.print(
+        f"data {dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
+        f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
+    )
 
 
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
@@ -82,9 +87,11 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
         scored = dict(metrics[split])
         if "rl" in scored:
             scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
+        if "baseline" in scored:
+            scored[metrics["baseline"]["name"]] = scored.pop("baseline")
         ranking_table(console, split, scored, k)
     if "difference" in metrics:
-        table = Table(title="test: rl minus align, paired over users (95% bootstrap interval)")
+        table = Table(title="test: rl minus align, paired over users (95% interval, Student's t)")
         for column in ("ranking", "metric", "difference", "low", "high"):
             table.add_column(column, justify="right")
         for kind, values in metrics["difference"].items():
@@ -100,20 +107,22 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
 
 
 def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Test metrics of one run folder minus those of another on the same users, with intervals."""
+    """Test metrics of one run folder minus those of another on the same users.
+
+    Returns:
+        Kind of ranking -> metric -> the difference and the ends of its 95% interval, which covers the choice of users
+        and not the seed (`genrl.metrics.paired_difference` with one seed).
+    """
     old, new = load_file(before / "ranks.safetensors"), load_file(after / "ranks.safetensors")
     top = max(k)
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for kind in ("raw", "excluded"):
         found[kind] = {}
         for name, measure in ((f"recall@{top}", recall_at_k), (f"ndcg@{top}", ndcg_at_k)):
-            one, two = (measure(_column(ranks[f"test/{kind}"]), top) for ranks in (new, old))
-            found[kind][name] = tuple(round(float(value), 6) for value in paired_interval(one, two))  # type: ignore[assignment]
+            one, two = (measure(ranks[f"test/{kind}"][:, None], top)[None] for ranks in (new, old))
+            value = paired_difference(one, two)
+            found[kind][name] = (round(value.effect, 6), round(value.low, 6), round(value.high, 6))
     return found
-
-
-def _column(ranks: Tensor) -> Tensor:
-    return ranks[:, None]
 
 
 def curves(folder: Path, title: str) -> None:

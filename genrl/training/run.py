@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import pickle
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import OmegaConf
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
-from genrl.baselines.reference import reference_lines
-from genrl.catalog.sequences import Role
-from genrl.config.load import load_config, run_folder, save_config
+from genrl.config.load import load_config, run_folder
 from genrl.config.schema import RunConfig
-from genrl.errors import CheckpointError, ConfigError
+from genrl.errors import CheckpointError
 from genrl.objectives import OBJECTIVES, Objective, check_needs
 from genrl.ops import world_size
 from genrl.policy.decode import rank
@@ -31,28 +21,19 @@ from genrl.policy.rollout import check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.sid.table import SidTable
 from genrl.training import report
-from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress
-from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics
-from genrl.training.folder import (
-    UNIMPORTANT,
-    Meter,
-    is_main_process,
-    key_of,
-    locked,
-    read_json,
-    read_weights,
-    rounded,
-    versions,
-    write_json,
-)
-from genrl.training.rl import RLModule, micro_batches
+from genrl.training.baseline import BaselineSession, fit_baseline, load_baseline
+from genrl.training.board import write_outcome
+from genrl.training.callbacks import BestWeights, RolloutSamples
+from genrl.training.claim import claim, is_finished, show_finished
+from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics
+from genrl.training.fitting import barrier, monitor, process_rank, quiet_libraries, train
+from genrl.training.folder import Meter, is_main_process, key_of, locked, read_json, read_weights, write_json
+from genrl.training.outcome import references, save_ranks, written
+from genrl.training.rl import RLModule
 from genrl.training.session import Session, sid_table
 from genrl.training.sft import SFTModule
-from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
-
-STAGES = ("align", "rl")
-SPLITS = {"valid": Role.VALID, "test": Role.TEST}
+from genrl.types import Ranking
 
 
 def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective: Objective | None = None) -> Path:
@@ -70,21 +51,25 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     Raises:
         ConfigError: if the folder holds another configuration, or an unfinished run and `resume` is not set.
     """
+    if config.stages == ["baseline"]:
+        return fit_baseline(config, resume=resume, command=command)
     console = Console(quiet=not is_main_process())
-    _quiet_libraries()
+    quiet_libraries()
     objective = objective or build_objective(config)
     folder = run_folder(config)
-    if _finished(folder, config, resume):
-        return _show_finished(folder, console)
+    if is_finished(folder, config, resume):
+        return show_finished(folder, console)
     session = Session.build(config)
     report.header(console, config, session, objective)
     prepared = _prepare_rl(session, objective) if "rl" in config.stages else None
     with locked(folder) if is_main_process() else contextlib.nullcontext():
-        if _finished(folder, config, resume):  # by another process, while this one waited
-            return _show_finished(folder, console)
+        if is_finished(folder, config, resume):  # by another process, while this one waited
+            return show_finished(folder, console)
         if is_main_process():
-            _claim(folder, config, command)
-        results: dict[str, Any] = {"stages": {}, **{split: _references(session, split) for split in SPLITS}}
+            claim(folder, config, command)
+        codes = session.table.codes
+        results: dict[str, Any] = {"stages": {}}
+        results |= {split: references(config, session.dataset, codes, split) for split in SPLITS}
         if "align" in config.stages:
             _align(session, results, console)
         if prepared is not None:
@@ -129,73 +114,6 @@ def _prepare_rl(session: Session, objective: Objective) -> tuple[Verifier, Promp
     return make_verifier(session, objective), order
 
 
-def _finished(folder: Path, config: RunConfig, resume: bool) -> bool:
-    """Whether the run folder holds this very run, finished; writes nothing.
-
-    Raises:
-        ConfigError: if it holds another configuration, or an unfinished run that is not to be resumed.
-    """
-    saved = folder / "config.yaml"
-    if not is_main_process() or not saved.exists():
-        return False
-    changed = _differences(saved, config)
-    if changed:
-        raise ConfigError(
-            f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was "
-            f"written. Choose another experiment=NAME or seed=N, or remove the folder."
-        )
-    if (folder / "metrics.json").exists():
-        return True
-    if not resume:
-        raise ConfigError(
-            f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the "
-            f"folder."
-        )
-    return False
-
-
-def _show_finished(folder: Path, console: Console) -> Path:
-    console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
-    report.show(console, read_json(folder / "metrics.json"))
-    return folder
-
-
-def _claim(folder: Path, config: RunConfig, command: str) -> None:
-    """Make an empty run folder ours; config.yaml comes last, so that a folder with it is whole."""
-    saved = folder / "config.yaml"
-    if saved.exists():
-        return
-    write_json(folder / "versions.json", versions())
-    (folder / "command.txt").write_text(
-        f"{command or 'started from Python'}\n# the same run again, elsewhere:\n"
-        f"python -m genrl fit --config {saved} output=runs-again\n"
-    )
-    save_config(config, saved)
-
-
-def _differences(saved: Path, config: RunConfig) -> list[str]:
-    """Dotted names of what differs between a saved configuration and this one."""
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(saved))
-    except Exception as error:
-        raise CheckpointError(
-            f"{saved} is damaged ({type(error).__name__}). Remove the folder and run again."
-        ) from error
-    now = OmegaConf.to_container(OmegaConf.create(asdict(config)))
-    before, after = _flat(values), _flat(now)
-    names = sorted(before.keys() | after.keys())
-    return [name for name in names if before.get(name) != after.get(name) and name not in UNIMPORTANT]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 (nested plain values)
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def _align(session: Session, results: dict[str, Any], console: Console) -> None:
     """Train or reuse the align stage and leave its weights in the policy."""
     config = session.config
@@ -205,18 +123,18 @@ def _align(session: Session, results: dict[str, Any], console: Console) -> None:
             meter = Meter()
             world = config.trainer.devices
             module = SFTModule(
-                session.packer(_rank(), world),
+                session.packer(process_rank(), world),
                 config.align,
                 policy=session.policy,
                 layout=session.layout,
                 **_stage_arguments(session, folder),
             )
-            best = BestWeights(folder / "weights.safetensors", _monitor(config), config.align.patience)
-            _train("align", module, folder, module.max_steps, best, config)
+            best = BestWeights(folder / "weights.safetensors", monitor(config), config.align.patience)
+            train("align", module, folder, module.max_steps, best, config)
             training = meter.read()
             if is_main_process():
                 write_json(folder / "metrics.json", {**training, "best_step": best.best_step, "folder": str(folder)})
-            _barrier()
+            barrier()
         else:
             console.print(f"align: reusing {folder}")
         session.policy.load_state(read_weights(folder / "weights.safetensors"), str(folder))
@@ -225,9 +143,9 @@ def _align(session: Session, results: dict[str, Any], console: Console) -> None:
             scored = _score(session, console, "align")
             if is_main_process():
                 evaluation.mkdir(exist_ok=True)
-                _save_ranks(session, evaluation, scored)
-                write_json(evaluation / "metrics.json", {split: _written(value) for split, value in scored.items()})
-            _barrier()
+                save_ranks(evaluation, scored, session.dataset, config.evaluate)
+                write_json(evaluation / "metrics.json", {split: written(value) for split, value in scored.items()})
+            barrier()
     results["stages"]["align"] = {**read_json(folder / "metrics.json"), "evaluation": str(evaluation)}
     for split, value in read_json(evaluation / "metrics.json").items():
         results[split]["align"] = value
@@ -258,23 +176,23 @@ def _reinforce(
         layout=session.layout,
         **_stage_arguments(session, folder),
     )
-    best = BestWeights(folder / "weights.safetensors", _monitor(config) if config.rl.select == "best" else None)
+    best = BestWeights(folder / "weights.safetensors", monitor(config) if config.rl.select == "best" else None)
     samples = RolloutSamples(session.dataset.catalog, folder / "samples.jsonl")
-    _train("rl", module, folder, config.rl.max_steps, best, config, samples, start=config.rl.select == "best")
+    train("rl", module, folder, config.rl.max_steps, best, config, samples, start=config.rl.select == "best")
     training = meter.read()
     session.policy.load_state(read_weights(best.path), str(best.path))
     scored = _score(session, console, config.objective["name"])
     results["stages"]["rl"] = {**training, "best_step": best.best_step, "folder": str(folder)}
     for split, value in scored.items():
-        results[split]["rl"] = _written(value)
+        results[split]["rl"] = written(value)
     if is_main_process():
-        _save_ranks(session, folder, scored)
+        save_ranks(folder, scored, session.dataset, config.evaluate)
 
 
 def _stage_arguments(session: Session, folder: Path) -> dict[str, Any]:
     config = session.config
     metrics = ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes)
-    validation = session.batches(Role.VALID, config.evaluate.valid_users, _rank(), config.trainer.devices)
+    validation = session.batches("valid", process_rank(), config.trainer.devices)
     return {
         "validation": validation,
         "metrics": metrics,
@@ -284,76 +202,9 @@ def _stage_arguments(session: Session, folder: Path) -> dict[str, Any]:
     }
 
 
-def _train(
-    name: str,
-    module: StageModule,
-    folder: Path,
-    max_steps: int,
-    best: BestWeights,
-    config: RunConfig,
-    *callbacks: L.Callback,
-    start: bool = False,
-) -> None:
-    """One Lightning run over a stage, from its last checkpoint if there is one.
-
-    With `start` the untrained stage is validated too, so that "best" can be the weights it began with.
-    """
-    settings = config.trainer
-    point = ResumePoint(folder / "last.ckpt")
-    options: dict[str, Any] = {
-        "accelerator": settings.accelerator,
-        "devices": settings.devices,
-        "strategy": "ddp" if settings.devices > 1 and settings.strategy == "auto" else settings.strategy,
-        "precision": settings.precision,
-        "max_steps": max_steps,
-        "max_epochs": -1,
-        "logger": TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
-        "callbacks": [
-            best,
-            StageProgress(name, max_steps),
-            History(folder / "history.jsonl", settings.log_every),
-            *callbacks,
-            point,
-        ],
-        "log_every_n_steps": settings.log_every,
-        "num_sanity_val_steps": 0,
-        "reload_dataloaders_every_n_epochs": 1,
-        "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        **settings.extra,
-    }
-    trainer = L.Trainer(**options)
-    if isinstance(module, RLModule):
-        trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
-        if is_main_process():
-            trainer.logger.experiment.add_text("objective", f"```\n{module.objective!r}\n```")  # type: ignore[union-attr]
-            trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(asdict(config))}\n```")  # type: ignore[union-attr]
-    if point.path.exists():
-        try:
-            trainer.fit(module, ckpt_path=point.path, weights_only=True)
-        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
-            if module.global_step:
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{point.path} is truncated, damaged or of another version ({reason}). "
-                f"Remove it to start the stage again."
-            ) from error
-        return
-    if is_main_process():
-        for name in ("history.jsonl", "samples.jsonl"):
-            (folder / name).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-    if start:
-        trainer.validate(module, verbose=False)
-    trainer.fit(module)
-
-
 def _score(session: Session, console: Console, name: str) -> dict[str, Evaluation]:
     """Final metrics on validation and test rows."""
     config = session.config.evaluate
-    limits = {"valid": config.valid_users, "test": config.test_users}
     layout = session.layout.to(str(session.policy.device))
     world = world_size()  # 1 until the first stage of this process has started the others
     with session.numerics():
@@ -361,49 +212,13 @@ def _score(session: Session, console: Console, name: str) -> dict[str, Evaluatio
             split: evaluate(
                 session.policy,
                 layout,
-                session.batches(role, limits[split], _rank() if world > 1 else 0, world),
+                session.batches(split, process_rank() if world > 1 else 0, world),
                 config,
                 session.dataset.catalog,
                 f"{name} {split}",
             )
-            for split, role in SPLITS.items()
+            for split in SPLITS
         }
-
-
-def _references(session: Session, split: str) -> dict[str, Any]:
-    """Metrics of the reference lines, computed once per experiment."""
-    config = session.config
-    limit = {"valid": config.evaluate.valid_users, "test": config.evaluate.test_users}[split]
-    key = key_of(
-        session.dataset.fingerprint,
-        split,
-        limit,
-        config.evaluate.k,
-        config.evaluate.level,
-        session.table.codes.tolist(),
-    )
-    path = Path(config.output) / config.experiment / f"reference-{split}-{key}.json"
-    if not path.exists():
-        if not is_main_process():
-            return {}
-        positions = session.rows(SPLITS[split], limit)
-        sequences = session.dataset.sequences
-        longest = int((positions - sequences.offsets[sequences.users(positions)]).max())
-        lines = reference_lines(
-            session.dataset,
-            SPLITS[split],
-            config.evaluate.k,
-            history_length=max(longest, 1),
-            positions=positions,
-            codes=session.table.codes,
-            level=config.evaluate.level,
-        )
-        names = [name for name in lines if "/" not in name]
-        write_json(
-            path,
-            {n: {"raw": rounded(lines[n]), "excluded": rounded(lines[f"{n}/history_excluded"])} for n in names},
-        )
-    return dict(read_json(path))
 
 
 def _finish(session: Session, folder: Path, results: dict[str, Any], command: str) -> None:
@@ -414,79 +229,22 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
     if align and "rl" in results["stages"]:
         results["difference"] = report.paired_differences(Path(align), folder, config.evaluate.k)
     report.curves(folder, f"{entry.name}, seed {config.seed}")
-    write_json(
-        folder / "metrics.json",
-        {
-            "name": config.name or entry.name,
-            "objective": {"name": entry.name, "title": entry.title, "paper": entry.paper},
-            "experiment": config.experiment,
-            "seed": config.seed,
-            "data": {"name": session.dataset.name, "fingerprint": session.dataset.fingerprint},
-            "sid": {"levels": session.table.levels, "codes": list(session.table.codebook_sizes)},
-            "command": command,
-            **results,
-        },
-    )
+    metrics = {
+        "name": config.name or entry.name,
+        "objective": {"name": entry.name, "title": entry.title, "paper": entry.paper},
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "data": {"name": session.dataset.name, "fingerprint": session.dataset.fingerprint},
+        "sid": {"levels": session.table.levels, "codes": list(session.table.codebook_sizes)},
+        "command": command,
+        **results,
+    }
+    write_outcome(folder, config, metrics)
+    write_json(folder / "metrics.json", metrics)
 
 
-def _written(value: Evaluation) -> dict[str, dict[str, float | None]]:
-    return {"raw": rounded(value.raw), "excluded": rounded(value.excluded)}
-
-
-def _save_ranks(session: Session, folder: Path, scored: dict[str, Evaluation]) -> None:
-    """Keep the place of every row's target and which targets are cold, for paired comparisons."""
-    ranks = {f"{split}/{kind}": rank for split, value in scored.items() for kind, rank in value.ranks.items()}
-    cold, items = session.dataset.catalog.cold, session.dataset.sequences.items
-    for split in scored:
-        ranks[f"cold/{split}"] = cold[items[_evaluated(session, split)]].to(torch.uint8)
-    temporary = folder / ".ranks.writing"
-    save_file(ranks, temporary)
-    temporary.replace(folder / "ranks.safetensors")
-
-
-def _evaluated(session: Session, split: str) -> Tensor:
-    """Positions that the tables of a split are about."""
-    config = session.config.evaluate
-    return session.rows(SPLITS[split], {"valid": config.valid_users, "test": config.test_users}[split])
-
-
-def _monitor(config: RunConfig) -> str:
-    return f"val/ndcg@{max(config.evaluate.k)}"
-
-
-def _rank() -> int:
-    """This process among those of the run; before they are connected, what the launcher told it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()  # Lightning forgets the variables below when a stage ends
-    import os
-
-    return int(os.environ.get("LOCAL_RANK", "0")) if "WORLD_SIZE" in os.environ else 0
-
-
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _quiet_libraries() -> None:
-    """Silence messages of libraries that a user of genrl can do nothing about."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*is smaller than the logging interval.*",
-        ".*`IterableDataset`.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*litlogger.*",
-        ".*isinstance.treespec.*",
-        ".*module.s. in eval mode.*",
-        ".*across ranks is zero.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def load_run(folder: Path, overrides: Iterator[str] | list[str] = ()) -> Session:  # type: ignore[assignment]
-    """Rebuild a finished run with its trained weights.
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineSession:
+    """Rebuild a finished run, wherever its folder is now, with its trained weights.
 
     Raises:
         CheckpointError: if the folder is no run, or its weights are missing, damaged or of another model.
@@ -495,13 +253,16 @@ def load_run(folder: Path, overrides: Iterator[str] | list[str] = ()) -> Session
         raise CheckpointError(
             f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
         )
-    config = load_config([folder / "config.yaml"])
-    depth = len(Path(config.experiment).parts)
+    experiment = Path(load_config([folder / "config.yaml"]).experiment).parts
+    depth = len(experiment)
     home = folder.resolve()
     flags = {}
-    if home.parts[-1 - depth : -1] == Path(config.experiment).parts:  # its SID table lies beside it, wherever that is
+    if home.parts[-1 - depth : -1] == experiment:  # its SID table lies beside it, wherever that is
         flags["output"] = str(home.parents[depth])
-    session = Session.build(load_config([folder / "config.yaml"], flags, list(overrides)))
+    config = load_config([folder / "config.yaml"], flags, list(overrides))
+    if config.stages == ["baseline"]:
+        return load_baseline(folder, config)
+    session = Session.build(config)
     weights = folder / "weights.safetensors"
     if not weights.exists():
         align = Path(read_json(folder / "metrics.json")["stages"]["align"]["folder"])
@@ -512,16 +273,18 @@ def load_run(folder: Path, overrides: Iterator[str] | list[str] = ()) -> Session
 
 def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str, Any]:
     """Score a finished run on a split and print the table; the run folder stays as it is."""
-    _quiet_libraries()
+    quiet_libraries()
     session = load_run(folder, overrides)
-    config = session.config.evaluate
-    limit = {"valid": config.valid_users, "test": config.test_users}[split]
-    layout = session.layout.to(str(session.policy.device))
-    rows = session.batches(SPLITS[split], limit)
-    with session.numerics():
-        scored = evaluate(session.policy, layout, rows, config, session.dataset.catalog, split)
-    results = {**_references(session, split), folder.name: _written(scored)}
-    report.ranking_table(Console(), split, results, config.k)
+    config = session.config
+    if isinstance(session, Session):
+        layout, rows = session.layout.to(str(session.policy.device)), session.batches(split)
+        with session.numerics():
+            scored = evaluate(session.policy, layout, rows, config.evaluate, session.dataset.catalog, split)
+    else:
+        scored = session.evaluate((split,))[split]
+    lines = references(config, session.dataset, session.table.codes, split)
+    results = {**lines, folder.name: written(scored)}
+    report.ranking_table(Console(), split, results, config.evaluate.k)
     return results
 
 
@@ -552,7 +315,7 @@ def recommend(
     Raises:
         DataError: if no item is allowed, or a name is not in the catalogue.
     """
-    _quiet_libraries()
+    quiet_libraries()
     session = load_run(folder)
     catalog = session.dataset.catalog
     titles = {title: row for row, title in enumerate(catalog.titles) if title}
@@ -566,27 +329,13 @@ def recommend(
     for place, history in enumerate(rows):
         if history:
             seen[place, width - len(history) :] = torch.tensor(history)
-    tokens, mask = session.maker.template.render(seen[:, -session.config.data.max_history :])
-    device = session.policy.device
-    layout = session.layout
     allowed = catalog.cold.clone() if cold else torch.ones(len(catalog), dtype=torch.bool)
     if only is not None:
         allowed &= torch.zeros_like(allowed).index_fill(0, torch.tensor([find(name) for name in only]).long(), True)
-    if not bool(allowed.all()):
-        layout = layout.only(allowed)
-    if exclude_seen:
-        layout = layout.filtered(deny=seen)
-    session.policy.eval()
-    beam = max(session.config.evaluate.beam, top)
-    with session.numerics():
-        ranking = rank(
-            session.policy,
-            layout.to(str(device)),
-            tokens.to(device),
-            mask.to(device),
-            beam,
-            exact=top if exact else 0,
-        ).to("cpu")
+    if isinstance(session, Session):
+        ranking = _recommend(session, seen, allowed, top, exclude_seen, exact)
+    else:
+        ranking = session.recommend(seen, allowed, top, exclude_seen)
     return [
         [
             (catalog.item_ids[item], catalog.titles[item], score)
@@ -595,6 +344,26 @@ def recommend(
         ]
         for items, scores in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
     ]
+
+
+def _recommend(session: Session, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool, exact: bool) -> Ranking:
+    """Rank the allowed items [I] for histories [P, H]."""
+    tokens, mask = session.maker.template.render(seen[:, -session.config.data.max_history :])
+    device = session.policy.device
+    layout = session.layout if bool(allowed.all()) else session.layout.only(allowed)
+    if exclude_seen:
+        layout = layout.filtered(deny=seen)
+    session.policy.eval()
+    beam = max(session.config.evaluate.beam, top)
+    with session.numerics():
+        return rank(
+            session.policy,
+            layout.to(str(device)),
+            tokens.to(device),
+            mask.to(device),
+            beam,
+            exact=top if exact else 0,
+        ).to("cpu")
 
 
 def build_sids(config: RunConfig) -> SidTable:

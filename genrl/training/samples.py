@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -130,18 +131,23 @@ def _title(catalog: Catalog, item: int) -> str:
 
 def _lines(sample: Sample) -> Iterator[str]:
     names = list(sample.completions[0].components) if sample.completions else []
-    yield f"**history** {' -> '.join(sample.history)}  "
-    yield f"**target** {sample.target} ({_codes(sample.target_codes)})"
+    yield f"**history** {' -> '.join(map(_plain, sample.history))}  "
+    yield f"**target** {_plain(sample.target)} ({_codes(sample.target_codes)})"
     yield ""
     yield f"| item | SID | log-prob | reward | {' | '.join([*names, 'advantage of each step'])} |"
     yield "|" + "---|" * (5 + len(names))
     for row in sample.completions:
         parts = [f"{row.components[name]:.2f}" for name in names]
         pushed = " ".join(f"{value:+.2f}" for value in row.advantages)
-        shown = [row.item, _codes(row.codes), f"{row.log_prob:.2f}", f"{row.reward:.2f}", *parts, pushed]
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in shown)} |"
+        shown = [_plain(row.item), _codes(row.codes), f"{row.log_prob:.2f}", f"{row.reward:.2f}", *parts, pushed]
+        yield f"| {' | '.join(shown)} |"
     yield ""
 
 
 def _codes(codes: Sequence[int]) -> str:
     return " ".join(str(code) for code in codes)
+
+
+def _plain(title: str) -> str:
+    """A title as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", title)

@@ -23,6 +23,7 @@ from genrl.policy.model import Policy
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie
+from genrl.training.evaluation import evaluated_rows
 from genrl.training.folder import key_of, locked
 
 
@@ -73,17 +74,10 @@ class Session:
         mixed = self.config.trainer.precision == "bf16-mixed"
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=mixed)
 
-    def rows(self, role: Role, limit: int | None = None) -> Tensor:
-        """Positions of a role; with `limit` a random subset that is the same for every run on this data."""
-        positions = self.dataset.sequences.rows(role)
-        if limit is None or positions.numel() <= limit:
-            return positions
-        chosen = torch.randperm(positions.numel(), generator=torch.Generator().manual_seed(0))[:limit]
-        return positions[chosen.sort().values]
-
-    def batches(self, role: Role, limit: int | None, rank: int = 0, world: int = 1) -> EvaluationBatches:
-        """Evaluation rows of a role."""
-        return EvaluationBatches(self.maker, self.rows(role, limit), self.config.evaluate.batch, rank, world)
+    def batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
+        """The rows of a split that tables are about, `valid` or `test`."""
+        rows = evaluated_rows(self.dataset, self.config.evaluate, split)
+        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch, rank, world)
 
     def prompt_positions(self) -> Tensor:
         """Where RL prompts are taken from: positions that SFT did not train on, if any are held out."""

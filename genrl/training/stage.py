@@ -1,9 +1,10 @@
-"""What both stages share: the policy, validation by full-catalogue ranking, the optimiser, checkpoints."""
+"""What everything that is trained shares: validation by full-catalogue ranking, the optimiser, checkpoints."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,72 +21,60 @@ from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.decode import rank
 from genrl.policy.model import Policy
-from genrl.types import PromptBatch
+from genrl.types import PromptBatch, Ranking
 
 
-class StageModule(L.LightningModule):
-    """A stage of training around one policy.
+class RankingModule(L.LightningModule, ABC):
+    """Something that is trained and ranks the catalogue: a stage of a policy, or a baseline.
 
     Args:
-        policy: what is trained.
-        layout: grammar of completions, on the policy's device.
         validation: rows that validation ranks.
         metrics: computed from the rankings; logged under `val/`.
-        beam: width of the ranking beam.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         folder: where a batch that gave a non-finite loss is saved.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        layout: Layout,
-        validation: EvaluationBatches,
-        metrics: RankingMetrics,
-        beam: int,
-        max_grad_norm: float,
-        folder: Path,
+        self, validation: EvaluationBatches, metrics: RankingMetrics, max_grad_norm: float, folder: Path
     ) -> None:
         super().__init__()
-        self.policy = policy
-        self.layout = layout
         self.validation = validation
         self.metrics = metrics
-        self.beam = beam
         self.max_grad_norm = max_grad_norm
         self.folder = folder
-        self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
+
+    @abstractmethod
+    def rank(self, batch: PromptBatch) -> Ranking:
+        """Rank the catalogue for validation rows."""
+
+    @abstractmethod
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training moves."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What is kept of the trained model, on the CPU."""
 
     def val_dataloader(self) -> EvaluationBatches:
         """Validation rows of this rank."""
         return self.validation
 
-    def on_fit_start(self) -> None:
-        """Bring the constraint tables to the policy's device."""
-        self.layout = self.layout.to(str(self.device))
-
     def on_validation_epoch_start(self) -> None:
-        """Forget earlier rankings; a validation before training needs the tables on the device, too."""
-        self.layout = self.layout.to(str(self.device))
+        """Forget earlier rankings."""
         self.metrics.reset()
 
     def validation_step(self, batch: PromptBatch, index: int) -> None:
         """Rank the catalogue for one batch of rows."""
-        self.metrics.update(rank(self.policy, self.layout, batch.tokens, batch.mask, self.beam), batch.targets)
+        self.metrics.update(self.rank(batch), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log all metrics."""
         values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.log_dict(values, sync_dist=False)
 
-    def numerics(self) -> AbstractContextManager[Any]:
-        """Precision of passes that Lightning does not wrap: rollouts are drawn as the update will score them."""
-        mixed = self.trainer.precision.endswith("-mixed")
-        return self.trainer.precision_plugin.forward_context() if mixed else nullcontext()
-
-    def optimiser(self, learning_rate: float, weight_decay: float, betas: list[float]) -> torch.optim.Optimizer:
+    def optimiser(self, learning_rate: float, weight_decay: float, betas: Sequence[float]) -> torch.optim.Optimizer:
         """AdamW that decays matrices and leaves vectors (norms, biases) alone."""
-        trained = list(self.policy.trainable().values())
+        trained = list(self.trainable().values())
         groups = [
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
@@ -100,7 +89,7 @@ class StageModule(L.LightningModule):
     ) -> None:
         """Clip by global norm and log the norm before clipping."""
         limit = self.max_grad_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.policy.trainable().values(), limit)
+        norm = nn.utils.clip_grad_norm_(self.trainable().values(), limit)
         self.log("train/grad_norm", norm)
 
     def check_finite(self, value: Tensor, batch: Any, what: str = "loss") -> None:  # noqa: ANN401 (any frozen batch)
@@ -118,6 +107,50 @@ class StageModule(L.LightningModule):
             f"step {self.global_step}: the {what} is {float(total)}. The batch is saved in {path}. "
             f"Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
         )
+
+
+class StageModule(RankingModule):
+    """A stage of training around one policy.
+
+    Args:
+        policy: what is trained.
+        layout: grammar of completions, on the policy's device.
+        beam: width of the ranking beam.
+        ranking: arguments of `RankingModule`.
+    """
+
+    def __init__(self, policy: Policy, layout: Layout, beam: int, **ranking: Any) -> None:  # noqa: ANN401
+        super().__init__(**ranking)
+        self.policy = policy
+        self.layout = layout
+        self.beam = beam
+        self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
+
+    def rank(self, batch: PromptBatch) -> Ranking:
+        """Rank by beam search."""
+        return rank(self.policy, self.layout, batch.tokens, batch.mask, self.beam)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Those of the policy."""
+        return self.policy.trainable()
+
+    def state(self) -> dict[str, Tensor]:
+        """That of the policy."""
+        return self.policy.state()
+
+    def on_fit_start(self) -> None:
+        """Bring the constraint tables to the policy's device."""
+        self.layout = self.layout.to(str(self.device))
+
+    def on_validation_epoch_start(self) -> None:
+        """A validation before training needs the constraint tables on the device, too."""
+        self.layout = self.layout.to(str(self.device))
+        super().on_validation_epoch_start()
+
+    def numerics(self) -> AbstractContextManager[Any]:
+        """Precision of passes that Lightning does not wrap: rollouts are drawn as the update will score them."""
+        mixed = self.trainer.precision.endswith("-mixed")
+        return self.trainer.precision_plugin.forward_context() if mixed else nullcontext()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only trained weights and running statistics: the rest is rebuilt from the configuration."""

@@ -29,7 +29,7 @@ GENRL = [(page.name, command) for page in PAGES for command in commands(page) if
 
 
 def test_there_are_examples():
-    assert len(CONFIGS) == 5
+    assert len(CONFIGS) == 9
     assert len(GENRL) >= 10
 
 
@@ -61,7 +61,7 @@ def test_every_documented_command_is_understood(page, command, monkeypatch):
     options = cli.parse(shlex.split(command)[3:])
     written = [file for file in getattr(options, "config", []) if file.startswith("configs/")]
     if options.command in ("fit", "sid") and len(written) == len(options.config) and not options.plugin:
-        load_config(written, {"objective": options.objective, "seed": options.seed}, options.overrides, cli.REGISTRIES)
+        cli.compose(options)
 
 
 def test_the_readme_starts_and_tests_with_one_line_each():

@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from genrl import cli
-from genrl.errors import ConfigError, DataError
+from genrl.config import run_folder
+from genrl.errors import ConfigError, DataError, GenRLError
 from genrl.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,6 +288,35 @@ def test_the_objectives_in_the_help_are_the_built_in_ones():
         if entry.paper.startswith("arXiv:"):
             assert text.startswith(entry.title.partition(" (")[0])
             assert entry.paper in text
+
+
+def test_the_baselines_in_the_help_are_the_built_in_ones():
+    from genrl.baselines import BASELINES
+
+    own = {name for name in BASELINES.names() if BASELINES.entry(name).origin.startswith("genrl.baselines")}
+    assert set(cli.BASELINES) == own
+
+
+def test_a_baseline_is_a_run_of_its_own():
+    config = cli.compose(cli.parse(["fit", "--baseline", "sasrec", "--seed", "2", "baseline.loss=binary"]))
+    assert config.stages == ["baseline"]
+    assert (config.baseline["name"], config.baseline["loss"]) == ("sasrec", "binary")
+    assert run_folder(config) == Path("runs/toy/sasrec-s2")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--baseline", "sasrek"], "unknown baseline 'sasrek'. Did you mean 'sasrec'"),
+        (["--baseline", "sasrec", "baseline.hiden=3"], "has no option 'hiden'. Did you mean 'hidden'"),
+        (["--baseline", "sasrec", "--objective", "grpo"], "--baseline sasrec is a run of its own, without --objective"),
+        (["--baseline", "tiger", "--stage", "rl"], "--baseline tiger is a run of its own, without --stage"),
+        (["stages=[align,baseline]"], "has `baseline` beside other stages. Run it alone: --baseline NAME"),
+    ],
+)
+def test_what_is_wrong_with_a_baseline_is_said(words, message):
+    with pytest.raises(GenRLError, match=re.escape(message)):
+        cli.compose(cli.parse(["fit", *words]))
 
 
 def test_help_says_which_sapo_it_is(capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from genrl.metrics import detectable_change, holm, paired_difference, paired_interval, seed_interval, warnings_of
+from genrl.metrics import detectable_change, holm, paired_difference, seed_interval, warnings_of
 from tests.helpers import assert_same
 
 
@@ -97,8 +97,10 @@ def test_users_who_are_all_alike_leave_the_t_tests_over_seeds():
 
 def test_seeds_that_agree_leave_the_interval_over_users():
     ours, theirs = normal(1, 4000, seed=0).expand(3, -1), normal(1, 4000, seed=1)
-    found, bootstrap = paired_difference(ours, theirs), paired_interval(ours[0], theirs[0])
-    assert_same([found.low, found.high], [bootstrap.low, bootstrap.high], tolerance=0.004)
+    found, gains = paired_difference(ours, theirs), ours[0] - theirs[0]
+    draws = torch.randint(4000, (1000, 4000), generator=torch.Generator().manual_seed(0))  # bootstrap over users
+    low, high = torch.quantile(gains[draws].mean(dim=1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert_same([found.low, found.high], [low, high], tolerance=0.004)
 
 
 SHAPES = [(3, 500), (5, 500), (3, 5000), (5, 5000)]
@@ -231,6 +233,21 @@ def hits(seeds, users, rate, more, seed):
 def test_a_clear_difference_of_many_rows_needs_no_warning():
     difference = paired_difference(*hits(3, 20_000, 0.05, 0.02, 0))
     assert warnings_of(difference, difference.users) == []
+
+
+def test_a_plain_difference_of_few_rows_is_not_called_invisible():
+    ours, theirs = hits(3, 60, 0.2, 0.9, 0)
+    found = paired_difference(ours, theirs)
+    assert detectable_change(found, 60) > 0.2 * found.baseline  # a change of 20% would not be seen
+    assert warnings_of(found, 60) == []
+    assert any("10 rows" in warning for warning in warnings_of(paired_difference(*hits(3, 60, 0.2, 0.05, 0)), 10))
+
+
+def test_of_models_without_seeds_none_are_asked_for():
+    found = paired_difference(*hits(1, 20_000, 0.05, 0.02, 0))
+    assert warnings_of(found, 20_000, trained=False) == []
+    (warning,) = warnings_of(found, 100, trained=False)
+    assert warning.startswith("100 rows")
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "One training seed"), (2, "2 training seeds")])

@@ -9,7 +9,7 @@ from torch import Tensor
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.data.prompts import EvaluationBatches
-from genrl.training.evaluation import Evaluation, evaluate, ranking_metrics, rankings
+from genrl.training.evaluation import Evaluation, deniable, evaluate, evaluated_rows, ranking_metrics, rankings
 from genrl.training.session import Session
 from tests.helpers import assert_same
 
@@ -17,7 +17,8 @@ CONFIG = EvaluateConfig(beam=60, k=[5, 10])
 
 
 def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = None) -> Evaluation:
-    rows = EvaluationBatches(session.maker, session.rows(Role.VALID, limit), config.batch)
+    positions = evaluated_rows(session.dataset, replace(config, valid_users=limit), "valid")
+    rows = EvaluationBatches(session.maker, positions, config.batch)
     return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
 
 
@@ -31,7 +32,7 @@ def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tens
     for position in range(layout.length):
         legal.append(layout.legal(position, nodes))
         nodes = layout.advance(position, nodes, codes[:, position])
-    positions = session.rows(Role.VALID)[:20]
+    positions = session.dataset.sequences.rows(Role.VALID)[:20]
     rankings, histories = [], []
     for position in positions.tolist():
         user = int(sequences.users(torch.tensor([position])))
@@ -53,7 +54,7 @@ def test_a_full_beam_equals_scoring_every_item(
     session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
 ) -> None:
     wanted_rankings, histories, targets = exhaustive
-    rows = EvaluationBatches(session.maker, session.rows(Role.VALID)[:20], 7)
+    rows = EvaluationBatches(session.maker, session.dataset.sequences.rows(Role.VALID)[:20], 7)
     found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
     raw = [ranking.index(target) for ranking, target in zip(wanted_rankings, targets.tolist(), strict=True)]
     left = [
@@ -83,10 +84,10 @@ def test_metrics_do_not_depend_on_the_batch_size(session: Session) -> None:
 
 def test_ranks_stand_in_the_order_of_the_rows_and_misses_behind_all(session: Session) -> None:
     whole = run(session, replace(CONFIG, beam=10, batch=16))
-    assert whole.ranks["raw"].numel() == session.rows(Role.VALID).numel()
+    assert whole.ranks["raw"].numel() == session.dataset.sequences.rows(Role.VALID).numel()
     assert int(whole.ranks["raw"].min()) >= 0
     assert int(whole.ranks["raw"].max()) == 10
-    one = session.rows(Role.VALID)[33:34]
+    one = session.dataset.sequences.rows(Role.VALID)[33:34]
     batches = EvaluationBatches(session.maker, one, 4)
     alone = evaluate(session.policy, session.layout, batches, replace(CONFIG, beam=10), session.dataset.catalog, "one")
     assert int(alone.ranks["raw"]) == int(whole.ranks["raw"][33])
@@ -94,7 +95,7 @@ def test_ranks_stand_in_the_order_of_the_rows_and_misses_behind_all(session: Ses
 
 def test_two_ranks_together_see_what_one_sees(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, beam=20, batch=16)
-    positions = session.rows(Role.VALID)
+    positions = session.dataset.sequences.rows(Role.VALID)
     parts = []
     for rank in range(2):
         rows = EvaluationBatches(session.maker, positions, config.batch, rank, 2)
@@ -112,7 +113,7 @@ def test_a_hit_may_be_any_item_of_the_sid(session: Session) -> None:
     shared[1] = shared[0]
     catalog = session.dataset.catalog
     by_item, by_sid = (ranking_metrics(replace(CONFIG, level=level), catalog, shared) for level in ("item", "sid"))  # type: ignore[arg-type]
-    batch = session.maker.at(session.rows(Role.VALID)[:1])
+    batch = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:1])
     targets = replace(batch.targets, items=torch.tensor([[1]]))
     from genrl.types import Ranking
 
@@ -133,7 +134,7 @@ def test_an_exact_evaluation_finds_the_top_that_scoring_every_item_gives(
     session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
 ) -> None:
     wanted_rankings, histories, targets = exhaustive
-    rows = EvaluationBatches(session.maker, session.rows(Role.VALID)[:20], 7)
+    rows = EvaluationBatches(session.maker, session.dataset.sequences.rows(Role.VALID)[:20], 7)
     narrow = replace(CONFIG, beam=10, k=[5, 10])
 
     def run_with(config: EvaluateConfig) -> Evaluation:
@@ -151,7 +152,7 @@ def test_an_exact_evaluation_finds_the_top_that_scoring_every_item_gives(
 
 
 def test_an_exact_evaluation_stands_users_who_have_seen_everything(session: Session) -> None:
-    prompts = session.maker.at(session.rows(Role.VALID)[:3])
+    prompts = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:3])
     history = torch.full((3, 70), -1)
     history[1, 5:65] = torch.arange(60)
     history[2, 3] = 7
@@ -160,3 +161,24 @@ def test_an_exact_evaluation_stands_users_who_have_seen_everything(session: Sess
     )
     assert (found["excluded"].items >= 0).sum(1).tolist() == [10, 0, 10]
     assert 7 not in found["excluded"].items[2].tolist()
+
+
+def test_some_rows_are_the_same_ones_for_every_run(session: Session) -> None:
+    def rows(limit: int | None) -> Tensor:
+        return evaluated_rows(session.dataset, replace(CONFIG, valid_users=limit, test_users=3), "valid")
+
+    every = session.dataset.sequences.rows(Role.VALID)
+    some = rows(30)
+    assert some.numel() == 30
+    assert some.tolist() == sorted(set(some.tolist()) & set(every.tolist()))
+    torch.manual_seed(5)
+    assert torch.equal(rows(30), some)
+    assert torch.equal(rows(80), every)
+    assert torch.equal(rows(None), every)
+    assert some.tolist() != every[:30].tolist()
+    assert evaluated_rows(session.dataset, replace(CONFIG, test_users=3), "test").numel() == 3
+
+
+def test_nothing_is_denied_to_users_who_have_seen_everything() -> None:
+    history = torch.tensor([[-1, 0, 1], [0, 1, 1], [2, 0, 1]])
+    assert deniable(history, 3).tolist() == [[-1, 0, 1], [0, 1, 1], [-1, -1, -1]]

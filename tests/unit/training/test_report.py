@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
+from scipy import stats
 
 from genrl.training import report
 from genrl.training.run import build_objective
@@ -84,6 +85,7 @@ def test_a_finished_run_is_shown_with_differences_and_costs() -> None:
     text = shown.getvalue()
     for words in ("rl (grpo)", "+0.0123", "-0.0010", "+0.0200", "12.3 s", "568 MiB", "40"):
         assert words in text
+    assert "95% interval, Student's t" in " ".join(text.split())
     assert max(len(line) for line in text.splitlines()) <= 80
     assert list(metrics["test"]) == ["align", "rl"]  # what is shown is not renamed in what was read
 
@@ -102,6 +104,29 @@ def test_differences_are_paired_over_the_users_of_both_runs(tmp_path: Path) -> N
         assert mean == 0.25
         assert low <= mean <= high
         assert_same(found[kind]["ndcg@10"][0], float(gain[1] + gain[2] - gain[0]) / 4, 1e-6)
+
+
+def test_the_interval_of_one_run_is_that_of_the_paired_t_test(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = {name: torch.randint(20, (300,), generator=generator) for name in ("before", "after")}
+    for name, ranks in places.items():
+        (tmp_path / name).mkdir()
+        save_file({"test/raw": ranks, "test/excluded": ranks + 1}, tmp_path / name / "ranks.safetensors")
+    found = report.paired_differences(tmp_path / "before", tmp_path / "after", [10])["raw"]["recall@10"]
+    hits = {name: (ranks < 10).double().numpy() for name, ranks in places.items()}
+    expected = stats.ttest_rel(hits["after"], hits["before"])
+    assert_same(found[0], float((hits["after"] - hits["before"]).mean()), 1e-6)
+    assert_same(list(found[1:]), list(expected.confidence_interval(0.95)), 1e-6)
+
+
+def test_a_baseline_is_shown_under_its_name() -> None:
+    console, shown = make_console()
+    scored = {"raw": make_metrics(0.5), "excluded": make_metrics(0.5)}
+    part = {"item_knn": scored, "baseline": scored}
+    stages = {"baseline": {"seconds": 1.0, "peak_mib": 2.0, "best_step": 0}}
+    report.show(console, {"baseline": {"name": "sasrec"}, "valid": part, "test": part, "stages": stages})
+    rows = [line.split("│")[1].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
+    assert rows == ["item-kNN", "sasrec"] * 4 + ["baseline"]  # the last one is the stage, in the table of costs
 
 
 def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:

@@ -69,12 +69,12 @@ def test_records_are_plain_json(sampled) -> None:
     assert json.loads(json.dumps(record))["completions"][0]["codes"] == list(record["completions"][0]["codes"])
 
 
-def test_a_table_has_a_row_per_completion_and_no_bar_from_a_title(sampled) -> None:
+def test_a_table_has_a_row_per_completion_and_shows_titles_as_they_are(sampled) -> None:
     sample = samples_of(sampled, count=1, completions=3)[0]
-    odd = replace(sample, completions=(replace(sample.completions[0], item="Salt | Pepper"), *sample.completions[1:]))
+    odd = replace(sample, completions=(replace(sample.completions[0], item="Salt | *Pepper*_[x]"), *sample.completions[1:]))
     text = markdown([odd])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
-    assert len({row.count("|") for row in rows}) == 1
-    assert "Salt / Pepper" in text
+    assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
+    assert r"| Salt \| \*Pepper\*\_\[x\] |" in text
     assert f"**target** {sample.target}" in text

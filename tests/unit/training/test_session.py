@@ -16,7 +16,7 @@ from tests.runs import changed, small_config
 
 def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session) -> None:
     sequences = session.dataset.sequences
-    position = session.rows(Role.TEST)[:1]
+    position = session.dataset.sequences.rows(Role.TEST)[:1]
     prompt = session.maker.at(position)
     first, last = int(sequences.offsets[0]), int(position)
     wanted = session.layout.render(sequences.items[first:last]).flatten().tolist()
@@ -29,7 +29,7 @@ def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session
 
 def test_the_words_of_the_prefix_stand_before_every_history(tmp_path: Path) -> None:
     session = Session.build(small_config(tmp_path, "prompt.prefix='Blue Basic'"))
-    prompt = session.maker.at(session.rows(Role.TEST)[:3])
+    prompt = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
     ids = session.policy.tokenizer("Blue Basic", add_special_tokens=False)["input_ids"]
     for row in range(3):
         assert prompt.tokens[row][prompt.mask[row]][: len(ids) + 1].tolist() == [session.policy.start_id, *ids]
@@ -57,17 +57,6 @@ def test_the_table_of_another_catalogue_is_refused(session: Session, tmp_path: P
     shutil.copy(path, theirs)
     with pytest.raises(DataError, match="made for another catalogue"):
         sid_table(config, other)
-
-
-def test_some_rows_are_the_same_ones_for_every_run(session: Session) -> None:
-    every = session.rows(Role.VALID)
-    some = session.rows(Role.VALID, 30)
-    assert some.numel() == 30
-    assert some.tolist() == sorted(set(some.tolist()) & set(every.tolist()))
-    torch.manual_seed(5)
-    assert torch.equal(session.rows(Role.VALID, 30), some)
-    assert torch.equal(session.rows(Role.VALID, 80), every)
-    assert some.tolist() != every[:30].tolist()
 
 
 def test_rl_prompts_are_positions_that_were_held_out_if_there_are_any(session: Session, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path)
     module = sft_module(changed(session, tmp_path, "align.max_epochs=1"), tmp_path)
     trainer = train(module, 100)
     config = session.config.evaluate
-    rows = session.batches(Role.VALID, None)
+    rows = session.batches("valid")
     found = evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid").raw
     logged = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert set(logged) == {name for name in found if not name.startswith(("history_share", "certified"))}

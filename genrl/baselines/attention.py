@@ -1,0 +1,145 @@
+"""The encoder of SASRec and its relatives: causal self-attention over a history of items."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
+"""What a block remembers of the places it has read: keys and values [B, heads, L, hidden / heads]."""
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and a point-wise feed-forward network, each with dropout and a residual path.
+
+    Args:
+        hidden: width; the feed-forward network has it too.
+        heads: attention heads.
+        dropout: of attention weights and of what joins the residual path.
+    """
+
+    def __init__(self, hidden: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm, self.network_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.project = nn.Linear(hidden, 3 * hidden)
+        self.join = nn.Linear(hidden, hidden)
+        self.network = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden)
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """Read places.
+
+        Args:
+            states: [B, Q, hidden].
+            mask: bool, broadcastable to [B, heads, Q, past + Q]; True where a place may be attended to.
+            past: what was read before.
+
+        Returns:
+            New states [B, Q, hidden], and all that was read.
+        """
+        projected = self.project(self.attention_norm(states)).unflatten(2, (3 * self.heads, -1))
+        query, key, value = projected.transpose(1, 2).chunk(3, dim=1)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        mixed = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        states = states + self.drop(self.join(mixed.transpose(1, 2).flatten(2)))
+        return states + self.drop(self.network(self.network_norm(states))), (key, value)
+
+
+class ItemEncoder(nn.Module):
+    """Item embeddings, learnt positions and causal blocks.
+
+    Positions are counted from the end, so that the latest item always has the same one and padding moves nothing.
+    A place of padding attends to itself alone: its state is finite and no other place sees it.
+
+    Args:
+        items: I, size of the catalogue; row 0 of the table is padding, item i has row i + 1.
+        hidden: width.
+        blocks: how many.
+        heads: attention heads; must divide `hidden`.
+        dropout: of inputs, attention weights and residual paths.
+        max_length: latest items that are read.
+    """
+
+    def __init__(self, items: int, hidden: int, blocks: int, heads: int, dropout: float, max_length: int) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.items = nn.Embedding(items + 1, hidden, padding_idx=0)
+        self.positions = nn.Embedding(max_length, hidden)
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(hidden, heads, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(hidden)
+        self.apply(_initialise)
+
+    @property
+    def table(self) -> Tensor:
+        """Embeddings of the catalogue [I, hidden], for scores."""
+        return self.items.weight[1:]
+
+    def forward(self, items: Tensor) -> tuple[Tensor, list[KeysValues]]:
+        """Read histories.
+
+        Args:
+            items: catalogue rows [B, L], right-aligned, -1 pads; L of at most `max_length`.
+
+        Returns:
+            States [B, L, hidden], and what each block remembers.
+        """
+        length = items.shape[1]
+        ages = torch.arange(length - 1, -1, -1, device=items.device)
+        embedded = self.items(items + 1) * self.items.embedding_dim**0.5
+        causal = torch.ones(length, length, dtype=torch.bool, device=items.device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=items.device)
+        mask = (causal & (items >= 0)[:, None, None, :]) | itself
+        return self.read(embedded + self.positions(ages), mask)
+
+    def read(
+        self, inputs: Tensor, mask: Tensor, past: list[KeysValues] | None = None
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """Read inputs [B, Q, hidden] behind what the blocks remember; see `Block.forward`."""
+        states, memory = self.drop(inputs), []
+        for place, block in enumerate(self.blocks):
+            states, kept = block(states, mask, None if past is None else past[place])
+            memory.append(kept)
+        return self.norm(states), memory
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02, as in the transformers that such encoders are made of."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def length_groups(items: Tensor, most: int = 8, least_rows: int = 16) -> list[tuple[Tensor, int]]:
+    """Sort rows by length and cut them into groups, so that little time goes into padding.
+
+    Most histories are short and a batch is as wide as its longest: on a CPU groups are several times faster. On an
+    accelerator one group is.
+
+    Args:
+        items: catalogue rows [B, L], right-aligned, -1 pads.
+        most: groups on a CPU, at most.
+        least_rows: rows of a group, below which there are fewer groups.
+
+    Returns:
+        For each group its row numbers and its width (of the longest row, at least 1). No rows are one group of all
+        columns.
+    """
+    lengths = (items >= 0).sum(dim=1)
+    order = lengths.argsort(stable=True)
+    count = max(1, min(most, len(items) // least_rows)) if items.device.type == "cpu" else 1
+    if not len(items):
+        return [(order, items.shape[1])]
+    return [(rows, max(1, int(lengths[rows[-1]]))) for rows in order.chunk(count)]

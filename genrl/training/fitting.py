@@ -1,0 +1,133 @@
+"""One Lightning run over a stage or a baseline, and what processes of a run have to agree on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+
+from genrl.config.schema import RunConfig
+from genrl.errors import CheckpointError
+from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress
+from genrl.training.folder import is_main_process
+from genrl.training.rl import RLModule, micro_batches
+from genrl.training.stage import RankingModule
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's logger without `epoch`: it counts rounds here, and would come first in the HParams tab."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics as scalars."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
+def train(
+    name: str,
+    module: RankingModule,
+    folder: Path,
+    max_steps: int,
+    best: BestWeights,
+    config: RunConfig,
+    *callbacks: L.Callback,
+    start: bool = False,
+) -> None:
+    """One Lightning run over a stage, from its last checkpoint if there is one.
+
+    With `start` the untrained stage is validated too, so that "best" can be the weights it began with.
+    """
+    settings = config.trainer
+    point = ResumePoint(folder / "last.ckpt")
+    options: dict[str, Any] = {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "strategy": "ddp" if settings.devices > 1 and settings.strategy == "auto" else settings.strategy,
+        "precision": settings.precision,
+        "max_steps": max_steps,
+        "max_epochs": -1,
+        "logger": RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
+        "callbacks": [
+            best,
+            StageProgress(name, max_steps),
+            History(folder / "history.jsonl", settings.log_every),
+            *callbacks,
+            point,
+        ],
+        "log_every_n_steps": settings.log_every,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        **settings.extra,
+    }
+    trainer = L.Trainer(**options)
+    if isinstance(module, RLModule):
+        trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
+        if is_main_process():
+            trainer.logger.experiment.add_text("objective", f"```\n{module.objective!r}\n```")  # type: ignore[union-attr]
+            trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(asdict(config))}\n```")  # type: ignore[union-attr]
+    if point.path.exists():
+        try:
+            trainer.fit(module, ckpt_path=point.path, weights_only=True)
+        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
+            if module.global_step:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{point.path} is truncated, damaged or of another version ({reason}). "
+                f"Remove it to start the stage again."
+            ) from error
+        return
+    if is_main_process():
+        for name in ("history.jsonl", "samples.jsonl"):
+            (folder / name).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    if start:
+        trainer.validate(module, verbose=False)
+    trainer.fit(module)
+
+
+def monitor(config: RunConfig) -> str:
+    """The validation metric that chooses weights."""
+    return f"val/ndcg@{max(config.evaluate.k)}"
+
+
+def process_rank() -> int:
+    """This process among those of the run; before they are connected, what the launcher told it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()  # Lightning forgets the variables below when a stage ends
+    return int(os.environ.get("LOCAL_RANK", "0")) if "WORLD_SIZE" in os.environ else 0
+
+
+def barrier() -> None:
+    """Wait for the other processes of the run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def quiet_libraries() -> None:
+    """Silence messages of libraries that a user of genrl can do nothing about."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*`IterableDataset`.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*litlogger.*",
+        ".*isinstance.treespec.*",
+        ".*module.s. in eval mode.*",
+        ".*across ranks is zero.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

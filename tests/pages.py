@@ -1,0 +1,173 @@
+"""A report for tests of its page, and a reader of pages."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+VOID = {"meta", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """What a page holds; fails on elements that are not closed in their order.
+
+    Attributes:
+        texts: texts outside of style sheets, one after the other.
+        elements: name and attributes of every element.
+        rows: cells of every table row.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, f"not closed: {self._open}"
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def row(self, name: str, table: int = 0) -> list[str]:
+        """Cells of the row of that name, of the n-th table that has one."""
+        return [row for row in self.rows if row and row[0] == name][table]
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        """Attributes of the elements of a name."""
+        return [attributes for found, attributes in self.elements if found == name]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} stands twice: {attrs}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open, f"{tag} is closed, but nothing is open"
+        assert self._open[-1] == tag, f"{tag} is closed inside of {self._open[-1]}"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.texts.append(data)
+        if {"td", "th"} & set(self._open):
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
+
+
+def difference(effect: float, p_holm: float = 0.001, **further: Any) -> dict[str, Any]:
+    """One as reports hold it."""
+    return {
+        "effect": effect,
+        "low": effect - 0.02,
+        "high": effect + 0.02,
+        "relative": effect / 0.2,
+        "p_holm": p_holm,
+        "seed_noise": 0.001,
+        "rows": 600,
+        "warnings": [],
+        **further,
+    }
+
+
+def line(ndcg: float, *seeds: int, **further: Any) -> dict[str, Any]:
+    """One of a table; cold recall has no rows."""
+    metrics = {
+        "ndcg@10": ndcg,
+        "recall@10": 2 * ndcg,
+        "entropy@10": 1.5,
+        "cold_recall@10": None,
+        "coverage@10": 0.25,
+        "top1pct_share@10": ndcg / 2,
+    }
+    interval = {"by_seed": [ndcg] * len(seeds), "interval": [ndcg - 0.01, ndcg + 0.01]} if seeds else {}
+    return {"metrics": metrics, "seeds": list(seeds), **interval, **further}
+
+
+def table() -> dict[str, Any]:
+    """A table with a row that is higher than `align`, one that is lower, and one that is neither."""
+    few = ["One training seed."]
+    lines = {
+        "most_popular": line(0.0125),
+        "item_knn": line(0.2250),
+        "sasrec": line(0.2150, 0, differences={"ndcg@10": difference(0.0150, 0.3, warnings=few)}),
+        "align": line(0.2000),
+        "grpo": line(0.2375, 0, 1, differences={"ndcg@10": difference(0.0375), "recall@10": difference(0.0750)}),
+        "sapo": line(0.1750, 0, 1, differences={"ndcg@10": difference(-0.0250), "recall@10": difference(-0.0500, 0.4)}),
+        "sage": line(0.2050, 0, differences={"ndcg@10": difference(0.0050, 0.5, warnings=few)}),
+    }
+    return {"k": 10, "users": 600, "cold_rows": 30, "lines": lines}
+
+
+def report(**further: Any) -> dict[str, Any]:
+    """A whole one with every part."""
+    facts = {"kind": "objective", "title": "A Title", "paper": "arXiv:1", "options": {}, "pieces": "Pieces(one=1)"}
+    facts |= {"rewards": {"exact_match": {"weight": 1.0}}}
+    spent = {"steps": 30, "prompts": 960, "completions": 15360, "tokens": 46080}
+    points = [{"run": "a", "point": {"lr": "1e-5"}, "score": None}, {"run": "b", "point": {"lr": "1e-3"}, "score": 0.5}]
+    return {
+        "experiment": "toy",
+        "baseline": "align",
+        "unfinished": [],
+        "notes": [],
+        "choices": {"grpo": {"metric": "valid raw ndcg@10", "points": points, "chosen": {"lr": "1e-3"}}},
+        "tables": {split: {kind: table() for kind in ("raw", "excluded")} for split in ("test", "valid")},
+        "rows": {
+            "sasrec": {"kind": "baseline", "title": "SASRec", "options": {"layers": 2}},
+            "grpo": {**facts, "spent": spent},
+            "sapo": {**facts, "spent": {**spent, "tokens": None}},
+            "sage": facts,
+        },
+        "cost": {"align": {"seconds": 12.34, "peak_mib": 99.6}, "grpo": {"seconds": 24.0, "peak_mib": 1200.0}},
+        "data": {"name": "toy", "fingerprint": "f00d"},
+        "sid": {"codes": [8, 8], "fingerprint": "cafe"},
+        "align": "align-1",
+        "versions": {"python": "3", "torch": "2"},
+        "commands": {"grpo-s0": "python -m genrl fit --seed 0", "sapo-s0": "python -m genrl fit --seed 1"},
+        **further,
+    }
+
+
+def notes() -> dict[str, list[dict[str, dict[int, float]]]]:
+    """Of two seeds of two rows."""
+    return {
+        row: [
+            {
+                "train/reward": {5: 1.0 + seed, 10: 2.0 + seed},
+                "val/ndcg@10": {0: 0.2, 5: 0.25 + 0.01 * seed},
+                "train/match/step1": {5: 0.5},
+                "train/match/step2": {5: 0.25},
+            }
+            for seed in (0, 1)
+        ]
+        for row in ("grpo", "sapo")
+    }
+
+
+def samples() -> dict[str, list[dict[str, Any]]]:
+    """A worked example of one row."""
+    completion = {
+        "item": "Blue Pan",
+        "codes": [0, 8, 6],
+        "log_prob": -4.5,
+        "reward": 2.0,
+        "components": {"exact_match": 0.0, "level_match": 2.0},
+        "advantages": [1.5, -0.25, 0.0],
+    }
+    sample = {
+        "history": ["Red Shoe", "Red Pan"],
+        "target": "Green Pan",
+        "target_codes": [0, 8, 7],
+        "completions": [completion],
+    }
+    return {"grpo": [sample], "sapo": []}

@@ -1,0 +1,249 @@
+"""The figures of the papers show what the objectives and the runs say, at the ratios where the papers put the kinks."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import figures
+import figures_gradient
+import figures_runs
+
+from genrl.errors import ConfigError
+from genrl.objectives import OBJECTIVES
+from genrl.registry import load_plugin
+from genrl.types import RewardBatch
+from tests.comparisons import finish, plan_of
+from tests.helpers import assert_same
+
+OLD = 0.4
+STRENGTH = {"diverse": 1.0, "uniform": 1 + 0.5 * math.tanh(math.log(10) / 2)}
+"""Lambda where half of the slates have entropy ln 10 and half none, so that their mean lies between."""
+RATIOS = torch.arange(0.0205, 2.0, 0.03, dtype=torch.float64)
+
+
+def clip(ratio, good, low, high):
+    return 0.0 if (good and ratio > high) or (not good and ratio < low) else ratio
+
+
+def grpo(ratio, good, strength):
+    return clip(ratio, good, 0.8, 1.2)
+
+
+def gbpo(ratio, good, strength):
+    return min(ratio, 1.0) if good else min(ratio, strength * ratio * OLD / (1 - ratio * OLD))
+
+
+def algorithm(ratio, good, strength):
+    return clip(ratio, good, 2 - strength, 1.3)
+
+
+def explained(ratio, good, strength):
+    return min(ratio, 1.3) if good else gbpo(ratio, good, strength)
+
+
+def printed(ratio, good, strength):
+    return ratio * 1.3 if good and ratio > 1.3 else ratio
+
+
+SAGE = dict(zip((algorithm, explained, printed), figures_gradient.READINGS.values(), strict=True))
+REFERENCES = [("grpo", {"kl_coef": 0.0}, grpo), ("gbpo", {}, lambda ratio, good, strength: gbpo(ratio, good, 1.0))]
+REFERENCES += [("sage", options, reference) for reference, options in SAGE.items()]
+
+
+@pytest.mark.parametrize(("name", "options", "reference"), REFERENCES)
+def test_every_curve_is_that_of_its_paper(name, options, reference):
+    found = figures_gradient.coefficients(name, options, RATIOS, OLD)
+    for (diversity, quality), values in found.items():
+        expected = [reference(ratio, quality == "good", STRENGTH[diversity]) for ratio in RATIOS.tolist()]
+        assert_same(values, expected)
+
+
+def kink(name, options, slate, value):
+    """The ratio where a curve stops, or for bad slates begins, to be `value(ratio)`."""
+    ratios = torch.arange(0.0105, 2.0, 0.001, dtype=torch.float64)
+    values = figures_gradient.coefficients(name, options, ratios, OLD)[slate]
+    same = (values - value(ratios)).abs() < 1e-9
+    return float(ratios[same][-1]) if bool(same[0]) else float(ratios[same][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "slate", "value", "ratio"),
+    [
+        ("grpo", {"kl_coef": 0.0}, ("diverse", "good"), lambda r: r, 1.2),
+        ("grpo", {"kl_coef": 0.0, "clip_high": 0.28}, ("diverse", "good"), lambda r: r, 1.28),
+        ("grpo", {"kl_coef": 0.0}, ("diverse", "bad"), lambda r: r, 0.8),
+        ("gbpo", {}, ("diverse", "good"), lambda r: r, 1.0),
+        ("gbpo", {}, ("diverse", "bad"), lambda r: r, 1 / OLD - 1),
+        ("sage", {}, ("diverse", "good"), lambda r: r, 1.3),
+        ("sage", {"boost": 0.0}, ("diverse", "good"), lambda r: r, 1.0),
+        ("sage", {}, ("diverse", "bad"), lambda r: r, 1.0),
+        ("sage", {}, ("uniform", "bad"), lambda r: r, 2 - STRENGTH["uniform"]),
+        ("sage", {"beta": 0.0}, ("uniform", "bad"), lambda r: r, 1.0),
+        ("sage", {"form": "gradient"}, ("uniform", "good"), lambda r: r, 1.3),
+        ("sage", {"form": "gradient"}, ("uniform", "bad"), lambda r: r, 1 / OLD - STRENGTH["uniform"]),
+    ],
+)
+def test_kinks_sit_where_the_papers_put_them(name, options, slate, value, ratio):
+    assert_same(kink(name, options, slate, value), ratio, tolerance=0.001)
+
+
+def test_a_coefficient_does_not_depend_on_the_other_ratios():
+    for name, options, _ in REFERENCES:
+        together = figures_gradient.coefficients(name, options, RATIOS, OLD)
+        alone = figures_gradient.coefficients(name, options, RATIOS[50:51], OLD)
+        for slate, values in alone.items():
+            assert_same(values, together[slate][50:51])
+
+
+def test_a_ratio_that_makes_no_probability_is_refused():
+    with pytest.raises(ConfigError, match=r"value below 0\.5"):
+        figures_gradient.coefficients("grpo", {}, torch.tensor([2.0]), 0.5)
+
+
+@pytest.fixture
+def plugin():
+    load_plugin(str(Path(figures.__file__).with_name("figures_summed.py")))
+    yield
+    del OBJECTIVES._entries["sage-summed"]
+
+
+def test_the_plugin_normalises_summed_rewards_as_one(plugin):
+    rollout, _, _ = figures_gradient.synthetic(torch.ones(1), OLD)
+    click, stay = (torch.tensor(values, dtype=torch.float64) for values in ([1, 0, 0, 0], [0, 1, 1, 0]))
+    both = RewardBatch(click + stay, None, {"click": click, "stay": stay}, {"click": 1.0, "stay": 1.0})
+    one = RewardBatch(click, None, {"click": click}, {"click": 1.0})
+
+    def advantages(name, rewards):
+        objective = OBJECTIVES.build(name, {"eps": 0.0})
+        return objective.prepare(rollout, rewards).advantages[:, 0]
+
+    assert_same(advantages("sage-summed", both), [0.5, 0.5, 0.5, -1.5])
+    assert_same(advantages("sage-summed", one), advantages("sage", one))
+    assert float((advantages("sage-summed", both) - advantages("sage", both)).abs().max()) > 0.1
+    assert OBJECTIVES.build("sage-summed").needs == {"group", "categories"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Finished runs `sage` and `plain` with two seeds; a hit at rank 2 of `plain` is one at rank 0 of `sage`."""
+    plan = plan_of(tmp_path_factory.mktemp("runs"), "sage,plain=sage")
+    ranks = {("sage", 0): [0, 0], ("sage", 1): [0, 20], ("plain", 0): [2, 2], ("plain", 1): [0, 20]}
+    for row, (candidate,) in plan.rows.items():
+        for seed, run in enumerate(candidate.runs):
+            finish(run, ranks[row, seed], cold=None)
+    return plan.runs[0].folder.parent
+
+
+@pytest.fixture
+def experiment(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "toy")
+
+
+def note(experiment, run, *notes):
+    (experiment / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in notes))
+
+
+def test_dynamics_are_the_curves_of_the_largest_k_by_run_and_seed(experiment):
+    note(experiment, "sage-s0", {"step": 0, "val/entropy@5": 1.0, "val/entropy@10": 2.0}, {"step": 5, "policy/x": 1.0})
+    note(experiment, "sage-s1", {"step": 0, "val/entropy@10": 3.0}, {"step": 5, "rollout/cold_share": 0.25})
+    note(experiment, "plain-s0", {"step": 0, "val/entropy@10": 1.0, "val/cold_recall@10": math.nan})
+    note(experiment, "plain-s1", {"step": 0, "val/ndcg@10": 1.0})
+    assert figures_runs.noted_curves(figures_runs.find_rows(experiment)) == {
+        "rollout/cold_share": {"sage": [{5: 0.25}]},
+        "val/entropy@10": {"plain": [{0: 1.0}], "sage": [{0: 2.0}, {0: 3.0}]},
+    }
+
+
+def test_dynamics_are_drawn(experiment, tmp_path, capsys):
+    for run in ("sage-s0", "sage-s1", "plain-s0", "plain-s1"):
+        steps = ({"step": step, "rollout/cold_share": step / 100, "policy/entropy": 1.0} for step in range(5))
+        note(experiment, run, *steps, {"step": 5, "val/entropy@10": 1.5})
+    path = tmp_path / "new" / "curves.png"
+    assert figures.main(["dynamics", str(experiment), "--rows", "sage,plain", "--smooth", "2", "--out", str(path)]) == 0
+    assert_png(path)
+    assert str(path) in capsys.readouterr().out
+
+
+def test_seeds_without_a_common_step_leave_no_line(experiment, tmp_path):
+    note(experiment, "sage-s0", {"step": 3, "policy/entropy": 1.0})
+    note(experiment, "sage-s1", {"step": 4, "policy/entropy": 1.0})
+    note(experiment, "plain-s0", {"step": 3, "policy/entropy": math.nan})
+    path = tmp_path / "curves.png"
+    assert figures.main(["dynamics", str(experiment), "--out", str(path)]) == 0
+    assert_png(path)
+
+
+def test_smoothing_looks_back_only():
+    assert figures_runs.smoothed({10: 6.0, 0: 1.0, 5: 2.0}, 2) == {0: 1.0, 5: 1.5, 10: 4.0}
+    assert figures_runs.smoothed({0: 1.0, 5: 2.0}, 1) == {0: 1.0, 5: 2.0}
+
+
+def test_an_ablation_is_relative_to_the_mean_of_the_full_method(experiment):
+    rows = figures_runs.find_rows(experiment, ["sage", "plain"])
+    found = figures_runs.relative_metrics(rows, "sage", "test", "raw")
+    assert found["Cold-Recall@10"] == {}  # no run has a cold row
+    assert_same(found["NDCG@10"]["sage"], [4 / 3, 2 / 3])
+    assert_same(found["NDCG@10"]["plain"], [2 / 3, 2 / 3])  # 1 / log2(4) at rank 2, over .75
+    assert_same(found["Recall@10"]["plain"], [4 / 3, 2 / 3])
+    assert_same(found["Entropy@10"]["plain"], [1.0, 1.0])
+
+
+def test_an_ablation_is_drawn(experiment, tmp_path):
+    path = tmp_path / "bars.png"
+    words = ["ablation", str(experiment), "--full", "sage", "--without", "plain", "--kind", "excluded"]
+    assert figures.main([*words, "--out", str(path)]) == 0
+    assert_png(path)
+
+
+def test_intervals_of_three_seeds_are_seen_and_those_of_two_leave_the_frame():
+    assert figures_runs.limits([[0.9, 1.3], [1.0]]) == (0.9, 1.3)
+    assert figures_runs.limits([[0.5]]) == (0.5, 1.0)
+    half = 4.302652729911275 / math.sqrt(3)  # Student's quantile with two degrees of freedom, deviation 1
+    assert_same(torch.tensor(figures_runs.limits([[1.0, 2.0, 3.0]])), [2 - half, 2 + half])
+
+
+def test_the_gradient_figure_is_drawn(tmp_path):
+    path = tmp_path / "gradient.png"
+    assert figures.main(["gradient", "--out", str(path)]) == 0
+    assert_png(path)
+
+
+def assert_png(path):
+    written = path.read_bytes()
+    assert written.startswith(b"\x89PNG")
+    assert b"Software" not in written
+    assert list(path.parent.glob("*.png")) == [path]  # nothing temporary is left
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gradient", "--probability", "0.5"], "Give --probability a value below 0.5"),
+        (["dynamics", "NOWHERE"], "no such folder. Give the folder of an experiment"),
+        (["dynamics", "EXPERIMENT/sage-s0"], "no run of stage rl is finished there"),
+        (["dynamics", "EXPERIMENT", "--rows", "sago"], "no finished run is named sago. Did you mean 'sage'?"),
+        (["dynamics", "EXPERIMENT", "--smooth", "0"], "--smooth 0: must be at least 1"),
+        (["dynamics", "EXPERIMENT"], "the runs noted none of rollout/cold_share"),
+        (["ablation", "EXPERIMENT", "--full", "sage", "--without", "grpo"], "no finished run is named grpo. Runs: "),
+        (["ablation", "EXPERIMENT", "--full", "sage", "--without", "plain,plain"], "a run stands there twice"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_written(words, message, experiment, tmp_path, capsys):
+    path = tmp_path / "figure.png"
+    words = [word.replace("EXPERIMENT", str(experiment)).replace("NOWHERE", str(tmp_path / "no")) for word in words]
+    assert figures.main([*words, "--out", str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_an_empty_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        figures.main(["ablation", "runs/toy", "--full", "sage", "--without", "plain,"])
+    assert "has an empty name" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.training.fitting import RunLogger, barrier, monitor, process_rank
+
+
+def test_the_largest_cut_off_chooses_weights() -> None:
+    assert monitor(RunConfig(evaluate=EvaluateConfig(k=[20, 5]))) == "val/ndcg@20"
+
+
+def test_the_rank_is_what_the_launcher_said_until_processes_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert process_rank() == 0
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert process_rank() == 3
+
+
+def test_one_process_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: pytest.fail("waited"))
+    barrier()
+
+
+def test_the_log_of_a_run_has_no_epochs(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path, name="", version="run")
+    logger.log_metrics({"epoch": 1, "a": 2.0}, 3)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert events.Tags()["scalars"] == ["a"]
+    assert (events.Scalars("a")[0].step, events.Scalars("a")[0].value) == (3, 2.0)

@@ -1,0 +1,149 @@
+"""Gradient coefficients of objectives against the importance ratio, by autograd through the objectives themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures_canvas import STYLES, save
+from torch import Tensor
+
+from genrl.errors import ConfigError
+from genrl.objectives import OBJECTIVES
+from genrl.types import PolicyScores, RewardBatch, RolloutBatch
+
+ITEMS = 10
+"""Items of a slate, one token each, as many as in the paper."""
+SLATES = tuple(product(("diverse", "uniform"), ("good", "bad")))
+"""The completions of each prompt: every item of another category or all of one; rewarded or not."""
+READINGS: Mapping[str, Mapping[str, Any]] = {
+    "Algorithm 1": {"form": "clipped"},
+    "equations 4-5 as their text explains them": {"form": "gradient", "phi": "resolved"},
+    "equations 4-5 as printed": {"form": "gradient", "phi": "literal"},
+}
+"""What the SAGE paper says in three places, as options of `sage`."""
+WIDTHS = (4.0, 3.0, 2.2, 2.2)
+"""Of the lines, so that those below show where curves agree."""
+
+
+def coefficients(
+    objective: str, options: Mapping[str, Any], ratios: Tensor, probability: float = 0.4
+) -> dict[tuple[str, str], Tensor]:
+    """Gradient coefficient c of an objective: d loss / d log pi = -c A w, where w is the weight of the completion.
+
+    The loss is that of a rollout with one prompt per ratio, whose four slates are those of `SLATES`. All tokens of a
+    slate have one ratio, so that means over tokens, items and slates agree; the gradients of its tokens are summed.
+
+    Args:
+        objective: name in the registry.
+        options: of the objective.
+        ratios: pi / pi_old to look at [N].
+        probability: pi_old of every token; the bounds of GBPO depend on it.
+
+    Returns:
+        (diversity, quality) of the slate -> coefficients [N] float64.
+
+    Raises:
+        ConfigError: if a ratio times the probability is not between 0 and 1.
+
+    Example:
+        >>> found = coefficients("gbpo", {}, torch.tensor([0.9, 1.3]))
+        >>> found["diverse", "good"]
+        tensor([0.9000, 1.0000], dtype=torch.float64)
+    """
+    built = OBJECTIVES.build(objective, dict(options))
+    rollout, rewards, logps = synthetic(ratios, probability)
+    prepared = built.prepare(rollout, rewards)
+    experience = built.before_step(PolicyScores(logps.detach(), rollout.entropy), prepared)
+    loss = built.loss(PolicyScores(logps, rollout.entropy), experience).loss
+    (gradient,) = torch.autograd.grad(loss, logps)
+    found = -gradient.sum(1) / (experience.weights * experience.advantages).sum(1)
+    return dict(zip(SLATES, found.view(-1, len(SLATES)).unbind(1), strict=True))
+
+
+def synthetic(ratios: Tensor, probability: float) -> tuple[RolloutBatch, RewardBatch, Tensor]:
+    """A rollout with the slates of `SLATES` for every ratio, its rewards, and log pi [B, T] with gradient.
+
+    Raises:
+        ConfigError: if a ratio times the probability is not between 0 and 1.
+    """
+    ratios = ratios.double()
+    if not 0 < probability < 1 or not bool(((ratios > 0) & (ratios * probability < 1)).all()):
+        raise ConfigError(
+            f"probability {probability:g} with ratios up to {float(ratios.max()):g}: both must be above 0, and so must "
+            f"1 - ratio * probability. Give --probability a value below {1 / float(ratios.max()):g}."
+        )
+    prompts, group = len(ratios), len(SLATES)
+    rows = prompts * group
+    places = torch.arange(ITEMS).expand(rows, ITEMS)
+    zeros = torch.zeros(rows, ITEMS, dtype=torch.int64)
+    chosen = torch.ones(rows, ITEMS, dtype=torch.bool)
+    diverse = torch.tensor([diversity == "diverse" for diversity, _ in SLATES]).repeat(prompts)
+    good = torch.tensor([float(quality == "good") for _, quality in SLATES], dtype=torch.float64).repeat(prompts)
+    old = torch.full((rows, ITEMS), math.log(probability), dtype=torch.float64)
+    rollout = RolloutBatch(
+        prompt_tokens=torch.zeros(prompts, 1, dtype=torch.int64),
+        prompt_mask=torch.ones(prompts, 1, dtype=torch.bool),
+        tokens=zeros,
+        mask=chosen,
+        step_ids=places,
+        item_mask=chosen,
+        support=zeros,
+        choices=zeros,
+        items=places,
+        old_logps=old,
+        group_size=group,
+        num_steps=ITEMS,
+        ref_logps=old,
+        entropy=torch.zeros_like(old),
+        categories=places * diverse[:, None],
+        item_ids=places,
+    )
+    rewards = RewardBatch(good, good[:, None].expand(rows, ITEMS) / ITEMS, {"hit": good}, {"hit": 1.0})
+    logps = old + ratios.log().repeat_interleave(group)[:, None]
+    return rollout, rewards, logps.requires_grad_()
+
+
+def draw(path: Path, probability: float = 0.4) -> None:
+    """Draw GRPO, GBPO and the three readings of SAGE: a column per reading, a row per sign of the advantage.
+
+    Args:
+        path: of the PNG.
+        probability: pi_old of every token.
+    """
+    from matplotlib import pyplot
+
+    ratios = torch.linspace(0.01, 2, 399, dtype=torch.float64)
+    others = {
+        "GRPO": coefficients("grpo", {"kl_coef": 0.0}, ratios, probability),
+        "GBPO": coefficients("gbpo", {}, ratios, probability),
+    }
+    figure, axes = pyplot.subplots(2, len(READINGS), figsize=(11, 6.6), sharex=True, sharey=True, layout="constrained")
+    for column, (reading, options) in enumerate(READINGS.items()):
+        sage = coefficients("sage", options, ratios, probability)
+        for row, quality in enumerate(("good", "bad")):
+            curves = {
+                **{name: found["diverse", quality] for name, found in others.items()},
+                "SAGE, high entropy (ln 10)": sage["diverse", quality],
+                "SAGE, low entropy (0)": sage["uniform", quality],
+            }
+            axis = axes[row, column]
+            for (name, values), style, width in zip(curves.items(), STYLES, WIDTHS, strict=False):
+                axis.plot(ratios, values, label=name, linewidth=width, **style)
+            axis.set_ylim(-0.08, 2.68)
+            axis.set_xlim(0, 2)
+            axis.grid(alpha=0.3)
+        axes[0, column].set_title(f"SAGE, {reading}", fontsize=9.5)
+        axes[1, column].set_xlabel("importance ratio $r = \\pi / \\pi_{old}$")
+    for row, sign in enumerate((">", "<")):
+        axes[row, 0].set_ylabel(f"$A {sign} 0$: gradient coefficient $c$")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    given = f"slates of {ITEMS} tokens, each with $\\pi_{{old}} = {probability:g}$"
+    figure.legend(
+        handles, names, title=given, loc="outside lower center", ncols=len(names), frameon=False, handlelength=4.5
+    )
+    save(figure, path)

@@ -1,0 +1,234 @@
+"""Figures from finished runs: what changed while they trained, and what is lost without each part of a method."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures_canvas import STYLES, save
+
+from genrl.errors import ConfigError, DataError, suggest
+from genrl.metrics.comparison import seed_interval
+from genrl.training.comparison_curves import band, read_notes
+from genrl.training.comparison_runs import Finished, found_rows
+
+Curve = dict[int, float]
+DYNAMICS = {
+    "rollout/cold_share": "completions that name a cold item, share",
+    "val/cold_recall@": "validation Cold-Recall",
+    "val/entropy@": "entropy of categories in a list, bits",
+    "policy/entropy": "entropy of the policy, nats",
+}
+"""Quantity that runs note -> what it is; of those that end in `@`, the one at the largest K is drawn."""
+METRICS = {"ndcg": "NDCG", "recall": "Recall", "cold_recall": "Cold-Recall", "entropy": "Entropy"}
+"""Metric -> how the ablation names it."""
+HATCHES = ("", "///", "...", "\\\\\\", "xxx")
+
+
+def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finished]]:
+    """Finished runs of an experiment by name, one per seed.
+
+    Args:
+        folder: of the experiment.
+        names: the rows wanted, in that order; none: all.
+
+    Raises:
+        DataError: if the folder is not there or holds no finished run.
+        ConfigError: if it has no run of a wanted name.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Give the folder of an experiment, e.g. runs/toy.")
+    rows = found_rows(folder, "rl")
+    if not rows:
+        raise DataError(f"{folder}: no run of stage rl is finished there. Give the folder of an experiment, not a run.")
+    for name in names:
+        if name not in rows:
+            raise ConfigError(
+                f"{folder}: no finished run is named {name}.{suggest(name, rows)} Runs: {', '.join(rows)}."
+            )
+    return {name: rows[name] for name in names or rows}
+
+
+def noted_curves(rows: Mapping[str, Sequence[Finished]]) -> dict[str, dict[str, list[Curve]]]:
+    """Curves of the quantities of `DYNAMICS` that any run noted: quantity -> row -> one curve per seed.
+
+    Raises:
+        DataError: if no run noted any of them.
+    """
+    notes = {row: [read_notes(run.folder) for run in runs] for row, runs in rows.items()}
+    known = {name for runs in notes.values() for run in runs for name, curve in run.items() if _defined(curve)}
+    found = {}
+    for wanted in DYNAMICS:
+        same = [name for name in known if name == wanted or (wanted.endswith("@") and name.startswith(wanted))]
+        if same:
+            name = max(same, key=lambda name: int(name.rpartition("@")[2]) if "@" in name else 0)
+            curves = {row: [_defined(run.get(name, {})) for run in runs] for row, runs in notes.items()}
+            found[name] = {row: list(filter(None, seeds)) for row, seeds in curves.items() if any(seeds)}
+    if not found:
+        raise DataError(f"the runs noted none of {', '.join(DYNAMICS)}, so there is nothing to draw.")
+    return found
+
+
+def smoothed(curve: Curve, width: int) -> Curve:
+    """Mean of each value and those before it, `width` in all; fewer at the start.
+
+    Example:
+        >>> smoothed({0: 1.0, 5: 3.0, 10: 5.0}, 2)
+        {0: 1.0, 5: 2.0, 10: 4.0}
+    """
+    steps = sorted(curve)
+    return {
+        step: statistics.fmean(curve[before] for before in steps[max(0, place + 1 - width) : place + 1])
+        for place, step in enumerate(steps)
+    }
+
+
+def draw_dynamics(rows: Mapping[str, Sequence[Finished]], path: Path, smooth: int = 1) -> None:
+    """Draw a panel per quantity: a line per row, the mean over its seeds, in a band from the least to the largest.
+
+    Args:
+        rows: row -> its runs.
+        path: of the PNG.
+        smooth: values of a rollout that are averaged; validations are drawn as they are.
+
+    Raises:
+        DataError: if no run noted any of `DYNAMICS`.
+    """
+    from matplotlib import pyplot
+
+    found = noted_curves(rows)
+    columns = min(2, len(found))
+    lines = math.ceil(len(found) / columns)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(4.8 * columns, 3.1 * lines + 0.5), sharex=True, squeeze=False, layout="constrained"
+    )
+    styles = dict(zip(rows, cycle(STYLES), strict=False))
+    for axis, (name, curves) in zip(axes.flat, found.items(), strict=False):
+        validated = name.startswith("val/")
+        for row, seeds in curves.items():
+            drawn = band([curve if validated else smoothed(curve, smooth) for curve in seeds])
+            if not drawn:  # the seeds have no step in common
+                continue
+            steps, means, lows, highs = zip(*drawn, strict=True)
+            axis.plot(steps, means, label=row, marker="o" if validated else "", markersize=3, **styles[row])
+            axis.fill_between(steps, lows, highs, color=styles[row]["color"], alpha=0.15, linewidth=0)
+        axis.set_title(_title(name), fontsize=10)
+        axis.set_xlabel("optimiser steps")
+        axis.xaxis.set_tick_params(labelbottom=True)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, handlelength=4
+    )
+    save(figure, path)
+
+
+def relative_metrics(
+    rows: Mapping[str, Sequence[Finished]], full: str, split: str, kind: str
+) -> dict[str, dict[str, list[float]]]:
+    """Metrics at the largest K over the mean of the full method: metric -> row -> one number per seed.
+
+    A metric that is 0 with the full method, or has no rows there, holds nothing.
+
+    Args:
+        rows: row -> its runs.
+        full: the row that is 1.
+        split: "test" or "valid".
+        kind: "raw" or "excluded".
+
+    Raises:
+        DataError: if that is so for all metrics.
+    """
+    scores = {row: [run.scores(split)[kind] for run in runs] for row, runs in rows.items()}
+    top = max(int(name.partition("@")[2]) for name in scores[full][0] if name.startswith("ndcg@"))
+    found = {}
+    for metric, title in METRICS.items():
+        values = {
+            row: [score[f"{metric}@{top}"] for score in seeds if score.get(f"{metric}@{top}") is not None]
+            for row, seeds in scores.items()
+        }
+        whole = statistics.fmean(values[full]) if values[full] else 0.0
+        relative = {row: [value / whole for value in seeds] for row, seeds in values.items()} if whole else {}
+        found[f"{title}@{top}"] = relative
+    if not any(found.values()):
+        raise DataError(f"no metric of {full} on {split} ({kind}) is above 0, so nothing can be relative to it.")
+    return found
+
+
+def limits(bars: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Least and largest value that must be seen: 1, all seeds, and intervals of means over three seeds or more.
+
+    The interval of two seeds is so wide that it would hide everything else; it leaves the frame.
+
+    Example:
+        >>> limits([[0.5, 1.25]])
+        (0.5, 1.25)
+    """
+    seen = [1.0, *(value for seeds in bars for value in seeds)]
+    for seeds in bars:
+        if len(seeds) > 2:
+            interval = seed_interval(torch.tensor(seeds, dtype=torch.float64))
+            seen += [interval.low, interval.high]
+    return min(seen), max(seen)
+
+
+def draw_ablation(rows: Mapping[str, Sequence[Finished]], full: str, path: Path, split: str, kind: str) -> None:
+    """Draw bars from 1, the full method: the mean over seeds, a dot per seed, whiskers for the interval of the mean.
+
+    Args:
+        rows: row -> its runs, the full method among them.
+        full: the row that is 1.
+        path: of the PNG.
+        split: "test" or "valid".
+        kind: "raw" or "excluded".
+
+    Raises:
+        DataError: if no metric can be relative to the full method.
+    """
+    from matplotlib import pyplot
+
+    found = relative_metrics(rows, full, split, kind)
+    figure, axis = pyplot.subplots(figsize=(2.1 * len(found) + 1.5, 4.2), layout="constrained")
+    width = 0.8 / len(rows)
+    for number, (row, style, hatch) in enumerate(zip(rows, cycle(STYLES), cycle(HATCHES), strict=False)):
+        for place, values in enumerate(found.values()):
+            if values.get(row):
+                centre = place + (number - (len(rows) - 1) / 2) * width
+                _bar(axis, centre, width * 0.9, values[row], color=style["color"], hatch=hatch, label=row)
+    low, high = limits([seeds for values in found.values() for seeds in values.values() if seeds])
+    axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    axis.axhline(1, color="black", linewidth=1)
+    names = [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
+    axis.set_xticks(range(len(found)), names)
+    axis.set_ylabel(f"{split} ({kind}) relative to {full}")
+    axis.set_title("bars: mean over seeds; dots: seeds; whiskers: 95% interval of the mean", fontsize=9)
+    axis.grid(axis="y", alpha=0.3)
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
+    save(figure, path)
+
+
+def _bar(axis: Any, place: float, width: float, values: Sequence[float], **style: str) -> None:  # noqa: ANN401
+    """One bar from 1 with its seeds and, if there are several, the interval of their mean."""
+    interval = seed_interval(torch.tensor(values, dtype=torch.float64))
+    axis.bar(place, interval.mean - 1, width, bottom=1, alpha=0.55, **style)
+    axis.plot([place] * len(values), values, "o", color="black", markersize=3, zorder=3)
+    if interval.has_width:
+        axis.errorbar(place, interval.mean, interval.high - interval.mean, color="black", capsize=3, linewidth=1.2)
+
+
+def _defined(curve: Curve) -> Curve:
+    """The values that are numbers; a mean over no rows is none."""
+    return {step: value for step, value in curve.items() if math.isfinite(value)}
+
+
+def _title(name: str) -> str:
+    head, at, top = name.partition("@")
+    return f"{DYNAMICS[head + at]}" + (f" (first {top} items)" if at else "")
