@@ -12,7 +12,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from genrl.catalog.sequences import Role
 from genrl.cli import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy

@@ -71,7 +71,8 @@ def test_records_are_plain_json(sampled) -> None:
 
 def test_a_table_has_a_row_per_completion_and_shows_titles_as_they_are(sampled) -> None:
     sample = samples_of(sampled, count=1, completions=3)[0]
-    odd = replace(sample, completions=(replace(sample.completions[0], item="Salt | *Pepper*_[x]"), *sample.completions[1:]))
+    first, *others = sample.completions
+    odd = replace(sample, completions=(replace(first, item="Salt | *Pepper*_[x]"), *others))
     text = markdown([odd])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
