@@ -20,8 +20,8 @@ from genrl.errors import ConfigError, DataError, GenRLError, suggest
 from genrl.registry import Registry, load_plugin
 
 if TYPE_CHECKING:
+    from genrl.compare.plan import Plan
     from genrl.config import RunConfig
-    from genrl.training.comparison_plan import Plan
 
 BUILT_IN = {
     "grpo": "Group Relative Policy Optimization (arXiv:2402.03300)",
@@ -321,8 +321,8 @@ def _compare(options: argparse.Namespace) -> None:
         raise ConfigError(f"--jobs {options.jobs}: give at least 1.")
     if options.objectives is None and not options.report_only:
         raise ConfigError("compare needs --objectives, e.g. --objectives grpo,gbpo,sapo,sage.")
+    from genrl.compare.run import run_comparison
     from genrl.config import run_folder
-    from genrl.training.comparison import run_comparison
 
     flags = _shared_words(options)
     if options.objectives is None:
@@ -331,7 +331,7 @@ def _compare(options: argparse.Namespace) -> None:
         plan = _plan(options, flags)
         folder = plan.shared.folder.parent
     failed = [] if plan is None or options.report_only else run_comparison(plan, options.jobs)
-    from genrl.training.comparison_report import write_report  # takes seconds to load
+    from genrl.compare.report import write_report  # takes seconds to load
 
     print(write_report(folder, plan, options.baseline))
     print(f"report: {folder / 'report.html'}   as text: {folder / 'report.md'}", file=sys.stderr)
@@ -341,8 +341,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
-    from genrl.training.comparison import completion_length
-    from genrl.training.comparison_plan import (
+    from genrl.compare.plan import (
         check_baseline,
         make_plan,
         parse_budget,
@@ -350,6 +349,7 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
         parse_rows,
         parse_seeds,
     )
+    from genrl.compare.run import completion_length
 
     rows = parse_rows(options.objectives)
     plan = make_plan(

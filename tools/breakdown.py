@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
+from genrl.compare.finished import Finished, found_rows
 from genrl.config import RunConfig, load_config
 from genrl.errors import ConfigError, DataError, GenRLError, suggest
 from genrl.metrics.functional import ndcg_at_k
-from genrl.training.comparison_runs import Finished, found_rows
 from genrl.training.evaluation import evaluated_rows
 
 FREQUENCIES = ((0, 3), (4, 8), (9, 20), (21, None))

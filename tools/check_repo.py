@@ -19,8 +19,9 @@ FLOORS = {
     **dict.fromkeys(("layouts", "rewards"), 3),
     **dict.fromkeys(("policy", "data"), 4),
     **dict.fromkeys(("training", "baselines"), 5),
-    "cli": 6,
-    "__main__": 7,
+    "compare": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 """Part of the package -> floor; a module imports from floors below its own."""
 SIBLINGS = {("types", "ops"), ("ops", "errors"), ("registry", "errors"), ("sid", "catalog"), ("training", "baselines")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 
-from genrl.training.comparison_curves import COLOURS, DASHES
+from genrl.compare.curves import COLOURS, DASHES
 
 matplotlib.use("Agg")
 

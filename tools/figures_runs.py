@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from figures_canvas import STYLES, save
 
+from genrl.compare.curves import band, read_notes
+from genrl.compare.finished import Finished, found_rows
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.metrics.comparison import seed_interval
-from genrl.training.comparison_curves import band, read_notes
-from genrl.training.comparison_runs import Finished, found_rows
 
 Curve = dict[int, float]
 DYNAMICS = {

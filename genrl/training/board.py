@@ -1,14 +1,12 @@
-"""What TensorBoard shows beside the curves of single runs: a table of runs, bands over seeds, and texts."""
+"""What TensorBoard shows of a finished run beside its curves: a row in the table of runs."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.metadata import (
@@ -21,8 +19,6 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from genrl.config import RunConfig
-from genrl.training import comparison_table
-from genrl.training.comparison_curves import MATCH, TRAINING, Notes, band
 
 SECTIONS = {
     "baseline": ("baseline",),
@@ -40,14 +36,8 @@ METRICS = {
 """Final metrics -> titles of their validation charts."""
 RANKINGS = {"raw": "", "excluded": "_history_excluded"}
 """Kind of ranking -> how it is told from the other one in a tag."""
-TEXT = "comparison"
-"""Tag of all texts of a comparison; it comes before those of the runs."""
-CURVES = ("mean", "low", "high")
-BANDS = "over_seeds"
-"""Group of the tags with bands, so that they stand apart from the curves of runs."""
 OUTCOME = ".outcome"
-COMPARISON = ".comparison"
-"""Ends of the names of event files, by which a later call finds what an earlier one left."""
+"""End of the name of the event file, by which a later call finds what an earlier one left."""
 
 
 def write_outcome(folder: Path, config: RunConfig, metrics: Mapping[str, Any]) -> None:
@@ -66,7 +56,7 @@ def write_outcome(folder: Path, config: RunConfig, metrics: Mapping[str, Any]) -
     for name, value in hyperparameters(config, SECTIONS[stage]).items():
         kind = "bool_value" if isinstance(value, bool) else "string_value" if isinstance(value, str) else "number_value"
         setattr(start.hparams[name], kind, value)
-    _remove(folder, OUTCOME)
+    remove_events(folder, OUTCOME)
     with SummaryWriter(str(folder), filename_suffix=OUTCOME) as writer:
         add = writer.file_writer.add_summary
         add(_session(SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
@@ -104,95 +94,6 @@ def final_metrics(metrics: Mapping[str, Any], stage: str, top: int) -> dict[str,
     return {name: value for name, value in found.items() if value is not None}
 
 
-def write_comparison(folder: Path, notes: Mapping[str, Sequence[Notes]], report: Mapping[str, Any]) -> None:
-    """Write the pages of a comparison: charts with a band over seeds for every row, and texts.
-
-    Each row is a run `comparison/<row>` of its own to TensorBoard, so that it has one colour in all charts.
-
-    Args:
-        folder: of the experiment; what an earlier call left in its `comparison` is replaced.
-        notes: row -> what its runs noted, one per seed.
-        report: as in report.json.
-    """
-    place = folder / "comparison"
-    _remove(place, COMPARISON)
-    with SummaryWriter(str(place), filename_suffix=COMPARISON) as writer:
-        charts = layout({name for runs in notes.values() for run in runs for name in run})
-        if charts:
-            writer.add_custom_scalars(charts)
-        text = comparison_table.markdown(report)
-        writer.add_text(TEXT, "\n".join(line for line in text.splitlines() if not line.startswith("![")))
-    for row, facts in report["rows"].items():
-        with SummaryWriter(str(place / row), filename_suffix=COMPARISON) as writer:
-            writer.add_text(TEXT, "\n\n".join(_description(facts)))
-            for step, values in _bands(notes.get(row, ())):
-                writer.file_writer.add_summary(values, step)
-
-
-def layout(noted: Collection[str]) -> dict[str, dict[str, tuple[str, list[str]]]]:
-    """The page of custom scalars: category -> title of a chart -> its kind and tags; as `add_custom_scalars` wants it.
-
-    Args:
-        noted: quantities that some run noted; others have no chart.
-
-    Example:
-        >>> layout(["policy/kl", "time/update"])["policy"]["KL from the reference policy, nats"]
-        ('Margin', ['over_seeds/policy/kl/mean', 'over_seeds/policy/kl/low', 'over_seeds/policy/kl/high'])
-    """
-    return {
-        # TensorBoard shows charts of this kind in the opposite order.
-        category: {
-            title: ("Margin", [_tag(name, curve) for curve in CURVES]) for name, title in reversed(charts.items())
-        }
-        for category, charts in _charts(noted).items()
-        if charts
-    }
-
-
-def _charts(noted: Collection[str]) -> dict[str, dict[str, str]]:
-    """Category -> quantity -> title."""
-    cut = max((int(name.partition("@")[2]) for name in noted if name.startswith("val/ndcg@")), default=0)
-    rewards = sorted(name for name in noted if name.startswith("train/reward"))
-    matches = sorted((name for name in noted if name.startswith(MATCH)), key=lambda name: int(name[len(MATCH) :]))
-    return {
-        "validation": {
-            f"val/{metric}@{cut}": title.format(cut)
-            for metric, title in METRICS.items()
-            if f"val/{metric}@{cut}" in noted
-        },
-        "reward": {name: name.removeprefix("train/") for name in rewards},
-        "match with the target": {name: f"step {name[len(MATCH) :]}" for name in matches},
-        "policy": {name: title for name, title in TRAINING.items() if name in noted},
-    }
-
-
-def _bands(runs: Sequence[Notes]) -> list[tuple[int, Summary]]:
-    """By step, the mean, least and largest value over seeds of everything that has a chart."""
-    found: dict[int, list[Summary.Value]] = defaultdict(list)
-    for charts in _charts({name for run in runs for name in run}).values():
-        for name in charts:
-            for step, *values in band([run[name] for run in runs if name in run]):
-                found[step] += [
-                    Summary.Value(tag=_tag(name, curve), simple_value=value)
-                    for curve, value in zip(CURVES, values, strict=True)
-                ]
-    return [(step, Summary(value=values)) for step, values in sorted(found.items())]
-
-
-def _tag(name: str, curve: str) -> str:
-    return f"{BANDS}/{name}/{curve}"
-
-
-def _description(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What a row is, as Markdown."""
-    yield f"**{facts['title'] or facts['name']}** {facts['paper']}"
-    if "pieces" in facts:
-        yield f"```\n{facts['pieces']}\n```"
-    options = {facts["kind"]: {"name": facts["name"], **facts["options"]}}
-    options |= {"rewards": facts["rewards"]} if "rewards" in facts else {}
-    yield f"```\n{OmegaConf.to_yaml(OmegaConf.create(options))}```"
-
-
 def _flat(value: Any, name: str) -> Iterator[tuple[str, bool | float | str]]:  # noqa: ANN401 (nested plain values)
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -207,7 +108,7 @@ def _session(tag: str, data: HParamsPluginData) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, metadata=create_summary_metadata(data), tensor=NULL_TENSOR)])
 
 
-def _remove(folder: Path, suffix: str) -> None:
+def remove_events(folder: Path, suffix: str) -> None:
     """Remove event files with a suffix, and the folders that hold nothing else."""
     for path in sorted(folder.rglob(f"events.out.tfevents.*{suffix}"), reverse=True):
         path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Objectives side by side: plan the runs, make them, report what differs."""

@@ -1,0 +1,245 @@
+"""The finished runs of an experiment by row of its report, and what one has to know of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from genrl.compare.curves import Notes
+from genrl.compare.plan import UNLIMITED, Plan
+from genrl.compare.run import choose
+from genrl.config import RunConfig, load_config
+from genrl.errors import DataError
+from genrl.objectives import OBJECTIVES
+from genrl.training.folder import key_of, read_json
+
+SPLITS = ("test", "valid")
+KINDS = ("raw", "excluded")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: of an objective, or of a baseline."""
+
+    folder: Path
+    metrics: Tree
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.metrics["seed"])
+
+    @property
+    def stage(self) -> str:
+        """The stage that the run is about: `rl` or `baseline`."""
+        return "baseline" if "baseline" in self.metrics["stages"] else "rl"
+
+    @property
+    def row(self) -> str:
+        """Row of the report. A baseline that has a reference line's name and other numbers gets a row of its own."""
+        name: str = self.metrics["name"]
+        return f"{name} (run)" if self.stage == "baseline" and self._has_other_numbers() else name
+
+    @property
+    def aligned(self) -> Path:
+        """Where the scores of the weights lie that stage `rl` began with; found beside the run, wherever that is."""
+        return self.folder.parent.joinpath(*Path(self.metrics["stages"]["align"]["evaluation"]).parts[-2:])
+
+    @cached_property
+    def ranks(self) -> dict[str, Tensor]:
+        """`<split>/<kind>`: [R] place of each row's target; `cold/<split>`: [R], 1 where that target is cold."""
+        return load_file(self.folder / "ranks.safetensors")
+
+    def scores(self, split: str) -> Tree:
+        """Metrics on a split, by kind."""
+        found: Tree = self.metrics[split][self.stage]
+        return found
+
+    def references(self, split: str) -> Tree:
+        """Metrics of the reference lines on a split, by name and kind."""
+        return {name: value for name, value in self.metrics[split].items() if name not in ("align", "rl", "baseline")}
+
+    def rows_scored(self) -> tuple[object, ...]:
+        """What runs must share to stand in one table: data, number of rows, and cut-offs."""
+        counts = [len(self.ranks[f"{split}/raw"]) for split in SPLITS]
+        cuts = sorted(name for name in self.scores("test")["raw"] if name.startswith("ndcg@"))
+        return (self.metrics["data"]["fingerprint"], *counts, *cuts)
+
+    def _has_other_numbers(self) -> bool:
+        """Whether a reference line has the name of this run and other numbers, for example with other options."""
+        name = self.metrics["name"]
+        return any(
+            abs(self.scores(split)[kind][metric] - value) > 2e-6  # both are rounded to 6 digits
+            for split in SPLITS
+            for kind, values in self.references(split).get(name, {}).items()
+            for metric, value in values.items()
+            if metric.startswith(("ndcg@", "recall@"))
+        )
+
+
+Rows = Mapping[str, Sequence[Finished]]
+"""Row of the report -> its finished runs, one per seed."""
+
+
+def planned_rows(plan: Plan) -> dict[str, list[Finished]]:
+    """Finished runs of the chosen candidate of each row; a row without one is left out."""
+    rows = {}
+    for row, candidates in plan.rows.items():
+        best = choose(candidates).best
+        folders = [] if best is None else [run.folder for run in best.runs]
+        finished = [Finished(path, read_json(path / "metrics.json")) for path in folders if is_done(path)]
+        if finished:
+            rows[row] = finished
+    return rows
+
+
+def found_rows(folder: Path, *stages: str) -> dict[str, list[Finished]]:
+    """Every finished run of an experiment that has these stages, by row and seed."""
+    runs = [Finished(path.parent, read_json(path)) for path in sorted(folder.glob("*-s*/metrics.json"))]
+    runs = [run for run in runs if set(stages) <= run.metrics["stages"].keys()]
+    names = dict.fromkeys(run.row for run in runs)
+    return {name: sorted((r for r in runs if r.row == name), key=lambda run: run.seed) for name in names}
+
+
+def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], list[str]]:
+    """Leave out baseline runs that are of other data or other rows than the objectives (or the first baseline).
+
+    Args:
+        baselines: rows of baselines.
+        rows: rows of objectives; may be empty.
+
+    Returns:
+        The baselines without those runs, and a sentence on each of those.
+
+    Raises:
+        DataError: if a baseline has the name of an objective's row.
+    """
+    both = next((name for name in baselines if name in rows), None)
+    if both is not None:
+        folders = ", ".join(str(run.folder) for run in (*baselines[both], *rows[both]))
+        raise DataError(f"{both} is a baseline and an objective: {folders}. Remove one, or put it elsewhere.")
+    runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
+    wanted = runs[0].rows_scored() if runs else ()
+    kept = {name: [run for run in found if run.rows_scored() == wanted] for name, found in baselines.items()}
+    notes = [
+        f"{run.folder.name} is left out: it is of other data, other rows or other cut-offs than {runs[0].folder.name}."
+        for found in baselines.values()
+        for run in found
+        if run.rows_scored() != wanted
+    ]
+    return {name: found for name, found in kept.items() if found}, notes
+
+
+def describe(runs: Sequence[Finished]) -> Tree:
+    """What all runs have in common: data, SIDs, the align stage (None if there are baselines only) and versions.
+
+    Args:
+        runs: of objectives, then of baselines.
+
+    Raises:
+        DataError: if runs of objectives do not share the first three, so that a difference would say nothing about
+            objectives.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.stage == "rl" and (run.metrics["data"], run.aligned) != (first.metrics["data"], first.aligned):
+            raise DataError(
+                f"{run.folder} and {first.folder} do not share data, Semantic IDs, stage align and evaluation, so they "
+                f"cannot stand in one table. Put one of them into another experiment."
+            )
+    config = load_config([first.folder / "config.yaml"])
+    path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], config.sid)}.safetensors"
+    codes = load_file(path)["codes"].numpy().tobytes() if path.exists() else None
+    return {
+        "experiment": first.metrics["experiment"],
+        "data": first.metrics["data"],
+        "sid": {**first.metrics["sid"], "fingerprint": codes and hashlib.sha256(codes).hexdigest()[:16]},
+        "align": first.aligned.parent.name if first.stage == "rl" else None,
+        "versions": read_json(first.folder / "versions.json"),
+    }
+
+
+def cold_rows(runs: Sequence[Finished], split: str) -> Tensor | None:
+    """Which rows of a split have a cold target [R]; None if no run kept it.
+
+    Runs of older versions did not keep it; those of the same rows know it for them.
+
+    Raises:
+        DataError: if two runs do not agree, so that their rows are not the same.
+    """
+    known = [run for run in runs if f"cold/{split}" in run.ranks]
+    for run in known[1:]:
+        if not torch.equal(run.ranks[f"cold/{split}"], known[0].ranks[f"cold/{split}"]):
+            raise DataError(
+                f"{run.folder} and {known[0].folder} are not scored on the same {split} rows: other targets are cold. "
+                f"Put one of them into another experiment."
+            )
+    return known[0].ranks[f"cold/{split}"].bool() if known else None
+
+
+def row_facts(runs: Sequence[Finished], notes: Sequence[Notes]) -> Tree:
+    """What a row of the report is, for readers of report.json.
+
+    Args:
+        runs: of the row, one per seed.
+        notes: what they noted.
+    """
+    first = runs[0]
+    config = load_config([first.folder / "config.yaml"])
+    kind = "objective" if first.stage == "rl" else "baseline"
+    options = config.objective if kind == "objective" else config.baseline
+    facts = {
+        "kind": kind,
+        **dict.fromkeys(("name", "title", "paper"), ""),
+        **first.metrics.get(kind, {}),
+        "options": {name: value for name, value in options.items() if name != "name"},
+        "seeds": [run.seed for run in runs],
+        "runs": [run.folder.name for run in runs],
+    }
+    if kind == "baseline":
+        return facts
+    objective = OBJECTIVES.build(config.objective["name"], facts["options"])
+    per_prompt = 1 if "targets" in objective.needs else config.rollout.group_size
+    return {
+        **facts,
+        "pieces": repr(objective),
+        "rewards": config.rewards,
+        "spent": _spent(config, per_prompt, first.metrics["sid"]["levels"], notes[0]),
+    }
+
+
+def read_samples(folder: Path) -> list[Tree]:
+    """Worked examples of a run's last rollout (see `genrl.training.samples`); none in a run of an older version."""
+    path = folder / "samples.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found: list[Tree] = json.loads(lines[-1])["samples"] if lines else []
+    return found
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run is finished."""
+    return (folder / "metrics.json").exists()
+
+
+def _spent(config: RunConfig, per_prompt: int, levels: int, notes: Notes) -> dict[str, int | None]:
+    """Steps, prompts, completions and their tokens in stage `rl`, as `--budget` counts them.
+
+    A run that the clock may have ended is as long as its notes. The tokens of a layout other than `sid` are not known.
+    """
+    steps = config.rl.max_steps
+    if steps == UNLIMITED or "max_time" in config.trainer.extra:
+        steps = max((max(values) for values in notes.values()), default=0)
+    rollouts = -(-steps // (config.rollout.epochs * config.rollout.minibatches))
+    prompts = rollouts * config.rollout.prompts
+    tokens = prompts * per_prompt * levels if config.layout["name"] == "sid" else None
+    return {"steps": steps, "prompts": prompts, "completions": prompts * per_prompt, "tokens": tokens}

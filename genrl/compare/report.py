@@ -1,0 +1,295 @@
+"""The report of a comparison: what its finished runs say, with intervals, as data, as Markdown and as a page."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from genrl.compare.board import write_comparison
+from genrl.compare.curves import draw, read_notes
+from genrl.compare.finished import (
+    KINDS,
+    SPLITS,
+    Finished,
+    Rows,
+    cold_rows,
+    comparable,
+    describe,
+    found_rows,
+    is_done,
+    planned_rows,
+    read_samples,
+    row_facts,
+)
+from genrl.compare.html.page import html
+from genrl.compare.plan import Plan, Run, check_baseline
+from genrl.compare.run import choose
+from genrl.compare.table import markdown
+from genrl.errors import DataError
+from genrl.metrics.comparison import Difference, holm, paired_difference, seed_interval, warnings_of
+from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.training.folder import write_json
+
+MEASURES = {"ndcg": ndcg_at_k, "recall": recall_at_k, "cold_recall": recall_at_k}
+"""Metrics with paired differences; cold recall is recall on the rows with a cold target."""
+SECONDARY = ("recall", "entropy", "cold_recall", "coverage", "top1pct_share")
+Tree = dict[str, Any]
+Outcomes = Mapping[int, Tensor]
+"""Seed -> a number per row [R]; whatever has no seeds has one entry."""
+
+
+def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
+    """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
+
+    Args:
+        folder: of the experiment.
+        plan: the comparison; None reports every finished run of the folder, by name. The finished baselines of the
+            folder are reported in both cases.
+        baseline: the row that the others are compared with, or `align`.
+
+    Returns:
+        The Markdown text.
+
+    Raises:
+        DataError: if no run is finished, or runs cannot be compared.
+        ConfigError: if there is no such baseline.
+    """
+    rows = found_rows(folder, "align", "rl") if plan is None else planned_rows(plan)
+    baselines, notes = comparable(found_rows(folder, "baseline"), rows)
+    everything = {**baselines, **rows}
+    runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
+    if not runs:
+        raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
+    check_baseline(baseline, [*baselines, *(rows if plan is None else plan.rows)])
+    planned = [] if plan is None else [run.folder for run in expected_runs(plan)]
+    noted = {row: [read_notes(run.folder) for run in found] for row, found in everything.items()}
+    tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
+    report = {
+        **describe(runs),
+        "baseline": baseline,
+        "unfinished": [path.name for path in planned if not is_done(path)],
+        "notes": notes + _notes(tables, baseline),
+        "choices": {} if plan is None else choices(plan),
+        "tables": tables,
+        "rows": {row: row_facts(found, noted[row]) for row, found in everything.items()},
+        "commands": {run.folder.name: run.metrics["command"] for run in runs},
+        "cost": cost(everything),
+    }
+    text = markdown(report)
+    write_json(folder / "report.json", report)
+    # Steps of baselines are not steps of stage rl, so they have no curves here.
+    draw({row: noted[row] for row in rows}, folder / "report.png")
+    samples = {row: read_samples(found[0].folder) for row, found in rows.items()}
+    _write_text(folder / "report.html", html(report, noted, samples))
+    _write_text(folder / "report.md", text)
+    write_comparison(folder, {row: noted[row] for row in rows}, report)
+    return text
+
+
+def expected_runs(plan: Plan) -> list[Run]:
+    """The runs that the comparison needs as far as it is known: first seeds, and all seeds of what was chosen."""
+    needed = []
+    for candidates in plan.rows.values():
+        best = choose(candidates).best
+        needed += [candidate.runs[0] for candidate in candidates]
+        needed += [] if best is None else best.runs[1:]
+    return needed
+
+
+def choices(plan: Plan) -> Tree:
+    """What each row with a grid was chosen from, with the scores on validation; no score on test."""
+    found: Tree = {}
+    for row, candidates in plan.rows.items():
+        if len(candidates) == 1:
+            continue
+        choice = choose(candidates)
+        points = [
+            {"run": candidate.runs[0].folder.name, "point": dict(candidate.point), "score": score}
+            for candidate, score in zip(candidates, choice.scores, strict=True)
+        ]
+        metric = f"ndcg@{max(candidates[0].runs[0].config.evaluate.k)}"
+        chosen = None if choice.best is None else dict(choice.best.point)
+        found[row] = {"metric": f"valid raw {metric}", "points": points, "chosen": chosen}
+    return found
+
+
+def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> Tree:
+    """One table: reference lines, baselines, align, and each row with its differences to the baseline.
+
+    Args:
+        rows: of objectives.
+        baselines: rows of baselines; one with the name of a reference line gives that line its differences.
+        split: `valid` or `test`.
+        kind: `raw` or `excluded`.
+        baseline: row, or `align`.
+    """
+    runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
+    first = runs[0]
+    top = max(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
+    lines = {name: _fixed_line(values[kind], top) for name, values in first.references(split).items()}
+    places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}
+    lines |= {row: _line(found, split, kind, top) for row, found in baselines.items() if row not in lines}
+    if rows:
+        lines["align"] = _fixed_line(first.metrics[split]["align"][kind], top)
+        places["align"] = {0: load_file(first.aligned / "ranks.safetensors")[f"{split}/{kind}"]}
+        lines |= {row: _line(found, split, kind, top) for row, found in rows.items()}
+        places |= {row: _places(found, f"{split}/{kind}") for row, found in rows.items()}
+    cold = cold_rows(runs, split)
+    users = len(first.ranks[f"{split}/{kind}"])
+    counted: dict[str, Tensor | None] = {**dict.fromkeys(MEASURES, torch.ones(users).bool()), "cold_recall": cold}
+    if baseline in places:
+        _add_differences(lines, places, counted, baseline, top)
+    return {"k": top, "users": users, "cold_rows": None if cold is None else int(cold.sum()), "lines": lines}
+
+
+def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collection[str] = ()) -> dict[str, Tree]:
+    """Each row minus the baseline in one metric, with an interval, Holm's p-value and warnings.
+
+    Args:
+        outcomes: of every row, the baseline among them.
+        baseline: one of the rows.
+        fixed: rows that no seed could change: reference lines, and the weights that all share.
+    """
+    compared = [row for row in outcomes if row != baseline]
+    found = [paired_difference(*_paired(outcomes[row], outcomes[baseline])) for row in compared]
+    corrected = holm(torch.tensor([difference.p_value for difference in found], dtype=torch.float64)).tolist()
+    return {
+        row: {
+            **{name: _number(getattr(difference, name)) for name in ("effect", "low", "high", "relative")},
+            "p_holm": _number(p_value),
+            "seed_noise": _number(difference.seed_noise),
+            "rows": difference.users,
+            "warnings": _warnings(difference, (row, baseline), outcomes, fixed),
+        }
+        for row, difference, p_value in zip(compared, found, corrected, strict=True)
+    }
+
+
+def cost(rows: Rows) -> Tree:
+    """Seconds and peak memory of the stages, mean and largest over seeds."""
+    found: Tree = {}
+    for row, runs in rows.items():
+        if runs[0].stage == "rl":
+            found.setdefault("align", _cost([runs[0].metrics["stages"]["align"]]))
+        found[row] = _cost([run.metrics["stages"][run.stage] for run in runs])
+    return found
+
+
+def _add_differences(
+    lines: Mapping[str, Tree],
+    places: Mapping[str, Mapping[int, Tensor]],
+    counted: Mapping[str, Tensor | None],
+    baseline: str,
+    top: int,
+) -> None:
+    """Give each line its differences, in all metrics that are known on two rows at least.
+
+    Args:
+        lines: of a table.
+        places: row -> seed -> place of each user's target [R].
+        counted: metric -> rows on which it is defined [R]; None: not known.
+        baseline: row.
+        top: K.
+    """
+    fixed = {row for row, line in lines.items() if not line["seeds"]}
+    for metric, measure in MEASURES.items():
+        mask = counted[metric]
+        if mask is None or int(mask.sum()) < 2:
+            continue
+        outcomes = {
+            row: {seed: measure(ranks[mask][:, None], top) for seed, ranks in found.items()}
+            for row, found in places.items()
+        }
+        for row, difference in differences(outcomes, baseline, fixed).items():
+            lines[row].setdefault("differences", {})[f"{metric}@{top}"] = difference
+    for line in lines.values():
+        if "differences" in line:
+            line["difference"] = line["differences"][f"ndcg@{top}"]
+
+
+def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:
+    """Seed -> place of each user's target [R]."""
+    return {run.seed: run.ranks[part] for run in runs}
+
+
+def _fixed_line(values: Mapping[str, float | None], top: int) -> Tree:
+    """The line of what no seed changes."""
+    return {"metrics": _means([values], top), "seeds": []}
+
+
+def _line(runs: Sequence[Finished], split: str, kind: str, top: int) -> Tree:
+    """The line of a row with seeds."""
+    values = [run.scores(split)[kind] for run in runs]
+    by_seed = [value[f"ndcg@{top}"] for value in values]
+    interval = seed_interval(torch.tensor(by_seed, dtype=torch.float64))
+    return {
+        "metrics": _means(values, top),
+        "seeds": [run.seed for run in runs],
+        "by_seed": by_seed,
+        "interval": [_number(interval.low), _number(interval.high)],
+    }
+
+
+def _warnings(
+    difference: Difference, compared: tuple[str, str], outcomes: Mapping[str, Outcomes], fixed: Collection[str]
+) -> list[str]:
+    found = warnings_of(difference, difference.users, trained=not set(compared) <= set(fixed))
+    for one, other in (compared, compared[::-1]):
+        if one not in fixed and len(outcomes[one]) == 1 < len(outcomes[other]):
+            found.append(f"One training seed of {one}: the noise of its training is not in the interval.")
+    return found
+
+
+def _paired(ours: Outcomes, theirs: Outcomes) -> tuple[Tensor, Tensor]:
+    """Outcomes [seeds, R] of both: of the seeds that both have, or of all if they do not share two."""
+    common = [seed for seed in ours if seed in theirs]
+    if len(common) > 1:
+        return torch.stack([ours[seed] for seed in common]), torch.stack([theirs[seed] for seed in common])
+    return torch.stack(list(ours.values())), torch.stack(list(theirs.values()))
+
+
+def _notes(tables: Mapping[str, Mapping[str, Tree]], baseline: str) -> list[str]:
+    """What a reader must know of all tables."""
+    found = []
+    every = [part for kinds in tables.values() for part in kinds.values()]
+    if not any("differences" in line for part in every for line in part["lines"].values()):
+        found.append(f"{baseline} has no finished run, or is the only row: no row has a difference to it.")
+    elif any(part["cold_rows"] is None for part in every):
+        found.append(
+            "These runs are of a version that did not keep which targets are cold, so there is no difference of cold "
+            "recall. One new run in the experiment keeps them for all, e.g. `fit --baseline most_popular`."
+        )
+    return found
+
+
+def _means(values: Sequence[Mapping[str, float | None]], top: int) -> dict[str, float | None]:
+    """Means over seeds of the metrics that the tables show; None where a metric has no rows."""
+    found: dict[str, float | None] = {}
+    for name in (f"{metric}@{top}" for metric in ("ndcg", *SECONDARY)):
+        known = [value for value in (part[name] for part in values) if value is not None]
+        found[name] = _number(statistics.mean(known)) if known else None
+    return found
+
+
+def _cost(stages: Sequence[Mapping[str, float]]) -> Tree:
+    seconds = statistics.mean(stage["seconds"] for stage in stages)
+    return {"seconds": round(seconds, 1), "peak_mib": max(stage["peak_mib"] for stage in stages)}
+
+
+def _number(value: float) -> float | None:
+    return round(value, 8) + 0.0 if math.isfinite(value) else None  # no minus before 0
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file in one move."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

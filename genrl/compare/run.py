@@ -1,0 +1,295 @@
+"""Run a comparison: `fit` in processes of their own, several at a time, and a report of what is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from types import FrameType
+
+import torch
+from rich.progress import Progress, TaskID
+
+from genrl.compare.plan import Candidate, Plan, Run
+from genrl.config import RunConfig, dotted_keys, load_config
+from genrl.config.checks import option
+from genrl.errors import ConfigError, GenRLError
+from genrl.progress import make_progress
+from genrl.training.folder import UNIMPORTANT, read_json
+
+LOG = "log.txt"
+TAIL = 15
+"""Lines of its log that are shown of a run that failed."""
+LOOK = 0.3
+"""Seconds between looks at the runs."""
+TELL = 60.0
+"""Seconds between lines on the runs at work, where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of one row, with what each scored on validation with the first seed."""
+
+    scores: tuple[float | None, ...]
+    """NDCG at the largest K, by candidate; None: not finished."""
+    best: Candidate | None
+    """None until all are finished."""
+
+
+def run_comparison(plan: Plan, jobs: int) -> list[Run]:
+    """Make all runs of a comparison that are not finished.
+
+    First stage `align`, once; then the points of all grids with the first seed; then the best point of each row with
+    the other seeds.
+
+    Args:
+        plan: the runs.
+        jobs: how many at a time.
+
+    Returns:
+        The runs that failed.
+
+    Raises:
+        ConfigError: before anything is run, if a folder holds another configuration.
+        GenRLError: if stage `align` failed.
+    """
+    for run in [plan.shared, *plan.runs]:
+        refuse_other_configuration(run)
+    with _interrupted_by_sigterm(), Display(plan) as display:
+        firsts = [candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates]
+        if not all(map(is_finished, firsts)) and run_all([plan.shared], 1, display):
+            raise GenRLError(f"stage align failed, which all runs begin with. Its output: {plan.shared.folder / LOG}.")
+        failed = run_all(firsts, jobs, display)
+        rest: list[Run] = []
+        for row, candidates in plan.rows.items():
+            best = choose(candidates).best
+            rest += [] if best is None else best.runs[1:]
+            if len(candidates) > 1 and best is not None:
+                display.say(f"{row}: chosen on validation: {best.runs[0].folder.name}")
+        return failed + run_all(rest, jobs, display)
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice:
+    """Choose the setting of a row on validation: the best NDCG at the largest K, the first of equal ones."""
+    scores = tuple(_validation_score(candidate.runs[0]) for candidate in candidates)
+    if len(candidates) == 1:
+        return Choice(scores, candidates[0])
+    known = [score for score in scores if score is not None]
+    return Choice(scores, candidates[scores.index(max(known))] if len(known) == len(scores) else None)
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the folder of a run holds it, finished."""
+    return (run.folder / "metrics.json").exists() and (run.folder / "config.yaml").exists()
+
+
+def refuse_other_configuration(run: Run) -> None:
+    """Stop if the folder of a run belongs to another configuration.
+
+    Raises:
+        ConfigError: naming the options that differ.
+    """
+    saved = run.folder / "config.yaml"
+    if not saved.exists():
+        return
+    before = load_config([saved])
+    keys = [key for key in dotted_keys() if key not in UNIMPORTANT]
+    changed = [key for key in keys if option(before, key) != option(run.config, key)]
+    if changed:
+        raise ConfigError(
+            f"{run.folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was run. "
+            f"Choose another --experiment or other names (--objectives NAME=OBJECTIVE), or remove the folder."
+        )
+
+
+def run_all(runs: Sequence[Run], jobs: int, display: Display) -> list[Run]:
+    """Make the runs that are not finished, at most `jobs` at a time, and return those that failed."""
+    waiting = [run for run in runs if not is_finished(run)]
+    work: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
+    failed: list[Run] = []
+    try:
+        while waiting or work:
+            for slot in range(jobs):
+                if waiting and slot not in work:
+                    run = waiting.pop(0)
+                    work[slot] = (run, start(run, slot))
+                    display.say(f"{run.folder.name} started")
+            time.sleep(LOOK)
+            for slot, (run, process) in list(work.items()):
+                code = process.poll()
+                if code is not None:
+                    del work[slot]
+                    failed += [run] if code else []
+                    display.ended(run, code)
+            display.look([run for run, _ in work.values()])
+    finally:
+        for _, process in work.values():
+            process.terminate()
+        for _, process in work.values():
+            process.wait()
+    return failed
+
+
+def start(run: Run, slot: int) -> subprocess.Popen[bytes]:
+    """Start one run; what it prints goes to the end of the log in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "genrl", *run.words],
+            env={**os.environ, **environment(run.config, slot, _visible())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def environment(config: RunConfig, slot: int, visible: Sequence[str]) -> dict[str, str]:
+    """What a run finds in its environment: CPU threads, and its GPUs where there are several.
+
+    Args:
+        config: of the run.
+        slot: place of the run among those at work.
+        visible: names of the GPUs, as CUDA_VISIBLE_DEVICES writes them.
+
+    Example:
+        >>> environment(RunConfig(), 3, ["4", "5"])
+        {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '5'}
+    """
+    trainer = config.trainer
+    found = {"OMP_NUM_THREADS": str(trainer.threads)} if trainer.threads else {}
+    if len(visible) > 1 and trainer.accelerator != "cpu":
+        own = [visible[(slot * trainer.devices + device) % len(visible)] for device in range(trainer.devices)]
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    return found
+
+
+def completion_length(config: RunConfig) -> int:
+    """Tokens per completion; builds the SID table of the experiment if it is not there."""
+    from genrl.catalog.dataset import load_dataset
+    from genrl.layouts import LAYOUTS
+    from genrl.sid.trie import Trie
+    from genrl.training.session import sid_table  # takes seconds to load, which other budgets need not wait for
+
+    dataset = load_dataset(config.data)
+    table = sid_table(config, dataset)
+    options = {name: value for name, value in config.layout.items() if name != "name"}
+    trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
+    first_ids = tuple(accumulate(table.codebook_sizes[:-1], initial=0))
+    return LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=first_ids, codes=table.codes).length
+
+
+class Display:
+    """One display of a whole comparison on stderr: bars, or lines where that is no terminal.
+
+    Args:
+        plan: all runs.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.needed = [
+            *(candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates),
+            *(run for candidates in plan.rows.values() for run in candidates[0].runs[1:]),
+        ]
+        """As many runs as the comparison will have made, of the right lengths; which point is best is not known yet."""
+        self.finished = [run for run in plan.runs if is_finished(run)]
+        self.progress: Progress = make_progress("steps")
+        self.progress.disable = not self.progress.console.is_terminal
+        self.progress.speed_estimate_period = 24 * 3600.0  # what is left is told by the whole comparison
+        self.total = self.progress.add_task("", total=sum(_size(run) for run in self.needed))
+        self.bars: dict[str, TaskID] = {}
+        self.told = time.monotonic()
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        self.look([])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        text = f"[{len(self.finished)}/{len(self.needed)}] {line}"
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def ended(self, run: Run, code: int) -> None:
+        """Note the end of a run; of one that failed, show the end of its log."""
+        if code:
+            log = run.folder / LOG
+            tail = log.read_text(errors="replace").splitlines()[-TAIL:]
+            self.say("\n  ".join([f"{run.folder.name} failed with code {code}. The end of {log}:", *tail]))
+            return
+        if "rl" in run.config.stages:
+            self.finished.append(run)
+        self.say(f"{run.folder.name} finished")
+
+    def look(self, work: Sequence[Run]) -> None:
+        """Show where the runs at work are."""
+        steps = {run.folder.name: (latest_step(run), run.max_steps) for run in work}
+        for name in self.bars.keys() - steps.keys():
+            self.progress.remove_task(self.bars.pop(name))
+        for name, (step, most) in steps.items():
+            if name not in self.bars:
+                self.bars[name] = self.progress.add_task(f"  {name}", total=most)
+            self.progress.update(self.bars[name], completed=step)
+        done = sum(_size(run) for run in self.finished) + sum(step for step, most in steps.values() if most)
+        self.progress.update(
+            self.total, completed=done, description=f"{len(self.finished)} of {len(self.needed)} runs done"
+        )
+        if self.progress.disable and time.monotonic() - self.told > TELL:
+            self.told = time.monotonic()
+            shown = (f"{name} step {step}" + (f" of {most}" if most else "") for name, (step, most) in steps.items())
+            self.say("at work: " + ", ".join(shown))
+
+
+def latest_step(run: Run) -> int:
+    """The last step that the notes of a run hold; 0 before the first."""
+    history = run.folder / "history.jsonl"
+    if not history.exists():
+        return 0
+    for line in reversed(history.read_text().splitlines()):
+        try:
+            return int(json.loads(line)["step"])
+        except (json.JSONDecodeError, KeyError):  # being written
+            continue
+    return 0
+
+
+def _size(run: Run) -> int:
+    return run.max_steps or 1
+
+
+def _validation_score(run: Run) -> float | None:
+    if not is_finished(run):
+        return None
+    score: float = read_json(run.folder / "metrics.json")["valid"]["rl"]["raw"][f"ndcg@{max(run.config.evaluate.k)}"]
+    return score
+
+
+def _visible() -> list[str]:
+    """The GPUs that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(device) for device in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """End the runs at work, too, when a scheduler ends the comparison."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genrl.compare import report as writing
+from genrl.compare.plan import Plan
+from genrl.compare.report import differences, write_report
+from genrl.errors import ConfigError, DataError
+from genrl.metrics.comparison import holm, paired_difference
+from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
+from tests.helpers import assert_same
+
+FOUND = {"grpo-s0": (0, 1, 2, 20, 4, 20), "grpo-s1": (0, 1, 3, 9, 4, 20), "sapo-s0": (1, 5, 20, 20, 5, 20)}
+
+
+def outcomes(*ranks: tuple[int, ...]) -> torch.Tensor:
+    return torch.stack([ndcg_at_k(torch.tensor(places)[:, None], 10) for places in ranks])
+
+
+def hits(*ranks: tuple[int, ...]) -> torch.Tensor:
+    return torch.stack([recall_at_k(torch.tensor(places)[:, None], 10) for places in ranks])
+
+
+def report_of(plan: Plan, baseline: str = "align") -> Any:
+    folder = plan.shared.folder.parent
+    write_report(folder, plan, baseline)
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked to be drawn; drawing takes a second and has tests of its own."""
+    asked: list[Any] = []
+    monkeypatch.setattr(writing, "draw", lambda *arguments: asked.append(arguments))
+    return asked
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """Two rows with two seeds, of which the last run is not finished."""
+    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
+    for run in plan.runs[:3]:
+        finish(run, FOUND[run.folder.name])
+    return plan
+
+
+def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(plan: Plan) -> None:
+    table = report_of(plan)["tables"]["test"]["raw"]
+    assert (table["k"], table["users"]) == (10, 6)
+    assert list(table["lines"]) == ["most_popular", "align", "grpo", "sapo"]
+    grpo = table["lines"]["grpo"]
+    ours = outcomes(FOUND["grpo-s0"], FOUND["grpo-s1"])
+    assert_same(grpo["metrics"]["ndcg@10"], float(ours.mean()), 1e-6)
+    assert_same(grpo["by_seed"], ours.mean(1).tolist(), 1e-6)
+    assert grpo["seeds"] == [0, 1]
+    wanted = paired_difference(ours, outcomes(ALIGNED))
+    for name in ("effect", "low", "high", "relative", "seed_noise"):
+        assert_same(grpo["difference"][name], getattr(wanted, name), 1e-7)
+    sapo = paired_difference(outcomes(FOUND["sapo-s0"]), outcomes(ALIGNED))
+    corrected = holm(torch.tensor([wanted.p_value, sapo.p_value], dtype=torch.float64)).tolist()
+    assert_same([table["lines"][row]["difference"]["p_holm"] for row in ("grpo", "sapo")], corrected, 1e-7)
+    assert grpo["difference"] == grpo["differences"]["ndcg@10"]
+    cold = torch.tensor(COLD).bool()
+    assert_same(
+        grpo["metrics"]["cold_recall@10"], float(hits(FOUND["grpo-s0"], FOUND["grpo-s1"])[:, cold].mean()), 1e-6
+    )
+
+
+def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_target(plan: Plan) -> None:
+    table = report_of(plan)["tables"]["valid"]["excluded"]
+    assert table["cold_rows"] == sum(COLD)
+    every, cold = torch.ones(6, dtype=torch.bool), torch.tensor(COLD).bool()
+    for metric, rows in (("recall@10", every), ("cold_recall@10", cold)):
+        theirs = hits(ALIGNED)[:, rows]
+        ours = {"grpo": hits(FOUND["grpo-s0"], FOUND["grpo-s1"])[:, rows], "sapo": hits(FOUND["sapo-s0"])[:, rows]}
+        wanted = {row: paired_difference(found, theirs) for row, found in ours.items()}
+        corrected = holm(torch.tensor([found.p_value for found in wanted.values()], dtype=torch.float64)).tolist()
+        for (row, found), p_value in zip(wanted.items(), corrected, strict=True):
+            shown = table["lines"][row]["differences"][metric]
+            assert_same([shown["effect"], shown["low"], shown["high"]], [found.effect, found.low, found.high], 1e-7)
+            assert_same(shown["p_holm"], p_value, 1e-7)
+            assert shown["rows"] == int(rows.sum())
+
+
+def planted(rows: int, cold: int, gain: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Places before and after, and who is cold: `gain` targets more are found among the cold ones, none elsewhere."""
+    flags = tuple(int(place < cold) for place in range(rows))
+    before = tuple(3 if place % 5 == 0 else 20 for place in range(rows))
+    missed = [place for place in range(cold) if before[place] == 20][:gain]
+    return before, tuple(3 if place in missed else rank for place, rank in enumerate(before)), flags
+
+
+def test_what_was_planted_among_cold_targets_is_found_there(tmp_path: Path) -> None:
+    before, after, cold = planted(rows=2000, cold=200, gain=60)
+    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1, 2))
+    for run in plan.runs:
+        finish(run, after if run.config.objective["name"] == "grpo" else before, aligned=before, cold=cold)
+    lines = report_of(plan)["tables"]["test"]["raw"]["lines"]
+    grpo, sapo = lines["grpo"]["differences"], lines["sapo"]["differences"]
+    assert_same(grpo["cold_recall@10"]["effect"], 60 / 200, 1e-8)
+    assert_same(grpo["recall@10"]["effect"], 60 / 2000, 1e-8)
+    assert grpo["cold_recall@10"]["low"] > 0.2
+    assert grpo["cold_recall@10"]["p_holm"] < 0.001
+    assert [sapo["cold_recall@10"][name] for name in ("effect", "low", "high", "p_holm")] == [0, 0, 0, 1]
+
+
+def test_too_few_cold_rows_are_warned_about_and_enough_are_not(tmp_path: Path) -> None:
+    warned = {}
+    for count in (20, 1900):
+        before, after, cold = planted(rows=2000, cold=count, gain=4)
+        plan = plan_of(tmp_path / str(count), "grpo", seeds=(0, 1, 2))
+        for run in plan.runs:
+            finish(run, after, aligned=before, cold=cold)
+        differences = report_of(plan)["tables"]["test"]["raw"]["lines"]["grpo"]["differences"]
+        warned[count] = differences["cold_recall@10"]["warnings"]
+        assert differences["recall@10"]["warnings"] == []
+    assert [text.partition(" and these seeds")[0] for text in warned[20]] == ["20 rows"]
+    assert warned[1900] == []
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_cold_rows_give_no_difference(tmp_path: Path, count: int) -> None:
+    plan = plan_of(tmp_path, "grpo")
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"], cold=(1,) * count + (0,) * (6 - count))
+    found = report_of(plan)
+    table = found["tables"]["test"]["raw"]
+    assert table["cold_rows"] == count
+    assert list(table["lines"]["grpo"]["differences"]) == ["ndcg@10", "recall@10"]
+    assert found["notes"] == []
+    assert "Too few for a difference of cold recall." in (plan.shared.folder.parent / "report.md").read_text()
+
+
+def test_runs_that_did_not_keep_cold_targets_are_reported_with_a_note(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo")
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"], cold=None)
+    found = report_of(plan)
+    assert found["tables"]["test"]["raw"]["cold_rows"] is None
+    assert list(found["tables"]["test"]["raw"]["lines"]["grpo"]["differences"]) == ["ndcg@10", "recall@10"]
+    (note,) = found["notes"]
+    assert "did not keep which targets are cold" in note
+    finish_baseline(tmp_path, "most_popular", ALIGNED)  # as the note advises
+    found = report_of(plan)
+    assert found["notes"] == []
+    assert "cold_recall@10" in found["tables"]["test"]["raw"]["lines"]["grpo"]["differences"]
+
+
+def slow_holm(p_values: list[float]) -> list[float]:
+    """Each p-value times the number of those not smaller, and never below the adjusted one of a smaller."""
+    ordered = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for done, place in enumerate(ordered):
+        worst = max(worst, min(1.0, (len(p_values) - done) * p_values[place]))
+        adjusted[place] = worst
+    return adjusted
+
+
+def test_each_metric_is_a_family_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = {f"row{number}": 0.1 * number + torch.randn(3, 40, generator=generator) for number in range(4)}
+    found = differences({row: dict(enumerate(table)) for row, table in rows.items()}, "row0")
+    plain = [paired_difference(rows[row], rows["row0"]).p_value for row in found]
+    assert list(found) == ["row1", "row2", "row3"]
+    assert_same([found[row]["p_holm"] for row in found], slow_holm(plain), 1e-7)
+
+
+def test_seeds_are_paired_only_where_both_rows_have_two_of_them() -> None:
+    table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = {0: table[0], 1: table[1], 2: table[2]}
+    apart = differences({"ours": ours, "theirs": {2: table[3], 7: table[4]}}, "theirs")["ours"]
+    assert_same(apart["low"], paired_difference(table[:3], table[3:5]).low, 1e-7)  # independent seeds, none dropped
+    shared = differences({"ours": ours, "theirs": {2: table[3], 0: table[4], 9: table[5]}}, "theirs")["ours"]
+    assert_same(shared["low"], paired_difference(table[[0, 2]], table[[4, 3]]).low, 1e-7)
+
+
+def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
+    table = torch.randn(4, 30, generator=torch.Generator().manual_seed(2)) + 5
+    outcomes = {
+        "align": {0: table[0]},
+        "item_knn": {0: table[1]},
+        "grpo": {0: table[2]},
+        "sapo": dict(enumerate(table)),
+    }
+    fixed = {"align", "item_knn"}
+    found = differences(outcomes, "align", fixed)
+    assert not any("seed" in text for text in found["item_knn"]["warnings"])
+    assert any("One training seed: " in text for text in found["grpo"]["warnings"])
+    assert not any("One training seed" in text for text in found["sapo"]["warnings"])
+    found = differences(outcomes, "grpo", fixed)
+    assert any("One training seed of grpo" in text for text in found["sapo"]["warnings"])
+    assert not any("One training seed of" in text for text in found["align"]["warnings"])
+
+
+SASREC = ((0, 2, 1, 3, 20, 20), (0, 1, 1, 2, 20, 20))
+
+
+@pytest.fixture
+def mixed(plan: Plan, tmp_path: Path) -> Plan:
+    """The plan with two seeds of a baseline and one of a reference line beside it."""
+    for seed, ranks in enumerate(SASREC):
+        finish_baseline(tmp_path, "sasrec", ranks, seed)
+    finish_baseline(tmp_path, "most_popular", ALIGNED)
+    return plan
+
+
+def test_baselines_are_rows_with_seeds_and_differences(mixed: Plan) -> None:
+    found = report_of(mixed)
+    table = found["tables"]["test"]["raw"]
+    assert list(table["lines"]) == ["most_popular", "sasrec", "align", "grpo", "sapo"]
+    sasrec = table["lines"]["sasrec"]
+    assert sasrec["seeds"] == [0, 1]
+    assert_same(sasrec["by_seed"], outcomes(*SASREC).mean(1).tolist(), 1e-6)
+    assert sasrec["interval"][0] < sasrec["metrics"]["ndcg@10"] < sasrec["interval"][1]
+    wanted = {
+        "most_popular": paired_difference(outcomes(ALIGNED), outcomes(ALIGNED)),
+        "sasrec": paired_difference(outcomes(*SASREC), outcomes(ALIGNED)),
+        "grpo": paired_difference(outcomes(FOUND["grpo-s0"], FOUND["grpo-s1"]), outcomes(ALIGNED)),
+        "sapo": paired_difference(outcomes(FOUND["sapo-s0"]), outcomes(ALIGNED)),
+    }
+    corrected = slow_holm([found.p_value for found in wanted.values()])
+    for (row, difference), p_value in zip(wanted.items(), corrected, strict=True):
+        shown = table["lines"][row]["difference"]
+        assert_same(
+            [shown["effect"], shown["high"], shown["p_holm"]], [difference.effect, difference.high, p_value], 1e-7
+        )
+    assert found["cost"]["sasrec"] == {"seconds": 2.5, "peak_mib": 101.0}
+    assert {row: facts["kind"] for row, facts in found["rows"].items()} == {
+        "most_popular": "baseline",
+        "sasrec": "baseline",
+        "grpo": "objective",
+        "sapo": "objective",
+    }
+    assert found["commands"]["sasrec-s1"] == "fit --baseline sasrec"
+
+
+def test_a_reference_line_stands_there_once_with_its_difference(mixed: Plan) -> None:
+    line = report_of(mixed)["tables"]["test"]["raw"]["lines"]["most_popular"]
+    assert line["seeds"] == []
+    assert "interval" not in line
+    assert line["difference"]["effect"] == 0
+    assert not any("seed" in text for text in line["difference"]["warnings"])
+    text = (mixed.shared.folder.parent / "report.md").read_text()
+    assert text.count("| most popular |  | ") == 4  # one line in each table
+
+
+@pytest.mark.parametrize("baseline", ["sasrec", "most_popular"])
+def test_a_baseline_run_may_be_what_the_others_are_compared_with(mixed: Plan, baseline: str) -> None:
+    theirs = outcomes(*SASREC) if baseline == "sasrec" else outcomes(ALIGNED)
+    lines = report_of(mixed, baseline)["tables"]["test"]["raw"]["lines"]
+    assert "difference" not in lines[baseline]
+    wanted = paired_difference(outcomes(FOUND["grpo-s0"], FOUND["grpo-s1"]), theirs)
+    assert_same(lines["grpo"]["difference"]["effect"], wanted.effect, 1e-7)
+    assert_same(lines["grpo"]["difference"]["low"], wanted.low, 1e-7)
+    assert "difference" in lines["align"]
+
+
+def test_a_baseline_of_other_data_is_left_out_with_a_note(mixed: Plan, tmp_path: Path) -> None:
+    finish_baseline(tmp_path, "tiger", SASREC[0], data="beef")
+    found = report_of(mixed)
+    assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
+    assert "tiger-s0" not in found["commands"]
+    assert [note.partition(" ")[0] for note in found["notes"]] == ["tiger-s0"]
+    assert "**Note**: tiger-s0 is left out" in (mixed.shared.folder.parent / "report.md").read_text()
+
+
+def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan) -> None:
+    planned = report_of(mixed)
+    folder = mixed.shared.folder.parent
+    write_report(folder, None, "align")
+    assert json.loads((folder / "report.json").read_text())["tables"] == planned["tables"]
+
+
+def test_baselines_alone_are_reported(tmp_path: Path, drawn: list[Any]) -> None:
+    folder = finish_baseline(tmp_path, "sasrec", SASREC[0]).parent
+    finish_baseline(tmp_path, "tiger", SASREC[1])
+    write_report(folder, None, "align")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["align"] is None
+    assert list(report["tables"]["test"]["raw"]["lines"]) == ["most_popular", "sasrec", "tiger"]
+    assert report["notes"] == ["align has no finished run, or is the only row: no row has a difference to it."]
+    write_report(folder, None, "tiger")
+    lines = json.loads((folder / "report.json").read_text())["tables"]["test"]["raw"]["lines"]
+    assert "difference" in lines["sasrec"]
+    assert [rows for rows, _ in drawn] == [{}, {}]  # no curves of stage rl
+
+
+def test_the_page_is_written_with_worked_examples(plan: Plan) -> None:
+    completion = {
+        "item": "Some Teapot",
+        "codes": [1, 2],
+        "log_prob": -1.0,
+        "reward": 1.0,
+        "components": {"exact_match": 1.0},
+        "advantages": [0.5, -0.5],
+    }
+    sample = {"history": ["A"], "target": "Blue Kettle", "target_codes": [1, 3], "completions": [completion]}
+    (plan.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": [sample]}) + "\n")
+    report_of(plan)
+    page = (plan.shared.folder.parent / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "Some Teapot" in page
+    assert "Blue Kettle" in page
+
+
+def test_one_seed_has_no_interval_but_a_warning(plan: Plan) -> None:
+    sapo = report_of(plan)["tables"]["test"]["raw"]["lines"]["sapo"]
+    assert sapo["interval"] == [None, None]
+    assert sapo["difference"]["seed_noise"] is None
+    assert any("One training seed" in text for text in sapo["difference"]["warnings"])
+
+
+def test_a_partial_report_names_what_is_missing(plan: Plan) -> None:
+    assert report_of(plan)["unfinished"] == ["sapo-s1"]
+    folder = plan.shared.folder.parent
+    assert "**Partial**: 1 run(s) are not finished: sapo-s1." in (folder / "report.md").read_text()
+    finish(plan.runs[3], FOUND["sapo-s0"])
+    assert report_of(plan)["unfinished"] == []
+    assert "Partial" not in (folder / "report.md").read_text()
+
+
+def test_another_baseline_is_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1, 2))
+    ranks = [(seed, 1, 2, 20, 4, 20) for seed in range(6)]
+    for run, places in zip(plan.runs, ranks, strict=True):
+        finish(run, places)
+    (plan.runs[1].folder / "metrics.json").unlink()
+    lines = report_of(plan, "grpo")["tables"]["valid"]["excluded"]["lines"]
+    assert "difference" not in lines["grpo"]
+    wanted = paired_difference(outcomes(ranks[3], ranks[5]), outcomes(ranks[0], ranks[2]))
+    assert_same(lines["sapo"]["difference"]["effect"], wanted.effect, 1e-7)
+    assert_same(lines["sapo"]["difference"]["low"], wanted.low, 1e-7)
+
+
+def test_the_same_runs_under_two_names_differ_by_nothing(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "a=grpo,b=grpo")
+    for run in plan.runs:
+        finish(run, FOUND[f"grpo-s{run.config.seed}"])
+    difference = report_of(plan, "a")["tables"]["test"]["raw"]["lines"]["b"]["difference"]
+    assert difference["low"] <= 0 <= difference["high"]
+    assert difference["p_holm"] == 1
+
+
+def test_of_a_grid_only_the_chosen_point_is_in_the_tables(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo", seeds=(0, 1), grids=("lr=1e-5,1e-3",))
+    loser, winner = plan.rows["grpo"]
+    finish(loser.runs[0], (0, 0, 0, 0, 0, 0), valid=0.1)  # far better on test
+    for run in winner.runs:
+        finish(run, FOUND["grpo-s0"], valid=0.2)
+    report = report_of(plan)
+    mean = report["tables"]["test"]["raw"]["lines"]["grpo"]["metrics"]["ndcg@10"]
+    assert_same(mean, float(outcomes(FOUND["grpo-s0"]).mean()), 1e-6)
+    assert report["choices"] == {
+        "grpo": {
+            "metric": "valid raw ndcg@10",
+            "points": [
+                {"run": "grpo-lr1e-5-s0", "point": {"lr": "1e-5"}, "score": 0.1},
+                {"run": "grpo-lr1e-3-s0", "point": {"lr": "1e-3"}, "score": 0.2},
+            ],
+            "chosen": {"lr": "1e-3"},
+        }
+    }
+    assert list(report["commands"]) == ["grpo-lr1e-3-s0", "grpo-lr1e-3-s1"]
+
+
+def test_a_row_whose_grid_is_not_finished_waits(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo,ce", seeds=(0,), grids=("grpo:lr=1e-5,1e-3",))
+    finish(plan.runs[0], FOUND["grpo-s0"])
+    finish(plan.runs[2], FOUND["sapo-s0"])
+    report = report_of(plan)
+    assert "grpo" not in report["tables"]["test"]["raw"]["lines"]
+    assert report["choices"]["grpo"]["chosen"] is None
+    assert report["unfinished"] == ["grpo-lr1e-3-s0"]
+
+
+def test_a_folder_without_a_plan_is_reported_by_name(plan: Plan) -> None:
+    folder = plan.shared.folder.parent
+    (folder / "shared-1-s0").mkdir()
+    (folder / "shared-1-s0" / "metrics.json").write_text('{"stages": {"align": {}}}')
+    write_report(folder, None, "grpo")
+    lines = json.loads((folder / "report.json").read_text())["tables"]["test"]["raw"]["lines"]
+    assert {name: line["seeds"] for name, line in lines.items() if line["seeds"]} == {"grpo": [0, 1], "sapo": [0]}
+
+
+def test_costs_are_means_over_seeds_and_the_largest_memory(plan: Plan) -> None:
+    cost = report_of(plan)["cost"]
+    assert cost["grpo"] == {"seconds": statistics.mean([2.0, 3.0]), "peak_mib": 101.0}
+    assert list(cost) == ["align", "grpo", "sapo"]
+
+
+def test_runs_that_began_with_other_weights_do_not_stand_in_one_table(plan: Plan) -> None:
+    finish(plan.runs[3], FOUND["sapo-s0"], align="align-2")
+    with pytest.raises(DataError, match="do not share"):
+        report_of(plan)
+
+
+def test_an_experiment_that_was_moved_is_still_reported(plan: Plan, tmp_path: Path) -> None:
+    before = report_of(plan)
+    moved = plan.shared.folder.parent.rename(tmp_path / "moved")
+    write_report(moved, None, "align")
+    assert json.loads((moved / "report.json").read_text())["tables"] == before["tables"]
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to report"):
+        write_report(tmp_path, None, "align")
+    with pytest.raises(DataError, match="nothing to report"):
+        report_of(plan_of(tmp_path, "grpo"))
+
+
+def test_a_baseline_that_is_no_row(plan: Plan) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'grpo'"):
+        report_of(plan, "grppo")
+
+
+def test_the_curves_are_those_of_objectives(mixed: Plan, drawn: list[Any]) -> None:
+    report_of(mixed)
+    ((rows, path),) = drawn
+    assert path == mixed.shared.folder.parent / "report.png"
+    assert {row: len(notes) for row, notes in rows.items()} == {"grpo": 2, "sapo": 1}
+    assert rows["grpo"][1]["train/reward"] == {1: 2.0, 2: 3.0}

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from genrl.compare import run as comparison
+from genrl.compare.plan import Run
+from genrl.compare.run import choose, completion_length, environment, latest_step, run_comparison
+from genrl.config import RunConfig
+from genrl.config.schema import TrainerConfig
+from genrl.errors import ConfigError, GenRLError
+from genrl.training.folder import write_json
+from genrl.training.session import Session
+from tests.comparisons import finish, plan_of
+from tests.runs import small_config
+
+RANKS = (0, 1, 2, 20, 20, 20)
+
+
+class Workers:
+    """Stands for the processes: finishes a run at once, and notes what was started and how many were at work."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.started: list[str] = []
+        self.at_work: list[subprocess.Popen[bytes]] = []
+        self.most = 0
+
+    def __call__(self, run: Run, slot: int) -> subprocess.Popen[bytes]:
+        name = run.folder.name
+        self.started.append(name)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if name == self.failing:
+            (run.folder / comparison.LOG).write_text("one\nout of memory\n")
+        elif run.config.stages == ["align"]:
+            write_json(run.folder / "metrics.json", {})
+        else:
+            finish(run, RANKS, valid=run.config.rl.learning_rate)
+        self.at_work = [process for process in self.at_work if process.poll() is None]
+        self.at_work.append(subprocess.Popen(["sleep", "0.05"] if name != self.failing else ["false"]))
+        self.most = max(self.most, len(self.at_work))
+        return self.at_work[-1]
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    found = Workers()
+    monkeypatch.setattr(comparison, "start", found)
+    monkeypatch.setattr(comparison, "LOOK", 0.01)
+    return found
+
+
+def test_align_comes_first_and_then_jobs_at_a_time(tmp_path: Path, workers: Workers) -> None:
+    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
+    assert run_comparison(plan, jobs=2) == []
+    assert workers.started[0] == plan.shared.folder.name
+    assert workers.started[1:] == ["grpo-s0", "sapo-s0", "grpo-s1", "sapo-s1"]
+    assert workers.most == 2
+
+
+def test_finished_runs_are_not_started_again(
+    tmp_path: Path, workers: Workers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path, "grpo", seeds=(0, 1))
+    finish(plan.runs[1], RANKS)
+    run_comparison(plan, jobs=1)
+    assert workers.started[1:] == ["grpo-s0"]
+    assert "[2/2] grpo-s0 finished" in capsys.readouterr().err
+
+
+def test_the_best_point_on_validation_gets_the_other_seeds(tmp_path: Path, workers: Workers) -> None:
+    plan = plan_of(tmp_path, "grpo,ce", seeds=(0, 1, 2), grids=("grpo:lr=1e-5,1e-3,1e-4",))
+    assert run_comparison(plan, jobs=3) == []
+    firsts = ["grpo-lr1e-5-s0", "grpo-lr1e-3-s0", "grpo-lr1e-4-s0", "ce-s0"]
+    assert workers.started[1:] == [*firsts, "grpo-lr1e-3-s1", "grpo-lr1e-3-s2", "ce-s1", "ce-s2"]
+    choice = choose(plan.rows["grpo"])
+    assert choice.scores == (1e-5, 1e-3, 1e-4)
+    assert choice.best is plan.rows["grpo"][1]
+
+
+def test_nothing_is_chosen_before_all_points_are_finished(tmp_path: Path) -> None:
+    (candidates,) = plan_of(tmp_path, "grpo", grids=("lr=1e-5,1e-3",)).rows.values()
+    finish(candidates[1].runs[0], RANKS, valid=0.3)
+    assert choose(candidates) == comparison.Choice((None, 0.3), None)
+    finish(candidates[0].runs[0], RANKS, valid=0.3)
+    assert choose(candidates).best is candidates[0]  # the first of equal ones
+
+
+def test_a_failed_run_is_shown_and_the_others_go_on(
+    tmp_path: Path, workers: Workers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers.failing = "grpo-s0"
+    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
+    assert [run.folder.name for run in run_comparison(plan, jobs=1)] == ["grpo-s0"]
+    assert workers.started[1:] == ["grpo-s0", "sapo-s0", "grpo-s1", "sapo-s1"]
+    shown = capsys.readouterr().err
+    assert "grpo-s0 failed with code 1" in shown
+    assert "out of memory" in shown
+
+
+def test_without_align_nothing_else_is_tried(tmp_path: Path, workers: Workers) -> None:
+    plan = plan_of(tmp_path, "grpo", seeds=(0,))
+    workers.failing = plan.shared.folder.name
+    with pytest.raises(GenRLError, match="stage align failed"):
+        run_comparison(plan, jobs=2)
+    assert workers.started == [plan.shared.folder.name]
+
+
+def test_a_folder_of_another_configuration_is_refused_before_anything_runs(tmp_path: Path, workers: Workers) -> None:
+    finish(plan_of(tmp_path, "grpo", "rl.max_steps=3").runs[0], RANKS)
+    with pytest.raises(
+        ConfigError, match=r"grpo-s0 already holds another configuration; it differs in rl\.max_steps\."
+    ):
+        run_comparison(plan_of(tmp_path, "grpo"), jobs=1)
+    assert workers.started == []
+
+
+def test_threads_and_the_log_level_make_no_other_run(tmp_path: Path, workers: Workers) -> None:
+    finish(plan_of(tmp_path, "grpo", "trainer.threads=3", seeds=(0,)).runs[0], RANKS)
+    run_comparison(plan_of(tmp_path, "grpo", "trainer.log_every=1", seeds=(0,)), jobs=1)
+    assert workers.started == []
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "visible", "expected"),
+    [
+        (1, "auto", ["0", "1", "2"], ["0", "1", "2", "0"]),
+        (2, "gpu", ["4", "5", "6", "7"], ["4,5", "6,7", "4,5", "6,7"]),
+        (1, "auto", ["3"], [None] * 4),
+        (1, "cpu", ["0", "1"], [None] * 4),
+    ],
+)
+def test_each_run_at_work_gets_gpus_of_its_own(
+    devices: int, accelerator: str, visible: list[str], expected: list[str | None]
+) -> None:
+    config = RunConfig(trainer=TrainerConfig(devices=devices, accelerator=accelerator, threads=0))
+    found = [environment(config, slot, visible) for slot in range(4)]
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in found] == expected
+    assert "OMP_NUM_THREADS" not in found[0]
+
+
+def test_the_latest_step_of_a_run_whose_notes_are_being_written(tmp_path: Path) -> None:
+    (run,) = plan_of(tmp_path, "grpo", seeds=(0,)).runs
+    assert latest_step(run) == 0
+    run.folder.mkdir(parents=True)
+    (run.folder / "history.jsonl").write_text(json.dumps({"step": 5}) + "\n" + '{"step": 10, "tra')
+    assert latest_step(run) == 5
+
+
+def test_a_completion_is_as_long_as_the_layout_says(tmp_path: Path) -> None:
+    session = Session.build(small_config(tmp_path))
+    assert completion_length(session.config) == session.layout.length
