@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,32 @@ from tests.runs import small_config
 RANKS = (0, 1, 2, 20, 20, 20)
 
 
+class Process:
+    """Ends at the second look."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.looks = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.looks > 1
+
+    def poll(self) -> int | None:
+        self.looks += 1
+        return self.code if self.ended else None
+
+
 class Workers:
     """Stands for the processes: finishes a run at once, and notes what was started and how many were at work."""
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
         self.started: list[str] = []
-        self.at_work: list[subprocess.Popen[bytes]] = []
+        self.at_work: list[Process] = []
         self.most = 0
 
-    def __call__(self, run: Run, slot: int) -> subprocess.Popen[bytes]:
+    def __call__(self, run: Run, slot: int) -> Process:
         name = run.folder.name
         self.started.append(name)
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -39,8 +54,8 @@ class Workers:
             write_json(run.folder / "metrics.json", {})
         else:
             finish(run, RANKS, valid=run.config.rl.learning_rate)
-        self.at_work = [process for process in self.at_work if process.poll() is None]
-        self.at_work.append(subprocess.Popen(["sleep", "0.05"] if name != self.failing else ["false"]))
+        self.at_work = [process for process in self.at_work if not process.ended]
+        self.at_work.append(Process(code=int(name == self.failing)))
         self.most = max(self.most, len(self.at_work))
         return self.at_work[-1]
 
