@@ -341,6 +341,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
+    from genrl.compare.finished import found_rows
     from genrl.compare.plan import (
         check_baseline,
         make_plan,
@@ -361,9 +362,14 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
         compose=lambda words: compose(parse(words)),
         length=completion_length,
     )
-    folder = plan.shared.folder.parent
-    baselines = [path.parent.name.rpartition("-s")[0] for path in folder.glob("*-s*/metrics.json")]
-    check_baseline(options.baseline, [*rows, *(name for name in baselines if name not in rows)])
+    baselines = found_rows(plan.shared.folder.parent, "baseline")
+    both = next((row for row in rows if row in baselines), None)
+    if both is not None:
+        raise ConfigError(
+            f"--objectives {options.objectives}: {both} is a baseline that was run in this experiment. "
+            "Choose another name."
+        )
+    check_baseline(options.baseline, [*rows, *baselines])
     return plan
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import ModelConfig
 from genrl.data.histories import SequenceBatch
-from genrl.errors import CheckpointError
+from genrl.errors import CheckpointError, ConfigError
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 from genrl.types import Ranking
@@ -64,15 +64,30 @@ class TrainingConfig:
     warmup_steps: int = 0
     """Linear warm-up."""
 
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ConfigError(f"max_length={self.max_length}; a model must read at least 1 item.")
+        for name, least in (("max_epochs", 1), ("batch", 1), ("patience", 0), ("warmup_steps", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least {least}.")
+        for name in ("validate_every", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be above 0.")
+        for name in ("final_learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 0.")
+
 
 class Recommender(nn.Module, ABC):
     """A baseline that learns from item sequences.
 
     Attributes:
         per: whether a training row is a user's sequence with a target at every place, or the history of one target.
+        exact: whether `rank` scores every item, so that its rankings are the best there are.
         config: its options, those of training among them.
     """
 
+    exact: ClassVar[bool] = False
     per: ClassVar[Literal["target", "user"]]
     config: TrainingConfig
 

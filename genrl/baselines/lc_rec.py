@@ -16,7 +16,7 @@ from genrl.data.packing import Segment, text_segments
 from genrl.data.prompts import PromptTemplate
 from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.policy.decode import rank
+from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
 from genrl.policy.score import distribution
 from genrl.sid.trie import Trie
@@ -93,6 +93,8 @@ class LCRec(Recommender):
 
     def loss(self, batch: SequenceBatch) -> Tensor:
         """Negative log-likelihood of the SIDs of all targets, and of the alignment examples."""
+        if not len(batch):  # a process without rows still has a part in the step
+            return torch.stack([0.0 * value.sum() for value in self.trained().values()]).sum()
         rows = [self._sequence(items, targets) for items, targets in zip(batch.items, batch.targets, strict=True)]
         total = self._loss(rows)
         examples = list(self.alignment.draw(batch)) if self.config.alignment else []
@@ -101,21 +103,12 @@ class LCRec(Recommender):
     @torch.no_grad()
     def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
-        device = self.policy.device
+        device, whole = self.policy.device, self._layout()
         tokens, mask = self.template.render(histories[:, -self.config.max_length :].cpu())
-        layout = self.layout if deny is None else self.layout.filtered(deny=deny.to(self.layout_device))
-        beams = min(max(self.config.beam, width), self.layout.completions)
-        found = rank(self.policy, layout.to(str(device)), tokens.to(device), mask.to(device), beams)
-        missing = max(0, width - found.items.shape[1])
-        return Ranking(
-            nn.functional.pad(found.items[:, :width], (0, missing), value=-1),
-            nn.functional.pad(found.scores[:, :width], (0, missing), value=float("-inf")),
-        )
-
-    @property
-    def layout_device(self) -> torch.device:
-        """Where the constraint tables are."""
-        return self.layout.codes_of_items().device
+        layout = whole if deny is None else whole.filtered(deny=deny.to(device))
+        beams = min(max(self.config.beam, width), whole.completions)
+        found = beam(self.policy, layout, tokens.to(device), mask.to(device), beams, normalize="catalogue")
+        return Ranking(*layout.rank(found.leaves, found.scores, width))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What the backbone trains: all of it, or its adapters."""
@@ -129,6 +122,11 @@ class LCRec(Recommender):
         """Put saved weights in place."""
         self.policy.load_state(state, origin)
 
+    def _layout(self) -> SidLayout:
+        """The layout on the device of the weights."""
+        self.layout = self.layout.to(str(self.policy.device))
+        return self.layout
+
     def _sequence(self, items: Tensor, targets: Tensor) -> Segment:
         """A user's items as SIDs, those of the targets to be learnt."""
         kept = items >= 0
@@ -139,7 +137,7 @@ class LCRec(Recommender):
         return Segment(tokens.numpy(), starts.numpy(), rows[places].numpy())
 
     def _loss(self, segments: Sequence[Segment]) -> Tensor:
-        device, layout = self.policy.device, self.layout.to(str(self.policy.device))
+        device, layout = self.policy.device, self._layout()
         tokens, items, words = _collate(segments, self.template.pad_id)
         tokens = tokens.to(device)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(segment.tokens) for segment in segments])[:, None]

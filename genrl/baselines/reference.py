@@ -12,9 +12,10 @@ from torch import Tensor
 
 from genrl.baselines.base import BASELINES, Problem, Ranker
 from genrl.catalog import Dataset, Role, Sequences
-from genrl.errors import DataError
+from genrl.errors import ConfigError, DataError
 from genrl.metrics import RankingMetrics, exclude_history
 from genrl.metrics.functional import distinct
+from genrl.metrics.ranking import needed_width
 from genrl.types import Ranking, Targets
 
 
@@ -26,6 +27,10 @@ class ItemKNNConfig:
     """Largest distance of two items of a user that counts."""
     similarity: Literal["conditional", "cosine"] = "conditional"
     """How co-occurrence is normalised."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"window={self.window}; it must be at least 1, the distance of neighbours.")
 
 
 class MostPopular:
@@ -182,8 +187,8 @@ def reference_lines(
     if not len(positions):
         raise DataError(f"reference lines: the {role.name.lower()} part has no rows. Check data.split.")
     catalog = dataset.catalog
-    # Excluding a history removes at most its length, so that this width leaves max(k) items in every row.
-    width = max(k) + history_length
+    # Excluding a history removes at most its length, so that this width leaves enough items in every row.
+    width = needed_width(k, codes if level == "sid" else None) + history_length
     metrics = {
         f"{name}{suffix}": RankingMetrics(
             catalog.cold,

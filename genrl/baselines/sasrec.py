@@ -32,12 +32,13 @@ class EncoderConfig(TrainingConfig):
     """Share of activations dropped in training."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.heads < 1 or self.hidden % self.heads:
             raise ConfigError(
                 f"heads={self.heads} does not divide hidden={self.hidden}. Choose a divisor, or another width."
             )
-        if self.max_length < 1:
-            raise ConfigError(f"max_length={self.max_length}; a model must read at least 1 item.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout}; it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class EncoderRecommender(Recommender):
         problem: the data set.
     """
 
+    exact: ClassVar[bool] = True
     config: EncoderConfig
     popularity: Tensor
 
@@ -101,7 +103,8 @@ class EncoderRecommender(Recommender):
         for rows, length in length_groups(histories):
             states[rows] = self.last_states(histories[rows, -length:]).to(states.dtype)
         nothing = (histories < 0).all(dim=1, keepdim=True)
-        return torch.where(nothing, self.popularity, states @ self.encoder.table.T)
+        with torch.autocast(states.device.type, enabled=False):  # bfloat16 would tie a good part of a large catalogue
+            return torch.where(nothing, self.popularity, states @ self.encoder.table.T)
 
 
 @BASELINES.register("sasrec", config=SASRecConfig, title="SASRec", paper="arXiv:1808.09781")

@@ -65,8 +65,10 @@ class TIGERConfig(TrainingConfig):
     """Least width of the beam; rankings that are wider have beams as wide as they are."""
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ConfigError(f"max_length={self.max_length}; a model must read at least 1 item.")
+        super().__post_init__()
+        for name in ("layers", "hidden", "heads", "head_size", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1.")
 
 
 @dataclass(frozen=True)

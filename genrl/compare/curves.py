@@ -8,7 +8,6 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 
 Notes = dict[str, dict[int, float]]
@@ -43,7 +42,8 @@ def draw(rows: Mapping[str, Sequence[Notes]], path: Path) -> None:
     height = -(-len(drawn) // COLUMNS)
     figure, axes = pyplot.subplots(height, COLUMNS, figsize=(4.2 * COLUMNS, 3.1 * height), squeeze=False)
     for axis, (name, title) in zip(axes.flat, drawn.items(), strict=False):
-        for (row, runs), colour, dash in zip(rows.items(), cycle(COLOURS), cycle(DASHES), strict=False):
+        for number, (row, runs) in enumerate(rows.items()):
+            colour, dash = look(number)
             curve = band([run[name] for run in runs if name in run])
             if curve:
                 steps, means, lows, highs = zip(*curve, strict=True)
@@ -80,6 +80,16 @@ def panels(noted: Collection[str]) -> dict[str, str]:
     matches = sorted((name for name in noted if name.startswith(MATCH)), key=lambda name: int(name[len(MATCH) :]))
     titles |= {name: f"match rate of step {name[len(MATCH) :]}" for name in matches}
     return {name: title for name, title in titles.items() if name in noted}
+
+
+def look(number: int) -> tuple[str, str]:
+    """Colour and dash of a row; as many rows as there are pairs of both look different.
+
+    Example:
+        >>> look(0), look(8)
+        (('#0072B2', '-'), ('#0072B2', '--'))
+    """
+    return COLOURS[number % len(COLOURS)], DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 
 def read_notes(folder: Path) -> Notes:

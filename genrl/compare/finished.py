@@ -20,8 +20,14 @@ from genrl.compare.run import choose
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
 from genrl.objectives import OBJECTIVES
+from genrl.training.claim import differences
 from genrl.training.folder import key_of, read_json
 
+UNUSED = {
+    "rl": ("experiment", "name", "seed", "baseline"),
+    "baseline": ("experiment", "name", "seed", "objective", "rewards", "rollout", "rl", "align", "layout"),
+}
+"""Stage that a run is about -> what its seeds may differ in, or sections that it does not read."""
 SPLITS = ("test", "valid")
 KINDS = ("raw", "excluded")
 Tree = dict[str, Any]
@@ -56,6 +62,11 @@ class Finished:
         return self.folder.parent.joinpath(*Path(self.metrics["stages"]["align"]["evaluation"]).parts[-2:])
 
     @cached_property
+    def config(self) -> RunConfig:
+        """That it was made with."""
+        return load_config([self.folder / "config.yaml"])
+
+    @cached_property
     def ranks(self) -> dict[str, Tensor]:
         """`<split>/<kind>`: [R] place of each row's target; `cold/<split>`: [R], 1 where that target is cold."""
         return load_file(self.folder / "ranks.safetensors")
@@ -70,10 +81,10 @@ class Finished:
         return {name: value for name, value in self.metrics[split].items() if name not in ("align", "rl", "baseline")}
 
     def rows_scored(self) -> tuple[object, ...]:
-        """What runs must share to stand in one table: data, number of rows, and cut-offs."""
+        """What runs must share to stand in one table: data, number of rows, cut-offs, and what a hit is."""
         counts = [len(self.ranks[f"{split}/raw"]) for split in SPLITS]
         cuts = sorted(name for name in self.scores("test")["raw"] if name.startswith("ndcg@"))
-        return (self.metrics["data"]["fingerprint"], *counts, *cuts)
+        return (self.metrics["data"]["fingerprint"], self.config.evaluate.level, *counts, *cuts)
 
     def _has_other_numbers(self) -> bool:
         """Whether a reference line has the name of this run and other numbers, for example with other options."""
@@ -104,11 +115,43 @@ def planned_rows(plan: Plan) -> dict[str, list[Finished]]:
 
 
 def found_rows(folder: Path, *stages: str) -> dict[str, list[Finished]]:
-    """Every finished run of an experiment that has these stages, by row and seed."""
+    """Every finished run of an experiment that has these stages, by row and seed.
+
+    Raises:
+        DataError: if two folders hold the same row and seed, for example one being a copy of the other.
+    """
     runs = [Finished(path.parent, read_json(path)) for path in sorted(folder.glob("*-s*/metrics.json"))]
     runs = [run for run in runs if set(stages) <= run.metrics["stages"].keys()]
+    known: dict[tuple[str, int], Finished] = {}
+    for run in runs:
+        other = known.setdefault((run.row, run.seed), run)
+        if other is not run:
+            raise DataError(
+                f"{other.folder} and {run.folder} are both {run.row} with seed {run.seed}, which would count twice. "
+                f"Remove one, or put it elsewhere."
+            )
     names = dict.fromkeys(run.row for run in runs)
     return {name: sorted((r for r in runs if r.row == name), key=lambda run: run.seed) for name in names}
+
+
+def begun(folder: Path) -> list[Path]:
+    """Folders of all runs of an experiment, finished or not."""
+    return [path.parent for path in sorted(folder.glob("*-s*/config.yaml"))]
+
+
+def mixed(rows: Rows) -> list[str]:
+    """A sentence on each run whose options are not those of the first seed of its row."""
+    found = []
+    for first, *others in rows.values():
+        for run in others:
+            changed = differences(first.folder / "config.yaml", run.config)
+            changed = [name for name in changed if name.partition(".")[0] not in UNUSED[run.stage]]
+            if changed:
+                found.append(
+                    f"{run.folder.name} and {first.folder.name} stand in one row but differ in {', '.join(changed)}: "
+                    f"the mean is of different settings."
+                )
+    return found
 
 
 def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], list[str]]:
@@ -132,7 +175,8 @@ def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], 
     wanted = runs[0].rows_scored() if runs else ()
     kept = {name: [run for run in found if run.rows_scored() == wanted] for name, found in baselines.items()}
     notes = [
-        f"{run.folder.name} is left out: it is of other data, other rows or other cut-offs than {runs[0].folder.name}."
+        f"{run.folder.name} is left out: it is of other data, other rows, other cut-offs or another evaluate.level "
+        f"than {runs[0].folder.name}."
         for found in baselines.values()
         for run in found
         if run.rows_scored() != wanted
@@ -157,8 +201,7 @@ def describe(runs: Sequence[Finished]) -> Tree:
                 f"{run.folder} and {first.folder} do not share data, Semantic IDs, stage align and evaluation, so they "
                 f"cannot stand in one table. Put one of them into another experiment."
             )
-    config = load_config([first.folder / "config.yaml"])
-    path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], config.sid)}.safetensors"
+    path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], first.config.sid)}.safetensors"
     codes = load_file(path)["codes"].numpy().tobytes() if path.exists() else None
     return {
         "experiment": first.metrics["experiment"],
@@ -195,7 +238,7 @@ def row_facts(runs: Sequence[Finished], notes: Sequence[Notes]) -> Tree:
         notes: what they noted.
     """
     first = runs[0]
-    config = load_config([first.folder / "config.yaml"])
+    config = first.config
     kind = "objective" if first.stage == "rl" else "baseline"
     options = config.objective if kind == "objective" else config.baseline
     facts = {

@@ -20,11 +20,13 @@ from genrl.compare.finished import (
     SPLITS,
     Finished,
     Rows,
+    begun,
     cold_rows,
     comparable,
     describe,
     found_rows,
     is_done,
+    mixed,
     planned_rows,
     read_samples,
     row_facts,
@@ -36,7 +38,7 @@ from genrl.compare.table import markdown
 from genrl.errors import DataError
 from genrl.metrics.comparison import Difference, holm, paired_difference, seed_interval, warnings_of
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
-from genrl.training.folder import write_json
+from genrl.training.folder import locked, write_json
 
 MEASURES = {"ndcg": ndcg_at_k, "recall": recall_at_k, "cold_recall": recall_at_k}
 """Metrics with paired differences; cold recall is recall on the rows with a cold target."""
@@ -69,14 +71,15 @@ def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
     if not runs:
         raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
     check_baseline(baseline, [*baselines, *(rows if plan is None else plan.rows)])
-    planned = [] if plan is None else [run.folder for run in expected_runs(plan)]
+    expected = begun(folder) if plan is None else [run.folder for run in expected_runs(plan)]
     noted = {row: [read_notes(run.folder) for run in found] for row, found in everything.items()}
     tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
     report = {
         **describe(runs),
         "baseline": baseline,
-        "unfinished": [path.name for path in planned if not is_done(path)],
-        "notes": notes + _notes(tables, baseline),
+        "planned": plan is not None,
+        "unfinished": [path.name for path in expected if not is_done(path)],
+        "notes": notes + mixed(everything) + _notes(tables, baseline),
         "choices": {} if plan is None else choices(plan),
         "tables": tables,
         "rows": {row: row_facts(found, noted[row]) for row, found in everything.items()},
@@ -84,13 +87,15 @@ def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
         "cost": cost(everything),
     }
     text = markdown(report)
-    write_json(folder / "report.json", report)
-    # Steps of baselines are not steps of stage rl, so they have no curves here.
-    draw({row: noted[row] for row in rows}, folder / "report.png")
     samples = {row: read_samples(found[0].folder) for row, found in rows.items()}
-    _write_text(folder / "report.html", html(report, noted, samples))
-    _write_text(folder / "report.md", text)
-    write_comparison(folder, {row: noted[row] for row in rows}, report)
+    page = html(report, noted, samples)
+    with locked(folder):  # another comparison of the experiment may write its report, too
+        write_json(folder / "report.json", report)
+        # Steps of baselines are not steps of stage rl, so they have no curves here.
+        draw({row: noted[row] for row in rows}, folder / "report.png")
+        _write_text(folder / "report.html", page)
+        _write_text(folder / "report.md", text)
+        write_comparison(folder, {row: noted[row] for row in rows}, report)
     return text
 
 
@@ -167,6 +172,7 @@ def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collecti
             "p_holm": _number(p_value),
             "seed_noise": _number(difference.seed_noise),
             "rows": difference.users,
+            "seeds_covered": all(name in fixed or len(outcomes[name]) > 1 for name in (row, baseline)),
             "warnings": _warnings(difference, (row, baseline), outcomes, fixed),
         }
         for row, difference, p_value in zip(compared, found, corrected, strict=True)
@@ -245,15 +251,24 @@ def _warnings(
     for one, other in (compared, compared[::-1]):
         if one not in fixed and len(outcomes[one]) == 1 < len(outcomes[other]):
             found.append(f"One training seed of {one}: the noise of its training is not in the interval.")
+    ours, theirs = (outcomes[row] for row in compared)
+    common = _common(ours, theirs)
+    if 1 < len(common) < len(ours.keys() | theirs.keys()):
+        listed = ", ".join(map(str, common))
+        found.append(f"Compared on the seeds that both have, {listed}; the mean of each is over all its seeds.")
     return found
 
 
 def _paired(ours: Outcomes, theirs: Outcomes) -> tuple[Tensor, Tensor]:
     """Outcomes [seeds, R] of both: of the seeds that both have, or of all if they do not share two."""
-    common = [seed for seed in ours if seed in theirs]
+    common = _common(ours, theirs)
     if len(common) > 1:
         return torch.stack([ours[seed] for seed in common]), torch.stack([theirs[seed] for seed in common])
     return torch.stack(list(ours.values())), torch.stack(list(theirs.values()))
+
+
+def _common(ours: Outcomes, theirs: Outcomes) -> list[int]:
+    return [seed for seed in ours if seed in theirs]
 
 
 def _notes(tables: Mapping[str, Mapping[str, Tree]], baseline: str) -> list[str]:
@@ -274,7 +289,7 @@ def _means(values: Sequence[Mapping[str, float | None]], top: int) -> dict[str, 
     """Means over seeds of the metrics that the tables show; None where a metric has no rows."""
     found: dict[str, float | None] = {}
     for name in (f"{metric}@{top}" for metric in ("ndcg", *SECONDARY)):
-        known = [value for value in (part[name] for part in values) if value is not None]
+        known = [value for value in (part.get(name) for part in values) if value is not None]
         found[name] = _number(statistics.mean(known)) if known else None
     return found
 

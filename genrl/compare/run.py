@@ -269,7 +269,9 @@ def _size(run: Run) -> int:
 def _validation_score(run: Run) -> float | None:
     if not is_finished(run):
         return None
-    score: float = read_json(run.folder / "metrics.json")["valid"]["rl"]["raw"][f"ndcg@{max(run.config.evaluate.k)}"]
+    scores = read_json(run.folder / "metrics.json")["valid"]["rl"]["raw"]
+    top = max(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
+    score: float = scores[f"ndcg@{top}"]
     return score
 
 

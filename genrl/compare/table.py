@@ -14,8 +14,9 @@ READING = """\
 `N` is NDCG, `R` recall, `Ent` the entropy of the categories of a list in bits, `Cold` recall of cold targets, `Cov` the
 share of the catalogue that is recommended, `Top1%` the share of slots that its 1% most recommended items take. *Raw*
 rankings may name items of the history. The interval beside a mean is Student's over training seeds; that of a
-difference covers the choice of users and of seeds (95%). `p` is corrected for the number of rows, for each metric
-(Holm). All objectives begin with the same `align` weights: the noise of supervised training is not covered."""
+difference covers the choice of users and of seeds (95%); with one seed, of users only. `p` is corrected for the number
+of rows, for each metric (Holm). All objectives begin with the same `align` weights: the noise of supervised training is
+not covered."""
 
 
 def markdown(report: Tree) -> str:
@@ -151,8 +152,12 @@ def _origin(report: Tree) -> Iterator[str]:
 
 
 def _rows(heads: list[str], rows: Any) -> str:  # noqa: ANN401 (any iterable of lists of cells)
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
+    return "\n".join([_row(heads), f"|{'---|' * len(heads)}", *map(_row, rows)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A row of a table; a bar in a name would begin another cell."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _head(name: str) -> str:

@@ -297,6 +297,11 @@ def _too_few_rows(difference: Difference, rows: int) -> list[str]:
     if not baseline:
         return [f"The other model scores 0 on all {rows} rows: a relative change has no meaning here."]
     least = detectable_change(difference, rows)
+    if not least and not difference.effect:
+        return [
+            f"Both have the same outcome on all {rows} rows, so the interval has no width: of changes on fewer than "
+            f"about {min(1.0, 3 / rows):.1%} of users nothing can be said."
+        ]
     if least <= SHARE * baseline or least <= abs(difference.effect):
         return []
     return [

@@ -126,6 +126,19 @@ class ValidRate(RowMean):
         return shares, torch.ones_like(shares, dtype=torch.bool)
 
 
+def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
+    """Items that a ranking must list for the largest cut-off; with codes [I, K], for as many different SIDs.
+
+    Example:
+        >>> needed_width([1, 2]), needed_width([1, 2], torch.tensor([[0], [1], [0], [2], [0]]))
+        (2, 5)
+    """
+    if codes is None:
+        return max(k)
+    most = int(codes.unique(dim=0, return_counts=True)[1].max())
+    return max(max(k), min(len(codes), max(k) * most))
+
+
 class RankingMetrics(Metric):
     """Every ranking metric behind one `update` and one `compute`.
 

@@ -16,13 +16,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from genrl.baselines import BASELINES, Problem, Ranker, Recommender
+from genrl.baselines.lc_rec import LCRec
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
 from genrl.data.histories import SequenceBatch, SequenceBatches
 from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
-from genrl.errors import DataError
+from genrl.errors import DataError, UnsupportedError
 from genrl.metrics.functional import exclude_history
+from genrl.metrics.ranking import needed_width
 from genrl.ops import world_size
 from genrl.sid.table import SidTable
 from genrl.training import report
@@ -40,7 +42,7 @@ from genrl.training.evaluation import (
 from genrl.training.fitting import monitor, process_rank, quiet_libraries, train
 from genrl.training.folder import Meter, is_main_process, locked, read_json, read_weights, write_json
 from genrl.training.outcome import references, save_ranks, written
-from genrl.training.session import sid_table
+from genrl.training.session import equip, numerics, sid_table
 from genrl.training.stage import RankingModule, scheduled
 from genrl.training.stream import StepStream, seed_of
 from genrl.types import PromptBatch, Ranking
@@ -53,15 +55,24 @@ class BaselineModule(RankingModule):
         recommender: what is trained; its options say how.
         batches: its training rows.
         seed: of dropout and negatives; the order of rows has that of `batches`.
+        width: items that validation ranks for each row.
         ranking: arguments of `RankingModule`.
     """
 
-    def __init__(self, recommender: Recommender, batches: SequenceBatches, seed: int, **ranking: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        recommender: Recommender,
+        batches: SequenceBatches,
+        seed: int,
+        width: int,
+        **ranking: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(**ranking)
         self.strict_loading = False  # the recommender loads its own weights, see on_load_checkpoint
         self.recommender = recommender
         self.batches = batches
         self.seed = seed
+        self.width = width
         self.config = recommender.config
         self.max_steps = batches.steps_per_epoch * self.config.max_epochs
         self.round_steps = max(1, round(batches.steps_per_epoch * self.config.validate_every))
@@ -85,7 +96,7 @@ class BaselineModule(RankingModule):
 
     def rank(self, batch: PromptBatch) -> Ranking:
         """Rank the catalogue for validation rows."""
-        return self.recommender.rank(batch.history, self.metrics.k[-1])
+        return self.recommender.rank(batch.history, self.width)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Those of the recommender."""
@@ -140,6 +151,8 @@ class BaselineSession:
         options = {name: value for name, value in config.baseline.items() if name != "name"}
         torch.manual_seed(seed_of(config.seed))
         model = BASELINES.build(config.baseline["name"], options, problem=Problem(dataset, table, config.model))
+        if isinstance(model, LCRec):
+            equip(model.policy, config.trainer)
         unread = PromptTemplate(start_id=0, prefix_ids=(), sid_tokens=table.codes, pad_id=0)
         return cls(config, dataset, table, model, PromptMaker(dataset, unread, config.data.max_history))
 
@@ -147,6 +160,21 @@ class BaselineSession:
     def recommender(self) -> Recommender | None:
         """The baseline if it is one that learns."""
         return self.model if isinstance(self.model, Recommender) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where rankings are made."""
+        return torch.device("cpu") if self.recommender is None else next(self.recommender.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Items that a ranking must list to be scored."""
+        config = self.config.evaluate
+        return needed_width(config.k, self.table.codes if config.level == "sid" else None)
+
+    def numerics(self) -> contextlib.AbstractContextManager[Any]:
+        """Precision of passes outside Lightning's loops."""
+        return numerics(self.config.trainer, self.device)
 
     def batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
         """The rows of a split that tables are about."""
@@ -167,7 +195,7 @@ class BaselineSession:
         return {"raw": self.model.rank(histories, width), "excluded": exclude_history(unseen, histories)}
 
     @torch.no_grad()
-    def recommend(self, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool) -> Ranking:
+    def recommend(self, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool, exact: bool = False) -> Ranking:
         """The best items for histories.
 
         Args:
@@ -175,15 +203,23 @@ class BaselineSession:
             allowed: bool [I], items that may be recommended.
             top: items per history.
             exclude_seen: leave out the items of the history.
+            exact: the list must be the best of all allowed items.
 
         Raises:
             DataError: if no item is allowed.
+            UnsupportedError: if the list must be exact and the baseline searches with a beam.
         """
+        if exact and self.recommender is not None and not self.recommender.exact:
+            raise UnsupportedError(
+                f"{self.config.baseline['name']} searches with a beam, which cannot tell whether its list is exact. "
+                f"Leave --exact out; a wider beam (baseline.beam of its config.yaml) misses less."
+            )
         if not bool(allowed.any()):
             raise DataError("no item may be recommended: none of the catalogue is left. Allow more items.")
         if isinstance(self.model, Recommender):
             denied = torch.nonzero(~allowed).flatten().expand(len(seen), -1)
-            return self.model.rank(seen, top, torch.cat([seen, denied], dim=1) if exclude_seen else denied)
+            with self.numerics():
+                return self.model.rank(seen, top, torch.cat([seen, denied], dim=1) if exclude_seen else denied)
         every = self.model(seen, len(allowed))
         every = exclude_history(every, seen) if exclude_seen else every
         kept = allowed[every.items.clamp(min=0)] & (every.items >= 0)
@@ -197,23 +233,22 @@ class BaselineSession:
         """Metrics on the rows of each split."""
         config, world = self.config, world_size()
         rank = process_rank() if world > 1 else 0
-        device = torch.device("cpu")
         if self.recommender is not None:
             self.recommender.eval()
-            device = next(self.recommender.parameters()).device
-        find = partial(_rankings, self, max(config.evaluate.k))
-        return {
-            split: evaluate_rankings(
-                find,
-                self.batches(split, rank, world),
-                config.evaluate,
-                self.dataset.catalog,
-                self.table.codes.to(device),
-                device,
-                f"{config.baseline['name']} {split}",
-            )
-            for split in splits
-        }
+        find = partial(_rankings, self, self.width)
+        with self.numerics():
+            return {
+                split: evaluate_rankings(
+                    find,
+                    self.batches(split, rank, world),
+                    config.evaluate,
+                    self.dataset.catalog,
+                    self.table.codes.to(self.device),
+                    self.device,
+                    f"{config.baseline['name']} {split}",
+                )
+                for split in splits
+            }
 
 
 def _rankings(session: BaselineSession, width: int, batch: PromptBatch) -> Mapping[str, Ranking]:
@@ -291,6 +326,7 @@ def _train(session: BaselineSession, recommender: Recommender, folder: Path) -> 
         recommender,
         batches,
         config.seed,
+        session.width,
         validation=session.batches("valid", process_rank(), world),
         metrics=ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes),
         max_grad_norm=config.trainer.max_grad_norm,
@@ -309,7 +345,7 @@ def _header(console: Console, session: BaselineSession) -> None:
     console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
     report.describe_data(console, session.dataset)
     if session.recommender is not None:
-        trained = sum(value.numel() for value in session.recommender.parameters())
+        trained = sum(value.numel() for value in session.recommender.trained().values())
         console.print(f"{trained:,} trained parameters", highlight=False)
 
 

@@ -89,13 +89,14 @@ def train(
                 f"{point.path} is truncated, damaged or of another version ({reason}). "
                 f"Remove it to start the stage again."
             ) from error
-        return
-    if is_main_process():
-        for name in ("history.jsonl", "samples.jsonl"):
-            (folder / name).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-    if start:
-        trainer.validate(module, verbose=False)
-    trainer.fit(module)
+    else:
+        if is_main_process():
+            for name in ("history.jsonl", "samples.jsonl"):
+                (folder / name).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        if start:
+            trainer.validate(module, verbose=False)
+        trainer.fit(module)
+    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, where scoring it would take hours
 
 
 def monitor(config: RunConfig) -> str:

@@ -50,12 +50,12 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
             return {}
         positions = evaluated_rows(dataset, config.evaluate, split)
         sequences = dataset.sequences
-        longest = int((positions - sequences.offsets[sequences.users(positions)]).max())
+        before = (positions - sequences.offsets[sequences.users(positions)]).tolist()
         lines = reference_lines(
             dataset,
             SPLITS[split],
             config.evaluate.k,
-            history_length=max(longest, 1),
+            history_length=max([1, *before]),
             positions=positions,
             codes=codes,
             level=config.evaluate.level,

@@ -310,10 +310,12 @@ def recommend(
         exact: search until the list is provably the best of all allowed items.
 
     Returns:
-        For each history: (item id, title, log-probability), best first; fewer than `top` where fewer are allowed.
+        For each history: (item id, title, score), best first; fewer than `top` where fewer are allowed. The score is
+        a log-probability, or what a baseline calls its score.
 
     Raises:
         DataError: if no item is allowed, or a name is not in the catalogue.
+        UnsupportedError: if `exact` is asked of a baseline that searches with a beam.
     """
     quiet_libraries()
     session = load_run(folder)
@@ -335,7 +337,7 @@ def recommend(
     if isinstance(session, Session):
         ranking = _recommend(session, seen, allowed, top, exclude_seen, exact)
     else:
-        ranking = session.recommend(seen, allowed, top, exclude_seen)
+        ranking = session.recommend(seen, allowed, top, exclude_seen, exact)
     return [
         [
             (catalog.item_ids[item], catalog.titles[item], score)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from genrl.catalog.items import Catalog
 from genrl.types import Experience, PromptBatch, RewardBatch
 
+T = TypeVar("T")
 SHOWN_HISTORY = 5
 """Latest items of a history that are shown."""
 
@@ -32,11 +35,13 @@ class Completion:
     """Name -> unweighted reward."""
     advantages: tuple[float, ...]
     """Of each step: above 0 it becomes more likely, below 0 less."""
+    drawn: int
+    """How many completions of the group are equal to this one, itself included."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with some of its completions, best reward first."""
+    """One prompt with its best and its worst completions, best reward first."""
 
     history: tuple[str, ...]
     """Titles, latest last."""
@@ -67,7 +72,8 @@ def rollout_samples(
         codes: [I, K] SIDs of the catalogue.
         catalog: names the items.
         count: prompts, at most.
-        completions: per prompt, at most; of equally rewarded ones the likeliest come first.
+        completions: per prompt, at most; if there are more, half of these are the best and half the worst. Equal ones
+            stand there once. Of equally rewarded ones the likeliest come first.
     """
     groups = rewards.outcome.view(len(prompts), -1)
     spread = groups.max(1).values - groups.min(1).values
@@ -92,18 +98,33 @@ def _sample(
     drawn = experience.rollout
     rows = torch.arange(prompt * drawn.group_size, (prompt + 1) * drawn.group_size, device=drawn.items.device)
     rows = rows[drawn.old_logps[rows].sum(1).argsort(descending=True, stable=True)]
-    rows = rows[rewards.outcome[rows].argsort(descending=True, stable=True)][:completions]
+    rows = rows[rewards.outcome[rows].argsort(descending=True, stable=True)]
+    written = [(tuple(drawn.tokens[row].tolist()), float(rewards.outcome[row])) for row in rows]
+    counts = Counter(written)
+    distinct = dict(zip(reversed(written), reversed(rows.tolist()), strict=True))  # the first of equal ones stays
+    shown = _ends(list(counts), completions)
     target = int(prompts.targets.items[prompt, 0])
     seen = [item for item in prompts.history[prompt].tolist() if item >= 0][-SHOWN_HISTORY:]
     return Sample(
         history=tuple(_title(catalog, item) for item in seen),
         target=_title(catalog, target),
         target_codes=tuple(codes[target].tolist()),
-        completions=tuple(_completion(int(row), experience, rewards, catalog) for row in rows),
+        completions=tuple(_completion(distinct[one], experience, rewards, catalog, counts[one]) for one in shown),
     )
 
 
-def _completion(row: int, experience: Experience, rewards: RewardBatch, catalog: Catalog) -> Completion:
+def _ends(values: list[T], most: int) -> list[T]:
+    """The first and the last of some values, half of `most` each, in their order.
+
+    Example:
+        >>> _ends([1, 2, 3, 4, 5], 3)
+        [1, 2, 5]
+    """
+    last = most // 2
+    return values if len(values) <= most else values[: most - last] + values[len(values) - last :]
+
+
+def _completion(row: int, experience: Experience, rewards: RewardBatch, catalog: Catalog, count: int) -> Completion:
     drawn = experience.rollout
     return Completion(
         item=_title(catalog, int(drawn.items[row, 0])),
@@ -112,6 +133,7 @@ def _completion(row: int, experience: Experience, rewards: RewardBatch, catalog:
         reward=round(float(rewards.outcome[row]), 4),
         components={name: round(float(value[row]), 4) for name, value in rewards.components.items()},
         advantages=tuple(round(value, 4) for value in _step_advantages(experience, row)),
+        drawn=count,
     )
 
 
@@ -134,12 +156,13 @@ def _lines(sample: Sample) -> Iterator[str]:
     yield f"**history** {' -> '.join(map(_plain, sample.history))}  "
     yield f"**target** {_plain(sample.target)} ({_codes(sample.target_codes)})"
     yield ""
-    yield f"| item | SID | log-prob | reward | {' | '.join([*names, 'advantage of each step'])} |"
-    yield "|" + "---|" * (5 + len(names))
+    yield f"| item | drawn | SID | log-prob | reward | {' | '.join([*names, 'advantage of each step'])} |"
+    yield "|" + "---|" * (6 + len(names))
     for row in sample.completions:
         parts = [f"{row.components[name]:.2f}" for name in names]
         pushed = " ".join(f"{value:+.2f}" for value in row.advantages)
-        shown = [_plain(row.item), _codes(row.codes), f"{row.log_prob:.2f}", f"{row.reward:.2f}", *parts, pushed]
+        about = [_plain(row.item), str(row.drawn), _codes(row.codes), f"{row.log_prob:.2f}", f"{row.reward:.2f}"]
+        shown = [*about, *parts, pushed]
         yield f"| {' | '.join(shown)} |"
     yield ""
 

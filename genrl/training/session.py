@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import RunConfig
+from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.data.packing import Packer, text_segments
 from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.errors import ConfigError
@@ -47,11 +47,7 @@ class Session:
         table = sid_table(config, dataset)
         policy = load_policy(config.model, table.codebook_sizes, dataset.catalog.texts, config.prompt.prefix)
         _check_length(config, policy, table)
-        policy.branching = config.trainer.branching
-        if config.trainer.checkpointing:
-            policy.checkpoint_activations()
-        if config.trainer.compile:
-            policy.compile_decoder()
+        equip(policy, config.trainer)
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
         layout = LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes)
@@ -71,8 +67,7 @@ class Session:
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision of forward passes outside Lightning's loops."""
-        mixed = self.config.trainer.precision == "bf16-mixed"
-        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=mixed)
+        return numerics(self.config.trainer, self.policy.device)
 
     def batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
         """The rows of a split that tables are about, `valid` or `test`."""
@@ -119,6 +114,20 @@ class Session:
             config.trainer.max_grad_norm,
             scored,
         )
+
+
+def numerics(config: TrainerConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Precision of forward passes outside Lightning's loops."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
+
+
+def equip(policy: Policy, config: TrainerConfig) -> None:
+    """Give a policy what the trainer says of its passes."""
+    policy.branching = config.branching
+    if config.checkpointing:
+        policy.checkpoint_activations()
+    if config.compile:
+        policy.compile_decoder()
 
 
 def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:

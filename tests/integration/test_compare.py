@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from genrl.cli import main
+from tests.comparisons import ALIGNED, finish, finish_baseline, plan_of
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,19 @@ def test_the_folder_alone_is_reported_by_name(whole: Path, capsys: pytest.Captur
     assert main(["compare", "--report-only", "--output", str(whole)]) == 0
     assert "| same | 2 |" in capsys.readouterr().out
     assert main(words(whole, "--report-only")) == 0
+
+
+def test_a_run_of_another_objective_is_no_baseline_and_that_is_said_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(plan_of(tmp_path, "same=sage", seeds=(0,)).runs[0], ALIGNED)
+    finish_baseline(tmp_path, "sasrec", ALIGNED)
+    command = ["compare", "--output", str(tmp_path), "--objectives"]
+    assert main([*command, "grpo", "--baseline", "same"]) == 2
+    assert "--baseline same: no such row. Did you mean 'sasrec'? Rows: align, grpo, sasrec." in capsys.readouterr().err
+    assert main([*command, "sasrec=grpo", "--seeds", "1"]) == 2
+    assert "sasrec is a baseline that was run in this experiment" in capsys.readouterr().err
+    assert not list((tmp_path / "toy").glob("*/log.txt"))
 
 
 def test_a_budget_in_seconds_ends_the_rl_stage_alone(whole: Path) -> None:

@@ -23,9 +23,11 @@ READING = {
     "Entropy, coverage, top 1%": "Entropy of the categories of a list in bits; share of the catalogue that is "
     "recommended to anybody; share of all recommended places that go to the 1% most recommended items.",
     "Interval of a mean": "Student's 95% interval over training seeds: other seeds, the same users.",
-    "Interval of a difference": "95%, for other users and other seeds, paired over users.",
+    "Interval of a difference": "95%, for other users and other seeds, paired over users. Where one side was "
+    "trained once, the noise of its training is not in it.",
     "p": "Corrected by Holm's rule for the number of rows, in each metric and kind of ranking apart: if everything "
-    "below .05 is called a difference, the probability of even one false call is at most 5%.",
+    "below .05 is called a difference, the probability of even one false call is at most 5%, as far as the intervals "
+    "go: with one seed that is for other users, not for other seeds.",
     "Not told apart": "It does not mean equal. The interval says which changes the data allow.",
 }
 
@@ -49,7 +51,8 @@ def cost(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
         )
 
     return scrolling(
-        "What the stage of each row took: amounts of one run, mean seconds and largest memory over seeds",
+        "What the stage of each row took: amounts of one run, mean seconds and largest memory over seeds; "
+        "of a run that was killed, since its last start",
         _heads("row", *units, "seconds", "peak memory"),
         (line(row, value) for row, value in report["cost"].items()),
     )

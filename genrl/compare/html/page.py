@@ -69,7 +69,7 @@ def html(
         "body",
         _header(report, next(iter(test.values())), objectives, shown),
         element("main", (_section(title, content) for title, content in shown.items())),
-        element("footer", "Written by genrl. report.json beside this page holds the same numbers, unrounded."),
+        element("footer", "Written by genrl. report.json beside this page holds the same numbers with more digits."),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
@@ -85,7 +85,8 @@ def _header(report: Tree, table: Tree, objectives: Sequence[str], sections: Iter
     if table.get("cold_rows") is not None:
         facts["of these with a cold target"] = f"{table['cold_rows']:,}"
     unfinished = report["unfinished"]
-    state = f"Partial: not finished are {', '.join(unfinished)}" if unfinished else "Complete: all runs are finished"
+    complete = "Complete: all runs are finished" if report.get("planned", True) else "All runs found here are finished"
+    state = f"Partial: not finished are {', '.join(unfinished)}" if unfinished else complete
     return element(
         "header",
         element("p", "Objectives side by side", class_="above"),
@@ -182,9 +183,10 @@ def _examples(samples: Mapping[str, Sequence[Mapping[str, Any]]], styles: Styles
     if not known:
         return None
     about = (
-        "From the last rollout of each row that was kept: the prompts whose completions were rewarded most "
-        "differently, best reward first. A framed code with ✓ is that of the target. Below each code stands the "
-        "advantage of its step: above 0 (blue) it becomes more likely, below 0 (orange) less."
+        "From the last rollout that was kept of the first seed of each row: the prompts whose completions were "
+        "rewarded most differently, each with its best and its worst completions, best first. A framed code with ✓ is "
+        "that of the target. Below each code stands the advantage of its step: above 0 (blue) it becomes more likely, "
+        "below 0 (orange) less."
     )
     shown = max(known, key=lambda row: len(known[row][0]["completions"]))
     folded = (

@@ -33,8 +33,8 @@ SAMPLED = ("train/reward", "objective/dead_groups", MATCH)
 def effects(test: Mapping[str, Tree], baseline: str, styles: Styles) -> Markup | None:
     """Effects on test but the first, which stands beside the verdict."""
     about = (
-        f"Each row minus {named(baseline)} on test, with 95% intervals over users and seeds. A filled mark "
-        "is a difference after Holm's correction, a hollow one is not; the line at zero is no difference."
+        f"Each row minus {named(baseline)} on test, with 95% intervals over users and, if there are several, seeds. A "
+        "filled mark is a difference after Holm's correction, a hollow one is not; the line at zero is no difference."
     )
     return _figure(about, forests(test, styles)[1:])
 

@@ -13,6 +13,7 @@ Direction = Literal["higher", "lower", "unclear"]
 SIGNIFICANT = 0.05
 """Corrected p-values below it count as a difference."""
 MEASURES = {"ndcg": "NDCG", "recall": "recall", "cold_recall": "cold recall"}
+OTHER_SEEDS = "other seeds may show something else."
 WAYS: Mapping[Direction, str] = {"higher": "higher", "lower": "lower", "unclear": "not told apart"}
 
 
@@ -23,6 +24,8 @@ class Statement:
     row: str
     direction: Direction
     text: str
+    one_seed: bool
+    """Whether the interval lacks the noise of training, as one side was trained once."""
 
 
 def differences(line: Tree, cutoff: int) -> Mapping[str, Tree]:
@@ -50,7 +53,9 @@ def lead(table: Tree, baseline: str) -> str:
         return f"No difference to {other} is shown for {rows}."
     counts = ((found.count(way), way) for way in WAYS)
     parts = [f"{count} {_verb(count, way)}" for count, way in counts if count]
-    return f"Of {len(found)} rows compared with {other}, {listed(parts)}."
+    once = sum(one.one_seed and one.direction != "unclear" for one in statements(table, baseline))
+    care = f" Behind {once} of these differences stands one training seed: {OTHER_SEEDS}" if once else ""
+    return f"Of {len(found)} rows compared with {other}, {listed(parts)}.{care}"
 
 
 def statements(table: Tree, baseline: str) -> list[Statement]:
@@ -61,7 +66,12 @@ def statements(table: Tree, baseline: str) -> list[Statement]:
     compared = {row: value for row, value in found.items() if value is not None}
     theirs = lines[baseline]["metrics"][metric] if baseline in lines else None
     return [
-        Statement(row, direction(compared[row]), _sentence(lines[row]["metrics"][metric], theirs, compared[row]))
+        Statement(
+            row,
+            direction(compared[row]),
+            _sentence(lines[row]["metrics"][metric], theirs, compared[row]),
+            _one_seed(compared[row]),
+        )
         for row in sorted(compared, key=lambda row: -compared[row]["effect"])
     ]
 
@@ -150,7 +160,11 @@ def _sentence(ours: float, theirs: float | None, found: Tree) -> str:
     text = f"{interval}, {p_text(found['p_holm'])}{scores}."
     if direction(found) == "unclear" and not found["low"] <= 0 <= found["high"]:
         return f"{text} The interval leaves out zero, but not by enough for so many rows."
-    return text
+    return f"{text} One training seed: {OTHER_SEEDS}" if _one_seed(found) and direction(found) != "unclear" else text
+
+
+def _one_seed(found: Tree) -> bool:
+    return not found.get("seeds_covered", True)  # older reports do not say
 
 
 def _against_references(table: Tree) -> Iterator[str]:
@@ -187,7 +201,8 @@ def _other_metrics(table: Tree) -> Iterator[str]:
     metrics = dict.fromkeys(metric for values in found.values() for metric in values if not metric.startswith("ndcg@"))
     for metric in metrics:
         ways = {row: direction(values[metric]) for row, values in found.items() if metric in values}
-        rows = {way: [named(row) for row in ways if ways[row] == way] for way in ("higher", "lower")}
+        once = {row: " (one seed)" if _one_seed(found[row][metric]) else "" for row in ways}
+        rows = {way: [named(row) + once[row] for row in ways if ways[row] == way] for way in ("higher", "lower")}
         parts = [f"{way} for {listed(names)}" for way, names in rows.items() if names]
         words = listed(parts) if parts else "no difference is shown for any row"
         yield f"{measure(metric)[0].upper()}{measure(metric)[1:]}: {words}."

@@ -7,7 +7,7 @@ from torch import Tensor
 from genrl.baselines import BASELINES, Problem, Recommender, TrainingConfig
 from genrl.baselines.sasrec import SASRec
 from genrl.data.histories import SequenceBatch
-from genrl.errors import UnknownComponentError
+from genrl.errors import ConfigError, UnknownComponentError
 from genrl.types import Ranking
 from tests.unit.baselines.problems import problem_of
 
@@ -52,3 +52,22 @@ def test_every_baseline_trains_with_options_of_its_own() -> None:
         assert issubclass(entry.config, TrainingConfig)
         assert entry.paper
         assert entry.title
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_epochs", 0),
+        ("batch", 0),
+        ("patience", -1),
+        ("max_length", 0),
+        ("validate_every", 0.0),
+        ("learning_rate", 0.0),
+        ("final_learning_rate", -0.1),
+        ("weight_decay", -1.0),
+        ("warmup_steps", -1),
+    ],
+)
+def test_options_of_training_that_cannot_work_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{option}={value}"):
+        TrainingConfig(**{option: value})  # type: ignore[arg-type]

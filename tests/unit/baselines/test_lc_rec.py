@@ -15,7 +15,9 @@ from genrl.data.histories import SequenceBatch, SequenceBatches
 from genrl.errors import ConfigError
 from genrl.policy.decode import rank
 from genrl.sid import build_sid_table
+from genrl.sid.table import CollisionReport, SidTable
 from tests.helpers import assert_same
+from tests.unit.baselines.problems import dataset_of
 
 MODEL = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=32, vocabulary=300, dropout=0.0)
 
@@ -127,3 +129,27 @@ def test_weights_go_to_another_instance(problem: Problem, model: LCRec) -> None:
 def test_a_history_that_the_backbone_cannot_hold_is_refused(problem: Problem) -> None:
     with pytest.raises(ConfigError, match=r"baseline.max_length=100000 .* Lower baseline.max_length"):
         make(problem, max_length=100_000)
+
+
+def test_a_process_without_rows_has_no_loss_and_a_gradient_of_zero_everywhere(
+    problem: Problem, batch: SequenceBatch
+) -> None:
+    model = make(problem).train()
+    value = model.loss(replace(batch, items=batch.items[:0], targets=batch.targets[:0]))
+    value.backward()
+    assert value.item() == 0
+    for name, parameter in model.trained().items():
+        assert parameter.grad is not None, name  # other processes wait for it
+        assert not parameter.grad.any(), name
+
+
+def test_items_that_share_a_sid_are_all_ranked() -> None:
+    dataset = dataset_of([[0, 1, 2, 3], [3, 2, 1, 4], [5, 6, 7, 1]], size=9)
+    codes = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 0], [1, 0], [1, 1], [2, 0], [2, 0], [2, 1]])
+    report = CollisionReport(9, 6, 0, 1, 0.0, 9, (3, 2), (3.0, 2.0))
+    table = SidTable(codes, (3, 2), dataset.catalog.fingerprint, report)
+    model = make(Problem(dataset, table, MODEL))
+    found = model.rank(torch.tensor([[0, 1]]), 11)
+    assert sorted(found.items[0].tolist()) == [-1, -1, *range(9)]
+    denied = model.rank(torch.tensor([[0, 1]]), 11, torch.tensor([[3, 8]]))
+    assert denied.items[0].tolist() == [item for item in found.items[0].tolist() if item not in (3, 8)] + [-1, -1]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from genrl.baselines import ItemKNN, MostPopular, RepeatLast, reference_lines
+from genrl.baselines.reference import ItemKNNConfig
 from genrl.catalog import Catalog, Dataset, Role, Sequences
-from genrl.errors import DataError
+from genrl.errors import ConfigError, DataError
 from tests.helpers import assert_same
 
 CATALOG, USERS, LENGTH = 12, 15, 7
@@ -144,3 +145,8 @@ def test_reference_lines_of_some_rows():
     assert lines["item_knn"]["rows"] == 4
     with pytest.raises(DataError, match="valid part has no rows"):
         reference_lines(data, Role.VALID, positions=some[:0])
+
+
+def test_a_window_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="window=0"):
+        ItemKNNConfig(window=0)

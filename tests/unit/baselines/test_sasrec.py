@@ -154,7 +154,9 @@ def test_a_process_without_rows_has_no_loss_and_no_gradient(loss: str) -> None:
     value = model.loss(SequenceBatch(nothing, nothing.bool(), torch.tensor(3.0)))
     value.backward()
     assert value.item() == 0
-    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    for parameter in model.parameters():
+        assert parameter.grad is not None  # other processes wait for it
+        assert not parameter.grad.any()
     assert len(model.rank(nothing, 3).items) == 0
 
 
@@ -192,3 +194,10 @@ def test_options_are_checked() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             BASELINES.build("sasrec", options, problem=PROBLEM)
+
+
+def test_mixed_precision_scores_the_catalogue_in_full_precision() -> None:
+    model = shaken(model_of())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.rank(torch.tensor([[1, 2]]), 5).scores
+    assert not torch.equal(found, found.bfloat16().float())

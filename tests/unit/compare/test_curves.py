@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from genrl.compare.curves import COLUMNS, Notes, band, draw, panels, read_notes
+from genrl.compare.curves import COLUMNS, Notes, band, draw, look, panels, read_notes
 
 
 def noted(folder: Path, *notes: dict[str, float]) -> Path:
@@ -97,6 +97,10 @@ def test_each_panel_has_a_line_and_a_band_for_each_row_that_noted_it(tmp_path: P
     }
     assert all(line.get_color() == looks["grpo"][0] for line in axes["reward"].get_lines())  # the same in all panels
     assert looks["grpo"] != looks["ce"]
+
+
+def test_twelve_rows_look_different() -> None:
+    assert len({look(number) for number in range(12)}) == 12
 
 
 def test_without_notes_there_is_no_picture(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,23 @@ def test_baselines_of_other_data_or_rows_are_left_out_and_named(plan: Plan, tmp_
     assert all("grpo-s0" in note for note in notes)
     assert list(comparable(baselines, {})[0]) == ["sasrec"]  # the first baseline says what the others are held against
     assert comparable({}, planned_rows(plan)) == ({}, [])
+
+
+def test_a_baseline_that_counts_other_hits_is_left_out(plan: Plan, tmp_path: Path) -> None:
+    path = finish_baseline(tmp_path, "sasrec", RANKS) / "config.yaml"
+    text = path.read_text()
+    assert text.count("level: item") == 1
+    path.write_text(text.replace("level: item", "level: sid"))
+    kept, (note,) = comparable(found_rows(plan.shared.folder.parent, "baseline"), planned_rows(plan))
+    assert kept == {}
+    assert "another evaluate.level than grpo-s0" in note
+
+
+def test_a_copy_of_a_run_does_not_count_twice(plan: Plan) -> None:
+    run = plan.runs[0].folder
+    shutil.copytree(run, run.with_name("grpo-s0-copy"))
+    with pytest.raises(DataError, match=r"grpo-s0 and .*grpo-s0-copy are both grpo with seed 0"):
+        found_rows(run.parent, "align", "rl")
 
 
 def test_a_baseline_may_not_have_the_name_of_an_objective(plan: Plan, tmp_path: Path) -> None:

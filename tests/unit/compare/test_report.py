@@ -181,6 +181,15 @@ def test_seeds_are_paired_only_where_both_rows_have_two_of_them() -> None:
     assert_same(shared["low"], paired_difference(table[[0, 2]], table[[4, 3]]).low, 1e-7)
 
 
+def test_seeds_that_only_one_row_has_are_left_out_with_a_warning() -> None:
+    table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = {"ours": dict(enumerate(table[:3])), "theirs": {0: table[3], 2: table[4]}, "other": dict(enumerate(table))}
+    found = differences({name: rows[name] for name in ("ours", "theirs")}, "theirs")["ours"]["warnings"]
+    assert sum("Compared on the seeds that both have, 0, 2;" in text for text in found) == 1
+    same = differences({"ours": rows["ours"], "theirs": dict(enumerate(table[3:]))}, "theirs")["ours"]["warnings"]
+    assert not any("Compared on" in text for text in same)
+
+
 def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
     table = torch.randn(4, 30, generator=torch.Generator().manual_seed(2)) + 5
     outcomes = {
@@ -193,9 +202,11 @@ def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
     found = differences(outcomes, "align", fixed)
     assert not any("seed" in text for text in found["item_knn"]["warnings"])
     assert any("One training seed: " in text for text in found["grpo"]["warnings"])
+    assert [found[row]["seeds_covered"] for row in ("item_knn", "grpo", "sapo")] == [True, False, True]
     assert not any("One training seed" in text for text in found["sapo"]["warnings"])
     found = differences(outcomes, "grpo", fixed)
     assert any("One training seed of grpo" in text for text in found["sapo"]["warnings"])
+    assert not any(found[row]["seeds_covered"] for row in found)  # grpo was trained once
     assert not any("One training seed of" in text for text in found["align"]["warnings"])
 
 
@@ -387,6 +398,41 @@ def test_a_folder_without_a_plan_is_reported_by_name(plan: Plan) -> None:
     write_report(folder, None, "grpo")
     lines = json.loads((folder / "report.json").read_text())["tables"]["test"]["raw"]["lines"]
     assert {name: line["seeds"] for name, line in lines.items() if line["seeds"]} == {"grpo": [0, 1], "sapo": [0]}
+
+
+def test_a_folder_without_a_plan_lists_what_is_not_finished(plan: Plan) -> None:
+    folder = plan.shared.folder.parent
+    (folder / "slow-s0").mkdir()
+    (folder / "slow-s0" / "config.yaml").write_text("experiment: toy\n")
+    write_report(folder, None, "align")
+    assert json.loads((folder / "report.json").read_text())["unfinished"] == ["slow-s0"]
+    assert "Partial: not finished are slow-s0" in (folder / "report.html").read_text()
+    (folder / "slow-s0" / "config.yaml").unlink()
+    write_report(folder, None, "align")
+    assert "Complete" not in (folder / "report.html").read_text()  # what was never begun is not known
+    assert "All runs found here are finished" in (folder / "report.html").read_text()
+
+
+def test_a_run_of_an_older_version_lacks_a_metric(plan: Plan) -> None:
+    path = plan.runs[0].folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for name in ("align", "rl", "most_popular"):
+        for kind in ("raw", "excluded"):
+            del metrics["test"][name][kind]["top1pct_share@10"]
+    path.write_text(json.dumps(metrics))
+    lines = report_of(plan)["tables"]["test"]["raw"]["lines"]
+    assert lines["align"]["metrics"]["top1pct_share@10"] is None
+    assert lines["grpo"]["metrics"]["top1pct_share@10"] == 0.1  # of the other seed
+
+
+def test_seeds_with_other_options_are_noted(tmp_path: Path) -> None:
+    finish(plan_of(tmp_path, "grpo", seeds=(0,)).runs[0], FOUND["grpo-s0"])
+    other = plan_of(tmp_path, "grpo", "rl.learning_rate=0.5", "objective.clip_low=0.1", seeds=(1,))
+    finish(other.runs[0], FOUND["grpo-s1"])
+    folder = other.shared.folder.parent
+    write_report(folder, None, "align")
+    (note,) = json.loads((folder / "report.json").read_text())["notes"]
+    assert note.startswith("grpo-s1 and grpo-s0 stand in one row but differ in objective.clip_low, rl.learning_rate:")
 
 
 def test_costs_are_means_over_seeds_and_the_largest_memory(plan: Plan) -> None:

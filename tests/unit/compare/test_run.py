@@ -104,6 +104,12 @@ def test_nothing_is_chosen_before_all_points_are_finished(tmp_path: Path) -> Non
     assert choose(candidates).best is candidates[0]  # the first of equal ones
 
 
+def test_the_score_is_that_of_the_largest_k_the_run_has(tmp_path: Path) -> None:
+    (candidates,) = plan_of(tmp_path, "grpo", "evaluate.k=[5,20]", seeds=(0,)).rows.values()
+    finish(candidates[0].runs[0], RANKS, valid=0.3)  # scored at 5 and 10
+    assert choose(candidates).scores == (0.3,)
+
+
 def test_a_failed_run_is_shown_and_the_others_go_on(
     tmp_path: Path, workers: Workers, capsys: pytest.CaptureFixture[str]
 ) -> None:

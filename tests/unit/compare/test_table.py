@@ -105,6 +105,14 @@ def test_what_is_left_out_is_noted_at_the_top() -> None:
     assert "# Comparison: toy\n\n**Note**: Something is missing.\n" in markdown(report(notes=["Something is missing."]))
 
 
+def test_a_bar_in_a_name_does_not_begin_another_cell() -> None:
+    found = report()
+    lines = found["tables"]["test"]["raw"]["lines"]
+    lines["a|b"] = lines.pop("grpo")
+    text = markdown(found)
+    assert "| a\\|b | 2 | 0.2500" in text
+
+
 def test_costs_and_origin_are_shown() -> None:
     text = markdown(report())
     assert cells(text, "align")[0] == "align"

@@ -285,6 +285,17 @@ def test_rows_that_say_nothing_are_named():
     assert math.isnan(nothing.relative)
 
 
+def test_an_interval_without_width_is_not_taken_for_certainty():
+    same = torch.tensor([[0.0, 1.0, 0.0, 1.0] * 50])
+    found = paired_difference(same.expand(3, -1), same)
+    assert (found.low, found.effect, found.high) == (0, 0, 0)
+    (warning,) = warnings_of(found, 200)
+    assert "same outcome on all 200 rows" in warning
+    assert "1.5% of users" in warning  # 3 of 200: the rule of three
+    shifted = paired_difference(same.expand(3, -1) + 1, same)
+    assert warnings_of(shifted, 200) == []
+
+
 def test_bad_tables_are_refused():
     with pytest.raises(ValueError, match=r"\[2, 4\] and \[1, 3\]"):
         paired_difference(torch.zeros(2, 4), torch.zeros(1, 3))

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrl.baselines import BASELINES
+from genrl.baselines.lc_rec import LCRec
 from genrl.catalog.sequences import Role
 from genrl.config import RunConfig
-from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.training.baseline import BaselineSession
 from genrl.training.run import evaluate_run, fit, load_run, recommend
 from tests.runs import small_config
@@ -149,3 +150,44 @@ def test_weights_of_another_model_are_named(finished: dict[str, Path], tmp_path:
     save_file(wrong, folder / "weights.safetensors")
     with pytest.raises(CheckpointError, match="another model"):
         load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["most_popular", "item_knn"])
+def test_a_reference_line_is_the_same_as_a_run_where_items_share_sids(tmp_path: Path, name: str) -> None:
+    shared = ("sid.codes=2", "sid.collisions=keep", "evaluate.level=sid")
+    metrics = read(fit(small_config(tmp_path, "stages=[baseline]", f"baseline.name={name}", *shared)))
+    assert metrics["test"]["baseline"] == metrics["test"][name]
+
+
+def test_rankings_are_wide_enough_for_as_many_sids_as_are_scored(tmp_path: Path) -> None:
+    shared = ("sid.codes=2", "sid.collisions=keep", "evaluate.level=sid", "evaluate.k=[2]")
+    session = BaselineSession.build(config_of(tmp_path, "sasrec", *shared))
+    (batch, *_) = session.batches("test")
+    for ranking in session.rankings(batch.history, session.width).values():
+        for items in ranking.items:
+            assert len(session.table.codes[items[items >= 0]].unique(dim=0)) >= 2
+
+
+@pytest.mark.parametrize("name", list(QUICK))
+def test_an_exact_list_is_refused_where_a_beam_searches(finished: dict[str, Path], name: str) -> None:
+    if name in ("tiger", "lc_rec"):
+        with pytest.raises(UnsupportedError, match=f"{name} searches with a beam"):
+            recommend(finished[name], [["0"]], 3, exact=True)
+    else:
+        item = load_run(finished[name]).dataset.catalog.item_ids[3]
+        assert recommend(finished[name], [[item]], 3, exact=True) == recommend(finished[name], [[item]], 3)
+
+
+def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "lc_rec", "trainer.checkpointing=true", "trainer.branching=naive")
+    session = BaselineSession.build(config)
+    assert isinstance(session.model, LCRec)
+    session.model.train()
+    assert session.model.policy.checkpointing
+    assert session.model.policy.branching == "naive"
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_mixed_precision_trains_validates_and_scores(tmp_path: Path, name: str) -> None:
+    metrics = read(fit(config_of(tmp_path, name, "baseline.max_epochs=1", "trainer.precision=bf16-mixed")))
+    assert 0 <= metrics["test"]["baseline"]["raw"]["recall@10"] <= 1

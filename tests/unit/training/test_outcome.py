@@ -4,14 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from genrl.config.schema import EvaluateConfig
+from genrl.errors import DataError
 from genrl.training.evaluation import Evaluation, evaluated_rows
 from genrl.training.outcome import references, save_ranks, written
 from genrl.training.session import Session
 from tests.runs import small_config
+from tests.unit.baselines.problems import dataset_of
 
 EMPTY = {"recall@10": 0.1234567, "cold_recall@10": float("nan")}
 
@@ -44,3 +47,9 @@ def test_reference_lines_are_computed_once_and_again_for_other_rows(session: Ses
     found = references(fewer, session.dataset, session.table.codes, "valid")
     assert list(found) == list(lines) == ["most_popular", "repeat_last", "item_knn"]
     assert (found["item_knn"]["raw"]["rows"], lines["item_knn"]["raw"]["rows"]) == (10, 80)
+
+
+def test_a_split_without_rows_is_a_clear_error(tmp_path: Path) -> None:
+    dataset = dataset_of([[0, 1, 2]], ["tte"])
+    with pytest.raises(DataError, match="the valid part has no rows"):
+        references(small_config(tmp_path), dataset, torch.zeros(3, 1, dtype=torch.int64), "valid")

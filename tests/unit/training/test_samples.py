@@ -22,6 +22,8 @@ def sampled(session: Session, tmp_path: Path):
     module = attach(rl_module(session, tmp_path))
     module.experience(0)
     experience, rewards, prompts = module.sampled
+    tokens = torch.arange(experience.rollout.tokens.numel()).view_as(experience.rollout.tokens)  # all different
+    experience = replace(experience, rollout=replace(experience.rollout, tokens=tokens))
     outcome = torch.zeros_like(rewards.outcome)
     outcome[4:8] = torch.tensor([0.0, 1.0, 0.5, 0.5])  # prompt 1 has the widest rewards, then prompt 2
     outcome[8:12] = torch.tensor([0.25, 0.25, 0.25, 0.0])
@@ -46,7 +48,26 @@ def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sam
     assert first.completions[0].codes == tuple(best)
     codes = session.layout.codes_of_items()[prompts.targets.items[1, 0]]
     assert first.target_codes == tuple(codes.tolist())
-    assert samples_of(sampled, count=1, completions=2)[0].completions == first.completions[:2]
+    assert [row.drawn for row in first.completions] == [1, 1, 1, 1]
+
+
+def test_of_many_completions_the_best_and_the_worst_are_shown(sampled) -> None:
+    every = samples_of(sampled, count=1, completions=4)[0].completions
+    assert samples_of(sampled, count=1, completions=3)[0].completions == (*every[:2], every[3])
+    assert samples_of(sampled, count=1, completions=2)[0].completions == (every[0], every[3])
+    assert samples_of(sampled, count=1, completions=1)[0].completions == every[:1]
+
+
+def test_equal_completions_stand_there_once_with_their_number(sampled) -> None:
+    experience, rewards, prompts, session = sampled
+    rollout = experience.rollout
+    tokens, logps, choices = rollout.tokens.clone(), rollout.old_logps.clone(), rollout.choices.clone()
+    for values in (tokens, logps, choices):
+        values[7] = values[6]
+    same = replace(rollout, tokens=tokens, old_logps=logps, choices=choices)
+    samples = samples_of((replace(experience, rollout=same), rewards, prompts, session), count=1, completions=4)
+    assert [(row.reward, row.drawn) for row in samples[0].completions] == [(1.0, 1), (0.5, 2), (0.0, 1)]
+    assert "| 2 |" in markdown(samples)
 
 
 def test_a_completion_shows_the_advantage_of_each_of_its_steps(sampled) -> None:

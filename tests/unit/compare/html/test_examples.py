@@ -28,6 +28,13 @@ def test_steps_are_shaded_by_sign_and_size_of_their_advantage() -> None:
     ]
 
 
+def test_a_completion_that_was_drawn_several_times_says_so() -> None:
+    sample = samples()["grpo"][0]
+    (completion,) = sample["completions"]
+    page = Page(example({**sample, "completions": [{**completion, "drawn": 3}, {**completion, "drawn": 1}]}))
+    assert [row[0] for row in page.rows[1:]] == ["Blue Pan (drawn 3 times)", "Blue Pan"]
+
+
 def test_odd_samples_are_shown_too() -> None:
     sample = samples()["grpo"][0]
     (completion,) = sample["completions"]

@@ -61,6 +61,21 @@ def test_an_interval_that_leaves_out_zero_is_explained_if_correction_says_otherw
     )
 
 
+def test_a_difference_of_one_seed_is_not_said_of_the_objective() -> None:
+    parts = table()
+    assert "seed" not in lead(parts, "align")
+    for row in ("grpo", "sage"):
+        for found in parts["lines"][row]["differences"].values():
+            found["seeds_covered"] = False
+    assert lead(parts, "align").endswith(
+        "told apart. Behind 1 of these differences stands one training seed: other seeds may show something else."
+    )
+    texts = {one.row: one.text for one in statements(parts, "align")}
+    assert texts["grpo"].endswith("against 0.2000. One training seed: other seeds may show something else.")
+    assert not any("seed" in texts[row] for row in ("sapo", "sage"))  # nothing is claimed of sage
+    assert "Recall@10: higher for grpo (one seed)." in list(remarks({"raw": parts}, "raw", "align"))
+
+
 def test_the_best_reference_line_is_named_whatever_the_verdict() -> None:
     parts = table()
     first = next(remarks({"excluded": parts}, "excluded", "align"))
