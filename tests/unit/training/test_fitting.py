@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.training.fitting import RunLogger, barrier, monitor, process_rank
+from genrl.training import fitting
+from genrl.training.callbacks import BestWeights
+from genrl.training.fitting import RunLogger, barrier, monitor, process_rank, train
 
 
 def test_the_largest_cut_off_chooses_weights() -> None:
@@ -34,3 +38,17 @@ def test_the_log_of_a_run_has_no_epochs(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert events.Tags()["scalars"] == ["a"]
     assert (events.Scalars("a")[0].step, events.Scalars("a")[0].value) == (3, 2.0)
+
+
+def test_what_was_trained_is_scored_where_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        def __init__(self, **options: Any) -> None:
+            self.strategy = SimpleNamespace(root_device=torch.device("meta"))
+
+        def fit(self, module: torch.nn.Module) -> None:
+            module.cpu()  # as Lightning leaves it
+
+    monkeypatch.setattr(fitting.L, "Trainer", Trainer)
+    module = torch.nn.Linear(2, 2)
+    train("stage", module, tmp_path, 1, BestWeights(tmp_path / "best", None), RunConfig())  # type: ignore[arg-type]
+    assert module.weight.device.type == "meta"
