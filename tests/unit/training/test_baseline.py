@@ -172,7 +172,7 @@ def test_rankings_are_wide_enough_for_as_many_sids_as_are_scored(tmp_path: Path)
 def test_an_exact_list_is_refused_where_a_beam_searches(finished: dict[str, Path], name: str) -> None:
     if name in ("tiger", "lc_rec"):
         with pytest.raises(UnsupportedError, match=f"{name} searches with a beam"):
-            recommend(finished[name], [["0"]], 3, exact=True)
+            recommend(finished[name], [["i0"]], 3, exact=True)
     else:
         item = load_run(finished[name]).dataset.catalog.item_ids[3]
         assert recommend(finished[name], [[item]], 3, exact=True) == recommend(finished[name], [[item]], 3)
