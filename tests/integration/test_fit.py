@@ -74,9 +74,10 @@ def test_a_run_folder_explains_itself(output: Path) -> None:
     assert "--objective sapo" in command
     assert f"--config {folder / 'config.yaml'}" in command
     ranks = load_file(folder / "ranks.safetensors")
-    assert {name: value.numel() for name, value in ranks.items()} == {
-        f"{split}/{kind}": 80 for split in ("valid", "test") for kind in ("raw", "excluded")
-    }
+    names = [f"{split}/{kind}" for split in ("valid", "test") for kind in ("raw", "excluded")]
+    assert {name: value.numel() for name, value in ranks.items()} == dict.fromkeys(
+        [*names, "cold/valid", "cold/test"], 80
+    )
     hits = float((ranks["test/raw"] < 10).float().mean())
     assert read(folder)["test"]["rl"]["raw"]["recall@10"] == pytest.approx(hits, abs=1e-6)
 

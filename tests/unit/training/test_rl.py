@@ -160,7 +160,8 @@ def test_dead_groups_are_replaced_from_further_rollouts(session: Session, tmp_pa
     module.verifier = Judge(first.flatten(), second.flatten(), alive.flatten() + 20)  # type: ignore[assignment]
     (batch,) = module.experience(0)
     assert bool(live_prompts(batch).all())
-    drawn, rewards, prompts = module.sampled  # type: ignore[misc]
+    experience, rewards, prompts = module.sampled  # type: ignore[misc]
+    drawn = experience.rollout
     wanted = alive.clone()
     wanted[0], wanted[6] = second[0], second[2]
     wanted[3] = alive[0] + 20
@@ -253,7 +254,8 @@ def test_what_a_rollout_earned_is_logged_by_reward_and_step(session: Session, tm
     module = make(session, tmp_path, "objective=sapo")
     trainer = train(module, 1)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    drawn, rewards, _ = module.sampled  # type: ignore[misc]
+    experience, rewards, _ = module.sampled  # type: ignore[misc]
+    drawn = experience.rollout
     assert_same(logged["train/reward"], float(rewards.outcome.mean()), 1e-6)
     assert_same(logged["train/reward/exact_match"], float(rewards.components["exact_match"].mean()), 1e-6)
     assert rewards.steps is not None
@@ -265,6 +267,8 @@ def test_what_a_rollout_earned_is_logged_by_reward_and_step(session: Session, tm
     assert drawn.entropy is not None
     assert_same(logged["policy/entropy"], float(drawn.entropy.sum() / drawn.mask.sum()), 1e-6)
     assert logged["train/valid_rate"] == 1.0
+    cold = session.dataset.catalog.cold[drawn.items].float().mean()
+    assert_same(logged["rollout/cold_share"], float(cold), 1e-6)
 
 
 def test_sampling_depends_on_the_seed_and_the_rollout_alone(session: Session, tmp_path: Path) -> None:

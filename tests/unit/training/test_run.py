@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from genrl.config import RunConfig, load_config, run_folder
 from genrl.errors import CheckpointError, ConfigError, DataError
-from genrl.training import run
+from genrl.training import outcome
 from genrl.training.run import build_objective, build_sids, evaluate_run, fit, load_run, make_verifier, recommend
 from genrl.training.session import Session
 from tests.helpers import assert_same
@@ -302,14 +302,14 @@ def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
 
 
 def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.Session, "build", None)
+    monkeypatch.setattr(Session, "build", None)
     table = build_sids(small_config(tmp_path))
     assert len(table) == 60
     assert [path.name for path in (tmp_path / "toy").glob("sid-*")]
 
 
 def test_reference_lines_are_computed_once_per_experiment(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "reference_lines", None)
+    monkeypatch.setattr(outcome, "reference_lines", None)
     folder = fit(config_of(copied, "seed=1"))
     one, two = (json.loads((path / "metrics.json").read_text()) for path in (copied, folder))
     assert one["test"]["most_popular"] == two["test"]["most_popular"]

@@ -61,7 +61,7 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_its_batch(
 
 
 def test_nested_batches_are_flattened_by_dotted_name(session: Session) -> None:
-    batch = session.maker.at(session.rows(Role.TEST)[:3])
+    batch = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
     found = flatten(batch)
     assert set(found) == {"tokens", "mask", "targets.items", "history"}
     assert torch.equal(found["targets.items"], batch.targets.items)
