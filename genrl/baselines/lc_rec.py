@@ -18,7 +18,7 @@ from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
-from genrl.policy.score import distribution
+from genrl.policy.score import item_loss
 from genrl.sid.trie import Trie
 from genrl.types import Ranking
 
@@ -150,13 +150,8 @@ class LCRec(Recommender):
             total = total + nn.functional.cross_entropy(logits, tokens[rows, columns], reduction="sum")
         if len(items):
             rows, columns, targets = items.to(device).unbind(1)
-            written, states = layout.render(targets), layout.start(len(targets))
-            head = self.policy.head_for("legal")
-            for position in range(layout.length):
-                legal = layout.legal(position, states)
-                log_probs, _, _ = distribution(head, hidden[rows, columns + position - 1], legal, 1.0, "legal")
-                total = total - log_probs.gather(1, (written[:, position] - legal.first)[:, None]).sum()
-                states = layout.advance(position, states, written[:, position])
+            before = columns[:, None] + torch.arange(layout.length, device=device) - 1
+            total = total + item_loss(self.policy.head_for("legal"), hidden[rows[:, None], before], layout, targets)
         return total
 
 

@@ -17,7 +17,7 @@ from genrl.data.histories import SequenceBatch
 from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.model import Head
-from genrl.policy.score import distribution
+from genrl.policy.score import distribution, item_loss
 from genrl.sid.trie import Trie
 from genrl.types import Ranking
 
@@ -157,15 +157,7 @@ class TIGER(Recommender):
         start = torch.full_like(tokens[:, :1], EDGE)
         history = self._encode(items[:, :-1], layout)
         hidden = self._decode(torch.cat([start, tokens[:, :-1]], dim=1)[:, None], history)[:, 0]
-        states, head = layout.start(len(items)), self._head()
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for position in range(layout.length):
-            legal = layout.legal(position, states)
-            log_probs, _, _ = distribution(head, hidden[:, position], legal, 1.0, self.config.normalize)
-            drawn = tokens[:, position]
-            total = total - log_probs.gather(1, (drawn - legal.first)[:, None]).sum()
-            states = layout.advance(position, states, drawn)
-        return total
+        return item_loss(self._head(), hidden, layout, items[:, -1], self.config.normalize)
 
     def _encode(self, items: Tensor, layout: SidLayout) -> _History:
         """Encode histories [P, H]."""

@@ -78,14 +78,21 @@ class SequenceBatches:
             raise DataError("no training positions: every interaction is held out. Check data.split.")
         self.rows = self._single(targets) if per == "target" else self._windows(targets)
         self.steps_per_epoch = -(-len(self.rows) // batch)
+        self._latest: tuple[int, Tensor] | None = None
 
     def step(self, index: int) -> SequenceBatch:
         """The batch of an optimiser step, this rank's rows of it."""
         epoch, within = divmod(index, self.steps_per_epoch)
-        order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)))
-        rows = self.rows[order[within * self.batch : (within + 1) * self.batch]]
+        rows = self.rows[self._order(epoch)[within * self.batch : (within + 1) * self.batch]]
         share = (rows[:, 1] - rows[:, 0]).sum().float()
         return self._batch(rows[self.rank :: self.world], share)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The order of rows in an epoch; that of the latest is kept."""
+        if self._latest is None or self._latest[0] != epoch:
+            drawn = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+            self._latest = epoch, torch.from_numpy(drawn)
+        return self._latest[1]
 
     def _single(self, targets: Tensor) -> Tensor:
         """First and past-the-last target of each row [n, 2]."""

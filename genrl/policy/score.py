@@ -190,3 +190,24 @@ def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, n
     whole = hidden.new_zeros(prompts, group * depth, hidden.shape[-1])
     inner = whole.scatter(1, order[:, :, None].expand(-1, -1, hidden.shape[-1]), hidden[:, context:])
     return hidden[:, context - 1], inner.view(prompts * group, depth, hidden.shape[-1])
+
+
+def item_loss(head: Head, hidden: Tensor, layout: Layout, items: Tensor, normalize: str = "legal") -> Tensor:
+    """Negative log-likelihood of whole items, summed over items and tokens, in nats.
+
+    Args:
+        head: output head of the model.
+        hidden: [n, T, H]; place t is what token t is predicted from.
+        layout: grammar of the completions.
+        items: catalogue rows [n].
+        normalize: see `distribution`.
+    """
+    tokens, states = layout.render(items), layout.start(len(items))
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for position in range(layout.length):
+        legal = layout.legal(position, states)
+        log_probs, _, _ = distribution(head, hidden[:, position], legal, 1.0, normalize)
+        drawn = tokens[:, position]
+        total = total - log_probs.gather(1, (drawn - legal.first)[:, None]).sum()
+        states = layout.advance(position, states, drawn)
+    return total

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from genrl.config.schema import AlignConfig
 from genrl.data.packing import PackedBatch, Packer
-from genrl.policy.score import distribution
+from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import StepStream, seed_of
@@ -59,19 +59,9 @@ class SFTModule(StageModule):
 
     def _item_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Negative log-likelihood of the SIDs of all target items."""
-        tokens = self.layout.render(batch.items)
         rows, columns = batch.item_places.unbind(1)
-        states = self.layout.start(len(tokens))
-        total = hidden.new_zeros((), dtype=torch.float32)
-        head = self.policy.head_for("legal")
-        for position in range(self.layout.length):
-            legal = self.layout.legal(position, states)
-            before = hidden[rows, columns + position - 1]
-            log_probs, _, _ = distribution(head, before, legal, 1.0, "legal")
-            chosen = (tokens[:, position] - legal.first)[:, None]
-            total = total - log_probs.gather(1, chosen).sum()
-            states = self.layout.advance(position, states, tokens[:, position])
-        return total
+        before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
+        return item_loss(self.policy.head_for("legal"), hidden[rows[:, None], before], self.layout, batch.items)
 
     def _text_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Negative log-likelihood of the words of text examples."""
