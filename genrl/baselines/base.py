@@ -12,6 +12,7 @@ from genrl.catalog.dataset import Dataset
 from genrl.config.schema import ModelConfig
 from genrl.data.histories import SequenceBatch
 from genrl.errors import CheckpointError, ConfigError
+from genrl.policy.model import Policy
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 from genrl.types import Ranking
@@ -104,6 +105,11 @@ class Recommender(nn.Module, ABC):
             width: W, items per row; rows with fewer items end in -1.
             deny: [P, D] catalogue rows that may not be ranked, -1 is none.
         """
+
+    @property
+    def backbone(self) -> Policy | None:
+        """Its language model, if it has one; the trainer's options of models apply to it."""
+        return None
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training moves, by name."""

@@ -18,6 +18,7 @@ from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
+from genrl.policy.model import Policy
 from genrl.policy.score import item_loss
 from genrl.sid.trie import Trie
 from genrl.types import Ranking
@@ -109,6 +110,11 @@ class LCRec(Recommender):
         beams = min(max(self.config.beam, width), whole.completions)
         found = beam(self.policy, layout, tokens.to(device), mask.to(device), beams, normalize="catalogue")
         return Ranking(*layout.rank(found.leaves, found.scores, width))
+
+    @property
+    def backbone(self) -> Policy:
+        """The causal language model."""
+        return self.policy
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What the backbone trains: all of it, or its adapters."""

@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from genrl.baselines import BASELINES, Problem, Ranker, Recommender
-from genrl.baselines.lc_rec import LCRec
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
@@ -43,7 +42,7 @@ from genrl.training.fitting import monitor, process_rank, quiet_libraries, train
 from genrl.training.folder import Meter, is_main_process, locked, read_json, read_weights, write_json
 from genrl.training.outcome import references, save_ranks, written
 from genrl.training.session import equip, numerics, sid_table
-from genrl.training.stage import RankingModule, scheduled
+from genrl.training.stage import RankingModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream, seed_of
 from genrl.types import PromptBatch, Ranking
 
@@ -120,14 +119,7 @@ class BaselineModule(RankingModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, cosine to the last step."""
         config = self.config
-
-        def factor(step: int) -> float:
-            if step < config.warmup_steps:
-                return (step + 1) / config.warmup_steps
-            done = (step - config.warmup_steps) / max(1, self.max_steps - config.warmup_steps)
-            cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-            return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
-
+        factor = warmup_cosine(config.warmup_steps, self.max_steps, config.final_learning_rate)
         return scheduled(self.optimiser(config.learning_rate, config.weight_decay, (0.9, 0.999)), factor)
 
 
@@ -151,8 +143,8 @@ class BaselineSession:
         options = {name: value for name, value in config.baseline.items() if name != "name"}
         torch.manual_seed(seed_of(config.seed))
         model = BASELINES.build(config.baseline["name"], options, problem=Problem(dataset, table, config.model))
-        if isinstance(model, LCRec):
-            equip(model.policy, config.trainer)
+        if isinstance(model, Recommender) and model.backbone is not None:
+            equip(model.backbone, config.trainer)
         unread = PromptTemplate(start_id=0, prefix_ids=(), sid_tokens=table.codes, pad_id=0)
         return cls(config, dataset, table, model, PromptMaker(dataset, unread, config.data.max_history))
 

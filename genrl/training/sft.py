@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from genrl.config.schema import AlignConfig
 from genrl.data.packing import PackedBatch, Packer
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
-from genrl.training.stage import StageModule, scheduled
+from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream, seed_of
 
 
@@ -78,12 +77,5 @@ class SFTModule(StageModule):
         """AdamW, linear warm-up, cosine to the last step."""
         config = self.config
         warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            done = (step - warmup) / max(1, self.max_steps - warmup)
-            cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-            return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
-
+        factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
         return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -183,3 +183,15 @@ def scheduled(optimizer: torch.optim.Optimizer, schedule: Any) -> OptimizerLRSch
     """An optimiser with a learning-rate factor per optimiser step."""
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warmup_cosine(warmup: int, last: int, final: float) -> Callable[[int], float]:
+    """Learning-rate factor per optimiser step: linear warm-up to 1, then a cosine to `final` at step `last`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, last - warmup)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return factor
