@@ -125,6 +125,8 @@ class RolloutBatch(_Batch):
     """[B, N] int64 second-level category of each item; -1 unknown."""
     item_ids: Tensor | None = None
     """[B, T] int64: which of the N items of the completion the token writes; -1 none. None means one item."""
+    closed: Tensor | None = None
+    """[B, S] bool: the policy itself ended the block of step s, within its budget. None: a layout without thinking."""
 
     def __post_init__(self) -> None:
         rows, length = self.tokens.shape
@@ -147,6 +149,8 @@ class RolloutBatch(_Batch):
                 expect(value, f"RolloutBatch.{name}", (rows, length))
         if self.categories is not None:
             expect(self.categories, "RolloutBatch.categories", tuple(self.items.shape), torch.int64)
+        if self.closed is not None:
+            expect(self.closed, "RolloutBatch.closed", (rows, self.num_steps), torch.bool)
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -164,17 +168,22 @@ class RewardBatch(_Batch):
     outcome: Tensor
     """[B] float: weighted sum of all components."""
     steps: Tensor | None = None
-    """[B, S] float: weighted sum of the step rewards; None if no step reward is configured."""
+    """[B, S] float: weighted sum of the step rewards that say whether a step matched; None if there are none."""
     components: Mapping[str, Tensor] = field(default_factory=dict)
     """name -> [B] float."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """name -> weight of that component in `outcome`."""
+    shaping: Tensor | None = None
+    """[B, S] float: weighted sum of the step rewards that are no matches (`format`); None if there are none."""
 
     def __post_init__(self) -> None:
         expect(self.outcome, "RewardBatch.outcome", (None,), *FLOATS)
         rows = self.outcome.shape[0]
         if self.steps is not None:
             expect(self.steps, "RewardBatch.steps", (rows, None), *FLOATS)
+        if self.shaping is not None:
+            steps = None if self.steps is None else self.steps.shape[1]
+            expect(self.shaping, "RewardBatch.shaping", (rows, steps), *FLOATS)
         for name, value in self.components.items():
             expect(value, f"RewardBatch.components[{name!r}]", (rows,), *FLOATS)
 
@@ -185,6 +194,7 @@ class RewardBatch(_Batch):
             None if self.steps is None else self.steps[rows],
             {name: value[rows] for name, value in self.components.items()},
             self.weights,
+            None if self.shaping is None else self.shaping[rows],
         )
 
 
@@ -293,10 +303,18 @@ def _select(batch: BatchT, rows: Rows, group_size: int, per_prompt: tuple[str, .
 
 
 LEFT_PADDED = ("prompt_tokens", "prompt_mask", "PromptBatch.tokens", "PromptBatch.mask", "history")
+RIGHT_PADDED = {
+    **dict.fromkeys(("tokens", "mask", "item_mask", "old_logps", "ref_logps", "entropy"), 0),
+    **dict.fromkeys(("step_ids", "support", "item_ids"), -1),
+}
+"""Fields of a rollout with a value per token, and what stands behind the end of a completion."""
 
 
 def concatenate(first: BatchT, second: BatchT) -> BatchT:
-    """Join two batches of the same kind along their rows, padding prompts on the left to the longer of the two."""
+    """Join two batches of the same kind along their rows.
+
+    The shorter prompts are padded on the left, the shorter completions on the right.
+    """
 
     def join(name: str, one: Any, two: Any) -> Any:  # noqa: ANN401
         if isinstance(one, _Batch):
@@ -309,6 +327,9 @@ def concatenate(first: BatchT, second: BatchT) -> BatchT:
             width = max(one.shape[1], two.shape[1])
             fill = -1 if name == "history" else 0
             one, two = (torch.nn.functional.pad(part, (width - part.shape[1], 0), value=fill) for part in (one, two))
+        if name in RIGHT_PADDED and isinstance(first, RolloutBatch):
+            width, fill = max(one.shape[1], two.shape[1]), RIGHT_PADDED[name]
+            one, two = (torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in (one, two))
         return torch.cat([one, two])
 
     joined = {f.name: join(f.name, getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}  # type: ignore[arg-type]

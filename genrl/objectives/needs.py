@@ -24,7 +24,7 @@ def check_needs(
     Args:
         name: the objective's name, for the message.
         objective: the objective.
-        step_rewards: whether a step reward with weight is configured.
+        step_rewards: whether a step reward with weight is configured that says whether a step matched.
         components: names of all configured rewards.
         group_size: completions per prompt.
         items: items per completion; None: not known yet.
@@ -45,7 +45,7 @@ def check_needs(
 def _missing_rewards(needs: frozenset[str], step_rewards: bool, components: tuple[str, ...]) -> Iterator[str]:
     known = ", ".join(components)
     if "steps" in needs and not step_rewards:
-        yield f"a step reward; rewards [{known}] are all outcome rewards. Add e.g. rewards.level_match.weight=1"
+        yield f"a match per step; none of rewards [{known}] gives one. Add e.g. rewards.level_match.weight=1"
     if "components" in needs and not components:
         yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
     for need in sorted(needs):
@@ -69,5 +69,7 @@ def _missing_layout(
             "item categories; the item table has none. Name their column in data.columns.category, "
             "or set objective.diversity=policy"
         )
+    if "targets" in needs and thinking:
+        yield "a layout without thinking, because nobody wrote the thinking before a target. Choose layout=sid"
     if "thinking" in needs and thinking is False:
         yield "a layout with thinking; this one has none. Set objective.scope=think_and_sid, or choose layout=blocked"

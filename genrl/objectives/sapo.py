@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genrl.objectives.base import OBJECTIVES, Credit, Reduction
-from genrl.objectives.credit import GroupNorm, Guard, Normalize, OutcomeCredit
+from genrl.objectives.credit import GroupNorm, Guard, Normalize
 from genrl.objectives.penalty import penalties
 from genrl.objectives.policy import PolicyObjective
 from genrl.objectives.reduction import SequenceMean, reduction
-from genrl.objectives.step_credit import Match, StepCredit
+from genrl.objectives.step_credit import Match, ShapedOutcome, StepCredit
 from genrl.objectives.surrogate import ClippedRatio, FixedBounds
 
 
@@ -29,8 +29,8 @@ class SAPOConfig:
     scope: Literal["think_and_sid", "think_only"] = "think_and_sid"
     """What a step's advantage reaches: thinking and SID token (paper), or thinking alone (the authors' code)."""
     ablation: Literal["none", "no_step_advantage", "no_match_reward", "outcome"] = "none"
-    """Rows of the paper's ablation: one advantage for the summed match; `exact_reward` on every step; plain outcome
-    GRPO."""
+    """Rows of the paper's ablation: one advantage for the summed match; `exact_reward` on every step; both, which is
+    outcome GRPO, whatever match, scope and reduction say. All rows get the same `format` reward."""
     exact_reward: str = "exact_match"
     """Name of the outcome reward that `no_match_reward` and `outcome` use."""
     normalize: Normalize = "std"
@@ -65,19 +65,24 @@ def sapo(config: SAPOConfig) -> PolicyObjective:
     Not Soft Adaptive Policy Optimization (arXiv:2511.20347), which TRL and verl call sapo.
 
     loss = -1/B sum_i 1/K sum_k 1/n_ik sum_{t in step k} [ min(r A_ik, clip(r, 1-e, 1+e) A_ik) - kl_coef * k3 ],
-    A_ik = (m_ik - mean_g m_gk) / max(std_g m_gk, eps), m_ik = 1 if level k of the SID matches.
+    A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), r_ik = m_ik + f_ik,
+    m_ik = 1 if level k of the SID matches, f_ik = weight of `format` if block k ended as it should (0 without it).
 
     The paper fixes the step advantage and 1/n_ik; the factor 1/K, clip and KL are our reading. The authors' code,
-    older than the paper, is `scope=think_only reduction=token dual_clip=3`.
+    older than the paper, is `scope=think_only reduction=token dual_clip=3`; there f_ik is logged but has no gradient.
+
+    The ablations change one thing each, with R_i the exact reward: `no_step_advantage` compares sum_k (m_ik + f_ik) of
+    completions; `no_match_reward` has r_ik = R_i + f_ik; `outcome` compares R_i + mean_k f_ik, that is sum_k (R_i +
+    f_ik) in the unit of R_i. So a format reward weighs as much against a match in every row.
     """
     per_step = config.ablation not in ("no_step_advantage", "outcome")
     guard = config.guard if per_step else "add"
     norm = GroupNorm(config.normalize, config.ddof, config.eps, guard, config.singleton)
-    named = config.exact_reward if config.ablation in ("no_match_reward", "outcome") else None
+    named = config.exact_reward if config.ablation == "no_match_reward" else None
     credit: Credit = StepCredit(norm, config.match, config.scope, per_step, named)
     weights: Reduction = reduction(config.reduction)
     if config.ablation == "outcome":
-        credit, weights = OutcomeCredit(norm, named), SequenceMean()
+        credit, weights = ShapedOutcome(norm, config.exact_reward), SequenceMean()
     return PolicyObjective(
         credit=credit,
         surrogate=ClippedRatio("token", FixedBounds(config.clip_low, config.clip_high), config.dual_clip),

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from genrl.errors import ConfigError
-from genrl.objectives.base import Credit, Stats
-from genrl.objectives.credit import GroupNorm, component
-from genrl.ops import masked_mean, segment_gather
-from genrl.types import Experience, RewardBatch, RolloutBatch
+from genrl.objectives.base import Credit
+from genrl.objectives.credit import GroupNorm, component, spread
+from genrl.ops import segment_gather
+from genrl.types import RewardBatch, RolloutBatch
 
 Match = Literal["per_level", "prefix", "nested"]
 SAPO_NORM = GroupNorm(guard="clamp")
@@ -49,14 +49,15 @@ def matched(steps: Tensor, match: Match) -> Tensor:
 class StepCredit(Credit):
     """One advantage per step, normalised within the group step by step (SAPO, arXiv:2605.17648).
 
-    A_ik = (m_ik - mean_g m_gk) / max(std_g m_gk, eps), given to the tokens of step k: think block k and SID token k.
+    A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), given to the tokens of step k: think block k and SID token k.
+    r_ik = m_ik + f_ik: the match reward, and what `RewardBatch.shaping` holds (`format`).
 
     Args:
         norm: how completions are compared at one step; SAPO's code clamps the deviation.
         match: per-level, prefix or nested match reward.
         scope: "think_and_sid" (paper), or "think_only": tokens that decide an item get advantage 0 (the authors' code).
-        per_step: False sums the match reward over steps and gives one advantage per completion (ablation).
-        component: outcome reward copied to every step in place of the match reward (ablation); None: the step rewards.
+        per_step: False sums r_ik over steps and gives one advantage per completion (ablation).
+        component: outcome reward that every step gets for m_ik (ablation); None: the match rewards of the steps.
     """
 
     norm: GroupNorm = SAPO_NORM
@@ -67,7 +68,7 @@ class StepCredit(Credit):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Groups and step rewards (or the named component); thinking if only thinking is trained."""
+        """Groups and a match per step (or the named component); thinking if only thinking is trained."""
         reward = {"steps"} if self.component is None else {f"component:{self.component}"}
         thinking = {"thinking"} if self.scope == "think_only" else set()
         return self.norm.needs | reward | thinking
@@ -76,27 +77,50 @@ class StepCredit(Credit):
         """Return advantages [B, T]; 0 on tokens in no step.
 
         Raises:
-            ConfigError: if there is no step reward.
+            ConfigError: if no step reward says whether a step matched.
         """
-        steps = self._steps(rollout, rewards)
+        steps = self._matches(rollout, rewards).double()  # sums are exact: no rounding enlivens a dead group
+        if rewards.shaping is not None:
+            steps = steps + rewards.shaping
         if not self.per_step:
             steps = steps.sum(1, keepdim=True).expand_as(steps)
         advantages = segment_gather(self.norm(steps, rollout.group_size), rollout.step_ids)
         return advantages.masked_fill(rollout.item_mask, 0) if self.scope == "think_only" else advantages
 
-    def _steps(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def _matches(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
         if self.component is not None:
             return component(rewards, self.component)[:, None].expand(-1, rollout.num_steps)
         if rewards.steps is None:
             raise ConfigError(
-                f"step advantages need a step reward; rewards [{', '.join(rewards.components)}] are all outcome "
-                f"rewards. Add e.g. rewards.level_match.weight=1"
+                f"step advantages need a match per step; none of rewards [{', '.join(rewards.components)}] gives one. "
+                f"Add e.g. rewards.level_match.weight=1"
             )
         return matched(rewards.steps, self.match)
 
-    def stats(self, batch: Experience) -> Stats:
-        """Mean size of the advantages, also per step."""
-        sizes, rollout = batch.advantages.abs(), batch.rollout
-        steps = range(rollout.num_steps)
-        told = {f"advantage_abs_step{k}": masked_mean(sizes, rollout.mask & (rollout.step_ids == k)) for k in steps}
-        return {**super().stats(batch), **told}
+
+@dataclass(frozen=True)
+class ShapedOutcome(Credit):
+    """One advantage per completion for an outcome reward and the mean over steps of `RewardBatch.shaping` (ablation).
+
+    The mean, because the other rows of the ablation add f_ik to each step: sum_k (R_i + f_ik) is K times R_i + mean_k
+    f_ik, so `format` weighs as much against a match in all of them. Without such a reward it is `OutcomeCredit`.
+
+    Args:
+        norm: how completions of a prompt are compared.
+        component: name of the outcome reward.
+    """
+
+    norm: GroupNorm
+    component: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Groups and the named component."""
+        return self.norm.needs | {f"component:{self.component}"}
+
+    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+        """Return advantages [B, T]."""
+        values = component(rewards, self.component).double()
+        if rewards.shaping is not None:
+            values = values + rewards.shaping.double().mean(1)
+        return spread(self.norm(values, rollout.group_size), rollout)

@@ -1,7 +1,8 @@
 """Verifiable rewards: rollout and targets in, float32 rewards out."""
 
 from genrl.rewards.base import REWARDS, Reward, RewardContext, Verifier, build_verifier
-from genrl.rewards.match import ExactMatch, Format, LevelMatch, NDCGRank, PrefixMatch
+from genrl.rewards.match import ExactMatch, LevelMatch, NDCGRank, PrefixMatch
+from genrl.rewards.shape import Format
 
 __all__ = [
     "REWARDS",

@@ -71,6 +71,11 @@ class Reward(ABC):
     """
 
     level: ClassVar[Literal["outcome", "step"]]
+    match: ClassVar[bool] = True
+    """Of a step reward: whether it says that the step matched the target. `RewardBatch.steps` holds those that do,
+    `RewardBatch.shaping` the others (`format`)."""
+    thinking: ClassVar[bool] = False
+    """Whether it judges thinking, so that a layout without any is refused."""
     Config: ClassVar[type]
 
     def __init__(self, config: Any = None) -> None:  # noqa: ANN401 (the subclass's own Config)
@@ -96,9 +101,10 @@ REWARDS: Registry[Reward] = Registry("reward", "genrl.rewards")
 class Verifier:
     """Adds weighted rewards up.
 
-    steps[b, s] = sum_j w_j * step_j[b, s];  outcome[b] = sum_i w_i * outcome_i[b] + sum_s steps[b, s]
+    steps[b, s] = sum_j w_j * match_j[b, s];  shaping[b, s] = sum_l w_l * other_l[b, s];
+    outcome[b] = sum_i w_i * outcome_i[b] + sum_s (steps[b, s] + shaping[b, s])
 
-    A reward of weight 0 is computed and logged, and changes neither sum.
+    A reward of weight 0 is computed and logged, and changes no sum.
 
     Args:
         rewards: name -> (reward, weight), in the order they are logged.
@@ -121,15 +127,16 @@ class Verifier:
     @property
     def outcome_names(self) -> tuple[str, ...]:
         """Names of the outcome rewards that count (weight other than 0)."""
-        return self._counting("outcome")
+        return tuple(name for name in self._counting() if self.rewards[name].level == "outcome")
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """Names of the step rewards that count (weight other than 0); empty: step credit has nothing to learn from."""
-        return self._counting("step")
+        """Names of the step rewards that count and say whether a step matched; empty: nothing for step advantages."""
+        steps = (name for name in self._counting() if self.rewards[name].level == "step")
+        return tuple(name for name in steps if self.rewards[name].match)
 
-    def _counting(self, level: str) -> tuple[str, ...]:
-        return tuple(name for name, reward in self.rewards.items() if reward.level == level and self.weights[name] != 0)
+    def _counting(self) -> tuple[str, ...]:
+        return tuple(name for name, weight in self.weights.items() if weight != 0)
 
     @torch.no_grad()
     def __call__(self, rollout: RolloutBatch, targets: Targets) -> RewardBatch:
@@ -146,19 +153,19 @@ class Verifier:
         context = self._context_on(rollout.items.device)
         rows = rollout.tokens.shape[0]
         outcome = torch.zeros(rows, device=rollout.items.device)
-        steps: Tensor | None = None
+        sums: dict[str, Tensor] = {}
         components: dict[str, Tensor] = {}
         for name, reward in self.rewards.items():
             value = reward(rollout, targets, context)
             shape = (rows,) if reward.level == "outcome" else (rows, rollout.num_steps)
             expect(value, f"reward {name!r}", shape, torch.float32)
             if reward.level == "step":
-                weighted = self.weights[name] * value
-                steps = weighted if steps is None else steps + weighted
+                weighted, kind = self.weights[name] * value, "steps" if reward.match else "shaping"
+                sums[kind] = sums[kind] + weighted if kind in sums else weighted
                 value = value.sum(dim=1)
             components[name] = value
             outcome = outcome + self.weights[name] * value
-        return RewardBatch(outcome=outcome, steps=steps, components=components, weights=dict(self.weights))
+        return RewardBatch(outcome, sums.get("steps"), components, dict(self.weights), sums.get("shaping"))
 
     def _context_on(self, device: torch.device) -> RewardContext:
         if self.context.codes.device != device:
@@ -178,16 +185,20 @@ class Verifier:
         )
 
 
-def build_verifier(options: Mapping[str, Mapping[str, Any] | None], context: RewardContext) -> Verifier:
+def build_verifier(
+    options: Mapping[str, Mapping[str, Any] | None], context: RewardContext, thinking: bool | None = None
+) -> Verifier:
     """Build the rewards of a configuration.
 
     Args:
         options: reward name -> its options, `weight` among them; None drops the reward.
         context: catalogue facts.
+        thinking: whether the layout has thinking; None: not known.
 
     Raises:
         UnknownComponentError: for a name that no reward has.
-        ConfigError: for an unknown or ill-typed option, a Config without `weight`, or when nothing is left.
+        ConfigError: for an unknown or ill-typed option, a Config without `weight`, a reward that judges thinking where
+            there is none, or when nothing is left.
     """
     rewards: dict[str, tuple[Reward, float]] = {}
     for name, values in options.items():
@@ -197,5 +208,10 @@ def build_verifier(options: Mapping[str, Mapping[str, Any] | None], context: Rew
         weight = getattr(getattr(reward, "config", None), "weight", None)
         if weight is None:
             raise ConfigError(f"reward {name!r} has no weight: its Config needs a first field 'weight: float = 1.0'.")
+        if reward.thinking and thinking is False:
+            raise ConfigError(
+                f"rewards.{name} judges thinking, and this layout has none. Drop it with rewards.{name}=null, "
+                f"or choose layout=blocked."
+            )
         rewards[name] = (reward, weight)
     return Verifier(rewards, context)

@@ -202,21 +202,3 @@ class NDCGRank(Reward):
             penalties = penalties.gather(1, ranks)
         counts = hits.any(dim=1, keepdim=True) & ~hits
         return torch.where(counts, penalties, 0.0).flatten()
-
-
-@REWARDS.register("format", title="decodes to catalogue items")
-class Format(Reward):
-    """1 if everything the completion names is in the catalogue, else 0; always 1 under constrained decoding."""
-
-    level = "outcome"
-
-    @dataclass
-    class Config:
-        """Options of format."""
-
-        weight: float = 1.0
-        """Factor of this reward in the sum."""
-
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
-        """Return [B]."""
-        return (rollout.items >= 0).all(dim=1).float()

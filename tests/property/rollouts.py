@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
 
-LAYOUTS = ("sid", "blocked", "slate")
+LAYOUTS = ("sid", "blocked", "interleaved", "slate")
 OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("grpo", "dr_grpo", "dapo", "gspo", "gdpo", "cispo", "gbpo", "sapo", "sage")},
     **{name: (name, {}) for name in ("ecpo", "bapo", "ce")},
@@ -79,8 +80,10 @@ class Sample:
         """Every reward scaled and moved."""
         old = self.rewards
         steps = None if old.steps is None else old.steps * scale + offset
+        shaping = None if old.shaping is None else old.shaping * scale + offset
         components = {name: value * scale + offset for name, value in old.components.items()}
-        return self.with_rewards(outcome=old.outcome * scale + offset, steps=steps, components=components)
+        outcome = old.outcome * scale + offset
+        return self.with_rewards(outcome=outcome, steps=steps, components=components, shaping=shaping)
 
     def on_policy(self) -> Sample:
         return replace(self, logps=self.rollout.old_logps)
@@ -92,15 +95,7 @@ class Sample:
             key: value[order] if isinstance(value, Tensor) and not key.startswith("prompt") else value
             for key, value in rollout.items()
         }
-        rewards = self.rewards
-        steps = None if rewards.steps is None else rewards.steps[order]
-        components = {name: value[order] for name, value in rewards.components.items()}
-        return Sample(
-            RolloutBatch(**moved),
-            replace(rewards, outcome=rewards.outcome[order], steps=steps, components=components),
-            self.logps[order],
-            self.entropy[order],
-        )
+        return Sample(RolloutBatch(**moved), self.rewards.rows(order), self.logps[order], self.entropy[order])
 
     def padded(self, width: int) -> Sample:
         """`width` more places of padding, filled with values that must not matter."""
@@ -123,18 +118,9 @@ class Sample:
 
     def prompts(self, rows: Tensor | slice) -> Sample:
         """Some prompts, with their rewards."""
-        size = self.rollout.group_size
-
-        def pick(value: Tensor) -> Tensor:
-            return value.unflatten(0, (-1, size))[rows].flatten(0, 1)
-
-        rewards = replace(
-            self.rewards,
-            outcome=pick(self.rewards.outcome),
-            steps=None if self.rewards.steps is None else pick(self.rewards.steps),
-            components={name: pick(value) for name, value in self.rewards.components.items()},
-        )
-        return Sample(self.rollout.prompts(rows), rewards, pick(self.logps), pick(self.entropy))
+        members = torch.arange(len(self.logps)).unflatten(0, (-1, self.rollout.group_size))[rows].flatten()
+        chosen = self.rewards.rows(members)
+        return Sample(self.rollout.prompts(rows), chosen, self.logps[members], self.entropy[members])
 
 
 def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
@@ -149,17 +135,47 @@ def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
     }
 
 
-def _blocked(rows: int, draw: torch.Generator) -> dict[str, Any]:
-    """Two think blocks of one to three tokens in forced marks, then two SID tokens and an end token, then padding."""
-    kinds = torch.full((rows, 14), -3)
-    for row, lengths in enumerate(torch.randint(1, 4, (rows, 2), generator=draw).tolist()):
-        written: list[int] = []
-        for block, length in enumerate(lengths):
-            written += [-2, *[block] * length, -2]  # -2: forced
-        written += [10, 11, -1]  # -1: end token, chosen but in no step
-        kinds[row, : len(written)] = torch.tensor(written)
-    steps = torch.where(kinds >= 10, kinds - 10, kinds).clamp(min=-1)
-    return {"mask": kinds >= -1, "step_ids": steps, "item_mask": kinds >= 10, "N": 1}
+def thinking_shape(
+    order: str, words: list[list[int]], closed: list[list[bool]], forced_codes: list[list[bool]]
+) -> dict[str, Any]:
+    """Completions of layout `blocked`, [rows][K] each: `<think>`, words, `</think>`, line break; and the SID tokens.
+
+    A block of 0 words was never begun: its completion ended in the block before, without `</think>` and SID.
+    """
+    written = [_thinking_row(order, *row) for row in zip(words, closed, forced_codes, strict=True)]
+    width = max(map(len, written))
+    padded = torch.tensor([[*row, *[(-1, 0, 0)] * (width - len(row))] for row in written])
+    steps, chosen, codes = padded.unbind(2)
+    return {
+        "mask": chosen.bool(),
+        "step_ids": steps,
+        "item_mask": codes.bool(),
+        "closed": torch.tensor(closed),
+        "N": 1,
+    }
+
+
+def _thinking_row(
+    order: str, words: list[int], closed: list[bool], forced_codes: list[bool]
+) -> list[tuple[int, int, int]]:
+    """(step, chosen by the policy, SID token) of each token."""
+    begun = sum(length > 0 for length in words)
+    blocks = [[(k, 0, 0), *[(k, 1, 0)] * words[k], (k, int(closed[k]), 0), (k, 0, 0)] for k in range(begun)]
+    if begun < len(words):
+        return [token for block in blocks for token in block][:-2]
+    codes = [[(k, int(not forced), 1)] for k, forced in enumerate(forced_codes)]
+    pairs = zip(blocks, codes, strict=True)
+    parts = [*blocks, *codes] if order == "tail" else [part for pair in pairs for part in pair]
+    return [token for part in parts for token in part]
+
+
+def _thinking(order: str, rows: int, draw: torch.Generator) -> dict[str, Any]:
+    """Two blocks and two SID tokens; `</think>` or the code are sometimes forced, and row 3 ends in its first block."""
+    words = torch.randint(1, 4, (rows, 2), generator=draw)
+    closed = torch.rand(rows, 2, generator=draw) < 0.7
+    forced = torch.rand(rows, 2, generator=draw) < 0.2
+    words[3, 1], closed[3] = 0, False
+    return thinking_shape(order, words.tolist(), closed.tolist(), forced.tolist())
 
 
 def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
@@ -174,11 +190,16 @@ def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
     return {"mask": chosen, "step_ids": owners, "item_mask": owners >= 0, "item_ids": owners, "N": 3}
 
 
-SHAPES = {"sid": _sid, "blocked": _blocked, "slate": _slate}
+SHAPES = {
+    "sid": _sid,
+    "blocked": partial(_thinking, "tail"),
+    "interleaved": partial(_thinking, "interleaved"),
+    "slate": _slate,
+}
 
 
 def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, spread: float = 0.3) -> Sample:
-    """A random rollout. Row 1 has no chosen token; group 2 earns the same everywhere."""
+    """A random rollout, with `format` if it thinks. Row 1 has no chosen token; group 2 earns the same everywhere."""
     draw = torch.Generator().manual_seed(seed)
     rows = prompts * group_size
     shape = SHAPES[layout](rows, draw)
@@ -209,13 +230,14 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
         num_steps=steps,
         **shape,
     )
-    match = (uniform(rows, steps) < 0.4).double()
-    components = {"exact_match": match.prod(1), "level_match": match.sum(1), "novelty": uniform(rows)}
-    if prompts > 2:
-        same = slice(2 * group_size, 3 * group_size)
-        match[same] = 1.0
-        components = {name: value.index_fill(0, torch.arange(rows)[same], 1.0) for name, value in components.items()}
+    match, novelty = (uniform(rows, steps) < 0.4).double(), uniform(rows)
+    shaping = None if rollout.closed is None else 0.25 * rollout.closed.double()
+    for values in (match, novelty) if shaping is None else (match, novelty, shaping):
+        values[2 * group_size : 3 * group_size] = values.max()
+    components = {"exact_match": match.prod(1), "level_match": match.sum(1), "novelty": novelty}
     weights = {"exact_match": 1.0, "level_match": 1.0, "novelty": 0.5}
+    if shaping is not None:
+        components["format"], weights["format"] = shaping.sum(1) / 0.25, 0.25
     outcome = sum(weight * components[name] for name, weight in weights.items())
-    rewards = RewardBatch(outcome, steps=match, components=components, weights=weights)
+    rewards = RewardBatch(outcome, steps=match, components=components, weights=weights, shaping=shaping)
     return Sample(rollout, rewards, logs(old, spread * 2), entropy)

@@ -60,6 +60,7 @@ def test_float32_agrees_with_float64(name: str, layout: str) -> None:
             rewards,
             outcome=rewards.outcome.float(),
             steps=rewards.steps.float(),
+            shaping=None if rewards.shaping is None else rewards.shaping.float(),
             components={key: value.float() for key, value in rewards.components.items()},
         ),
         batch.logps.float(),
@@ -143,6 +144,7 @@ def test_equal_rewards_give_no_gradient(name: str, layout: str) -> None:
         outcome=torch.full_like(batch.rewards.outcome, 0.3),
         steps=torch.full_like(batch.rewards.steps, 0.1),
         components={key: torch.full_like(value, 0.1) for key, value in batch.rewards.components.items()},
+        shaping=None if batch.rewards.shaping is None else torch.full_like(batch.rewards.shaping, 0.1),
     )
     experience = same.experience(objective)
     assert not live_prompts(experience).any()

@@ -66,7 +66,7 @@ def test_equal_rewards_at_one_step_give_it_no_gradient(layout: str) -> None:
     batch = sample(layout)
     steps = batch.rewards.steps.clone()
     steps[:, 1] = 0.7
-    slope = gradient(build("sapo"), batch.with_rewards(steps=steps))
+    slope = gradient(build("sapo"), batch.with_rewards(steps=steps, shaping=None))
     assert (slope[batch.rollout.step_ids == 1] == 0).all()
     assert slope.abs().sum() > 0
 
@@ -91,6 +91,7 @@ def test_with_one_step_sapo_is_grpo(layout: str, guard: str) -> None:
         step_ids=torch.zeros_like(batch.rollout.step_ids),
         num_steps=1,
         choices=batch.rollout.choices[:, :1],
+        closed=None if batch.rollout.closed is None else batch.rollout.closed[:, :1],
     )
     rewards = RewardBatch(batch.rewards.outcome, steps=batch.rewards.outcome[:, None])
     single = replace(batch, rollout=rollout, rewards=rewards)
@@ -182,13 +183,17 @@ def test_items_of_gbpo_share_the_completion(layout: str) -> None:
 @layouts
 def test_ablations_of_sapo(layout: str) -> None:
     batch = sample(layout)
+    shaping = torch.zeros_like(batch.rewards.steps) if batch.rewards.shaping is None else batch.rewards.shaping
     exact = batch.rewards.components["exact_match"]
-    outcome = batch.with_rewards(outcome=exact)
+    outcome = batch.with_rewards(outcome=exact + shaping.mean(1))
     assert_same(gradient(build("sapo", ablation="outcome"), batch), gradient(build("grpo"), outcome))
-    summed = batch.with_rewards(outcome=batch.rewards.steps.sum(1))
+    summed = batch.with_rewards(outcome=(batch.rewards.steps + shaping).sum(1))
     experience = batch.experience(build("sapo", ablation="no_step_advantage"))
     plain = summed.experience(build("grpo")).advantages
     inside = batch.rollout.mask & (batch.rollout.step_ids >= 0)
     assert_same(experience.advantages[inside], plain[inside])
     copied = batch.experience(build("sapo", ablation="no_match_reward", guard="add")).advantages
-    assert_same(copied[inside], outcome.experience(build("grpo")).advantages[inside])
+    for k in range(batch.rollout.num_steps):
+        at_step = batch.with_rewards(outcome=exact + shaping[:, k]).experience(build("grpo")).advantages
+        here = inside & (batch.rollout.step_ids == k)
+        assert_same(copied[here], at_step[here])

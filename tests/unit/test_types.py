@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genrl.types import (
+    RIGHT_PADDED,
     Experience,
     PolicyScores,
     PromptBatch,
@@ -45,6 +46,7 @@ def make_rollout(length: int = L, first: int = 0) -> RolloutBatch:
         num_steps=S,
         entropy=tokens.float(),
         categories=torch.arange(B)[:, None],
+        closed=tokens % 3 == 0,
     )
 
 
@@ -56,7 +58,8 @@ def make_experience() -> Experience:
 
 def make_rewards() -> RewardBatch:
     rows = torch.arange(float(B))
-    return RewardBatch(rows, rows[:, None].expand(B, S), {"hit": rows + 1}, {"hit": 0.5})
+    steps = rows[:, None].expand(B, S)
+    return RewardBatch(rows, steps, {"hit": rows + 1}, {"hit": 0.5}, shaping=steps + 2)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,8 @@ def make_rewards() -> RewardBatch:
         ("old_logps", torch.zeros(B, T, dtype=torch.int64), "RolloutBatch.old_logps is torch.int64"),
         ("ref_logps", torch.zeros(B, 1), "RolloutBatch.ref_logps has shape [6, 1], expected [6, 3]"),
         ("categories", torch.zeros(B, 2, dtype=torch.int64), "RolloutBatch.categories has shape [6, 2]"),
+        ("closed", torch.ones(B, S), "RolloutBatch.closed is torch.float32, expected torch.bool"),
+        ("closed", torch.ones(B, T + 1, dtype=torch.bool), "RolloutBatch.closed has shape [6, 4], expected [6, 3]"),
     ],
 )
 def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, message: str) -> None:
@@ -83,6 +88,7 @@ def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, mes
         (make_prompts, "history", torch.zeros(P - 1, 2, dtype=torch.int64), "PromptBatch.history has shape [2, 2]"),
         (make_prompts, "targets", Targets(torch.zeros(1, 1, dtype=torch.int64)), "PromptBatch.targets has shape"),
         (make_rewards, "steps", torch.zeros(B - 1, S), "RewardBatch.steps has shape [5, 3], expected [6, *]"),
+        (make_rewards, "shaping", torch.zeros(B, S + 1), "RewardBatch.shaping has shape [6, 4], expected [6, 3]"),
         (make_rewards, "components", {"hit": torch.zeros(2)}, "RewardBatch.components['hit'] has shape [2]"),
         (make_experience, "weights", torch.zeros(B, 1), "Experience.weights has shape [6, 1], expected [6, 3]"),
         (make_experience, "mass", torch.zeros(B, 1), "Experience.mass has shape [6, 1], expected [6]"),
@@ -121,7 +127,7 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     completions = [prompt * G + member for prompt in wanted for member in range(G)]
     assert len(part) == len(part.rollout) == len(wanted)
     assert part.rollout.prompt_tokens.tolist() == [whole.rollout.prompt_tokens[p].tolist() for p in wanted]
-    for name in ("tokens", "mask", "support", "choices", "items", "old_logps", "entropy", "categories"):
+    for name in ("tokens", "mask", "support", "choices", "items", "old_logps", "entropy", "categories", "closed"):
         found, every = getattr(part.rollout, name), getattr(whole.rollout, name)
         assert found.tolist() == [every[row].tolist() for row in completions]
         assert found.shape[1:] == every.shape[1:]
@@ -149,9 +155,12 @@ def test_rows_of_rewards_are_single_completions() -> None:
     assert part.outcome.tolist() == [5.0, 0.0, 5.0]
     assert part.steps is not None
     assert part.steps.tolist() == [[5.0] * S, [0.0] * S, [5.0] * S]
+    assert part.shaping is not None
+    assert part.shaping.tolist() == [[7.0] * S, [2.0] * S, [7.0] * S]
     assert part.components["hit"].tolist() == [6.0, 1.0, 6.0]
     assert part.weights == {"hit": 0.5}
-    assert RewardBatch(torch.zeros(4)).rows(slice(1, 3)).steps is None
+    bare = RewardBatch(torch.zeros(4)).rows(slice(1, 3))
+    assert bare.steps is bare.shaping is None
 
 
 def test_moving_a_batch_moves_everything_inside_it() -> None:
@@ -176,7 +185,28 @@ def test_rollouts_are_joined_with_prompts_padded_on_the_left() -> None:
     assert joined.prompt_tokens[P:].tolist() == long.prompt_tokens.tolist()
     assert joined.tokens.tolist() == [*short.tokens.tolist(), *long.tokens.tolist()]
     assert joined.ref_logps is None
+    assert joined.closed is not None
+    assert joined.closed.tolist() == [*short.closed.tolist(), *long.closed.tolist()]
     assert concatenate(long, short).prompt_tokens[P:].tolist() == joined.prompt_tokens[:P].tolist()
+
+
+def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
+    long = replace(make_rollout(first=50), item_ids=torch.zeros(B, T, dtype=torch.int64))
+    short = long.prompts(slice(0, 2))
+    short = replace(
+        short, **{name: value[:, :1] for name in RIGHT_PADDED if (value := getattr(short, name)) is not None}
+    )
+    rows = len(short.tokens)
+    for joined, own in ((concatenate(short, long), slice(0, rows)), (concatenate(long, short), slice(B, None))):
+        assert len(joined) == P + 2
+        assert joined.tokens.shape == (B + rows, T)
+        assert joined.tokens[own].tolist() == [[*row, 0, 0] for row in short.tokens.tolist()]
+        assert joined.mask[own].tolist() == [[*row, False, False] for row in short.mask.tolist()]
+        for name in ("step_ids", "support", "item_ids"):
+            assert getattr(joined, name)[own].tolist() == [[*row, -1, -1] for row in getattr(short, name).tolist()]
+        assert joined.item_mask[own, 1:].any().item() is False
+        assert joined.old_logps[own, 1:].abs().sum().item() == 0
+        assert joined.choices[own].tolist() == short.choices.tolist()
 
 
 def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
@@ -192,5 +222,7 @@ def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
 def test_rewards_are_joined_with_their_components() -> None:
     joined = concatenate(make_rewards(), make_rewards())
     assert joined.outcome.shape == (2 * B,)
+    assert joined.shaping is not None
+    assert joined.shaping.tolist() == 2 * make_rewards().shaping.tolist()
     assert joined.components["hit"].tolist() == 2 * make_rewards().components["hit"].tolist()
     assert joined.weights == {"hit": 0.5}

@@ -27,7 +27,7 @@ def test_nothing_missing(name: str) -> None:
 
 def test_sapo_without_step_reward() -> None:
     assert message("sapo", step_rewards=False, components=("exact_match",)) == (
-        "objective 'sapo' needs a step reward; rewards [exact_match] are all outcome rewards. "
+        "objective 'sapo' needs a match per step; none of rewards [exact_match] gives one. "
         "Add e.g. rewards.level_match.weight=1"
     )
 
@@ -62,6 +62,7 @@ def test_layout() -> None:
     assert "objective.diversity=group" in message("sage", {"diversity": "slate"}, items=1)
     assert "data.columns.category" in message("sage", categories=False)
     assert "layout=blocked" in message("sapo", {"scope": "think_only"}, thinking=False)
+    assert "layout=sid" in message("ce", thinking=True)
 
 
 def test_all_problems_at_once() -> None:
@@ -70,7 +71,7 @@ def test_all_problems_at_once() -> None:
 
 def test_the_same_where_it_is_missed() -> None:
     batch = sample("sid")
-    with pytest.raises(ConfigError, match=r"need a step reward; rewards \[exact_match, level_match, novelty\]"):
+    with pytest.raises(ConfigError, match=r"need a match per step; none of rewards \[exact_match, level_match, nov"):
         OBJECTIVES.build("sapo").prepare(batch.rollout, replace(batch.rewards, steps=None))
     prompts = batch.rollout.prompt_tokens.repeat_interleave(4, 0)
     alone = replace(batch.rollout, prompt_tokens=prompts, prompt_mask=prompts == 0, group_size=1)

@@ -34,13 +34,17 @@ def test_constant_length_divides_by_rows_whatever_their_length() -> None:
     assert_same(SequenceMean().mass(SequenceMean()(rollout)).sum(), 15.0)
 
 
-def test_steps_share_a_row_and_tokens_share_a_step() -> None:
-    rollout = sample("blocked").rollout
-    weights = StepMean()(rollout)
-    for k in range(rollout.num_steps):
-        inside = (rollout.step_ids == k) & rollout.mask
-        per_row = (weights * inside).sum(1)
-        assert_same(per_row[inside.any(1)], torch.full_like(per_row[inside.any(1)], 1 / rollout.num_steps))
+@pytest.mark.parametrize("layout", ["blocked", "interleaved"])
+def test_steps_share_a_row_and_the_chosen_tokens_of_a_step_share_it(layout: str) -> None:
+    rollout = sample(layout).rollout
+    assert (rollout.item_mask & ~rollout.mask)[2:].any()  # a forced code leaves its share to its block
+    weights = StepMean()(rollout).tolist()
+    for row, (steps, mask) in enumerate(zip(rollout.step_ids.tolist(), rollout.mask.tolist(), strict=True)):
+        chosen = [step for step, free in zip(steps, mask, strict=True) if free]
+        shares = [
+            1 / len(set(chosen)) / chosen.count(step) if free else 0.0 for step, free in zip(steps, mask, strict=True)
+        ]
+        assert_same(weights[row], shares)
 
 
 def test_a_step_that_is_forced_leaves_its_share_to_the_others() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from genrl.objectives import (
     OBJECTIVES,
@@ -11,14 +14,16 @@ from genrl.objectives import (
     Credit,
     FixedBounds,
     GroupNorm,
-    OutcomeCredit,
     Reduction,
     SequenceMean,
     StepCredit,
     StepMean,
     TokenMean,
 )
-from tests.property.rollouts import sample
+from genrl.objectives.step_credit import ShapedOutcome
+from genrl.types import RewardBatch, RolloutBatch
+from tests.helpers import assert_same
+from tests.property.rollouts import Sample, thinking_shape
 
 
 def test_defaults_are_the_paper() -> None:
@@ -42,7 +47,7 @@ def test_the_code_of_the_authors() -> None:
     [
         ("no_step_advantage", StepCredit(GroupNorm(), per_step=False), StepMean()),
         ("no_match_reward", StepCredit(GroupNorm(guard="clamp"), component="hit"), StepMean()),
-        ("outcome", OutcomeCredit(GroupNorm(), "hit"), SequenceMean()),
+        ("outcome", ShapedOutcome(GroupNorm(), "hit"), SequenceMean()),
     ],
 )
 def test_ablations(ablation: str, credit: Credit, reduction: Reduction) -> None:
@@ -52,10 +57,175 @@ def test_ablations(ablation: str, credit: Credit, reduction: Reduction) -> None:
     assert ("steps" in objective.needs) == (ablation == "no_step_advantage")
 
 
-def test_a_near_miss_is_praised_for_the_steps_it_got_right() -> None:
-    match = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.float64)
-    exact = match.prod(1)
-    batch = sample("sid", prompts=1)
-    batch = batch.with_rewards(outcome=exact, steps=match, components={"exact_match": exact})
-    assert (batch.experience(OBJECTIVES.build("sapo")).advantages[0, :2] > 0).all()
-    assert (batch.experience(OBJECTIVES.build("grpo")).advantages[0, :2] < 0).all()
+ORDERS = pytest.mark.parametrize("order", ["tail", "interleaved"])
+ABLATIONS = ("none", "no_step_advantage", "no_match_reward", "outcome")
+WORDS = [[2, 3, 1], [1, 1, 2], [3, 1, 1], [1, 2, 2]]
+ENDED = [[True, True, True], [True, False, True], [True, True, True], [False, True, True]]
+FORCED = [[False, False, False], [False, True, True], [False, False, True], [False, True, False]]
+
+
+def thoughts(order: str, match: Tensor, closed: list[list[bool]] = ENDED, weight: float = 0.0) -> Sample:
+    """One group of four completions on policy whose steps match as told; `format` has a weight."""
+    levels = match.shape[1]
+    parts = [[row[:levels] for row in rows] for rows in (WORDS, closed, FORCED)]
+    shape = thinking_shape(order, *parts)
+    shape.pop("N")
+    rows, length = shape["mask"].shape
+    logps = -torch.rand(rows, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * shape["mask"]
+    rollout = RolloutBatch(
+        prompt_tokens=torch.zeros(1, 1, dtype=torch.int64),
+        prompt_mask=torch.ones(1, 1, dtype=torch.bool),
+        tokens=torch.zeros(rows, length, dtype=torch.int64),
+        support=torch.zeros(rows, length, dtype=torch.int64),
+        choices=torch.zeros(rows, levels, dtype=torch.int64),
+        items=torch.zeros(rows, 1, dtype=torch.int64),
+        old_logps=logps,
+        ref_logps=logps - 0.1 * shape["mask"],
+        group_size=rows,
+        num_steps=levels,
+        **shape,
+    )
+    exact, ended = match.prod(1), shape["closed"].double()
+    rewards = RewardBatch(
+        exact + weight * ended.sum(1),
+        steps=match,
+        components={"exact_match": exact, "format": ended.sum(1)},
+        weights={"exact_match": 1.0, "format": weight},
+        shaping=weight * ended if weight else None,
+    )
+    return Sample(rollout, rewards, logps, torch.zeros_like(logps))
+
+
+def raised(batch: Sample, name: str, **options: object) -> Tensor:
+    """What a step of gradient descent adds to the log-probability of each token, up to a factor."""
+    return -batch.outcome(OBJECTIVES.build(name, {"kl_coef": 0.0, **options}))[1]
+
+
+NEAR_MISS = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.float64)
+
+
+@ORDERS
+def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong(order: str) -> None:
+    batch = thoughts(order, NEAR_MISS)
+    mask, steps = batch.rollout.mask[0], batch.rollout.step_ids[0]
+    sapo, grpo = raised(batch, "sapo")[0], raised(batch, "grpo")[0]
+    assert (sapo[mask & (steps < 2)] > 0).all()
+    assert (sapo[mask & (steps == 2)] < 0).all()
+    assert (grpo[mask] < 0).all()
+    assert not sapo[~mask].any()
+    advantages = [0.5, 0.5 / (1 / 3) ** 0.5, -0.5]  # (m - mean) / std of the columns of NEAR_MISS
+    for step, advantage in enumerate(advantages):
+        chosen = WORDS[0][step] + 2  # words, </think> and the code
+        here = mask & (steps == step)
+        assert_same(sapo[here], torch.full((chosen,), advantage / (4 * 3 * chosen), dtype=torch.float64))
+
+
+@ORDERS
+def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order: str) -> None:
+    batch = thoughts(order, NEAR_MISS)
+    summed = batch.with_rewards(outcome=NEAR_MISS.sum(1))
+    for slope in (raised(summed, "grpo"), raised(batch, "sapo", ablation="no_step_advantage")):
+        assert (slope[0][batch.rollout.mask[0]] > 0).all()  # two of three steps are better than the group's mean
+    for ablation in ("no_match_reward", "outcome"):
+        assert (raised(batch, "sapo", ablation=ablation)[0][batch.rollout.mask[0]] < 0).all()
+
+
+@ORDERS
+def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order: str) -> None:
+    match = NEAR_MISS.clone()
+    match[1, 2] = 0
+    assert not raised(thoughts(order, match), "grpo").any()
+    assert raised(thoughts(order, match), "sapo").any()
+
+
+@ORDERS
+def test_a_step_with_a_forced_code_still_has_its_block(order: str) -> None:
+    batch = thoughts(order, NEAR_MISS)
+    rollout = batch.rollout
+    forced = rollout.item_mask & ~rollout.mask
+    assert forced.sum() == 4
+    slope = raised(batch, "sapo")
+    assert not slope[forced].any()
+    weights = batch.experience(OBJECTIVES.build("sapo")).weights
+    for step in range(3):
+        here = rollout.step_ids == step
+        assert_same((weights * here).sum(1), torch.full((4,), 1 / 12, dtype=torch.float64))
+
+
+@ORDERS
+def test_think_only_trains_blocks_and_lets_codes_dilute_them(order: str) -> None:
+    batch = thoughts(order, NEAR_MISS)
+    rollout = batch.rollout
+    both, thinking = (raised(batch, "sapo", scope=scope) for scope in ("think_and_sid", "think_only"))
+    assert_same(thinking, both.masked_fill(rollout.item_mask, 0))
+    assert both[rollout.item_mask & rollout.mask].all()
+    by_token = raised(batch, "sapo", scope="think_only", reduction="token")
+    credit = batch.experience(OBJECTIVES.build("sapo", {"scope": "think_only"})).advantages
+    assert_same(by_token, credit * rollout.mask / rollout.mask.sum())
+
+
+SAPO_FORMS = [
+    *({"match": match} for match in ("per_level", "prefix", "nested")),
+    *({"ablation": ablation} for ablation in ABLATIONS[1:]),
+    {"scope": "think_only"},
+    {"reduction": "token"},
+    {"match": "nested", "ablation": "no_step_advantage"},
+]
+
+
+@ORDERS
+@pytest.mark.parametrize("weight", [0.2, 1.0])
+@pytest.mark.parametrize("options", SAPO_FORMS, ids=str)
+def test_format_reaches_the_gradient_of_sapo(options: dict[str, object], weight: float, order: str) -> None:
+    """Completions that differ in nothing else; the block that was closed for the policy is what is lowered."""
+    for match in (torch.zeros(4, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)):
+        closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
+        batch = thoughts(order, match, closed, weight)
+        slope = raised(batch, "sapo", **options)
+        thinking = batch.rollout.mask & ~batch.rollout.item_mask
+        per_step = options.get("ablation", "none") in ("none", "no_match_reward")
+        reached = thinking & (batch.rollout.step_ids == 1) if per_step else thinking
+        assert (slope[1][reached[1]] < 0).all()
+        assert (slope[0][reached[0]] > 0).all()
+        assert not slope[thinking & ~reached].any()
+        assert not raised(thoughts(order, match, closed), "sapo", **options).any()
+
+
+@ORDERS
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "gbpo", "gdpo", "ecpo", "cispo", "bapo", "sage"])
+def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> None:
+    closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
+    batch = thoughts(order, torch.zeros(4, 3, dtype=torch.float64), closed, 0.2)
+    batch = replace(batch, rollout=replace(batch.rollout, categories=torch.arange(4)[:, None]))
+    slope = raised(batch, name)
+    assert (slope[1][batch.rollout.mask[1]] < 0).all()
+    assert (slope[0][batch.rollout.mask[0]] > 0).all()
+
+
+def test_format_weighs_as_much_against_a_match_in_every_row_of_the_ablation() -> None:
+    """Where steps match all or not at all and format is of all steps too, the rows have one advantage."""
+    match = torch.tensor([[1.0], [1.0], [0.0], [0.0]], dtype=torch.float64).expand(4, 3).contiguous()
+    closed = [[True] * 3, [False] * 3, [True] * 3, [False] * 3]
+    batch = thoughts("tail", match, closed, 0.3)
+    rows = [
+        batch.experience(OBJECTIVES.build("sapo", {"ablation": ablation, "eps": 0.0})).advantages
+        for ablation in ABLATIONS
+    ]
+    assert rows[0].any()
+    for row in rows[1:]:
+        assert_same(row, rows[0])
+
+
+@ORDERS
+@pytest.mark.parametrize("guard", ["add", "clamp"])
+@pytest.mark.parametrize("match", ["per_level", "prefix", "nested"])
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_with_one_level_sapo_is_grpo_on_the_same_reward(order: str, guard: str, match: str, weight: float) -> None:
+    """Same guard and KL; `reduction: step` is then grpo's mean over completions."""
+    batch = thoughts(order, NEAR_MISS[:, 1:2], weight=weight)
+    batch = replace(batch, logps=batch.logps * 1.1)
+    loss, slope = batch.outcome(OBJECTIVES.build("grpo", {"guard": guard, "kl_coef": 0.05}))
+    found, steps = batch.outcome(OBJECTIVES.build("sapo", {"guard": guard, "kl_coef": 0.05, "match": match}))
+    assert slope.any()
+    assert_same(found, loss)
+    assert_same(steps, slope)

@@ -1,6 +1,6 @@
 """The verifier: sums, weights, logs, and what it refuses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -45,7 +45,12 @@ TARGETS = Targets(torch.tensor([[1], [2]]))
 
 def test_outcome_is_the_weighted_sum_and_components_are_not_weighted():
     verifier = build_verifier(
-        {"exact_match": {"weight": 2.0}, "level_match": {"weight": 0.5}, "prefix_match": {}, "format": {"weight": 0.0}},
+        {
+            "exact_match": {"weight": 2.0},
+            "level_match": {"weight": 0.5},
+            "prefix_match": {},
+            "ndcg_rank": {"weight": 0},
+        },
         context(),
     )
     rewards = verifier(rollout(), TARGETS)
@@ -55,8 +60,9 @@ def test_outcome_is_the_weighted_sum_and_components_are_not_weighted():
     assert_same(rewards.outcome, 2 * exact + 1.5 * level.sum(1))
     assert_same(rewards.components["exact_match"], exact)
     assert_same(rewards.components["level_match"], level.sum(1))
-    assert_same(rewards.components["format"], torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert rewards.weights == {"exact_match": 2.0, "level_match": 0.5, "prefix_match": 1.0, "format": 0.0}
+    assert rewards.components["ndcg_rank"].any()
+    assert rewards.weights == {"exact_match": 2.0, "level_match": 0.5, "prefix_match": 1.0, "ndcg_rank": 0.0}
+    assert rewards.shaping is None
     assert list(rewards.components) == list(rewards.weights)
 
 
@@ -65,6 +71,35 @@ def test_weighted_components_add_up_to_the_outcome():
     rewards = verifier(rollout(), TARGETS)
     total = sum(rewards.weights[name] * value for name, value in rewards.components.items())
     assert_same(rewards.outcome, total)
+
+
+def thinking_rollout():
+    return replace(rollout(), closed=torch.tensor([[True, False], [True, True], [False, True], [True, True]]))
+
+
+def test_format_is_in_the_outcome_and_in_shaping_but_no_match():
+    options = {"exact_match": {"weight": 2.0}, "level_match": {"weight": 0.5}, "format": {"weight": 0.25}}
+    verifier = build_verifier(options, context(), thinking=True)
+    rewards = verifier(thinking_rollout(), TARGETS)
+    level = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    ended = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])  # the last row names no item
+    assert_same(rewards.steps, 0.5 * level)
+    assert_same(rewards.shaping, 0.25 * ended)
+    assert_same(rewards.outcome, torch.tensor([0.0, 2.0, 2.0, 0.0]) + 0.5 * level.sum(1) + 0.25 * ended.sum(1))
+    assert_same(rewards.components["format"], ended.sum(1))
+    assert verifier.step_names == ("level_match",)
+
+
+def test_format_alone_gives_step_advantages_no_match():
+    verifier = build_verifier({"format": {}}, context())
+    assert verifier.step_names == ()
+    assert verifier(thinking_rollout(), TARGETS).steps is None
+
+
+def test_rewards_of_thinking_are_refused_where_there_is_none():
+    with pytest.raises(ConfigError, match=r"rewards.format judges thinking.*rewards.format=null"):
+        build_verifier({"exact_match": {}, "format": {}}, context(), thinking=False)
+    assert build_verifier({"exact_match": {}}, context(), thinking=False).rewards.keys() == {"exact_match"}
 
 
 def test_without_step_rewards_there_are_no_steps():

@@ -20,7 +20,6 @@ EVERY = [
     ("ndcg_rank", {}),
     ("ndcg_rank", {"order": "given"}),
     ("ndcg_rank", {"level": "sid"}),
-    ("format", {}),
 ]
 
 
@@ -82,10 +81,6 @@ def slow_exact_match(options, rollout, targets, context, row):
     return slow_hit(options, rollout, targets, context, row) / share
 
 
-def slow_format(options, rollout, targets, context, row):
-    return float(rollout.items[row, 0] >= 0)
-
-
 def slow_ndcg_rank(options, rollout, targets, context, row):
     order = list(range(row // GROUP * GROUP, row // GROUP * GROUP + GROUP))
     hits = {other: slow_hit(options, rollout, targets, context, other) for other in order}
@@ -112,7 +107,6 @@ def slow_steps(prefix):
 
 SLOW = {
     "exact_match": slow_exact_match,
-    "format": slow_format,
     "ndcg_rank": slow_ndcg_rank,
     "level_match": slow_steps(prefix=False),
     "prefix_match": slow_steps(prefix=True),
@@ -146,7 +140,7 @@ def test_targets_travel_with_their_prompt(name, options):
     assert_same(shuffled.unflatten(0, (PROMPTS, GROUP)), straight[order])
 
 
-@pytest.mark.parametrize(("name", "options"), [case for case in EVERY if case[0] != "format"])
+@pytest.mark.parametrize(("name", "options"), EVERY)
 def test_no_item_is_never_a_padded_target(name, options):
     context = make_context()
     nothing = torch.full((GROUP, 1), -1)
