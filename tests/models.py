@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from genrl.config.schema import ModelConfig
+from genrl.layouts.base import ThinkingLayout
+from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
@@ -35,9 +37,9 @@ def make_codes(items: int = 60, seed: int = 0) -> Tensor:
     return torch.stack([places // 35, places // 7 % 5, places % 7], dim=1)
 
 
-def make_policy(config: ModelConfig = TINY, prefix: str = "") -> Policy:
+def make_policy(config: ModelConfig = TINY, prefix: str = "", *, thinking: bool = False) -> Policy:
     """A policy with random weights that are large enough for its distributions to be far from uniform."""
-    policy = load_policy(config, SIZES, TEXTS, prefix).eval()
+    policy = load_policy(config, SIZES, TEXTS, prefix, thinking=thinking).eval()
     if config.name == "tiny":
         with torch.no_grad():
             for value in policy.trainable().values():
@@ -51,6 +53,15 @@ def make_layout(policy: Policy, codes: Tensor | None = None) -> SidLayout:
     codes = make_codes() if codes is None else codes
     trie = Trie.build(codes, SIZES, torch.arange(len(codes)))
     return SidLayout(SidLayoutConfig(), trie=trie, first_ids=policy.first_ids, codes=codes)
+
+
+def make_thinking(policy: Policy, codes: Tensor | None = None, **options: Any) -> BlockedLayout:
+    """Think blocks of up to six words over the same catalogue, for a policy that was made with `thinking`."""
+    codes = make_codes() if codes is None else codes
+    config = BlockedLayoutConfig(**{"budget": 6, **options})
+    trie = Trie.build(codes, SIZES, torch.arange(len(codes)))
+    assert policy.words is not None
+    return BlockedLayout(config, trie=trie, first_ids=policy.first_ids, codes=codes, words=policy.words)
 
 
 def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> PromptBatch:
@@ -73,7 +84,7 @@ def every_item(layout: SidLayout, prompts: PromptBatch) -> RolloutBatch:
         prompt_mask=prompts.mask,
         tokens=tokens,
         mask=full,
-        step_ids=layout.step_ids().expand_as(tokens).contiguous(),
+        step_ids=layout.step_ids(tokens).contiguous(),
         item_mask=full,
         support=layout.trie.path(layout.codes[items]),
         choices=layout.codes[items],
@@ -82,6 +93,43 @@ def every_item(layout: SidLayout, prompts: PromptBatch) -> RolloutBatch:
         group_size=len(layout.codes),
         num_steps=layout.num_steps,
     )
+
+
+def every_completion(layout: ThinkingLayout) -> dict[tuple[int, ...], list[int]]:
+    """Every completion of a small grammar, with the state before each of its tokens; no legal set may be empty."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    front: list[tuple[tuple[int, ...], list[int]]] = [((), [])]
+    states = layout.start(1)
+    while front:
+        assert max(len(row) for row, _ in front) <= layout.length
+        ended = layout.finished(states).tolist()
+        sites = layout.sites(states)
+        following: list[tuple[int, int]] = []
+        for row, (tokens, support) in enumerate(front):
+            if ended[row]:
+                assert tokens not in found
+                found[tokens] = support
+                continue
+            site = int(sites[row])
+            if site == layout.fixed:
+                following.append((row, int(layout.forced(states[row : row + 1]))))
+                continue
+            legal = layout.legal(site, states[row : row + 1])
+            columns = legal.mask[0].nonzero()[:, 0].tolist()
+            assert columns, f"nothing is legal behind {tokens}"
+            following += [(row, legal.first + column) for column in columns]
+        before = states.tolist()
+        rows = torch.tensor([row for row, _ in following], dtype=torch.int64)
+        states = layout.advance(0, states[rows], torch.tensor([token for _, token in following], dtype=torch.int64))
+        assert bool((states >= 0).all())
+        front = [((*front[row][0], token), [*front[row][1], before[row]]) for row, token in following]
+    return found
+
+
+def padded(rows: list[Any], fill: int) -> Tensor:
+    """Rows of different lengths as one tensor."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
 def save_local_model(folder: Path, architecture: str = "qwen2", **changes: Any) -> Path:

@@ -20,7 +20,8 @@ from benchmarks.checks import DifferenceError
 from benchmarks.decoding import beams, catalogues, groups, rollouts
 from benchmarks.figures import Figure, as_json, plot, table
 from benchmarks.inputs import FULL, QUICK, Sizes
-from benchmarks.steps import steps
+from benchmarks.reasoning import thinking_rollouts, thinking_updates
+from benchmarks.steps import steps, thinking_steps
 from benchmarks.updating import long, memory
 from benchmarks.ways import ways
 from rich.console import Console
@@ -37,8 +38,12 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "groups": groups,
     "long": long,
     "ways": ways,
+    "reasoning": thinking_rollouts,
+    "reasoning-update": thinking_updates,
+    "reasoning-step": thinking_steps,
 }
 """Name -> what measures it, given sizes and the number of rounds."""
+NEED_TRL = ("step", "reasoning-step")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -50,7 +55,7 @@ def main(words: list[str] | None = None) -> int:
         require_peers(chosen)
         torch.set_num_threads(options.threads)
         load = busy(options.threads, console)
-        figures = measure(chosen, QUICK if options.quick else FULL, options.repeats, console)
+        figures = measure(chosen, chosen_sizes(options), options.repeats, console)
     except (GenRLError, DifferenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DifferenceError) else 2
@@ -64,16 +69,27 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def chosen_sizes(options: argparse.Namespace) -> Sizes:
+    """Sizes that the command line asks for; goals apply to the full sizes alone."""
+    sizes = QUICK if options.quick else FULL
+    names = ("hidden", "layers", "thinking_prompts", "thinking_prompt", "budget", "words")
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if "hidden" in changes:
+        changes["feed_forward"] = 2 * changes["hidden"]
+    return replace(sizes, **changes) if changes else sizes
+
+
 def require_peers(chosen: list[str]) -> None:
     """Say at once what is missing.
 
     Raises:
         UnsupportedError: naming the extra.
     """
-    if "step" in chosen and find_spec("trl") is None:
+    asked = [name for name in chosen if name in NEED_TRL]
+    if asked and find_spec("trl") is None:
         raise UnsupportedError(
-            "the benchmark `step` needs trl: pip install -e '.[bench]', or choose another one with --only "
-            f"({', '.join(name for name in BENCHMARKS if name != 'step')})."
+            f"the benchmark `{asked[0]}` needs trl: pip install -e '.[bench]', or choose another one with --only "
+            f"({', '.join(name for name in BENCHMARKS if name not in NEED_TRL)})."
         )
 
 
@@ -108,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, after one that does not (5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    parser.add_argument("--hidden", type=int, help="width of the model (128)")
+    parser.add_argument("--layers", type=int, help="layers of the model (4)")
+    parser.add_argument("--thinking-prompts", type=int, help="prompts of the benchmarks with thinking (8)")
+    parser.add_argument("--thinking-prompt", type=int, help="tokens of each of them (256)")
+    parser.add_argument("--budget", type=int, help="words of a think block (48)")
+    parser.add_argument("--words", type=int, help="tokens of the vocabulary to think with (2000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and facts about the machine")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG)")
     return parser

@@ -201,6 +201,45 @@ class AlignConfig:
 
 
 @dataclass
+class ActivateConfig:
+    """Stage 2, for layouts with thinking: supervised training on traces, the prompt masked."""
+
+    traces: Literal["template", "jsonl"] = "template"
+    """Thinking made from the catalogue alone, or a teacher's from the file `path`."""
+    path: str | None = None
+    """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
+    words: int = 4
+    """template: words per block at most; from 8 on they name an item of the history, too."""
+    examples: int = 20000
+    """template: traces at most, of a random part of the training positions; 0: one for each."""
+    foreign: float = 0.8
+    """Share of the traces that are shown with the thinking of another trace, drawn anew in each pass; of these only the
+    SID is learned: the policy looks at the history, too, instead of trusting its thinking blindly."""
+    max_epochs: int = 2
+    """Passes over the traces at most."""
+    patience: int = 2
+    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
+    validate_every: float = 1.0
+    """Passes between validations; a resumable checkpoint follows each."""
+    examples_per_step: int = 64
+    """Traces per optimiser step."""
+    pack_length: int = 256
+    """Tokens per packed row; traces do not see each other inside a row."""
+    learning_rate: float = 6e-3
+    """Peak learning rate."""
+    final_learning_rate: float = 0.05
+    """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""
+    weight_decay: float = 0.1
+    """AdamW weight decay."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    """AdamW betas."""
+    warmup_steps: int = 20
+    """Linear warm-up."""
+    seed: int = 0
+    """Seed of order and dropout; independent of the run's seed so that every objective and seed shares this stage."""
+
+
+@dataclass
 class RolloutConfig:
     """How completions are drawn for RL."""
 
@@ -208,10 +247,12 @@ class RolloutConfig:
     """Independent samples; the group_size most likely distinct items; or distinct items sampled without replacement."""
     group_size: int = 16
     """Completions per prompt (G)."""
-    prompts: int = 32
+    prompts: int = 16
     """Prompts per rollout, over all ranks."""
     temperature: float = 1.0
     """Temperature of sampling; log-probabilities are those of the distribution sampled from."""
+    thinking_temperature: float | None = None
+    """Temperature of the words of thinking; null: as `temperature`."""
     normalize: Literal["legal", "vocab"] = "legal"
     """Log-probabilities over the legal set that was sampled from, or over the vocabulary as in published code."""
     minibatches: int = 1
@@ -226,7 +267,7 @@ class RolloutConfig:
 class RLConfig:
     """Stage 3: policy optimisation against verifier rewards."""
 
-    max_steps: int = 100
+    max_steps: int = 50
     """Optimiser steps."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
@@ -290,6 +331,10 @@ class EvaluateConfig:
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
+    thinking_samples: int = 0
+    """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
+    thinking_temperature: float = 1.0
+    """Temperature of the words of sampled trains of thought."""
 
 
 @dataclass
@@ -305,8 +350,8 @@ class RunConfig:
     """Where run folders go."""
     seed: int = 0
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
-    stages: list[str] = field(default_factory=lambda: ["align", "rl"])
-    """Stages to run, in order: align, rl; or `baseline` alone."""
+    stages: list[str] = field(default_factory=lambda: ["align", "activate", "rl"])
+    """Stages to run, in order: align, activate (left out by layouts without thinking), rl; or `baseline` alone."""
     plugins: list[str] = field(default_factory=list)
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -317,10 +362,12 @@ class RunConfig:
     """Backbone."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompt."""
-    layout: dict[str, Any] = field(default_factory=lambda: {"name": "sid"})
+    layout: dict[str, Any] = field(default_factory=lambda: {"name": "blocked", "budget": 8})
     """Layout of a completion: its name and options."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """Stage `align`."""
+    activate: ActivateConfig = field(default_factory=ActivateConfig)
+    """Stage `activate`."""
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "sapo"})
     """Policy objective: its name and options."""
     baseline: dict[str, Any] = field(default_factory=lambda: {"name": "item_knn"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,9 @@ class Layout(ABC):
 
     A state is an int64 per row, so beams reorder states by indexing. The state before a token is that token's
     *support*: it names the set the token is drawn from, and scoring rebuilds exactly that set from it.
+
+    What may stand at a place depends on its *site*: without thinking every place is a site of its own, so sites and
+    positions are the same numbers. With thinking, completions reach the same site at different positions.
     """
 
     first_ids: tuple[int, ...]
@@ -52,9 +56,14 @@ class Layout(ABC):
     num_steps: int
     """S: units of credit in a completion."""
     length: int
-    """T: tokens of a completion."""
+    """T: tokens of the longest completion."""
     thinking: bool = False
     """Whether completions hold free text before the items."""
+
+    @property
+    def items(self) -> Layout:
+        """The grammar of the items alone: the layout itself, unless it has thinking."""
+        return self
 
     @abstractmethod
     def to(self, device: str) -> Layout:
@@ -65,15 +74,15 @@ class Layout(ABC):
         """States [rows] before the first token."""
 
     @abstractmethod
-    def legal(self, position: int, states: Tensor) -> Legal:
-        """What may stand at `position` after `states` [n]."""
+    def legal(self, site: int, states: Tensor) -> Legal:
+        """What may stand at `site` after `states` [n]."""
 
     @abstractmethod
-    def advance(self, position: int, states: Tensor, tokens: Tensor) -> Tensor:
-        """States after `tokens` [n] at `position`; -1 after an illegal token."""
+    def advance(self, site: int, states: Tensor, tokens: Tensor) -> Tensor:
+        """States after `tokens` [n] at `site`; -1 after an illegal token."""
 
-    def settled(self, position: int, states: Tensor) -> Tensor:
-        """Whether only one completion is left after `states` [n], so that all tokens from `position` on are forced.
+    def settled(self, site: int, states: Tensor) -> Tensor:
+        """Whether only one completion is left after `states` [n], so that all tokens from `site` on are forced.
 
         Such rows need no more of the model. What is left counts without filters of items; no row is settled unless a
         layout says so.
@@ -127,8 +136,12 @@ class Layout(ABC):
         """[I, K] SID codes of the catalogue: equal rows are one SID."""
 
     @abstractmethod
-    def step_ids(self) -> Tensor:
-        """Step of each position [T]; -1 is in none."""
+    def step_ids(self, support: Tensor) -> Tensor:
+        """Step of each token, by the states [B, T] before them; -1 is in none."""
+
+    def item_mask(self, support: Tensor) -> Tensor:
+        """[B, T] bool: tokens that decide an item, by the states before them."""
+        return torch.ones_like(support, dtype=torch.bool)
 
     @property
     @abstractmethod
@@ -139,3 +152,44 @@ class Layout(ABC):
     @abstractmethod
     def completions(self) -> int:
         """Number of distinct legal completions; where requests have their own items, of the one that has most."""
+
+
+class ThinkingLayout(Layout):
+    """The grammar of completions with free text before or between the SID tokens.
+
+    Rows of a batch stand at different sites at one position; the state alone says at which. Sites below `num_steps`
+    are SID levels, `fixed` is what is forced (marks, line breaks, padding), all others are words.
+    """
+
+    thinking = True
+    fixed: int
+    """Site of tokens that are nobody's choice."""
+
+    @property
+    @abstractmethod
+    def items(self) -> Layout:
+        """The grammar of the items alone: what is ranked once the thinking is written."""
+
+    @abstractmethod
+    def sites(self, states: Tensor) -> Tensor:
+        """Site of the token behind each state [...]."""
+
+    @abstractmethod
+    def forced(self, states: Tensor) -> Tensor:
+        """Tokens [n] at forced places; 0 behind the end."""
+
+    @abstractmethod
+    def finished(self, states: Tensor) -> Tensor:
+        """Whether completions [...] have ended."""
+
+    @abstractmethod
+    def thought(self, states: Tensor) -> Tensor:
+        """Whether a SID token is due in completions [...], or nothing any more."""
+
+    @abstractmethod
+    def closed(self, tokens: Tensor, support: Tensor) -> Tensor:
+        """[B, S] bool: steps whose thinking was ended by choice in completions [B, T]."""
+
+    @abstractmethod
+    def compose(self, items: Tensor, blocks: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
+        """Completions of catalogue rows [n] with given thinking -> tokens and the states before them, [n, T]."""

@@ -52,17 +52,17 @@ class SidLayout(Layout):
         """The root for every row."""
         return torch.zeros(rows, dtype=torch.int64, device=self.codes.device)
 
-    def legal(self, position: int, states: Tensor) -> Legal:
+    def legal(self, site: int, states: Tensor) -> Legal:
         """Children of each node."""
-        return Legal(self.first_ids[position], self.trie.legal(position, states))
+        return Legal(self.first_ids[site], self.trie.legal(site, states))
 
-    def advance(self, position: int, states: Tensor, tokens: Tensor) -> Tensor:
+    def advance(self, site: int, states: Tensor, tokens: Tensor) -> Tensor:
         """The child behind each token."""
-        return self.trie.child(position, states, tokens - self.first_ids[position])
+        return self.trie.child(site, states, tokens - self.first_ids[site])
 
-    def settled(self, position: int, states: Tensor) -> Tensor:
+    def settled(self, site: int, states: Tensor) -> Tensor:
         """Whether a single SID begins like this."""
-        return self.trie.leaves_below(position, states) == 1
+        return self.trie.leaves_below(site, states) == 1
 
     def decode(self, tokens: Tensor) -> Decoded:
         """Codes, catalogue rows and leaves of completions [B, T]; a broken prefix has choices but no item."""
@@ -87,9 +87,9 @@ class SidLayout(Layout):
         """SID codes of the catalogue."""
         return self.codes
 
-    def step_ids(self) -> Tensor:
+    def step_ids(self, support: Tensor) -> Tensor:
         """Every token is its own step."""
-        return torch.arange(self.length, device=self.codes.device)
+        return torch.arange(self.length, device=support.device).expand_as(support)
 
     @property
     def widest(self) -> int:
@@ -142,15 +142,15 @@ class PartialSidLayout(SidLayout):
             return self
         return PartialSidLayout(self.whole.to(device), self.keep.to(device))
 
-    def legal(self, position: int, states: Tensor) -> Legal:
+    def legal(self, site: int, states: Tensor) -> Legal:
         """Children of each node that lead to an item that stays."""
-        whole = self.whole.legal(position, self.nodes[position][states].long())
-        mask = self.trie.legal(position, states)
+        whole = self.whole.legal(site, self.nodes[site][states].long())
+        mask = self.trie.legal(site, states)
         return Legal(whole.first, mask, whole.mask if whole.within is None else whole.within)
 
-    def settled(self, position: int, states: Tensor) -> Tensor:
+    def settled(self, site: int, states: Tensor) -> Tensor:
         """Whether a single SID of the whole catalogue begins like this."""
-        return self.whole.settled(position, self.nodes[position][states].long())
+        return self.whole.settled(site, self.nodes[site][states].long())
 
 
 class FilteredSidLayout(SidLayout):
@@ -176,15 +176,15 @@ class FilteredSidLayout(SidLayout):
         allow, deny = (None if rows is None else rows.to(device) for rows in (self.allow, self.deny))
         return FilteredSidLayout(self.layout.to(device), allow, deny)
 
-    def legal(self, position: int, states: Tensor) -> Legal:
+    def legal(self, site: int, states: Tensor) -> Legal:
         """Children of each node that lead to an item of the row's request."""
-        whole = self.layout.legal(position, states)
-        mask = self.filter.legal(position, states, whole.mask)
+        whole = self.layout.legal(site, states)
+        mask = self.filter.legal(site, states, whole.mask)
         return Legal(whole.first, mask, whole.mask if whole.within is None else whole.within)
 
-    def settled(self, position: int, states: Tensor) -> Tensor:
+    def settled(self, site: int, states: Tensor) -> Tensor:
         """Whether a single SID of the whole catalogue begins like this."""
-        return self.layout.settled(position, states)
+        return self.layout.settled(site, states)
 
     def rank(self, leaves: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Leaves [P, W] to the items among them that the request may get."""

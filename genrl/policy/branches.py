@@ -11,6 +11,7 @@ from torch import Tensor
 from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import ReservedLayer, model_cache, tree_cache
 from genrl.policy.model import Policy
+from genrl.policy.sharing import SharedPrompt, can_share
 from genrl.policy.tree import ancestry_mask, left_padded, prompt_positions, right_padded
 
 
@@ -160,6 +161,137 @@ class NaiveBranches(Branches):
         self.depth += 1
         rows, mask, positions = alone(self.tokens, self.mask, self.grown)
         return self.policy.hidden(rows, mask, positions)[:, -1].view(prompts, width, -1)
+
+
+class Rows(ABC):
+    """One completion per row, each `share` of them behind one prompt, that leave the batch when they end.
+
+    Every row that is still there grows by one token at a time, so all have equally many.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], left-padded.
+        mask: [P, L].
+        share: rows per prompt.
+        levels: tokens that will be added to each row, at most.
+    """
+
+    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, share: int, levels: int) -> None:
+        self.policy = policy
+        self.tokens = tokens
+        self.mask = mask
+        self.levels = levels
+        self.prompts = torch.arange(len(tokens), device=tokens.device).repeat_interleave(share)
+        self.depth = 0
+
+    @abstractmethod
+    def prefill(self) -> Tensor:
+        """Hidden state [P * share, H] behind the prompt of each row."""
+
+    @abstractmethod
+    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+        """Hidden states [n, H] behind one more token [n] per row.
+
+        Args:
+            tokens: one for each row that goes on.
+            going: [rows so far] bool: the rows that go on; None: all.
+        """
+
+
+class CachedRows(Rows):
+    """A copy of the prompt's keys and values per row, in a batch that shrinks."""
+
+    def prefill(self) -> Tensor:
+        """Compute each prompt once and copy what it left in the cache."""
+        room = self.tokens.shape[1] + self.levels
+        self.cache = model_cache(self.policy.base.config, partial(ReservedLayer, room))
+        hidden = self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask), self.cache)[:, -1]
+        self.cache.batch_select_indices(self.prompts)
+        self.seen = self.mask[self.prompts]
+        self.lengths = self.seen.sum(1)
+        self.held = torch.arange(len(self.prompts), device=self.tokens.device)
+        """Rows of the batch that still go on; the others are computed along until enough of them have ended."""
+        return hidden[self.prompts]
+
+    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+        """Add one token; when an eighth of the batch has ended, copy the rest into a smaller one."""
+        if going is not None:
+            self.held = self.held[going]
+            if len(self.held) <= len(self.seen) * 7 // 8:
+                self.cache.batch_select_indices(self.held)
+                self.seen, self.lengths = self.seen[self.held], self.lengths[self.held]
+                self.held = torch.arange(len(self.held), device=tokens.device)
+        fed = tokens.new_zeros(len(self.seen)).index_copy(0, self.held, tokens)
+        self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=1)
+        positions = (self.lengths + self.depth)[:, None]
+        hidden = self.policy.hidden(fed[:, None], self.seen, positions, self.cache)[:, 0]
+        self.depth += 1
+        return hidden[self.held]
+
+
+class SharingRows(Rows):
+    """One copy of each prompt's keys and values for all its rows, in a batch that shrinks."""
+
+    def prefill(self) -> Tensor:
+        """Compute each prompt once."""
+        self.shared = SharedPrompt(self.policy, self.tokens, self.mask, self.prompts)
+        self.cache = tree_cache(self.policy.base.config, self.levels)
+        self.held = torch.arange(len(self.prompts), device=self.tokens.device)
+        """Rows of the batch that still go on; the others are computed along until enough of them have ended."""
+        return self.shared.hidden[self.prompts]
+
+    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+        """Add one token; when an eighth of the batch has ended, copy the rest into a smaller one."""
+        if going is not None:
+            self.held = self.held[going]
+            if len(self.held) <= len(self.prompts) * 7 // 8:
+                self.prompts = self.prompts[self.held]
+                self.shared.serve(self.prompts)
+                if self.depth:
+                    self.cache.batch_select_indices(self.held)
+                self.held = torch.arange(len(self.held), device=tokens.device)
+        fed = tokens.new_zeros(len(self.prompts)).index_copy(0, self.held, tokens)
+        positions = (self.shared.lengths[self.prompts] + self.depth)[:, None]
+        with self.shared.attended():
+            hidden = self.policy.hidden(fed[:, None], None, positions, self.cache, shared=self.shared)[:, 0]
+        self.depth += 1
+        return hidden[self.held]
+
+
+class PlainRows(Rows):
+    """Every row computed anew from its prompt on: no cache."""
+
+    def prefill(self) -> Tensor:
+        """The prompts alone."""
+        self.grown = self.tokens.new_empty(len(self.prompts), 0)
+        hidden = self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask))[:, -1]
+        return hidden[self.prompts]
+
+    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+        """The rows that go on with all of their tokens."""
+        if going is not None:
+            self.grown, self.prompts = self.grown[going], self.prompts[going]
+        self.grown = torch.cat([self.grown, tokens[:, None]], dim=1)
+        rows, mask, positions = alone(self.tokens[self.prompts], self.mask[self.prompts], self.grown[:, None])
+        return self.policy.hidden(rows, mask, positions)[:, -1]
+
+
+def grow_rows(policy: Policy, tokens: Tensor, mask: Tensor, share: int, depth: int) -> Rows:
+    """Rows for `share` completions per prompt that feed up to `depth` tokens each and end at different lengths.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], padded on any side.
+        mask: [P, L].
+        share: completions per prompt.
+        depth: tokens per completion that go through the model, at most.
+    """
+    tokens, mask = left_padded(tokens, mask)
+    shape = Shape(tokens.shape[0], share, tokens.shape[1], depth)
+    if choose(policy, shape, decode=True, ways=("expand", "naive")) == "naive":
+        return PlainRows(policy, tokens, mask, share, depth)
+    sharing = can_share(policy, shape.context + depth)
+    return (SharingRows if sharing else CachedRows)(policy, tokens, mask, share, depth)
 
 
 def alone(tokens: Tensor, mask: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

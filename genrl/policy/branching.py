@@ -81,13 +81,14 @@ def cost(way: str, shape: Shape, policy: Policy, *, decode: bool) -> float:
     return tokens * work.token + PAIR * pairs * work.pair + COPY * copies * work.cached
 
 
-def choose(policy: Policy, shape: Shape, *, decode: bool) -> str:
+def choose(policy: Policy, shape: Shape, *, decode: bool, ways: tuple[str, ...] = WAYS) -> str:
     """The way to compute a batch: the one that `policy.branching` names, or the cheapest one that the model allows.
 
     Args:
         policy: says what its layers can do.
         shape: sizes of the batch.
         decode: token after token with a cache.
+        ways: those that there are; one that is asked for and not among them gives way to the cheapest of these.
 
     Raises:
         ConfigError: if prompt and completion are longer than the model's positions.
@@ -105,8 +106,8 @@ def choose(policy: Policy, shape: Shape, *, decode: bool) -> str:
     if policy.checkpointing:
         cached = ("tree", "expand") if decode else ("expand",)
         refused |= dict.fromkeys(cached, "activation checkpointing drops the cache that it needs")
-    if policy.branching == "auto":
-        return min((way for way in WAYS if way not in refused), key=lambda way: cost(way, shape, policy, decode=decode))
+    if policy.branching == "auto" or policy.branching not in ways:
+        return min((way for way in ways if way not in refused), key=lambda way: cost(way, shape, policy, decode=decode))
     if policy.branching in refused:
         raise UnsupportedError(
             f"trainer.branching={policy.branching} is wrong for this model: {refused[policy.branching]}. "

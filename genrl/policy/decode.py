@@ -75,7 +75,7 @@ def sample(
         log_probs, sampling, entropy = distribution(
             head, hidden.reshape(prompts * group, -1), legal, temperature, normalize
         )
-        columns = _invert(sampling.exp(), uniforms[:, :, position].reshape(-1, 1))
+        columns = invert(sampling.exp(), uniforms[:, :, position].reshape(-1, 1))
         drawn = columns[:, 0] + legal.first
         parts["tokens"].append(drawn)
         parts["support"].append(states)
@@ -102,7 +102,7 @@ def live_slots(layout: Layout, position: int, states: Tensor, normalize: str) ->
     return None if normalize == "vocab" else ~layout.settled(position, states)
 
 
-def _invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse of the distribution function: [n, C] and [n, 1] -> columns [n, 1]; never a column of probability 0."""
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]

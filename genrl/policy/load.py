@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genrl.config.schema import ModelConfig
 from genrl.errors import ConfigError, UnsupportedError
+from genrl.layouts.blocked import Words
 from genrl.policy.model import Policy
 from genrl.policy.tiny import add_dropout, tiny_model, train_tokenizer
 
+THINK = ("<think>", "</think>")
+"""What a think block stands between."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, ...], prefix: str = "") -> Policy:
+def load_policy(
+    config: ModelConfig,
+    sizes: tuple[int, ...],
+    texts: tuple[str, ...],
+    prefix: str = "",
+    *,
+    thinking: bool = False,
+    add_tokens: bool = True,
+) -> Policy:
     """Load or create the backbone and give it the SID tokens of a catalogue.
 
     Args:
@@ -27,6 +39,8 @@ def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, .
         sizes: codes per SID level.
         texts: item texts, which the tiny tokenizer is trained on.
         prefix: words that open every prompt.
+        thinking: whether completions have think blocks.
+        add_tokens: add their marks to a tokenizer that lacks them, with a notice, instead of refusing it.
 
     Raises:
         ConfigError: if the folder holds no model, or the width does not divide into heads.
@@ -35,16 +49,18 @@ def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, .
     if config.name == "tiny":
         if config.hidden % config.heads:
             raise ConfigError(f"model.hidden={config.hidden} does not divide into model.heads={config.heads}.")
-        tokenizer = train_tokenizer((text for text in texts if text), config.vocabulary)
+        tokenizer = train_tokenizer((text for text in texts if text), config.vocabulary, THINK if thinking else ())
         first_ids = add_sid_tokens(tokenizer, sizes)
+        added = 0
         model: Any = tiny_model(config, len(tokenizer), config.seed)
         add_dropout(model, config.dropout)
     else:
         tokenizer, model = _load_local(config)
+        added = _add_think_tokens(tokenizer, config.name, add_tokens) if thinking else 0
         first_ids = add_sid_tokens(tokenizer, sizes)
-        _grow(model, len(tokenizer), first_ids[0], sum(sizes), config.seed)
+        _grow(model, len(tokenizer), first_ids[0] - added, sum(sizes) + added, config.seed)
     if config.lora.rank > 0:
-        model = _add_lora(model, config, list(range(first_ids[0], first_ids[0] + sum(sizes))))
+        model = _add_lora(model, config, list(range(first_ids[0] - added, first_ids[0] + sum(sizes))))
     start = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None), None
     )
@@ -53,7 +69,26 @@ def load_policy(config: ModelConfig, sizes: tuple[int, ...], texts: tuple[str, .
             f"the tokenizer of model.name={config.name!r} has no bos, eos or pad token to open a sequence with."
         )
     prefix_ids = tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else ()
-    return Policy(model, tokenizer, first_ids, sizes, start, prefix_ids)
+    words = think_words(tokenizer, first_ids[0]) if thinking else None
+    return Policy(model, tokenizer, first_ids, sizes, start, prefix_ids, words)
+
+
+def think_words(tokenizer: Any, stop: int) -> Words:  # noqa: ANN401
+    """The tokens of thinking: all below `stop`, the first SID token, but special ones.
+
+    Raises:
+        ConfigError: if the marks of a block stand behind the SID tokens.
+    """
+    opening, closing = tokenizer.convert_tokens_to_ids(list(THINK))
+    if max(opening, closing) >= stop:
+        raise ConfigError(
+            f"the tokenizer has {THINK[0]} and {THINK[1]} behind the SID tokens: it was made for another layout. Use "
+            f"the tokenizer of the base model."
+        )
+    legal = torch.ones(stop, dtype=torch.bool)
+    legal[[index for index in {*tokenizer.all_special_ids, opening, closing} if index < stop]] = False
+    breaks = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return Words(opening, closing, breaks[0] if len(breaks) == 1 and legal[breaks[0]] else None, legal)
 
 
 def sid_token(level: int, code: int) -> str:
@@ -84,6 +119,24 @@ def add_sid_tokens(tokenizer: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:  
     for size in sizes[:-1]:
         starts.append(starts[-1] + size)
     return tuple(ids[0] + start for start in starts)
+
+
+def _add_think_tokens(tokenizer: Any, name: str, allowed: bool) -> int:  # noqa: ANN401
+    """Add `<think>` and `</think>` where the tokenizer lacks them, and return how many were added.
+
+    Raises:
+        ConfigError: if they are missing and must not be added.
+    """
+    missing = [mark for mark in THINK if mark not in tokenizer.get_vocab()]
+    if not missing:
+        return 0
+    if not allowed:
+        raise ConfigError(
+            f"the tokenizer of model.name={name!r} has no {' and '.join(missing)}, which layout=blocked needs, and "
+            f"layout.add_tokens is off. Switch it on, use layout=sid, or take a model that thinks."
+        )
+    warnings.warn(f"{' and '.join(missing)} were added to the tokenizer of {name}, untrained.", stacklevel=2)
+    return int(tokenizer.add_tokens(missing))
 
 
 def _load_local(config: ModelConfig) -> tuple[Any, Any]:

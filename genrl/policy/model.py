@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from genrl.errors import CheckpointError, UnsupportedError
+from genrl.layouts.blocked import Words
 
 HEAD_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -56,6 +57,7 @@ class Policy(nn.Module):
         sizes: codes of each SID level.
         start_id: token that opens every sequence.
         prefix_ids: tokens of the prompt's prefix.
+        words: tokens of thinking; None: the policy does not think.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Policy(nn.Module):
         sizes: tuple[int, ...],
         start_id: int,
         prefix_ids: tuple[int, ...],
+        words: Words | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -74,6 +77,7 @@ class Policy(nn.Module):
         self.sizes = sizes
         self.start_id = start_id
         self.prefix_ids = prefix_ids
+        self.words = words
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         for name in HEAD_TRANSFORMS:
             if getattr(base.config, name, None) not in (None, 1.0):
@@ -88,6 +92,8 @@ class Policy(nn.Module):
         """Ways that give wrong results with this model, with the reason, for the devices it was tried on."""
         self.noticed: set[str] = set()
         """Refused ways that the user has been told of."""
+        self.shares_prompt: dict[torch.device, bool] = {}
+        """Whether rows can attend to one copy of their prompt (`genrl.policy.sharing`), for the devices tried."""
 
     @property
     def base(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -180,7 +186,14 @@ class Policy(nn.Module):
         """Compile passes without a cache: supervised training, scoring and its backward pass."""
         self._forward = torch.compile(self._forward, dynamic=True, **options)  # type: ignore[method-assign]
 
-    def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: Cache | None = None,
+        **options: Any,  # noqa: ANN401 (the attention function knows them)
+    ) -> Tensor:
         """Last hidden states [P, Q, H] of `tokens` [P, Q]; extends `cache`.
 
         Args:
@@ -189,6 +202,7 @@ class Policy(nn.Module):
                 or None for causal attention to everything, which has the fastest kernels.
             positions: [P, Q].
             cache: of the tokens before.
+            options: passed on to the attention of every layer; only with a cache.
         """
         if mask is not None and mask.dim() == 4:  # one addition for all layers instead of a conversion in each
             dtype = self.base.get_input_embeddings().weight.dtype
@@ -196,7 +210,12 @@ class Policy(nn.Module):
         if cache is None:
             return self._forward(tokens, mask, positions)
         output = self.decoder(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
         )
         return output.last_hidden_state
 

@@ -9,18 +9,24 @@ from torch import Tensor
 
 from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
-from genrl.layouts.base import Layout
+from genrl.layouts.base import Layout, ThinkingLayout
 from genrl.policy.decode import Completions, beam, sample
 from genrl.policy.model import Policy
+from genrl.policy.writing import sample_thinking
 from genrl.types import PromptBatch, RolloutBatch
 
 
 def check_rollout(config: RolloutConfig, layout: Layout) -> None:
-    """Refuse a group of distinct items that is larger than the catalogue.
+    """Refuse a search over completions with thinking, and a group of distinct items larger than the catalogue.
 
     Raises:
         ConfigError: naming both numbers.
     """
+    if config.method != "sample" and layout.thinking:
+        raise ConfigError(
+            f"rollout.method={config.method} searches over SID tokens alone, and this layout has thinking before them. "
+            f"Use rollout.method=sample, or layout=sid."
+        )
     if config.method != "sample" and config.group_size > layout.completions:
         raise ConfigError(
             f"rollout.method={config.method} draws group_size={config.group_size} distinct items, but the catalogue "
@@ -47,8 +53,7 @@ def rollout(
         prompts: this rank's prompts.
         config: method, group size, temperature, normalisation.
         generator: CPU generator; draws the noise of the whole rollout on every rank, so completions do not depend on
-        how
-            many ranks share it.
+            how many ranks share it.
         rows: this rank's part of the rollout's prompts.
         total: prompts of the rollout over all ranks.
         categories: [I] category of each catalogue row.
@@ -56,8 +61,12 @@ def rollout(
     device = prompts.tokens.device
     shared: dict[str, Any] = {"temperature": config.temperature, "normalize": config.normalize}
     if config.method == "sample":
-        noise = torch.rand(total, config.group_size, layout.length, generator=generator)[rows]
-        drawn = sample(policy, layout, prompts.tokens, prompts.mask, noise.to(device), **shared)
+        noise = torch.rand(total, config.group_size, layout.length, generator=generator)[rows].to(device)
+        if isinstance(layout, ThinkingLayout):
+            shared["thinking_temperature"] = config.thinking_temperature
+            drawn = sample_thinking(policy, layout, prompts.tokens, prompts.mask, noise, **shared)
+        else:
+            drawn = sample(policy, layout, prompts.tokens, prompts.mask, noise, **shared)
     else:
         gumbels = None
         if config.method == "gumbel":
@@ -72,19 +81,19 @@ def to_rollout(
 ) -> RolloutBatch:
     """Completions with all that credit and scoring need: steps, choices, items, categories."""
     group = drawn.tokens.shape[1]
-    tokens = drawn.tokens.flatten(0, 1)
+    tokens, support = drawn.tokens.flatten(0, 1), drawn.support.flatten(0, 1)
     decoded = layout.decode(tokens)
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    if normalize == "legal":  # a token with one legal value is forced: log-probability 0, nothing to learn
-        mask = drawn.choices.flatten(0, 1) > 1
+    choices = drawn.choices.flatten(0, 1)
+    # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen
+    mask = choices > (1 if normalize == "legal" else 0)
     return RolloutBatch(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
         tokens=tokens,
         mask=mask,
-        step_ids=layout.step_ids().expand_as(tokens).contiguous(),
-        item_mask=torch.ones_like(mask),
-        support=drawn.support.flatten(0, 1),
+        step_ids=layout.step_ids(support).contiguous(),
+        item_mask=layout.item_mask(support),
+        support=support,
         choices=decoded.choices,
         items=decoded.items,
         old_logps=drawn.logps.flatten(0, 1).masked_fill(~mask, 0.0),
@@ -92,6 +101,7 @@ def to_rollout(
         num_steps=layout.num_steps,
         entropy=drawn.entropy.flatten(0, 1).masked_fill(~mask, 0.0),
         categories=torch.where(decoded.items < 0, -1, categories[decoded.items.clamp(min=0)]),
+        closed=layout.closed(tokens, support) if isinstance(layout, ThinkingLayout) else None,
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from genrl.errors import DataError
-from genrl.layouts.base import Layout, Legal
+from genrl.layouts.base import Layout, Legal, ThinkingLayout
 from genrl.policy.branches import alone
 from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import SharedLayer, model_cache
 from genrl.policy.model import Head, Policy
 from genrl.policy.tree import branch_mask, left_padded, prompt_positions
-from genrl.types import PolicyScores, RolloutBatch
+from genrl.types import RIGHT_PADDED, PolicyScores, RolloutBatch
 
 NORMALIZE = ("legal", "vocab", "catalogue")
 
@@ -70,7 +72,12 @@ def check_vocabulary(policy: Policy, layout: Layout) -> None:
 
 
 def score(
-    policy: Policy, layout: Layout, rollout: RolloutBatch, temperature: float = 1.0, normalize: str = "legal"
+    policy: Policy,
+    layout: Layout,
+    rollout: RolloutBatch,
+    temperature: float = 1.0,
+    normalize: str = "legal",
+    thinking_temperature: float | None = None,
 ) -> PolicyScores:
     """Log-probability and entropy of every token of a rollout under the current policy, with gradient.
 
@@ -78,6 +85,8 @@ def score(
     is rebuilt from its `support`, which is what it was sampled from.
     """
     check_vocabulary(policy, layout)
+    if isinstance(layout, ThinkingLayout):
+        return _score_thinking(policy, layout, rollout, temperature, normalize, thinking_temperature)
     first, inner = completion_states(policy, rollout)
     share = len(rollout.tokens) // len(first)  # completions that start from one hidden state and one legal set
     head = policy.head_for(normalize)
@@ -95,6 +104,98 @@ def score(
         logps=torch.cat(logps, dim=1).masked_fill(~mask, 0.0),
         entropy=torch.cat(entropies, dim=1).masked_fill(~mask, 0.0),
     )
+
+
+def _score_thinking(
+    policy: Policy,
+    layout: ThinkingLayout,
+    rollout: RolloutBatch,
+    temperature: float,
+    normalize: str,
+    thinking_temperature: float | None,
+) -> PolicyScores:
+    """`score` for completions of different lengths, of which only the tokens that were chosen need the output head."""
+    width = rollout.tokens.shape[1]
+    places = rollout.mask.nonzero()
+    length = int(places[:, 1].max()) + 1 if len(places) else 1
+    cut = replace(
+        rollout,
+        **{name: getattr(rollout, name)[:, :length] for name in RIGHT_PADDED if getattr(rollout, name) is not None},
+    )
+    first, inner = completion_states(policy, cut)
+    before = torch.cat([first.repeat_interleave(len(rollout.tokens) // len(first), dim=0)[:, None], inner], dim=1)
+    rows, columns = places.unbind(1)
+    logps, entropy = place_scores(
+        policy.head_for("vocab"),
+        layout,
+        before[rows, columns],
+        rollout.support[rows, columns],
+        rollout.tokens[rows, columns],
+        temperature=temperature,
+        thinking_temperature=thinking_temperature,
+        normalize=normalize,
+    )
+    empty = logps.new_zeros(len(rollout.tokens), width)
+    return PolicyScores(
+        logps=empty.index_put((rows, columns), logps), entropy=empty.index_put((rows, columns), entropy)
+    )
+
+
+def place_scores(
+    head: Head,
+    layout: ThinkingLayout,
+    hidden: Tensor,
+    states: Tensor,
+    tokens: Tensor,
+    *,
+    temperature: float = 1.0,
+    thinking_temperature: float | None = None,
+    normalize: str = "legal",
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [n] and entropies [n] of chosen tokens at any sites, with gradient.
+
+    Logits of words are as wide as the vocabulary, so many of them are computed in parts, each again in the backward
+    pass: memory stays that of one part.
+
+    Args:
+        head: the whole output head.
+        layout: grammar of the completions.
+        hidden: [n, H] what each token is predicted from.
+        states: [n] states before the tokens, none at a forced place.
+        tokens: [n].
+        temperature: divides the logits of SID tokens.
+        thinking_temperature: divides the logits of words; None: as `temperature`.
+        normalize: see `distribution`.
+    """
+    sites = layout.sites(states)
+    words = temperature if thinking_temperature is None else thinking_temperature
+    nothing = hidden[:0, 0].float()  # keeps the gradient's path where no token was chosen
+    order, logps, entropies = [], [nothing], [nothing]
+    for site in sites.unique().tolist():
+        warmth = temperature if site < layout.num_steps else words
+
+        def part(
+            hidden: Tensor, states: Tensor, tokens: Tensor, site: int = site, warmth: float = warmth
+        ) -> tuple[Tensor, Tensor]:
+            legal = layout.legal(site, states)
+            log_probs, _, entropy = distribution(head, hidden, legal, warmth, normalize)
+            return _chosen(log_probs, tokens[:, None], legal)[:, 0], entropy
+
+        rows = (sites == site).nonzero()[:, 0]
+        order.append(rows)
+        width = len(head.weight) if normalize == "vocab" else layout.legal(site, states[rows[:1]]).mask.shape[1]
+        parts = rows.split(max(1, LOGITS // width))
+        for each in parts:
+            inputs = (hidden[each], states[each], tokens[each])
+            one, two = part(*inputs) if len(parts) == 1 else checkpoint(part, *inputs, use_reentrant=False)
+            logps.append(one)
+            entropies.append(two)
+    back = torch.cat([states.new_zeros(0), *order]).argsort()
+    return torch.cat(logps)[back], torch.cat(entropies)[back]
+
+
+LOGITS = 2**24
+"""Logits that are held at a time; with 151,936 tokens a part has 110 places."""
 
 
 def _runs(layout: Layout, support: Tensor) -> Iterator[tuple[int, Legal]]:

@@ -14,13 +14,15 @@ from genrl.config.schema import ModelConfig
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
-def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer of `size` tokens on item texts."""
+def train_tokenizer(texts: Iterable[str], size: int, marks: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of `size` tokens on item texts; `marks` become one token each."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, START, END, UNKNOWN], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[PAD, START, END, UNKNOWN, *marks], show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END, unk_token=UNKNOWN

@@ -11,14 +11,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import bench
-from benchmarks import checks, decoding, figures
+from benchmarks import checks, decoding, figures, reasoning
 from benchmarks.figures import Figure, compare, interleave
+from benchmarks.inputs import FULL, QUICK, make_thinking_inputs
 
 FIELDS = {"name", "setting", "ours", "theirs", "unit", "ratio", "quartiles", "goal", "better", "checked", "met"}
 PROVED = {
     "rollout": ["all samples are items", "as frequent as they should be", "log-probs of 32 samples equal"],
     "beam": ["ranked lists equal for"],
     "catalogue": ["one leaf per distinct SID", "all 32 samples are items"],
+    "reasoning": ["all samples are items", "equally long", "log-probs equal to", "tokens/s against"],
+    "reasoning-update": ["log-probs equal to", "gradients to"],
 }
 
 
@@ -66,10 +69,56 @@ def test_a_run_with_unequal_results_fails_and_writes_nothing(tmp_path, monkeypat
     assert not (tmp_path / "figures.json").exists()
 
 
-def test_without_trl_the_step_benchmark_names_the_extra(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["step", "reasoning-step"])
+def test_without_trl_the_benchmarks_of_steps_name_the_extra(name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "trl", None)
-    assert run("step") == 2
-    assert "pip install -e '.[bench]'" in capsys.readouterr().err
+    assert run(name) == 2
+    assert f"`{name}` needs trl: pip install -e '.[bench]'" in capsys.readouterr().err
+
+
+def test_thinking_that_differs_from_the_peers_is_found(monkeypatch, capsys):
+    generate = reasoning.generate_thinking
+
+    def silent(model, prompts, group, layout):
+        budget = replace(layout.config, budget=1)
+        short = type(layout)(
+            budget,
+            trie=layout.items.trie,
+            first_ids=layout.first_ids,
+            codes=layout.codes_of_items(),
+            words=layout.words,
+        )
+        return generate(model, prompts, group, short)
+
+    monkeypatch.setattr(reasoning, "generate_thinking", silent)
+    assert run("reasoning") == 1
+    assert "completions differ in length by" in capsys.readouterr().err
+
+
+def test_the_peer_computes_the_prompt_per_completion_and_goes_on_to_the_longest():
+    inputs = make_thinking_inputs(replace(QUICK, thinking_prompts=2, groups=(4,)))
+    equal, uneven = torch.full((8,), 10), torch.tensor([4] * 7 + [10])
+    ours, theirs = (reasoning._work(inputs, who, equal) * 80 for who in ("genrl", "transformers"))
+    prompt = inputs.prompts.tokens.shape[1]
+    work = inputs.policy.work
+    assert theirs - ours == 6 * (prompt * work.token + prompt**2 / 2 * work.pair)
+    assert reasoning._work(inputs, "transformers", uneven) * 38 == theirs
+    assert reasoning._work(inputs, "genrl", uneven) * 38 < ours
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ([], {}),
+        (["--quick"], None),
+        (["--hidden", "256", "--layers", "8"], {"hidden": 256, "feed_forward": 512, "layers": 8}),
+        (["--thinking-prompts", "2", "--budget", "96"], {"thinking_prompts": 2, "budget": 96}),
+    ],
+)
+def test_larger_sizes_are_asked_for_on_the_command_line(words, changes):
+    sizes = bench.chosen_sizes(bench._parser().parse_args(words))
+    assert sizes == (QUICK if changes is None else replace(FULL, **changes))
+    assert (sizes is FULL) == (changes == {})  # goals hold for the full sizes alone
 
 
 def test_variants_are_measured_in_turn_and_the_first_round_does_not_count():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs
 from benchmarks.peers import PrefixFunction, legal_log_probs
+from genrl.layouts.sid import SidLayout
 from genrl.types import RolloutBatch
 
 TOLERANCE = 1e-4
@@ -36,7 +37,7 @@ def all_items(tokens: Tensor, sid_tokens: Tensor, who: str) -> None:
     require(wrong == 0, f"{who}: {wrong} of {len(tokens)} completions are no catalogue item.")
 
 
-def same_log_probs(inputs: Inputs, drawn: RolloutBatch, allowed: PrefixFunction) -> str:
+def same_log_probs(inputs: Inputs[SidLayout], drawn: RolloutBatch, allowed: PrefixFunction) -> str:
     """The rollout's log-probabilities are those of plain forward passes over repeated prompts."""
     few = max(1, 512 // drawn.group_size)
     part = drawn.prompts(slice(0, few))
@@ -47,7 +48,7 @@ def same_log_probs(inputs: Inputs, drawn: RolloutBatch, allowed: PrefixFunction)
 
 
 @torch.no_grad()
-def first_token_probabilities(model: Any, inputs: Inputs, allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
+def first_token_probabilities(model: Any, inputs: Inputs[SidLayout], allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
     """Exact probabilities [P, V] of the first token of a completion."""
     prompts = inputs.prompts
     logits = model(input_ids=prompts.tokens, attention_mask=prompts.mask.long()).logits[:, -1].float()

@@ -53,7 +53,7 @@ def groups(sizes: Sizes, repeats: int) -> list[Figure]:
 
 
 def _rollouts(
-    inputs: Inputs, name: str, group: int, peers: tuple[str, ...], repeats: int, goal: float | None
+    inputs: Inputs[SidLayout], name: str, group: int, peers: tuple[str, ...], repeats: int, goal: float | None
 ) -> list[Figure]:
     prompts, model, length = inputs.prompts, inputs.policy.model, inputs.layout.length
     context = prompts.tokens.shape[1]
@@ -90,7 +90,7 @@ def beams(sizes: Sizes, repeats: int) -> list[Figure]:
     return [_beams(inputs, width, normalize, repeats) for normalize in ("legal", "vocab") for width in sizes.beams]
 
 
-def _beams(inputs: Inputs, width: int, normalize: str, repeats: int) -> Figure:
+def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) -> Figure:
     prompts, layout = inputs.prompts, inputs.layout
     limits = constraint("function", layout, inputs.sid_tokens, prompts.tokens.shape[1])
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import ModelConfig, RolloutConfig
 from genrl.data.prompts import PromptMaker, PromptTemplate
+from genrl.layouts.base import Layout
+from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
@@ -20,7 +24,10 @@ from genrl.policy.rollout import rollout
 from genrl.sid.trie import Trie
 from genrl.types import PromptBatch, RolloutBatch
 
+LayoutT = TypeVar("LayoutT", bound=Layout)
 LEVELS = 4
+BLOCKS = 3
+"""SID tokens of completions with thinking, and think blocks."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,13 @@ class Sizes:
     catalogues: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)
     long_prompt: int = 1024
     long_completion: int = 200
+    thinking_prompts: int = 8
+    thinking_prompt: int = 256
+    """Tokens of each of them."""
+    budget: int = 48
+    """Words of a think block at most."""
+    words: int = 2000
+    """Tokens of the vocabulary that are no SID tokens, where completions think."""
     steps: tuple[int, int] = (9, 3)
     """Optimiser steps of genrl and of TRL in one block; the first of each does not count."""
 
@@ -62,17 +76,21 @@ QUICK = Sizes(
     catalogues=(100, 1000),
     long_prompt=32,
     long_completion=12,
+    thinking_prompts=2,
+    thinking_prompt=25,
+    budget=6,
+    words=300,
     steps=(3, 3),
 )
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Generic[LayoutT]):
     """A policy with a catalogue and prompts."""
 
     sizes: Sizes
     policy: Policy
-    layout: SidLayout
+    layout: LayoutT
     maker: PromptMaker
 
     @cached_property
@@ -105,7 +123,7 @@ class Inputs:
         )
 
 
-def make_inputs(sizes: Sizes) -> Inputs:
+def make_inputs(sizes: Sizes) -> Inputs[SidLayout]:
     """The inputs of one size; the same on each call."""
     codes = clustered_codes(sizes.items, sizes.codes)
     policy = make_policy(sizes)
@@ -115,25 +133,59 @@ def make_inputs(sizes: Sizes) -> Inputs:
     return Inputs(sizes, policy, layout, PromptMaker(make_dataset(sizes), template, sizes.history))
 
 
-def make_policy(sizes: Sizes) -> Policy:
+def make_thinking_inputs(sizes: Sizes) -> Inputs[BlockedLayout]:
+    """A policy that thinks, with prompts of one length.
+
+    Random weights would hardly ever end a block, so `</think>` has a bias with which most of them end by themselves.
+    """
+    policy = make_policy(sizes, levels=BLOCKS, words=sizes.words)
+    words = policy.words
+    assert words is not None
+    head = policy.base.get_output_embeddings()
+    bias = torch.zeros(head.out_features)
+    bias[words.closing] = math.log(int(words.legal.sum()) / sizes.budget)
+    head.bias = nn.Parameter(bias)
+    codes = distinct_codes(sizes.items, sizes.codes, BLOCKS)
+    layout = BlockedLayout(
+        BlockedLayoutConfig(budget=sizes.budget),
+        trie=Trie.build(codes, policy.sizes),
+        first_ids=policy.first_ids,
+        codes=codes,
+        words=words,
+    )
+    tokens = layout.items.render(torch.arange(sizes.items))
+    template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
+    history = (sizes.thinking_prompt - 1) // BLOCKS
+    data = make_dataset(replace(sizes, prompts=sizes.thinking_prompts, history=history), shortest=history)
+    return Inputs(sizes, policy, layout, PromptMaker(data, template, history))
+
+
+def make_policy(sizes: Sizes, levels: int = LEVELS, words: int = 4) -> Policy:
     """A Qwen3 with random weights, large enough for its distributions to be far from uniform.
 
-    It has no words beside the SID tokens: a larger vocabulary would only slow down peers, which compute all logits.
+    Without thinking it needs no words beside the SID tokens: they would only slow down peers, which compute all logits.
     """
     config = ModelConfig(
         hidden=sizes.hidden,
         layers=sizes.layers,
         heads=sizes.heads,
         feed_forward=sizes.feed_forward,
-        vocabulary=4,
+        vocabulary=words,
         dropout=0.0,
     )
-    policy = load_policy(config, (sizes.codes,) * LEVELS, ()).eval()
+    thinks = words > 4
+    policy = load_policy(config, (sizes.codes,) * levels, _syllables() if thinks else (), thinking=thinks).eval()
     with torch.no_grad():
         for value in policy.trainable().values():
             if value.dim() > 1:
                 value.mul_(4.0)
     return policy
+
+
+def _syllables() -> tuple[str, ...]:
+    """Random texts to train a tokenizer on."""
+    letters = torch.randint(26, (1000, 8), generator=torch.Generator().manual_seed(0))
+    return tuple("".join(chr(97 + letter) for letter in row) for row in letters.tolist())
 
 
 def distinct_codes(items: int, codes: int, levels: int = LEVELS) -> Tensor:
@@ -179,10 +231,10 @@ def make_layout(policy: Policy, codes: Tensor, size: int) -> SidLayout:
     return SidLayout(SidLayoutConfig(), trie=trie, first_ids=policy.first_ids, codes=codes)
 
 
-def make_dataset(sizes: Sizes) -> Dataset:
-    """One user per prompt: a random history, then the target."""
+def make_dataset(sizes: Sizes, shortest: int = 9) -> Dataset:
+    """One user per prompt: a random history of at least `shortest` items, then the target."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(min(9, sizes.history), sizes.history + 1, (sizes.prompts,), generator=generator)
+    lengths = torch.randint(min(shortest, sizes.history), sizes.history + 1, (sizes.prompts,), generator=generator)
     lengths[0] = sizes.history
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths + 1).cumsum(0)])
     total = int(offsets[-1])

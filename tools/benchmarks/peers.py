@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from genrl.layouts.base import ThinkingLayout
 from genrl.layouts.sid import SidLayout
-from genrl.types import PromptBatch
+from genrl.types import PromptBatch, RolloutBatch
 
 
 class PrefixFunction:
@@ -133,3 +134,93 @@ def legal_log_probs(model: Any, prompts: PromptBatch, tokens: Tensor, allowed: P
         log_probs = logits.masked_fill(illegal, float("-inf")).log_softmax(-1)
         parts.append(log_probs.gather(2, chunk[:, start:, None])[:, :, 0])
     return torch.cat(parts)
+
+
+class ThinkingProcessor(LogitsProcessor):
+    """genrl's grammar of completions with thinking, for all rows at once.
+
+    Args:
+        layout: the grammar.
+        rows: completions.
+    """
+
+    def __init__(self, layout: ThinkingLayout, rows: int) -> None:
+        self.layout = layout
+        self.states = layout.start(rows)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [n, V] with -inf where a token is illegal."""
+        layout, masked = self.layout, torch.full_like(scores, float("-inf"))
+        sites = layout.sites(self.states)
+        for site in sites.unique().tolist():
+            rows = (sites == site).nonzero()[:, 0]
+            if site == layout.fixed:
+                masked[rows, layout.forced(self.states[rows])] = 0.0
+                continue
+            legal = layout.legal(site, self.states[rows])
+            columns = slice(legal.first, legal.first + legal.mask.shape[1])
+            masked[rows, columns] = scores[rows, columns].masked_fill(~legal.mask, float("-inf"))
+        return masked
+
+
+class ThoughtEnds(StoppingCriteria):
+    """Ends each row with its completion, and moves the grammar on by the token that was drawn.
+
+    Args:
+        processor: what masks the tokens.
+    """
+
+    eos_token_id = None  # transformers pads rows that have ended if a criterion has this name
+
+    def __init__(self, processor: ThinkingProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: object) -> Tensor:
+        """Rows [n] that have ended."""
+        processor = self.processor
+        processor.states = processor.layout.advance(0, processor.states, input_ids[:, -1])
+        return processor.layout.finished(processor.states)
+
+
+def thinking_limits(layout: ThinkingLayout, rows: int) -> dict[str, Any]:
+    """Arguments of one call of `generate` for `rows` completions with thinking."""
+    processor = ThinkingProcessor(layout, rows)
+    return {
+        "logits_processor": LogitsProcessorList([processor]),
+        "stopping_criteria": StoppingCriteriaList([ThoughtEnds(processor)]),
+    }
+
+
+@torch.no_grad()
+def generate_thinking(model: Any, prompts: PromptBatch, group: int, layout: ThinkingLayout) -> Tensor:  # noqa: ANN401
+    """Sampled completions with thinking [P * G, T], 0 behind their ends, by `transformers.generate`."""
+    found = model.generate(
+        input_ids=prompts.tokens,
+        attention_mask=prompts.mask.long(),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        use_cache=True,
+        num_return_sequences=group,
+        max_new_tokens=layout.length,
+        eos_token_id=None,
+        **thinking_limits(layout, len(prompts) * group),
+    )
+    return found[:, prompts.tokens.shape[1] :]
+
+
+def repeated_log_probs(model: Any, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Log-probabilities [B, T] over the vocabulary with gradient, and entropies, each row behind a copy of its prompt.
+
+    What TRL's `GRPOTrainer` computes in an update.
+    """
+    group, length = rollout.group_size, rollout.tokens.shape[1]
+    rows = torch.cat([rollout.prompt_tokens.repeat_interleave(group, dim=0), rollout.tokens], dim=1)
+    seen = torch.cat([rollout.prompt_mask.repeat_interleave(group, dim=0), rollout.support >= 0], dim=1).long()
+    logits = model(input_ids=rows, attention_mask=seen, logits_to_keep=length + 1, use_cache=False).logits[:, :-1]
+    chosen = logits.gather(2, rollout.tokens[:, :, None])[:, :, 0] - logits.logsumexp(-1)
+    with torch.no_grad():
+        log_probs = logits.log_softmax(-1)
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+    return chosen, entropies

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.checks import require
 from benchmarks.figures import Figure, compare, interleave
-from benchmarks.inputs import Inputs, Sizes, make_inputs
-from benchmarks.peers import constraint
+from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
+from benchmarks.peers import constraint, thinking_limits
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
 from genrl.data.prompts import EvaluationBatches
 from genrl.objectives import OBJECTIVES
@@ -35,6 +35,8 @@ STEP_GOAL = 13.0
 LEARNING_RATE = 1e-4
 SPLITS = (8, 1)
 """Micro-batches per step that TRL is measured with; which is faster for it depends on the machine."""
+THINKING_ROWS = 64
+"""Completions per micro-batch of TRL with thinking."""
 
 
 def item_reward(items: Tensor, targets: Tensor) -> Tensor:
@@ -79,34 +81,56 @@ class Notes:
 def steps(sizes: Sizes, repeats: int) -> list[Figure]:
     """Blocks of steps in turn: a fresh trainer each, the same model, prompts, group, length, reward and optimiser."""
     inputs = make_inputs(sizes)
-    group = sizes.groups[0]
-    blocks: dict[str, list[Notes]] = {}
-    runs = {"genrl": partial(genrl_block, inputs, group, sizes.steps[0])}
-    rows = sizes.prompts * group
-    for split in SPLITS:
-        runs[f"{rows // split} x {split}"] = partial(trl_block, inputs, group, sizes.steps[1], split)
+    return _steps("step", f"group {sizes.groups[0]}", inputs, sizes.steps, SPLITS, repeats, STEP_GOAL)
 
-    def measured(name: str) -> float:
-        notes = runs[name]()
-        blocks.setdefault(name, []).append(notes)
+
+def thinking_steps(sizes: Sizes, repeats: int) -> list[Figure]:
+    """The same with think blocks before the SIDs; TRL computes as many rows at a time as was fastest without."""
+    inputs = make_thinking_inputs(sizes)
+    group, prompt = sizes.groups[0], inputs.prompts.tokens.shape[1]
+    split = max(1, len(inputs.prompts) * group // THINKING_ROWS)
+    setting = f"{len(inputs.prompts)} x {group}, {prompt} + {BLOCKS} x {sizes.budget} tokens"
+    return _steps("reasoning-step", setting, inputs, (3, 2), (split,), repeats, None)
+
+
+def _steps(
+    name: str,
+    setting: str,
+    inputs: Inputs[Any],
+    counts: tuple[int, int],
+    splits: tuple[int, ...],
+    repeats: int,
+    goal: float | None,
+) -> list[Figure]:
+    """Figures of `counts` steps of genrl and of TRL, its batches divided into some numbers of parts."""
+    group = inputs.sizes.groups[0]
+    blocks: dict[str, list[Notes]] = {}
+    runs = {"genrl": partial(genrl_block, inputs, group, counts[0])}
+    rows = len(inputs.prompts) * group
+    for split in splits:
+        runs[f"{rows // split} x {split}"] = partial(trl_block, inputs, group, counts[1], split)
+
+    def measured(who: str) -> float:
+        notes = runs[who]()
+        blocks.setdefault(who, []).append(notes)
         return notes.seconds()
 
     _quiet()
-    seconds = interleave("step", {name: partial(measured, name) for name in runs}, repeats)
-    peers = [name for name in runs if name != "genrl"]
-    checked = "; ".join(_same_signal(blocks["genrl"], blocks[name], name) for name in peers)
-    best = min(peers, key=lambda name: median(seconds[name]))
+    seconds = interleave(name, {who: partial(measured, who) for who in runs}, repeats)
+    peers = [who for who in runs if who != "genrl"]
+    checked = "; ".join(_same_signal(blocks["genrl"], blocks[who], who) for who in peers)
+    best = min(peers, key=lambda who: median(seconds[who]))
     return [
         compare(
-            "step",
-            f"group {group}, TRL GRPOTrainer {name}{' (its best)' if name == best else ''}",
+            name,
+            f"{setting}, TRL GRPOTrainer {who}{' (its best)' if who == best and len(peers) > 1 else ''}",
             seconds["genrl"],
-            seconds[name],
+            seconds[who],
             unit="s/step",
-            goal=STEP_GOAL if name == best else None,
+            goal=goal if who == best else None,
             checked=f"{checked}; reward: exact match + a hash of the item, so that no group is dead",
         )
-        for name in peers
+        for who in peers
     ]
 
 
@@ -149,13 +173,13 @@ class _Stamps(L.Callback):
         self.notes.stamps.append(time.perf_counter())
 
 
-def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
+def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
     """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
     notes = Notes()
     catalog = inputs.maker.dataset.catalog
     prompts = len(inputs.prompts)
     verifier = _Verifier(
-        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes, catalog.train_counts)
+        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes_of_items(), catalog.train_counts)
     )
     verifier.notes = notes
     policy = copy.deepcopy(inputs.policy)
@@ -172,8 +196,8 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             policy=policy,
             layout=inputs.layout,
             validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
-            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),
-            beam=10,
+            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes_of_items()),
+            evaluation=EvaluateConfig(),
             max_grad_norm=1.0,
             folder=Path(folder),
         )
@@ -195,7 +219,7 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
     return notes
 
 
-def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
+def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
     """A few steps of TRL's trainer from the same weights, its sampler constrained by genrl's trie.
 
     `GenerationConfig` cannot carry a constraint, so the model's `generate` is wrapped.
@@ -207,8 +231,7 @@ def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
     notes = Notes()
     prompts, layout = inputs.prompts, inputs.layout
     model = copy.deepcopy(inputs.policy.model)
-    limits = constraint("processor", layout, inputs.sid_tokens, prompts.tokens.shape[1])
-    model.generate = partial(model.generate, **limits)
+    model.generate = _limited(inputs, model.generate)
     rows = [tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
     texts = ["".join(inputs.policy.tokenizer.convert_ids_to_tokens(row)) for row in rows]
     require(inputs.policy.tokenizer(text=texts)["input_ids"] == rows, "step: TRL would see other prompts than genrl.")
@@ -260,6 +283,19 @@ def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
         require(not trainer.model.is_gradient_checkpointing, "step: TRL recomputes activations, which genrl does not.")
         trainer.train()
     return notes
+
+
+def _limited(inputs: Inputs[Any], generate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`generate` of a model under the grammar of completions."""
+    layout = inputs.layout
+    if not layout.thinking:
+        limits = constraint("processor", layout, inputs.sid_tokens, inputs.prompts.tokens.shape[1])
+        return partial(generate, **limits)
+
+    def limited(**options: Any) -> Tensor:  # noqa: ANN401
+        return generate(**options, **thinking_limits(layout, len(options["input_ids"])))
+
+    return limited
 
 
 def _quiet() -> None:

@@ -133,7 +133,7 @@ def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> 
         prompt_mask=mask,
         tokens=tokens,
         mask=everything,
-        step_ids=layout.step_ids().expand_as(tokens).contiguous(),
+        step_ids=layout.step_ids(tokens).contiguous(),
         item_mask=everything,
         support=layout.trie.path(layout.codes[items]),
         choices=layout.codes[items],

@@ -44,7 +44,7 @@ def test_a_broken_prefix_has_choices_but_no_item(layout: SidLayout) -> None:
 
 
 def test_every_token_is_a_step_of_its_own(layout: SidLayout) -> None:
-    assert layout.step_ids().tolist() == [0, 1, 2]
+    assert layout.step_ids(torch.zeros(2, 3, dtype=torch.int64)).tolist() == [[0, 1, 2], [0, 1, 2]]
     assert layout.num_steps == layout.length == 3
     assert layout.completions == 60
     assert layout.widest == max(SIZES)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genrl.config.schema import LoraConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.policy.branches import grow
+from genrl.policy.branches import CachedRows, PlainRows, SharingRows, grow, grow_rows
 from genrl.policy.branching import WAYS
 from genrl.policy.decode import beam, sample
 from genrl.policy.load import load_policy
@@ -328,3 +328,35 @@ def test_decoding_under_autocast_agrees_with_scoring(way: str) -> None:
     assert batch.old_logps.dtype == torch.float32
     assert float(difference.max()) < 0.3
     assert float(difference.mean()) < 0.03
+
+
+@pytest.mark.parametrize(("way", "kind"), [("auto", SharingRows), ("tree", SharingRows), ("naive", PlainRows)])
+def test_rows_that_end_apart_have_no_tree(way: str, kind: type) -> None:
+    policy = make_policy()
+    policy.branching = way
+    prompts = make_prompts(policy)
+    assert type(grow_rows(policy, prompts.tokens, prompts.mask, 8, 20)) is kind
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny", "window"])
+def test_rows_leave_the_batch_and_the_others_stay_what_they_are(name: str, tmp_path: Path) -> None:
+    policy = POLICIES[name](tmp_path)
+    prompts = make_prompts(policy)
+    tokens = torch.randint(4, 60, (15, 6), generator=torch.Generator().manual_seed(0))
+    lengths = torch.randint(1, 7, (15,), generator=torch.Generator().manual_seed(1))
+    hidden = {}
+    for way in ("expand", "naive"):
+        policy.branching = way
+        rows = grow_rows(policy, prompts.tokens, prompts.mask, 3, 6)
+        assert isinstance(rows, PlainRows if way == "naive" else CachedRows if name == "window" else SharingRows)
+        found = [rows.prefill()]
+        live = torch.ones(15, dtype=torch.bool)
+        for place in range(6):
+            going = lengths[live] > place
+            live = lengths > place
+            found.append(rows.extend(tokens[live, place], going if not going.all() else None))
+        hidden[way] = found
+    for cached, plain in zip(hidden["expand"], hidden["naive"], strict=True):
+        assert_same(cached, plain)
+    assert len(hidden["expand"][-1]) < 15

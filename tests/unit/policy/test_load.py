@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from genrl.config.schema import LoraConfig, ModelConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.policy.load import add_sid_tokens, load_policy
+from genrl.policy.load import THINK, add_sid_tokens, load_policy, think_words
 from genrl.policy.model import Policy
+from genrl.policy.tiny import train_tokenizer
 from tests.helpers import assert_same
 from tests.models import SIZES, TEXTS, TINY, local_config, make_policy, save_local_model
 
@@ -139,3 +142,98 @@ def test_nf4_trains_the_same_after_a_rollout_in_eval_mode(tmp_path: Path) -> Non
     assert_same(gradients[1], gradients[0])
     quantized = [m for m in policy.model.modules() if type(m).__name__ == "Linear4bit"]
     assert quantized
+
+
+def test_the_tiny_tokenizer_thinks_in_words() -> None:
+    policy = make_policy(thinking=True)
+    words, tokenizer = policy.words, policy.tokenizer
+    assert words is not None
+    ids = tokenizer("<think> red apple</think><a_2>", add_special_tokens=False)["input_ids"]
+    assert (ids[0], ids[-2], ids[-1]) == (words.opening, words.closing, policy.first_ids[0] + 2)
+    assert words.legal[ids[1:-2]].all()
+    assert len(words.legal) == policy.first_ids[0]
+    outside = [words.opening, words.closing, *tokenizer.all_special_ids]
+    assert not words.legal[outside].any()
+    assert int(words.legal.sum()) == policy.first_ids[0] - len(set(outside))
+    assert words.line_break is None
+    assert make_policy().words is None
+
+
+def test_think_tokens_are_added_with_a_notice_or_refused(tmp_path: Path) -> None:
+    folder = save_local_model(tmp_path)
+    with pytest.warns(UserWarning, match="<think> and </think> were added to the tokenizer"):
+        policy = load_policy(local_config(folder), SIZES, TEXTS, thinking=True)
+    plain = load_policy(local_config(folder), SIZES, TEXTS)
+    assert policy.words is not None
+    assert (policy.words.opening, policy.words.closing) == (plain.first_ids[0], plain.first_ids[0] + 1)
+    assert policy.first_ids[0] == plain.first_ids[0] + 2
+    rows = policy.base.get_input_embeddings().weight.detach()
+    added = rows[policy.words.opening : policy.first_ids[0]]
+    assert 0.3 < float(added.std() / rows[: policy.words.opening].std()) < 3
+    assert torch.isfinite(forward(policy)).all()
+    with pytest.raises(ConfigError, match=r"has no <think> and </think>.*layout\.add_tokens is off"):
+        load_policy(local_config(folder), SIZES, TEXTS, thinking=True, add_tokens=False)
+
+
+@pytest.mark.parametrize("present", [THINK, THINK[1:]])
+def test_think_tokens_that_are_there_stay(tmp_path: Path, present: tuple[str, ...]) -> None:
+    folder = save_local_model(tmp_path, vocab_size=400)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = len(tokenizer)
+    tokenizer.add_tokens(list(present))
+    tokenizer.save_pretrained(folder)
+    if present == THINK:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            policy = load_policy(local_config(folder), SIZES, TEXTS, thinking=True, add_tokens=False)
+    else:
+        with pytest.warns(UserWarning, match="^<think> were added"):
+            policy = load_policy(local_config(folder), SIZES, TEXTS, thinking=True)
+        with pytest.raises(ConfigError, match="has no <think>, which"):
+            load_policy(local_config(folder), SIZES, TEXTS, thinking=True, add_tokens=False)
+    assert policy.words is not None
+    assert sorted([policy.words.opening, policy.words.closing]) == [before, before + 1]
+    assert policy.words.closing == before + len(present) - 1
+    assert policy.first_ids[0] == before + 2
+
+
+def test_lora_trains_the_rows_of_added_think_tokens(tmp_path: Path) -> None:
+    folder = save_local_model(tmp_path, tie_word_embeddings=True)
+    with pytest.warns(UserWarning, match="were added"):
+        policy = load_policy(local_config(folder, lora=LORA), SIZES, TEXTS, thinking=True)
+    assert policy.words is not None
+    rows = [value for name, value in policy.trainable().items() if "trainable_tokens" in name]
+    assert rows
+    assert all(value.shape[0] == sum(SIZES) + 2 for value in rows)
+    before = policy.head_for("vocab").weight.detach().clone()
+    with torch.no_grad():
+        rows[-1].mul_(2.0)
+    changed = (policy.head_for("vocab").weight - before).abs().sum(1).nonzero()[:, 0].tolist()
+    assert changed == list(range(policy.words.opening, policy.first_ids[-1] + SIZES[-1]))
+
+
+def test_think_tokens_behind_the_sids_are_refused() -> None:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    first_ids = add_sid_tokens(tokenizer, SIZES)
+    tokenizer.add_tokens(list(THINK))
+    with pytest.raises(ConfigError, match="behind the SID tokens"):
+        think_words(tokenizer, first_ids[0])
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_line_break_ends_blocks_where_it_is_one_token(single: bool) -> None:
+    class Tokenizer:
+        """Reads a line break as one token or two."""
+
+        all_special_ids = (0, 1)
+
+        def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+            return [THINK.index(token) + 2 for token in tokens]
+
+        def __call__(self, read: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            assert (read, add_special_tokens) == ("\n", False)
+            return {"input_ids": [7] if single else [5, 7]}
+
+    words = think_words(Tokenizer(), 9)
+    assert words.line_break == (7 if single else None)
+    assert words.legal.tolist() == [False] * 4 + [True] * 5

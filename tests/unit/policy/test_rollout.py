@@ -9,9 +9,9 @@ from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
 from genrl.policy.rollout import check_rollout, rollout, target_rollout
 from genrl.policy.score import score
-from genrl.types import RolloutBatch
+from genrl.types import RolloutBatch, concatenate
 from tests.helpers import assert_same
-from tests.models import make_layout, make_policy, make_prompts
+from tests.models import make_layout, make_policy, make_prompts, make_thinking
 
 
 def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> RolloutBatch:
@@ -71,5 +71,64 @@ def test_a_group_larger_than_the_catalogue_is_refused() -> None:
     layout = make_layout(make_policy())
     config = RolloutConfig(method="beam", group_size=61)
     with pytest.raises(ConfigError, match="group_size=61 distinct items, but the catalogue has 60"):
+        check_rollout(config, layout)
+    check_rollout(replace(config, method="sample"), layout)
+
+
+def think(rows: slice = slice(0, 5), **options: object) -> RolloutBatch:
+    policy = make_policy(thinking=True)
+    layout = make_thinking(policy, order="interleaved", budget=4, minimum=1)
+    return rollout(
+        policy,
+        layout,
+        make_prompts(policy).prompts(rows),
+        RolloutConfig(group_size=4, **options),  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(0),
+        rows=rows,
+        total=5,
+        categories=torch.arange(60) % 4,
+    )
+
+
+def test_prompts_think_the_same_however_many_ranks_share_the_rollout() -> None:
+    whole = think()
+    joined = concatenate(think(slice(0, 2)), think(slice(2, 5)))
+    length = joined.tokens.shape[1]
+    for name in ("tokens", "mask", "support", "step_ids", "item_mask", "choices", "items", "closed", "categories"):
+        assert getattr(whole, name).tolist() == getattr(joined, name).tolist()
+    assert_same(joined.old_logps, whole.old_logps)
+    assert length == whole.tokens.shape[1]
+
+
+@pytest.mark.parametrize("normalize", ["legal", "vocab"])
+def test_only_what_was_chosen_in_thinking_counts(normalize: str) -> None:
+    batch = think(normalize=normalize)
+    policy = make_policy(thinking=True)
+    layout = make_thinking(policy, order="interleaved", budget=4, minimum=1)
+    assert batch.entropy is not None
+    assert batch.closed is not None
+    sites = layout.sites(batch.support)
+    words = (sites >= layout.num_steps) & (sites < layout.fixed)
+    assert batch.mask[words].all()
+    assert not batch.mask[sites == layout.fixed].any()
+    codes = sites < layout.num_steps
+    assert codes.equal(batch.item_mask)
+    assert batch.mask[codes].all().item() is (normalize == "vocab")
+    assert not batch.old_logps[~batch.mask].any()
+    assert not batch.entropy[~batch.mask].any()
+    assert bool((batch.old_logps[words] < 0).all())
+    assert (batch.items >= 0).all()
+    ends = batch.tokens.eq(policy.words.closing) & batch.mask
+    assert batch.closed.sum().item() == ends.sum().item()
+    assert 0 < batch.closed.sum().item() < batch.closed.numel()
+    for step in range(3):
+        assert batch.closed[:, step].equal((ends & (batch.step_ids == step)).any(1))
+
+
+@pytest.mark.parametrize("method", ["beam", "gumbel"])
+def test_a_search_over_thinking_is_refused(method: str) -> None:
+    layout = make_thinking(make_policy(thinking=True))
+    config = RolloutConfig(method=method, group_size=2)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"rollout\.method={method} searches over SID tokens alone.*method=sample"):
         check_rollout(config, layout)
     check_rollout(replace(config, method="sample"), layout)

@@ -1,25 +1,38 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from genrl.config.schema import RolloutConfig
+from genrl.config.schema import ModelConfig, RolloutConfig
+from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
+from genrl.policy.branching import WAYS
+from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
 from genrl.policy.score import score
+from genrl.policy.writing import sample_thinking
+from genrl.sid.trie import Trie
 from genrl.types import RolloutBatch
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,
+    TEXTS,
     TINY,
+    every_completion,
     every_item,
     local_config,
     make_layout,
     make_policy,
     make_prompts,
+    make_thinking,
+    padded,
     save_local_model,
 )
 
@@ -144,3 +157,179 @@ def test_forced_tokens_have_no_log_probability_and_no_gradient() -> None:
     assert_same(scores.logps[zero][:, 1:], torch.zeros(int(zero.sum()), 2))
     scores.logps[zero][:, 1:].sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.trainable().values())
+
+
+THINKING = {"budget": 5, "minimum": 1, "total": 12}
+
+
+def thought(
+    policy: Policy, normalize: str = "legal", warmth: tuple[float, float] = (1.0, 1.0), **options: Any
+) -> tuple[BlockedLayout, RolloutBatch]:
+    layout = make_thinking(policy, **{**THINKING, **options})
+    config = RolloutConfig(
+        group_size=4,
+        normalize=normalize,  # type: ignore[arg-type]
+        temperature=warmth[0],
+        thinking_temperature=warmth[1],
+    )
+    batch = rollout(
+        policy,
+        layout,
+        make_prompts(policy),
+        config,
+        generator=torch.Generator().manual_seed(3),
+        rows=slice(0, 5),
+        total=5,
+        categories=torch.arange(60) % 4,
+    )
+    return layout, batch
+
+
+def gradient(policy: Policy, value: Tensor) -> Tensor:
+    policy.zero_grad()
+    value.backward()
+    return torch.cat([p.grad.flatten().double() for p in policy.trainable().values() if p.grad is not None])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("normalize", ["legal", "vocab"])
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_scores_of_thinking_are_what_was_sampled(way: str, normalize: str, order: str) -> None:
+    policy = make_policy(thinking=True)
+    layout, batch = thought(policy, normalize, (0.7, 1.3), order=order)
+    policy.branching = way
+    with torch.no_grad():
+        scores = score(policy, layout, batch, 0.7, normalize, 1.3)
+        same = score(policy, layout, batch, 0.7, normalize)
+    assert batch.entropy is not None
+    assert scores.entropy is not None
+    assert_same(scores.logps, batch.old_logps)
+    assert_same(scores.entropy, batch.entropy)
+    words = batch.mask & ~batch.item_mask
+    assert_same(same.logps[batch.item_mask], batch.old_logps[batch.item_mask])
+    assert bool((same.logps[words] - batch.old_logps[words]).abs().max() > 0.1)
+
+
+def test_gradients_of_thinking_equal_those_of_plain_rows() -> None:
+    policy = make_policy(thinking=True).double()
+    layout, batch = thought(policy, warmth=(0.7, 1.3), on_budget="fail", order="interleaved")
+    assert len(set(batch.mask.sum(1).tolist())) > 2
+    weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.old_logps)
+    found = {}
+    for way in WAYS:
+        policy.branching = way
+        found[way] = gradient(policy, (score(policy, layout, batch, 0.7, "legal", 1.3).logps * weights).sum())
+    norm = found["naive"].norm()
+    assert_same(found["expand"] / norm, found["naive"] / norm, 1e-5)
+    assert_same(found["tree"] / norm, found["naive"] / norm, 1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["legal", "vocab"])
+def test_logits_in_parts_change_neither_scores_nor_gradients(normalize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(thinking=True)
+    layout, batch = thought(policy, normalize)
+    found = []
+    parts = []
+    for most in (2**24, 300):  # a few places at a time
+        monkeypatch.setattr("genrl.policy.score.LOGITS", most)
+        monkeypatch.setattr(
+            "genrl.policy.score.checkpoint", lambda *all_, **options: parts.append(1) or checkpoint(*all_, **options)
+        )
+        scores = score(policy, layout, batch, normalize=normalize)
+        assert scores.entropy is not None
+        found.append(
+            (scores.logps.detach(), scores.entropy.detach(), gradient(policy, (scores.logps * scores.entropy).sum()))
+        )
+    assert len(parts) > 20
+    for whole, split in zip(*found, strict=True):
+        assert_same(split / whole.norm(), whole / whole.norm(), 1e-6)
+
+
+def test_forced_tokens_and_padding_of_thinking_take_no_gradient() -> None:
+    policy = make_policy(thinking=True)
+    layout, batch = thought(policy)
+    assert not batch.mask.all()
+    scores = score(policy, layout, batch)
+    assert not scores.logps[~batch.mask].any()
+    assert not gradient(policy, scores.logps[~batch.mask].sum()).any()
+
+
+def test_a_rollout_in_which_nothing_was_chosen_has_no_gradient() -> None:
+    policy = make_policy(thinking=True)
+    layout, batch = thought(policy)
+    nothing = replace(batch, mask=torch.zeros_like(batch.mask), old_logps=torch.zeros_like(batch.old_logps))
+    for way in WAYS:
+        policy.branching = way
+        scores = score(policy, layout, nothing)
+        assert not scores.logps.any()
+        assert not gradient(policy, scores.logps.sum()).any()
+
+
+def tiny_thinking(levels: int, **options: Any) -> tuple[Policy, BlockedLayout]:
+    """Few enough completions to list them: two words, blocks of up to two, three items."""
+    sizes = ((3,), (2, 2))[levels - 1]
+    config = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=16, vocabulary=60, dropout=0.0)
+    policy = load_policy(config, sizes, TEXTS, thinking=True).eval()
+    with torch.no_grad():
+        for value in policy.trainable().values():
+            if value.dim() > 1:
+                value.mul_(6.0)
+    assert policy.words is not None
+    legal = torch.zeros_like(policy.words.legal)
+    legal[[12, 20]] = True
+    codes = torch.tensor([[[0], [1], [2]], [[0, 0], [0, 1], [1, 0]]][levels - 1])
+    trie = Trie.build(codes, sizes)
+    words = replace(policy.words, legal=legal)
+    shown = BlockedLayoutConfig(budget=2, **options)
+    return policy, BlockedLayout(shown, trie=trie, first_ids=policy.first_ids, codes=codes, words=words)
+
+
+@pytest.mark.parametrize(
+    ("levels", "options"),
+    [
+        (1, {"minimum": 0}),
+        (1, {"minimum": 1, "on_budget": "fail"}),
+        (2, {"minimum": 0, "order": "interleaved", "total": 3}),
+        (2, {"minimum": 1, "order": "tail"}),
+    ],
+)
+@torch.no_grad()
+def test_probabilities_of_all_completions_sum_to_one_and_samples_follow_them(
+    levels: int, options: dict[str, Any]
+) -> None:
+    policy, layout = tiny_thinking(levels, **options)
+    everything = every_completion(layout)
+    tokens, support = padded([list(row) for row in everything], 0), padded(list(everything.values()), -1)
+    prompt = torch.tensor([[1, 9, 30, 14]])
+    drawn = RolloutBatch(
+        prompt_tokens=prompt,
+        prompt_mask=torch.ones_like(prompt, dtype=torch.bool),
+        tokens=tokens,
+        mask=layout.sites(support) < layout.fixed,
+        step_ids=layout.step_ids(support),
+        item_mask=layout.item_mask(support),
+        support=support,
+        choices=layout.decode(tokens).choices,
+        items=layout.decode(tokens).items,
+        old_logps=torch.zeros(tokens.shape),
+        group_size=len(tokens),
+        num_steps=levels,
+    )
+    chances = score(policy, layout, drawn, 0.7, "legal", 1.3).logps.sum(1).exp()
+    assert_same(chances.sum(), torch.tensor(1.0))
+    assert float(chances.max()) > 3 * float(chances.min())
+
+    count = 20_000
+    uniforms = torch.rand(1, count, layout.length, generator=torch.Generator().manual_seed(0))
+    written = sample_thinking(
+        policy, layout, prompt, drawn.prompt_mask, uniforms, temperature=0.7, thinking_temperature=1.3
+    )
+    place = {row: number for number, row in enumerate(everything)}
+    seen = torch.zeros(len(place), dtype=torch.float64)
+    for row, states in zip(written.tokens[0].tolist(), written.support[0].tolist(), strict=True):
+        seen[place[tuple(row[: sum(state >= 0 for state in states)])]] += 1
+    expected = chances.double() * count
+    assert float(expected.min()) > 5
+    distance = float(((seen - expected) ** 2 / expected).sum())
+    freedom = len(place) - 1
+    assert distance < freedom + 4 * math.sqrt(2 * freedom)

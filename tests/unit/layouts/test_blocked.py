@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from genrl.errors import ConfigError, DataError, UnsupportedError
+from genrl.layouts import LAYOUTS
+from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig, Words
+from genrl.sid.trie import Trie
+from tests.models import SIZES, every_completion, make_codes, make_policy, make_thinking, padded
+
+OPEN, CLOSE, BREAK = 1, 2, 3
+SPOKEN = (4, 5)
+FIRST = 6
+Token = tuple[int, str, int, bool]
+"""Id, kind (open, word, close, break or sid), step, chosen by the policy."""
+
+
+def layout_of(codes: list[list[int]], line_break: int | None = None, **options: Any) -> BlockedLayout:
+    """A layout of SIDs with two words besides the marks; every level has as many codes as it needs."""
+    sids = torch.tensor(codes)
+    sizes = tuple(int(column.max()) + 1 for column in sids.unbind(1))
+    first_ids = tuple(FIRST + sum(sizes[:level]) for level in range(len(sizes)))
+    legal = torch.zeros(FIRST, dtype=torch.bool)
+    legal[list(SPOKEN)] = True
+    words = Words(OPEN, CLOSE, line_break, legal)
+    trie = Trie.build(sids, sizes)
+    config = BlockedLayoutConfig(**{"budget": 2, **options})
+    return BlockedLayout(config, trie=trie, first_ids=first_ids, codes=sids, words=words)
+
+
+def thoughts(layout: BlockedLayout, step: int, left: int) -> Iterator[list[tuple[list[Token], bool]]]:
+    """The blocks from `step` on with `left` words for all, each with whether it was ended by choice.
+
+    A block of words alone failed; it is the last.
+    """
+    config = layout.config
+    if step == layout.num_steps:
+        yield []
+        return
+    least = config.minimum + (config.on_budget == "fail")
+    limit = min(config.budget, left - least * (layout.num_steps - 1 - step))
+    opening: list[Token] = [(OPEN, "open", step, False)]
+    behind: list[Token] = [] if layout.words.line_break is None else [(BREAK, "break", step, False)]
+    for count in range(config.minimum, limit + 1):
+        for spoken in product(SPOKEN, repeat=count):
+            block = [*opening, *((word, "word", step, True) for word in spoken)]
+            if config.on_budget == "fail" and count == limit:
+                yield [(block, False)]
+                continue
+            closing: Token = (CLOSE, "close", step, count < limit)
+            for rest in thoughts(layout, step + 1, left - count):
+                yield [([*block, closing, *behind], count < limit), *rest]
+
+
+def woven(order: str, texts: list[list[Token]], codes: list[Token]) -> list[Token]:
+    """One completion of blocks and the codes that were written."""
+    if order == "tail":
+        return [token for text in texts for token in text] + codes
+    return [token for step, text in enumerate(texts) for token in [*text, *codes[step : step + 1]]]
+
+
+def grammar(layout: BlockedLayout) -> Iterator[tuple[list[Token], list[bool], int]]:
+    """Every completion by the words of the documentation: tokens, blocks ended by choice, item or -1."""
+    config, depth = layout.config, layout.num_steps
+    rendered = layout.items.render(torch.arange(len(layout.codes_of_items()))).tolist()
+    total = depth * config.budget if config.total is None else config.total
+    for written in thoughts(layout, 0, total):
+        ended = [own for _, own in written] + [False] * (depth - len(written))
+        texts = [text for text, _ in written]
+        failed = texts[-1][-1][1] == "word"
+        codes = 0 if failed and config.order == "tail" else len(texts) - failed
+        for item, sid in enumerate(rendered):
+            if failed and sid[:codes] in [other[:codes] for other in rendered[:item]]:
+                continue
+            spelt: list[Token] = [(token, "sid", level, True) for level, token in enumerate(sid[:codes])]
+            yield woven(config.order, texts, spelt), ended, -1 if failed else item
+
+
+CASES: dict[str, tuple[list[list[int]], dict[str, Any]]] = {
+    "defaults": ([[0, 0], [0, 1], [1, 0]], {}),
+    "may stay silent": ([[0, 0], [0, 1], [1, 0]], {"minimum": 0}),
+    "exactly two words": ([[0, 0], [1, 0]], {"minimum": 2}),
+    "words of all blocks": ([[0, 0], [0, 1]], {"minimum": 0, "total": 2}),
+    "the minimum of later blocks is kept": ([[0], [1]], {"budget": 3, "total": 3}),
+    "little in all": ([[0, 0, 0], [0, 0, 1]], {"budget": 2, "total": 4}),
+    "one block": ([[0], [1], [2]], {"budget": 3}),
+}
+
+
+@pytest.mark.parametrize("line_break", [None, BREAK])
+@pytest.mark.parametrize("on_budget", ["close", "fail"])
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_automaton_writes_what_the_grammar_says(
+    case: str, order: str, on_budget: str, line_break: int | None
+) -> None:
+    codes, options = CASES[case]
+    if on_budget == "fail" and options.get("minimum") == options.get("budget", 2):
+        options = {**options, "budget": 3}
+    if on_budget == "fail" and "total" in options:
+        options = {**options, "total": options["total"] + len(codes[0])}
+    layout = layout_of(codes, line_break, order=order, on_budget=on_budget, **options)
+    wanted = {tuple(token[0] for token in tokens): (tokens, ended, item) for tokens, ended, item in grammar(layout)}
+    written = every_completion(layout)
+    assert written.keys() == wanted.keys()
+
+    rows = list(written)
+    marked = [wanted[row][0] for row in rows]
+    tokens, support = padded([list(row) for row in rows], 0), padded([written[row] for row in rows], -1)
+    decoded = layout.decode(tokens)
+    items = [wanted[row][2] for row in rows]
+    assert decoded.items[:, 0].tolist() == items
+    assert decoded.choices.tolist() == [[-1] * len(codes[0]) if item < 0 else codes[item] for item in items]
+    assert layout.step_ids(support).tolist() == padded([[token[2] for token in row] for row in marked], -1).tolist()
+    sids = padded([[token[1] == "sid" for token in row] for row in marked], 0).bool()
+    assert layout.item_mask(support).equal(sids)
+    assert layout.closed(tokens, support).tolist() == [wanted[row][1] for row in rows]
+    chosen = padded([[token[3] for token in row] for row in marked], 0).bool()
+    assert (layout.sites(support) < layout.fixed).equal(chosen)
+
+
+@pytest.mark.parametrize("levels", range(1, 9))
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_there_are_one_to_eight_blocks(order: str, levels: int) -> None:
+    codes = torch.randint(2, (6, levels), generator=torch.Generator().manual_seed(0)).unique(dim=0).tolist()
+    codes[-1] = [1] * levels  # so that every level has two codes
+    layout = layout_of(codes, order=order, minimum=0, budget=1, total=levels)
+    assert layout.num_steps == levels
+    assert layout.length == levels * (1 + 1 + 1) + levels
+    blocks = [[[SPOKEN[(row + step) % 2]] * ((row + step) % 2) for step in range(levels)] for row in range(len(codes))]
+    tokens, support = layout.compose(torch.arange(len(codes)), blocks)
+    assert layout.decode(tokens).choices.tolist() == codes
+    assert sorted(set(layout.step_ids(support).flatten().tolist()) - {-1}) == list(range(levels))
+    wanted = [[len(block) == 0 for block in row] for row in blocks]
+    assert layout.closed(tokens, support).tolist() == wanted
+
+
+@pytest.mark.parametrize("on_budget", ["close", "fail"])
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_what_is_composed_could_have_been_sampled(order: str, on_budget: str) -> None:
+    layout = layout_of([[0, 0], [0, 1], [1, 0]], BREAK, order=order, on_budget=on_budget, minimum=1, budget=3, total=5)
+    written = every_completion(layout)
+    blocks = [[[4], [5, 5]], [[4, 4, 5, 5, 5], [4] * 9], [[5, 4], [4]]]
+    tokens, support = layout.compose(torch.arange(3), blocks)
+    states = layout.start(3)
+    for column in tokens.unbind(1):
+        states = layout.advance(0, states, column)
+    assert bool(layout.finished(states).all())
+    for row, before in zip(tokens.tolist(), support.tolist(), strict=True):
+        kept = tuple(token for token in row if token)
+        assert written[kept] == before[: len(kept)]
+    assert layout.decode(tokens).items[:, 0].tolist() == [0, 1, 2]
+    longest = max(layout.config.budget - (on_budget == "fail"), 0)
+    assert tokens[1].tolist()[1 : 1 + longest + 1] == [*[4, 4, 5][:longest], CLOSE]
+
+
+def test_nothing_to_compose_is_an_empty_batch() -> None:
+    tokens, support = layout_of([[0], [1]]).compose(torch.arange(0), [])
+    assert (tokens.shape[0], tokens.dtype, support.shape) == (0, torch.int64, tokens.shape)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([[[4], [4]], [[4]]], "trace 1 has 1 blocks, SIDs have 2 levels"),
+        ([[[4], [4, 4]], [[4], []]], r"block 2 of trace 1 has 0 words, layout\.minimum is 1"),
+        ([[[4], [4]], [[4], [OPEN]]], "trace 1 holds a token that no block may hold"),
+        ([[[4], [FIRST]], [[4], [4]]], "trace 0 holds a token that no block may hold"),
+        ([[[-1], [4]], [[4], [4]]], "trace 0 holds a token that no block may hold"),
+    ],
+)
+def test_a_trace_that_does_not_fit_is_named(blocks: list[list[list[int]]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        layout_of([[0, 0], [0, 1]]).compose(torch.arange(2), blocks)
+
+
+def test_broken_completions_have_no_item() -> None:
+    layout = layout_of([[0, 0], [0, 1], [1, 0]], BREAK, budget=3)
+    whole = layout.compose(torch.tensor([1]), [[[4], [5]]])[0][0].tolist()
+    assert layout.decode(torch.tensor([whole])).items.tolist() == [[1]]
+    codes = {level: first for level, first in enumerate(layout.first_ids)}
+    broken = {
+        "nothing": [0] * len(whole),
+        "ends early": [*whole[:-1], 0],
+        "no opening": [4, *whole[1:]],
+        "no line break": [*whole[:3], *whole[4:], 0],
+        "a mark inside": [OPEN, OPEN, *whole[2:]],
+        "closed at once": [OPEN, CLOSE, *whole[3:], 0],
+        "too many words": [OPEN, 4, 4, 4, 4, 4, 4, 4],
+        "no such item": [*whole[:-2], codes[0] + 1, codes[1] + 1],
+        "token of another level": [*whole[:-1], codes[0]],
+        "a negative token": [-1, *whole[1:]],
+        "a token beyond all": [10**6, *whole[1:]],
+    }
+    decoded = layout.decode(padded(list(broken.values()), 0))
+    assert decoded.items.tolist() == [[-1]] * len(broken)
+    assert decoded.choices.tolist() == [[-1, -1]] * len(broken)
+    assert decoded.leaves.tolist() == [-1] * len(broken)
+
+
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_thinking_is_over_where_a_code_is_due(order: str) -> None:
+    layout = layout_of([[0, 0], [1, 1]], BREAK, order=order)
+    tokens, support = layout.compose(torch.tensor([1]), [[[4], [5, 4]]])
+    due = layout.thought(support)[0].tolist()
+    codes = {token: token >= FIRST for token in tokens[0].tolist()}
+    assert due == [codes[token] for token in tokens[0].tolist()]
+    assert bool(layout.thought(layout.advance(0, support[:, -1], tokens[:, -1])))
+
+
+def test_what_stands_at_a_forced_place_is_asked_elsewhere() -> None:
+    layout = layout_of([[0], [1]])
+    with pytest.raises(ValueError, match="ask `forced`"):
+        layout.legal(layout.fixed, layout.start(1))
+
+
+def test_filters_change_the_codes_alone() -> None:
+    codes = [[0, 0], [0, 1], [1, 0], [1, 1]]
+    layout = layout_of(codes)
+    kept = layout.only(torch.tensor([True, False, False, True]))
+    words = {row[: len(row) - 2] for row in every_completion(layout)}
+    assert {row[: len(row) - 2] for row in every_completion(kept)} == words
+    items = kept.decode(padded([list(row) for row in every_completion(kept)], 0)).items[:, 0].tolist()
+    assert set(items) == {0, 3}
+    assert kept.completions == 2
+
+    asked = layout.filtered(allow=torch.tensor([[0, 1], [2, -1]]))
+    state = layout.compose(torch.tensor([0]), [[[4], [4]]])[1][0, -2]
+    assert asked.legal(0, torch.stack([state, state])).mask.tolist() == [[True, False], [False, True]]
+    assert asked.requests(torch.tensor([1])).legal(0, state[None]).mask.tolist() == [[False, True]]
+    assert asked.legal(layout.word, torch.stack([state, state])).mask.tolist() == [
+        [c in (*SPOKEN, CLOSE) for c in range(6)]
+    ]
+    ranked = asked.rank(torch.tensor([[3, 0], [2, 3]]), torch.tensor([[-1.0, -2.0], [-1.0, -2.0]]), 2)
+    assert ranked[0].tolist() == [[0, -1], [2, -1]]
+
+
+def test_it_says_what_it_is() -> None:
+    layout = layout_of([[0, 0], [0, 1], [0, 1]])
+    assert layout.thinking
+    assert not layout.items.thinking
+    assert layout.items.decode(torch.tensor([[FIRST, FIRST + 2]])).items.tolist() == [[1]]
+    assert (layout.completions, layout.widest, layout.num_steps) == (2, FIRST, 2)
+    assert layout.codes_of_items().tolist() == [[0, 0], [0, 1], [0, 1]]
+    with pytest.raises(UnsupportedError, match=r"layout blocked has no completion for an item alone.*compose"):
+        layout.render(torch.tensor([0]))
+
+
+def test_it_moves_with_its_tables() -> None:
+    layout = layout_of([[0, 0], [0, 1]])
+    assert every_completion(layout.to("cpu")) == every_completion(layout)
+    moved = layout.to("meta")
+    assert moved.start(2).device.type == moved.items.codes_of_items().device.type == "meta"
+    assert moved.legal(moved.word, moved.start(2)).mask.device.type == "meta"
+    assert layout.start(2).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minimum": -1}, r"layout\.minimum=-1 must be 0 or more"),
+        ({"budget": 0}, r"layout\.budget=0 is smaller than the 1 words"),
+        ({"budget": 3, "minimum": 4}, r"layout\.budget=3 is smaller than the 4 words .*layout\.minimum=4"),
+        ({"budget": 3, "minimum": 3, "on_budget": "fail"}, r"layout\.budget=3 is smaller than the 4 words"),
+        ({"budget": 4, "minimum": 2, "total": 3}, r"layout\.total=3 is smaller than the 4 words that 2 blocks need"),
+        ({"budget": 4, "minimum": 0, "total": 1}, r"layout\.total=1 is smaller than the 2 words"),
+        ({"budget": 4, "total": 3, "on_budget": "fail"}, r"layout\.total=3 is smaller than the 4 words"),
+        ({"budget": 10**9}, r"layout\.budget=1000000000 .* is too large to count"),
+    ],
+)
+def test_budgets_that_fit_no_block_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        layout_of([[0, 0], [0, 1]], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "mixed"}, "mixed"),
+        ({"on_budget": "open"}, "open"),
+        ({"budgett": 3}, "Did you mean: 'budget'|Did you mean 'budget'"),
+        ({"budget": "many"}, "many"),
+        ({"budget": 1, "minimum": 2}, r"layout\.budget=1"),
+    ],
+)
+def test_the_registry_refuses_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LAYOUTS.options("blocked", options)
+
+
+def test_more_levels_than_blocks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1 to 8 blocks, but the SID table has 9 levels\. Lower sid\.levels"):
+        layout_of([[0] * 9, [1] * 9])
+
+
+def test_a_tokenizer_without_words_is_refused() -> None:
+    codes = torch.tensor([[0], [1]])
+    words = Words(OPEN, CLOSE, None, torch.zeros(FIRST, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="no words to think with"):
+        BlockedLayout(BlockedLayoutConfig(), trie=Trie.build(codes, (2,)), first_ids=(FIRST,), codes=codes, words=words)
+
+
+def test_the_registry_builds_it_for_the_tokens_of_a_policy() -> None:
+    policy = make_policy(thinking=True)
+    codes = make_codes()
+    trie = Trie.build(codes, SIZES)
+    built = LAYOUTS.build(
+        "blocked", {"budget": 6}, trie=trie, first_ids=policy.first_ids, codes=codes, words=policy.words
+    )
+    layout = make_thinking(policy)
+    assert isinstance(built, BlockedLayout)
+    blocks = [[[10, 11], [12], [13] * 9]]
+    tokens, support = built.compose(torch.tensor([7]), blocks)
+    assert [part.tolist() for part in layout.compose(torch.tensor([7]), blocks)] == [tokens.tolist(), support.tolist()]
+    assert built.decode(tokens).items.tolist() == [[7]]
