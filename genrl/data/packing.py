@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -149,17 +149,8 @@ class Packer:
         return Segment(tokens, len(self.head) + places * self.levels, shown[places])
 
     def _pack(self, segments: list[Segment], share: int) -> PackedBatch:
-        rows: list[list[Segment]] = []
-        room: list[int] = []
-        for segment in sorted(segments, key=lambda s: -len(s.tokens)):  # first fit, longest first
-            size = len(segment.tokens)
-            row = next((i for i, left in enumerate(room) if left >= size), None)
-            if row is None:
-                rows.append([])
-                room.append(self.length)
-                row = len(rows) - 1
-            rows[row].append(segment)
-            room[row] = 0 if self.alone else room[row] - size
+        fitted = first_fit([len(segment.tokens) for segment in segments], self.length, self.alone)
+        rows = [[segments[one] for one in row] for row in fitted]
         width = max((sum(len(s.tokens) for s in row) for row in rows), default=1)
         tokens = np.full((max(len(rows), 1), width), self.pad_id, np.int64)  # a rank without a segment: one padding
         positions = np.zeros_like(tokens)
@@ -185,6 +176,31 @@ class Packer:
             text_places=torch.tensor(text_places, dtype=torch.int64).view(-1, 2),
             share=torch.tensor(float(share)),
         )
+
+
+def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]:
+    """Put segments into rows of at most `length` tokens, longest first, each into the first row with room.
+
+    Args:
+        sizes: tokens of each segment.
+        length: tokens of a row.
+        alone: one segment per row.
+
+    Example:
+        >>> first_fit([3, 5, 2], 8, alone=False)
+        [[1, 0], [2]]
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for one in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
+        row = next((number for number, left in enumerate(room) if left >= sizes[one]), None)
+        if row is None:
+            rows.append([])
+            room.append(length)
+            row = len(rows) - 1
+        rows[row].append(one)
+        room[row] = 0 if alone else room[row] - sizes[one]
+    return rows
 
 
 def _ties(offsets: np.ndarray, times: np.ndarray, roles: np.ndarray) -> np.ndarray:

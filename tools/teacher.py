@@ -1,0 +1,189 @@
+"""The chat model of tools/make_traces.py: its prompts, how it writes and chooses, and how its answers are read."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from genrl.data.traces import TAGS
+from genrl.errors import ConfigError
+
+LETTERS = string.ascii_uppercase
+STEP = re.compile(r"^\W*(?:step\s*)?(\d+)\s*[.:)]\W*(.*)", re.IGNORECASE)
+HISTORY = "A customer bought these products, oldest first:\n{history}\n\n"
+WRITE = (
+    HISTORY + "The next product they bought is: {target}\n\n"
+    "Explain in exactly {levels} steps how the history leads to it: the first step finds the broad kind of product, "
+    "each further step narrows it down, the last one says what sets it apart. Point to products of the history. Reason "
+    "as if you did not know the next product, and never write its name.\n"
+    "Write one or two short sentences per step, each step on a line of its own that begins with its number, and "
+    "nothing else.\n"
+)
+CHECK = (
+    HISTORY + "A thought about the next one: {thought}\n\n"
+    "Which of these products did they buy next?\n{options}\n\nAnswer with the letter alone.\n"
+)
+
+
+def write_prompt(history: Sequence[str], target: str, levels: int) -> str:
+    """Ask for a trace.
+
+    Args:
+        history: titles, oldest first.
+        target: title of the item that followed.
+        levels: steps to write.
+    """
+    return WRITE.format(history=_listed(history), target=target, levels=levels)
+
+
+def check_prompt(history: Sequence[str], thought: str, titles: Sequence[str]) -> str:
+    """Ask which of some titles followed a history, given a trace."""
+    options = "\n".join(f"{letter}. {title}" for letter, title in zip(LETTERS, titles, strict=False))
+    return CHECK.format(history=_listed(history), thought=thought, options=options)
+
+
+def read_steps(answer: str) -> tuple[str, ...]:
+    r"""Numbered steps of an answer; none if their numbers are not 1, 2, 3 ... or a step says nothing.
+
+    What stands before the first step, behind a blank line after a step, and in a model's own thinking is left out.
+
+    Example:
+        >>> read_steps("Sure!\n1. They like tea.\n**Step 2:** A pot\nof clay.\n\nI hope this helps.")
+        ('They like tea.', 'A pot of clay.')
+        >>> read_steps("1. They like tea.\n3. A pot.")
+        ()
+    """
+    steps: list[list[str]] = []
+    numbers: list[int] = []
+    open_step = False
+    for line in TAGS.sub("", answer.rpartition("</think>")[2]).splitlines():
+        found = STEP.match(line)
+        if found:
+            numbers.append(int(found[1]))
+            steps.append([found[2]])
+        elif open_step and line.strip():
+            steps[-1].append(line)
+        open_step = bool(steps) and bool(line.strip())
+    texts = tuple(" ".join(" ".join(step).split()) for step in steps)
+    return texts if numbers == list(range(1, len(steps) + 1)) and all(texts) else ()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A causal LM that answers prompts in batches; with a chat template if its tokenizer has one."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int
+    temperature: float
+
+    @classmethod
+    def load(cls, folder: str, device: str, max_new_tokens: int, temperature: float) -> Teacher:
+        """Load a model from a folder; code that lies there is not run.
+
+        Args:
+            folder: of a Hugging Face causal LM.
+            device: where it runs; bfloat16 on a GPU, float32 on a CPU.
+            max_new_tokens: tokens of an answer, at most.
+            temperature: of sampling; 0 takes the likeliest token.
+
+        Raises:
+            ConfigError: if there is no model that loads.
+        """
+        if not (Path(folder) / "config.json").is_file():
+            raise ConfigError(
+                f"--model {folder}: no folder with a Hugging Face model (no config.json there). Give the path of a "
+                f"downloaded causal LM, best a chat model."
+            )
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ConfigError(f"--model {folder} does not load: {str(error).splitlines()[0]}") from error
+        ends = model.generation_config.eos_token_id
+        ends = tokenizer.eos_token_id if ends is None else ends
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token is None:
+                raise ConfigError(f"--model {folder}: the tokenizer has neither a pad nor an eos token to fill with.")
+            tokenizer.pad_token = tokenizer.eos_token
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        model.generation_config = GenerationConfig(
+            max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, **sampling
+        )
+        return cls(Path(folder).resolve().name, model.to(device).eval(), tokenizer, max_new_tokens, temperature)
+
+    def settings(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        return {"model": self.name, "max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """An answer to each prompt.
+
+        Raises:
+            ConfigError: if a prompt and its answer are longer than the model reads.
+        """
+        tokens = self._encode(prompts, self.max_new_tokens)
+        found = self.model.generate(**tokens)[:, tokens["input_ids"].shape[1] :]
+        return list(self.tokenizer.batch_decode(found, skip_special_tokens=True))
+
+    @torch.no_grad()
+    def choose(self, prompts: Sequence[str], options: Sequence[int]) -> list[int]:
+        """The likeliest of the first letters as the next token of each prompt.
+
+        Args:
+            prompts: that end where a letter is asked for.
+            options: how many letters each has.
+
+        Raises:
+            ConfigError: if letters are not told apart by one token, or a prompt is longer than the model reads.
+        """
+        if not prompts:
+            return []
+        letters = LETTERS[: max(options)]
+        found = [self.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in letters]
+        ids = [tokens[-1] for tokens in found if tokens]
+        if len(set(ids)) < len(letters):
+            raise ConfigError(f"--check-answer: the tokenizer of {self.name} has no token for each of {letters}.")
+        tokens = self._encode(prompts, 1)
+        places = tokens["attention_mask"].cumsum(1).sub(1).clamp(min=0)
+        scores: Tensor = self.model(**tokens, position_ids=places, logits_to_keep=1).logits[:, -1, ids].float()
+        inside = torch.arange(len(ids), device=scores.device) < torch.tensor(options, device=scores.device)[:, None]
+        return scores.masked_fill(~inside, -torch.inf).argmax(1).tolist()
+
+    def _encode(self, prompts: Sequence[str], further: int) -> dict[str, Tensor]:
+        chat = self.tokenizer.chat_template is not None
+        texts = [self._as_chat(prompt) for prompt in prompts] if chat else list(prompts)
+        tokens = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chat)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        length = tokens["input_ids"].shape[1] + further
+        if limit is not None and length > limit:
+            raise ConfigError(
+                f"a prompt and its answer have {length} tokens, but {self.name} reads {limit}. Lower data.max_history "
+                f"or --max-new-tokens."
+            )
+        device = self.model.device
+        return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+
+    def _as_chat(self, prompt: str) -> str:
+        message = [{"role": "user", "content": prompt}]
+        return str(
+            self.tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
+
+
+def _listed(titles: Sequence[str]) -> str:
+    return "\n".join(f"- {title}" for title in titles)
