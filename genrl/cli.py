@@ -20,7 +20,9 @@ from genrl.errors import ConfigError, DataError, GenRLError, suggest
 from genrl.registry import Registry, load_plugin
 
 if TYPE_CHECKING:
-    from genrl.compare.plan import Plan
+    from genrl.compare.finished import Rows
+    from genrl.compare.plan import Plan, Run
+    from genrl.compare.thinking import Question
     from genrl.config import RunConfig
 
 BUILT_IN = {
@@ -119,11 +121,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = compare.add_argument
     add("--objectives", metavar="NAMES", help="between commas; NAME=OBJECTIVE gives a row of the report another name")
     add("--seeds", metavar="N,N", default="0,1,2", help="seeds of every objective (default: 0,1,2)")
-    add("--baseline", metavar="NAME", default="align", help="row that the others are compared with (default: align)")
+    help_baseline = "row that the others are compared with (default: the last stage before rl)"
+    add("--baseline", metavar="NAME", help=help_baseline)
     add("--budget", metavar="UNIT=N", help="of each rl stage, in steps, prompts, tokens (of completions) or seconds")
     help_grid = "choose an option on validation: lr=1e-5,3e-5, kl=0,0.01, or a dotted option; repeatable"
     add("--grid", metavar="NAME=V,V", action="append", default=[], help=help_grid)
     add("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
+    help_thinking = "one objective (default: sapo) with and without thinking, at matched training and request costs"
+    add("--thinking", action="store_true", help=help_thinking)
     help_report = "run nothing; report what is finished, of any name if --objectives is left out"
     add("--report-only", action="store_true", help=help_report)
     compare.epilog = f"NAME:key=value sets an option, and --grid NAME:key=.. a grid, of one row.\n\n{OVERRIDES}"
@@ -151,6 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument(
         "--exact", action="store_true", help="widen the search until the list is provably the best of all items"
     )
+    help_thinking = "print what a policy that thinks wrote before it named the first item"
+    recommend.add_argument("--show-thinking", action="store_true", help=help_thinking)
 
     listing = _command(commands, "list", "components by name, installed plug-ins among them", _list, overrides=False)
     listing.add_argument("kind", nargs="?", choices=tuple(REGISTRIES), metavar="KIND", help=", ".join(REGISTRIES))
@@ -271,7 +278,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--objective", metavar="NAME", help=f"policy objective: {', '.join(BUILT_IN)}, or a plug-in's name")
     add("--baseline", metavar="NAME", help=f"run a baseline instead: {', '.join(BASELINES)}, or a plug-in's name")
-    add("--stage", action="append", choices=("align", "rl"), help="run this stage only; repeatable")
+    add("--stage", action="append", choices=("align", "activate", "rl"), help="run this stage only; repeatable")
     add("--seed", type=int, metavar="N", help="seed of the RL stage or of the baseline")
 
 
@@ -319,21 +326,43 @@ def _fit(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     if options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: give at least 1.")
-    if options.objectives is None and not options.report_only:
+    if options.objectives is None and not options.report_only and not options.thinking:
         raise ConfigError("compare needs --objectives, e.g. --objectives grpo,gbpo,sapo,sage.")
     from genrl.compare.run import run_comparison
     from genrl.config import run_folder
 
     flags = _shared_words(options)
+    if options.thinking:
+        return _compare_thinking(options, flags)
     if options.objectives is None:
-        plan, folder = None, run_folder(compose(parse(["fit", *flags, *options.overrides]))).parent
-    else:
-        plan = _plan(options, flags)
-        folder = plan.shared.folder.parent
-    failed = [] if plan is None or options.report_only else run_comparison(plan, options.jobs)
+        folder = run_folder(compose(parse(["fit", *flags, *options.overrides]))).parent
+        return _report(folder, None, options.baseline, [])
+    plan = _plan(options, flags)
+    failed = [] if options.report_only else run_comparison(plan, options.jobs)
+    return _report(plan.shared.folder.parent, plan, options.baseline, failed)
+
+
+def _compare_thinking(options: argparse.Namespace, flags: list[str]) -> None:
+    from genrl.compare.plan import check_baseline
+    from genrl.compare.thinking import ROWS, compare_thinking, measure
+
+    if options.baseline is not None:
+        check_baseline(options.baseline, ROWS)
+    plan, failed = compare_thinking(_question(options, flags), None if options.report_only else options.jobs)
+    baseline = options.baseline if options.baseline in plan.rows else next(iter(plan.rows))
+    _report(plan.shared.folder.parent, plan, baseline, failed, measure)
+
+
+def _report(
+    folder: Path,
+    plan: Plan | None,
+    baseline: str | None,
+    failed: Sequence[Run],
+    measure: Callable[[Rows], dict[str, Any]] | None = None,
+) -> None:
     from genrl.compare.report import write_report  # takes seconds to load
 
-    print(write_report(folder, plan, options.baseline))
+    print(write_report(folder, plan, baseline, measure))
     print(f"report: {folder / 'report.html'}   as text: {folder / 'report.md'}", file=sys.stderr)
     if failed:
         names = ", ".join(run.folder.name for run in failed)
@@ -369,8 +398,30 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
             f"--objectives {options.objectives}: {both} is a baseline that was run in this experiment. "
             "Choose another name."
         )
-    check_baseline(options.baseline, [*rows, *baselines])
+    if options.baseline is not None:
+        check_baseline(options.baseline, [*plan.shared.config.stages, *rows, *baselines])
     return plan
+
+
+def _question(options: argparse.Namespace, flags: list[str]) -> Question:
+    from genrl.compare.plan import parse_budget, parse_rows, parse_seeds
+    from genrl.compare.thinking import ROWS, Question
+
+    objectives = list(parse_rows(options.objectives or "sapo").items())
+    if len(objectives) > 1 or objectives[0][0] != objectives[0][1]:
+        raise ConfigError(f"--objectives {options.objectives}: --thinking compares the rows {', '.join(ROWS)} of one.")
+    if options.grid:
+        raise ConfigError(
+            "--grid: --thinking chooses nothing. Choose with a comparison of its own, then set the value."
+        )
+    return Question(
+        objectives[0][1],
+        parse_seeds(options.seeds),
+        None if options.budget is None else parse_budget(options.budget),
+        flags,
+        options.overrides,
+        lambda words: compose(parse(words)),
+    )
 
 
 def _shared_words(options: argparse.Namespace) -> list[str]:
@@ -419,19 +470,22 @@ def _recommend(options: argparse.Namespace) -> None:
     histories = read_histories(options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
-    from genrl.training.run import recommend
+    from genrl.training.run import recommend, recommend_with_thinking
 
-    found = recommend(
-        options.run,
-        histories,
-        options.top,
-        exclude_seen=options.exclude_history,
-        only=None if options.only is None else _lines(options.only, "--only"),
-        cold=options.cold,
-        exact=options.exact,
-    )
-    for history, items in zip(histories, found, strict=True):
+    asked = {
+        "exclude_seen": options.exclude_history,
+        "only": None if options.only is None else _lines(options.only, "--only"),
+        "cold": options.cold,
+        "exact": options.exact,
+    }
+    if options.show_thinking:
+        found, thinking = recommend_with_thinking(options.run, histories, options.top, **asked)
+    else:
+        found, thinking = recommend(options.run, histories, options.top, **asked), [[] for _ in histories]
+    for history, items, blocks in zip(histories, found, thinking, strict=True):
         print(f"after {', '.join(history)}:")
+        for number, block in enumerate(blocks, start=1):
+            print(f"      thought {number}: {block}")
         for rank, (item, title, score) in enumerate(items, start=1):
             print(f"{rank:4d}  {score:9.4f}  {item}  {title}")
 

@@ -11,14 +11,20 @@ import torch
 from safetensors.torch import save_file
 
 from genrl.cli import compose, parse
-from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows
+from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows, shared_stages
 from genrl.config import RunConfig, run_folder, save_config
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 
 ALIGNED = (0, 3, 20, 20, 5, 20)
 """Place of each user's target before stage `rl`; 20 is a miss."""
+ACTIVATED = (0, 2, 20, 9, 5, 20)
+"""The same behind stage `activate`, where there is one."""
 COLD = (0, 1, 0, 1, 1, 0)
 """Whose target is cold."""
+
+
+PLAIN = ("layout=sid", "stages=[align,rl]")
+"""No thinking, unless a test asks for it."""
 
 
 def configure(words: list[str]) -> RunConfig:
@@ -42,7 +48,7 @@ def plan_of(
         seeds,
         [parse_grid(text, rows) for text in grids],
         None if budget is None else parse_budget(budget),
-        (["--output", str(output)], overrides),
+        (["--output", str(output)], [*PLAIN, *overrides]),
         configure,
         lambda config: length,
     )
@@ -66,16 +72,20 @@ def finish(
         aligned: place of each user's target before stage `rl`, and for the reference line.
         cold: whose target is cold; None: a run of a version that did not keep it.
     """
-    config, evaluation = run.config, run.folder.parent / align / "evaluation-1"
-    _save_ranks(evaluation, aligned, cold)
-    parts = {"most_popular": aligned, "align": aligned, "rl": ranks}
+    config = run.config
+    folders = {"align": (align, aligned), "activate": ("activate-1", ACTIVATED)}
+    shared = {stage: folders[stage] for stage in shared_stages(config)}
+    places = {stage: run.folder.parent / folder / "evaluation-1" for stage, (folder, _) in shared.items()}
+    for stage, place in places.items():
+        _save_ranks(place, shared[stage][1], cold)
+    parts = {"most_popular": aligned, **{stage: held for stage, (_, held) in shared.items()}, "rl": ranks}
     scores: dict[str, Any] = {
         split: {name: _scored(held, cold) for name, held in parts.items()} for split in ("valid", "test")
     }
     if valid is not None:
         scores["valid"]["rl"]["raw"]["ndcg@10"] = valid
     stage = _stage(config)
-    stages = {"align": {**stage, "evaluation": str(evaluation)}, "rl": stage}
+    stages = {name: {**stage, "evaluation": str(place)} for name, place in places.items()} | {"rl": stage}
     about = {"objective": {"name": config.objective["name"], "title": "An Objective", "paper": "Someone 2026"}}
     name = config.name or config.objective["name"]
     _leave(config, ranks, cold, {"name": name, **about, "command": " ".join(run.words), "stages": stages, **scores})

@@ -131,7 +131,7 @@ def report(**further: Any) -> dict[str, Any]:
         "cost": {"align": {"seconds": 12.34, "peak_mib": 99.6}, "grpo": {"seconds": 24.0, "peak_mib": 1200.0}},
         "data": {"name": "toy", "fingerprint": "f00d"},
         "sid": {"codes": [8, 8], "fingerprint": "cafe"},
-        "align": "align-1",
+        "shared": {"align": "align-1"},
         "versions": {"python": "3", "torch": "2"},
         "commands": {"grpo-s0": "python -m genrl fit --seed 0", "sapo-s0": "python -m genrl fit --seed 1"},
         **further,

@@ -15,6 +15,7 @@ from torch import Tensor
 from genrl.cli import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy
+from genrl.training.activate import ActivateModule
 from genrl.training.evaluation import ranking_metrics
 from genrl.training.rl import RLModule
 from genrl.training.run import build_objective, make_verifier
@@ -34,6 +35,8 @@ SMALL = (
     "model.feed_forward=32",
     "model.vocabulary=300",
     "model.dropout=0",
+    "layout=sid",
+    "stages=[align,rl]",
     "align.max_epochs=2",
     "align.items_per_step=128",
     "align.learning_rate=0.01",
@@ -68,6 +71,11 @@ def sft_module(session: Session, folder: Path) -> SFTModule:
     return SFTModule(session.packer(0, 1), session.config.align, **_stage(session, folder))
 
 
+def activate_module(session: Session, folder: Path) -> ActivateModule:
+    """The activate stage of a session."""
+    return ActivateModule(session.trace_batches(0, 1), session.config.activate, **_stage(session, folder))
+
+
 def rl_module(session: Session, folder: Path) -> RLModule:
     """The rl stage of a session."""
     config = session.config
@@ -92,7 +100,7 @@ def _stage(session: Session, folder: Path) -> dict[str, Any]:
         "layout": session.layout,
         "validation": session.batches("valid"),
         "metrics": ranking_metrics(config, session.dataset.catalog, session.table.codes),
-        "beam": config.beam,
+        "evaluation": config,
         "max_grad_norm": session.config.trainer.max_grad_norm,
         "folder": folder,
     }

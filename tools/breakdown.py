@@ -128,8 +128,8 @@ def overlap(ranks: Mapping[str, Tensor], k: int) -> str:
 
 def _aligned(rows: Mapping[str, Sequence[Finished]]) -> dict[str, list[Path]]:
     for runs in rows.values():
-        if "align" in runs[0].metrics["stages"]:
-            return {"align": [runs[0].aligned]}
+        if runs[0].shared:
+            return {stage: [place] for stage, place in runs[0].shared.items()}
     return {}
 
 

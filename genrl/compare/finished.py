@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genrl.compare.curves import Notes
-from genrl.compare.plan import UNLIMITED, Plan
+from genrl.compare.plan import SHARED, UNLIMITED, Plan, completions
 from genrl.compare.run import choose
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
@@ -25,7 +26,7 @@ from genrl.training.folder import key_of, read_json
 
 UNUSED = {
     "rl": ("experiment", "name", "seed", "baseline"),
-    "baseline": ("experiment", "name", "seed", "objective", "rewards", "rollout", "rl", "align", "layout"),
+    "baseline": ("experiment", "name", "seed", "objective", "rewards", "rollout", "rl", *SHARED, "layout"),
 }
 """Stage that a run is about -> what its seeds may differ in, or sections that it does not read."""
 SPLITS = ("test", "valid")
@@ -57,9 +58,11 @@ class Finished:
         return f"{name} (run)" if self.stage == "baseline" and self._has_other_numbers() else name
 
     @property
-    def aligned(self) -> Path:
-        """Where the scores of the weights lie that stage `rl` began with; found beside the run, wherever that is."""
-        return self.folder.parent.joinpath(*Path(self.metrics["stages"]["align"]["evaluation"]).parts[-2:])
+    def shared(self) -> dict[str, Path]:
+        """Each stage before `rl`, in order, and where its scores lie: beside the run, wherever that is."""
+        stages = self.metrics["stages"]
+        places = {stage: Path(stages[stage]["evaluation"]).parts[-2:] for stage in SHARED if stage in stages}
+        return {stage: self.folder.parent.joinpath(*parts) for stage, parts in places.items()}
 
     @cached_property
     def config(self) -> RunConfig:
@@ -78,7 +81,8 @@ class Finished:
 
     def references(self, split: str) -> Tree:
         """Metrics of the reference lines on a split, by name and kind."""
-        return {name: value for name, value in self.metrics[split].items() if name not in ("align", "rl", "baseline")}
+        stages = (*SHARED, "rl", "baseline")
+        return {name: value for name, value in self.metrics[split].items() if name not in stages}
 
     def rows_scored(self) -> tuple[object, ...]:
         """What runs must share to stand in one table: data, number of rows, cut-offs, and what a hit is."""
@@ -184,30 +188,44 @@ def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], 
     return {name: found for name, found in kept.items() if found}, notes
 
 
-def describe(runs: Sequence[Finished]) -> Tree:
-    """What all runs have in common: data, SIDs, the align stage (None if there are baselines only) and versions.
+def check_same_start(runs: Sequence[Finished]) -> None:
+    """Refuse runs whose difference would say nothing about objectives.
 
     Args:
         runs: of objectives, then of baselines.
 
     Raises:
-        DataError: if runs of objectives do not share the first three, so that a difference would say nothing about
-            objectives.
+        DataError: if runs of objectives do not share data, SIDs and the stages before `rl`.
     """
     first = runs[0]
     for run in runs[1:]:
-        if run.stage == "rl" and (run.metrics["data"], run.aligned) != (first.metrics["data"], first.aligned):
+        if run.stage == "rl" and (run.metrics["data"], run.shared) != (first.metrics["data"], first.shared):
             raise DataError(
-                f"{run.folder} and {first.folder} do not share data, Semantic IDs, stage align and evaluation, so they "
-                f"cannot stand in one table. Put one of them into another experiment."
+                f"{run.folder} and {first.folder} do not share data, Semantic IDs, the stages before rl and "
+                f"evaluation, so they cannot stand in one table. Put one of them into another experiment."
             )
+
+
+def shared_by_all(runs: Sequence[Finished]) -> dict[str, Path]:
+    """Each stage before `rl` that all runs of objectives share, and where its scores lie."""
+    every = [run.shared for run in runs if run.stage == "rl"]
+    return every[0] if every and all(shared == every[0] for shared in every) else {}
+
+
+def describe(runs: Sequence[Finished]) -> Tree:
+    """What all runs have in common: data, SIDs, stages before `rl` (where they share them) and versions.
+
+    Args:
+        runs: of objectives, then of baselines.
+    """
+    first = runs[0]
     path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], first.config.sid)}.safetensors"
     codes = load_file(path)["codes"].numpy().tobytes() if path.exists() else None
     return {
         "experiment": first.metrics["experiment"],
         "data": first.metrics["data"],
         "sid": {**first.metrics["sid"], "fingerprint": codes and hashlib.sha256(codes).hexdigest()[:16]},
-        "align": first.aligned.parent.name if first.stage == "rl" else None,
+        "shared": {stage: place.parent.name for stage, place in shared_by_all(runs).items()},
         "versions": read_json(first.folder / "versions.json"),
     }
 
@@ -251,13 +269,11 @@ def row_facts(runs: Sequence[Finished], notes: Sequence[Notes]) -> Tree:
     }
     if kind == "baseline":
         return facts
-    objective = OBJECTIVES.build(config.objective["name"], facts["options"])
-    per_prompt = 1 if "targets" in objective.needs else config.rollout.group_size
     return {
         **facts,
-        "pieces": repr(objective),
+        "pieces": repr(OBJECTIVES.build(config.objective["name"], facts["options"])),
         "rewards": config.rewards,
-        "spent": _spent(config, per_prompt, first.metrics["sid"]["levels"], notes[0]),
+        "spent": spent(first, notes[0]),
     }
 
 
@@ -274,15 +290,30 @@ def is_done(folder: Path) -> bool:
     return (folder / "metrics.json").exists()
 
 
-def _spent(config: RunConfig, per_prompt: int, levels: int, notes: Notes) -> dict[str, int | None]:
+def spent(run: Finished, notes: Notes) -> dict[str, int | None]:
     """Steps, prompts, completions and their tokens in stage `rl`, as `--budget` counts them.
 
-    A run that the clock may have ended is as long as its notes. The tokens of a layout other than `sid` are not known.
+    A run that the clock may have ended is as long as its notes. How long completions with thinking were is noted of
+    some rollouts; the others are taken to be as long on average.
+
+    Args:
+        run: of an objective.
+        notes: what it noted.
     """
+    config = run.config
     steps = config.rl.max_steps
     if steps == UNLIMITED or "max_time" in config.trainer.extra:
         steps = max((max(values) for values in notes.values()), default=0)
     rollouts = -(-steps // (config.rollout.epochs * config.rollout.minibatches))
     prompts = rollouts * config.rollout.prompts
-    tokens = prompts * per_prompt * levels if config.layout["name"] == "sid" else None
-    return {"steps": steps, "prompts": prompts, "completions": prompts * per_prompt, "tokens": tokens}
+    lengths = list(notes.get("rollout/length", {}).values())
+    length = (
+        run.metrics["sid"]["levels"]
+        if config.layout["name"] == "sid"
+        else statistics.mean(lengths)
+        if lengths
+        else None
+    )
+    count = prompts * completions(config)
+    tokens = None if length is None else round(count * length)
+    return {"steps": steps, "prompts": prompts, "completions": count, "tokens": tokens}

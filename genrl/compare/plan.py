@@ -10,6 +10,7 @@ from pathlib import Path
 
 from genrl.config import RunConfig, run_folder
 from genrl.errors import ConfigError, suggest
+from genrl.layouts import LAYOUTS
 from genrl.objectives import OBJECTIVES
 from genrl.training.folder import key_of
 
@@ -19,11 +20,13 @@ Length = Callable[[RunConfig], int]
 """Configuration -> tokens per completion."""
 SHORT = {"lr": "rl.learning_rate", "kl": "objective.kl_coef"}
 """Short names of options in a grid."""
+SHARED = ("align", "activate")
+"""Stages before `rl`, which all rows share, in order."""
 SECTIONS = ("rl", "rollout", "objective", "rewards")
-"""Sections that stage `align` does not depend on, so that rows may differ in them."""
-OWN = {"name": "--objectives", "objective": "--objectives", "seed": "--seeds", "stages": "no option (it needs both)"}
+"""Sections that the shared stages do not depend on, so that rows may differ in them."""
+OWN = {"name": "--objectives", "objective": "--objectives", "seed": "--seeds"}
 """Options that a comparison sets itself -> what to use instead."""
-RESERVED = ("align", "most_popular", "repeat_last", "item_knn")
+RESERVED = (*SHARED, "most_popular", "repeat_last", "item_knn")
 """Rows that every report has."""
 UNITS = ("steps", "prompts", "tokens", "seconds")
 UNLIMITED = 10**9
@@ -65,7 +68,7 @@ class Budget:
             return [f"rl.max_steps={self.amount}"]
         rollout = config.rollout.prompts
         if self.unit == "tokens":
-            rollout *= length(config) * _completions(config)
+            rollout *= length(config) * completions(config)
         rollouts = self.amount // rollout
         if not rollouts:
             raise ConfigError(
@@ -109,7 +112,7 @@ class Plan:
     rows: Mapping[str, tuple[Candidate, ...]]
     """Row of the report -> what its setting is chosen from."""
     shared: Run
-    """Stage `align` alone, made before everything else."""
+    """The stages before `rl` alone, made before everything else."""
 
     @property
     def runs(self) -> list[Run]:
@@ -140,15 +143,32 @@ def parse_rows(text: str) -> dict[str, str]:
     return rows
 
 
+def shared_stages(config: RunConfig) -> list[str]:
+    """The stages of a configuration that all rows share; without thinking there is nothing to activate.
+
+    Example:
+        >>> shared_stages(RunConfig(stages=["align", "activate", "rl"], layout={"name": "sid"}))
+        ['align']
+    """
+    thinks = getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False)
+    return [stage for stage in SHARED if stage in config.stages and (thinks or stage != "activate")]
+
+
+def completions(config: RunConfig) -> int:
+    """Completions per prompt that the objective learns from; one, the target, for the supervised control."""
+    options = dict(config.objective)
+    objective = OBJECTIVES.build(options.pop("name"), options)
+    return 1 if "targets" in objective.needs else config.rollout.group_size
+
+
 def check_baseline(name: str, rows: Collection[str]) -> None:
-    """Refuse a baseline that is neither a row nor `align`.
+    """Refuse a baseline that is no row.
 
     Raises:
         ConfigError: with the closest row.
     """
-    known = ["align", *rows]
-    if name not in known:
-        raise ConfigError(f"--baseline {name}: no such row.{suggest(name, known)} Rows: {', '.join(known)}.")
+    if name not in rows:
+        raise ConfigError(f"--baseline {name}: no such row.{suggest(name, rows)} Rows: {', '.join(rows)}.")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -197,7 +217,7 @@ def parse_grid(text: str, rows: Mapping[str, str]) -> Grid:
         >>> parse_grid("lr=1e-5,3e-5", {"grpo": "grpo"})
         Grid(name='lr', option='rl.learning_rate', values=('1e-5', '3e-5'), row=None)
     """
-    row, rest = _of_row(text, rows, "--grid ")
+    row, rest = of_row(text, rows, "--grid ")
     name, _, values = rest.partition("=")
     option = SHORT.get(name, name)
     _check_option(option, f"--grid {text}", [*SHORT, "rl.NAME", "rollout.NAME", "objective.NAME", "rewards.NAME"])
@@ -205,6 +225,24 @@ def parse_grid(text: str, rows: Mapping[str, str]) -> Grid:
     if len(set(found)) < len(found):
         raise ConfigError(f"--grid {text}: a value stands there twice.")
     return Grid(name, option, found, row)
+
+
+def of_row(text: str, rows: Collection[str], flag: str) -> tuple[str | None, str]:
+    """Split `ROW:key=value`; the row is None where none is named.
+
+    Raises:
+        ConfigError: for an unknown row.
+
+    Example:
+        >>> of_row("sapo:rl.max_steps=5", ["grpo", "sapo"], "")
+        ('sapo', 'rl.max_steps=5')
+    """
+    row, colon, _ = text.partition("=")[0].partition(":")
+    if not colon:
+        return None, text
+    if row not in rows:
+        raise ConfigError(f"{flag}{text}: no row {row!r}.{suggest(row, rows)} Rows: {', '.join(rows)}.")
+    return row, text[len(row) + 1 :]
 
 
 def make_plan(
@@ -231,7 +269,7 @@ def make_plan(
         ConfigError: with the first problem of the first run that has one.
     """
     flags, given = common
-    overrides = [_of_row(text, rows, "") for text in given]
+    overrides = [of_row(text, rows, "") for text in given]
     _check_overrides(overrides, grids, budget)
 
     def words(row: str, seed: int, point: Mapping[str, str]) -> list[str]:
@@ -254,13 +292,12 @@ def make_plan(
         row: tuple(Candidate(point, tuple(run(row, seed, point) for seed in seeds)) for point in _points(grids, row))
         for row in rows
     }
+    _check_runs([run for candidates in found.values() for candidate in candidates for run in candidate.runs])
     first = words(next(iter(rows)), seeds[0], {})
-    # Another configuration needs another folder; the stage itself is found by its own key.
+    # Another configuration needs another folder; the stages themselves are found by their own keys.
     key = key_of(replace(compose(first), output=""))
-    first += ["--stage", "align", f"name=shared-{key}"]
-    plan = Plan(found, Run((*first, "--resume"), compose(first)))
-    _check_plan(plan)
-    return plan
+    first += [f"stages=[{','.join(shared_stages(compose(first)))}]", f"name=shared-{key}"]
+    return Plan(found, Run((*first, "--resume"), compose(first)))
 
 
 def _parts(text: str, flag: str, separator: str = ",") -> list[str]:
@@ -268,16 +305,6 @@ def _parts(text: str, flag: str, separator: str = ",") -> list[str]:
     if not all(parts):
         raise ConfigError(f"{flag} {text}: a value is missing. Write them between commas, without blanks.")
     return parts
-
-
-def _of_row(text: str, rows: Mapping[str, str], flag: str) -> tuple[str | None, str]:
-    """Split `ROW:key=value`; the row is None where none is named."""
-    row, colon, _ = text.partition("=")[0].partition(":")
-    if not colon:
-        return None, text
-    if row not in rows:
-        raise ConfigError(f"{flag}{text}: no row {row!r}.{suggest(row, rows)} Rows: {', '.join(rows)}.")
-    return row, text[len(row) + 1 :]
 
 
 def _points(grids: Sequence[Grid], row: str) -> list[dict[str, str]]:
@@ -293,8 +320,8 @@ def _check_option(option: str, place: str, known: Sequence[str]) -> None:
     section, dot, _ = option.partition(".")
     if section not in SECTIONS or not dot or option == "objective.name":
         raise ConfigError(
-            f"{place}: {option!r} is no option of stage rl, and all rows share stage align.{suggest(option, known)} "
-            f"Allowed: {', '.join(known)}."
+            f"{place}: {option!r} is no option of stage rl, and all rows share the stages before it."
+            f"{suggest(option, known)} Allowed: {', '.join(known)}."
         )
 
 
@@ -314,18 +341,14 @@ def _check_overrides(overrides: Sequence[tuple[str | None, str]], grids: Sequenc
             raise ConfigError("--grid rl.max_steps: --budget sets it. Leave one of them out.")
 
 
-def _check_plan(plan: Plan) -> None:
-    folders = [run.folder for run in plan.runs]
+def _check_runs(runs: Sequence[Run]) -> None:
+    folders = [run.folder for run in runs]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
         raise ConfigError(f"{twice} would hold two runs. Give the rows different names, and leave `name` out of files.")
-    for run in plan.runs:
-        if run.config.stages != ["align", "rl"]:
-            raise ConfigError(f"stages = {run.config.stages}: a comparison needs align and rl. Leave `stages` out.")
-
-
-def _completions(config: RunConfig) -> int:
-    """Completions per prompt that the objective learns from; one, the target, for the supervised control."""
-    options = dict(config.objective)
-    objective = OBJECTIVES.build(options.pop("name"), options)
-    return 1 if "targets" in objective.needs else config.rollout.group_size
+    for run in runs:
+        if run.config.stages not in (["align", "rl"], ["align", "activate", "rl"]):
+            raise ConfigError(
+                f"stages = {run.config.stages}: a comparison needs align and rl. Use [align, rl] or, to teach a layout "
+                f"to think, [align, activate, rl]."
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from genrl.compare.finished import (
     Finished,
     Rows,
     begun,
+    check_same_start,
     cold_rows,
     comparable,
     describe,
@@ -30,6 +31,7 @@ from genrl.compare.finished import (
     planned_rows,
     read_samples,
     row_facts,
+    shared_by_all,
 )
 from genrl.compare.html.page import html
 from genrl.compare.plan import Plan, Run, check_baseline
@@ -48,14 +50,18 @@ Outcomes = Mapping[int, Tensor]
 """Seed -> a number per row [R]; whatever has no seeds has one entry."""
 
 
-def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
+def write_report(
+    folder: Path, plan: Plan | None, baseline: str | None = None, measure: Callable[[Rows], Tree] | None = None
+) -> str:
     """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
 
     Args:
         folder: of the experiment.
         plan: the comparison; None reports every finished run of the folder, by name. The finished baselines of the
             folder are reported in both cases.
-        baseline: the row that the others are compared with, or `align`.
+        baseline: the row that the others are compared with; None: the last stage before `rl`.
+        measure: says what thinking costs each row (`genrl.compare.thinking.measure`). Such rows need not share the
+            stages before `rl`.
 
     Returns:
         The Markdown text.
@@ -70,7 +76,11 @@ def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
         raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
-    check_baseline(baseline, [*baselines, *(rows if plan is None else plan.rows)])
+    if measure is None:
+        check_same_start(runs)
+    shared = list(shared_by_all(runs)) or (["align"] if plan is None else plan.shared.config.stages)
+    baseline = baseline or shared[-1]
+    check_baseline(baseline, [*shared, *baselines, *(rows if plan is None else plan.rows)])
     expected = begun(folder) if plan is None else [run.folder for run in expected_runs(plan)]
     noted = {row: [read_notes(run.folder) for run in found] for row, found in everything.items()}
     tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
@@ -85,6 +95,7 @@ def write_report(folder: Path, plan: Plan | None, baseline: str) -> str:
         "rows": {row: row_facts(found, noted[row]) for row, found in everything.items()},
         "commands": {run.folder.name: run.metrics["command"] for run in runs},
         "cost": cost(everything),
+        **({} if measure is None else {"thinking": measure(rows)}),
     }
     text = markdown(report)
     samples = {row: read_samples(found[0].folder) for row, found in rows.items()}
@@ -127,14 +138,14 @@ def choices(plan: Plan) -> Tree:
 
 
 def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> Tree:
-    """One table: reference lines, baselines, align, and each row with its differences to the baseline.
+    """One table: reference lines, baselines, shared stages, and each row with its differences to the baseline.
 
     Args:
         rows: of objectives.
         baselines: rows of baselines; one with the name of a reference line gives that line its differences.
         split: `valid` or `test`.
         kind: `raw` or `excluded`.
-        baseline: row, or `align`.
+        baseline: row.
     """
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
@@ -143,8 +154,9 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}
     lines |= {row: _line(found, split, kind, top) for row, found in baselines.items() if row not in lines}
     if rows:
-        lines["align"] = _fixed_line(first.metrics[split]["align"][kind], top)
-        places["align"] = {0: load_file(first.aligned / "ranks.safetensors")[f"{split}/{kind}"]}
+        for stage, place in shared_by_all(runs).items():
+            lines[stage] = _fixed_line(first.metrics[split][stage][kind], top)
+            places[stage] = {0: load_file(place / "ranks.safetensors")[f"{split}/{kind}"]}
         lines |= {row: _line(found, split, kind, top) for row, found in rows.items()}
         places |= {row: _places(found, f"{split}/{kind}") for row, found in rows.items()}
     cold = cold_rows(runs, split)
@@ -182,9 +194,11 @@ def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collecti
 def cost(rows: Rows) -> Tree:
     """Seconds and peak memory of the stages, mean and largest over seeds."""
     found: Tree = {}
+    common = shared_by_all([run for runs in rows.values() for run in runs])
     for row, runs in rows.items():
-        if runs[0].stage == "rl":
-            found.setdefault("align", _cost([runs[0].metrics["stages"]["align"]]))
+        for stage in runs[0].shared:
+            name = stage if stage in common else f"{row}, {stage}"
+            found.setdefault(name, _cost([runs[0].metrics["stages"][stage]]))
         found[row] = _cost([run.metrics["stages"][run.stage] for run in runs])
     return found
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from types import FrameType
 
 import torch
@@ -46,8 +45,8 @@ class Choice:
 def run_comparison(plan: Plan, jobs: int) -> list[Run]:
     """Make all runs of a comparison that are not finished.
 
-    First stage `align`, once; then the points of all grids with the first seed; then the best point of each row with
-    the other seeds.
+    First the stages before `rl`, once; then the points of all grids with the first seed; then the best point of each
+    row with the other seeds.
 
     Args:
         plan: the runs.
@@ -58,14 +57,17 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
 
     Raises:
         ConfigError: before anything is run, if a folder holds another configuration.
-        GenRLError: if stage `align` failed.
+        GenRLError: if the stages before `rl` failed.
     """
     for run in [plan.shared, *plan.runs]:
         refuse_other_configuration(run)
     with _interrupted_by_sigterm(), Display(plan) as display:
         firsts = [candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates]
         if not all(map(is_finished, firsts)) and run_all([plan.shared], 1, display):
-            raise GenRLError(f"stage align failed, which all runs begin with. Its output: {plan.shared.folder / LOG}.")
+            shared = " and ".join(plan.shared.config.stages)
+            raise GenRLError(
+                f"stage {shared} failed, which all runs begin with. Its output: {plan.shared.folder / LOG}."
+            )
         failed = run_all(firsts, jobs, display)
         rest: list[Run] = []
         for row, candidates in plan.rows.items():
@@ -171,18 +173,10 @@ def environment(config: RunConfig, slot: int, visible: Sequence[str]) -> dict[st
 
 
 def completion_length(config: RunConfig) -> int:
-    """Tokens per completion; builds the SID table of the experiment if it is not there."""
-    from genrl.catalog.dataset import load_dataset
-    from genrl.layouts import LAYOUTS
-    from genrl.sid.trie import Trie
-    from genrl.training.session import sid_table  # takes seconds to load, which other budgets need not wait for
+    """Tokens per completion, of thinking the most there can be; builds the SID table of the experiment if need be."""
+    from genrl.training.session import Session  # takes seconds to load, which other budgets need not wait for
 
-    dataset = load_dataset(config.data)
-    table = sid_table(config, dataset)
-    options = {name: value for name, value in config.layout.items() if name != "name"}
-    trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
-    first_ids = tuple(accumulate(table.codebook_sizes[:-1], initial=0))
-    return LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=first_ids, codes=table.codes).length
+    return Session.build(config).layout.length
 
 
 class Display:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from genrl.compare.html.verdict import statements
 from genrl.training.report import COLUMNS, NAMES
 
 Tree = Mapping[str, Any]
@@ -15,8 +16,13 @@ READING = """\
 share of the catalogue that is recommended, `Top1%` the share of slots that its 1% most recommended items take. *Raw*
 rankings may name items of the history. The interval beside a mean is Student's over training seeds; that of a
 difference covers the choice of users and of seeds (95%); with one seed, of users only. `p` is corrected for the number
-of rows, for each metric (Holm). All objectives begin with the same `align` weights: the noise of supervised training is
-not covered."""
+of rows, for each metric (Holm). The noise of supervised training is not covered: seeds are those of stage `rl`."""
+
+
+THINKING = """\
+Test rows, raw ranking. The row without thinking was given as many training tokens and, by a wider beam, about as many
+multiply-adds per request. Supervised tokens are all that went through the model, those of rl are of completions. A
+request is one user at a time; its time is the median, all rows in turn in one process, and depends on the machine."""
 
 
 def markdown(report: Tree) -> str:
@@ -25,7 +31,7 @@ def markdown(report: Tree) -> str:
     Args:
         report: as `genrl.compare.report` makes it.
     """
-    parts = [f"# Comparison: {report['experiment']}", *_state(report), READING]
+    parts = [f"# Comparison: {report['experiment']}", *_state(report), READING, *_thinking(report)]
     for split, kinds in report["tables"].items():
         for kind, table in kinds.items():
             parts += _table(table, f"{split}, {'history excluded' if kind == 'excluded' else kind}", report["baseline"])
@@ -45,6 +51,49 @@ def _state(report: Tree) -> Iterator[str]:
     if report["unfinished"]:
         yield f"**Partial**: {len(report['unfinished'])} run(s) are not finished: {', '.join(report['unfinished'])}."
     yield from (f"**Note**: {text}" for text in report["notes"])
+
+
+def _thinking(report: Tree) -> Iterator[str]:
+    """What thinking brings and what it costs, where rows were compared for that."""
+    if "thinking" not in report:
+        return
+    table = report["tables"]["test"]["raw"]
+    lines, names = table["lines"], [f"ndcg@{table['k']}", f"recall@{table['k']}"]
+    facts = report["thinking"]
+    yield "## Does thinking pay?"
+    yield THINKING
+    yield from (
+        f"**{_name(one.row)}**: {one.text}" for one in statements(table, report["baseline"]) if one.row in facts
+    )
+    yield _rows(
+        ["", *(cell for name in names for cell in (_head(name), f"minus {_name(report['baseline'])}", "p"))],
+        ([_name(row), *_quality(lines[row], names)] for row in facts),
+    )
+    yield _rows(
+        ["", "training tokens, supervised", "rl", "beam", "tokens of a request", "multiply-adds", "ms", "ms, relative"],
+        ([_name(row), *_expense(spent, facts)] for row, spent in facts.items()),
+    )
+
+
+def _quality(line: Tree, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        difference = line.get("differences", {}).get(name)
+        low, high = line["interval"] if name == names[0] else (None, None)
+        yield _decimal(line["metrics"][name]) + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
+        effect, _, p_value = _difference(difference)
+        yield effect
+        yield p_value
+
+
+def _expense(spent: Tree, facts: Tree) -> Iterator[str]:
+    request = spent["request"]
+    yield f"{sum(tokens for stage, tokens in spent['training'].items() if stage != 'rl'):,}"
+    yield f"{spent['training']['rl']:,}"
+    yield str(spent["beam"])
+    yield f"{request['tokens']:,.1f}"
+    yield f"{request['multiply_adds']:,}"
+    yield f"{request['milliseconds']:.1f}"
+    yield f"{request['milliseconds'] / next(iter(facts.values()))['request']['milliseconds']:.2f}"
 
 
 def _table(table: Tree, title: str, baseline: str) -> Iterator[str]:
@@ -142,7 +191,7 @@ def _origin(report: Tree) -> Iterator[str]:
     data, sid = report["data"], report["sid"]
     codes = " x ".join(map(str, sid["codes"]))
     parts = [f"data {data['name']} {data['fingerprint']}", f"Semantic IDs {codes}, {sid['fingerprint']}"]
-    yield "; ".join(parts + ([report["align"]] if report["align"] else []))
+    yield "; ".join([*parts, *report["shared"].values()])
     yield "\n".join(
         f"- {_name(row)}: {facts['title'] or facts['name']}" + (f" ({facts['paper']})" if facts["paper"] else "")
         for row, facts in report["rows"].items()

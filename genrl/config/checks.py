@@ -10,7 +10,7 @@ from typing import Any
 from genrl.config.schema import RunConfig
 from genrl.errors import suggest
 
-STAGES = ("align", "rl", "baseline")
+STAGES = ("align", "activate", "rl", "baseline")
 """Stages in the order they run; the last one alone."""
 AT_LEAST = {
     "seed": 0,
@@ -37,6 +37,14 @@ AT_LEAST = {
     "align.pack_length": 2,
     "align.weight_decay": 0,
     "align.warmup_steps": 0,
+    "activate.words": 4,
+    "activate.examples": 0,
+    "activate.max_epochs": 1,
+    "activate.patience": 0,
+    "activate.examples_per_step": 1,
+    "activate.pack_length": 1,
+    "activate.weight_decay": 0,
+    "activate.warmup_steps": 0,
     "rollout.group_size": 1,
     "rollout.prompts": 1,
     "rollout.minibatches": 1,
@@ -54,8 +62,18 @@ AT_LEAST = {
     "evaluate.batch": 1,
     "evaluate.valid_users": 1,
     "evaluate.test_users": 1,
+    "evaluate.thinking_samples": 0,
 }
-ABOVE_ZERO = ("align.validate_every", "align.learning_rate", "rollout.temperature", "rl.learning_rate")
+ABOVE_ZERO = (
+    "align.validate_every",
+    "align.learning_rate",
+    "activate.validate_every",
+    "activate.learning_rate",
+    "rollout.temperature",
+    "rollout.thinking_temperature",
+    "rl.learning_rate",
+    "evaluate.thinking_temperature",
+)
 BELOW_ONE = (
     "data.valid_fraction",
     "data.test_fraction",
@@ -63,6 +81,7 @@ BELOW_ONE = (
     "model.dropout",
     "model.lora.dropout",
     "align.item_dropout",
+    "activate.foreign",
 )
 LIGHTNING = {
     "accelerator": "trainer.accelerator",
@@ -97,6 +116,7 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _data(config)
     yield from _sid(config)
     yield from _model(config)
+    yield from _activation(config)
     yield from _training(config)
     yield from _evaluation(config)
 
@@ -112,14 +132,20 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
         if value is not None and value < least:
             yield Problem((key,), f"must be at least {least}")
     for key in ABOVE_ZERO:
-        if not option(config, key) > 0:
+        value = option(config, key)
+        if value is not None and not value > 0:
             yield Problem((key,), "must be above 0")
     for key in BELOW_ONE:
         if not 0 <= option(config, key) < 1:
             yield Problem((key,), "must be at least 0 and below 1")
-    if not 0 <= config.align.final_learning_rate <= 1:
-        yield Problem(("align.final_learning_rate",), "must be from 0 to 1: it is a share of the peak")
-    for key in ("align.betas", "rl.betas"):
+    yield from _schedules(config)
+
+
+def _schedules(config: RunConfig) -> Iterator[Problem]:
+    for key in ("align.final_learning_rate", "activate.final_learning_rate"):
+        if not 0 <= option(config, key) <= 1:
+            yield Problem((key,), "must be from 0 to 1: it is a share of the peak")
+    for key in ("align.betas", "activate.betas", "rl.betas"):
         betas = option(config, key)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             yield Problem((key,), "must be two numbers, each at least 0 and below 1, e.g. [0.9, 0.95]")
@@ -183,6 +209,17 @@ def _model(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model.hidden", "model.heads"), reason)
 
 
+def _activation(config: RunConfig) -> Iterator[Problem]:
+    activate = config.activate
+    if activate.traces == "jsonl" and not activate.path:
+        yield Problem(
+            ("activate.path", "activate.traces"), "is needed by activate.traces=jsonl: give the file of traces"
+        )
+    if activate.traces == "template" and activate.path:
+        reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
+        yield Problem(("activate.path", "activate.traces"), reason)
+
+
 def _training(config: RunConfig) -> Iterator[Problem]:
     rollout, trainer = config.rollout, config.trainer
     parts = rollout.minibatches * trainer.devices
@@ -206,3 +243,9 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
     elif max(cutoffs) > beam:
         reason = f"needs a beam of at least {max(cutoffs)}, evaluate.beam is {beam}. Add evaluate.beam={max(cutoffs)}"
         yield Problem(("evaluate.k", "evaluate.beam"), reason)
+    if config.evaluate.exact and config.evaluate.thinking_samples > 1:
+        reason = "cannot be certified where several trains of thought are merged. Set evaluate.thinking_samples=1 or 0"
+        yield Problem(("evaluate.exact", "evaluate.thinking_samples"), reason)
+    if config.evaluate.exact and config.layout.get("order") == "interleaved":
+        reason = "cannot be certified where each beam thinks on its own. Set layout.order=tail or evaluate.exact=false"
+        yield Problem(("evaluate.exact", "layout.order"), reason)

@@ -23,6 +23,7 @@ from genrl.config import RunConfig
 SECTIONS = {
     "baseline": ("baseline",),
     "rl": ("objective", "rewards", "rollout", "rl", "align", "layout", "model", "sid"),
+    "activate": ("activate", "align", "layout", "model", "sid"),
     "align": ("align", "layout", "model", "sid"),
 }
 """Stage that a run ends with -> sections of its configuration that stand in the table of runs."""

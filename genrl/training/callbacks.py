@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
+from genrl.policy.model import Policy
+from genrl.policy.reasoning import read_blocks
 from genrl.progress import make_progress
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
@@ -76,7 +79,7 @@ class BestWeights(Callback):
         if value > self.best or self.monitor is None:
             self.best, self.best_step, self.waited = value, trainer.global_step, 0
             if trainer.is_global_zero:
-                save_weights(module.state(), self.path)
+                save_weights(module.state(), self.path, module.metadata())
         else:
             self.waited += 1
         trainer.should_stop = trainer.should_stop or self._exhausted()
@@ -85,10 +88,10 @@ class BestWeights(Callback):
         return self.patience > 0 and self.waited >= self.patience
 
 
-def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write weights as safetensors, replacing the file in one move."""
+def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write weights as safetensors with metadata in their header, replacing the file in one move."""
     temporary = path.with_suffix(".writing")
-    save_file(state, temporary)
+    save_file(state, temporary, metadata=metadata)
     os.replace(temporary, path)
 
 
@@ -207,13 +210,20 @@ class RolloutSamples(Callback):
         if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
         codes = module.layout.codes_of_items()
-        samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions)
+        texts = partial(_thinking, module.policy) if module.layout.thinking else None
+        samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions, texts)
         with self.path.open("a") as file:
             record = {"step": trainer.global_step, "samples": [sample.record() for sample in samples]}
             file.write(json.dumps(record) + "\n")
         if trainer.logger is not None:
             board: Any = trainer.logger
             board.experiment.add_text("rollouts", markdown(samples), trainer.global_step)
+
+
+def _thinking(policy: Policy, tokens: Tensor) -> tuple[str, ...]:
+    """Text of each think block of a completion [T]."""
+    assert policy.words is not None
+    return tuple(policy.tokenizer.decode(block).strip() for block in read_blocks(policy.words, tokens))
 
 
 def keep_notes(path: Path, step: int) -> None:

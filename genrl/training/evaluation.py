@@ -14,13 +14,15 @@ from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.data.prompts import EvaluationBatches
-from genrl.layouts.base import Layout
+from genrl.layouts.base import Layout, ThinkingLayout
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
 from genrl.policy.decode import rank
 from genrl.policy.model import Policy
+from genrl.policy.reasoning import Thoughts, conclude, think
 from genrl.progress import progress_bar
+from genrl.training.stream import seed_of
 from genrl.types import PromptBatch, Ranking
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}
@@ -31,7 +33,8 @@ class Evaluation:
     """Metrics of one policy on one set of rows, ranked raw and with each user's history taken out.
 
     Besides the metrics of `RankingMetrics` a beam search has certified@K for the largest K: the share of rows whose
-    first K items are provably those that scoring the whole catalogue would give.
+    first K items are provably those that scoring the whole catalogue would give. Layouts with thinking have
+    format_failure: the share of rows that got no item at all, because all their thinking failed; they count as misses.
     """
 
     raw: dict[str, float]
@@ -79,7 +82,7 @@ def evaluate(
     policy.eval()
     codes = layout.codes_of_items()
     find = partial(rankings, policy, layout, config=config)
-    return evaluate_rankings(find, batches, config, catalog, codes, policy.device, name)
+    return evaluate_rankings(find, batches, config, catalog, codes, policy.device, name, thinking=layout.thinking)
 
 
 @torch.no_grad()
@@ -91,6 +94,7 @@ def evaluate_rankings(
     codes: Tensor,
     device: torch.device,
     name: str,
+    thinking: bool = False,
 ) -> Evaluation:
     """Score rankings of the whole catalogue.
 
@@ -102,16 +106,20 @@ def evaluate_rankings(
         codes: [I, K] SIDs.
         device: where rankings are made.
         name: shown at the progress bar.
+        thinking: whether the thinking may fail that the rankings come from.
     """
     metrics = {kind: ranking_metrics(config, catalog, codes.cpu()).to(device) for kind in ("raw", "excluded")}
     keyed = codes if config.level == "sid" else None
     rows, largest = batches.positions.numel(), max(config.k)
     ranks = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
     certified = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
+    failed = torch.full((rows,), -1, device=device)
     with progress_bar(name, rows, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             prompts = batch.to(device)
-            for kind, shown in find(prompts).items():
+            found = find(prompts)
+            failed[places.to(device)] = (found["raw"].items < 0).all(1).long()
+            for kind, shown in found.items():
                 metrics[kind].update(shown, prompts.targets, history=prompts.history)
                 ranks[kind][places.to(device)] = per_row_metrics(shown, prompts.targets, config.k, keyed)["rank"]
                 if shown.bound is not None:
@@ -123,20 +131,49 @@ def evaluate_rankings(
         shares = world_max(certified[kind])
         if bool((shares >= 0).all()):
             values[kind][f"certified@{largest}"] = float(shares.float().mean())
+        if thinking:
+            values[kind]["format_failure"] = float(world_max(failed).float().mean())
     return Evaluation(**values, ranks={kind: world_max(part).cpu() for kind, part in ranks.items()})
 
 
 def rankings(policy: Policy, layout: Layout, prompts: PromptBatch, config: EvaluateConfig) -> dict[str, Ranking]:
-    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
+    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
+    tokens, mask = prompts.tokens, prompts.mask
+    search: Callable[..., Ranking] = partial(_without_thinking, policy, tokens, mask, config.beam)
+    if isinstance(layout, ThinkingLayout):
+        noise = thinking_noise(layout, tokens, mask, config)
+        thoughts = think(policy, layout, tokens, mask, uniforms=noise, temperature=config.thinking_temperature)
+        search = partial(_with_thinking, policy, thoughts, config.beam)
     if not config.exact:
-        raw = rank(policy, layout, prompts.tokens, prompts.mask, config.beam)
+        raw = search(layout)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
+    first = max(config.k)
+    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))), exact=first)
+    return {"raw": search(layout, exact=first), "excluded": exclude_history(unseen, prompts.history)}
 
-    def search(allowed: Layout) -> Ranking:
-        return rank(policy, allowed, prompts.tokens, prompts.mask, config.beam, exact=max(config.k))
 
-    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))))
-    return {"raw": search(layout), "excluded": exclude_history(unseen, prompts.history)}
+def _without_thinking(
+    policy: Policy, tokens: Tensor, mask: Tensor, beam: int, layout: Layout, exact: int = 0
+) -> Ranking:
+    return rank(policy, layout, tokens, mask, beam, exact=exact)
+
+
+def _with_thinking(policy: Policy, thoughts: Thoughts, beam: int, layout: ThinkingLayout, exact: int = 0) -> Ranking:
+    return conclude(policy, layout, thoughts, beam, exact=exact).ranking
+
+
+def thinking_noise(layout: Layout, tokens: Tensor, mask: Tensor, config: EvaluateConfig) -> Tensor | None:
+    """Noise [P, samples, longest completion] in [0, 1) that thinking is drawn with; None for the likeliest words.
+
+    The seed of a prompt is a number made of its tokens, so its noise depends neither on the batch that it is in nor on
+    the number of processes, and `recommend` thinks as `evaluate` did.
+    """
+    if config.thinking_samples == 0:
+        return None
+    shape = (config.thinking_samples, layout.length)
+    seeds = [seed_of(*row[real].tolist()) for row, real in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(tokens.device)
 
 
 def deniable(history: Tensor, items: int) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -66,10 +66,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, truncated or no safetensors file.
     """
+    with _checkpoint(path):
+        return load_file(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what the header of trained weights says of them; empty if it says nothing.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or no safetensors file.
+    """
+    with _checkpoint(path), safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[None]:
+    """Name a file of weights that cannot be read."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Train the stage first, or give another folder.")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}). Remove it and train the stage again."

@@ -91,7 +91,8 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
             scored[metrics["baseline"]["name"]] = scored.pop("baseline")
         ranking_table(console, split, scored, k)
     if "difference" in metrics:
-        table = Table(title="test: rl minus align, paired over users (95% interval, Student's t)")
+        begun = "activate" if "activate" in metrics["stages"] else "align"
+        table = Table(title=f"test: rl minus {begun}, paired over users (95% interval, Student's t)")
         for column in ("ranking", "metric", "difference", "low", "high"):
             table.add_column(column, justify="right")
         for kind, values in metrics["difference"].items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,18 @@ from torch import Tensor
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.data.prompts import PromptMaker
 from genrl.objectives import Objective, live_prompts, renormalized
-from genrl.ops import world_max, world_size
+from genrl.ops import world_max, world_size, world_sum
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
 from genrl.rewards.base import Verifier
+from genrl.training.diagnostics import (
+    advantage_values,
+    gradient_values,
+    match_values,
+    reward_values,
+    rollout_values,
+    squared_by_step,
+)
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream, seed_of
 from genrl.types import Experience, PolicyScores, PromptBatch, RewardBatch, RolloutBatch, concatenate
@@ -69,6 +78,7 @@ class RLModule(StageModule):
         self._pending: list[Experience] = []
         self._update_began = 0.0
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
+        self._squares = torch.zeros(self.layout.num_steps)
         if "ref_logps" in objective.needs:
             self.policy.keep_reference()
 
@@ -124,13 +134,13 @@ class RLModule(StageModule):
             self._sums["rollout/resampled"].append(float((~live).float().mean()))
         if "ref_logps" in self.objective.needs:
             with self.policy.reference():
-                reference = score(self.policy, self.layout, drawn, self.rollouts.temperature, self.rollouts.normalize)
+                reference = self._scores(drawn)
             drawn = replace(drawn, ref_logps=reference.logps)
         self.check_finite(drawn.old_logps, drawn, "log-probability of the rollout")
         self._watch(drawn, rewards, prompts)
         whole = self.objective.prepare(drawn, rewards)
         self.sampled = (whole, rewards, prompts)
-        self._sums["objective/dead_groups"].append(1 - live_prompts(whole).float().mean())
+        self._note({"objective/dead_groups": 1 - live_prompts(whole).float().mean()}, advantage_values(whole))
         if self.updates == 1:
             return [whole]
         generator = torch.Generator().manual_seed(seed_of(self.seed, index, 2))
@@ -183,7 +193,8 @@ class RLModule(StageModule):
         if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
             self._sums["train/loss"].append(0.0)
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
-        scores = score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
+        scores = self._scores(batch.rollout)
+        scores.logps.register_hook(partial(self._note_gradient, batch.rollout))
         output = self.objective.loss(scores, batch)
         self.check_finite(output.loss, batch)
         for name, value in output.stats.items():
@@ -200,40 +211,40 @@ class RLModule(StageModule):
         super().optimizer_step(*arguments, **options)
         self.objective.after_step()
         self._sums["time/update"].append(time.perf_counter() - self._update_began)
-        values = {name: _summary(name, gathered) for name, gathered in self._sums.items()}
+        values = _over_ranks({name: _summary(name, gathered) for name, gathered in self._sums.items()})
+        squares = world_sum(self._squares.to(self.device)) / world_size() ** 2  # losses hold a factor `world`
+        values |= {tag: float(value) for tag, value in gradient_values(squares).items()}
+        self._squares = torch.zeros_like(self._squares)
         values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._sums.clear()
-        self.log_dict(_over_ranks(values), batch_size=1)
+        self.log_dict(values, batch_size=1)
+
+    def _note_gradient(self, drawn: RolloutBatch, gradient: Tensor) -> None:
+        """Gather the squared gradient of the loss by log-probabilities, called in the backward pass."""
+        self._squares = self._squares.to(gradient.device) + squared_by_step(gradient, drawn)
 
     def _watch(self, drawn: RolloutBatch, rewards: RewardBatch, prompts: PromptBatch) -> None:
         """Gather what is logged of every rollout, whatever the objective."""
-        note = self._sums
-        note["train/reward"].append(rewards.outcome.mean())
-        for name, value in rewards.components.items():
-            note[f"train/reward/{name}"].append(value.mean())
-        codes = self.layout.codes_of_items()[prompts.targets.items[:, 0]].repeat_interleave(drawn.group_size, dim=0)
-        for step, (chosen, wanted) in enumerate(zip(drawn.choices.unbind(1), codes.unbind(1), strict=False)):
-            note[f"train/match/step{step + 1}"].append((chosen == wanted).float().mean())
-        note["train/valid_rate"].append((drawn.items >= 0).float().mean())
-        cold = self.metrics.cold[drawn.items.clamp(min=0)] & (drawn.items >= 0)
-        note["rollout/cold_share"].append(cold.float().mean())
-        note["rollout/length"].append(drawn.mask.float().sum(1).mean())
-        if drawn.entropy is not None and "targets" not in self.objective.needs:
-            counts = drawn.mask.float().sum(0)
-            per_place = drawn.entropy.sum(0) / counts.clamp(min=1)
-            note["policy/entropy"].append(drawn.entropy.sum() / counts.sum().clamp(min=1))
-            for place, value in enumerate(per_place):
-                note[f"policy/entropy/level{place + 1}"].append(value)
-        groups = drawn.items.view(len(drawn), -1)
-        note["rollout/distinct"].append(
-            sum(float(group.unique().numel()) for group in groups.cpu()) / max(1, groups.numel())
-        )
+        if "targets" in self.objective.needs:
+            drawn = replace(drawn, entropy=None)  # nothing was drawn
+        codes = self.layout.codes_of_items()[prompts.targets.items[:, 0]]
+        self._note(reward_values(rewards), match_values(drawn, codes), rollout_values(drawn, self.metrics.cold))
+
+    def _note(self, *values: Mapping[str, Tensor]) -> None:
+        """Gather values by tag until the optimiser step ends."""
+        for tag, value in (pair for part in values for pair in part.items()):
+            self._sums[tag].append(value)
 
     def _score_all(self, batch: Experience) -> PolicyScores:
         """Scores of a whole mini-batch without gradient."""
         self.policy.eval()
         with torch.no_grad(), self.numerics():
-            return score(self.policy, self.layout, batch.rollout, self.rollouts.temperature, self.rollouts.normalize)
+            return self._scores(batch.rollout)
+
+    def _scores(self, drawn: RolloutBatch) -> PolicyScores:
+        """What the policy of the moment says of a rollout's tokens, under the distributions they were drawn from."""
+        how = self.rollouts
+        return score(self.policy, self.layout, drawn, how.temperature, how.normalize, how.thinking_temperature)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, then constant."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,24 @@ from torch import Tensor
 
 from genrl.config.load import load_config, run_folder
 from genrl.config.schema import RunConfig
-from genrl.errors import CheckpointError
+from genrl.errors import CheckpointError, UnsupportedError
+from genrl.layouts.base import ThinkingLayout
 from genrl.objectives import OBJECTIVES, Objective, check_needs
 from genrl.ops import world_size
 from genrl.policy.decode import rank
+from genrl.policy.model import Policy
+from genrl.policy.reasoning import Reasoned, read_blocks, reason
 from genrl.policy.rollout import check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.sid.table import SidTable
 from genrl.training import report
+from genrl.training.activate import ActivateModule
 from genrl.training.baseline import BaselineSession, fit_baseline, load_baseline
 from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.claim import claim, is_finished, show_finished
-from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics
+from genrl.training.contract import check_decoding, decoding
+from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics, thinking_noise
 from genrl.training.fitting import barrier, monitor, process_rank, quiet_libraries, train
 from genrl.training.folder import Meter, is_main_process, key_of, locked, read_json, read_weights, write_json
 from genrl.training.outcome import references, save_ranks, written
@@ -62,6 +68,8 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     session = Session.build(config)
     report.header(console, config, session, objective)
     prepared = _prepare_rl(session, objective) if "rl" in config.stages else None
+    if "activate" in config.stages and session.layout.thinking:
+        _check_traces(session)
     with locked(folder) if is_main_process() else contextlib.nullcontext():
         if is_finished(folder, config, resume):  # by another process, while this one waited
             return show_finished(folder, console)
@@ -72,6 +80,8 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         results |= {split: references(config, session.dataset, codes, split) for split in SPLITS}
         if "align" in config.stages:
             _align(session, results, console)
+        if "activate" in config.stages and session.layout.thinking:
+            _activate(session, results, console)
         if prepared is not None:
             _reinforce(session, objective, *prepared, folder, results, console)
         if is_main_process():
@@ -92,7 +102,8 @@ def build_objective(config: RunConfig) -> Objective:
 def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog = session.config, session.dataset.catalog
-    verifier = build_verifier(config.rewards, RewardContext.from_codes(session.table.codes, catalog.train_counts))
+    context = RewardContext.from_codes(session.table.codes, catalog.train_counts)
+    verifier = build_verifier(config.rewards, context, thinking=session.layout.thinking)
     check_needs(
         config.objective["name"],
         objective,
@@ -114,41 +125,73 @@ def _prepare_rl(session: Session, objective: Objective) -> tuple[Verifier, Promp
     return make_verifier(session, objective), order
 
 
+def _check_traces(session: Session) -> None:
+    """Say what is wrong with the traces before stage `align` trains, unless stage `activate` is finished already."""
+    if not (_stage_folder(session.config, "activate", session.activate_key()) / "metrics.json").exists():
+        session.trace_batches(0, 1)
+
+
 def _align(session: Session, results: dict[str, Any], console: Console) -> None:
-    """Train or reuse the align stage and leave its weights in the policy."""
+    """Train or reuse stage `align`, which knows no thinking, and leave its weights in the policy."""
+    plain = replace(session, layout=session.layout.items)
+
+    def module(folder: Path) -> SFTModule:
+        packer = session.packer(process_rank(), session.config.trainer.devices)
+        return SFTModule(packer, session.config.align, **_stage_arguments(plain, folder))
+
+    _supervise("align", session.align_key(), plain, module, session.config.align.patience, results, console)
+
+
+def _activate(session: Session, results: dict[str, Any], console: Console) -> None:
+    """Train or reuse stage `activate` and leave its weights in the policy."""
+
+    def module(folder: Path) -> ActivateModule:
+        batches = session.trace_batches(process_rank(), session.config.trainer.devices)
+        return ActivateModule(batches, session.config.activate, **_stage_arguments(session, folder))
+
+    _supervise("activate", session.activate_key(), session, module, session.config.activate.patience, results, console)
+
+
+def _supervise(
+    name: str,
+    key: str,
+    session: Session,
+    module_in: Callable[[Path], SFTModule | ActivateModule],
+    patience: int,
+    results: dict[str, Any],
+    console: Console,
+) -> None:
+    """Train or reuse a supervised stage, which all runs of an experiment with the same key share."""
     config = session.config
-    folder = Path(config.output) / config.experiment / f"align-{session.align_key()}"
+    folder = _stage_folder(config, name, key)
     with locked(folder) if is_main_process() else contextlib.nullcontext():
         if not (folder / "metrics.json").exists():
             meter = Meter()
-            world = config.trainer.devices
-            module = SFTModule(
-                session.packer(process_rank(), world),
-                config.align,
-                policy=session.policy,
-                layout=session.layout,
-                **_stage_arguments(session, folder),
-            )
-            best = BestWeights(folder / "weights.safetensors", monitor(config), config.align.patience)
-            train("align", module, folder, module.max_steps, best, config)
+            module = module_in(folder)
+            best = BestWeights(folder / "weights.safetensors", monitor(config), patience)
+            train(name, module, folder, module.max_steps, best, config)
             training = meter.read()
             if is_main_process():
                 write_json(folder / "metrics.json", {**training, "best_step": best.best_step, "folder": str(folder)})
             barrier()
         else:
-            console.print(f"align: reusing {folder}")
+            console.print(f"{name}: reusing {folder}")
         session.policy.load_state(read_weights(folder / "weights.safetensors"), str(folder))
         evaluation = folder / f"evaluation-{key_of(config.evaluate)}"
         if not (evaluation / "metrics.json").exists():
-            scored = _score(session, console, "align")
+            scored = _score(session, console, name)
             if is_main_process():
                 evaluation.mkdir(exist_ok=True)
                 save_ranks(evaluation, scored, session.dataset, config.evaluate)
                 write_json(evaluation / "metrics.json", {split: written(value) for split, value in scored.items()})
             barrier()
-    results["stages"]["align"] = {**read_json(folder / "metrics.json"), "evaluation": str(evaluation)}
+    results["stages"][name] = {**read_json(folder / "metrics.json"), "evaluation": str(evaluation)}
     for split, value in read_json(evaluation / "metrics.json").items():
-        results[split]["align"] = value
+        results[split][name] = value
+
+
+def _stage_folder(config: RunConfig, name: str, key: str) -> Path:
+    return Path(config.output) / config.experiment / f"{name}-{key}"
 
 
 def _reinforce(
@@ -172,8 +215,6 @@ def _reinforce(
         config.rl,
         config.rollout,
         config.seed,
-        policy=session.policy,
-        layout=session.layout,
         **_stage_arguments(session, folder),
     )
     best = BestWeights(folder / "weights.safetensors", monitor(config) if config.rl.select == "best" else None)
@@ -194,9 +235,11 @@ def _stage_arguments(session: Session, folder: Path) -> dict[str, Any]:
     metrics = ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes)
     validation = session.batches("valid", process_rank(), config.trainer.devices)
     return {
+        "policy": session.policy,
+        "layout": session.layout,
         "validation": validation,
         "metrics": metrics,
-        "beam": config.evaluate.beam,
+        "evaluation": config.evaluate,
         "max_grad_norm": config.trainer.max_grad_norm,
         "folder": folder,
     }
@@ -225,9 +268,10 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
     """Write metrics.json and the curves; a run is finished when metrics.json is there."""
     config = session.config
     entry = OBJECTIVES.entry(config.objective["name"])
-    align = results["stages"].get("align", {}).get("evaluation")
-    if align and "rl" in results["stages"]:
-        results["difference"] = report.paired_differences(Path(align), folder, config.evaluate.k)
+    begun = [name for name in ("align", "activate") if name in results["stages"]]
+    if begun and "rl" in results["stages"]:
+        start = Path(results["stages"][begun[-1]]["evaluation"])
+        results["difference"] = report.paired_differences(start, folder, config.evaluate.k)
     report.curves(folder, f"{entry.name}, seed {config.seed}")
     metrics = {
         "name": config.name or entry.name,
@@ -247,7 +291,8 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineS
     """Rebuild a finished run, wherever its folder is now, with its trained weights.
 
     Raises:
-        CheckpointError: if the folder is no run, or its weights are missing, damaged or of another model.
+        CheckpointError: if the folder is no run, or its weights are missing, damaged, of another model or to be
+            decoded in another way.
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(
@@ -265,8 +310,13 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineS
     session = Session.build(config)
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        align = Path(read_json(folder / "metrics.json")["stages"]["align"]["folder"])
-        weights = folder.parent / align.name / "weights.safetensors"
+        stages = read_json(folder / "metrics.json")["stages"]
+        last = Path(stages["activate" if "activate" in stages else "align"]["folder"])
+        weights = folder.parent / last.name / "weights.safetensors"
+        if "activate" not in stages:
+            session = replace(session, layout=session.layout.items)  # stage align knows no thinking
+    for notice in check_decoding(weights, decoding(session.policy, session.layout, config.evaluate)):
+        Console().print(notice)
     session.policy.load_state(read_weights(weights), str(weights))
     return session
 
@@ -315,10 +365,50 @@ def recommend(
 
     Raises:
         DataError: if no item is allowed, or a name is not in the catalogue.
-        UnsupportedError: if `exact` is asked of a baseline that searches with a beam.
+        UnsupportedError: if `exact` is asked of a baseline that searches with a beam, or of several trains of thought.
+    """
+    quiet_libraries()
+    return _recommend(load_run(folder), histories, top, exclude_seen, only, cold, exact)[0]
+
+
+def recommend_with_thinking(
+    folder: Path,
+    histories: list[list[str]],
+    top: int,
+    *,
+    exclude_seen: bool = False,
+    only: list[str] | None = None,
+    cold: bool = False,
+    exact: bool = False,
+) -> tuple[list[list[tuple[str, str, float]]], list[list[str]]]:
+    """As `recommend`, with the thinking that led to the first item of each history.
+
+    Returns:
+        what `recommend` returns; for each history the text of its think blocks.
+
+    Raises:
+        UnsupportedError: if the run does not think, besides the reasons that `recommend` has.
     """
     quiet_libraries()
     session = load_run(folder)
+    if not isinstance(session, Session) or not session.layout.thinking:
+        raise UnsupportedError(
+            f"{folder} writes no thinking that could be shown: its items are named at once. Leave --show-thinking out, "
+            f"or train with layout=blocked and stage activate."
+        )
+    return _recommend(session, histories, top, exclude_seen, only, cold, exact)
+
+
+def _recommend(
+    session: Session | BaselineSession,
+    histories: list[list[str]],
+    top: int,
+    exclude_seen: bool,
+    only: list[str] | None,
+    cold: bool,
+    exact: bool,
+) -> tuple[list[list[tuple[str, str, float]]], list[list[str]]]:
+    """Items and, of a policy that thinks, the text of the think blocks; see `recommend`."""
     catalog = session.dataset.catalog
     titles = {title: row for row, title in enumerate(catalog.titles) if title}
 
@@ -334,11 +424,12 @@ def recommend(
     allowed = catalog.cold.clone() if cold else torch.ones(len(catalog), dtype=torch.bool)
     if only is not None:
         allowed &= torch.zeros_like(allowed).index_fill(0, torch.tensor([find(name) for name in only]).long(), True)
+    blocks: list[list[str]] = []
     if isinstance(session, Session):
-        ranking = _recommend(session, seen, allowed, top, exclude_seen, exact)
+        ranking, blocks = _rank(session, seen, allowed, top, exclude_seen, exact)
     else:
         ranking = session.recommend(seen, allowed, top, exclude_seen, exact)
-    return [
+    items = [
         [
             (catalog.item_ids[item], catalog.titles[item], score)
             for item, score in zip(items[:top], scores[:top], strict=True)
@@ -346,26 +437,36 @@ def recommend(
         ]
         for items, scores in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
     ]
+    return items, blocks
 
 
-def _recommend(session: Session, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool, exact: bool) -> Ranking:
-    """Rank the allowed items [I] for histories [P, H]."""
+def _rank(
+    session: Session, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool, exact: bool
+) -> tuple[Ranking, list[list[str]]]:
+    """Rank the allowed items [I] for histories [P, H], and say what was thought."""
+    policy, config = session.policy, session.config.evaluate
     tokens, mask = session.maker.template.render(seen[:, -session.config.data.max_history :])
-    device = session.policy.device
+    tokens, mask = tokens.to(policy.device), mask.to(policy.device)
     layout = session.layout if bool(allowed.all()) else session.layout.only(allowed)
     if exclude_seen:
         layout = layout.filtered(deny=seen)
-    session.policy.eval()
-    beam = max(session.config.evaluate.beam, top)
+    layout = layout.to(str(policy.device))
+    policy.eval()
+    beam, first = max(config.beam, top), top if exact else 0
     with session.numerics():
-        return rank(
-            session.policy,
-            layout.to(str(device)),
-            tokens.to(device),
-            mask.to(device),
-            beam,
-            exact=top if exact else 0,
-        ).to("cpu")
+        if not isinstance(layout, ThinkingLayout):
+            return rank(policy, layout, tokens, mask, beam, exact=first).to("cpu"), []
+        noise = thinking_noise(layout, tokens, mask, config)
+        warmth = config.thinking_temperature
+        found = reason(policy, layout, tokens, mask, beam, uniforms=noise, temperature=warmth, exact=first)
+    return found.ranking.to("cpu"), _texts(policy, found)
+
+
+def _texts(policy: Policy, found: Reasoned) -> list[list[str]]:
+    """Text of each think block of the thinking that makes the first item of each prompt likeliest."""
+    assert policy.words is not None
+    written = [read_blocks(policy.words, tokens) for tokens in found.shown()]
+    return [[policy.tokenizer.decode(block).strip() for block in blocks] for blocks in written]
 
 
 def build_sids(config: RunConfig) -> SidTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
+from genrl.ops import masked_mean
 from genrl.types import Experience, PromptBatch, RewardBatch
 
 T = TypeVar("T")
+Texts = Callable[[Tensor], tuple[str, ...]]
+"""Tokens of one completion [T], without padding -> the text of each of its think blocks."""
 SHOWN_HISTORY = 5
 """Latest items of a history that are shown."""
 
@@ -37,6 +40,8 @@ class Completion:
     """Of each step: above 0 it becomes more likely, below 0 less."""
     drawn: int
     """How many completions of the group are equal to this one, itself included."""
+    thinking: tuple[str, ...] = ()
+    """Text of each think block that was begun."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def rollout_samples(
     catalog: Catalog,
     count: int,
     completions: int,
+    texts: Texts | None = None,
 ) -> list[Sample]:
     """The prompts whose completions were rewarded most differently; there is most to see.
 
@@ -74,11 +80,12 @@ def rollout_samples(
         count: prompts, at most.
         completions: per prompt, at most; if there are more, half of these are the best and half the worst. Equal ones
             stand there once. Of equally rewarded ones the likeliest come first.
+        texts: reads the thinking; None: a layout without.
     """
     groups = rewards.outcome.view(len(prompts), -1)
     spread = groups.max(1).values - groups.min(1).values
     chosen = spread.sort(descending=True, stable=True).indices[:count]
-    return [_sample(int(prompt), experience, rewards, prompts, codes, catalog, completions) for prompt in chosen]
+    return [_sample(int(prompt), experience, rewards, prompts, codes, catalog, completions, texts) for prompt in chosen]
 
 
 def markdown(samples: Sequence[Sample]) -> str:
@@ -94,6 +101,7 @@ def _sample(
     codes: Tensor,
     catalog: Catalog,
     completions: int,
+    texts: Texts | None,
 ) -> Sample:
     drawn = experience.rollout
     rows = torch.arange(prompt * drawn.group_size, (prompt + 1) * drawn.group_size, device=drawn.items.device)
@@ -109,7 +117,9 @@ def _sample(
         history=tuple(_title(catalog, item) for item in seen),
         target=_title(catalog, target),
         target_codes=tuple(codes[target].tolist()),
-        completions=tuple(_completion(distinct[one], experience, rewards, catalog, counts[one]) for one in shown),
+        completions=tuple(
+            _completion(distinct[one], experience, rewards, catalog, counts[one], texts) for one in shown
+        ),
     )
 
 
@@ -124,7 +134,9 @@ def _ends(values: list[T], most: int) -> list[T]:
     return values if len(values) <= most else values[: most - last] + values[len(values) - last :]
 
 
-def _completion(row: int, experience: Experience, rewards: RewardBatch, catalog: Catalog, count: int) -> Completion:
+def _completion(
+    row: int, experience: Experience, rewards: RewardBatch, catalog: Catalog, count: int, texts: Texts | None
+) -> Completion:
     drawn = experience.rollout
     return Completion(
         item=_title(catalog, int(drawn.items[row, 0])),
@@ -134,15 +146,15 @@ def _completion(row: int, experience: Experience, rewards: RewardBatch, catalog:
         components={name: round(float(value[row]), 4) for name, value in rewards.components.items()},
         advantages=tuple(round(value, 4) for value in _step_advantages(experience, row)),
         drawn=count,
+        thinking=texts(drawn.tokens[row][drawn.support[row] >= 0]) if texts is not None else (),
     )
 
 
 def _step_advantages(experience: Experience, row: int) -> Iterator[float]:
-    """The advantage of each step: that of its tokens, which share it."""
-    steps, advantages = experience.rollout.step_ids[row], experience.advantages[row]
-    for step in range(experience.rollout.num_steps):
-        tokens = advantages[steps == step]
-        yield float(tokens.mean()) if tokens.numel() else 0.0
+    """The advantage of each step: the mean over its chosen tokens, which nearly always share it."""
+    drawn, advantages = experience.rollout, experience.advantages[row]
+    for step in range(drawn.num_steps):
+        yield float(masked_mean(advantages, drawn.mask[row] & (drawn.step_ids[row] == step)))
 
 
 def _title(catalog: Catalog, item: int) -> str:
@@ -153,16 +165,18 @@ def _title(catalog: Catalog, item: int) -> str:
 
 def _lines(sample: Sample) -> Iterator[str]:
     names = list(sample.completions[0].components) if sample.completions else []
+    thinks = any(row.thinking for row in sample.completions)
     yield f"**history** {' -> '.join(map(_plain, sample.history))}  "
     yield f"**target** {_plain(sample.target)} ({_codes(sample.target_codes)})"
     yield ""
-    yield f"| item | drawn | SID | log-prob | reward | {' | '.join([*names, 'advantage of each step'])} |"
-    yield "|" + "---|" * (6 + len(names))
+    heads = ["item", *["thinking"] * thinks, "drawn", "SID", "log-prob", "reward", *names, "advantage of each step"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
     for row in sample.completions:
         parts = [f"{row.components[name]:.2f}" for name in names]
         pushed = " ".join(f"{value:+.2f}" for value in row.advantages)
-        about = [_plain(row.item), str(row.drawn), _codes(row.codes), f"{row.log_prob:.2f}", f"{row.reward:.2f}"]
-        shown = [*about, *parts, pushed]
+        about = [_plain(row.item), *[" / ".join(map(_plain, row.thinking))] * thinks, str(row.drawn), _codes(row.codes)]
+        shown = [*about, f"{row.log_prob:.2f}", f"{row.reward:.2f}", *parts, pushed]
         yield f"| {' | '.join(shown)} |"
     yield ""
 
@@ -171,6 +185,6 @@ def _codes(codes: Sequence[int]) -> str:
     return " ".join(str(code) for code in codes)
 
 
-def _plain(title: str) -> str:
-    """A title as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", title)
+def _plain(text: str) -> str:
+    """A text as Markdown that shows it as it is, in one line."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

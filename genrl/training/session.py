@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,22 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.data.packing import Packer, text_segments
 from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.data.reasoning import TraceBatches
+from genrl.data.template_traces import template_traces
+from genrl.data.traces import Trace, file_hash, leaks, read_traces
 from genrl.errors import ConfigError
-from genrl.layouts import LAYOUTS, Layout
+from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
-from genrl.policy.load import load_policy
+from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie
 from genrl.training.evaluation import evaluated_rows
 from genrl.training.folder import key_of, locked
+
+SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
+"""What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,21 @@ class Session:
             torch.set_num_threads(config.trainer.threads)
         dataset = load_dataset(config.data)
         table = sid_table(config, dataset)
-        policy = load_policy(config.model, table.codebook_sizes, dataset.catalog.texts, config.prompt.prefix)
-        _check_length(config, policy, table)
+        thinks = getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False)
+        policy = load_policy(
+            config.model,
+            table.codebook_sizes,
+            dataset.catalog.texts + (SAYINGS,) * (len(dataset.catalog) if thinks else 0),
+            config.prompt.prefix,
+            thinking=thinks,
+            add_tokens=config.layout.get("add_tokens", True),
+        )
         equip(policy, config.trainer)
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        layout = LAYOUTS.build(config.layout["name"], options, trie=trie, first_ids=policy.first_ids, codes=table.codes)
+        parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
+        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinks else {}))
+        _check_length(config, policy, table, layout)
         if config.evaluate.beam > layout.completions:
             raise ConfigError(
                 f"evaluate.beam={config.evaluate.beam} is wider than the catalogue, which has {layout.completions} "
@@ -98,6 +115,49 @@ class Session:
         packer.alone = "tree" in wrong_ways(self.policy, packer.longest)
         return packer
 
+    @cached_property
+    def traces(self) -> list[Trace]:
+        """What stage `activate` learns, without those that name their target.
+
+        Raises:
+            DataError: if the file of traces cannot be used.
+        """
+        config = self.config.activate
+        if config.traces == "jsonl":
+            found = read_traces(str(config.path), self.dataset, self.table.levels)
+        else:
+            positions = self.dataset.sequences.rows(Role.TRAIN)
+            if config.examples and len(positions) > config.examples:
+                generator = torch.Generator().manual_seed(config.seed)
+                positions = (
+                    positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
+                )
+            found = template_traces(self.dataset, self.table, positions, self.config.data.max_history, config.words)
+        report = leaks(found, self.dataset, self.table, sid_token)
+        named = set(report.leaking)
+        if named:
+            warnings.warn(f"{report.line()}; they are left out.", stacklevel=2)
+        return [trace for place, trace in enumerate(found) if place not in named]
+
+    def trace_batches(self, rank: int, world: int) -> TraceBatches:
+        """Supervised batches of reasoning."""
+        assert isinstance(self.layout, ThinkingLayout)
+        config = self.config.activate
+        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
+        batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
+        return batches
+
+    def activate_key(self) -> str:
+        """Changes with everything that the activate stage depends on."""
+        config = self.config
+        return key_of(
+            self.align_key() if "align" in config.stages else key_of(self.align_key(), "untrained"),
+            config.layout,
+            config.activate,
+            file_hash(config.activate.path) if config.activate.path else None,
+            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
+        )
+
     def align_key(self) -> str:
         """Changes with everything that the align stage depends on."""
         config = self.config
@@ -108,7 +168,7 @@ class Session:
             self.table.codes.tolist(),
             config.model,
             config.prompt,
-            config.layout,
+            {"thinking": True} if self.layout.thinking else config.layout,  # thinking comes later, its tokens are there
             config.align,
             config.trainer.precision,
             config.trainer.max_grad_norm,
@@ -140,11 +200,12 @@ def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
         return SidTable.load(path, dataset.catalog)
 
 
-def _check_length(config: RunConfig, policy: Policy, table: SidTable) -> None:
+def _check_length(config: RunConfig, policy: Policy, table: SidTable, layout: Layout) -> None:
     limit = policy.positions
-    needed = 1 + len(policy.prefix_ids) + (config.data.max_history + 1) * table.levels
+    needed = 1 + len(policy.prefix_ids) + config.data.max_history * table.levels + layout.length
     if limit is not None and needed > limit:
         raise ConfigError(
-            f"prompts of {needed} tokens (data.max_history={config.data.max_history} items x {table.levels} codes) do "
-            f"not fit into the {limit} positions of model {config.model.name!r}. Lower data.max_history."
+            f"prompts and completions of {needed} tokens (data.max_history={config.data.max_history} items x "
+            f"{table.levels} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
+            f"{config.model.name!r}. Lower data.max_history{' or layout.budget' if layout.thinking else ''}."
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genrl.config.schema import EvaluateConfig
 from genrl.data.prompts import EvaluationBatches
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
-from genrl.policy.decode import rank
 from genrl.policy.model import Policy
+from genrl.training.contract import decoding
+from genrl.training.evaluation import rankings
 from genrl.types import PromptBatch, Ranking
 
 
@@ -54,6 +58,10 @@ class RankingModule(L.LightningModule, ABC):
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """What is kept of the trained model, on the CPU."""
+
+    def metadata(self) -> dict[str, str]:
+        """What is written into the header of the weights besides them."""
+        return {}
 
     def val_dataloader(self) -> EvaluationBatches:
         """Validation rows of this rank."""
@@ -115,20 +123,20 @@ class StageModule(RankingModule):
     Args:
         policy: what is trained.
         layout: grammar of completions, on the policy's device.
-        beam: width of the ranking beam.
+        evaluation: how validation ranks; it does without `exact`.
         ranking: arguments of `RankingModule`.
     """
 
-    def __init__(self, policy: Policy, layout: Layout, beam: int, **ranking: Any) -> None:  # noqa: ANN401
+    def __init__(self, policy: Policy, layout: Layout, evaluation: EvaluateConfig, **ranking: Any) -> None:  # noqa: ANN401
         super().__init__(**ranking)
         self.policy = policy
         self.layout = layout
-        self.beam = beam
+        self.evaluation = replace(evaluation, exact=False)
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
 
     def rank(self, batch: PromptBatch) -> Ranking:
-        """Rank by beam search."""
-        return rank(self.policy, self.layout, batch.tokens, batch.mask, self.beam)
+        """Rank by beam search, behind thinking where the layout has it."""
+        return rankings(self.policy, self.layout, batch, self.evaluation)["raw"]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Those of the policy."""
@@ -137,6 +145,10 @@ class StageModule(RankingModule):
     def state(self) -> dict[str, Tensor]:
         """That of the policy."""
         return self.policy.state()
+
+    def metadata(self) -> dict[str, str]:
+        """How the weights are to be decoded."""
+        return {"decoding": json.dumps(decoding(self.policy, self.layout, self.evaluation))}
 
     def on_fit_start(self) -> None:
         """Bring the constraint tables to the policy's device."""

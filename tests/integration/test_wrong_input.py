@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from genrl.catalog.dataset import load_dataset
+from genrl.catalog.sequences import Role
 from genrl.cli import main
+from genrl.config.schema import DataConfig, ToyConfig
 from genrl.training import callbacks, run
 from tests.runs import small
 
@@ -137,7 +141,7 @@ def test_the_sid_table_of_another_catalogue_is_refused(complaint: Complaint, fil
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objective=sapo", "rewards.level_match=null"], "objective 'sapo' needs a step reward"),
+        (["objective=sapo", "rewards.level_match=null"], "objective 'sapo' needs a match per step"),
         (["rollout.group_size=1"], "objective 'grpo' needs several completions per prompt"),
         (["rollout.method=beam", "rollout.group_size=61"], "group_size=61 distinct items, but the catalogue has 60"),
         (["rollout.method=gumbel", "rollout.group_size=61"], "Lower rollout.group_size or use rollout.method=sample"),
@@ -153,6 +157,49 @@ def test_what_does_not_go_together_is_refused_before_training(
     assert message in complaint("fit", *small(output, *QUICK, *overrides))
     left = {path.name.partition("-")[0] for path in output.rglob("*") if path.is_file()} if output.exists() else set()
     assert left <= {".lock", "sid"}
+
+
+BLOCKED = ("stages=[align,activate,rl]", "layout=blocked", "layout.budget=6")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["layout.minimum=7"], "layout.budget=6 is smaller than the 7 words that a block needs"),
+        (["layout.total=2"], "layout.total=2 is smaller than the 3 words that 3 blocks need"),
+        (["layout.minimum=5", "activate.words=4"], "layout.minimum is 5"),
+        (["objective=ce"], "objective 'ce' needs a layout without thinking"),
+        (["rollout.method=beam"], "rollout.method=beam searches over SID tokens alone"),
+        (["layout=sid", "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
+        (["layout=sid", "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
+        (["activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),
+        (["activate.path=some.jsonl"], "is not read with activate.traces=template"),
+        (["activate.traces=jsonl", "activate.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    ],
+)
+def test_thinking_that_cannot_be_is_refused_before_training(
+    complaint: Complaint, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    output = tmp_path / "runs"
+    thinking = [name for name in BLOCKED if not (overrides[0] == "layout=sid" and name.startswith("layout"))]
+    assert message in complaint("fit", *small(output, *QUICK, *thinking, *overrides))
+    left = {path.name.partition("-")[0] for path in output.rglob("*") if path.is_file()} if output.exists() else set()
+    assert left <= {".lock", "sid"}
+
+
+def test_traces_with_another_number_of_blocks_than_sids_have_levels_are_refused(
+    complaint: Complaint, tmp_path: Path
+) -> None:
+    dataset = load_dataset(DataConfig(toy=ToyConfig(users=80, items=60)))
+    position = dataset.sequences.rows(Role.TRAIN)[:1]
+    user = dataset.sequences.user_ids[int(dataset.sequences.users(position))]
+    item = dataset.catalog.item_ids[int(dataset.sequences.items[position])]
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text(json.dumps({"user": user, "item": item, "blocks": ["one", "two"]}))
+    own = ("activate.traces=jsonl", f"activate.path={traces}")
+    shown = complaint("fit", *small(tmp_path / "runs", *QUICK, *BLOCKED, *own))
+    assert "traces.jsonl:1: 2 blocks, but the SID table has 3 levels" in shown
+    assert not list((tmp_path / "runs").rglob("align-*"))
 
 
 def test_a_run_folder_of_another_configuration_is_left_alone(complaint: Complaint, copied: Path) -> None:

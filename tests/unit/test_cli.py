@@ -50,6 +50,9 @@ def run_module(monkeypatch):
     module.fit = record("fit", Path("runs/toy/sapo-s0"))
     module.evaluate_run = record("evaluate_run", {})
     module.recommend = record("recommend", [[("17", "a title", -0.5)]])
+    module.recommend_with_thinking = record(
+        "recommend_with_thinking", ([[("17", "a title", -0.5)]], [["red fruit", "sweet"]])
+    )
     module.build_sids = record(
         "build_sids", SimpleNamespace(report=SimpleNamespace(lines=lambda: ["items: 300", "300 distinct SIDs"]))
     )
@@ -181,6 +184,14 @@ def test_recommend_prints_a_ranked_list(run_module, capsys):
     shown = capsys.readouterr().out
     assert "after 3, 4:" in shown
     assert "17  a title" in shown
+
+
+def test_recommend_prints_the_thinking_beside_the_items(run_module, capsys):
+    assert cli.main(["recommend", "--run", "runs/x", "--history", "3", "--show-thinking"]) == 0
+    assert [name for name, _, _ in run_module.calls] == ["recommend_with_thinking"]
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == ["after 3:", "thought 1: red fruit", "thought 2: sweet"]
+    assert lines[3].endswith("17  a title")
 
 
 def test_recommend_among_some_items(run_module, tmp_path):
@@ -366,8 +377,8 @@ def test_list_shows_every_registry(capsys):
     ("overrides", "reason"),
     [
         (["rollout.group_size=1"], "rollout.group_size"),
-        (["rewards.level_match=null"], "step reward"),
-        (["rewards.level_match.weight=0"], "step reward"),
+        (["rewards.level_match=null"], "needs a match per step"),
+        (["rewards.level_match.weight=0"], "needs a match per step"),
         (["rewards.level_match.weight=0", "rewards.exact_match.weight=0"], "none has a weight other than 0"),
     ],
 )

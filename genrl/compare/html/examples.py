@@ -55,10 +55,17 @@ def _completions(sample: Record) -> Markup:
 
 def _row(completion: Record, target: Sequence[int], rewards: Sequence[str], steps: int, largest: float) -> Markup:
     chosen = zip_longest(completion["codes"], target, completion["advantages"], range(steps))
-    drawn = completion.get("drawn", 1)
+    drawn, thinking = completion.get("drawn", 1), " / ".join(completion.get("thinking", ()))
     return element(
         "tr",
-        element("th", completion["item"], f" (drawn {drawn} times)" if drawn > 1 else None, scope="row", class_="item"),
+        element(
+            "th",
+            completion["item"],
+            f" (drawn {drawn} times)" if drawn > 1 else None,
+            element("small", " ", thinking) if thinking else None,
+            scope="row",
+            class_="item",
+        ),
         element("td", element("strong", f"{completion['reward']:.2f}")),
         (element("td", f"{completion['components'].get(name, 0.0):.2f}") for name in rewards),
         (

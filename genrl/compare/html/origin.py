@@ -12,8 +12,9 @@ from genrl.compare.html.verdict import named
 Tree = Mapping[str, Any]
 UNITS = ("steps", "prompts", "completions", "tokens")
 READING = {
-    "Rows": "All objectives begin with the same align weights and see the same data and prompts; only the objective "
-    "(and what its row sets) changes. The noise of supervised training is not covered by any interval.",
+    "Rows": "Objectives begin with the same weights, those of the last stage before rl, and see the same data and "
+    "prompts; only the objective (and what its row sets) changes. Where thinking is compared, each row has stages of "
+    "its own. The noise of supervised training is not covered by any interval.",
     "History excluded, raw": "Raw rankings may name items that the user has already seen; the other kind takes them "
     "out and closes the gap. Compare only numbers of one kind.",
     "NDCG, recall": "Every row is ranked against the whole catalogue. Recall@K is the share of users whose next item "
@@ -58,6 +59,35 @@ def cost(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
     )
 
 
+def thinking(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
+    """What thinking costs, where rows were compared for that; what it brings stands in the results."""
+    facts = report.get("thinking")
+    if not facts:
+        return None
+    first = next(iter(facts.values()))["request"]["milliseconds"]
+
+    def line(row: str, spent: Tree) -> Markup:
+        training, request = spent["training"], spent["request"]
+        cells = (
+            f"{sum(training.values()) - training['rl']:,}",
+            f"{training['rl']:,}",
+            f"{spent['beam']}",
+            f"{request['tokens']:,.1f}",
+            f"{request['multiply_adds']:,}",
+            f"{request['milliseconds']:,.1f} ({request['milliseconds'] / first:.2f} x)",
+        )
+        name = element("th", swatch(styles[row]) if row in styles else None, named(row), scope="row")
+        return element("tr", name, (element("td", cell) for cell in cells))
+
+    return scrolling(
+        "The row without thinking was given as many training tokens and, by a wider beam, about as many multiply-adds "
+        "per request. Supervised tokens are all that went through the model, those of rl are of completions. A request "
+        "is one user at a time; its time is the median, all rows in turn in one process.",
+        _heads("row", "supervised tokens", "rl tokens", "beam", "tokens of a request", "multiply-adds", "milliseconds"),
+        (line(row, spent) for row, spent in facts.items()),
+    )
+
+
 def choices(chosen: Tree) -> Markup | None:
     """What was chosen from grids, with the scores on validation."""
     if not chosen:
@@ -92,7 +122,7 @@ def origin(report: Tree) -> Markup:
     facts = {
         "data": f"{data['name']}, fingerprint {data['fingerprint']}",
         "Semantic IDs": f"{codes} codes, fingerprint {sid['fingerprint'] or 'not kept'}",
-        "start of all objectives": report["align"] or "none",
+        "start of all objectives": ", ".join(report["shared"].values()) or "none",
         **report["versions"],
     }
     return join(

@@ -45,6 +45,7 @@ def html(
     learning, matches = panels.bands_of({row: notes[row] for row in objectives if notes.get(row)})
     sections = {
         "Verdict": _verdict(report, test, styles),
+        "Does thinking pay?": origin.thinking(report, styles),
         "Results": _results(report, tables, styles),
         "Other effects": panels.effects(test, report["baseline"], styles),
         "Learning curves": panels.lines(learning, styles, panels.LEARNING),
@@ -84,6 +85,7 @@ def _header(report: Tree, table: Tree, objectives: Sequence[str], sections: Iter
     }
     if table.get("cold_rows") is not None:
         facts["of these with a cold target"] = f"{table['cold_rows']:,}"
+    start = " from the same start" if report["shared"] else ""
     unfinished = report["unfinished"]
     complete = "Complete: all runs are finished" if report.get("planned", True) else "All runs found here are finished"
     state = f"Partial: not finished are {', '.join(unfinished)}" if unfinished else complete
@@ -91,7 +93,7 @@ def _header(report: Tree, table: Tree, objectives: Sequence[str], sections: Iter
         "header",
         element("p", "Objectives side by side", class_="above"),
         element("h1", report["experiment"]),
-        element("p", f"{listed(objectives)} from the same start", class_="subtitle") if objectives else None,
+        element("p", f"{listed(objectives)}{start}", class_="subtitle") if objectives else None,
         element("p", state, class_="state partial" if unfinished else "state"),
         element(
             "dl",
@@ -209,4 +211,4 @@ def _section(title: str, content: Markup) -> Markup:
 
 
 def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
+    return title.lower().replace(" ", "-").rstrip("?")

@@ -100,9 +100,9 @@ def test_baselines_need_no_align_stage_to_be_described(plan: Plan, tmp_path: Pat
     baseline = read(finish_baseline(tmp_path, "sasrec", RANKS))
     runs = planned_rows(plan)["grpo"]
     assert describe([*runs, baseline]) == describe(runs)
-    assert describe(runs)["align"] == "align-1"
+    assert describe(runs)["shared"] == {"align": "align-1"}
     alone = describe([baseline])
-    assert alone["align"] is None
+    assert alone["shared"] == {}
     assert alone["data"] == {"name": "toy", "fingerprint": "f00d"}
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from genrl.compare.plan import (
     RESERVED,
+    SHARED,
     UNLIMITED,
     Plan,
     check_baseline,
@@ -13,6 +14,7 @@ from genrl.compare.plan import (
     parse_grid,
     parse_rows,
     parse_seeds,
+    shared_stages,
 )
 from genrl.errors import ConfigError
 from genrl.training.report import NAMES
@@ -41,6 +43,22 @@ def test_stage_align_is_a_run_of_its_own_that_no_budget_ends(tmp_path: Path) -> 
     other = plan_of(tmp_path, "grpo,sapo", "rl.max_steps=9")
     assert plan.shared.folder != other.shared.folder  # so that another comparison does not find it taken
     assert plan.shared.folder == plan_of(tmp_path, "grpo,ce").shared.folder
+
+
+@pytest.mark.parametrize(
+    ("layout", "stages", "shared"),
+    [
+        ("blocked", "[align,activate,rl]", ["align", "activate"]),
+        ("blocked", "[align,rl]", ["align"]),
+        ("sid", "[align,activate,rl]", ["align"]),  # nothing to activate
+        ("sid", "[align,rl]", ["align"]),
+    ],
+)
+def test_the_stages_before_rl_are_shared(tmp_path: Path, layout: str, stages: str, shared: list[str]) -> None:
+    plan = plan_of(tmp_path, "grpo", f"layout={layout}", f"stages={stages}")
+    assert shared_stages(plan.runs[0].config) == shared
+    assert plan.shared.config.stages == shared
+    assert plan.runs[0].config.stages == stages.strip("[]").split(",")
 
 
 def test_points_of_a_grid_are_runs_with_telling_names(tmp_path: Path) -> None:
@@ -78,7 +96,7 @@ def test_a_budget_becomes_optimiser_steps(tmp_path: Path, budget: str, steps: li
         assert plan.runs[0].config.rl.max_steps == UNLIMITED
 
 
-@pytest.mark.parametrize(("budget", "least"), [("prompts=31", "32 prompts"), ("tokens=1535", "1536 tokens")])
+@pytest.mark.parametrize(("budget", "least"), [("prompts=15", "16 prompts"), ("tokens=767", "768 tokens")])
 def test_a_budget_below_one_rollout_is_refused(tmp_path: Path, budget: str, least: str) -> None:
     with pytest.raises(ConfigError, match=f"takes {least}"):
         plan_of(tmp_path, "grpo", budget=budget)
@@ -93,9 +111,10 @@ def test_a_budget_below_one_rollout_is_refused(tmp_path: Path, budget: str, leas
         ("ce", (), ("objective.clip=0.1",), "has no option 'clip'"),
         ("grpo", ("seed=3",), (), "Use --seeds"),
         ("grpo", ("objective.name=sapo",), (), "Use --objectives"),
-        ("grpo", ("stages=[rl]",), (), "a comparison sets stages itself"),
+        ("grpo", ("stages=[rl]",), (), "a comparison needs align and rl"),
+        ("grpo", ("layout=blocked", "stages=[activate,rl]"), (), "a comparison needs align and rl"),
         ("grpo", ("grppo:rl.max_steps=3",), (), "Did you mean 'grpo'"),
-        ("grpo", ("grpo:model.hidden=8",), (), "all rows share stage align"),
+        ("grpo", ("grpo:model.hidden=8",), (), "all rows share the stages before it"),
         ("grpo", (), ("lr=1e-5", "rl.learning_rate=1e-4"), "has a grid already"),
         ("grpo", (), ("lr=1e-5", "grpo:lr=1e-4"), "has a grid already"),
         ("sapo,step-aligned", (), (), "would hold two runs"),
@@ -121,6 +140,7 @@ def test_a_grid_and_a_budget_do_not_set_the_same_option(tmp_path: Path) -> None:
         ("a/b=grpo", "is no row"),
         ("a=", "is no row"),
         ("align=ce", "row of every report"),
+        ("activate=ce", "row of every report"),
         ("item_knn=ce", "row of every report"),
     ],
 )
@@ -130,14 +150,13 @@ def test_rows_that_are_none(text: str, reason: str) -> None:
 
 
 def test_the_rows_that_every_report_has_are_reserved() -> None:
-    assert set(RESERVED) == {"align", *NAMES}
+    assert set(RESERVED) == {*SHARED, *NAMES}
 
 
-def test_a_baseline_is_a_row_or_align() -> None:
-    check_baseline("align", ["grpo"])
-    check_baseline("grpo", ["grpo"])
+def test_a_baseline_is_a_row() -> None:
+    check_baseline("grpo", ["align", "grpo"])
     with pytest.raises(ConfigError, match="Did you mean 'grpo'"):
-        check_baseline("grppo", ["grpo"])
+        check_baseline("grppo", ["align", "grpo"])
 
 
 @pytest.mark.parametrize("text", ["", "0,x", "-1", "1.5", "0,1,1"])

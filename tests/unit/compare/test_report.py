@@ -14,7 +14,7 @@ from genrl.compare.report import differences, write_report
 from genrl.errors import ConfigError, DataError
 from genrl.metrics.comparison import holm, paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
-from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
+from tests.comparisons import ACTIVATED, ALIGNED, COLD, finish, finish_baseline, plan_of
 from tests.helpers import assert_same
 
 FOUND = {"grpo-s0": (0, 1, 2, 20, 4, 20), "grpo-s1": (0, 1, 3, 9, 4, 20), "sapo-s0": (1, 5, 20, 20, 5, 20)}
@@ -28,7 +28,7 @@ def hits(*ranks: tuple[int, ...]) -> torch.Tensor:
     return torch.stack([recall_at_k(torch.tensor(places)[:, None], 10) for places in ranks])
 
 
-def report_of(plan: Plan, baseline: str = "align") -> Any:
+def report_of(plan: Plan, baseline: str | None = "align") -> Any:
     folder = plan.shared.folder.parent
     write_report(folder, plan, baseline)
     return json.loads((folder / "report.json").read_text())
@@ -289,12 +289,53 @@ def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan) -> None:
     assert json.loads((folder / "report.json").read_text())["tables"] == planned["tables"]
 
 
+def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo,sapo", "layout=blocked", "stages=[align,activate,rl]")
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"])
+    folder = plan.shared.folder.parent
+    found = report_of(plan, None)
+    assert found["baseline"] == "activate"
+    assert found["shared"] == {"align": "align-1", "activate": "activate-1"}
+    lines = found["tables"]["test"]["raw"]["lines"]
+    assert list(lines) == ["most_popular", "align", "activate", "grpo", "sapo"]
+    assert "difference" not in lines["activate"]
+    for row, ranks in (("align", ALIGNED), ("grpo", FOUND["grpo-s0"])):
+        wanted = float((outcomes(ranks) - outcomes(ACTIVATED)).mean())
+        assert_same(lines[row]["difference"]["effect"], wanted, 1e-7)
+    assert list(found["cost"]) == ["align", "activate", "grpo", "sapo"]
+    text = (folder / "report.md").read_text()
+    assert "N@10 minus activate" in text
+    assert "align-1; activate-1" in text
+    assert "align-1, activate-1" in (folder / "report.html").read_text()
+    for baseline in ("align", "activate"):
+        assert report_of(plan, baseline)["baseline"] == baseline
+    write_report(folder, None, None)
+    assert json.loads((folder / "report.json").read_text())["baseline"] == "activate"
+
+
+def test_without_thinking_no_stage_teaches_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo", "stages=[align,activate,rl]")
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"])
+    assert list(report_of(plan, None)["tables"]["test"]["raw"]["lines"]) == ["most_popular", "align", "grpo"]
+    with pytest.raises(ConfigError, match="no such row"):
+        report_of(plan, "activate")
+
+
+def test_runs_that_began_with_other_thinking_do_not_stand_in_one_table(tmp_path: Path) -> None:
+    for stages, name in (("align,activate,rl", "taught"), ("align,rl", "untaught")):
+        finish(plan_of(tmp_path, f"{name}=grpo", "layout=blocked", f"stages=[{stages}]").runs[0], ALIGNED)
+    with pytest.raises(DataError, match="do not share"):
+        write_report(tmp_path / "toy", None)
+
+
 def test_baselines_alone_are_reported(tmp_path: Path, drawn: list[Any]) -> None:
     folder = finish_baseline(tmp_path, "sasrec", SASREC[0]).parent
     finish_baseline(tmp_path, "tiger", SASREC[1])
     write_report(folder, None, "align")
     report = json.loads((folder / "report.json").read_text())
-    assert report["align"] is None
+    assert report["shared"] == {}
     assert list(report["tables"]["test"]["raw"]["lines"]) == ["most_popular", "sasrec", "tiger"]
     assert report["notes"] == ["align has no finished run, or is the only row: no row has a difference to it."]
     write_report(folder, None, "tiger")

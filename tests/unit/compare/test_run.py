@@ -50,7 +50,7 @@ class Workers:
         run.folder.mkdir(parents=True, exist_ok=True)
         if name == self.failing:
             (run.folder / comparison.LOG).write_text("one\nout of memory\n")
-        elif run.config.stages == ["align"]:
+        elif "rl" not in run.config.stages:
             write_json(run.folder / "metrics.json", {})
         else:
             finish(run, RANKS, valid=run.config.rl.learning_rate)
@@ -122,10 +122,10 @@ def test_a_failed_run_is_shown_and_the_others_go_on(
     assert "out of memory" in shown
 
 
-def test_without_align_nothing_else_is_tried(tmp_path: Path, workers: Workers) -> None:
-    plan = plan_of(tmp_path, "grpo", seeds=(0,))
+def test_without_what_all_begin_with_nothing_else_is_tried(tmp_path: Path, workers: Workers) -> None:
+    plan = plan_of(tmp_path, "grpo", "layout=blocked", "stages=[align,activate,rl]", seeds=(0,))
     workers.failing = plan.shared.folder.name
-    with pytest.raises(GenRLError, match="stage align failed"):
+    with pytest.raises(GenRLError, match="stage align and activate failed"):
         run_comparison(plan, jobs=2)
     assert workers.started == [plan.shared.folder.name]
 
@@ -172,5 +172,9 @@ def test_the_latest_step_of_a_run_whose_notes_are_being_written(tmp_path: Path) 
 
 
 def test_a_completion_is_as_long_as_the_layout_says(tmp_path: Path) -> None:
-    session = Session.build(small_config(tmp_path))
-    assert completion_length(session.config) == session.layout.length
+    assert completion_length(small_config(tmp_path)) == 3
+    session = Session.build(small_config(tmp_path, "layout=blocked", "layout.budget=5"))
+    words = session.policy.words
+    assert words is not None
+    marks = 2 + (words.line_break is not None)
+    assert completion_length(session.config) == 3 * (marks + 5 + 1)

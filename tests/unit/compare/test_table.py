@@ -41,7 +41,7 @@ def report(cold_rows: int | None = None, cold: dict[str, Any] | None = None, **f
         "cost": {"align": {"seconds": 12.34, "peak_mib": 99.6}, "grpo": {"seconds": 20.0, "peak_mib": 200.0}},
         "data": {"name": "toy", "fingerprint": "f00d"},
         "sid": {"codes": [8, 8], "fingerprint": "cafe"},
-        "align": "align-1",
+        "shared": {"align": "align-1"},
         "versions": {"python": "3"},
         "rows": {
             "grpo": {

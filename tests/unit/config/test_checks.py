@@ -28,7 +28,7 @@ def test_every_lightning_argument_has_an_option_instead():
         (["rl.learning_rate=.nan"], "must be above 0"),
         (["rl.betas=[0.9]"], "must be two numbers"),
         (["align.final_learning_rate=1.5"], "must be from 0 to 1"),
-        (["stages=[rl, align]"], "in the order align, rl"),
+        (["stages=[rl, align]"], "in the order align, activate, rl"),
         (["stages=[rl, rl]"], "once, in the order"),
         (["stages=[]"], "must name one or more stages"),
         (["stages=[algin]"], "Did you mean 'align'?"),
@@ -53,6 +53,9 @@ def test_every_lightning_argument_has_an_option_instead():
         (["trainer.extra={max_steps: 3}"], "Write rl.max_steps instead"),
         (["evaluate.k=[]"], "must hold one or more cut-offs"),
         (["evaluate.k=[5, 50]"], "needs a beam of at least 50, evaluate.beam is 20. Add evaluate.beam=50"),
+        (["evaluate.thinking_temperature=0"], "evaluate.thinking_temperature = 0: must be above 0"),
+        (["evaluate.exact=true", "evaluate.thinking_samples=2"], "Set evaluate.thinking_samples=1 or 0"),
+        (["evaluate.exact=true", "layout.order=interleaved"], "Set layout.order=tail or evaluate.exact=false"),
     ],
 )
 def test_a_contradiction_says_what_to_write(overrides, reason):

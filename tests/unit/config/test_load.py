@@ -24,6 +24,11 @@ def component(config=None):
     return config
 
 
+@dataclass
+class LayoutOptions:
+    budget: int = 48
+
+
 @pytest.fixture
 def registries():
     objectives = Registry("objective", "genrl.test_objectives")
@@ -31,6 +36,7 @@ def registries():
     objectives.register("gbpo")(component)
     layouts = Registry("layout", "genrl.test_layouts")
     layouts.register("sid")(component)
+    layouts.register("blocked", config=LayoutOptions)(component)
     rewards = Registry("reward", "genrl.test_rewards")
     for name in ("exact_match", "level_match", "format"):
         rewards.register(name, config=RewardOptions)(component)

@@ -30,7 +30,7 @@ def test_values_of_the_right_type_arrive():
 @pytest.mark.parametrize(
     ("tree", "key", "reason"),
     [
-        ({"rl": {"max_steps": "many"}}, "rl.max_steps", "is not an integer. The default is 100"),
+        ({"rl": {"max_steps": "many"}}, "rl.max_steps", "is not an integer. The default is 50"),
         ({"rl": {"max_steps": None}}, "rl.max_steps", "is not an integer"),
         ({"rl": {"max_steps": 2.5}}, "rl.max_steps", "is not an integer"),
         ({"rl": {"learning_rate": "fast"}}, "rl.learning_rate", "is not a number"),
@@ -43,11 +43,11 @@ def test_values_of_the_right_type_arrive():
         ({"objectve": "gbpo"}, "objectve", "is not an option. Did you mean 'objective'?"),
         ({"rl": {"max_step": 3}}, "rl.max_step", "is not an option. Did you mean 'max_steps'?"),
         ({"max_steps": 3}, "max_steps", "Did you mean 'rl.max_steps'?"),
-        ({"learning_rate": 3}, "learning_rate", "Did you mean 'align.learning_rate' or 'rl.learning_rate'?"),
+        ({"learning_rate": 3}, "learning_rate", "'activate.learning_rate' or 'rl.learning_rate'?"),
         ({"rl.max_steps": 3}, "rl.max_steps", "Nest it: rl: {max_steps: ...}"),
         ({"data": {"items": "${nowhere}"}}, "data.items", "'nowhere' not found"),
         ({"objective": {"name": 3}}, "objective", "needs the name of a component, e.g. objective.name=sapo"),
-        ({"layout": {}}, "layout", "needs the name of a component, e.g. layout.name=sid"),
+        ({"layout": {}}, "layout", "needs the name of a component, e.g. layout.name=blocked"),
         ({"rewards": {"exact_match": 2}}, "rewards.exact_match", "rewards.exact_match.weight=1.0"),
     ],
 )

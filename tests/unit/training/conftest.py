@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from torch import Tensor
 
 from genrl.training.session import Session
@@ -26,3 +27,18 @@ def session(built: tuple[Session, dict[str, Tensor]]) -> Iterator[Session]:
     session.policy.eval()
     yield session
     session.policy._reference = {}
+
+
+@pytest.fixture(scope="session")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A session whose policy thinks, with weights far from uniform; tests leave it as it is."""
+    config = small_config(
+        tmp_path_factory.mktemp("thinking"), "layout=blocked", "layout.budget=3", "data.max_history=8"
+    )
+    session = Session.build(config)
+    with torch.no_grad():
+        for value in session.policy.trainable().values():
+            if value.dim() > 1:
+                value.mul_(4.0)
+    session.policy.eval()
+    return session

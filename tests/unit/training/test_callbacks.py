@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress, save_weights
+from genrl.training.contract import decoding
+from genrl.training.folder import read_metadata
 from genrl.training.session import Session
 from tests.runs import attach, changed, flat_weights, rl_module, sft_module, train
 
@@ -101,6 +103,13 @@ def test_without_a_monitor_the_latest_weights_are_kept_and_without_patience_noth
     assert float(load_file(tmp_path / "b")[name].flatten()[0]) == 0.0
 
 
+def test_weights_say_how_they_are_decoded(session: Session, tmp_path: Path) -> None:
+    best = BestWeights(tmp_path / "a", None)
+    best.on_validation_end(make_trainer(), sft_module(session, tmp_path))
+    wanted = decoding(session.policy, session.layout, session.config.evaluate)
+    assert json.loads(read_metadata(tmp_path / "a")["decoding"]) == wanted
+
+
 def test_lightnings_own_check_of_validation_counts_for_nothing(session: Session, tmp_path: Path) -> None:
     best = BestWeights(tmp_path / "a", "val/ndcg@10")
     best.on_validation_end(make_trainer(sanity_checking=True), sft_module(session, tmp_path))
@@ -122,6 +131,7 @@ def test_weights_replace_the_file_before_in_one_move(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         save_weights({"a": torch.full((2,), value)}, path)
     assert load_file(path)["a"].tolist() == [2.0, 2.0]
+    assert read_metadata(path) == {}
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
 
 

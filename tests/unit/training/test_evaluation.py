@@ -9,7 +9,18 @@ from torch import Tensor
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.data.prompts import EvaluationBatches
-from genrl.training.evaluation import Evaluation, deniable, evaluate, evaluated_rows, ranking_metrics, rankings
+from genrl.layouts.blocked import BlockedLayout
+from genrl.metrics.functional import exclude_history
+from genrl.policy.reasoning import reason
+from genrl.training.evaluation import (
+    Evaluation,
+    deniable,
+    evaluate,
+    evaluated_rows,
+    ranking_metrics,
+    rankings,
+    thinking_noise,
+)
 from genrl.training.session import Session
 from tests.helpers import assert_same
 
@@ -182,3 +193,73 @@ def test_some_rows_are_the_same_ones_for_every_run(session: Session) -> None:
 def test_nothing_is_denied_to_users_who_have_seen_everything() -> None:
     history = torch.tensor([[-1, 0, 1], [0, 1, 1], [2, 0, 1]])
     assert deniable(history, 3).tolist() == [[-1, 0, 1], [0, 1, 1], [-1, -1, -1]]
+
+
+def test_noise_of_thinking_depends_on_the_prompt_alone(thinking: Session) -> None:
+    config = replace(CONFIG, thinking_samples=2)
+    prompts = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:6])
+    whole = thinking_noise(thinking.layout, prompts.tokens, prompts.mask, config)
+    assert whole is not None
+    assert whole.shape == (6, 2, thinking.layout.length)
+    one = prompts.prompts(torch.tensor([3]))
+    tokens, mask = one.tokens[:, one.mask[0]], one.mask[:, one.mask[0]]  # without its padding
+    alone = thinking_noise(thinking.layout, tokens, mask, config)
+    assert alone is not None
+    assert torch.equal(alone[0], whole[3])
+    assert len({row.flatten()[0].item() for row in whole}) == len({tuple(row) for row in prompts.tokens.tolist()})
+    assert thinking_noise(thinking.layout, tokens, mask, CONFIG) is None
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking: Session, samples: int) -> None:
+    config = replace(CONFIG, beam=12, valid_users=12, thinking_samples=samples, batch=64)
+    whole = run(thinking, config, limit=12)
+    assert run(thinking, replace(config, batch=5), limit=12).ranks["raw"].tolist() == whole.ranks["raw"].tolist()
+    positions = evaluated_rows(thinking.dataset, config, "valid")
+    parts = []
+    for rank in range(2):
+        rows = EvaluationBatches(thinking.maker, positions, 7, rank, 2)
+        parts.append(evaluate(thinking.policy, thinking.layout, rows, config, thinking.dataset.catalog, "part"))
+    for kind in ("raw", "excluded"):
+        joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
+        assert joined.tolist() == whole.ranks[kind].tolist()
+    assert whole.raw["format_failure"] == 0
+    assert ("certified@10" in whole.raw) == (samples == 0)
+
+
+def test_raw_and_history_excluded_rankings_share_one_thinking(
+    thinking: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genrl.training import evaluation
+
+    layout, prompts = thinking.layout, thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:4])
+    assert isinstance(layout, BlockedLayout)
+    count, think = [], evaluation.think
+    monkeypatch.setattr(evaluation, "think", lambda *args, **options: count.append(1) or think(*args, **options))
+    full = reason(thinking.policy, layout, prompts.tokens, prompts.mask, 60).ranking
+    found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
+    assert found["raw"].items.tolist() == full.items[:, :10].tolist()
+    unseen = exclude_history(full, prompts.history)
+    assert found["excluded"].items.tolist() == unseen.items[:, :10].tolist()
+    assert len(count) == 1
+
+
+def test_failed_thinking_is_a_miss_that_is_counted(thinking: Session) -> None:
+    layout = thinking.layout
+    assert isinstance(layout, BlockedLayout)
+    failing = BlockedLayout(
+        replace(layout.config, on_budget="fail"),
+        trie=layout.items.trie,  # type: ignore[attr-defined]
+        first_ids=layout.first_ids,
+        codes=layout.codes_of_items(),
+        words=layout.words,
+    )
+    failing._closing[layout.words.closing] = False  # nothing but words is ever chosen
+    found = run(replace(thinking, layout=failing), replace(CONFIG, beam=10), limit=6)
+    assert found.raw["format_failure"] == found.excluded["format_failure"] == 1
+    assert found.raw["recall@10"] == 0
+    assert found.ranks["raw"].tolist() == [10] * 6
+
+
+def test_only_layouts_with_thinking_can_fail_in_it(session: Session) -> None:
+    assert "format_failure" not in run(session, replace(CONFIG, beam=10), limit=5).raw

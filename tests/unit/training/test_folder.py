@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from genrl.config.schema import SidConfig
 from genrl.errors import CheckpointError
-from genrl.training.folder import Meter, key_of, locked, read_json, read_weights, versions, write_json
+from genrl.training.folder import Meter, key_of, locked, read_json, read_metadata, read_weights, versions, write_json
 
 
 def test_json_is_written_in_one_move(tmp_path: Path) -> None:
@@ -30,10 +30,18 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     whole = tmp_path / "weights.safetensors"
     save_file({"a": torch.zeros(100)}, whole)
     whole.write_bytes(whole.read_bytes()[:-50])
-    with pytest.raises(CheckpointError, match="truncated or damaged"):
-        read_weights(whole)
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        read_weights(tmp_path / "none.safetensors")
+    for read in (read_weights, read_metadata):
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            read(whole)
+        with pytest.raises(CheckpointError, match="no such checkpoint"):
+            read(tmp_path / "none.safetensors")
+
+
+def test_metadata_are_read_from_the_header_of_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+    save_file({"a": torch.zeros(1)}, tmp_path / "told", metadata={"decoding": "x"})
+    assert read_metadata(tmp_path / "plain") == {}
+    assert read_metadata(tmp_path / "told") == {"decoding": "x"}
 
 
 def test_keys_change_with_what_they_are_made_of() -> None:

@@ -271,6 +271,22 @@ def test_what_a_rollout_earned_is_logged_by_reward_and_step(session: Session, tm
     assert_same(logged["rollout/cold_share"], float(cold), 1e-6)
 
 
+@pytest.mark.parametrize("micro", [0, 3])
+def test_the_gradient_of_each_step_is_logged_over_all_micro_batches(
+    session: Session, tmp_path: Path, micro: int
+) -> None:
+    module = make(session, tmp_path, "objective=sapo", f"rollout.micro_batch={micro}")
+    (whole,) = attach(make(session, tmp_path, "objective=sapo")).experience(0)
+    scores = score(session.policy, session.layout, whole.rollout)
+    (gradient,) = torch.autograd.grad(module.objective.loss(scores, whole).loss, scores.logps)
+    logged = train(module, 1).callback_metrics
+    for step in range(whole.rollout.num_steps):
+        places = whole.rollout.step_ids == step
+        assert_same(logged[f"train/grad_norm/step{step + 1}"], gradient[places].norm())
+        sizes = whole.advantages[places & whole.rollout.mask].abs()
+        assert_same(logged[f"objective/advantage_abs_step{step + 1}"], sizes.mean())
+
+
 def test_sampling_depends_on_the_seed_and_the_rollout_alone(session: Session, tmp_path: Path) -> None:
     def items(index: int, *overrides: str) -> list[int]:
         return attach(make(session, tmp_path, *overrides)).experience(index)[0].rollout.items.flatten().tolist()

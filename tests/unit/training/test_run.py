@@ -11,9 +11,21 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from genrl.config import RunConfig, load_config, run_folder
-from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.training import outcome
-from genrl.training.run import build_objective, build_sids, evaluate_run, fit, load_run, make_verifier, recommend
+from genrl.training.callbacks import save_weights
+from genrl.training.claim import claim
+from genrl.training.contract import decoding
+from genrl.training.run import (
+    build_objective,
+    build_sids,
+    evaluate_run,
+    fit,
+    load_run,
+    make_verifier,
+    recommend,
+    recommend_with_thinking,
+)
 from genrl.training.session import Session
 from tests.helpers import assert_same
 from tests.runs import changed, small_config
@@ -105,7 +117,7 @@ def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path: Path) -> Non
     [
         (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
         (["rollout.method=beam", "rollout.group_size=61"], "the catalogue has 60 distinct SIDs"),
-        (["rewards.level_match=null"], "objective 'sapo' needs a step reward"),
+        (["rewards.level_match=null"], "objective 'sapo' needs a match per step"),
         (["rollout.group_size=1"], "needs several completions per prompt"),
     ],
 )
@@ -146,9 +158,9 @@ def test_an_objective_object_takes_the_place_of_the_configured_one(tmp_path: Pat
 
 
 def test_the_verifier_holds_the_rewards_of_the_configuration(session: Session, tmp_path: Path) -> None:
-    config = changed(session, tmp_path, "rewards.exact_match.weight=2", "rewards.format.weight=0")
+    config = changed(session, tmp_path, "rewards.exact_match.weight=2", "rewards.prefix_match.weight=0")
     verifier = make_verifier(config, build_objective(config.config))
-    assert verifier.weights == {"exact_match": 2.0, "level_match": 1.0, "format": 0.0}
+    assert verifier.weights == {"exact_match": 2.0, "level_match": 1.0, "prefix_match": 0.0}
     assert verifier.step_names == ("level_match",)
 
 
@@ -299,6 +311,66 @@ def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finishe
 def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
     with pytest.raises(DataError, match="'i99'"):
         recommend(finished, [["i3", "i99"]], 5)
+
+
+@pytest.fixture(scope="module")
+def reasoned(thinking: Session) -> Path:
+    """A run folder of a policy that thinks."""
+    folder = run_folder(thinking.config)
+    folder.mkdir()
+    claim(folder, thinking.config, "genrl fit")
+    contract = decoding(thinking.policy, thinking.layout, thinking.config.evaluate)
+    metadata = {"decoding": json.dumps(contract)}
+    save_weights(thinking.policy.state(), folder / "weights.safetensors", metadata)
+    return folder
+
+
+def test_thinking_is_shown_beside_the_items(reasoned: Path, thinking: Session) -> None:
+    catalog = thinking.dataset.catalog
+    names = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
+    items = recommend(reasoned, names, 5, exclude_seen=True)
+    shown, blocks = recommend_with_thinking(reasoned, names, 5, exclude_seen=True)
+    assert shown == items
+    assert [len(found) for found in items] == [5, 5]
+    assert [len(texts) for texts in blocks] == [thinking.table.levels] * 2
+    assert all(text for texts in blocks for text in texts)
+    assert "think" not in "".join(text for texts in blocks for text in texts)
+
+
+def test_thinking_cannot_be_shown_where_there_is_none(finished: Path) -> None:
+    with pytest.raises(UnsupportedError, match="writes no thinking"):
+        recommend_with_thinking(finished, [["i3"]], 5)
+
+
+def test_a_run_that_was_only_aligned_does_not_think(reasoned: Path, thinking: Session) -> None:
+    config = replace(thinking.config, name="aligned", stages=["align"])
+    folder, align = run_folder(config), reasoned.parent / "align-0"
+    for made in (folder, align):
+        made.mkdir()
+    claim(folder, config, "genrl fit")
+    contract = decoding(thinking.policy, thinking.layout.items, config.evaluate)
+    save_weights(thinking.policy.state(), align / "weights.safetensors", {"decoding": json.dumps(contract)})
+    (folder / "metrics.json").write_text(json.dumps({"stages": {"align": {"folder": str(align)}}}))
+    found = load_run(folder)
+    assert isinstance(found, Session)
+    assert not found.layout.thinking
+    with pytest.raises(UnsupportedError, match="writes no thinking"):
+        recommend_with_thinking(folder, [["i3"]], 5)
+
+
+def test_another_layout_is_refused_and_another_search_is_told(
+    reasoned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"layout\.budget is 3 there and 5 here"):
+        load_run(reasoned, ["layout.budget=5"])
+    with pytest.raises(CheckpointError, match=r"template\.prefix is \[\] there"):
+        load_run(reasoned, ["prompt.prefix=a"])
+    options = ["evaluate.thinking_samples=2", "evaluate.beam=12", "evaluate.test_users=5"]
+    found = evaluate_run(reasoned, split="test", overrides=options)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "evaluate.beam=12; the weights were chosen with 20" in shown
+    assert "evaluate.thinking_samples=2; the weights were chosen with 0" in shown
+    assert found[reasoned.name]["raw"]["format_failure"] == 0
 
 
 def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from genrl.layouts.base import ThinkingLayout
+from genrl.training.callbacks import RolloutSamples
 from genrl.training.samples import markdown, rollout_samples
 from genrl.training.session import Session
 from tests.runs import attach, rl_module, small_config
@@ -93,10 +96,58 @@ def test_records_are_plain_json(sampled) -> None:
 def test_a_table_has_a_row_per_completion_and_shows_titles_as_they_are(sampled) -> None:
     sample = samples_of(sampled, count=1, completions=3)[0]
     first, *others = sample.completions
-    odd = replace(sample, completions=(replace(first, item="Salt | *Pepper*_[x]"), *others))
+    odd = replace(
+        sample, completions=(replace(first, item="Salt | *Pepper*_[x]", thinking=("red |\n pie", "<b>")), *others)
+    )
     text = markdown([odd])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
-    assert r"| Salt \| \*Pepper\*\_\[x\] |" in text
+    assert r"| Salt \| \*Pepper\*\_\[x\] | red \| pie / &lt;b> |" in text
     assert f"**target** {sample.target}" in text
+
+
+def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
+    thinking = Session.build(small_config(tmp_path, "layout=blocked", "layout.budget=3", "rewards.format.weight=0.2"))
+    module = attach(rl_module(thinking, tmp_path))
+    module.experience(0)
+    experience, rewards, prompts = module.sampled
+    texts = ["red new", "usual"]
+    words = [thinking.policy.tokenizer(text, add_special_tokens=False)["input_ids"][:3] for text in texts]
+    layout = thinking.layout
+    assert isinstance(layout, ThinkingLayout)
+    blocks = [words[0], *[words[1]] * (layout.num_steps - 1)]
+    tokens, support = layout.compose(torch.arange(32), [blocks] * 32)
+    steps, items = layout.step_ids(support), layout.item_mask(support)
+    chosen = torch.ones_like(tokens, dtype=torch.bool)
+    drawn = replace(
+        experience.rollout,
+        **{"tokens": tokens, "support": support, "step_ids": steps, "item_mask": items, "mask": chosen},
+        **dict.fromkeys(("old_logps", "ref_logps", "entropy"), torch.zeros(tokens.shape)),
+    )
+    zeros = torch.zeros(tokens.shape)
+    module.sampled = (replace(experience, rollout=drawn, advantages=zeros, weights=zeros), rewards, prompts)
+    written = {}
+    board = SimpleNamespace(add_text=lambda tag, text, step: written.update({tag: text}))
+    trainer = SimpleNamespace(is_global_zero=True, global_step=0, logger=SimpleNamespace(experiment=board))
+    RolloutSamples(thinking.dataset.catalog, tmp_path / "samples.jsonl").on_validation_end(trainer, module)
+    (line,) = (tmp_path / "samples.jsonl").read_text().splitlines()
+    decoded = [thinking.policy.tokenizer.decode(block).strip() for block in blocks]
+    for sample in json.loads(line)["samples"]:
+        assert [completion["thinking"] for completion in sample["completions"]] == [decoded] * len(
+            sample["completions"]
+        )
+    assert "| item | thinking | drawn |" in written["rollouts"]
+    assert f"| {' / '.join(decoded)} |" in written["rollouts"]
+
+
+def test_an_advantage_of_a_step_is_that_of_its_chosen_tokens(sampled) -> None:
+    experience, rewards, prompts, session = sampled
+    rollout = experience.rollout
+    forced = replace(rollout, mask=torch.zeros_like(rollout.mask), step_ids=torch.zeros_like(rollout.step_ids))
+    forced.mask[:, 0] = True
+    advantages = torch.zeros_like(experience.advantages)
+    advantages[:, 0] = 0.75
+    same = replace(experience, rollout=forced, advantages=advantages)
+    row = samples_of((same, rewards, prompts, session), count=1, completions=1)[0].completions[0]
+    assert row.advantages == (0.75, 0.0, 0.0, *[0.0] * (rollout.num_steps - 3))

@@ -82,7 +82,9 @@ def test_the_key_of_the_align_stage_changes_with_what_it_depends_on_and_nothing_
 
 def test_prompts_longer_than_the_model_are_refused(tmp_path: Path) -> None:
     folder = save_local_model(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"prompts of \d+ tokens .*256 positions.*Lower data.max_history"):
+    with pytest.raises(
+        ConfigError, match=r"prompts and completions of \d+ tokens .*256 positions.*Lower data.max_history"
+    ):
         Session.build(small_config(tmp_path, f"model.name={folder}", "data.max_history=100"))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,9 @@ from safetensors.torch import load_file
 
 from genrl.catalog.sequences import Role
 from genrl.errors import NonFiniteError
-from genrl.training.evaluation import evaluate
+from genrl.training.evaluation import evaluate, rankings
 from genrl.training.session import Session
-from genrl.training.stage import flatten, scheduled
+from genrl.training.stage import StageModule, flatten, scheduled
 from genrl.types import Targets
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
@@ -96,3 +98,20 @@ def test_the_rate_follows_the_schedule_by_step() -> None:
         optimizer.step()
         options["lr_scheduler"]["scheduler"].step()  # type: ignore[index]
     assert_same(rates, [2.0, 1.0, 2 / 3], 1e-12)
+
+
+def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path) -> None:
+    config = replace(thinking.config.evaluate, thinking_samples=2, exact=True)
+    module = StageModule(
+        thinking.policy,
+        thinking.layout,
+        config,
+        validation=thinking.batches("valid"),
+        metrics=None,
+        max_grad_norm=0.0,
+        folder=tmp_path,
+    )
+    batch = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:3])
+    wanted = rankings(thinking.policy, thinking.layout, batch, replace(config, exact=False))["raw"]
+    assert module.rank(batch).items.tolist() == wanted.items.tolist()
+    assert json.loads(module.metadata()["decoding"])["search"]["thinking_samples"] == 2

@@ -44,3 +44,10 @@ def test_odd_samples_are_shown_too() -> None:
     assert page.rows[1][4:8] == ["0 0", "8 0", "7 0", "1 0"]
     assert page.rows[2][4:] == ["0 +1.50", "8 −0.25", "6 0", "", "−4.50"]  # cells stay below their heads
     assert "No completion was kept." in Page(example({**sample, "completions": []})).text
+
+
+def test_thinking_stands_below_the_item() -> None:
+    sample = samples()["grpo"][0]
+    (completion,) = sample["completions"]
+    page = Page(example({**sample, "completions": [{**completion, "thinking": ["red <b>", "a pan"]}]}))
+    assert page.rows[1][0] == "Blue Pan red <b> / a pan"

@@ -41,7 +41,7 @@ def test_commands_versions_and_fingerprints_are_there() -> None:
     text = Page(origin(report())).text
     for part in ("python -m genrl fit --seed 0", "python -m genrl fit --seed 1", "f00d", "cafe", "8 x 8", "align-1"):
         assert part in text
-    text = Page(origin(report(align=None, sid={"codes": [8], "fingerprint": None}))).text
+    text = Page(origin(report(shared={}, sid={"codes": [8], "fingerprint": None}))).text
     assert "8 codes, fingerprint not kept" in text
     assert "start of all objectives none" in text
 

@@ -109,7 +109,7 @@ def test_sections_without_content_are_left_out() -> None:
 def test_a_report_of_baselines_alone_is_shown() -> None:
     parts = table()
     parts["lines"] = {"item_knn": line(0.2), "sasrec": line(0.3, 0)}
-    found = report(align=None, baseline="item_knn", tables={"test": {"raw": parts}}, choices={})
+    found = report(shared={}, baseline="item_knn", tables={"test": {"raw": parts}}, choices={})
     assert "Nothing is compared" in Page(html(found, {}, {})).text
 
 

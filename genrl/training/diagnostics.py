@@ -1,0 +1,113 @@
+"""What is logged of rollouts and updates, under the same tags for every objective: tag -> scalar.
+
+Steps, blocks and SID levels are counted from 1 in tags. Docs: the table in docs/objectives.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrl.ops import masked_mean, segment_sum
+from genrl.types import Experience, RewardBatch, RolloutBatch
+
+Values = dict[str, Tensor]
+
+
+def reward_values(rewards: RewardBatch) -> Values:
+    """Mean reward, that of each component, and of each step: its match and what shapes it."""
+    values = {"train/reward": rewards.outcome.mean()}
+    values |= {f"train/reward/{name}": value.mean() for name, value in rewards.components.items()}
+    parts = [part for part in (rewards.steps, rewards.shaping) if part is not None]
+    if parts:
+        values |= _numbered("train/reward/step", torch.stack(parts).sum(0).mean(0))
+    return values
+
+
+def match_values(drawn: RolloutBatch, codes: Tensor) -> Values:
+    """Share of completions whose step names the target's code of its level.
+
+    Args:
+        drawn: P prompts with G completions each.
+        codes: [P, K] codes of the prompts' targets.
+    """
+    wanted = codes.repeat_interleave(drawn.group_size, dim=0)
+    levels = min(wanted.shape[1], drawn.num_steps)
+    return _numbered("train/match/step", (drawn.choices[:, :levels] == wanted[:, :levels]).float().mean(0))
+
+
+def rollout_values(drawn: RolloutBatch, cold: Tensor) -> Values:
+    """What the completions are like.
+
+    Args:
+        drawn: P prompts with G completions each.
+        cold: [I] bool, cold items of the catalogue.
+    """
+    named = drawn.items >= 0
+    groups = drawn.items.view(len(drawn), -1)
+    ordered = groups.sort(dim=1).values
+    distinct = (ordered.diff(dim=1) != 0).sum() + len(groups)
+    return {
+        "train/valid_rate": named.float().mean(),
+        "rollout/cold_share": (cold[drawn.items.clamp(min=0)] & named).float().mean(),
+        "rollout/length": drawn.mask.float().sum(1).mean(),
+        "rollout/distinct": distinct / max(1, groups.numel()),
+        **entropy_values(drawn),
+        **thinking_values(drawn),
+    }
+
+
+def thinking_values(drawn: RolloutBatch) -> Values:
+    """Words per block, share of blocks that their budget ended, share of completions without an item.
+
+    Means over the blocks that were begun; nothing for layouts without thinking.
+    """
+    if drawn.closed is None:
+        return {}
+    steps = torch.arange(drawn.num_steps, device=drawn.tokens.device)
+    within = (drawn.step_ids[:, :, None] == steps) & ~drawn.item_mask[:, :, None]
+    begun = within.any(1)
+    words = (within & drawn.mask[:, :, None]).sum(1) - drawn.closed.long()  # `</think>` is chosen, but is no word
+    lengths = torch.stack([masked_mean(words[:, step].float(), begun[:, step]) for step in steps.tolist()])
+    return {
+        **_numbered("rollout/think_length/block", lengths),
+        "rollout/budget_hits": masked_mean((~drawn.closed).float(), begun),
+        "rollout/format_failures": (drawn.items < 0).all(1).float().mean(),
+    }
+
+
+def entropy_values(drawn: RolloutBatch) -> Values:
+    """Entropy of the distributions that tokens were drawn from, in nats: of all, of SID levels, of thinking."""
+    if drawn.entropy is None:
+        return {}
+    sid = drawn.mask & drawn.item_mask
+    values = {"policy/entropy": masked_mean(drawn.entropy, drawn.mask)}
+    for step in range(drawn.num_steps):
+        values[f"policy/entropy/level{step + 1}"] = masked_mean(drawn.entropy, sid & (drawn.step_ids == step))
+    if drawn.closed is not None:
+        values["policy/entropy/thinking"] = masked_mean(drawn.entropy, drawn.mask & ~drawn.item_mask)
+        values["policy/entropy/sid"] = masked_mean(drawn.entropy, sid)
+    return values
+
+
+def advantage_values(experience: Experience) -> Values:
+    """Mean size of the advantages of each step's chosen tokens."""
+    sizes, drawn = experience.advantages.abs(), experience.rollout
+    return {
+        f"objective/advantage_abs_step{step + 1}": masked_mean(sizes, drawn.mask & (drawn.step_ids == step))
+        for step in range(drawn.num_steps)
+    }
+
+
+def squared_by_step(gradient: Tensor, drawn: RolloutBatch) -> Tensor:
+    """Squares of a gradient by log-probabilities [B, T], added up for each step [S]."""
+    return segment_sum(gradient.float() ** 2, drawn.step_ids, drawn.num_steps).sum(0)
+
+
+def gradient_values(squares: Tensor) -> Values:
+    """Norm of the loss's gradient by the log-probabilities of each step's tokens, from its squares [S]."""
+    return _numbered("train/grad_norm/step", squares.sqrt())
+
+
+def _numbered(tag: str, values: Tensor) -> Values:
+    return {f"{tag}{number}": value for number, value in enumerate(values.unbind(), start=1)}

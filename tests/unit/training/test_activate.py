@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.errors import DataError
+from genrl.layouts.base import ThinkingLayout
+from genrl.training.activate import ActivateModule
+from genrl.training.session import Session
+from tests.helpers import assert_same
+from tests.runs import activate_module, attach, changed, flat_gradient, small_config, train
+
+THINKING = (
+    "layout=blocked",
+    "layout.budget=6",
+    "activate.examples=12",
+    "activate.examples_per_step=6",
+    "activate.foreign=0",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Tensor]]:
+    session = Session.build(small_config(tmp_path_factory.mktemp("activate"), *THINKING))
+    return session, session.policy.state()
+
+
+@pytest.fixture
+def session(built: tuple[Session, dict[str, Tensor]]) -> Session:
+    session, weights = built
+    session.policy.load_state(weights, "the beginning")
+    session.policy.zero_grad()
+    return session
+
+
+def other(session: Session, folder: Path, *overrides: str) -> Session:
+    """The same session under other options."""
+    return changed(session, folder, *THINKING, *overrides)
+
+
+def step_gradient(module: ActivateModule, step: int = 0) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one optimiser step."""
+    attach(module, global_step=step)
+    module.policy.zero_grad()
+    loss = module.training_step(next(iter(module.train_dataloader())), 0)
+    loss.backward()
+    return loss.detach(), flat_gradient(module.policy)
+
+
+def naive_loss(session: Session) -> Tensor:
+    """Mean negative log-likelihood of what is chosen in all traces: one plain forward per trace, token by token."""
+    layout, policy = session.layout, session.policy
+    assert isinstance(layout, ThinkingLayout)
+    total, count = torch.zeros(()), 0
+    for trace in session.traces:
+        prompt = session.maker.at(torch.tensor([trace.position]))
+        ids = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in trace.blocks]
+        tokens, _ = layout.compose(prompt.targets.items[:, 0], [ids])
+        start = int(prompt.mask.sum())
+        logits = policy.model(torch.cat([prompt.tokens[prompt.mask], tokens[0]])[None]).logits[0].float()
+        state = layout.start(1)
+        for place, token in enumerate(tokens[0]):
+            site = int(layout.sites(state))
+            if site != layout.fixed:
+                legal = layout.legal(site, state)
+                now = logits[start + place - 1]
+                allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
+                total = total - (now[token] - allowed.logsumexp(0))
+                count += 1
+            state = layout.advance(0, state, token[None])
+    return total / count
+
+
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_loss_and_gradient_equal_one_plain_forward_per_trace(session: Session, tmp_path: Path, order: str) -> None:
+    whole = replace(
+        other(session, tmp_path, "activate.examples_per_step=100"),
+        layout=Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout,
+    )
+    loss, gradient = step_gradient(activate_module(whole, tmp_path))
+    session.policy.zero_grad()
+    wanted = naive_loss(whole)
+    wanted.backward()
+    assert_same(loss, wanted)
+    assert_same(gradient, flat_gradient(session.policy))
+
+
+def test_gradients_do_not_depend_on_how_traces_are_packed(session: Session, tmp_path: Path) -> None:
+    loss, gradient = step_gradient(activate_module(session, tmp_path))
+    longer = step_gradient(activate_module(other(session, tmp_path, "activate.pack_length=2000"), tmp_path))
+    alone = activate_module(session, tmp_path)
+    alone.batches.alone = True
+    for again in (longer, step_gradient(alone)):
+        assert_same(again[0], loss)
+        assert_same(again[1], gradient)
+
+
+def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_path: Path) -> None:
+    loss, gradient = step_gradient(activate_module(session, tmp_path), step=1)
+    losses, gradients = [], []
+    for rank in range(2):
+        module = attach(activate_module(session, tmp_path), world_size=2, global_rank=rank, global_step=1)
+        module.batches = session.trace_batches(rank, 2)
+        session.policy.zero_grad()
+        part = module.training_step(next(iter(module.train_dataloader())), 0)
+        part.backward()
+        losses.append(part.detach())
+        gradients.append(flat_gradient(session.policy))
+    assert_same((losses[0] + losses[1]) / 2, loss)
+    assert_same((gradients[0] + gradients[1]) / 2, gradient)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_rank_without_a_trace_takes_part_with_a_gradient_of_zero(
+    session: Session, tmp_path: Path, alone: bool
+) -> None:
+    one = other(session, tmp_path, "activate.examples_per_step=1")
+    module = attach(activate_module(one, tmp_path), world_size=2, global_rank=1)
+    module.batches = one.trace_batches(1, 2)
+    module.batches.alone = alone
+    loss = module.training_step(next(iter(module.train_dataloader())), 0)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in session.policy.trainable().values())
+
+
+def test_training_lowers_the_loss_and_validates_after_each_round(session: Session, tmp_path: Path) -> None:
+    short = ("activate.max_epochs=3", "activate.learning_rate=0.02", "evaluate.valid_users=8")
+    module = activate_module(other(session, tmp_path, *short), tmp_path)
+    before = float(naive_loss(session).detach())
+    trainer = train(module, module.max_steps)
+    assert trainer.global_step == module.max_steps == 6
+    assert module.round_steps == 2
+    logged = {"train/loss", "train/grad_norm", "train/learning_rate", "val/ndcg@10"}
+    assert logged <= set(trainer.callback_metrics)
+    session.policy.eval()
+    assert float(naive_loss(session).detach()) < before - 0.1
+
+
+def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_path: Path) -> None:
+    def drawn(step: int, *overrides: str) -> list[float]:
+        module = attach(activate_module(other(session, tmp_path, *overrides), tmp_path), global_step=step)
+        next(iter(module.train_dataloader()))
+        return torch.rand(3).tolist()
+
+    torch.manual_seed(5)
+    first = drawn(1)
+    torch.manual_seed(6)
+    assert drawn(1) == first
+    assert drawn(2) != first
+    assert drawn(1, "activate.seed=1") != first
+
+
+def test_the_key_changes_with_what_the_stage_depends_on_and_nothing_else(session: Session, tmp_path: Path) -> None:
+    session = other(session, tmp_path)
+    key = session.activate_key()
+    same = ("seed=4", "rl.learning_rate=0.5", "objective=grpo", "evaluate.batch=7", "evaluate.test_users=9")
+    for override in (*same, "stages=[align,activate]"):
+        assert other(session, tmp_path, override).activate_key() == key, override
+    file = tmp_path / "traces.jsonl"
+    file.write_text("one\n")
+    own = f"activate={{traces: jsonl, path: {file}}}"
+    different = ("layout.order=interleaved", "layout.budget=7", "activate.foreign=0.5", "activate.seed=1", own)
+    different += ("evaluate.thinking_samples=2", "evaluate.beam=15", "align.seed=3", "stages=[activate,rl]")
+    keys = [other(session, tmp_path, override).activate_key() for override in different]
+    assert len({key, *keys}) == len(different) + 1
+    file.write_text("two\n")
+    assert other(session, tmp_path, own).activate_key() != keys[4]
+
+
+def test_thinking_changes_the_key_of_stage_align_once(session: Session, tmp_path: Path) -> None:
+    key = session.align_key()
+    assert other(session, tmp_path, "layout.order=interleaved", "layout.budget=9").align_key() == key
+    assert Session.build(small_config(tmp_path)).align_key() != key  # its tokenizer has no `<think>`
+
+
+def test_traces_that_name_their_target_are_left_out_with_a_warning(session: Session, tmp_path: Path) -> None:
+    dataset = session.dataset
+    kept, leaking = session.traces[:2]
+    lines = []
+    for trace, words in ((kept, "plain words"), (leaking, "")):
+        user = dataset.sequences.user_ids[int(dataset.sequences.users(torch.tensor([trace.position])))]
+        item = dataset.catalog.item_ids[int(dataset.sequences.items[trace.position])]
+        title = words or dataset.catalog.titles[int(dataset.sequences.items[trace.position])]
+        lines.append(f'{{"user": "{user}", "item": "{item}", "blocks": {[title] * session.table.levels}}}')
+    file = tmp_path / "traces.jsonl"
+    file.write_text("\n".join(lines).replace("'", '"'))
+    own = other(session, tmp_path, f"activate={{traces: jsonl, path: {file}}}")
+    with pytest.warns(UserWarning, match="1 of 2 traces name their target .*; they are left out"):
+        assert [trace.blocks[0] for trace in own.traces] == ["plain words"]
+
+
+def test_a_file_of_traces_that_is_not_there_is_named(session: Session, tmp_path: Path) -> None:
+    own = other(session, tmp_path, f"activate={{traces: jsonl, path: {tmp_path / 'nowhere.jsonl'}}}")
+    with pytest.raises(DataError, match=r"nowhere.jsonl: cannot be read"):
+        own.activate_key()

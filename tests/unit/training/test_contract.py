@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from genrl.config.schema import EvaluateConfig
+from genrl.errors import CheckpointError
+from genrl.policy.model import Policy
+from genrl.training.contract import check_decoding, decoding
+from tests.models import make_layout, make_policy, make_thinking
+
+CONFIG = EvaluateConfig(beam=10, thinking_samples=3)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return make_policy(thinking=True)
+
+
+def write(path: Path, contract: dict[str, Any]) -> Path:
+    save_file({"a": torch.zeros(2)}, path, metadata={"decoding": json.dumps(contract)})
+    return path
+
+
+def test_weights_that_are_decoded_as_they_were_trained_pass(policy: Policy, tmp_path: Path) -> None:
+    for layout in (make_layout(policy), make_thinking(policy, order="interleaved", total=12)):
+        contract = decoding(policy, layout, CONFIG)
+        assert check_decoding(write(tmp_path / "weights", contract), decoding(policy, layout, CONFIG)) == []
+
+
+def test_every_option_of_the_layout_is_written_down(policy: Policy) -> None:
+    contract = decoding(policy, make_thinking(policy, order="interleaved", budget=5), CONFIG)
+    assert contract["layout"]["name"] == "blocked"
+    assert (contract["layout"]["order"], contract["layout"]["budget"]) == ("interleaved", 5)
+    assert contract["search"] == {"beam": 10, "thinking_samples": 3, "thinking_temperature": 1.0}
+    plain = decoding(policy, make_layout(policy), CONFIG)
+    assert (plain["layout"], plain["search"]) == ({"name": "sid"}, {"beam": 10})
+    assert contract["template_hash"] != plain["template_hash"]
+
+
+def test_what_differs_is_named(policy: Policy, tmp_path: Path) -> None:
+    path = write(tmp_path / "weights", decoding(policy, make_thinking(policy, budget=6), CONFIG))
+    other = make_thinking(policy, budget=4, on_budget="fail")
+    with pytest.raises(
+        CheckpointError, match=r"layout.budget is 6 there and 4 here; layout.on_budget is 'close' there and 'fail' here"
+    ):
+        check_decoding(path, decoding(policy, other, CONFIG))
+    with pytest.raises(CheckpointError, match=r"layout.name is 'blocked' there and 'sid' here"):
+        check_decoding(path, decoding(policy, make_layout(policy), CONFIG))
+    now = decoding(policy, make_thinking(policy), CONFIG)
+    shifted = {**now, "template": {**now["template"], "prefix": [7], "think": 9}}
+    think = now["template"]["think"]
+    with pytest.raises(CheckpointError, match=rf"template.prefix is \[\] there and \[7\] here; .*think is {think} "):
+        check_decoding(path, shifted)
+
+
+def test_another_search_is_allowed_and_told(policy: Policy, tmp_path: Path) -> None:
+    layout = make_thinking(policy)
+    path = write(tmp_path / "weights", decoding(policy, layout, CONFIG))
+    told = check_decoding(path, decoding(policy, layout, replace(CONFIG, beam=20, thinking_samples=0)))
+    assert told == [
+        "evaluate.beam=20; the weights were chosen with 10",
+        "evaluate.thinking_samples=0; the weights were chosen with 3",
+    ]
+
+
+def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> None:
+    now = decoding(policy, make_thinking(policy), CONFIG)
+    save_file({"a": torch.zeros(2)}, tmp_path / "plain")
+    assert check_decoding(tmp_path / "plain", now) == []
+    known = {**now, "layout": {"name": "blocked"}}  # written before the layout had options
+    assert check_decoding(write(tmp_path / "old", known), now) == []

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genrl.objectives import OBJECTIVES
+from genrl.training.diagnostics import (
+    advantage_values,
+    entropy_values,
+    gradient_values,
+    match_values,
+    reward_values,
+    rollout_values,
+    squared_by_step,
+    thinking_values,
+)
+from tests.helpers import assert_same
+from tests.property.rollouts import Sample, sample, thinking_shape
+
+ORDERS = ("blocked", "interleaved")
+
+
+def written(order: str, words: list[list[int]], closed: list[list[bool]]) -> Sample:
+    """Two prompts with two completions each, of given blocks; a block of 0 words was never begun."""
+    base = sample("sid", prompts=2, group_size=2)
+    codes = [[False] * len(words[0])] * len(words)
+    shape = thinking_shape("tail" if order == "blocked" else order, words, closed, codes)
+    shape.pop("N")
+    rows, width = shape["mask"].shape
+    zeros = torch.zeros(rows, width)
+    rollout = replace(
+        base.rollout,
+        tokens=zeros.long(),
+        support=zeros.long(),
+        old_logps=zeros,
+        ref_logps=None,
+        entropy=zeros,
+        choices=torch.zeros(rows, len(words[0]), dtype=torch.int64),
+        num_steps=len(words[0]),
+        **shape,
+    )
+    return replace(base, rollout=rollout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_that_were_never_begun_count_neither_as_short_nor_as_hits(order: str) -> None:
+    words = [[3, 1], [2, 2], [5, 0], [4, 3]]
+    closed = [[True, True], [True, False], [False, False], [False, True]]
+    batch = written(order, words, closed)
+    items = torch.tensor([[3], [4], [-1], [5]])
+    values = thinking_values(replace(batch.rollout, items=items))
+    assert_same(values["rollout/think_length/block1"], (3 + 2 + 5 + 4) / 4)
+    assert_same(values["rollout/think_length/block2"], (1 + 2 + 3) / 3)
+    assert_same(values["rollout/budget_hits"], 3 / 7)
+    assert_same(values["rollout/format_failures"], 1 / 4)
+
+
+def test_a_block_that_no_completion_begins_has_no_words() -> None:
+    batch = written("blocked", [[2, 0]] * 4, [[False, False]] * 4)
+    values = thinking_values(batch.rollout)
+    assert_same(values["rollout/think_length/block2"], torch.tensor(0.0))
+    assert_same(values["rollout/budget_hits"], torch.tensor(1.0))
+
+
+def test_layouts_without_thinking_have_nothing_to_say_of_it() -> None:
+    drawn = sample("sid").rollout
+    assert thinking_values(drawn) == {}
+    assert set(entropy_values(drawn)) == {"policy/entropy", *(f"policy/entropy/level{level}" for level in (1, 2, 3))}
+
+
+@pytest.mark.parametrize("order", ["sid", *ORDERS])
+def test_entropy_is_that_of_chosen_tokens_by_what_they_are(order: str) -> None:
+    drawn = sample(order).rollout
+    assert drawn.entropy is not None
+    found: dict[str, list[float]] = {}
+    for row in range(len(drawn.tokens)):
+        for place in range(drawn.tokens.shape[1]):
+            if not drawn.mask[row, place]:
+                continue
+            kind = f"level{int(drawn.step_ids[row, place]) + 1}" if drawn.item_mask[row, place] else "thinking"
+            found.setdefault(kind, []).append(float(drawn.entropy[row, place]))
+    levels = [value for kind, part in found.items() if kind != "thinking" for value in part]
+    wanted = {f"policy/entropy/{kind}": part for kind, part in found.items()}
+    wanted["policy/entropy"] = [value for part in found.values() for value in part]
+    if order != "sid":
+        wanted["policy/entropy/sid"] = levels
+    values = entropy_values(drawn)
+    assert set(values) == set(wanted)
+    for tag, part in wanted.items():
+        assert_same(values[tag], sum(part) / len(part))
+
+
+def test_the_reward_of_a_step_is_its_match_and_what_shapes_it() -> None:
+    rewards = sample("blocked").rewards
+    assert rewards.steps is not None
+    assert rewards.shaping is not None
+    values = reward_values(rewards)
+    assert_same(values["train/reward"], rewards.outcome.mean())
+    assert_same(values["train/reward/format"], rewards.components["format"].mean())
+    for step in range(2):
+        wanted = sum((rewards.steps[row, step] + rewards.shaping[row, step]) / 16 for row in range(16))
+        assert_same(values[f"train/reward/step{step + 1}"], wanted)
+    bare = reward_values(replace(rewards, shaping=None))
+    assert_same(bare["train/reward/step2"], rewards.steps[:, 1].mean())
+    assert "train/reward/step1" not in reward_values(replace(rewards, steps=None, shaping=None))
+
+
+def test_a_match_is_the_code_of_the_target_of_the_prompt() -> None:
+    drawn = sample("blocked", prompts=2, group_size=2).rollout
+    choices = torch.tensor([[1, 2], [1, -1], [7, 8], [0, 8]])
+    values = match_values(replace(drawn, choices=choices), torch.tensor([[1, 3], [7, 8]]))
+    assert_same(values["train/match/step1"], torch.tensor(0.75))
+    assert_same(values["train/match/step2"], torch.tensor(0.5))
+
+
+def test_what_completions_are_like() -> None:
+    drawn = sample("sid", prompts=2, group_size=3).rollout
+    items = torch.tensor([[4], [4], [5], [-1], [7], [8]])
+    values = rollout_values(replace(drawn, items=items), torch.arange(20) >= 7)
+    assert_same(values["train/valid_rate"], torch.tensor(5 / 6))
+    assert_same(values["rollout/cold_share"], torch.tensor(2 / 6))
+    assert_same(values["rollout/distinct"], torch.tensor(5 / 6))
+    assert_same(values["rollout/length"], float(drawn.mask.sum()) / 6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "sapo"])
+def test_every_objective_shows_its_advantages_by_step(name: str) -> None:
+    batch = sample("interleaved")
+    experience = batch.experience(OBJECTIVES.build(name))
+    values = advantage_values(experience)
+    drawn = batch.rollout
+    assert set(values) == {"objective/advantage_abs_step1", "objective/advantage_abs_step2"}
+    for step in range(2):
+        sizes = experience.advantages[drawn.mask & (drawn.step_ids == step)].abs()
+        assert_same(values[f"objective/advantage_abs_step{step + 1}"], sizes.mean())
+
+
+@pytest.mark.parametrize("order", ["sid", *ORDERS])
+def test_the_gradient_of_a_step_is_that_by_its_log_probabilities(order: str) -> None:
+    batch = sample(order)
+    _, gradient = batch.outcome(OBJECTIVES.build("sapo"))
+    values = gradient_values(squared_by_step(gradient, batch.rollout))
+    for step in range(batch.rollout.num_steps):
+        wanted = gradient[batch.rollout.step_ids == step].norm()
+        assert float(wanted) > 0
+        assert_same(values[f"train/grad_norm/step{step + 1}"], wanted.float())
+    halves = [squared_by_step(gradient[rows], batch.prompts(part).rollout) for rows, part in PARTS]
+    assert_same(gradient_values(halves[0] + halves[1])["train/grad_norm/step1"], values["train/grad_norm/step1"])
+
+
+PARTS = ((slice(0, 8), slice(0, 2)), (slice(8, 16), slice(2, 4)))
