@@ -72,7 +72,7 @@ def hyperparameters(config: RunConfig, sections: Sequence[str]) -> dict[str, boo
     Options that are null are left out; lists become texts; the name of a component stands under that of its slot.
 
     Example:
-        >>> hyperparameters(RunConfig(), ["layout", "rewards"])
+        >>> hyperparameters(RunConfig(layout={"name": "sid"}), ["layout", "rewards"])
         {'seed': 0, 'layout': 'sid', 'rewards.exact_match.weight': 1.0, 'rewards.level_match.weight': 1.0}
     """
     values = asdict(config)
