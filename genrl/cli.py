@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrl.errors import ConfigError, DataError, GenRLError, suggest
+from genrl.errors import ConfigError, DataError, GenRLError, UnsupportedError, suggest
 from genrl.registry import Registry, load_plugin
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         folder = options.run
         _refuse_config(options)
-    from genrl.training.run import evaluate_run
+    from genrl.training.finished_run import evaluate_run
 
     evaluate_run(folder, split=options.split, overrides=options.overrides)
 
@@ -470,23 +470,28 @@ def _recommend(options: argparse.Namespace) -> None:
     histories = read_histories(options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
-    from genrl.training.run import recommend, recommend_with_thinking
+    from genrl.training.finished_run import recommend
 
-    asked = {
-        "exclude_seen": options.exclude_history,
-        "only": None if options.only is None else _lines(options.only, "--only"),
-        "cold": options.cold,
-        "exact": options.exact,
-    }
-    if options.show_thinking:
-        found, thinking = recommend_with_thinking(options.run, histories, options.top, **asked)
-    else:
-        found, thinking = recommend(options.run, histories, options.top, **asked), [[] for _ in histories]
-    for history, items, blocks in zip(histories, found, thinking, strict=True):
+    found = recommend(
+        options.run,
+        histories,
+        options.top,
+        exclude_seen=options.exclude_history,
+        only=None if options.only is None else _lines(options.only, "--only"),
+        cold=options.cold,
+        exact=options.exact,
+    )
+    if options.show_thinking and any(each.thinking is None for each in found):
+        raise UnsupportedError(
+            f"{options.run} writes no thinking that could be shown: its items are named at once. Leave --show-thinking "
+            f"out, or train with layout=blocked and stage activate."
+        )
+    for history, each in zip(histories, found, strict=True):
         print(f"after {', '.join(history)}:")
-        for number, block in enumerate(blocks, start=1):
+        blocks = each.thinking if options.show_thinking else None
+        for number, block in enumerate(blocks or [], start=1):
             print(f"      thought {number}: {block}")
-        for rank, (item, title, score) in enumerate(items, start=1):
+        for rank, (item, title, score) in enumerate(each.items, start=1):
             print(f"{rank:4d}  {score:9.4f}  {item}  {title}")
 
 

@@ -49,6 +49,8 @@ SMALL = (
     "trainer.log_every=1",
 )
 """Overrides of a run that takes about a second."""
+QUICK = ("align.max_epochs=1", "rl.max_steps=2", "objective=grpo")
+"""Further overrides of a run whose numbers do not matter."""
 
 
 def small(output: Path, *overrides: str) -> list[str]:
@@ -59,6 +61,11 @@ def small(output: Path, *overrides: str) -> list[str]:
 def small_config(output: Path, *overrides: str) -> RunConfig:
     """The checked configuration of a small run."""
     return load_config(overrides=small(output, *overrides), registries=REGISTRIES)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, to see that nothing was written."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def changed(session: Session, output: Path, *overrides: str) -> Session:

@@ -295,8 +295,8 @@ def make_plan(
     _check_runs([run for candidates in found.values() for candidate in candidates for run in candidate.runs])
     first = words(next(iter(rows)), seeds[0], {})
     # Another configuration needs another folder; the stages themselves are found by their own keys.
-    key = key_of(replace(compose(first), output=""))
-    first += [f"stages=[{','.join(shared_stages(compose(first)))}]", f"name=shared-{key}"]
+    begun = compose(first)
+    first += [f"stages=[{','.join(shared_stages(begun))}]", f"name=shared-{key_of(replace(begun, output=''))}"]
     return Plan(found, Run((*first, "--resume"), compose(first)))
 
 

@@ -15,8 +15,8 @@ from genrl.compare.requests import milliseconds, widest_beam, work
 from genrl.compare.run import completion_length, is_finished, run_comparison
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
+from genrl.training.finished_run import load_run
 from genrl.training.folder import key_of, read_json, write_json
-from genrl.training.run import load_run
 from genrl.training.session import Session
 
 ROWS = ("plain", "thinking")

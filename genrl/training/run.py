@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from genrl.config.load import load_config, run_folder
+from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
-from genrl.errors import CheckpointError, UnsupportedError
-from genrl.layouts.base import ThinkingLayout
 from genrl.objectives import OBJECTIVES, Objective, check_needs
 from genrl.ops import world_size
-from genrl.policy.decode import rank
-from genrl.policy.model import Policy
-from genrl.policy.reasoning import Reasoned, read_blocks, reason
 from genrl.policy.rollout import check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.sid.table import SidTable
 from genrl.training import report
 from genrl.training.activate import ActivateModule
-from genrl.training.baseline import BaselineSession, fit_baseline, load_baseline
+from genrl.training.baseline import fit_baseline
 from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.claim import claim, is_finished, show_finished
-from genrl.training.contract import check_decoding, decoding
-from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics, thinking_noise
+from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics
 from genrl.training.fitting import barrier, monitor, process_rank, quiet_libraries, train
 from genrl.training.folder import Meter, is_main_process, key_of, locked, read_json, read_weights, write_json
 from genrl.training.outcome import references, save_ranks, written
@@ -39,7 +31,6 @@ from genrl.training.rl import RLModule
 from genrl.training.session import Session, sid_table
 from genrl.training.sft import SFTModule
 from genrl.training.stream import PromptOrder
-from genrl.types import Ranking
 
 
 def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective: Objective | None = None) -> Path:
@@ -285,188 +276,6 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
     }
     write_outcome(folder, config, metrics)
     write_json(folder / "metrics.json", metrics)
-
-
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineSession:
-    """Rebuild a finished run, wherever its folder is now, with its trained weights.
-
-    Raises:
-        CheckpointError: if the folder is no run, or its weights are missing, damaged, of another model or to be
-            decoded in another way.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
-        )
-    experiment = Path(load_config([folder / "config.yaml"]).experiment).parts
-    depth = len(experiment)
-    home = folder.resolve()
-    flags = {}
-    if home.parts[-1 - depth : -1] == experiment:  # its SID table lies beside it, wherever that is
-        flags["output"] = str(home.parents[depth])
-    config = load_config([folder / "config.yaml"], flags, list(overrides))
-    if config.stages == ["baseline"]:
-        return load_baseline(folder, config)
-    session = Session.build(config)
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
-        stages = read_json(folder / "metrics.json")["stages"]
-        last = Path(stages["activate" if "activate" in stages else "align"]["folder"])
-        weights = folder.parent / last.name / "weights.safetensors"
-        if "activate" not in stages:
-            session = replace(session, layout=session.layout.items)  # stage align knows no thinking
-    for notice in check_decoding(weights, decoding(session.policy, session.layout, config.evaluate)):
-        Console().print(notice)
-    session.policy.load_state(read_weights(weights), str(weights))
-    return session
-
-
-def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str, Any]:
-    """Score a finished run on a split and print the table; the run folder stays as it is."""
-    quiet_libraries()
-    session = load_run(folder, overrides)
-    config = session.config
-    if isinstance(session, Session):
-        layout, rows = session.layout.to(str(session.policy.device)), session.batches(split)
-        with session.numerics():
-            scored = evaluate(session.policy, layout, rows, config.evaluate, session.dataset.catalog, split)
-    else:
-        scored = session.evaluate((split,))[split]
-    lines = references(config, session.dataset, session.table.codes, split)
-    results = {**lines, folder.name: written(scored)}
-    report.ranking_table(Console(), split, results, config.evaluate.k)
-    return results
-
-
-def recommend(
-    folder: Path,
-    histories: list[list[str]],
-    top: int,
-    *,
-    exclude_seen: bool = False,
-    only: list[str] | None = None,
-    cold: bool = False,
-    exact: bool = False,
-) -> list[list[tuple[str, str, float]]]:
-    """The best items for histories given as item ids or titles, oldest first.
-
-    Args:
-        folder: of a finished run.
-        histories: item ids or titles.
-        top: items for each history.
-        exclude_seen: leave out the items of the history.
-        only: item ids or titles that may be recommended (in stock, say); None: all.
-        cold: recommend cold items only.
-        exact: search until the list is provably the best of all allowed items.
-
-    Returns:
-        For each history: (item id, title, score), best first; fewer than `top` where fewer are allowed. The score is
-        a log-probability, or what a baseline calls its score.
-
-    Raises:
-        DataError: if no item is allowed, or a name is not in the catalogue.
-        UnsupportedError: if `exact` is asked of a baseline that searches with a beam, or of several trains of thought.
-    """
-    quiet_libraries()
-    return _recommend(load_run(folder), histories, top, exclude_seen, only, cold, exact)[0]
-
-
-def recommend_with_thinking(
-    folder: Path,
-    histories: list[list[str]],
-    top: int,
-    *,
-    exclude_seen: bool = False,
-    only: list[str] | None = None,
-    cold: bool = False,
-    exact: bool = False,
-) -> tuple[list[list[tuple[str, str, float]]], list[list[str]]]:
-    """As `recommend`, with the thinking that led to the first item of each history.
-
-    Returns:
-        what `recommend` returns; for each history the text of its think blocks.
-
-    Raises:
-        UnsupportedError: if the run does not think, besides the reasons that `recommend` has.
-    """
-    quiet_libraries()
-    session = load_run(folder)
-    if not isinstance(session, Session) or not session.layout.thinking:
-        raise UnsupportedError(
-            f"{folder} writes no thinking that could be shown: its items are named at once. Leave --show-thinking out, "
-            f"or train with layout=blocked and stage activate."
-        )
-    return _recommend(session, histories, top, exclude_seen, only, cold, exact)
-
-
-def _recommend(
-    session: Session | BaselineSession,
-    histories: list[list[str]],
-    top: int,
-    exclude_seen: bool,
-    only: list[str] | None,
-    cold: bool,
-    exact: bool,
-) -> tuple[list[list[tuple[str, str, float]]], list[list[str]]]:
-    """Items and, of a policy that thinks, the text of the think blocks; see `recommend`."""
-    catalog = session.dataset.catalog
-    titles = {title: row for row, title in enumerate(catalog.titles) if title}
-
-    def find(name: str) -> int:
-        return titles[name] if name in titles else catalog.row(name)
-
-    rows = [[find(name) for name in history] for history in histories]
-    width = max((len(history) for history in rows), default=0) or 1
-    seen = torch.full((len(rows), width), -1)
-    for place, history in enumerate(rows):
-        if history:
-            seen[place, width - len(history) :] = torch.tensor(history)
-    allowed = catalog.cold.clone() if cold else torch.ones(len(catalog), dtype=torch.bool)
-    if only is not None:
-        allowed &= torch.zeros_like(allowed).index_fill(0, torch.tensor([find(name) for name in only]).long(), True)
-    blocks: list[list[str]] = []
-    if isinstance(session, Session):
-        ranking, blocks = _rank(session, seen, allowed, top, exclude_seen, exact)
-    else:
-        ranking = session.recommend(seen, allowed, top, exclude_seen, exact)
-    items = [
-        [
-            (catalog.item_ids[item], catalog.titles[item], score)
-            for item, score in zip(items[:top], scores[:top], strict=True)
-            if item >= 0
-        ]
-        for items, scores in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
-    ]
-    return items, blocks
-
-
-def _rank(
-    session: Session, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool, exact: bool
-) -> tuple[Ranking, list[list[str]]]:
-    """Rank the allowed items [I] for histories [P, H], and say what was thought."""
-    policy, config = session.policy, session.config.evaluate
-    tokens, mask = session.maker.template.render(seen[:, -session.config.data.max_history :])
-    tokens, mask = tokens.to(policy.device), mask.to(policy.device)
-    layout = session.layout if bool(allowed.all()) else session.layout.only(allowed)
-    if exclude_seen:
-        layout = layout.filtered(deny=seen)
-    layout = layout.to(str(policy.device))
-    policy.eval()
-    beam, first = max(config.beam, top), top if exact else 0
-    with session.numerics():
-        if not isinstance(layout, ThinkingLayout):
-            return rank(policy, layout, tokens, mask, beam, exact=first).to("cpu"), []
-        noise = thinking_noise(layout, tokens, mask, config)
-        warmth = config.thinking_temperature
-        found = reason(policy, layout, tokens, mask, beam, uniforms=noise, temperature=warmth, exact=first)
-    return found.ranking.to("cpu"), _texts(policy, found)
-
-
-def _texts(policy: Policy, found: Reasoned) -> list[list[str]]:
-    """Text of each think block of the thinking that makes the first item of each prompt likeliest."""
-    assert policy.words is not None
-    written = [read_blocks(policy.words, tokens) for tokens in found.shown()]
-    return [[policy.tokenizer.decode(block).strip() for block in blocks] for blocks in written]
 
 
 def build_sids(config: RunConfig) -> SidTable:

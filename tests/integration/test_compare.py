@@ -103,7 +103,7 @@ def test_a_run_of_another_objective_is_no_baseline_and_that_is_said_before_anyth
 ) -> None:
     finish(plan_of(tmp_path, "same=sage", seeds=(0,)).runs[0], ALIGNED)
     finish_baseline(tmp_path, "sasrec", ALIGNED)
-    command = ["compare", "--output", str(tmp_path), "--objectives"]
+    command = ["compare", "--layout", "sid", "--output", str(tmp_path), "--objectives"]
     assert main([*command, "grpo", "--baseline", "same"]) == 2
     assert "--baseline same: no such row. Did you mean 'sasrec'? Rows: align, grpo, sasrec." in capsys.readouterr().err
     assert main([*command, "sasrec=grpo", "--seeds", "1"]) == 2

@@ -13,7 +13,8 @@ import breakdown
 
 from genrl.catalog.sequences import Role
 from genrl.metrics.functional import ndcg_at_k
-from genrl.training.run import fit, load_run
+from genrl.training.finished_run import load_run
+from genrl.training.run import fit
 from tests.helpers import assert_same
 from tests.runs import small_config
 

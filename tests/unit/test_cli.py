@@ -36,8 +36,8 @@ def light(*words):
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Stands for genrl.training.run and records what the command line asks of it."""
-    module = ModuleType("genrl.training.run")
+    """Stands for genrl.training.run and finished_run and records what the command line asks of them."""
+    module = ModuleType("genrl.training")
     module.calls = []
 
     def record(name, result):
@@ -49,14 +49,13 @@ def run_module(monkeypatch):
 
     module.fit = record("fit", Path("runs/toy/sapo-s0"))
     module.evaluate_run = record("evaluate_run", {})
-    module.recommend = record("recommend", [[("17", "a title", -0.5)]])
-    module.recommend_with_thinking = record(
-        "recommend_with_thinking", ([[("17", "a title", -0.5)]], [["red fruit", "sweet"]])
-    )
+    module.found = SimpleNamespace(items=[("17", "a title", -0.5)], thinking=["red fruit", "sweet"])
+    module.recommend = record("recommend", [module.found])
     module.build_sids = record(
         "build_sids", SimpleNamespace(report=SimpleNamespace(lines=lambda: ["items: 300", "300 distinct SIDs"]))
     )
-    monkeypatch.setitem(sys.modules, "genrl.training.run", module)
+    for name in ("run", "finished_run"):
+        monkeypatch.setitem(sys.modules, f"genrl.training.{name}", module)
     return module
 
 
@@ -184,14 +183,22 @@ def test_recommend_prints_a_ranked_list(run_module, capsys):
     shown = capsys.readouterr().out
     assert "after 3, 4:" in shown
     assert "17  a title" in shown
+    assert "red fruit" not in shown
 
 
 def test_recommend_prints_the_thinking_beside_the_items(run_module, capsys):
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3", "--show-thinking"]) == 0
-    assert [name for name, _, _ in run_module.calls] == ["recommend_with_thinking"]
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == ["after 3:", "thought 1: red fruit", "thought 2: sweet"]
     assert lines[3].endswith("17  a title")
+
+
+def test_thinking_cannot_be_shown_where_there_is_none(run_module, capsys):
+    run_module.found.thinking = None
+    assert cli.main(["recommend", "--run", "runs/x", "--history", "3", "--show-thinking"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "runs/x writes no thinking that could be shown" in " ".join(shown.err.split())
 
 
 def test_recommend_among_some_items(run_module, tmp_path):

@@ -1,15 +1,18 @@
-"""One small session for all tests of the stages."""
+"""Small sessions and a finished run for all tests of the stages."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from genrl.training.run import fit
 from genrl.training.session import Session
-from tests.runs import small_config
+from tests.runs import QUICK, small_config
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +45,16 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> Session:
                 value.mul_(4.0)
     session.policy.eval()
     return session
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests leave it as it is."""
+    return fit(small_config(tmp_path_factory.mktemp("runs"), *QUICK), command="genrl fit")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run and its experiment that a test may spoil."""
+    shutil.copytree(finished.parent, tmp_path / "toy")
+    return tmp_path / "toy" / finished.name

@@ -14,7 +14,8 @@ from genrl.catalog.sequences import Role
 from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.training.baseline import BaselineSession
-from genrl.training.run import evaluate_run, fit, load_run, recommend
+from genrl.training.finished_run import evaluate_run, load_run, recommend
+from genrl.training.run import fit
 from tests.runs import small_config
 
 QUICK = {
@@ -87,13 +88,14 @@ def test_recommendations_keep_to_what_is_allowed(finished: dict[str, Path], name
     stock = [catalog.item_ids[row] for row in range(0, 60, 3)]
     whole = recommend(finished[name], histories, 60)
     some = recommend(finished[name], histories, 5, exclude_seen=True, only=stock)
-    for items, every, history in zip(some, whole, histories, strict=True):
-        wanted = [item for item, _, _ in every if item in stock and item not in history][:5]
-        assert [item for item, _, _ in items] == wanted
+    for found, every, history in zip(some, whole, histories, strict=True):
+        wanted = [item for item, _, _ in every.items if item in stock and item not in history][:5]
+        assert [item for item, _, _ in found.items] == wanted
+        assert found.thinking is None
     assert all(
         catalog.cold[catalog.row(item)]
-        for row in recommend(finished[name], histories, 3, cold=True)
-        for item, *_ in row
+        for found in recommend(finished[name], histories, 3, cold=True)
+        for item, *_ in found.items
     )
 
 
