@@ -19,10 +19,19 @@ from tests.runs import small
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=16")
 RUNS = {
-    "sapo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "rollout.micro_batch=3"),
+    "sapo": (
+        "stages=[align,activate,rl]",
+        "layout=blocked",
+        "layout.budget=6",
+        "align.max_epochs=1",
+        "align.learning_rate=0.0003",
+        "activate.max_epochs=1",
+        "activate.learning_rate=0.0003",
+        "rollout.micro_batch=3",
+    ),
     "sage": ("stages=[rl]", "objective.diversity=group"),
 }
-"""Through both stages, where the second begins in processes that have trained already; and straight into the second."""
+"""Through all stages with thinking, the later ones in processes that trained before; and straight into the last one."""
 UNLIKE = ("time/", "objective/", "policy/entropy")
 """Times; and means over the tokens of a micro-batch, of which two ranks have others."""
 
@@ -43,7 +52,7 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_the_weights_are_the_same(outputs: tuple[str, Path, Path]) -> None:
     name, one, two = outputs
-    stages = [*(path.name for path in one.glob("align-*")), f"{name}-s0"]
+    stages = [*(path.name for kind in ("align", "activate") for path in one.glob(f"{kind}-*")), f"{name}-s0"]
     assert len(stages) == len(RUNS[name][0].split(","))
     for stage in stages:
         first, second = (load_file(folder / stage / "weights.safetensors") for folder in (one, two))
