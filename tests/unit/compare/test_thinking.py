@@ -65,25 +65,6 @@ def test_the_row_without_has_all_else_alike(tmp_path: Path) -> None:
     assert plain.stages == ["align", "rl"]
     assert plain.layout == {"name": "sid"}
     assert thinking.rollout.prompts == 64 != plain.rollout.prompts
-    print(
-        [
-            (s, getattr(plain, s), getattr(thinking, s))
-            for s in (
-                "objective",
-                "rewards",
-                "data",
-                "sid",
-                "model",
-                "align",
-                "rl",
-                "evaluate",
-                "trainer",
-                "seed",
-                "experiment",
-            )
-            if getattr(plain, s) != getattr(thinking, s)
-        ]
-    )
     same = ("objective", "rewards", "data", "sid", "model", "align", "rl", "evaluate", "trainer", "seed", "experiment")
     assert all(getattr(plain, section) == getattr(thinking, section) for section in same)
     found = plain_plan(asked, MATCH).runs[0].config
