@@ -21,7 +21,7 @@ from tests.runs import small
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("--objectives", "sage,same=sage", "--seeds", "0,1", "--jobs", "2")
 STEPS = "rl.max_steps=6"
-LIMIT = 120.0
+LIMIT = 300.0
 """Seconds after which a comparison that does not get anywhere fails the test."""
 
 
