@@ -129,8 +129,9 @@ def write(
     warmth = (temperature, temperature if thinking_temperature is None else thinking_temperature)
     states = states.clone()
     owners = torch.arange(len(tokens), device=device).repeat_interleave(count // len(tokens))
-    live = (~until(states)).nonzero()[:, 0]
-    going: Tensor | None = ~until(states)
+    begun = ~until(states)
+    live = begun.nonzero()[:, 0]
+    going: Tensor | None = begun
     hidden = hidden[live]
     for position in range(most):
         if not live.numel():

@@ -1,60 +1,82 @@
-"""Stage `align`: supervised next-item training on packed histories."""
+"""Supervised stages, and the first of them, `align`: next-item training on packed histories."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from genrl.config.schema import AlignConfig
+from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.data.packing import PackedBatch, Packer
+from genrl.data.reasoning import TraceBatch, TraceBatches
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream, seed_of
 
+BatchT = TypeVar("BatchT", PackedBatch, TraceBatch)
 
-class SFTModule(StageModule):
-    """Cross-entropy over the legal codes of every item in a history, and over the words of text examples.
+
+class SupervisedModule(StageModule, Generic[BatchT]):
+    """A stage that lowers the negative log-likelihood of given tokens.
 
     loss = -1/n sum over target tokens of log pi(token | what stands before it), n = target tokens of the step on all
     ranks
 
     Args:
-        packer: makes the batches.
-        config: the align section.
+        batches: makes the batches.
+        config: the stage's section.
         stage: arguments of `StageModule`.
     """
 
-    def __init__(self, packer: Packer, config: AlignConfig, **stage: Any) -> None:  # noqa: ANN401
+    def __init__(self, batches: Packer | TraceBatches, config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
         super().__init__(**stage)
-        self.packer = packer
+        self.batches = batches
         self.config = config
-        self.max_steps = packer.steps_per_epoch * config.max_epochs
-        self.round_steps = max(1, round(packer.steps_per_epoch * config.validate_every))
+        self.max_steps = batches.steps_per_epoch * config.max_epochs
+        self.round_steps = max(1, round(batches.steps_per_epoch * config.validate_every))
 
-    def train_dataloader(self) -> StepStream[PackedBatch]:
+    @abstractmethod
+    def total(self, hidden: Tensor, batch: BatchT) -> Tensor:
+        """Negative log-likelihood of the targets of a batch, summed, from hidden states [R, L, H]."""
+
+    def train_dataloader(self) -> StepStream[BatchT]:
         """The next round of steps."""
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
-    def _batches(self, step: int) -> Iterator[PackedBatch]:
+    def _batches(self, step: int) -> Iterator[BatchT]:
         torch.manual_seed(seed_of(self.config.seed, step, self.global_rank))  # dropout of this step
-        yield self.packer.step(step)
+        yield self.batches.step(step)  # type: ignore[misc]
 
-    def training_step(self, batch: PackedBatch, index: int) -> Tensor:
+    def training_step(self, batch: BatchT, index: int) -> Tensor:
         """Loss of one packed batch."""
         self.policy.train()
-        mask = batch.segments >= 0 if self.packer.alone else packed_mask(batch.segments)
+        mask = batch.segments >= 0 if self.batches.alone else packed_mask(batch.segments)
         hidden = self.policy.hidden(batch.tokens, mask, batch.positions)
-        total = self._item_loss(hidden, batch) + self._text_loss(hidden, batch)
-        loss = total * self.trainer.world_size / batch.share
+        loss = self.total(hidden, batch) * self.trainer.world_size / batch.share
         self.check_finite(loss, batch)
         self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)  # the mean is that of the step
-        self.log("train/learning_rate", self._rate())
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, linear warm-up, cosine to the last step."""
+        config = self.config
+        warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
+        factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
+        return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)
+
+
+class SFTModule(SupervisedModule[PackedBatch]):
+    """Cross-entropy over the legal codes of every item in a history, and over the words of text examples."""
+
+    def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Of items and words."""
+        return self._item_loss(hidden, batch) + self._text_loss(hidden, batch)
 
     def _item_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Negative log-likelihood of the SIDs of all target items."""
@@ -69,13 +91,3 @@ class SFTModule(StageModule):
             return hidden.new_zeros((), dtype=torch.float32)
         logits = self.policy.logits(hidden[rows, columns - 1])
         return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
-
-    def _rate(self) -> float:
-        return self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, linear warm-up, cosine to the last step."""
-        config = self.config
-        warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
-        factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
-        return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)

@@ -68,7 +68,7 @@ def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_pa
     losses, gradients = [], []
     for rank in range(2):
         module = attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)
-        module.packer = session.packer(rank, 2)
+        module.batches = session.packer(rank, 2)
         session.policy.zero_grad()
         part = module.training_step(next(iter(module.train_dataloader())), 0)
         part.backward()
@@ -81,7 +81,7 @@ def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_pa
 def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Session, tmp_path: Path) -> None:
     one = changed(session, tmp_path, "align.items_per_step=1")
     module = attach(sft_module(one, tmp_path), world_size=2, global_rank=1)
-    module.packer = one.packer(1, 2)
+    module.batches = one.packer(1, 2)
     batch = next(iter(module.train_dataloader()))
     assert not len(batch.items)
     loss = module.training_step(batch, 0)
@@ -138,8 +138,8 @@ def test_training_lowers_the_loss_and_validates_after_each_round(session: Sessio
     session.policy.zero_grad()
     module = sft_module(changed(session, tmp_path, "align.validate_every=0.5", "align.max_epochs=6"), tmp_path)
     trainer = train(module, module.max_steps)
-    assert trainer.global_step == module.max_steps == 6 * module.packer.steps_per_epoch
-    assert module.round_steps == round(module.packer.steps_per_epoch / 2)
+    assert trainer.global_step == module.max_steps == 6 * module.batches.steps_per_epoch
+    assert module.round_steps == round(module.batches.steps_per_epoch / 2)
     assert {"val/ndcg@10", "val/recall@5", "train/grad_norm", "train/learning_rate"} <= set(trainer.callback_metrics)
     assert float(step_gradient(whole, tmp_path)[0]) < float(before) - 0.05
 
@@ -167,8 +167,8 @@ def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradien
     module = sft_module(session, tmp_path)
     alone = step_gradient(session, tmp_path)[1]
     session.policy.refused_ways = tried
-    assert module.packer.alone
-    batch = module.packer.step(0)
+    assert module.batches.alone
+    batch = module.batches.step(0)
     assert bool((batch.segments <= 0).all())
     assert int(batch.segments.amax(1).min()) == 0
     assert_same(alone, packed)
