@@ -198,8 +198,39 @@ class Rows(ABC):
         """
 
 
-class CachedRows(Rows):
-    """A copy of the prompt's keys and values per row, in a batch that shrinks."""
+class ShrinkingRows(Rows):
+    """Rows in a cached batch, from which those that have ended are taken out together, not one by one.
+
+    Until then they are computed along: each copy of the batch costs about as much as a token of it.
+    """
+
+    def _hold(self) -> None:
+        """The batch holds rows that all go on."""
+        self.held = torch.arange(len(self.prompts), device=self.tokens.device)
+
+    @abstractmethod
+    def _keep(self, rows: Tensor) -> None:
+        """Make a batch of some of its rows [n]."""
+
+    @abstractmethod
+    def _feed(self, tokens: Tensor) -> Tensor:
+        """Hidden states [rows of the batch, H] behind one more token for each."""
+
+    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+        """Add one token; when an eighth of the batch has ended, copy the rest into a smaller one."""
+        if going is not None:
+            self.held = self.held[going]
+            if len(self.held) <= len(self.prompts) * 7 // 8:
+                self.prompts = self.prompts[self.held]
+                self._keep(self.held)
+                self._hold()
+        hidden = self._feed(tokens.new_zeros(len(self.prompts)).index_copy(0, self.held, tokens))
+        self.depth += 1
+        return hidden[self.held]
+
+
+class CachedRows(ShrinkingRows):
+    """A copy of the prompt's keys and values per row."""
 
     def prefill(self) -> Tensor:
         """Compute each prompt once and copy what it left in the cache."""
@@ -209,53 +240,42 @@ class CachedRows(Rows):
         self.cache.batch_select_indices(self.prompts)
         self.seen = self.mask[self.prompts]
         self.lengths = self.seen.sum(1)
-        self.held = torch.arange(len(self.prompts), device=self.tokens.device)
-        """Rows of the batch that still go on; the others are computed along until enough of them have ended."""
+        self._hold()
         return hidden[self.prompts]
 
-    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
-        """Add one token; when an eighth of the batch has ended, copy the rest into a smaller one."""
-        if going is not None:
-            self.held = self.held[going]
-            if len(self.held) <= len(self.seen) * 7 // 8:
-                self.cache.batch_select_indices(self.held)
-                self.seen, self.lengths = self.seen[self.held], self.lengths[self.held]
-                self.held = torch.arange(len(self.held), device=tokens.device)
-        fed = tokens.new_zeros(len(self.seen)).index_copy(0, self.held, tokens)
+    def _keep(self, rows: Tensor) -> None:
+        """Copy the caches of the rows."""
+        self.cache.batch_select_indices(rows)
+        self.seen, self.lengths = self.seen[rows], self.lengths[rows]
+
+    def _feed(self, tokens: Tensor) -> Tensor:
+        """One token behind all that each row has."""
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=1)
         positions = (self.lengths + self.depth)[:, None]
-        hidden = self.policy.hidden(fed[:, None], self.seen, positions, self.cache)[:, 0]
-        self.depth += 1
-        return hidden[self.held]
+        return self.policy.hidden(tokens[:, None], self.seen, positions, self.cache)[:, 0]
 
 
-class SharingRows(Rows):
-    """One copy of each prompt's keys and values for all its rows, in a batch that shrinks."""
+class SharingRows(ShrinkingRows):
+    """One copy of each prompt's keys and values for all its rows."""
 
     def prefill(self) -> Tensor:
         """Compute each prompt once."""
         self.shared = SharedPrompt(self.policy, self.tokens, self.mask, self.prompts)
         self.cache = tree_cache(self.policy.base.config, self.levels)
-        self.held = torch.arange(len(self.prompts), device=self.tokens.device)
-        """Rows of the batch that still go on; the others are computed along until enough of them have ended."""
+        self._hold()
         return self.shared.hidden[self.prompts]
 
-    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
-        """Add one token; when an eighth of the batch has ended, copy the rest into a smaller one."""
-        if going is not None:
-            self.held = self.held[going]
-            if len(self.held) <= len(self.prompts) * 7 // 8:
-                self.prompts = self.prompts[self.held]
-                self.shared.serve(self.prompts)
-                if self.depth:
-                    self.cache.batch_select_indices(self.held)
-                self.held = torch.arange(len(self.held), device=tokens.device)
-        fed = tokens.new_zeros(len(self.prompts)).index_copy(0, self.held, tokens)
+    def _keep(self, rows: Tensor) -> None:
+        """Copy the rows' own caches; prompts stay where they are."""
+        self.shared.serve(self.prompts)
+        if self.depth:
+            self.cache.batch_select_indices(rows)
+
+    def _feed(self, tokens: Tensor) -> Tensor:
+        """One token behind the shared prompt and the row's own tokens."""
         positions = (self.shared.lengths[self.prompts] + self.depth)[:, None]
         with self.shared.attended():
-            hidden = self.policy.hidden(fed[:, None], None, positions, self.cache, shared=self.shared)[:, 0]
-        self.depth += 1
-        return hidden[self.held]
+            return self.policy.hidden(tokens[:, None], None, positions, self.cache, shared=self.shared)[:, 0]
 
 
 class PlainRows(Rows):
