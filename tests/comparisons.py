@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from genrl.cli import compose, parse
-from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows, shared_stages
+from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows
 from genrl.config import RunConfig, run_folder, save_config
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.training.stages import supervised_stages
 
 ALIGNED = (0, 3, 20, 20, 5, 20)
 """Place of each user's target before stage `rl`; 20 is a miss."""
@@ -74,7 +75,7 @@ def finish(
     """
     config = run.config
     folders = {"align": (align, aligned), "activate": ("activate-1", ACTIVATED)}
-    shared = {stage: folders[stage] for stage in shared_stages(config)}
+    shared = {stage: folders[stage] for stage in supervised_stages(config)}
     places = {stage: run.folder.parent / folder / "evaluation-1" for stage, (folder, _) in shared.items()}
     for stage, place in places.items():
         _save_ranks(place, shared[stage][1], cold)

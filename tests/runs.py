@@ -80,7 +80,7 @@ def sft_module(session: Session, folder: Path) -> SFTModule:
 
 def activate_module(session: Session, folder: Path) -> ActivateModule:
     """The activate stage of a session."""
-    return ActivateModule(session.trace_batches(0, 1), session.config.activate, **_stage(session, folder))
+    return ActivateModule(session.activate_batches(0, 1), session.config.activate, **_stage(session, folder))
 
 
 def rl_module(session: Session, folder: Path) -> RLModule:

@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genrl.compare.curves import Notes
-from genrl.compare.plan import SHARED, UNLIMITED, Plan, completions
+from genrl.compare.plan import UNLIMITED, Plan, completions
 from genrl.compare.run import choose
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
 from genrl.objectives import OBJECTIVES
 from genrl.training.claim import differences
 from genrl.training.folder import key_of, read_json
+from genrl.training.stages import SUPERVISED
 
 UNUSED = {
     "rl": ("experiment", "name", "seed", "baseline"),
-    "baseline": ("experiment", "name", "seed", "objective", "rewards", "rollout", "rl", *SHARED, "layout"),
+    "baseline": ("experiment", "name", "seed", "objective", "rewards", "rollout", "rl", *SUPERVISED, "layout"),
 }
 """Stage that a run is about -> what its seeds may differ in, or sections that it does not read."""
 SPLITS = ("test", "valid")
@@ -61,7 +62,7 @@ class Finished:
     def shared(self) -> dict[str, Path]:
         """Each stage before `rl`, in order, and where its scores lie: beside the run, wherever that is."""
         stages = self.metrics["stages"]
-        places = {stage: Path(stages[stage]["evaluation"]).parts[-2:] for stage in SHARED if stage in stages}
+        places = {stage: Path(stages[stage]["evaluation"]).parts[-2:] for stage in SUPERVISED if stage in stages}
         return {stage: self.folder.parent.joinpath(*parts) for stage, parts in places.items()}
 
     @cached_property
@@ -81,7 +82,7 @@ class Finished:
 
     def references(self, split: str) -> Tree:
         """Metrics of the reference lines on a split, by name and kind."""
-        stages = (*SHARED, "rl", "baseline")
+        stages = (*SUPERVISED, "rl", "baseline")
         return {name: value for name, value in self.metrics[split].items() if name not in stages}
 
     def rows_scored(self) -> tuple[object, ...]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from genrl.config import RunConfig, run_folder
 from genrl.errors import ConfigError, suggest
-from genrl.layouts import LAYOUTS
 from genrl.objectives import OBJECTIVES
 from genrl.training.folder import key_of
+from genrl.training.stages import SUPERVISED, supervised_stages
 
 Compose = Callable[[list[str]], RunConfig]
 """Words after `python -m genrl` -> the checked configuration they ask for."""
@@ -20,13 +20,11 @@ Length = Callable[[RunConfig], int]
 """Configuration -> tokens per completion."""
 SHORT = {"lr": "rl.learning_rate", "kl": "objective.kl_coef"}
 """Short names of options in a grid."""
-SHARED = ("align", "activate")
-"""Stages before `rl`, which all rows share, in order."""
 SECTIONS = ("rl", "rollout", "objective", "rewards")
 """Sections that the shared stages do not depend on, so that rows may differ in them."""
 OWN = {"name": "--objectives", "objective": "--objectives", "seed": "--seeds"}
 """Options that a comparison sets itself -> what to use instead."""
-RESERVED = (*SHARED, "most_popular", "repeat_last", "item_knn")
+RESERVED = (*SUPERVISED, "most_popular", "repeat_last", "item_knn")
 """Rows that every report has."""
 UNITS = ("steps", "prompts", "tokens", "seconds")
 UNLIMITED = 10**9
@@ -141,17 +139,6 @@ def parse_rows(text: str) -> dict[str, str]:
             raise ConfigError(f"--objectives {text}: {name} is a row of every report. Choose another name.")
         rows[name] = objective or name
     return rows
-
-
-def shared_stages(config: RunConfig) -> list[str]:
-    """The stages of a configuration that all rows share; without thinking there is nothing to activate.
-
-    Example:
-        >>> shared_stages(RunConfig(stages=["align", "activate", "rl"], layout={"name": "sid"}))
-        ['align']
-    """
-    thinks = getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False)
-    return [stage for stage in SHARED if stage in config.stages and (thinks or stage != "activate")]
 
 
 def completions(config: RunConfig) -> int:
@@ -296,7 +283,7 @@ def make_plan(
     first = words(next(iter(rows)), seeds[0], {})
     # Another configuration needs another folder; the stages themselves are found by their own keys.
     begun = compose(first)
-    first += [f"stages=[{','.join(shared_stages(begun))}]", f"name=shared-{key_of(replace(begun, output=''))}"]
+    first += [f"stages=[{','.join(supervised_stages(begun))}]", f"name=shared-{key_of(replace(begun, output=''))}"]
     return Plan(found, Run((*first, "--resume"), compose(first)))
 
 

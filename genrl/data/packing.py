@@ -115,7 +115,7 @@ class Packer:
         _, steps, items = self._plan
         chosen = [self._segment(window, items, epoch) for window in steps[within].tolist()]
         share = sum(len(s.items) * self.levels + len(s.text_starts) for s in chosen)
-        return self._pack(chosen[self.rank :: self.world], share)
+        return pack(chosen[self.rank :: self.world], self.length, self.pad_id, share, alone=self.alone)
 
     def _make_plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         random = np.random.default_rng((self.config.seed, epoch))
@@ -148,34 +148,44 @@ class Packer:
         places = target.nonzero()[0]
         return Segment(tokens, len(self.head) + places * self.levels, shown[places])
 
-    def _pack(self, segments: list[Segment], share: int) -> PackedBatch:
-        fitted = first_fit([len(segment.tokens) for segment in segments], self.length, self.alone)
-        rows = [[segments[one] for one in row] for row in fitted]
-        width = max((sum(len(s.tokens) for s in row) for row in rows), default=1)
-        tokens = np.full((max(len(rows), 1), width), self.pad_id, np.int64)  # a rank without a segment: one padding
-        positions = np.zeros_like(tokens)
-        ids = np.full_like(tokens, -1)
-        item_places, items, text_places = [], [], []
-        for row, members in enumerate(rows):
-            column = 0
-            for number, segment in enumerate(members):
-                end = column + len(segment.tokens)
-                tokens[row, column:end] = segment.tokens
-                positions[row, column:end] = np.arange(end - column)
-                ids[row, column:end] = number
-                item_places += [(row, column + place) for place in segment.item_starts]
-                text_places += [(row, column + place) for place in segment.text_starts]
-                items.append(segment.items)
-                column = end
-        return PackedBatch(
-            tokens=torch.from_numpy(tokens),
-            positions=torch.from_numpy(positions),
-            segments=torch.from_numpy(ids),
-            item_places=torch.tensor(item_places, dtype=torch.int64).view(-1, 2),
-            items=torch.from_numpy(np.concatenate(items) if items else np.empty(0, np.int64)),
-            text_places=torch.tensor(text_places, dtype=torch.int64).view(-1, 2),
-            share=torch.tensor(float(share)),
-        )
+
+def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, alone: bool) -> PackedBatch:
+    """Put segments beside each other into rows.
+
+    Args:
+        segments: of this rank.
+        length: tokens of a row at most.
+        pad_id: fills what is left.
+        share: target tokens of the whole step over all ranks.
+        alone: one segment per row.
+    """
+    fitted = first_fit([len(segment.tokens) for segment in segments], length, alone)
+    rows = [[segments[one] for one in row] for row in fitted]
+    width = max((sum(len(s.tokens) for s in row) for row in rows), default=1)
+    tokens = np.full((max(len(rows), 1), width), pad_id, np.int64)  # a rank without a segment: one padding
+    positions = np.zeros_like(tokens)
+    ids = np.full_like(tokens, -1)
+    item_places, items, text_places = [], [], []
+    for row, members in enumerate(rows):
+        column = 0
+        for number, segment in enumerate(members):
+            end = column + len(segment.tokens)
+            tokens[row, column:end] = segment.tokens
+            positions[row, column:end] = np.arange(end - column)
+            ids[row, column:end] = number
+            item_places += [(row, column + place) for place in segment.item_starts]
+            text_places += [(row, column + place) for place in segment.text_starts]
+            items.append(segment.items)
+            column = end
+    return PackedBatch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        segments=torch.from_numpy(ids),
+        item_places=torch.tensor(item_places, dtype=torch.int64).view(-1, 2),
+        items=torch.from_numpy(np.concatenate(items) if items else np.empty(0, np.int64)),
+        text_places=torch.tensor(text_places, dtype=torch.int64).view(-1, 2),
+        share=torch.tensor(float(share)),
+    )
 
 
 def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]:

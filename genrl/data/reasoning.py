@@ -82,8 +82,7 @@ class TraceBatches:
         self.tokens, self.support = layout.compose(self.items, self.blocks)
         self.chosen = layout.sites(self.support) != layout.fixed
         self.steps_per_epoch = -(-len(traces) // config.examples_per_step)
-        prompt = 1 + len(maker.template.prefix_ids) + maker.max_history * maker.template.sid_tokens.shape[1]
-        self.longest = prompt + self.tokens.shape[1]
+        self.longest = maker.longest + self.tokens.shape[1]
         """Tokens of the longest segment there may be."""
         self.length = max(config.pack_length, self.longest)
 

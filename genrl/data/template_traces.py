@@ -62,15 +62,14 @@ def template_traces(
     Raises:
         ConfigError: if `words` is below 4, which leaves no room for what a code stands for.
     """
-    if words <= COUNT:
-        raise ConfigError(f"a template trace needs at least {COUNT + 1} words per block, not {words}.")
-    template = _Template(dataset, table, words)
+    template, sequences = Template(dataset.catalog, table, words), dataset.sequences
     places = torch.as_tensor(positions, dtype=torch.int64)
     traces: list[Trace] = []
     bar = progress_bar("making traces", len(places), "traces") if len(places) >= SLOW else nullcontext(lambda _: None)
     with bar as advance:
         for chunk in places.split(CHUNK):
-            traces += template.traces(chunk, max_history)
+            blocks = template.blocks(sequences.items[chunk], sequences.histories(chunk, max(max_history, 1)))
+            traces += [Trace(*pair) for pair in zip(chunk.tolist(), blocks, strict=True)]
             advance(len(chunk))
     return traces
 
@@ -113,11 +112,22 @@ class _Item:
     """The category that counts as evidence where no item shares the first code; -1 for none."""
 
 
-class _Template:
-    """What is the same for all positions: the clusters of every level, and what may be said of each target."""
+class Template:
+    """Writes blocks about items; the clusters of every level and what may be said of each item are found once.
 
-    def __init__(self, dataset: Dataset, table: SidTable, words: int) -> None:
-        self.sequences, self.catalog = dataset.sequences, dataset.catalog
+    Args:
+        catalog: the items.
+        table: the SIDs of the items.
+        words: words of a block, at most.
+
+    Raises:
+        ConfigError: if `words` is below 4, which leaves no room for what a code stands for.
+    """
+
+    def __init__(self, catalog: Catalog, table: SidTable, words: int) -> None:
+        if words <= COUNT:
+            raise ConfigError(f"a template trace needs at least {COUNT + 1} words per block, not {words}.")
+        self.catalog = catalog
         self.shows_latest = words >= ENOUGH + COUNT + LATEST
         evidence = COUNT + LATEST * self.shows_latest
         self.room = words - evidence
@@ -125,10 +135,8 @@ class _Template:
         self.levels = _levels(self.catalog, table.codes, self.room)
         self._items: dict[int, _Item] = {}
 
-    def traces(self, positions: Tensor, max_history: int) -> list[Trace]:
-        """Traces at some positions [P]."""
-        targets = self.sequences.items[positions]
-        histories = self.sequences.histories(positions, max(max_history, 1))
+    def blocks(self, targets: Tensor, histories: Tensor) -> list[tuple[str, ...]]:
+        """K blocks about each target [P], with the evidence for it in histories [P, H] (-1 pads)."""
         known, seen = histories >= 0, histories.clamp(min=0)
         items = [self._item(row) for row in targets.tolist()]
         shared, latest = [], []
@@ -140,8 +148,8 @@ class _Template:
         categories = torch.tensor([item.category for item in items], dtype=torch.int64)
         kin = ((self.catalog.categories[seen] == categories[:, None]) & known & (categories >= 0)[:, None]).sum(1)
         columns = (known.sum(1), kin, torch.stack(shared, dim=1), torch.stack(latest, dim=1))
-        rows = zip(positions.tolist(), items, *(column.tolist() for column in columns), strict=True)
-        return [Trace(position, tuple(self._blocks(*evidence))) for position, *evidence in rows]
+        rows = zip(items, *(column.tolist() for column in columns), strict=True)
+        return [tuple(self._blocks(*evidence)) for evidence in rows]
 
     def _blocks(self, item: _Item, total: int, kin: int, shared: Sequence[int], latest: Sequence[int]) -> Iterator[str]:
         """The K blocks of a target.

@@ -163,7 +163,7 @@ def _rank(
 ) -> tuple[Ranking, Sequence[list[str] | None]]:
     """Rank the allowed items [I] for histories [P, H], and say what was thought."""
     policy, config = session.policy, session.config.evaluate
-    tokens, mask = session.maker.template.render(seen[:, -session.config.data.max_history :])
+    tokens, mask = session.maker.render(seen[:, -session.config.data.max_history :])
     tokens, mask = tokens.to(policy.device), mask.to(policy.device)
     layout = session.layout if bool(allowed.all()) else session.layout.only(allowed)
     if exclude_seen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     session = Session.build(config)
     report.header(console, config, session, objective)
     prepared = _prepare_rl(session, objective) if "rl" in config.stages else None
-    if "activate" in config.stages and session.layout.thinking:
-        _check_traces(session)
+    if session.activates:
+        _check_taught(session)
     with locked(folder) if is_main_process() else contextlib.nullcontext():
         if is_finished(folder, config, resume):  # by another process, while this one waited
             return show_finished(folder, console)
@@ -71,7 +70,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         results |= {split: references(config, session.dataset, codes, split) for split in SPLITS}
         if "align" in config.stages:
             _align(session, results, console)
-        if "activate" in config.stages and session.layout.thinking:
+        if session.activates:
             _activate(session, results, console)
         if prepared is not None:
             _reinforce(session, objective, *prepared, folder, results, console)
@@ -116,15 +115,15 @@ def _prepare_rl(session: Session, objective: Objective) -> tuple[Verifier, Promp
     return make_verifier(session, objective), order
 
 
-def _check_traces(session: Session) -> None:
-    """Say what is wrong with the traces before stage `align` trains, unless stage `activate` is finished already."""
+def _check_taught(session: Session) -> None:
+    """Say what is wrong with what stage `activate` learns before stage `align` trains, unless it is learned already."""
     if not (_stage_folder(session.config, "activate", session.activate_key()) / "metrics.json").exists():
-        session.trace_batches(0, 1)
+        session.activate_batches(0, 1)
 
 
 def _align(session: Session, results: dict[str, Any], console: Console) -> None:
-    """Train or reuse stage `align`, which knows no thinking, and leave its weights in the policy."""
-    plain = replace(session, layout=session.layout.items)
+    """Train or reuse stage `align` and leave its weights in the policy."""
+    plain = session.plain
 
     def module(folder: Path) -> SFTModule:
         packer = session.packer(process_rank(), session.config.trainer.devices)
@@ -136,9 +135,10 @@ def _align(session: Session, results: dict[str, Any], console: Console) -> None:
 def _activate(session: Session, results: dict[str, Any], console: Console) -> None:
     """Train or reuse stage `activate` and leave its weights in the policy."""
 
-    def module(folder: Path) -> ActivateModule:
-        batches = session.trace_batches(process_rank(), session.config.trainer.devices)
-        return ActivateModule(batches, session.config.activate, **_stage_arguments(session, folder))
+    def module(folder: Path) -> ActivateModule | SFTModule:
+        batches = session.activate_batches(process_rank(), session.config.trainer.devices)
+        kind = ActivateModule if session.layout.thinking else SFTModule
+        return kind(batches, session.config.activate, **_stage_arguments(session, folder))
 
     _supervise("activate", session.activate_key(), session, module, session.config.activate.patience, results, console)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig, TrainerConfig
+from genrl.data.context import ContextBatches, TemplateContext
 from genrl.data.packing import Packer, text_segments
 from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.data.reasoning import TraceBatches
-from genrl.data.template_traces import template_traces
+from genrl.data.template_traces import Template, template_traces
 from genrl.data.traces import Trace, file_hash, leaks, read_traces
 from genrl.errors import ConfigError
 from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
@@ -30,6 +31,7 @@ from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie
 from genrl.training.evaluation import evaluated_rows
 from genrl.training.folder import key_of, locked
+from genrl.training.stages import supervised_stages, thinks
 
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
 """What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
@@ -53,21 +55,21 @@ class Session:
             torch.set_num_threads(config.trainer.threads)
         dataset = load_dataset(config.data)
         table = sid_table(config, dataset)
-        thinks = getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False)
+        thinking = thinks(config)
+        sayings = (SAYINGS,) * (len(dataset.catalog) if thinking or config.prompt.context else 0)
         policy = load_policy(
             config.model,
             table.codebook_sizes,
-            dataset.catalog.texts + (SAYINGS,) * (len(dataset.catalog) if thinks else 0),
+            dataset.catalog.texts + sayings,
             config.prompt.prefix,
-            thinking=thinks,
+            thinking=thinking,
             add_tokens=config.layout.get("add_tokens", True),
         )
         equip(policy, config.trainer)
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
         parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
-        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinks else {}))
-        _check_length(config, policy, table, layout)
+        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
         if config.evaluate.beam > layout.completions:
             raise ConfigError(
                 f"evaluate.beam={config.evaluate.beam} is wider than the catalogue, which has {layout.completions} "
@@ -80,7 +82,23 @@ class Session:
             sid_tokens=table.codes + torch.tensor(policy.first_ids),
             pad_id=policy.start_id if pad is None else pad,
         )
-        return cls(config, dataset, table, policy, layout, PromptMaker(dataset, template, config.data.max_history))
+        context = None
+        if config.prompt.context:
+            template_of_traces = Template(dataset.catalog, table, config.activate.words)
+            context = TemplateContext(template_of_traces, policy.tokenizer, config.prompt.context, table.levels)
+        maker = PromptMaker(dataset, template, config.data.max_history, context)
+        _check_length(config, policy, maker, layout)
+        return cls(config, dataset, table, policy, layout, maker)
+
+    @property
+    def plain(self) -> Session:
+        """Of stage `align`, which knows neither thinking nor context."""
+        return replace(self, layout=self.layout.items, maker=replace(self.maker, context=None))
+
+    @property
+    def activates(self) -> bool:
+        """Whether there is something for stage `activate` to teach, and the stage is asked for."""
+        return "activate" in supervised_stages(self.config)
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision of forward passes outside Lightning's loops."""
@@ -126,24 +144,30 @@ class Session:
         if config.traces == "jsonl":
             found = read_traces(str(config.path), self.dataset, self.table.levels)
         else:
-            positions = self.dataset.sequences.rows(Role.TRAIN)
-            if config.examples and len(positions) > config.examples:
-                generator = torch.Generator().manual_seed(config.seed)
-                positions = (
-                    positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
-                )
-            found = template_traces(self.dataset, self.table, positions, self.config.data.max_history, config.words)
+            history = self.config.data.max_history
+            found = template_traces(self.dataset, self.table, self._taught(), history, config.words)
         report = leaks(found, self.dataset, self.table, sid_token)
         named = set(report.leaking)
         if named:
             warnings.warn(f"{report.line()}; they are left out.", stacklevel=2)
         return [trace for place, trace in enumerate(found) if place not in named]
 
-    def trace_batches(self, rank: int, world: int) -> TraceBatches:
-        """Supervised batches of reasoning."""
-        assert isinstance(self.layout, ThinkingLayout)
+    def _taught(self) -> Tensor:
+        """Positions of the items that stage `activate` learns: all, or a random part of them."""
+        config, positions = self.config.activate, self.dataset.sequences.rows(Role.TRAIN)
+        if not config.examples or len(positions) <= config.examples:
+            return positions
+        generator = torch.Generator().manual_seed(config.seed)
+        return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
+
+    def activate_batches(self, rank: int, world: int) -> TraceBatches | ContextBatches:
+        """Supervised batches of reasoning, or of prompts with context for a layout that does not think."""
         config = self.config.activate
-        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
+        batches: TraceBatches | ContextBatches
+        if isinstance(self.layout, ThinkingLayout):
+            batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
+        else:
+            batches = ContextBatches(self._taught(), self.maker, config, rank, world)
         batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
         return batches
 
@@ -153,6 +177,7 @@ class Session:
         return key_of(
             self.align_key() if "align" in config.stages else key_of(self.align_key(), "untrained"),
             config.layout,
+            config.prompt.context,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
             (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
@@ -167,7 +192,7 @@ class Session:
             config.data.max_history,
             self.table.codes.tolist(),
             config.model,
-            config.prompt,
+            replace(config.prompt, context=int(config.prompt.context > 0)),  # taught later, its words are there
             {"thinking": True} if self.layout.thinking else config.layout,  # thinking comes later, its tokens are there
             config.align,
             config.trainer.precision,
@@ -200,12 +225,13 @@ def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
         return SidTable.load(path, dataset.catalog)
 
 
-def _check_length(config: RunConfig, policy: Policy, table: SidTable, layout: Layout) -> None:
+def _check_length(config: RunConfig, policy: Policy, maker: PromptMaker, layout: Layout) -> None:
     limit = policy.positions
-    needed = 1 + len(policy.prefix_ids) + config.data.max_history * table.levels + layout.length
+    needed = maker.longest + layout.length
     if limit is not None and needed > limit:
+        further = [" or layout.budget"] * layout.thinking + [" or prompt.context"] * (maker.context is not None)
         raise ConfigError(
             f"prompts and completions of {needed} tokens (data.max_history={config.data.max_history} items x "
-            f"{table.levels} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-            f"{config.model.name!r}. Lower data.max_history{' or layout.budget' if layout.thinking else ''}."
+            f"{layout.num_steps} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
+            f"{config.model.name!r}. Lower data.max_history{''.join(further)}."
         )

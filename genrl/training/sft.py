@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
+from genrl.data.context import ContextBatches
 from genrl.data.packing import PackedBatch, Packer
 from genrl.data.reasoning import TraceBatch, TraceBatches
 from genrl.policy.score import item_loss
@@ -18,6 +19,7 @@ from genrl.policy.tree import packed_mask
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream, seed_of
 
+Batches = Packer | TraceBatches | ContextBatches
 BatchT = TypeVar("BatchT", PackedBatch, TraceBatch)
 
 
@@ -33,7 +35,7 @@ class SupervisedModule(StageModule, Generic[BatchT]):
         stage: arguments of `StageModule`.
     """
 
-    def __init__(self, batches: Packer | TraceBatches, config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
+    def __init__(self, batches: Batches, config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
         super().__init__(**stage)
         self.batches = batches
         self.config = config
@@ -72,7 +74,7 @@ class SupervisedModule(StageModule, Generic[BatchT]):
 
 
 class SFTModule(SupervisedModule[PackedBatch]):
-    """Cross-entropy over the legal codes of every item in a history, and over the words of text examples."""
+    """Cross-entropy over the legal codes of target items, and over the words of text examples."""
 
     def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Of items and words."""

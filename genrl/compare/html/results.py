@@ -8,7 +8,7 @@ from typing import Any
 from genrl.compare.html.markup import Markup, element, join, scrolling
 from genrl.compare.html.svg import Look, swatch
 from genrl.compare.html.verdict import WAYS, differences, direction, measure, named, p_text, signed
-from genrl.compare.plan import SHARED
+from genrl.training.stages import SUPERVISED
 
 Tree = Mapping[str, Any]
 HEADS = {"entropy": "entropy, bits", "coverage": "coverage", "top1pct_share": "top 1%"}
@@ -22,7 +22,7 @@ def groups(report: Tree, lines: Mapping[str, Tree]) -> dict[str, list[str]]:
     kinds = {row: facts.get("kind") for row, facts in report.get("rows", {}).items()}
     found: dict[str, list[str]] = {"Reference lines": [], "Baselines": [], "Start": [], "Objectives": []}
     for row, line in lines.items():
-        if row in SHARED:
+        if row in SUPERVISED:
             found["Start"].append(row)
         elif not line["seeds"]:
             found["Reference lines"].append(row)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from genrl.compare.plan import SHARED
 from genrl.training.report import NAMES
+from genrl.training.stages import SUPERVISED
 
 Tree = Mapping[str, Any]
 Direction = Literal["higher", "lower", "unclear"]
@@ -172,7 +172,7 @@ def _against_references(table: Tree) -> Iterator[str]:
     lines, metric = table["lines"], f"ndcg@{table['k']}"
     scores = {row: line["metrics"][metric] for row, line in lines.items() if line["metrics"][metric] is not None}
     rows = [row for row in scores if lines[row]["seeds"]]
-    references = [row for row in scores if row not in SHARED and not lines[row]["seeds"]]
+    references = [row for row in scores if row not in SUPERVISED and not lines[row]["seeds"]]
     if not references or not rows:
         return
     best = max(references, key=lambda row: scores[row])

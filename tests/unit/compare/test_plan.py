@@ -6,7 +6,6 @@ import pytest
 
 from genrl.compare.plan import (
     RESERVED,
-    SHARED,
     UNLIMITED,
     Plan,
     check_baseline,
@@ -14,10 +13,10 @@ from genrl.compare.plan import (
     parse_grid,
     parse_rows,
     parse_seeds,
-    shared_stages,
 )
 from genrl.errors import ConfigError
 from genrl.training.report import NAMES
+from genrl.training.stages import SUPERVISED, supervised_stages
 from tests.comparisons import plan_of
 
 
@@ -56,7 +55,7 @@ def test_stage_align_is_a_run_of_its_own_that_no_budget_ends(tmp_path: Path) -> 
 )
 def test_the_stages_before_rl_are_shared(tmp_path: Path, layout: str, stages: str, shared: list[str]) -> None:
     plan = plan_of(tmp_path, "grpo", f"layout={layout}", f"stages={stages}")
-    assert shared_stages(plan.runs[0].config) == shared
+    assert supervised_stages(plan.runs[0].config) == shared
     assert plan.shared.config.stages == shared
     assert plan.runs[0].config.stages == stages.strip("[]").split(",")
 
@@ -150,7 +149,7 @@ def test_rows_that_are_none(text: str, reason: str) -> None:
 
 
 def test_the_rows_that_every_report_has_are_reserved() -> None:
-    assert set(RESERVED) == {*SHARED, *NAMES}
+    assert set(RESERVED) == {*SUPERVISED, *NAMES}
 
 
 def test_a_baseline_is_a_row() -> None:
