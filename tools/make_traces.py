@@ -33,7 +33,7 @@ from genrl.sid.table import SidTable
 from genrl.training.folder import key_of, write_json
 from genrl.training.session import sid_table
 
-STEPS, ANSWER = "wrong number of blocks", "wrong answer"
+STEPS, CUT, ANSWER = "wrong number of blocks", "cut off", "wrong answer"
 """Why a trace is dropped, beside what it may name."""
 
 
@@ -166,11 +166,11 @@ def _batch(task: Task, teacher: Teacher, check: LeakCheck, positions: Sequence[i
     levels = task.table.levels
     torch.manual_seed(int(np.random.SeedSequence((task.seed, positions[0])).generate_state(1)[0]))
     answers = teacher.write([write_prompt(*task.titles(position), levels) for position in positions])
-    blocks = [read_steps(answer) for answer in answers]
-    reasons = [
-        STEPS if len(texts) != levels else next(iter(check.kinds(Trace(position, texts))), "")
-        for position, texts in zip(positions, blocks, strict=True)
-    ]
+    blocks = [read_steps(answer.text) for answer in answers]
+    reasons = []
+    for position, answer, texts in zip(positions, answers, blocks, strict=True):
+        wrong = STEPS if len(texts) != levels else "" if answer.whole else CUT
+        reasons.append(wrong or next(iter(check.kinds(Trace(position, texts))), ""))
     if task.candidates:
         asked = [place for place, reason in enumerate(reasons) if not reason]
         choices = [task.options(positions[place]) for place in asked]
@@ -182,7 +182,7 @@ def _batch(task: Task, teacher: Teacher, check: LeakCheck, positions: Sequence[i
         for place, chosen, (_, right) in zip(asked, found, choices, strict=True):
             reasons[place] = "" if chosen == right else ANSWER
     for position, answer, texts, reason in zip(positions, answers, blocks, reasons, strict=True):
-        yield task.names(position) | ({"reason": reason, "answer": answer} if reason else {"blocks": list(texts)})
+        yield task.names(position) | ({"reason": reason, "answer": answer.text} if reason else {"blocks": list(texts)})
 
 
 def _settings(task: Task, teacher: Teacher) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _finished(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
     lines = []
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
         try:
             record = json.loads(line)
             lines.append({**record, "user": record["user"], "item": record["item"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from genrl.data.traces import TAGS
 from genrl.errors import ConfigError
+from genrl.training.folder import key_of
 
 LETTERS = string.ascii_uppercase
 STEP = re.compile(r"^\W*(?:step\s*)?(\d+)\s*[.:)]\W*(.*)", re.IGNORECASE)
@@ -78,6 +79,15 @@ def read_steps(answer: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model wrote."""
+
+    text: str
+    whole: bool
+    """Whether it came to its end within the tokens that it may have."""
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A causal LM that answers prompts in batches; with a chat template if its tokenizer has one."""
 
@@ -125,10 +135,24 @@ class Teacher:
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on."""
-        return {"model": self.name, "max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
+        return {
+            "model": self.name,
+            "weights": self._fingerprint(),
+            "prompts": key_of(WRITE, CHECK),
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+        }
+
+    def _fingerprint(self) -> str:
+        """Tells models of one name apart: names, shapes and first values of all weights."""
+        return key_of([(name, list(value.shape), value.flatten()[:4].tolist()) for name, value in self._weights()])
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.model.named_parameters():
+            yield name, value.detach().float().cpu()
 
     @torch.no_grad()
-    def write(self, prompts: Sequence[str]) -> list[str]:
+    def write(self, prompts: Sequence[str]) -> list[Answer]:
         """An answer to each prompt.
 
         Raises:
@@ -136,7 +160,10 @@ class Teacher:
         """
         tokens = self._encode(prompts, self.max_new_tokens)
         found = self.model.generate(**tokens)[:, tokens["input_ids"].shape[1] :]
-        return list(self.tokenizer.batch_decode(found, skip_special_tokens=True))
+        eos = self.model.generation_config.eos_token_id
+        ends = torch.isin(found, torch.tensor([] if eos is None else eos, device=found.device)).any(1)
+        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+        return [Answer(text, whole) for text, whole in zip(texts, ends.tolist(), strict=True)]
 
     @torch.no_grad()
     def choose(self, prompts: Sequence[str], options: Sequence[int]) -> list[int]:

@@ -102,10 +102,10 @@ class Catalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when an id, a title, a category or the order of the items changes."""
+        """16 hex digits that change when an id, a title, a category, a text or the order of the items changes."""
         names = [self.category_names[number] if number >= 0 else "" for number in self.categories.tolist()]
         digest = hashlib.sha256()
-        for column in (self.item_ids, self.titles, names):
+        for column in (self.item_ids, self.titles, names, self.texts):
             digest.update("\x1e".join(column).encode("utf-8", "surrogatepass") + b"\x1d")
         return digest.hexdigest()[:16]
 

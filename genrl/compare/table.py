@@ -70,8 +70,9 @@ def _thinking(report: Tree) -> Iterator[str]:
         ["", *(cell for name in names for cell in (_head(name), f"minus {_name(report['baseline'])}", "p"))],
         ([_name(row), *_quality(lines[row], names)] for row in facts),
     )
+    training, request = ("training tokens, supervised", "rl", "rl prompts"), ("tokens of a request", "multiply-adds")
     yield _rows(
-        ["", "training tokens, supervised", "rl", "beam", "tokens of a request", "multiply-adds", "ms", "ms, relative"],
+        ["", *training, "beam", *request, "ms", "ms, relative"],
         ([_name(row), *_expense(spent, facts)] for row, spent in facts.items()),
     )
 
@@ -90,6 +91,7 @@ def _expense(spent: Tree, facts: Tree) -> Iterator[str]:
     request = spent["request"]
     yield f"{sum(tokens for stage, tokens in spent['training'].items() if stage != 'rl'):,}"
     yield f"{spent['training']['rl']:,}"
+    yield f"{spent['rl_prompts']:,}"
     yield str(spent["beam"])
     yield f"{request['tokens']:,.1f}"
     yield f"{request['multiply_adds']:,}"

@@ -153,6 +153,7 @@ def measure(rows: Rows) -> Tree:
         found[row] = {
             "beam": session.config.evaluate.beam,
             "training": {**stage_tokens(session, runs[0]), "rl": _rl_tokens(runs)},
+            "rl_prompts": round(statistics.mean(spent(run, read_notes(run.folder))["prompts"] or 0 for run in runs)),
             "request": {
                 "tokens": round(took.tokens, 1),
                 "multiply_adds": round(took.multiply_adds),

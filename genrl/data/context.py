@@ -36,6 +36,10 @@ class TemplateContext:
         """Tokens of the longest context there may be."""
         self._ids: dict[str, list[int]] = {"": []}
 
+    def describe(self) -> dict[str, int]:
+        """Its length, and the words of a block."""
+        return {"length": self.length, "words": self.template.words}
+
     def __call__(self, histories: Tensor) -> list[list[int]]:
         """Token ids behind each history [P, H] (right-aligned, -1 pads)."""
         texts = self.template.blocks(histories[:, -1].clamp(min=0), histories)

@@ -58,6 +58,9 @@ class Context(Protocol):
     def __call__(self, histories: Tensor) -> list[list[int]]:
         """Token ids behind each history [P, H] (right-aligned, -1 pads)."""
 
+    def describe(self) -> dict[str, int]:
+        """What its text depends on besides the data, for the weights that learn to read it."""
+
 
 @dataclass(frozen=True)
 class PromptMaker:

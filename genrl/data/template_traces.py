@@ -128,6 +128,7 @@ class Template:
         if words <= COUNT:
             raise ConfigError(f"a template trace needs at least {COUNT + 1} words per block, not {words}.")
         self.catalog = catalog
+        self.words = words
         self.shows_latest = words >= ENOUGH + COUNT + LATEST
         evidence = COUNT + LATEST * self.shows_latest
         self.room = words - evidence

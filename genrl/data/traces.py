@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -146,18 +145,6 @@ def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
     if not traces:
         raise DataError(f"{path}: no traces. Write one per line: {_form(levels)}.")
     return traces
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file of traces.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a JSONL file of traces.") from error
 
 
 def leaks(

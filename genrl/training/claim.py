@@ -13,14 +13,18 @@ from genrl.config.load import save_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.training import report
-from genrl.training.folder import UNIMPORTANT, is_main_process, read_json, versions, write_json
+from genrl.training.folder import UNIMPORTANT, file_hash, is_main_process, read_json, versions, write_json
+
+READ = ("data.interactions", "data.items", "sid.path", "sid.embedding.path", "activate.path")
+"""Options that name files which a run learns from."""
 
 
 def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
     """Whether the run folder holds this very run, finished; writes nothing.
 
     Raises:
-        ConfigError: if it holds another configuration, or an unfinished run that is not to be resumed.
+        ConfigError: if it holds another configuration, was made from files that have other contents now, or holds an
+            unfinished run that is not to be resumed.
     """
     saved = folder / "config.yaml"
     if not is_main_process() or not saved.exists():
@@ -30,6 +34,14 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
         raise ConfigError(
             f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was "
             f"written. Choose another experiment=NAME or seed=N, or remove the folder."
+        )
+    inputs = folder / "inputs.json"
+    before, now = read_json(inputs) if inputs.exists() else {}, input_files(config)
+    other = [f"{name} ({path})" for name, (path, digest) in now.items() if before.get(name, digest) != digest]
+    if other:
+        raise ConfigError(
+            f"{folder} was begun when {', '.join(other)} had another content. Nothing was written. Choose another "
+            f"experiment=NAME or name=NAME, remove the folder, or bring the old content back."
         )
     if (folder / "metrics.json").exists():
         return True
@@ -54,11 +66,18 @@ def claim(folder: Path, config: RunConfig, command: str) -> None:
     if saved.exists():
         return
     write_json(folder / "versions.json", versions())
+    write_json(folder / "inputs.json", {name: digest for name, (_, digest) in input_files(config).items()})
     (folder / "command.txt").write_text(
         f"{command or 'started from Python'}\n# the same run again, elsewhere:\n"
         f"python -m genrl fit --config {saved} output=runs-again\n"
     )
     save_config(config, saved)
+
+
+def input_files(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Option -> path and SHA-256 of each file or folder that a run learns from, as far as it is on this disk."""
+    paths = {name: path for name, path in _flat(asdict(config)).items() if name in READ}
+    return {name: (path, file_hash(path)) for name, path in paths.items() if Path(path).expanduser().exists()}
 
 
 def differences(saved: Path, config: RunConfig) -> list[str]:

@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from genrl.config.schema import EvaluateConfig
+from genrl.data.prompts import PromptMaker
 from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout
 from genrl.policy.model import Policy
 from genrl.training.folder import key_of, read_metadata
 
 
-def decoding(policy: Policy, layout: Layout, config: EvaluateConfig) -> dict[str, Any]:
+def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
     Args:
         policy: gives the tokens that prompts and completions are made of.
         layout: grammar that the weights were trained with.
+        maker: makes the prompts.
         config: how they are searched.
 
     Returns:
-        `layout`: name and options; `template`: token ids around the items; `template_hash`: of these; `search`: what
-        may be chosen anew at each evaluation.
+        `layout`: name and options; `template`: token ids around the items and the context behind them;
+        `template_hash`: of these; `search`: options that may be chosen anew at each evaluation.
     """
     options = getattr(layout, "config", None)
     template: dict[str, Any] = {
@@ -33,12 +35,14 @@ def decoding(policy: Policy, layout: Layout, config: EvaluateConfig) -> dict[str
         "prefix": list(policy.prefix_ids),
         "first_sid_tokens": list(policy.first_ids),
         "codes": list(policy.sizes),
+        "context": None if maker.context is None else maker.context.describe(),
     }
-    search: dict[str, Any] = {"beam": config.beam}
+    search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": maker.max_history}
     if layout.thinking and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
-        search |= {"thinking_samples": config.thinking_samples, "thinking_temperature": config.thinking_temperature}
+        search["evaluate.thinking_samples"] = config.thinking_samples
+        search["evaluate.thinking_temperature"] = config.thinking_temperature
     return {
         "layout": {
             "name": type(layout).__name__.removesuffix("Layout").lower(),
@@ -80,7 +84,7 @@ def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
             f"they were trained with (config.yaml in the run folder) and leave its layout, prompt and data as they are."
         )
     return [
-        f"evaluate.{name}={value}; the weights were chosen with {before}"
+        f"{name}={value}; the weights were chosen with {before}"
         for name, before, value in _differences(saved.get("search", {}), now["search"])
     ]
 

@@ -67,7 +67,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineS
         weights = folder.parent / last.name / "weights.safetensors"
         if "activate" not in stages:
             session = replace(session, layout=session.layout.items)  # stage align knows no thinking
-    for notice in check_decoding(weights, decoding(session.policy, session.layout, config.evaluate)):
+    for notice in check_decoding(weights, decoding(session.policy, session.layout, session.maker, config.evaluate)):
         Console().print(notice)
     session.policy.load_state(read_weights(weights), str(weights))
     return session

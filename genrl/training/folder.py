@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genrl.errors import CheckpointError
+from genrl.errors import CheckpointError, DataError
 
 PACKAGES = (
     "genrl",
@@ -44,6 +44,27 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
     os.replace(temporary, path)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of all files in a folder with their names.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    place = Path(path).expanduser()
+    try:
+        if not place.is_dir():
+            digest = hashlib.sha256()
+            with place.open("rb") as stream:
+                while part := stream.read(1 << 20):
+                    digest.update(part)
+            return digest.hexdigest()
+        files = sorted(one for one in place.rglob("*") if one.is_file())
+        listing = "".join(f"{one.relative_to(place)} {file_hash(one)}\n" for one in files)
+        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a file that is there.") from error
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401

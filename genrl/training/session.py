@@ -20,7 +20,7 @@ from genrl.data.packing import Packer, text_segments
 from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.data.reasoning import TraceBatches
 from genrl.data.template_traces import Template, template_traces
-from genrl.data.traces import Trace, file_hash, leaks, read_traces
+from genrl.data.traces import Trace, leaks, read_traces
 from genrl.errors import ConfigError
 from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
@@ -30,7 +30,7 @@ from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie
 from genrl.training.evaluation import evaluated_rows
-from genrl.training.folder import key_of, locked
+from genrl.training.folder import file_hash, key_of, locked
 from genrl.training.stages import supervised_stages, thinks
 
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"

@@ -148,7 +148,7 @@ class StageModule(RankingModule):
 
     def metadata(self) -> dict[str, str]:
         """How the weights are to be decoded."""
-        return {"decoding": json.dumps(decoding(self.policy, self.layout, self.evaluation))}
+        return {"decoding": json.dumps(decoding(self.policy, self.layout, self.validation.maker, self.evaluation))}
 
     def on_fit_start(self) -> None:
         """Bring the constraint tables to the policy's device."""

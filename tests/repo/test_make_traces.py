@@ -35,6 +35,7 @@ class Script:
     choice: str = "right"
     asked: list[str] = field(default_factory=list)
     fails_at: int = 10_000
+    whole: bool = True
 
     def settings(self):
         return {"model": "script"}
@@ -43,7 +44,7 @@ class Script:
         if len(self.asked) + len(prompts) > self.fails_at:
             raise KeyboardInterrupt
         self.asked += prompts
-        return [self.answer.format(target=target_of(prompt)) for prompt in prompts]
+        return [teacher.Answer(self.answer.format(target=target_of(prompt)), self.whole) for prompt in prompts]
 
     def choose(self, prompts, options):
         return [0] * len(prompts)
@@ -141,6 +142,28 @@ def test_an_interrupted_call_goes_on_and_drops_half_a_line(tmp_path):
     assert len(again.asked) == 7
 
 
+def test_a_trace_whose_last_step_was_cut_off_is_dropped(tmp_path):
+    said = make_traces.make_traces(task(), Script(whole=False), tmp_path / "traces.jsonl", 3, 4)
+    assert "kept 0 of 3 (0.0%); dropped: cut off: 3" in said
+
+
+def test_answers_with_separators_of_unicode_are_one_line_each(tmp_path):
+    out, script = tmp_path / "traces.jsonl", Script("No\u2028steps\u0085here\u2029at all")
+    for _ in range(2):
+        assert "dropped: wrong number of blocks: 3" in make_traces.make_traces(task(), script, out, 3, 4)
+    assert len(script.asked) == 3
+
+
+def test_two_teachers_of_one_name_are_told_apart(tmp_path):
+    spreads = (0.02, 0.03)
+    folders = [save_local_model(tmp_path / str(spread) / "main", initializer_range=spread) for spread in spreads]
+    first, second = (load(folder).settings() for folder in folders)
+    assert first["model"] == second["model"] == "main"
+    assert first["weights"] != second["weights"]
+    assert load(folders[0]).settings() == first
+    assert load(folders[0], new_tokens=7).settings() != first
+
+
 def test_dropped_positions_are_not_asked_again(tmp_path):
     out, script = tmp_path / "traces.jsonl", Script("nothing")
     for _ in range(2):
@@ -172,7 +195,8 @@ def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(folder):
             if int(following) == model.tokenizer.eos_token_id:
                 break
         plain = model.tokenizer(prompt, return_tensors="pt")["input_ids"].shape[1]
-        assert answer == model.tokenizer.decode(ids[0, plain:], skip_special_tokens=True)
+        assert answer.text == model.tokenizer.decode(ids[0, plain:], skip_special_tokens=True)
+        assert answer.whole == (int(ids[0, -1]) == model.tokenizer.eos_token_id)
 
 
 def test_the_letter_chosen_is_the_likeliest_of_those_on_offer(folder, monkeypatch):

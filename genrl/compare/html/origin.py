@@ -71,6 +71,7 @@ def thinking(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
         cells = (
             f"{sum(training.values()) - training['rl']:,}",
             f"{training['rl']:,}",
+            f"{spent['rl_prompts']:,}",
             f"{spent['beam']}",
             f"{request['tokens']:,.1f}",
             f"{request['multiply_adds']:,}",
@@ -84,7 +85,16 @@ def thinking(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
         "training tokens and, by a wider beam, about as many multiply-adds per request. Supervised tokens are all that "
         "went through the model, those of rl are of completions. A request is one user at a time; its time is the "
         "median, all rows in turn in one process.",
-        _heads("row", "supervised tokens", "rl tokens", "beam", "tokens of a request", "multiply-adds", "milliseconds"),
+        _heads(
+            "row",
+            "supervised tokens",
+            "rl tokens",
+            "rl prompts",
+            "beam",
+            "tokens of a request",
+            "multiply-adds",
+            "milliseconds",
+        ),
         (line(row, spent) for row, spent in facts.items()),
     )
 

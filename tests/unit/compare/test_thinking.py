@@ -140,7 +140,7 @@ def test_the_row_without_thinking_waits_for_the_other(asked: Question, monkeypat
 def cost(row: str, *, rl: int, time: float) -> dict[str, Any]:
     training = {"align": 1000, "rl": rl} | ({} if row == "plain" else {"activate": 500})
     request = {"tokens": 61.5, "multiply_adds": 2_000_000, "milliseconds": time}
-    return {"beam": 25, "training": training, "request": request}
+    return {"beam": 25, "training": training, "rl_prompts": rl // 10, "request": request}
 
 
 def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Question) -> None:
@@ -162,9 +162,9 @@ def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Que
     effect = lines["thinking"]["differences"]["recall@10"]["effect"]
     assert f"{effect:+.4f}" in section
     assert "**thinking**: " in section
-    assert "| plain | 1,000 | 4,000 | 25 | 61.5 | 2,000,000 | 2.0 | 1.00 |" in section
-    assert "| context | 1,500 | 4,000 | 25 | 61.5 | 2,000,000 | 3.0 | 1.50 |" in section
-    assert "| thinking | 1,500 | 4,100 | 25 | 61.5 | 2,000,000 | 5.0 | 2.50 |" in section
+    assert "| plain | 1,000 | 4,000 | 400 | 25 | 61.5 | 2,000,000 | 2.0 | 1.00 |" in section
+    assert "| context | 1,500 | 4,000 | 400 | 25 | 61.5 | 2,000,000 | 3.0 | 1.50 |" in section
+    assert "| thinking | 1,500 | 4,100 | 410 | 25 | 61.5 | 2,000,000 | 5.0 | 2.50 |" in section
     page = (folder / "report.html").read_text()
     assert 'id="does-thinking-pay"' in page
     assert "from the same start" not in page

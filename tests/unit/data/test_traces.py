@@ -9,7 +9,7 @@ import torch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
-from genrl.data.traces import Trace, file_hash, leaks, read_traces, split_text, trace_positions, words_of
+from genrl.data.traces import Trace, leaks, read_traces, split_text, trace_positions, words_of
 from genrl.errors import DataError
 from genrl.policy.load import sid_token
 from genrl.sid.table import make_table
@@ -118,14 +118,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_bytes(b'{"user": "\xff"}\n')
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_traces(tmp_path / "traces.jsonl", DATASET, 2)
-
-
-def test_the_hash_of_a_file_changes_with_its_content(tmp_path: Path) -> None:
-    before = file_hash(write(tmp_path, "one"))
-    assert before == file_hash(write(tmp_path, "one"))
-    assert before != file_hash(write(tmp_path, "two"))
-    with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
-        file_hash(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize("sentences", range(9))

@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from genrl.config import RunConfig, run_folder
+from genrl.config.schema import ActivateConfig
 from genrl.errors import ConfigError
 from genrl.training.claim import claim, differences, is_finished
 from genrl.training.folder import write_json
@@ -58,3 +59,24 @@ def test_options_that_an_older_version_lacked_stand_at_their_default(folder: Pat
     assert differences(saved, config) == []
     compiled = replace(config, trainer=replace(config.trainer, compile=True))
     assert differences(saved, compiled) == ["trainer.compile"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_made_from_files_that_changed_since_is_refused(tmp_path: Path, finished: bool) -> None:
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text("one")
+    config = RunConfig(output=str(tmp_path), activate=ActivateConfig(traces="jsonl", path=str(traces)))
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    claim(folder, config, "python -m genrl fit")
+    if finished:
+        write_json(folder / "metrics.json", {})
+    assert is_finished(folder, config, resume=True) == finished
+    traces.write_text("one and another")
+    with pytest.raises(ConfigError, match=r"was begun when activate.path \(.*traces.jsonl\) had another content"):
+        is_finished(folder, config, resume=True)
+    traces.unlink()
+    assert is_finished(folder, config, resume=True) == finished  # what is missed is said when it is read
+    traces.write_text("one")
+    (folder / "inputs.json").unlink()  # of an earlier version
+    assert is_finished(folder, config, resume=True) == finished

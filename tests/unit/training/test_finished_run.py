@@ -136,7 +136,7 @@ def reasoned(thinking: Session) -> Path:
     folder = run_folder(thinking.config)
     folder.mkdir()
     claim(folder, thinking.config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout, thinking.config.evaluate)
+    contract = decoding(thinking.policy, thinking.layout, thinking.maker, thinking.config.evaluate)
     metadata = {"decoding": json.dumps(contract)}
     save_weights(thinking.policy.state(), folder / "weights.safetensors", metadata)
     return folder
@@ -164,7 +164,7 @@ def test_a_run_that_was_only_aligned_does_not_think(reasoned: Path, thinking: Se
     for made in (folder, align):
         made.mkdir()
     claim(folder, config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout.items, config.evaluate)
+    contract = decoding(thinking.policy, thinking.layout.items, thinking.maker, config.evaluate)
     save_weights(thinking.policy.state(), align / "weights.safetensors", {"decoding": json.dumps(contract)})
     (folder / "metrics.json").write_text(json.dumps({"stages": {"align": {"folder": str(align)}}}))
     found = load_run(folder)

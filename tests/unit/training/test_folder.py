@@ -9,8 +9,18 @@ import torch
 from safetensors.torch import save_file
 
 from genrl.config.schema import SidConfig
-from genrl.errors import CheckpointError
-from genrl.training.folder import Meter, key_of, locked, read_json, read_metadata, read_weights, versions, write_json
+from genrl.errors import CheckpointError, DataError
+from genrl.training.folder import (
+    Meter,
+    file_hash,
+    key_of,
+    locked,
+    read_json,
+    read_metadata,
+    read_weights,
+    versions,
+    write_json,
+)
 
 
 def test_json_is_written_in_one_move(tmp_path: Path) -> None:
@@ -72,3 +82,18 @@ def test_versions_and_meter_tell_something() -> None:
     block = torch.ones(30_000_000)
     assert meter.read()["peak_mib"] > 100
     assert block.numel()
+
+
+def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path: Path) -> None:
+    file = tmp_path / "parts" / "a.csv"
+    file.parent.mkdir()
+    file.write_text("one")
+    before, whole = file_hash(file), file_hash(file.parent)
+    assert (file_hash(file), file_hash(str(file.parent))) == (before, whole)
+    file.rename(file.with_name("b.csv"))
+    assert file_hash(file.with_name("b.csv")) == before
+    assert file_hash(file.parent) != whole
+    file.write_text("two")
+    assert file_hash(file) != before
+    with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
+        file_hash(tmp_path / "none.jsonl")

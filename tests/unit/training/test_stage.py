@@ -114,4 +114,4 @@ def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path)
     batch = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:3])
     wanted = rankings(thinking.policy, thinking.layout, batch, replace(config, exact=False))["raw"]
     assert module.rank(batch).items.tolist() == wanted.items.tolist()
-    assert json.loads(module.metadata()["decoding"])["search"]["thinking_samples"] == 2
+    assert json.loads(module.metadata()["decoding"])["search"]["evaluate.thinking_samples"] == 2
