@@ -292,7 +292,11 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="file over the defaults; repeatable, later ones win",
     )
-    add("--layout", metavar="NAME", help="layout of a completion: sid; more: `genrl list layout`")
+    add(
+        "--layout",
+        metavar="NAME",
+        help="layout of a completion: blocked (with thinking, the default) or sid; more: `genrl list layout`",
+    )
     add("--experiment", metavar="NAME", help="folder that runs to be compared share")
     add("--output", metavar="FOLDER", help="where run folders go (default: runs)")
     add("--plugin", action="append", metavar="MODULE", help="module or .py file with components of yours; repeatable")

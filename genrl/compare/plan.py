@@ -11,8 +11,9 @@ from pathlib import Path
 from genrl.config import RunConfig, run_folder
 from genrl.errors import ConfigError, suggest
 from genrl.objectives import OBJECTIVES
+from genrl.policy.rollout import check_method
 from genrl.training.folder import key_of
-from genrl.training.stages import SUPERVISED, supervised_stages
+from genrl.training.stages import SUPERVISED, supervised_stages, thinks
 
 Compose = Callable[[list[str]], RunConfig]
 """Words after `python -m genrl` -> the checked configuration they ask for."""
@@ -334,6 +335,7 @@ def _check_runs(runs: Sequence[Run]) -> None:
     if twice is not None:
         raise ConfigError(f"{twice} would hold two runs. Give the rows different names, and leave `name` out of files.")
     for run in runs:
+        check_method(run.config.rollout, thinking=thinks(run.config))
         if run.config.stages not in (["align", "rl"], ["align", "activate", "rl"]):
             raise ConfigError(
                 f"stages = {run.config.stages}: a comparison needs align and rl. Use [align, rl] or, to teach a layout "

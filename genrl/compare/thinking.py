@@ -95,14 +95,22 @@ def thinking_plan(asked: Question) -> Plan:
     """The runs with thinking: the configured layout if it thinks, else `blocked`.
 
     Raises:
-        ConfigError: if an option for one row is none that rows may differ in.
+        ConfigError: if an option for one row is none that rows may differ in, or no rollout would be noted.
     """
     overrides = _overrides(asked, "thinking")
     named = [text for text in overrides if not text.startswith("layout.")]
     stages = ["stages=[align,activate,rl]"]
     if not thinks(asked.compose(["fit", *asked.flags, *named, *stages])):
         overrides = ["layout=blocked", *(text for text in overrides if not text.startswith("layout="))]
-    return _plan(asked, "thinking", [*overrides, *stages], asked.budget)
+    plan = _plan(asked, "thinking", [*overrides, *stages], asked.budget)
+    config = plan.runs[0].config
+    if config.trainer.log_every > config.rl.max_steps:
+        raise ConfigError(
+            f"trainer.log_every={config.trainer.log_every} is more than rl.max_steps={config.rl.max_steps}: no rollout "
+            f"would be noted, and how long its completions are is what the other rows are matched by. Lower "
+            f"trainer.log_every."
+        )
+    return plan
 
 
 def other_plan(asked: Question, row: str, match: Match | None) -> Plan:
@@ -225,8 +233,8 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
     known = [tokens for tokens in found if tokens is not None]
     if len(known) < len(found):
         raise DataError(
-            f"{runs[0].folder}: its notes do not say how long completions were. Lower trainer.log_every below "
-            f"rl.max_steps."
+            f"{runs[0].folder}: its notes do not say how long completions were. Remove the folder, and lower "
+            f"trainer.log_every below rl.max_steps."
         )
     return round(statistics.mean(known))
 

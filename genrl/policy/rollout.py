@@ -16,17 +16,26 @@ from genrl.policy.writing import sample_thinking
 from genrl.types import PromptBatch, RolloutBatch
 
 
+def check_method(config: RolloutConfig, *, thinking: bool) -> None:
+    """Refuse a search over completions with thinking.
+
+    Raises:
+        ConfigError: naming what may be used instead.
+    """
+    if config.method != "sample" and thinking:
+        raise ConfigError(
+            f"rollout.method={config.method} searches over SID tokens alone, and this layout has thinking before them. "
+            f"Use rollout.method=sample, or layout=sid."
+        )
+
+
 def check_rollout(config: RolloutConfig, layout: Layout) -> None:
     """Refuse a search over completions with thinking, and a group of distinct items larger than the catalogue.
 
     Raises:
         ConfigError: naming both numbers.
     """
-    if config.method != "sample" and layout.thinking:
-        raise ConfigError(
-            f"rollout.method={config.method} searches over SID tokens alone, and this layout has thinking before them. "
-            f"Use rollout.method=sample, or layout=sid."
-        )
+    check_method(config, thinking=layout.thinking)
     if config.method != "sample" and config.group_size > layout.completions:
         raise ConfigError(
             f"rollout.method={config.method} draws group_size={config.group_size} distinct items, but the catalogue "

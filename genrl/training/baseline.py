@@ -38,7 +38,7 @@ from genrl.training.evaluation import (
     evaluated_rows,
     ranking_metrics,
 )
-from genrl.training.fitting import monitor, process_rank, quiet_libraries, train
+from genrl.training.fitting import check_accelerator, monitor, process_rank, quiet_libraries, train
 from genrl.training.folder import Meter, is_main_process, locked, read_json, read_weights, write_json
 from genrl.training.outcome import references, save_ranks, written
 from genrl.training.session import equip, numerics, sid_table
@@ -266,6 +266,7 @@ def fit_baseline(config: RunConfig, *, resume: bool = False, command: str = "") 
     folder = run_folder(config)
     if is_finished(folder, config, resume):
         return show_finished(folder, console)
+    check_accelerator(config.trainer)
     session = BaselineSession.build(config)
     _header(console, session)
     with locked(folder) if is_main_process() else contextlib.nullcontext():
@@ -283,7 +284,7 @@ def fit_baseline(config: RunConfig, *, resume: bool = False, command: str = "") 
             stage = {**cost, "best_step": best_step, "folder": str(folder)}
             _finish(session, folder, stage, {s: {**lines[s], "baseline": written(scored[s])} for s in SPLITS}, command)
             report.show(console, read_json(folder / "metrics.json"))
-            console.print(f"run folder: {folder}   tensorboard --logdir {folder.parent}")
+            report.places(console, **{"run folder": folder})
     return folder
 
 

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
-from genrl.config.schema import RunConfig
-from genrl.errors import CheckpointError
+from genrl.config.schema import RunConfig, TrainerConfig
+from genrl.errors import CheckpointError, ConfigError
 from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress
 from genrl.training.folder import is_main_process
 from genrl.training.rl import RLModule, micro_batches
@@ -30,6 +30,19 @@ class RunLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write metrics as scalars."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
+def check_accelerator(config: TrainerConfig) -> None:
+    """Refuse a GPU that is not there, before anything is built.
+
+    Raises:
+        ConfigError: with what to use instead.
+    """
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=gpu, but PyTorch finds no GPU here. Use trainer.accelerator=auto or cpu, or install a "
+            "build of PyTorch for your GPU."
+        )
 
 
 def train(

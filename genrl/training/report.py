@@ -14,6 +14,7 @@ from genrl.config.schema import RunConfig
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.objectives import OBJECTIVES, Objective
+from genrl.training.stages import supervised_stages
 
 if TYPE_CHECKING:
     from genrl.catalog.dataset import Dataset
@@ -41,7 +42,17 @@ def header(console: Console, config: RunConfig, session: Session, objective: Obj
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
+    if config.model.name == "tiny" and not supervised_stages(config):
+        console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     console.print(repr(objective), highlight=False, markup=False)
+
+
+def places(console: Console, **paths: Path) -> None:
+    """Say where things lie, a line each that is never broken, so that it can be copied."""
+    for name, path in paths.items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    folder = next(iter(paths.values())).parent
+    console.print(f"all curves of the experiment: tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
 
 
 def describe_data(console: Console, dataset: Dataset) -> None:

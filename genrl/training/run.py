@@ -13,7 +13,7 @@ from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
 from genrl.objectives import OBJECTIVES, Objective, check_needs
 from genrl.ops import world_size
-from genrl.policy.rollout import check_rollout
+from genrl.policy.rollout import check_method, check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.sid.table import SidTable
 from genrl.training import report
@@ -23,12 +23,13 @@ from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.claim import claim, is_finished, show_finished
 from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics
-from genrl.training.fitting import barrier, monitor, process_rank, quiet_libraries, train
+from genrl.training.fitting import barrier, check_accelerator, monitor, process_rank, quiet_libraries, train
 from genrl.training.folder import Meter, is_main_process, key_of, locked, read_json, read_weights, write_json
 from genrl.training.outcome import references, save_ranks, written
 from genrl.training.rl import RLModule
 from genrl.training.session import Session, sid_table
 from genrl.training.sft import SFTModule
+from genrl.training.stages import thinks
 from genrl.training.stream import PromptOrder
 
 
@@ -55,6 +56,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     folder = run_folder(config)
     if is_finished(folder, config, resume):
         return show_finished(folder, console)
+    _check_early(config)
     session = Session.build(config)
     report.header(console, config, session, objective)
     prepared = _prepare_rl(session, objective) if "rl" in config.stages else None
@@ -77,10 +79,15 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         if is_main_process():
             _finish(session, folder, results, command)
             report.show(console, read_json(folder / "metrics.json"))
-            console.print(
-                f"run folder: {folder}   curves: {folder / 'curves.png'}   tensorboard --logdir {folder.parent}"
-            )
+            report.places(console, **{"run folder": folder, "curves": folder / "curves.png"})
     return folder
+
+
+def _check_early(config: RunConfig) -> None:
+    """Say what cannot be before data and model are loaded."""
+    check_accelerator(config.trainer)
+    if "rl" in config.stages:
+        check_method(config.rollout, thinking=thinks(config))
 
 
 def build_objective(config: RunConfig) -> Objective:

@@ -92,6 +92,8 @@ def test_a_budget_is_that_of_the_row_with_thinking(tmp_path: Path) -> None:
         ("thinkin:rl.max_steps=3", "Did you mean 'thinking'"),
         ("stages=[align,rl]", "--thinking sets stages itself"),
         ("layout.bugdet=3", "Did you mean 'budget'"),
+        ("rl.max_steps=4", "trainer.log_every=5 is more than rl.max_steps=4: no rollout would be noted"),
+        ("rollout.method=beam", "searches over SID tokens alone"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path: Path, override: str, reason: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,22 @@ def test_the_header_says_what_is_about_to_run(session: Session) -> None:
         "PolicyObjective(",
     ):
         assert words in text
+
+
+def test_paths_and_commands_are_never_broken_into_lines(tmp_path: Path) -> None:
+    folder = tmp_path / ("long " * 20).strip() / "sapo-s0"
+    console, shown = make_console(40)
+    report.places(console, **{"run folder": folder, "curves": folder / "curves.png"})
+    assert shown.getvalue().splitlines() == [
+        f"run folder: {folder}",
+        f"curves: {folder / 'curves.png'}",
+        f"all curves of the experiment: tensorboard --logdir {folder.parent}",
+    ]
+
+
+def test_random_weights_are_said(thinking: Session) -> None:
+    for stages, said in ((["rl"], True), (["align", "rl"], False)):
+        console, shown = make_console(200)
+        config = replace(thinking.config, stages=stages)
+        report.header(console, config, thinking, build_objective(config))
+        assert ("starts from random weights" in shown.getvalue()) == said
