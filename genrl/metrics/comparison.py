@@ -347,8 +347,8 @@ def _sum(parts: list[Part], exponent: int) -> Part:
     Exponent 2 is the rule of Satterthwaite. Exponent 1 gives fewer degrees, never fewer than the fewest of a part.
     """
     variance = sum(part.variance for part in parts)
-    if not variance:
-        return Part(0.0, math.inf)
+    if not variance:  # by chance, e.g. of a few rows; how little it was measured with stays known
+        return Part(0.0, min((part.degrees for part in parts), default=math.inf))
     return Part(variance, 1 / sum((part.variance / variance) ** exponent / part.degrees for part in parts))
 
 

@@ -243,6 +243,17 @@ def test_a_plain_difference_of_few_rows_is_not_called_invisible():
     assert any("10 rows" in warning for warning in warnings_of(paired_difference(*hits(3, 60, 0.2, 0.05, 0)), 10))
 
 
+def test_seeds_that_hit_equally_often_but_not_the_same_rows_are_no_division_by_zero():
+    ours = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    found = paired_difference(ours, torch.zeros(1, 4))
+    assert found.by_seeds.variance == 0
+    assert found.residual > 0
+    more = paired_difference(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]), torch.zeros(1, 4))
+    assert more.by_seeds.degrees == found.by_seeds.degrees == 2
+    assert math.isfinite(detectable_change(found, 4))
+    assert warnings_of(found, 4) != []
+
+
 def test_of_models_without_seeds_none_are_asked_for():
     found = paired_difference(*hits(1, 20_000, 0.05, 0.02, 0))
     assert warnings_of(found, 20_000, trained=False) == []
