@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ SHARE = 0.2
 """Change, as a share of the other model's mean, that a test should be able to find."""
 POWER = 0.8
 """Probability with which it should find it."""
+ROUNDING = 1e-9
+"""Share of another variance below which one is nothing but rounding."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,11 @@ def paired_difference(ours: Tensor, theirs: Tensor, confidence: float = 0.95) ->
     per_user = ours.mean(dim=0) - theirs.mean(dim=0)
     effect = per_user.mean().item()
     residual = sum(found.residual for found in seeds)
+    by_seeds = _sum([found.part for found in seeds], exponent=2)
+    if by_seeds.variance <= ROUNDING * residual:  # hits are few numbers, and seeds may have equally many by chance
+        by_seeds, residual = replace(by_seeds, variance=0.0), 0.0
     # The means per user hold the residual of seed by user too, which the part of the seeds counts already.
     by_users = Part(max(per_user.var().item() / users - residual, 0.0), users - 1)
-    by_seeds = _sum([found.part for found in seeds], exponent=2)
     total = _sum([by_users, by_seeds], exponent=1)
     half = _quantile(total.degrees, (1 + confidence) / 2) * math.sqrt(total.variance)
     return Difference(

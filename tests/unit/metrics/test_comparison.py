@@ -243,15 +243,20 @@ def test_a_plain_difference_of_few_rows_is_not_called_invisible():
     assert any("10 rows" in warning for warning in warnings_of(paired_difference(*hits(3, 60, 0.2, 0.05, 0)), 10))
 
 
-def test_seeds_that_hit_equally_often_but_not_the_same_rows_are_no_division_by_zero():
-    ours = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
-    found = paired_difference(ours, torch.zeros(1, 4))
-    assert found.by_seeds.variance == 0
-    assert found.residual > 0
-    more = paired_difference(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]), torch.zeros(1, 4))
-    assert more.by_seeds.degrees == found.by_seeds.degrees == 2
-    assert math.isfinite(detectable_change(found, 4))
-    assert warnings_of(found, 4) != []
+def test_seeds_that_hit_equally_often_by_chance_do_not_make_a_difference_certain():
+    # 60 users; every seed finds six targets, each others, and so did the start: the difference is nothing.
+    ours, theirs = torch.zeros(3, 60), torch.zeros(1, 60)
+    for seed in range(3):
+        ours[seed, seed * 6 : seed * 6 + 6] = 1
+    theirs[0, 30:36] = 1
+    found = paired_difference(ours, theirs)
+    assert_same(found.effect, 0.0, tolerance=1e-12)
+    assert found.low < -0.03
+    assert found.high > 0.03
+    assert found.p_value > 0.99
+    assert found.by_seeds.degrees == 2
+    assert 0 < detectable_change(found, 20) < math.inf
+    assert any("20 rows" in warning for warning in warnings_of(found, 20))
 
 
 def test_of_models_without_seeds_none_are_asked_for():
