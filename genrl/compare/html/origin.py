@@ -80,23 +80,18 @@ def thinking(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
         name = element("th", swatch(styles[row]) if row in styles else None, named(row), scope="row")
         return element("tr", name, (element("td", cell) for cell in cells))
 
-    return scrolling(
+    about = (
         "The row context reads the text of a trace instead of writing it. The rows without thinking were given as many "
         "training tokens and, by a wider beam, about as many multiply-adds per request. Supervised tokens are all that "
         "went through the model, those of rl are of completions. A request is one user at a time; its time is the "
-        "median, all rows in turn in one process.",
-        _heads(
-            "row",
-            "supervised tokens",
-            "rl tokens",
-            "rl prompts",
-            "beam",
-            "tokens of a request",
-            "multiply-adds",
-            "milliseconds",
-        ),
-        (line(row, spent) for row, spent in facts.items()),
+        "median, all rows in turn in one process."
     )
+    heads = _heads(
+        *("row", "supervised tokens", "rl tokens", "rl prompts"),
+        *("beam", "tokens of a request", "multiply-adds", "milliseconds"),
+    )
+    lines = (line(row, spent) for row, spent in facts.items())
+    return join(element("p", about, class_="note"), scrolling("What each row spent", heads, lines))
 
 
 def choices(chosen: Tree) -> Markup | None:
