@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,10 @@ class Teacher:
 
     def _fingerprint(self) -> str:
         """Tells models of one name apart: names, shapes and first values of all weights."""
-        return key_of([(name, list(value.shape), value.flatten()[:4].tolist()) for name, value in self._weights()])
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in self.model.named_parameters():
-            yield name, value.detach().float().cpu()
+        weights = self.model.named_parameters()
+        return key_of(
+            [(name, list(value.shape), value.detach().flatten()[:4].float().tolist()) for name, value in weights]
+        )
 
     @torch.no_grad()
     def write(self, prompts: Sequence[str]) -> list[Answer]:

@@ -284,7 +284,7 @@ def fit_baseline(config: RunConfig, *, resume: bool = False, command: str = "") 
             stage = {**cost, "best_step": best_step, "folder": str(folder)}
             _finish(session, folder, stage, {s: {**lines[s], "baseline": written(scored[s])} for s in SPLITS}, command)
             report.show(console, read_json(folder / "metrics.json"))
-            report.places(console, **{"run folder": folder})
+            report.places(console, {"run folder": folder})
     return folder
 
 

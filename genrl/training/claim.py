@@ -36,7 +36,8 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
             f"written. Choose another experiment=NAME or seed=N, or remove the folder."
         )
     inputs = folder / "inputs.json"
-    before, now = read_json(inputs) if inputs.exists() else {}, input_files(config)
+    before = read_json(inputs) if inputs.exists() else {}
+    now = input_files(config) if before else {}
     other = [f"{name} ({path})" for name, (path, digest) in now.items() if before.get(name, digest) != digest]
     if other:
         raise ConfigError(

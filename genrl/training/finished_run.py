@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineS
         last = Path(stages["activate" if "activate" in stages else "align"]["folder"])
         weights = folder.parent / last.name / "weights.safetensors"
         if "activate" not in stages:
-            session = replace(session, layout=session.layout.items)  # stage align knows no thinking
+            session = session.plain
     for notice in check_decoding(weights, decoding(session.policy, session.layout, session.maker, config.evaluate)):
         Console().print(notice)
     session.policy.load_state(read_weights(weights), str(weights))

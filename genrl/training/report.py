@@ -47,7 +47,7 @@ def header(console: Console, config: RunConfig, session: Session, objective: Obj
     console.print(repr(objective), highlight=False, markup=False)
 
 
-def places(console: Console, **paths: Path) -> None:
+def places(console: Console, paths: dict[str, Path]) -> None:
     """Say where things lie, a line each that is never broken, so that it can be copied."""
     for name, path in paths.items():
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)

@@ -79,7 +79,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         if is_main_process():
             _finish(session, folder, results, command)
             report.show(console, read_json(folder / "metrics.json"))
-            report.places(console, **{"run folder": folder, "curves": folder / "curves.png"})
+            report.places(console, {"run folder": folder, "curves": folder / "curves.png"})
     return folder
 
 

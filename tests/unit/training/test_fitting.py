@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.config.schema import EvaluateConfig, RunConfig, TrainerConfig
+from genrl.errors import ConfigError
 from genrl.training import fitting
 from genrl.training.callbacks import BestWeights
-from genrl.training.fitting import RunLogger, barrier, monitor, process_rank, train
+from genrl.training.fitting import RunLogger, barrier, check_accelerator, monitor, process_rank, train
 
 
 def test_the_largest_cut_off_chooses_weights() -> None:
@@ -52,3 +54,13 @@ def test_what_was_trained_is_scored_where_it_was_trained(tmp_path: Path, monkeyp
     module = torch.nn.Linear(2, 2)
     train("stage", module, tmp_path, 1, BestWeights(tmp_path / "best", None), RunConfig())  # type: ignore[arg-type]
     assert module.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    for accelerator in ("auto", "cpu"):
+        check_accelerator(TrainerConfig(accelerator=accelerator))
+    refused = contextlib.nullcontext() if there else pytest.raises(ConfigError, match="PyTorch finds no GPU here")
+    with refused:
+        check_accelerator(TrainerConfig(accelerator="gpu"))

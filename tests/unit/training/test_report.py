@@ -170,7 +170,7 @@ def test_the_header_says_what_is_about_to_run(session: Session) -> None:
 def test_paths_and_commands_are_never_broken_into_lines(tmp_path: Path) -> None:
     folder = tmp_path / ("long " * 20).strip() / "sapo-s0"
     console, shown = make_console(40)
-    report.places(console, **{"run folder": folder, "curves": folder / "curves.png"})
+    report.places(console, {"run folder": folder, "curves": folder / "curves.png"})
     assert shown.getvalue().splitlines() == [
         f"run folder: {folder}",
         f"curves: {folder / 'curves.png'}",
