@@ -177,14 +177,14 @@ class AlignConfig:
     """Passes over the data at most."""
     patience: int = 3
     """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
-    validate_every: float = 1.0
+    validate_every: float = 2.0
     """Passes between validations; a resumable checkpoint follows each."""
-    items_per_step: int = 128
+    items_per_step: int = 384
     """Target items per optimiser step."""
-    pack_length: int = 256
-    """Tokens per packed row; users do not see each other inside a row."""
-    learning_rate: float = 4e-3
-    """Peak learning rate."""
+    pack_length: int = 128
+    """Tokens per packed row, more where one user needs it; users do not see each other inside a row."""
+    learning_rate: float = 8e-3
+    """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
     final_learning_rate: float = 0.05
     """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""
     weight_decay: float = 0.1
@@ -224,12 +224,12 @@ class ActivateConfig:
     """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
     validate_every: float = 1.0
     """Passes between validations; a resumable checkpoint follows each."""
-    examples_per_step: int = 64
+    examples_per_step: int = 128
     """Traces per optimiser step."""
-    pack_length: int = 256
-    """Tokens per packed row; traces do not see each other inside a row."""
-    learning_rate: float = 6e-3
-    """Peak learning rate."""
+    pack_length: int = 128
+    """Tokens per packed row, more where one trace needs it; traces do not see each other inside a row."""
+    learning_rate: float = 8e-3
+    """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
     final_learning_rate: float = 0.05
     """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""
     weight_decay: float = 0.1

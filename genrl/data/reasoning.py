@@ -144,6 +144,9 @@ class TraceBatches:
 
 
 def known(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
-    """Token ids of texts, without what the tokenizer has no token for."""
+    """Token ids of texts, without what the tokenizer has no token for; a text that comes again is read once."""
     unknown = tokenizer.unk_token_id
-    return [[one for one in ids if one != unknown] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    distinct = list(dict.fromkeys(texts))
+    ids = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    read = {text: [one for one in tokens if one != unknown] for text, tokens in zip(distinct, ids, strict=True)}
+    return [read[text] for text in texts]

@@ -22,6 +22,7 @@ OPTIONS = (
     "model.feed_forward=64",
     "model.dropout=0.1",
     "align.max_epochs=6",
+    "align.learning_rate=4e-3",
     "align.patience=0",
     "rollout.prompts=32",
     "rollout.group_size=8",
