@@ -90,7 +90,8 @@ def _plus_plus(points: Tensor, codes: int, generator: torch.Generator) -> Tensor
     """
     chosen = torch.randint(len(points), (1,), generator=generator)
     centres = [points[chosen]]
-    distances = _squared(points, centres[0]).flatten()
+    lengths = _lengths(points)
+    distances = _squared(points, lengths, centres[0]).flatten()
     trials = 2 + int(math.log(codes))
     for _ in range(codes - 1):
         mass = distances.double().cumsum(0)
@@ -99,7 +100,7 @@ def _plus_plus(points: Tensor, codes: int, generator: torch.Generator) -> Tensor
             chosen = torch.searchsorted(mass, draws, right=True).clamp(max=len(points) - 1)
         else:  # fewer distinct points than codes: the remaining centres are copies that stay unused
             chosen = torch.randint(len(points), (1,), generator=generator)
-        left = torch.minimum(distances[:, None], _squared(points, points[chosen]))
+        left = torch.minimum(distances[:, None], _squared(points, lengths, points[chosen]))
         best = int(left.double().sum(0).argmin())
         centres.append(points[chosen[best]][None])
         distances = left[:, best]
@@ -125,14 +126,20 @@ def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
 
 def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest centre of each point and the squared distance to it: [I] int64, [I] float."""
-    parts = [_squared(chunk, centres).min(dim=1) for chunk in points.split(CHUNK)]
+    chunks = zip(points.split(CHUNK), _lengths(points).split(CHUNK), strict=True)
+    parts = [_squared(chunk, lengths, centres).min(dim=1) for chunk, lengths in chunks]
     return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
 
 
-def _squared(points: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances [I, C], never negative."""
-    squares = (points**2).sum(dim=1)[:, None] + (centres**2).sum(dim=1)[None]
-    return (squares - 2 * points @ centres.T).clamp(min=0)
+def _lengths(points: Tensor) -> Tensor:
+    """Squared lengths [I]."""
+    return (points**2).sum(dim=1)
+
+
+def _squared(points: Tensor, lengths: Tensor, centres: Tensor) -> Tensor:
+    """Squared distances [I, C], never negative: |x|^2 + |c|^2 - 2 x.c, the squared lengths |x|^2 [I] being given."""
+    squares = lengths[:, None] + (centres**2).sum(dim=1)[None]
+    return (squares - points @ (2 * centres).T).clamp(min=0)
 
 
 @contextmanager
