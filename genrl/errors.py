@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from dataclasses import MISSING
+from typing import Any, Literal, get_args, get_origin
+
+WORDS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 class GenRLError(Exception):
@@ -49,3 +54,42 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def misfit(value: Any, hint: Any, default: Any) -> str:  # noqa: ANN401 (whatever was given and declared)
+    """Say what is wrong with the value of an option.
+
+    Args:
+        value: what was given.
+        hint: type of the option.
+        default: plain value of the option when nothing is given; MISSING if there is none.
+
+    Example:
+        >>> misfit("many", int, 50)
+        'is not an integer. The default is 50.'
+    """
+    choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
+    otherwise = "" if default is MISSING else f" The default is {json.dumps(default)}."
+    return f"is not {_allowed(hint)}.{suggest(str(value), choices)}{otherwise}"
+
+
+def _allowed(hint: Any) -> str:  # noqa: ANN401
+    """Say in words what a type allows.
+
+    Example:
+        >>> _allowed(Literal["best", "last"]), _allowed(list[int])
+        ('one of best, last', 'a list of integers such as [1, 2]')
+    """
+    if hint in WORDS:
+        return WORDS[hint]
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if get_origin(hint) is list:
+        return {
+            int: "a list of integers such as [1, 2]",
+            float: "a list of numbers such as [0.9, 0.95]",
+        }.get(arguments[0], "a list of texts such as [a, b]")
+    if get_origin(hint) is dict:
+        return "a group of options"
+    return " or ".join(map(_allowed, arguments)) or getattr(hint, "__name__", str(hint))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
-from genrl.errors import ConfigError, UnknownComponentError, suggest
+from genrl.errors import ConfigError, UnknownComponentError, misfit, suggest
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -143,10 +143,14 @@ class Registry(Generic[T]):
                 listed = f"Options: {', '.join(known)}." if known else "It takes no options."
                 found.append((key, f"{self.kind} {name!r} has no option {key!r}.{suggest(key, known)} {listed}"))
                 continue
+            defaults = OmegaConf.structured(config)
             try:
-                OmegaConf.merge(OmegaConf.structured(config), {key: value})
-            except OmegaConfBaseException as error:
-                found.append((key, f"{self.kind} {name!r}, option {key!r}: {str(error).splitlines()[0]}."))
+                OmegaConf.merge(defaults, {key: value})
+            except OmegaConfBaseException:
+                plain: Any = OmegaConf.to_container(defaults)
+                default = MISSING if OmegaConf.is_missing(defaults, key) else plain[key]
+                reason = misfit(value, get_type_hints(config)[key], default)
+                found.append((key, f"{self.kind} {name!r}, option {key!r}: {value!r} {reason}"))
         for key, field in known.items():
             if field.default is MISSING and field.default_factory is MISSING and key not in options:
                 found.append((key, f"{self.kind} {name!r} needs the option {key!r}."))

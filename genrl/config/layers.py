@@ -159,6 +159,9 @@ def _listed(value: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        files = sorted(path.glob("*.y*ml"))
+        return f"{path}: is a folder, not a file." + (f" Give one of those in it, e.g. {files[0]}." if files else "")
     if not isinstance(error, FileNotFoundError):
         return f"{path}: the file cannot be read: {error}."
     siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -13,9 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genrl.config.checks import Problem
 from genrl.config.layers import SLOTS, Tree
 from genrl.config.schema import RunConfig
-from genrl.errors import suggest
-
-WORDS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+from genrl.errors import misfit, suggest
 
 
 def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (a dataclass)
@@ -53,7 +50,9 @@ def _fill(node: DictConfig, schema: Any, tree: Tree, prefix: str) -> Iterator[Pr
             try:
                 OmegaConf.update(node, key, value, merge=False)
             except OmegaConfBaseException:
-                yield Problem((key,), _misfit(value, hint, OmegaConf.select(node, key)))
+                default = OmegaConf.select(node, key)
+                plain = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
+                yield Problem((key,), misfit(value, hint, plain).removesuffix("."))
         elif isinstance(value, dict):
             yield from _fill(node, hint, value, f"{key}.")
         elif value is not None:  # an empty section of a file is null: nothing to set
@@ -94,34 +93,6 @@ def _unknown(key: str, name: str, siblings: list[str], prefix: str) -> str:
         elsewhere = [other for other in known if other.rpartition(".")[2] == name]
         hint = f" Did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else suggest(key, known)
     return f"is not an option.{hint} Options {'of ' + prefix[:-1] if prefix else 'at the top'}: {', '.join(siblings)}"
-
-
-def _misfit(value: Any, hint: Any, default: Any) -> str:  # noqa: ANN401
-    choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
-    plain = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
-    return f"is not {_allowed(hint)}.{suggest(str(value), choices)} The default is {json.dumps(plain)}"
-
-
-def _allowed(hint: Any) -> str:  # noqa: ANN401
-    """Say in words what a type allows.
-
-    Example:
-        >>> _allowed(Literal["best", "last"]), _allowed(list[int])
-        ('one of best, last', 'a list of integers such as [1, 2]')
-    """
-    if hint in WORDS:
-        return WORDS[hint]
-    arguments = get_args(hint)
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if get_origin(hint) is list:
-        return {
-            int: "a list of integers such as [1, 2]",
-            float: "a list of numbers such as [0.9, 0.95]",
-        }.get(arguments[0], "a list of texts such as [a, b]")
-    if get_origin(hint) is dict:
-        return "a group of options"
-    return " or ".join(_allowed(argument) for argument in arguments)
 
 
 def _unquoted(value: Any, hint: Any) -> Any:  # noqa: ANN401

@@ -92,12 +92,19 @@ def test_every_problem_with_options_is_found(registry):
     problems = dict(registry.problems("good", {"sise": 1, "mode": "c", "levels": "x"}))
     assert set(problems) == {"sise", "mode", "levels", "size"}
     assert "has no option 'sise'. Did you mean 'size'? Options: size, mode, levels." in problems["sise"]
-    assert "expected one of ['a', 'b']" in problems["mode"]
+    assert problems["mode"] == "thing 'good', option 'mode': 'c' is not one of a, b. The default is \"a\"."
+    assert problems["levels"].endswith("'x' is not a list of integers such as [1, 2]. The default is [].")
     assert "needs the option 'size'" in problems["size"]
     with pytest.raises(ConfigError) as caught:
         registry.options("good", {"sise": 1, "mode": "c"})
     assert "'sise'" in str(caught.value)
     assert "'mode'" in str(caught.value)
+
+
+def test_a_bad_value_of_a_needed_option_has_no_default_to_tell(registry):
+    assert registry.problems("good", {"size": "big"}) == [
+        ("size", "thing 'good', option 'size': 'big' is not an integer.")
+    ]
 
 
 def test_good_options_have_no_problem(registry):

@@ -51,7 +51,11 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path):
 
 def test_a_folder_is_not_a_file(tmp_path):
     _, problems = read_file(tmp_path)
-    assert "cannot be read" in problems[0]
+    assert problems[0] == f"{tmp_path}: is a folder, not a file."
+    write(tmp_path, "beauty.yaml", "")
+    write(tmp_path, "apple.yml", "")
+    _, problems = read_file(tmp_path)
+    assert problems[0].endswith(f"Give one of those in it, e.g. {tmp_path / 'apple.yml'}.")
 
 
 @pytest.mark.parametrize(
