@@ -28,6 +28,8 @@ COLUMNS = {
     "coverage": "Cov",
 }
 """Short heads of the tables, so that they fit a terminal of 80 columns."""
+HIGH_RATE = 1e-3
+"""Peak learning rate above which a supervised stage of a pre-trained policy is told of in the header."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
 
 
@@ -44,6 +46,14 @@ def header(console: Console, config: RunConfig, session: Session, objective: Obj
     console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
     if config.model.name == "tiny" and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
+    for stage in supervised_stages(config) if config.model.name != "tiny" else ():
+        rate = getattr(config, stage).learning_rate
+        if rate > HIGH_RATE:
+            console.print(
+                f"{stage}.learning_rate={rate:g} is one for weights that start at random; pre-trained ones forget what "
+                f"they know above about {HIGH_RATE:g}.",
+                highlight=False,
+            )
     console.print(repr(objective), highlight=False, markup=False)
 
 
