@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 WORDS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+LISTS: dict[Any, str] = {
+    int: "a list of integers such as [1, 2]",
+    float: "a list of numbers such as [0.9, 0.95]",
+    str: "a list of texts such as [a, b]",
+}
 
 
 class GenRLError(Exception):
@@ -56,40 +62,41 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def misfit(value: Any, hint: Any, default: Any) -> str:  # noqa: ANN401 (whatever was given and declared)
-    """Say what is wrong with the value of an option.
+def misfit(value: Any, hint: Any, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever was given and declared)
+    """Say what is wrong with the value of an option; an empty string where there are no words for its type.
 
     Args:
         value: what was given.
         hint: type of the option.
-        default: plain value of the option when nothing is given; MISSING if there is none.
+        default: plain value of the option when nothing is given, to be told with it.
 
     Example:
         >>> misfit("many", int, 50)
         'is not an integer. The default is 50.'
     """
+    allowed = _allowed(hint)
+    if not allowed or (isinstance(value, Mapping) and get_origin(hint) is dict):
+        return ""
     choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
     otherwise = "" if default is MISSING else f" The default is {json.dumps(default)}."
-    return f"is not {_allowed(hint)}.{suggest(str(value), choices)}{otherwise}"
+    return f"is not {allowed}.{suggest(str(value), choices)}{otherwise}"
 
 
 def _allowed(hint: Any) -> str:  # noqa: ANN401
-    """Say in words what a type allows.
+    """Say in words what a type allows, if there are words for it.
 
     Example:
         >>> _allowed(Literal["best", "last"]), _allowed(list[int])
         ('one of best, last', 'a list of integers such as [1, 2]')
     """
-    if hint in WORDS:
-        return WORDS[hint]
-    arguments = get_args(hint)
-    if get_origin(hint) is Literal:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if get_origin(hint) is list:
-        return {
-            int: "a list of integers such as [1, 2]",
-            float: "a list of numbers such as [0.9, 0.95]",
-        }.get(arguments[0], "a list of texts such as [a, b]")
-    if get_origin(hint) is dict:
+    if origin is dict:
         return "a group of options"
-    return " or ".join(map(_allowed, arguments)) or getattr(hint, "__name__", str(hint))
+    if origin is list:
+        return LISTS.get(arguments[0], "")
+    if origin in (Union, UnionType):
+        parts = [_allowed(argument) for argument in arguments]
+        return " or ".join(parts) if all(parts) else ""
+    return WORDS.get(hint, "")

@@ -143,14 +143,12 @@ class Registry(Generic[T]):
                 listed = f"Options: {', '.join(known)}." if known else "It takes no options."
                 found.append((key, f"{self.kind} {name!r} has no option {key!r}.{suggest(key, known)} {listed}"))
                 continue
-            defaults = OmegaConf.structured(config)
             try:
-                OmegaConf.merge(defaults, {key: value})
-            except OmegaConfBaseException:
-                plain: Any = OmegaConf.to_container(defaults)
-                default = MISSING if OmegaConf.is_missing(defaults, key) else plain[key]
-                reason = misfit(value, get_type_hints(config)[key], default)
-                found.append((key, f"{self.kind} {name!r}, option {key!r}: {value!r} {reason}"))
+                OmegaConf.merge(OmegaConf.structured(config), {key: value})
+            except (OmegaConfBaseException, TypeError) as error:
+                reason = misfit(value, get_type_hints(config)[key])
+                told = f"{value!r} {reason}" if reason else f"{str(error).splitlines()[0]}."
+                found.append((key, f"{self.kind} {name!r}, option {key!r}: {told}"))
         for key, field in known.items():
             if field.default is MISSING and field.default_factory is MISSING and key not in options:
                 found.append((key, f"{self.kind} {name!r} needs the option {key!r}."))

@@ -52,7 +52,7 @@ def _fill(node: DictConfig, schema: Any, tree: Tree, prefix: str) -> Iterator[Pr
             except OmegaConfBaseException:
                 default = OmegaConf.select(node, key)
                 plain = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
-                yield Problem((key,), misfit(value, hint, plain).removesuffix("."))
+                yield Problem((key,), misfit(value, hint, plain))
         elif isinstance(value, dict):
             yield from _fill(node, hint, value, f"{key}.")
         elif value is not None:  # an empty section of a file is null: nothing to set

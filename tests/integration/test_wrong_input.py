@@ -68,6 +68,7 @@ def content(folder: Path) -> dict[str, bytes]:
         ("layout=sidd", "unknown layout 'sidd'. Did you mean 'sid'?"),
         ("rewards.exact_mach.weight=1", "unknown reward 'exact_mach'. Did you mean 'exact_match'?"),
         ("rl.max_step=3", "rl.max_step = 3: is not an option. Did you mean 'max_steps'?"),
+        ("objective.reduction=tokens", "'tokens' is not one of sequence, token. Did you mean 'token'?\n"),
         ("objective.clip_hi=0.3", "has no option 'clip_hi'"),
         ("rollout.method=beams", "rollout.method = 'beams'"),
         ("sid.builder=kmean", "Did you mean 'kmeans'?"),

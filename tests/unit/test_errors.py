@@ -1,6 +1,5 @@
-from dataclasses import MISSING
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 import pytest
 
@@ -36,15 +35,24 @@ def test_only_something_close_is_suggested():
     [
         (int, "an integer"),
         (float | None, "a number or null"),
+        (Optional[int], "an integer or null"),  # noqa: UP045 (as users of older code write it)
         (list[str], "a list of texts such as [a, b]"),
         (dict[str, int], "a group of options"),
-        (Path, "Path"),
     ],
 )
 def test_a_misfit_says_what_is_allowed(hint, allowed):
-    assert errors.misfit("x", hint, MISSING) == f"is not {allowed}."
+    assert errors.misfit("x", hint) == f"is not {allowed}."
     assert errors.misfit("x", hint, None) == f"is not {allowed}. The default is null."
 
 
 def test_a_misfit_suggests_the_closest_choice():
-    assert errors.misfit("lst", Literal["best", "last"], MISSING) == "is not one of best, last. Did you mean 'last'?"
+    assert errors.misfit("lst", Literal["best", "last"]) == "is not one of best, last. Did you mean 'last'?"
+
+
+@pytest.mark.parametrize("hint", [Path, list[list[int]], tuple[int, int], Path | None])
+def test_there_is_no_misfit_without_words(hint):
+    assert errors.misfit("x", hint, "y") == ""
+
+
+def test_what_is_wrong_inside_a_group_is_not_that_it_is_no_group():
+    assert errors.misfit({"a": "x"}, dict[str, int]) == ""
