@@ -65,24 +65,27 @@ def residual_kmeans(points: Tensor, levels: int, codes: int, iterations: int, se
     assigned = []
     with _single_thread(), progress_bar("k-means", levels * STARTS, "seedings") as advance:
         for _ in range(levels):
-            centres = _lloyd(residual, _start(residual, codes, generator, advance), iterations)
-            level = _nearest(residual, centres)[0]
+            lengths = (residual**2).sum(dim=1)
+            centres = _lloyd(residual, lengths, _start(residual, lengths, codes, generator, advance), iterations)
+            level = _nearest(residual, lengths, centres)[0]
             residual = residual - centres[level]
             assigned.append(level)
     return torch.stack(assigned, dim=1)
 
 
-def _start(points: Tensor, codes: int, generator: torch.Generator, advance: Callable[[int], None]) -> Tensor:
+def _start(
+    points: Tensor, lengths: Tensor, codes: int, generator: torch.Generator, advance: Callable[[int], None]
+) -> Tensor:
     """The best of several seedings after a few iterations: a bad seeding merges clusters for good."""
     seedings = []
     for _ in range(STARTS):
-        seedings.append(_lloyd(points, _plus_plus(points, codes, generator), WARM_UP))
+        seedings.append(_lloyd(points, lengths, _plus_plus(points, lengths, codes, generator), WARM_UP))
         advance(1)
-    errors = torch.stack([_nearest(points, centres)[1].double().sum() for centres in seedings])
+    errors = torch.stack([_nearest(points, lengths, centres)[1].double().sum() for centres in seedings])
     return seedings[int(errors.argmin())]
 
 
-def _plus_plus(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+def _plus_plus(points: Tensor, lengths: Tensor, codes: int, generator: torch.Generator) -> Tensor:
     """Greedy k-means++: of a few points drawn in proportion to their squared distance, the one that helps most.
 
     With a single draw for each centre a dozen well separated clusters are met once in ten seedings; which of them then
@@ -90,7 +93,6 @@ def _plus_plus(points: Tensor, codes: int, generator: torch.Generator) -> Tensor
     """
     chosen = torch.randint(len(points), (1,), generator=generator)
     centres = [points[chosen]]
-    lengths = _lengths(points)
     distances = _squared(points, lengths, centres[0]).flatten()
     trials = 2 + int(math.log(codes))
     for _ in range(codes - 1):
@@ -107,11 +109,11 @@ def _plus_plus(points: Tensor, codes: int, generator: torch.Generator) -> Tensor
     return torch.cat(centres)
 
 
-def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
+def _lloyd(points: Tensor, lengths: Tensor, centres: Tensor, iterations: int) -> Tensor:
     """Move centres to the means of their points; one without points moves to the point farthest from its centre."""
     before = None
     for _ in range(iterations):
-        nearest, distances = _nearest(points, centres)
+        nearest, distances = _nearest(points, lengths, centres)
         if before is not None and torch.equal(nearest, before):
             break
         before = nearest
@@ -124,16 +126,11 @@ def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
     return centres
 
 
-def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(points: Tensor, lengths: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest centre of each point and the squared distance to it: [I] int64, [I] float."""
-    chunks = zip(points.split(CHUNK), _lengths(points).split(CHUNK), strict=True)
-    parts = [_squared(chunk, lengths, centres).min(dim=1) for chunk, lengths in chunks]
+    chunks = zip(points.split(CHUNK), lengths.split(CHUNK), strict=True)
+    parts = [_squared(*chunk, centres).min(dim=1) for chunk in chunks]
     return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
-
-
-def _lengths(points: Tensor) -> Tensor:
-    """Squared lengths [I]."""
-    return (points**2).sum(dim=1)
 
 
 def _squared(points: Tensor, lengths: Tensor, centres: Tensor) -> Tensor:
