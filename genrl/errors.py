@@ -62,21 +62,24 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def misfit(value: Any, hint: Any, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever was given and declared)
-    """Say what is wrong with the value of an option; an empty string where there are no words for its type.
+def misfit(value: Any, hint: Any, error: Exception, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever there is)
+    """Say what is wrong with the value of an option.
 
     Args:
         value: what was given.
         hint: type of the option.
+        error: what the library said of it; told where there are no words of ours for the type.
         default: plain value of the option when nothing is given, to be told with it.
 
     Example:
-        >>> misfit("many", int, 50)
+        >>> misfit("many", int, TypeError("bad"), 50)
         'is not an integer. The default is 50.'
+        >>> misfit("many", bytes, TypeError("bad"))
+        'does not fit: bad.'
     """
     allowed = _allowed(hint)
     if not allowed or (isinstance(value, Mapping) and get_origin(hint) is dict):
-        return ""
+        return f"does not fit: {str(error).splitlines()[0]}."
     choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
     otherwise = "" if default is MISSING else f" The default is {json.dumps(default)}."
     return f"is not {allowed}.{suggest(str(value), choices)}{otherwise}"

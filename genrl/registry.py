@@ -146,9 +146,8 @@ class Registry(Generic[T]):
             try:
                 OmegaConf.merge(OmegaConf.structured(config), {key: value})
             except (OmegaConfBaseException, TypeError) as error:
-                reason = misfit(value, get_type_hints(config)[key])
-                told = f"{value!r} {reason}" if reason else f"{str(error).splitlines()[0]}."
-                found.append((key, f"{self.kind} {name!r}, option {key!r}: {told}"))
+                reason = misfit(value, get_type_hints(config)[key], error)
+                found.append((key, f"{self.kind} {name!r}, option {key!r}: {value!r} {reason}"))
         for key, field in known.items():
             if field.default is MISSING and field.default_factory is MISSING and key not in options:
                 found.append((key, f"{self.kind} {name!r} needs the option {key!r}."))

@@ -167,7 +167,8 @@ def _component(key: str, name: str, options: Tree | None, registry: Registry[Any
 
 def _located(problem: Problem, layers: Sequence[Layer]) -> str:
     """Put the place and the value before what is wrong: the last layer that set one of the keys."""
-    first, reason = problem.keys[0], problem.reason if problem.reason.endswith(("?", ".")) else f"{problem.reason}."
+    first = problem.keys[0]
+    reason = problem.reason if problem.reason.endswith(("?", ".")) else f"{problem.reason}."
     for key in problem.keys:
         for layer in reversed(layers):
             where, value = layer.where(key), layer.get(first)

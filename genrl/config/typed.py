@@ -49,10 +49,10 @@ def _fill(node: DictConfig, schema: Any, tree: Tree, prefix: str) -> Iterator[Pr
             value = _unquoted(value, hint)
             try:
                 OmegaConf.update(node, key, value, merge=False)
-            except OmegaConfBaseException:
+            except (OmegaConfBaseException, TypeError) as error:
                 default = OmegaConf.select(node, key)
                 plain = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
-                yield Problem((key,), misfit(value, hint, plain))
+                yield Problem((key,), misfit(value, hint, error, plain))
         elif isinstance(value, dict):
             yield from _fill(node, hint, value, f"{key}.")
         elif value is not None:  # an empty section of a file is null: nothing to set

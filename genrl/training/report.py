@@ -46,15 +46,21 @@ def header(console: Console, config: RunConfig, session: Session, objective: Obj
     console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
     if config.model.name == "tiny" and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
-    for stage in supervised_stages(config) if config.model.name != "tiny" else ():
+    if config.model.name != "tiny":
+        _tell_high_rates(console, config)
+    console.print(repr(objective), highlight=False, markup=False)
+
+
+def _tell_high_rates(console: Console, config: RunConfig) -> None:
+    """Name the supervised stages of a pre-trained policy that have a learning rate of one trained from scratch."""
+    for stage in supervised_stages(config):
         rate = getattr(config, stage).learning_rate
         if rate > HIGH_RATE:
             console.print(
-                f"{stage}.learning_rate={rate:g} is one for weights that start at random; pre-trained ones forget what "
-                f"they know above about {HIGH_RATE:g}.",
+                f"{stage}.learning_rate={rate:g} is one for weights that start at random; pre-trained ones usually "
+                f"want less than {HIGH_RATE:g}.",
                 highlight=False,
             )
-    console.print(repr(objective), highlight=False, markup=False)
 
 
 def places(console: Console, paths: dict[str, Path]) -> None:

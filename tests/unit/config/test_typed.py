@@ -39,6 +39,8 @@ def test_values_of_the_right_type_arrive():
         ({"evaluate": {"test_users": "x"}}, "evaluate.test_users", "is not an integer or null"),
         ({"rl": {"select": "bst"}}, "rl.select", "is not one of best, last. Did you mean 'best'?"),
         ({"trainer": {"extra": 3}}, "trainer.extra", "is not a group of options"),
+        ({"trainer": {"extra": {1.5: 2}}}, "trainer.extra", "does not fit: "),
+        ({"rl": {"betas": {"a": 1}}}, "rl.betas", "is not a list of numbers such as [0.9, 0.95]"),
         ({"trainer": 3}, "trainer", "is a group of options, not a value"),
         ({"objectve": "gbpo"}, "objectve", "is not an option. Did you mean 'objective'?"),
         ({"rl": {"max_step": 3}}, "rl.max_step", "is not an option. Did you mean 'max_steps'?"),

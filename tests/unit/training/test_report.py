@@ -189,9 +189,7 @@ def test_random_weights_are_said(thinking: Session) -> None:
 @pytest.mark.parametrize(
     ("model", "rate", "said"), [("pre-trained", 8e-3, 1), ("pre-trained", 2e-4, 0), ("tiny", 8e-3, 0)]
 )
-def test_a_rate_that_wipes_out_pre_trained_weights_is_said(
-    session: Session, model: str, rate: float, said: int
-) -> None:
+def test_a_rate_too_high_for_pre_trained_weights_is_said(session: Session, model: str, rate: float, said: int) -> None:
     console, shown = make_console(200)
     config = session.config
     changed = replace(config, model=replace(config.model, name=model), align=replace(config.align, learning_rate=rate))
