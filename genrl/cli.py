@@ -65,7 +65,7 @@ def _registry(module: str, name: str) -> Registry[Any]:
 REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
     "objective": partial(_registry, "genrl.objectives", "OBJECTIVES"),
     "layout": partial(_registry, "genrl.layouts", "LAYOUTS"),
-    "baseline": partial(_registry, "genrl.baselines", "BASELINES"),
+    "baseline": partial(_registry, "genrl.recommenders", "BASELINES"),
     "reward": partial(_registry, "genrl.rewards", "REWARDS"),
     "sid": partial(_registry, "genrl.sid", "SID_BUILDERS"),
 }

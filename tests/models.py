@@ -18,7 +18,7 @@ from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.tiny import train_tokenizer
 from genrl.sid.trie import Trie
-from genrl.types import PromptBatch, RolloutBatch, Targets
+from genrl.batches import PromptBatch, RolloutBatch, Targets
 
 SIZES = (6, 5, 7)
 TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")

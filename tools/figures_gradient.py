@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES
-from genrl.types import PolicyScores, RewardBatch, RolloutBatch
+from genrl.batches import PolicyScores, RewardBatch, RolloutBatch
 
 ITEMS = 10
 """Items of a slate, one token each, as many as in the paper."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from genrl.objectives import OBJECTIVES, GroupNorm, PolicyObjective
 from genrl.objectives.decoupled import DecoupledCredit
 from genrl.objectives.sage import SAGEConfig, sage
-from genrl.types import RewardBatch, RolloutBatch
+from genrl.batches import RewardBatch, RolloutBatch
 
 
 class SummedCredit(DecoupledCredit):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config import load_config
-from genrl.data.traces import LeakCheck, Trace, read_traces, trace_positions
+from genrl.prompts.traces import LeakCheck, Trace, read_traces, trace_positions
 from genrl.errors import ConfigError, DataError, GenRLError
 from genrl.policy.load import sid_token
 from genrl.progress import progress_bar

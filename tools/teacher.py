@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from genrl.data.traces import TAGS
+from genrl.prompts.traces import TAGS
 from genrl.errors import ConfigError
 from genrl.training.folder import key_of
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from genrl.config.schema import EvaluateConfig
 from genrl.training.evaluation import rankings
 from genrl.training.session import Session
-from genrl.types import PromptBatch
+from genrl.batches import PromptBatch
 
 TIMED, COUNTED = 24, 8
 """Requests whose time is taken, and whose work is counted, which takes long."""

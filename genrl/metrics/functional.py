@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from genrl.types import Ranking
+from genrl.batches import Ranking
 
 
 def first_occurrences(items: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from genrl.metrics import functional as F
-from genrl.types import Ranking, Targets
+from genrl.batches import Ranking, Targets
 
 
 class RowMean(Metric):

@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.objectives.base import Stats
 from genrl.objectives.surrogate import Bound, Bounds, clipped
 from genrl.ops import world_sum
-from genrl.types import Experience, PolicyScores, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genrl.ops import masked_mean
 from genrl.registry import Registry
-from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 Stats = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.objectives.base import Stats, Surrogate
 from genrl.objectives.surrogate import ratio_stats
 from genrl.ops import segment_gather, segment_sum
-from genrl.types import Experience, PolicyScores, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 
 def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:

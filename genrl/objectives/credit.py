@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit
 from genrl.ops import group_view, world_size, world_sum
-from genrl.types import RewardBatch, RolloutBatch
+from genrl.batches import RewardBatch, RolloutBatch
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]

@@ -13,7 +13,7 @@ from genrl.errors import ConfigError
 from genrl.objectives.base import Credit
 from genrl.objectives.credit import GroupNorm, component, spread
 from genrl.ops import world_sum
-from genrl.types import RewardBatch, RolloutBatch
+from genrl.batches import RewardBatch, RolloutBatch
 
 GDPO_NORM = GroupNorm(eps=1e-4)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genrl.errors import ConfigError
 from genrl.ops import group_view, world_sum
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 
 Source = Literal["auto", "slate", "group", "policy"]
 

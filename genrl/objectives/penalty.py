@@ -10,7 +10,7 @@ from torch import Tensor
 from genrl.errors import ConfigError
 from genrl.objectives.base import Penalty, Stats
 from genrl.ops import masked_mean
-from genrl.types import Experience, PolicyScores
+from genrl.batches import Experience, PolicyScores
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:

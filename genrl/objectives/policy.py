@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genrl.objectives.base import Credit, Objective, ObjectiveOutput, Penalty, Reduction, Surrogate
 from genrl.ops import group_view, masked_mean, world_size, world_sum
-from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 
 class PolicyObjective(Objective):

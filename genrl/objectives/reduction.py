@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.errors import ConfigError
 from genrl.objectives.base import Reduction
 from genrl.ops import segment_gather, segment_sum
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 
 
 def _chosen(rollout: RolloutBatch) -> Tensor:

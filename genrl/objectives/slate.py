@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.objectives.base import Stats, Surrogate
 from genrl.objectives.diversity import Diversity, homogeneity_factor
 from genrl.objectives.surrogate import Bound, Bounds, Level, log_ratios, pooled, ratio_stats
-from genrl.types import Experience, PolicyScores, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 Phi = Literal["literal", "resolved", "gbpo_slate"]
 

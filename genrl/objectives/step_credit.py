@@ -12,7 +12,7 @@ from genrl.errors import ConfigError
 from genrl.objectives.base import Credit
 from genrl.objectives.credit import GroupNorm, component, spread
 from genrl.ops import segment_gather
-from genrl.types import RewardBatch, RolloutBatch
+from genrl.batches import RewardBatch, RolloutBatch
 
 Match = Literal["per_level", "prefix", "nested"]
 SAPO_NORM = GroupNorm(guard="clamp")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genrl.objectives.base import Stats, Surrogate
 from genrl.ops import masked_mean
-from genrl.types import Experience, PolicyScores, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 Level = Literal["token", "sequence", "sequence_token", "item", "product"]
 Bound = float | Tensor

@@ -12,7 +12,7 @@ from genrl.layouts.base import Layout
 from genrl.policy.branches import grow
 from genrl.policy.model import Policy
 from genrl.policy.score import check_vocabulary, distribution
-from genrl.types import Ranking
+from genrl.batches import Ranking
 
 
 @dataclass

@@ -17,7 +17,7 @@ from genrl.policy.model import Policy
 from genrl.policy.score import distribution
 from genrl.policy.tree import left_padded, prompt_positions, right_padded
 from genrl.policy.writing import write
-from genrl.types import Ranking
+from genrl.batches import Ranking
 
 ROWS = 1024
 """Beams that think at a time, where each beam has thinking of its own; it bounds memory, not results."""

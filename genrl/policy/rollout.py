@@ -13,7 +13,7 @@ from genrl.layouts.base import Layout, ThinkingLayout
 from genrl.policy.decode import Completions, beam, sample
 from genrl.policy.model import Policy
 from genrl.policy.writing import sample_thinking
-from genrl.types import PromptBatch, RolloutBatch
+from genrl.batches import PromptBatch, RolloutBatch
 
 
 def check_method(config: RolloutConfig, *, thinking: bool) -> None:

@@ -16,7 +16,7 @@ from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import SharedLayer, model_cache
 from genrl.policy.model import Head, Policy
 from genrl.policy.tree import branch_mask, left_padded, prompt_positions
-from genrl.types import RIGHT_PADDED, PolicyScores, RolloutBatch
+from genrl.batches import RIGHT_PADDED, PolicyScores, RolloutBatch
 
 NORMALIZE = ("legal", "vocab", "catalogue")
 

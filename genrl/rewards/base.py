@@ -14,7 +14,7 @@ from torch import Tensor
 from genrl.errors import ConfigError
 from genrl.ops import expect
 from genrl.registry import Registry
-from genrl.types import RewardBatch, RolloutBatch, Targets
+from genrl.batches import RewardBatch, RolloutBatch, Targets
 
 
 @dataclass(frozen=True)

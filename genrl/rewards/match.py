@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.errors import ConfigError, LayoutError
 from genrl.ops import group_view
 from genrl.rewards.base import REWARDS, Reward, RewardContext
-from genrl.types import RolloutBatch, Targets
+from genrl.batches import RolloutBatch, Targets
 
 Level = Literal["item", "sid"]
 

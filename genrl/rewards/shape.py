@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genrl.errors import LayoutError
 from genrl.rewards.base import REWARDS, Reward, RewardContext
-from genrl.types import RolloutBatch, Targets
+from genrl.batches import RolloutBatch, Targets
 
 
 @REWARDS.register("format", title="thinking that ends within its budget")

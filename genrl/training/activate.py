@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genrl.data.reasoning import TraceBatch
+from genrl.prompts.reasoning import TraceBatch
 from genrl.policy.score import place_scores
 from genrl.training.sft import SupervisedModule
 

@@ -15,12 +15,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor, nn
 
-from genrl.baselines import BASELINES, Problem, Ranker, Recommender
+from genrl.recommenders import BASELINES, Problem, Ranker, Recommender
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
-from genrl.data.histories import SequenceBatch, SequenceBatches
-from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.errors import DataError, UnsupportedError
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import needed_width
@@ -44,7 +44,7 @@ from genrl.training.outcome import references, save_ranks, written
 from genrl.training.session import equip, numerics, sid_table
 from genrl.training.stage import RankingModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream, seed_of
-from genrl.types import PromptBatch, Ranking
+from genrl.batches import PromptBatch, Ranking
 
 
 class BaselineModule(RankingModule):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl.config.schema import EvaluateConfig
-from genrl.data.prompts import PromptMaker
+from genrl.prompts.prompts import PromptMaker
 from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout
 from genrl.policy.model import Policy

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genrl.ops import masked_mean, segment_sum
-from genrl.types import Experience, RewardBatch, RolloutBatch
+from genrl.batches import Experience, RewardBatch, RolloutBatch
 
 Values = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
-from genrl.data.prompts import EvaluationBatches
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.layouts.base import Layout, ThinkingLayout
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
@@ -23,7 +23,7 @@ from genrl.policy.model import Policy
 from genrl.policy.reasoning import Thoughts, conclude, think
 from genrl.progress import progress_bar
 from genrl.training.stream import seed_of
-from genrl.types import PromptBatch, Ranking
+from genrl.batches import PromptBatch, Ranking
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}
 

@@ -26,7 +26,7 @@ from genrl.training.fitting import quiet_libraries
 from genrl.training.folder import read_json, read_weights
 from genrl.training.outcome import references, written
 from genrl.training.session import Session
-from genrl.types import Ranking
+from genrl.batches import Ranking
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genrl.baselines.reference import reference_lines
+from genrl.recommenders.reference import reference_lines
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.training.evaluation import SPLITS, Evaluation, evaluated_rows

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from genrl.config.schema import RLConfig, RolloutConfig
-from genrl.data.prompts import PromptMaker
+from genrl.prompts.prompts import PromptMaker
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import world_max, world_size, world_sum
 from genrl.policy.rollout import rollout, target_rollout
@@ -30,7 +30,7 @@ from genrl.training.diagnostics import (
 )
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream, seed_of
-from genrl.types import Experience, PolicyScores, PromptBatch, RewardBatch, RolloutBatch, concatenate
+from genrl.batches import Experience, PolicyScores, PromptBatch, RewardBatch, RolloutBatch, concatenate
 
 
 class RLModule(StageModule):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.ops import masked_mean
-from genrl.types import Experience, PromptBatch, RewardBatch
+from genrl.batches import Experience, PromptBatch, RewardBatch
 
 T = TypeVar("T")
 Texts = Callable[[Tensor], tuple[str, ...]]

@@ -15,12 +15,12 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig, TrainerConfig
-from genrl.data.context import ContextBatches, TemplateContext
-from genrl.data.packing import Packer, text_segments
-from genrl.data.prompts import EvaluationBatches, PromptMaker, PromptTemplate
-from genrl.data.reasoning import TraceBatches
-from genrl.data.template_traces import Template, template_traces
-from genrl.data.traces import Trace, leaks, read_traces
+from genrl.prompts.context import ContextBatches, TemplateContext
+from genrl.prompts.packing import Packer, text_segments
+from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.prompts.reasoning import TraceBatches
+from genrl.prompts.template_traces import Template, template_traces
+from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.errors import ConfigError
 from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways

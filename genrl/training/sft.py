@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
-from genrl.data.context import ContextBatches
-from genrl.data.packing import PackedBatch, Packer
-from genrl.data.reasoning import TraceBatch, TraceBatches
+from genrl.prompts.context import ContextBatches
+from genrl.prompts.packing import PackedBatch, Packer
+from genrl.prompts.reasoning import TraceBatch, TraceBatches
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
 from genrl.training.stage import StageModule, scheduled, warmup_cosine

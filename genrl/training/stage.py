@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genrl.config.schema import EvaluateConfig
-from genrl.data.prompts import EvaluationBatches
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.model import Policy
 from genrl.training.contract import decoding
 from genrl.training.evaluation import rankings
-from genrl.types import PromptBatch, Ranking
+from genrl.batches import PromptBatch, Ranking
 
 
 class RankingModule(L.LightningModule, ABC):

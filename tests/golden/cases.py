@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genrl.objectives import OBJECTIVES, Objective
-from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 Config = dict[str, Any]
 

@@ -20,7 +20,7 @@ from genrl.objectives.slate import PhiRatio
 from genrl.objectives.step_credit import matched
 from genrl.objectives.surrogate import CappedRatio, ClippedRatio, clipped, log_ratios, ratio
 from genrl.ops import segment_gather
-from genrl.types import Experience, PolicyScores
+from genrl.batches import Experience, PolicyScores
 from tests.golden.cases import Case, build, numbers
 from tests.helpers import assert_same
 

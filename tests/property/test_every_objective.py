@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genrl.objectives import live_prompts, renormalized
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, OBJECTIVE_OPTIONS, Sample, make, sample
 

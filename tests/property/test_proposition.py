@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.objectives.step_credit import Match, matched
-from genrl.types import RewardBatch, RolloutBatch
+from genrl.batches import RewardBatch, RolloutBatch
 
 SPACES = {
     "2 levels of 3 codes": [list(sid) for sid in product(range(3), repeat=2)],

@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.objectives import OBJECTIVES, Objective, SequenceMean, StepMean
 from genrl.objectives.bounded import bounded_ratio
 from genrl.ops import segment_sum
-from genrl.types import PolicyScores, RewardBatch
+from genrl.batches import PolicyScores, RewardBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, Sample, sample
 

@@ -18,7 +18,7 @@ import figures_runs
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES
 from genrl.registry import load_plugin
-from genrl.types import RewardBatch
+from genrl.batches import RewardBatch
 from tests.comparisons import finish, plan_of
 from tests.helpers import assert_same
 

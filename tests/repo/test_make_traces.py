@@ -15,7 +15,7 @@ import teacher
 
 from genrl.catalog.dataset import load_dataset
 from genrl.config.schema import DataConfig, ToyConfig
-from genrl.data.traces import read_traces
+from genrl.prompts.traces import read_traces
 from genrl.errors import ConfigError, DataError
 from genrl.sid.table import make_table
 from tests.models import save_local_model

@@ -309,9 +309,9 @@ def test_the_objectives_in_the_help_are_the_built_in_ones():
 
 
 def test_the_baselines_in_the_help_are_the_built_in_ones():
-    from genrl.baselines import BASELINES
+    from genrl.recommenders import BASELINES
 
-    own = {name for name in BASELINES.names() if BASELINES.entry(name).origin.startswith("genrl.baselines")}
+    own = {name for name in BASELINES.names() if BASELINES.entry(name).origin.startswith("genrl.recommenders")}
     assert set(cli.BASELINES) == own
 
 

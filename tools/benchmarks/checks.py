@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.inputs import Inputs
 from benchmarks.peers import PrefixFunction, legal_log_probs
 from genrl.layouts.sid import SidLayout
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 
 TOLERANCE = 1e-4
 

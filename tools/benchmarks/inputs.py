@@ -14,7 +14,7 @@ from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import ModelConfig, RolloutConfig
-from genrl.data.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.prompts import PromptMaker, PromptTemplate
 from genrl.layouts.base import Layout
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
@@ -22,7 +22,7 @@ from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
 from genrl.sid.trie import Trie
-from genrl.types import PromptBatch, RolloutBatch
+from genrl.batches import PromptBatch, RolloutBatch
 
 LayoutT = TypeVar("LayoutT", bound=Layout)
 LEVELS = 4

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from genrl.layouts.base import ThinkingLayout
 from genrl.layouts.sid import SidLayout
-from genrl.types import PromptBatch, RolloutBatch
+from genrl.batches import PromptBatch, RolloutBatch
 
 
 class PrefixFunction:

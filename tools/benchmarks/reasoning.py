@@ -18,7 +18,7 @@ from benchmarks.peers import generate_thinking, repeated_log_probs
 from genrl.layouts.blocked import BlockedLayout
 from genrl.policy.model import Policy
 from genrl.policy.score import score
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 
 GOAL = 3.0
 MICRO_BATCH = 64

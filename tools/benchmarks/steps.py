@@ -22,14 +22,14 @@ from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
 from benchmarks.peers import constraint, thinking_limits
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
-from genrl.data.prompts import EvaluationBatches
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.objectives import OBJECTIVES
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
 from genrl.training.evaluation import ranking_metrics
 from genrl.training.rl import RLModule
 from genrl.training.stream import PromptOrder
-from genrl.types import RolloutBatch, Targets
+from genrl.batches import RolloutBatch, Targets
 
 STEP_GOAL = 13.0
 LEARNING_RATE = 1e-4

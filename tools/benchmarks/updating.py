@@ -17,7 +17,7 @@ from genrl.layouts.sid import SidLayout
 from genrl.policy.model import Policy
 from genrl.policy.score import score
 from genrl.training.folder import Meter
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 
 MEMORY_GOAL = 8.0
 LONG_GOAL = 4.0

@@ -15,7 +15,7 @@ from genrl.policy.branches import grow
 from genrl.policy.branching import WAYS, Shape, choose
 from genrl.policy.model import Policy
 from genrl.policy.score import completion_states
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 
 SHAPES = (
     (32, 16, 60, 4),

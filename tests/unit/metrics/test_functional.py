@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.metrics import functional as F
-from genrl.types import Ranking
+from genrl.batches import Ranking
 from tests.helpers import assert_same
 
 SEEDS = range(6)

@@ -16,7 +16,7 @@ from genrl.metrics import (
     per_row_metrics,
 )
 from genrl.metrics import functional as F
-from genrl.types import Ranking, Targets
+from genrl.batches import Ranking, Targets
 from tests.helpers import assert_same
 
 CATALOG, WIDTH = 30, 12

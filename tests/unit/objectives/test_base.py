@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.objectives import OBJECTIVES, Objective, ObjectiveOutput
-from genrl.types import Experience, PolicyScores, RewardBatch, RolloutBatch
+from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

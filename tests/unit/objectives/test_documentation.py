@@ -12,7 +12,7 @@ import torch
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES, check_needs
 from genrl.registry import load_plugin
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, sample
 

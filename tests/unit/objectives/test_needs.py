@@ -8,7 +8,7 @@ import pytest
 
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES, check_needs
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.property.rollouts import sample
 
 FINE = {"step_rewards": True, "components": ("exact_match", "level_match"), "group_size": 4}

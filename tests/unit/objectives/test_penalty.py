@@ -7,7 +7,7 @@ import torch
 
 from genrl.objectives import OBJECTIVES, EntropyBonus, KLPenalty, penalties
 from genrl.objectives.penalty import k3
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

@@ -21,7 +21,7 @@ from genrl.objectives import (
     live_prompts,
     renormalized,
 )
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

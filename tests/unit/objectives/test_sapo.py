@@ -21,7 +21,7 @@ from genrl.objectives import (
     TokenMean,
 )
 from genrl.objectives.step_credit import ShapedOutcome
-from genrl.types import RewardBatch, RolloutBatch
+from genrl.batches import RewardBatch, RolloutBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import Sample, thinking_shape
 

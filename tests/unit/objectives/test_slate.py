@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.objectives import OBJECTIVES
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

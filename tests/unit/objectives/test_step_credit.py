@@ -10,7 +10,7 @@ import torch
 from genrl.objectives import GroupNorm, OutcomeCredit, StepCredit
 from genrl.objectives.credit import normalized
 from genrl.objectives.step_credit import ShapedOutcome, matched
-from genrl.types import RewardBatch
+from genrl.batches import RewardBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

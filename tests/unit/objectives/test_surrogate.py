@@ -7,7 +7,7 @@ import torch
 
 from genrl.objectives import OBJECTIVES
 from genrl.objectives.surrogate import clipped_surrogate, item_count, log_ratios, ratio
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

@@ -20,7 +20,7 @@ from genrl.objectives import (
     Surrogate,
     TokenMean,
 )
-from genrl.types import PolicyScores
+from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

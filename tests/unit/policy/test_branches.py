@@ -20,7 +20,7 @@ from genrl.policy.model import Policy
 from genrl.policy.rollout import to_rollout
 from genrl.policy.score import score
 from genrl.sid.trie import Trie
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,

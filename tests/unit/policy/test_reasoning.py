@@ -18,7 +18,7 @@ from genrl.policy.model import Policy
 from genrl.policy.reasoning import Reasoned, conclude, merge, read_blocks, reason, think
 from genrl.policy.score import score
 from genrl.sid.trie import Trie
-from genrl.types import PromptBatch, Ranking, RolloutBatch
+from genrl.batches import PromptBatch, Ranking, RolloutBatch
 from tests.helpers import assert_same
 from tests.models import TEXTS, TINY, make_prompts
 

@@ -9,7 +9,7 @@ from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
 from genrl.policy.rollout import check_rollout, rollout, target_rollout
 from genrl.policy.score import score
-from genrl.types import RolloutBatch, concatenate
+from genrl.batches import RolloutBatch, concatenate
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy, make_prompts, make_thinking
 

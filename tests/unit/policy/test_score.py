@@ -19,7 +19,7 @@ from genrl.policy.rollout import rollout
 from genrl.policy.score import score
 from genrl.policy.writing import sample_thinking
 from genrl.sid.trie import Trie
-from genrl.types import RolloutBatch
+from genrl.batches import RolloutBatch
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,

@@ -13,7 +13,7 @@ from genrl.policy.branches import CachedRows, Rows, SharingRows
 from genrl.policy.decode import invert
 from genrl.policy.model import Policy
 from genrl.policy.writing import Written, sample_thinking, write
-from genrl.types import PromptBatch
+from genrl.batches import PromptBatch
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy, make_prompts, make_thinking
 

@@ -7,7 +7,7 @@ import torch
 
 from genrl.errors import ConfigError, UnknownComponentError
 from genrl.rewards import REWARDS, Reward, RewardContext, Verifier, build_verifier
-from genrl.types import RolloutBatch, Targets
+from genrl.batches import RolloutBatch, Targets
 from tests.helpers import assert_same
 
 CODES = torch.tensor([[0, 0], [0, 1], [1, 0]])

@@ -6,7 +6,7 @@ import torch
 from genrl.errors import ConfigError, LayoutError
 from genrl.rewards import REWARDS, RewardContext
 from genrl.rewards.match import rank_penalties
-from genrl.types import RolloutBatch, Targets
+from genrl.batches import RolloutBatch, Targets
 from tests.helpers import assert_same
 
 ITEMS, LEVELS, PROMPTS, GROUP, TARGETS = 12, 3, 5, 4, 2

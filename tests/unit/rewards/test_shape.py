@@ -7,7 +7,7 @@ import torch
 
 from genrl.errors import LayoutError
 from genrl.rewards import REWARDS
-from genrl.types import Targets
+from genrl.batches import Targets
 from tests.helpers import assert_same
 from tests.unit.rewards.test_base import context, rollout
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genrl.baselines import BASELINES
-from genrl.baselines.lc_rec import LCRec
+from genrl.recommenders import BASELINES
+from genrl.recommenders.lc_rec import LCRec
 from genrl.catalog.sequences import Role
 from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError

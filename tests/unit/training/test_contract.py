@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from genrl.catalog.dataset import load_dataset
 from genrl.config.schema import DataConfig, EvaluateConfig, ToyConfig
-from genrl.data.context import TemplateContext
-from genrl.data.prompts import PromptMaker, PromptTemplate
-from genrl.data.template_traces import Template
+from genrl.prompts.context import TemplateContext
+from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.template_traces import Template
 from genrl.errors import CheckpointError
 from genrl.policy.model import Policy
 from genrl.sid.table import make_table

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
-from genrl.data.prompts import EvaluationBatches
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
 from genrl.policy.reasoning import reason
@@ -126,7 +126,7 @@ def test_a_hit_may_be_any_item_of_the_sid(session: Session) -> None:
     by_item, by_sid = (ranking_metrics(replace(CONFIG, level=level), catalog, shared) for level in ("item", "sid"))  # type: ignore[arg-type]
     batch = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:1])
     targets = replace(batch.targets, items=torch.tensor([[1]]))
-    from genrl.types import Ranking
+    from genrl.batches import Ranking
 
     ranking = Ranking(torch.tensor([[0, *range(2, 11)]]), -torch.arange(10.0)[None])
     for metrics in (by_item, by_sid):

@@ -15,7 +15,7 @@ from genrl.objectives import ObjectiveOutput, live_prompts
 from genrl.policy.score import score
 from genrl.training.rl import RLModule
 from genrl.training.session import Session
-from genrl.types import RewardBatch, RolloutBatch, Targets
+from genrl.batches import RewardBatch, RolloutBatch, Targets
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
 

@@ -13,7 +13,7 @@ from genrl.errors import NonFiniteError
 from genrl.training.evaluation import evaluate, rankings
 from genrl.training.session import Session
 from genrl.training.stage import StageModule, flatten, scheduled
-from genrl.types import Targets
+from genrl.batches import Targets
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
 

@@ -1,0 +1,243 @@
+"""Reference lines: rankers without learning that every results table must show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl.recommenders.base import BASELINES, Problem, Ranker
+from genrl.catalog import Dataset, Role, Sequences
+from genrl.errors import ConfigError, DataError
+from genrl.metrics import RankingMetrics, exclude_history
+from genrl.metrics.functional import distinct
+from genrl.metrics.ranking import needed_width
+from genrl.batches import Ranking, Targets
+
+
+@dataclass(frozen=True)
+class ItemKNNConfig:
+    """Options of `item_knn`."""
+
+    window: int = 10
+    """Largest distance of two items of a user that counts."""
+    similarity: Literal["conditional", "cosine"] = "conditional"
+    """How co-occurrence is normalised."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"window={self.window}; it must be at least 1, the distance of neighbours.")
+
+
+class MostPopular:
+    """The same list for everybody: most interactions in the training part first, ties by catalogue row.
+
+    Args:
+        counts: [I] training interactions of each item.
+    """
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts, self.order = counts.sort(descending=True, stable=True)
+
+    def __call__(self, histories: Tensor, width: int) -> Ranking:
+        """Rank; the score is the training count."""
+        items = _pad(self.order[:width], width, -1).expand(histories.shape[0], -1)
+        scores = _pad(self.counts[:width].float(), width, -math.inf).expand(histories.shape[0], -1)
+        return Ranking(items, scores)
+
+
+class RepeatLast:
+    """The user's own items, latest first, each once; then the most popular ones.
+
+    Args:
+        counts: [I] training interactions of each item.
+    """
+
+    def __init__(self, counts: Tensor) -> None:
+        self.popular = MostPopular(counts)
+
+    def __call__(self, histories: Tensor, width: int) -> Ranking:
+        """Rank; the score is minus the rank."""
+        popular = self.popular(histories, width).items
+        items = distinct(torch.cat([histories.flip(1), popular], dim=1))[:, :width]
+        scores = -torch.arange(width, dtype=torch.float32).expand(items.shape)
+        return Ranking(items, torch.where(items < 0, -math.inf, scores))
+
+
+class ItemKNN:
+    """Items that other users chose near the items of the history: neighbours by weighted co-occurrence.
+
+    score(i) = Σ_j 2^-j · c(h_j, i) / n(h_j),   h_0 the latest item of the history, h_1 the one before, ...
+
+    c(h, i) sums 1/d over all places of the training part where a user chose h and i at most `window` places apart, d
+    being the distance; n(h) counts the interactions of h (`cosine`: sqrt(n(h) n(i)) instead). This is item-based
+    collaborative filtering (Sarwar et al., WWW 2001; conditional probability: Deshpande & Karypis, TOIS 2004) with
+    weights that fall with distance and age. Items that no neighbour reaches follow in order of popularity, with scores
+    below 0. The form was chosen once, on the validation part of Amazon Beauty.
+
+    Args:
+        sequences: all interactions with their roles.
+        catalog_size: I.
+        window: largest distance that counts.
+        similarity: how co-occurrence is normalised.
+        known: roles whose interactions may be learnt from; for a fair line, those that the models are trained on.
+        chunk: users scored at once; a chunk needs chunk x I floats.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        catalog_size: int,
+        window: int = 10,
+        similarity: Literal["conditional", "cosine"] = "conditional",
+        known: Collection[Role] = (Role.TRAIN, Role.RL),
+        chunk: int = 512,
+    ) -> None:
+        self.chunk = chunk
+        positions = torch.nonzero(torch.isin(sequences.roles, torch.tensor([int(role) for role in known]))).flatten()
+        items, users = sequences.items[positions], sequences.users(positions)
+        frequency = torch.bincount(items, minlength=catalog_size)
+        first, second, weights = _co_occurrence(items, users, catalog_size, window)
+        norm = frequency[first].float()
+        if similarity == "cosine":
+            norm = (norm * frequency[second]).sqrt()
+        # Neighbours as rows of a table: item h has the entries offsets[h] .. offsets[h + 1] - 1.
+        self.offsets = torch.nn.functional.pad(torch.bincount(first, minlength=catalog_size).cumsum(0), (1, 0))
+        self.neighbours, self.similarities = second, weights / norm
+        order = frequency.argsort(descending=True, stable=True)
+        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(catalog_size))
+        self.unreached = -(ranks + 1).float() / catalog_size
+
+    def __call__(self, histories: Tensor, width: int) -> Ranking:
+        """Rank; the score is the sum above."""
+        parts = [self._rank(part, width) for part in histories.split(self.chunk)]
+        return Ranking(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+
+    def _rank(self, histories: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        size = self.unreached.shape[0]
+        latest_first = histories.flip(1)
+        rows, ages = torch.nonzero(latest_first >= 0, as_tuple=True)
+        items = latest_first[rows, ages]
+        lengths = self.offsets[items + 1] - self.offsets[items]
+        # One flat list of (row, neighbour): every history item is replaced by its slice of the neighbour table.
+        owner = torch.repeat_interleave(torch.arange(len(items)), lengths)
+        inside = torch.arange(len(owner)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        entries = self.offsets[items][owner] + inside
+        scores = torch.zeros(len(histories) * size)
+        shares = self.similarities[entries] * torch.pow(0.5, ages.float())[owner]
+        scores.index_add_(0, rows[owner] * size + self.neighbours[entries], shares)
+        scores = scores.view(-1, size)
+        best, order = torch.where(scores > 0, scores, self.unreached).topk(min(width, size), dim=1)
+        return _pad(order, width, -1), _pad(best, width, -math.inf)
+
+
+def _co_occurrence(items: Tensor, users: Tensor, size: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of different items with the sum of 1/distance, sorted by the first: first [E], second [E], weights [E]."""
+    pairs, weights = [], []
+    for distance in range(1, window + 1):
+        together = (users[distance:] == users[:-distance]) & (items[distance:] != items[:-distance])
+        before, after = items[:-distance][together], items[distance:][together]
+        pairs += [torch.stack([before, after]), torch.stack([after, before])]
+        weights += [torch.full((2 * len(before),), 1 / distance)]
+    table = torch.sparse_coo_tensor(
+        torch.cat(pairs, dim=1), torch.cat(weights), (size, size), check_invariants=False
+    ).coalesce()
+    return table.indices()[0], table.indices()[1], table.values()
+
+
+def _pad(values: Tensor, width: int, value: float) -> Tensor:
+    """Fill the last dimension up to `width`."""
+    return torch.nn.functional.pad(values, (0, width - values.shape[-1]), value=value)
+
+
+def reference_lines(
+    dataset: Dataset,
+    role: Role,
+    k: Sequence[int] = (5, 10),
+    history_length: int = 20,
+    positions: Tensor | None = None,
+    codes: Tensor | None = None,
+    level: Literal["item", "sid"] = "item",
+    chunk: int = 2048,
+) -> dict[str, dict[str, float]]:
+    """Score the reference rankers on the rows that models are scored on.
+
+    Args:
+        dataset: catalogue and sequences.
+        role: the part whose rows are scored, VALID or TEST.
+        k: cut-offs.
+        history_length: latest items a ranker sees, and what is excluded; `data.max_history` for parity with a model.
+        positions: rows to score [P], e.g. the random subset that models are validated on; None for all of the role.
+        codes: [I, K] SIDs, for `level="sid"`.
+        level: whether a hit is the item or any item of its SID.
+        chunk: rows per batch.
+
+    Returns:
+        Name -> metrics, each ranker twice: `most_popular`, `repeat_last`, `item_knn`, and with the suffix
+        `/history_excluded`.
+
+    Raises:
+        DataError: if there is no row to score.
+    """
+    positions = dataset.sequences.rows(role) if positions is None else positions
+    if not len(positions):
+        raise DataError(f"reference lines: the {role.name.lower()} part has no rows. Check data.split.")
+    catalog = dataset.catalog
+    # Excluding a history removes at most its length, so that this width leaves enough items in every row.
+    width = needed_width(k, codes if level == "sid" else None) + history_length
+    metrics = {
+        f"{name}{suffix}": RankingMetrics(
+            catalog.cold,
+            catalog.categories,
+            k,
+            codes=codes,
+            level=level,
+            category_count=len(catalog.category_names),
+        )
+        for name in ("most_popular", "repeat_last", "item_knn")
+        for suffix in ("", "/history_excluded")
+    }
+    rankers = reference_rankers(dataset)
+    for part in positions.split(chunk):
+        histories = dataset.sequences.histories(part, history_length)
+        targets = Targets(dataset.sequences.items[part].unsqueeze(1))
+        for name, ranker in rankers.items():
+            ranking = ranker(histories, width)
+            metrics[name].update(ranking, targets, history=histories)
+            metrics[f"{name}/history_excluded"].update(exclude_history(ranking, histories), targets, history=histories)
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def reference_rankers(dataset: Dataset) -> Mapping[str, Ranker]:
+    """The reference rankers of a data set, by name."""
+    counts = dataset.catalog.train_counts
+    return {
+        "most_popular": MostPopular(counts),
+        "repeat_last": RepeatLast(counts),
+        "item_knn": ItemKNN(dataset.sequences, len(dataset.catalog)),
+    }
+
+
+@BASELINES.register("most_popular", title="Most popular")
+def most_popular(*, problem: Problem) -> MostPopular:
+    """The most popular items of the training part, for everybody."""
+    return MostPopular(problem.dataset.catalog.train_counts)
+
+
+@BASELINES.register("repeat_last", title="Repeat last")
+def repeat_last(*, problem: Problem) -> RepeatLast:
+    """The user's own items, latest first."""
+    return RepeatLast(problem.dataset.catalog.train_counts)
+
+
+@BASELINES.register(
+    "item_knn", config=ItemKNNConfig, title="Item-kNN on co-occurrence", paper="Sarwar et al., WWW 2001"
+)
+def item_knn(config: ItemKNNConfig, *, problem: Problem) -> ItemKNN:
+    """Neighbours of the items of the history by weighted co-occurrence."""
+    dataset = problem.dataset
+    return ItemKNN(dataset.sequences, len(dataset.catalog), config.window, config.similarity)

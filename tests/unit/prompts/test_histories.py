@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from genrl.catalog import Dataset, Role
+from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.errors import DataError
+from tests.unit.baselines.problems import dataset_of
+
+Row = tuple[tuple[int, ...], tuple[bool, ...]]
+
+
+def users_of(seed: int = 0) -> Dataset:
+    """Users of 1-30 interactions, each item unlike all others, with every order of roles that a split makes."""
+    draw = random.Random(seed)
+    users, roles, number = [], [], 0
+    for _ in range(40):
+        held = draw.choice(["", "v", "ve", "vvee", "e"])
+        known = "t" * draw.randint(0, 25) + draw.choice(["", "r"])
+        letters = "h" * draw.randint(0, 4) + known + held or "t"
+        users.append(list(range(number, number + len(letters))))
+        roles.append(letters)
+        number += len(letters)
+    return dataset_of(users, roles)
+
+
+def targets_of(dataset: Dataset) -> list[int]:
+    """Items (all different) that must be predicted: known, and not the first of their user."""
+    found = []
+    for user in range(len(dataset.sequences.user_ids)):
+        start, end = dataset.sequences.offsets[user : user + 2].tolist()
+        for place in range(start + 1, end):
+            if dataset.sequences.roles[place] in (Role.TRAIN, Role.RL):
+                found.append(int(dataset.sequences.items[place]))
+    return found
+
+
+def rows_of(batch: SequenceBatch) -> list[Row]:
+    """Rows without padding, with their marks."""
+    found = []
+    for items, marks in zip(batch.items.tolist(), batch.targets.tolist(), strict=True):
+        padding = items.count(-1)
+        assert items[:padding] == [-1] * padding  # on the left only
+        assert not any(marks[: padding + 1])  # neither padding nor the first item of a row is a target
+        found.append((tuple(items[padding:]), tuple(marks[padding:])))
+    return found
+
+
+def one_pass(batches: SequenceBatches, epoch: int = 0) -> list[Row]:
+    steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+    return [row for step in steps for row in rows_of(batches.step(step))]
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 50])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_known_target_counts_once_per_pass(length: int, seed: int) -> None:
+    dataset = users_of(seed)
+    for per in ("target", "user"):
+        rows = one_pass(SequenceBatches(dataset, per, length, batch=5))  # type: ignore[arg-type]
+        marked = [item for items, marks in rows for item, mark in zip(items, marks, strict=True) if mark]
+        assert Counter(marked) == Counter(targets_of(dataset))
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 50])
+def test_rows_are_stretches_of_one_user_as_long_as_they_may_be(length: int) -> None:
+    dataset = users_of()
+    starts = dataset.sequences.offsets[dataset.sequences.users(torch.arange(len(dataset.sequences)))]
+    for per in ("target", "user"):
+        for items, marks in one_pass(SequenceBatches(dataset, per, length, batch=5)):  # type: ignore[arg-type]
+            last = items[-1]  # items are numbered by position
+            assert marks[-1]
+            assert items == tuple(range(max(int(starts[last]), last - length + 1), last + 1))
+            if per == "target":
+                assert sum(marks) == 1
+
+
+def test_a_target_behind_the_first_window_has_half_a_window_before_it() -> None:
+    dataset = dataset_of([list(range(23))])
+    rows = one_pass(SequenceBatches(dataset, "user", 8, batch=1))
+    assert sorted(items for items, _ in rows) == [tuple(range(end - 8, end)) for end in (8, 12, 16, 20)] + [
+        tuple(range(15, 23))
+    ]
+    contexts = [place for items, marks in rows if items[0] for place, mark in enumerate(marks) if mark]
+    assert min(contexts) == 4
+
+
+def test_held_out_interactions_are_neither_targets_nor_read() -> None:
+    dataset = dataset_of([[0, 1, 2, 3, 4], [5, 6, 7]], ["httve", "tve"])
+    batches = SequenceBatches(dataset, "user", 10, batch=4)
+    assert rows_of(batches.step(0)) == [((0, 1, 2), (False, True, True))]
+    some = SequenceBatches(dataset_of([[0, 1, 2, 3]], ["ttrv"]), "user", 10, batch=4, known=[Role.RL])
+    assert rows_of(some.step(0)) == [((0, 1, 2), (False, False, True))]
+
+
+@pytest.mark.parametrize("per", ["target", "user"])
+def test_a_step_depends_on_seed_and_number_alone(per: str) -> None:
+    dataset = users_of()
+    make = lambda seed: SequenceBatches(dataset, per, 6, batch=20, seed=seed)  # type: ignore[arg-type]  # noqa: E731
+    first, again, other = make(3), make(3), make(4)
+    for step in (1, 0, 2 * first.steps_per_epoch):
+        assert rows_of(first.step(step)) == rows_of(again.step(step))
+    assert one_pass(first) != one_pass(other)
+    assert one_pass(first) != one_pass(first, epoch=1)
+    assert sorted(one_pass(first)) == sorted(one_pass(first, epoch=1))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_a_step(world: int) -> None:
+    dataset = users_of()
+    whole = SequenceBatches(dataset, "user", 6, batch=5)
+    ranks = [SequenceBatches(dataset, "user", 6, batch=5, rank=rank, world=world) for rank in range(world)]
+    for step in range(whole.steps_per_epoch):
+        parts = [part.step(step) for part in ranks]
+        assert sorted(row for part in parts for row in rows_of(part)) == sorted(rows_of(whole.step(step)))
+        targets = sum(int(part.targets.sum()) for part in parts)
+        assert [float(part.share) for part in [whole.step(step), *parts]] == [targets] * (world + 1)
+
+
+def test_a_rank_without_rows_has_an_empty_batch() -> None:
+    batches = SequenceBatches(dataset_of([[0, 1]]), "user", 6, batch=5, rank=1, world=2)
+    batch = batches.step(0)
+    assert len(batch) == 0
+    assert batch.share == 1
+    assert batch.items.shape == batch.targets.shape == (0, 2)
+
+
+def test_what_cannot_be_trained_on_is_refused() -> None:
+    with pytest.raises(DataError, match="every interaction is held out"):
+        SequenceBatches(dataset_of([[0, 1]], ["tv"]), "user", 6, batch=5)
+    with pytest.raises(DataError, match="length=1"):
+        SequenceBatches(dataset_of([[0, 1]]), "user", 1, batch=5)
+
+
+def test_a_batch_moves_whole() -> None:
+    batch = SequenceBatches(dataset_of([[0, 1]]), "user", 6, batch=5).step(0).to("meta")
+    assert {batch.items.device.type, batch.targets.device.type, batch.share.device.type} == {"meta"}

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genrl.catalog.dataset import load_dataset
+from genrl.catalog.sequences import Role
+from genrl.config.schema import ActivateConfig, DataConfig, ToyConfig
+from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.reasoning import TraceBatch, TraceBatches, known
+from genrl.prompts.traces import Trace
+from genrl.errors import DataError
+from tests.models import SIZES, make_codes, make_policy, make_thinking
+
+TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
+POLICY = make_policy(thinking=True)
+CODES = make_codes(len(TOY.catalog))
+TEMPLATE = PromptTemplate(POLICY.start_id, (), CODES + torch.tensor(POLICY.first_ids), 0)
+MAKER = PromptMaker(TOY, TEMPLATE, max_history=5)
+POSITIONS = TOY.sequences.rows(Role.TRAIN)[:23].tolist()
+TEXTS = ("red apple", "green pear tart", "blue plum jam sweet cherry pie", "pie")
+TRACES = [Trace(position, tuple(TEXTS[(position + step) % 4] for step in range(len(SIZES)))) for position in POSITIONS]
+CONFIG = ActivateConfig(examples_per_step=6, pack_length=60, foreign=0)
+
+
+def batches_of(config: ActivateConfig = CONFIG, rank: int = 0, world: int = 1, **options: str) -> TraceBatches:
+    layout = make_thinking(POLICY, CODES, **options)
+    return TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config, rank, world)
+
+
+def segments(batch: TraceBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Tokens of each segment, its places that are learned, counted from its start, and the states there."""
+    found = []
+    for row in range(len(batch.tokens)):
+        for segment in sorted(set(batch.segments[row].tolist()) - {-1}):
+            columns = (batch.segments[row] == segment).nonzero()[:, 0]
+            start, stop = int(columns[0]), int(columns[-1]) + 1
+            assert columns.tolist() == list(range(start, stop))
+            assert batch.positions[row, columns].tolist() == list(range(stop - start))
+            own = (batch.places[:, 0] == row) & (batch.places[:, 1] >= start) & (batch.places[:, 1] < stop)
+            places = (batch.places[own, 1] - start).tolist()
+            found.append(
+                (tuple(batch.tokens[row, columns].tolist()), tuple(places), tuple(batch.support[own].tolist()))
+            )
+    return found
+
+
+def wanted(trace: Trace, order: str, other: Trace | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Prompt, blocks and SID of a trace, written down from the documentation; and which of them are learned.
+
+    With another trace, whose blocks are shown instead, that is the SID alone.
+    """
+    words = POLICY.words
+    assert words is not None
+    prompt = MAKER.at(torch.tensor([trace.position]))
+    text = prompt.tokens[prompt.mask].tolist()
+    learned = [False] * len(text)
+    sid = TEMPLATE.sid_tokens[int(TOY.sequences.items[trace.position])].tolist()
+    own = other is None
+    for step, block in enumerate((other or trace).blocks):
+        ids = POLICY.tokenizer(block, add_special_tokens=False)["input_ids"][:6]
+        breaks = [] if words.line_break is None else [words.line_break]
+        text += [words.opening, *ids, words.closing, *breaks]
+        learned += [False, *[own] * len(ids), own and len(ids) < 6, *[False] * len(breaks)]
+        if order == "interleaved":
+            text.append(sid[step])
+            learned.append(True)
+    if order == "tail":
+        text += sid
+        learned += [True] * len(sid)
+    return tuple(text), tuple(place for place, is_learned in enumerate(learned) if is_learned)
+
+
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order: str) -> None:
+    batches = batches_of(order=order)
+    assert batches.steps_per_epoch == 4
+    steps = [batches.step(step) for step in range(4)]
+    found = Counter((tokens, places) for batch in steps for tokens, places, _ in segments(batch))
+    assert found == Counter(wanted(trace, order) for trace in TRACES)
+    for batch in steps:
+        assert int(batch.share) == len(batch.places) == len(batch.support)
+        assert batch.tokens.shape[1] <= batches.length
+
+
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_the_states_are_those_the_tokens_are_drawn_from(order: str) -> None:
+    batches = batches_of(order=order)
+    layout = make_thinking(POLICY, CODES, order=order)
+    for tokens, places, states in segments(batches.step(0)):
+        start = min(places) - 1  # `<think>` stands before the first word
+        now, seen = layout.start(1), []
+        for place in range(start, len(tokens)):
+            if place in places:
+                seen.append(int(now))
+                site = int(layout.sites(now))
+                legal = layout.legal(site, now)
+                assert bool(legal.mask[0, tokens[place] - legal.first])
+            now = layout.advance(0, now, torch.tensor([tokens[place]]))
+        assert seen == list(states)
+        assert bool(layout.finished(now))
+
+
+def test_packed_or_alone_the_same_is_learned() -> None:
+    packed, alone = batches_of(), batches_of()
+    alone.alone = True
+    one, two = packed.step(1), alone.step(1)
+    assert len(one.tokens) < len(two.tokens) == 6
+    assert sorted(segments(one)) == sorted(segments(two))
+
+
+def test_ranks_share_a_step_and_its_denominator() -> None:
+    whole = batches_of().step(2)
+    parts = [batches_of(rank=rank, world=2).step(2) for rank in range(2)]
+    assert sorted(segments(whole)) == sorted(segments(parts[0]) + segments(parts[1]))
+    assert float(parts[0].share) == float(parts[1].share) == float(whole.share)
+
+
+def test_a_rank_without_a_trace_gets_one_padding_token() -> None:
+    batch = batches_of(replace(CONFIG, examples_per_step=1), rank=1, world=2).step(0)
+    assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
+    assert batch.segments.tolist() == [[-1]]
+    assert len(batch.places) == len(batch.support) == 0
+    assert float(batch.share) > 0
+
+
+def test_a_step_depends_on_seed_and_number_alone() -> None:
+    one, two = batches_of(), batches_of()
+    one.step(0)
+    assert torch.equal(one.step(5).tokens, two.step(5).tokens)
+    assert sorted(segments(one.step(1))) != sorted(segments(one.step(5)))  # the same place of the next pass
+    assert not torch.equal(batches_of(replace(CONFIG, seed=1)).step(0).tokens, two.step(0).tokens)
+
+
+def test_a_row_holds_the_longest_trace_however_short_rows_are_asked_for() -> None:
+    batches = batches_of(replace(CONFIG, pack_length=2))
+    assert batches.length == batches.longest
+    assert max(len(wanted(trace, "tail")[0]) for trace in TRACES) <= batches.longest
+    assert batches.step(0).tokens.shape[1] <= batches.longest
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_left_out() -> None:
+    plain, odd = known(POLICY.tokenizer, ["red pie", "red\N{SNOWMAN} pie\N{SNOWMAN}"])
+    assert POLICY.tokenizer.unk_token_id in POLICY.tokenizer("\N{SNOWMAN}", add_special_tokens=False)["input_ids"]
+    assert odd == plain
+
+
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: str) -> None:
+    batches = batches_of(replace(CONFIG, foreign=0.5), order=order)
+    shown: Counter[int] = Counter()
+    passes = []
+    for epoch in range(2):
+        found = []
+        for step in range(4):
+            batch = batches.step(4 * epoch + step)
+            assert int(batch.share) == len(batch.places)
+            found += [(tokens, places) for tokens, places, _ in segments(batch)]
+        passes.append(sorted(found))
+        left = set(found)
+        for number, trace in enumerate(TRACES):
+            own, foreign = {wanted(trace, order)}, {wanted(trace, order, other) for other in TRACES}
+            shown[number] += len(left & foreign)
+            assert len(left & (own | foreign)) == 1
+    assert passes[0] != passes[1]
+    assert 2 * len(TRACES) * 0.2 < shown.total() < 2 * len(TRACES) * 0.8
+    assert {0, 1, 2} & set(shown.values()) >= {0, 1}  # drawn anew in each pass
+
+
+def test_nothing_to_learn_is_an_error() -> None:
+    layout = make_thinking(POLICY, CODES)
+    with pytest.raises(DataError, match="no traces: every interaction is held out, or each trace names its target"):
+        TraceBatches([], MAKER, layout, POLICY.tokenizer, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (("pie", "pie"), "trace 1 has 2 blocks, SIDs have 3 levels"),
+        (("pie", "", "pie"), r"block 2 of trace 1 has 0 words, layout.minimum is 1. Lower it"),
+        (("pie", "red <a_1> pie", "pie"), "trace 1 holds a token that no block may hold"),
+    ],
+)
+def test_a_trace_that_no_completion_can_hold_is_named(blocks: tuple[str, ...], message: str) -> None:
+    traces = [TRACES[0], Trace(POSITIONS[1], blocks)]
+    with pytest.raises(DataError, match=message):
+        TraceBatches(traces, MAKER, make_thinking(POLICY, CODES), POLICY.tokenizer, CONFIG)
+
+
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+def test_of_foreign_thinking_only_the_sid_is_learned(order: str) -> None:
+    batches = batches_of(replace(CONFIG, foreign=0.999), order=order)
+    own = {tokens: places for tokens, places in (wanted(trace, order) for trace in TRACES)}
+    sids = set(range(POLICY.first_ids[0], POLICY.first_ids[-1] + SIZES[-1]))
+    found = [segment for step in range(4) for segment in segments(batches.step(step))]
+    foreign = [(tokens, places) for tokens, places, _ in found if tokens not in own]
+    assert len(found) == len(TRACES)
+    assert len(foreign) >= len(TRACES) // 2  # another trace may think the same
+    for tokens, places in foreign:
+        assert len(places) == len(SIZES)
+        assert {tokens[place] for place in places} <= sids
+
+
+def test_some_thinking_is_foreign_and_changes_with_the_pass() -> None:
+    batches = batches_of(replace(CONFIG, foreign=0.5))
+    passes = []
+    for epoch in range(2):
+        steps = [batches.step(4 * epoch + step) for step in range(4)]
+        assert all(int(batch.share) == len(batch.places) for batch in steps)
+        passes.append({tokens for batch in steps for tokens, _, _ in segments(batch)})
+    own = {tokens for tokens, _ in (wanted(trace, "tail") for trace in TRACES)}
+    assert passes[0] & own
+    assert passes[0] - own
+    assert passes[0] != passes[1]

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+from genrl.catalog.dataset import Dataset, load_dataset
+from genrl.catalog.items import Catalog
+from genrl.catalog.sequences import Role, Sequences
+from genrl.config.schema import DataConfig, ToyConfig
+from genrl.prompts.template_traces import OWN, RANKS, SHARE, _telling_features, template_traces
+from genrl.prompts.traces import leaks, words_of
+from genrl.errors import ConfigError
+from genrl.policy.load import sid_token
+from genrl.sid.table import make_table
+
+TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=144)))
+ROWS = torch.arange(144)
+TABLE = make_table(torch.stack([ROWS // 12, ROWS % 12 // 3, torch.zeros_like(ROWS)], 1), (12, 4, 1), TOY.catalog)
+"""Level 1 is the second-level category, level 2 part of it, level 4 tells colliding items apart."""
+POSITIONS = TOY.sequences.rows(Role.TRAIN)
+
+TITLES = [
+    "Red Rose Soap",
+    "Red Pine Soap",
+    "Blue Rose Soap",
+    "Blue Pine Soap",
+    "Iron Pan",
+    "Iron Pot",
+    "Cast Lid",
+    "Lid",
+]
+CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]])
+
+
+def shop(history: list[int], **columns: list[str]) -> Dataset:
+    """One user who chose these rows, the last one as a training target."""
+    counts = torch.tensor([9, 8, 7, 6, 5, 4, 3, 2])
+    catalog = Catalog.from_table([f"i{row}" for row in range(8)], train_counts=counts, **columns)
+    sequences = Sequences(
+        items=torch.tensor(history),
+        roles=torch.zeros(len(history), dtype=torch.uint8),
+        times=torch.arange(len(history)),
+        offsets=torch.tensor([0, len(history)]),
+        user_ids=("ann",),
+    )
+    return Dataset(catalog, sequences, "shop")
+
+
+def blocks(history: list[int], words: int = 8, max_history: int = 20, **columns: list[str]) -> tuple[str, ...]:
+    dataset = shop(history, **columns)
+    table = make_table(CODES, (2, 2, 2), dataset.catalog)
+    (trace,) = template_traces(dataset, table, [len(history) - 1], max_history, words)
+    assert trace.position == len(history) - 1
+    return trace.blocks
+
+
+def test_blocks_say_what_each_prefix_stands_for_and_what_in_the_history_shares_it() -> None:
+    categories = ["Bath"] * 4 + ["Kitchen"] * 4
+    assert blocks([4, 3, 1, 0], titles=TITLES, categories=categories) == (
+        "Bath Soap: 2 of 3, last Red",
+        "Red: 1 of 3",
+        "favourite: new",
+    )
+    assert blocks([4, 5, 2], titles=TITLES, categories=categories) == (
+        "Bath Soap: new",
+        "Blue: new",
+        "favourite: new",
+    )
+
+
+def test_without_the_first_code_items_of_the_category_speak_for_it() -> None:
+    categories = ["Bath"] * 3 + ["Kitchen", "Bath"] + ["Kitchen"] * 3
+    assert blocks([6, 4, 0], titles=TITLES, categories=categories)[0] == "Soap Bath: new, 1 Bath"
+
+
+def test_a_word_that_a_category_has_is_not_said_beside_it() -> None:
+    categories = ["Soap Bars"] * 3 + [""] + ["Kitchen"] * 4
+    assert blocks([4, 3, 1, 0], titles=TITLES, categories=categories)[0] == "Soap Bars: 2 of 3, last Red"
+
+
+def test_short_blocks_do_without_the_latest_item() -> None:
+    categories = ["Bath"] * 4 + ["Kitchen"] * 4
+    said = [blocks([4, 3, 1, 0], words, titles=TITLES, categories=categories)[0] for words in (4, 5, 7, 8)]
+    assert said == ["Bath: 2 of 3", "Bath Soap: 2 of 3", "Bath Soap: 2 of 3", "Bath Soap: 2 of 3, last Red"]
+
+
+def test_only_the_history_that_a_prompt_shows_counts() -> None:
+    assert blocks([1, 4, 5, 0], max_history=2, titles=TITLES)[0] == "Soap: new"
+    assert blocks([1, 4, 5, 0], max_history=3, titles=TITLES)[0] == "Soap: 1 of 3, last Red"
+
+
+def test_without_titles_and_categories_popularity_and_counts_are_left() -> None:
+    assert blocks([3, 5, 0, 1]) == ("favourite: 2 of 3", "favourite: 1 of 3", "usual: new")
+    assert blocks([3, 7, 7]) == ("usual: 1 of 2", "usual: 1 of 2", "usual: 1 of 2")
+
+
+def test_a_cluster_alone_among_its_siblings_is_the_only_one() -> None:
+    dataset = shop([3, 0])
+    table = make_table(torch.tensor([[row, 0] for row in range(8)]), (8, 1), dataset.catalog)
+    assert template_traces(dataset, table, [1], 20)[0].blocks == ("favourite: new", "only: new")
+
+
+def test_ranks_are_the_first_and_thirds_of_the_siblings() -> None:
+    dataset = shop([7, *range(8)])
+    table = make_table(torch.arange(8)[:, None], (8,), dataset.catalog)
+    said = [trace.blocks[0].split(":")[0] for trace in template_traces(dataset, table, range(1, 9), 1)]
+    assert said == [RANKS[place] for place in (0, 1, 1, 2, 2, 2, 3, 3)]
+
+
+def test_words_that_would_name_the_title_are_left_out() -> None:
+    same = ["Rose Soap"] * 2 + ["Pine Soap"] * 2 + ["Iron Pan"] * 4
+    said = " ".join(blocks([4, 3, 1, 0], titles=same))
+    assert "Soap" in said
+    assert "Rose" not in said
+    alone = ["Soap", *TITLES[1:]]
+    assert "Soap" not in " ".join(blocks([4, 3, 1, 0], titles=alone, texts=TITLES))
+
+
+def test_a_title_made_of_the_words_of_the_template_leaves_numbers_only() -> None:
+    assert blocks([4, 1, 0], titles=["Popular", *TITLES[1:]], texts=TITLES) == ("1 of 2", "1 of 2", "0 of 2")
+
+
+def test_evidence_equals_a_plain_count() -> None:
+    for trace in template_traces(TOY, TABLE, POSITIONS, 6):
+        target = TABLE.codes[int(TOY.sequences.items[trace.position])].tolist()
+        user = int(TOY.sequences.users(torch.tensor([trace.position])))
+        start = max(int(TOY.sequences.offsets[user]), trace.position - 6)
+        history = [TABLE.codes[row].tolist() for row in TOY.sequences.items[start : trace.position].tolist()]
+        for level, block in enumerate(trace.blocks):
+            same = sum(codes[: level + 1] == target[: level + 1] for codes in history)
+            found = re.search(r"(\d+) of (\d+)", block)
+            assert (int(found[1]), int(found[2])) == (same, len(history)) if found else same == 0 and "new" in block
+
+
+@pytest.mark.parametrize("words", [4, 5, 6, 8, 12])
+def test_no_trace_leaks_and_no_block_is_longer_than_allowed(words: int) -> None:
+    traces = template_traces(TOY, TABLE, POSITIONS, 10, words)
+    report = leaks(traces, TOY, TABLE, sid_token)
+    assert report.checked == len(POSITIONS)
+    assert not report.leaking
+    assert not report.unchecked
+    assert max(len(words_of(block)) for trace in traces for block in trace.blocks) <= words
+
+
+def test_no_trace_says_more_of_a_title_than_three_words_or_half() -> None:
+    for trace in template_traces(TOY, TABLE, POSITIONS, 10, 12):
+        title = set(words_of(TOY.catalog.titles[int(TOY.sequences.items[trace.position])]))
+        said = set(words_of(" ".join(trace.blocks))) | OWN
+        assert len(title & said) < len(title)
+        assert len(title & said) <= 3
+
+
+def test_a_trace_depends_on_its_position_alone() -> None:
+    whole = template_traces(TOY, TABLE, POSITIONS, 10)
+    assert template_traces(TOY, TABLE, POSITIONS.flip(0), 10)[::-1] == whole
+    assert template_traces(TOY, TABLE, POSITIONS[7:8], 10) == whole[7:8]
+    assert template_traces(TOY, TABLE, POSITIONS[:0], 10) == []
+
+
+def test_telling_features_are_those_of_a_plain_computation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    above = torch.randint(0, 3, (40,), generator=generator)
+    _, groups = torch.unique(above * 4 + torch.randint(0, 4, (40,), generator=generator), return_inverse=True)
+    parents = torch.zeros(int(groups.max()) + 1, dtype=torch.int64).scatter_(0, groups, above)
+    has = torch.rand(40, 9, generator=generator) < torch.linspace(0.1, 0.9, 9)
+    for group, found in enumerate(_telling_features(csr_matrix(has.double().numpy()), groups, above, parents)):
+        inside, around = has[groups == group], has[above == parents[group]]
+        scores = {}
+        for column in range(9):
+            share, outer = float(inside[:, column].float().mean()), float(around[:, column].float().mean())
+            if share > SHARE and share > outer and around[:, column].sum() >= 2:
+                scores[column] = share * math.log(share / outer)
+        assert sorted(found.tolist()) == sorted(scores)
+        ordered = [scores[column] for column in found.tolist()]
+        assert all(first >= second - 1e-6 for first, second in pairwise(ordered))
+
+
+def test_fewer_than_four_words_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 4 words per block, not 3"):
+        blocks([4, 0], words=3)

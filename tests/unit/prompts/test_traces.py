@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from genrl.catalog.dataset import Dataset
+from genrl.catalog.items import Catalog
+from genrl.catalog.sequences import Role, Sequences
+from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions, words_of
+from genrl.errors import DataError
+from genrl.policy.load import sid_token
+from genrl.sid.table import make_table
+
+TITLES = [
+    "OPI Nail Lacquer, Red",
+    "It",
+    "Soap",
+    "The Very Best of Rose Water, 4 oz",
+    "",
+    "Moroccanoil",
+    *(f"Soap {number}" for number in range(12)),
+]
+IDS = ["B00X7", "12", "red", "134567", "i4", "x", *(f"s{number}" for number in range(12))]
+T, R, V, E, H = Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY
+
+
+def make_dataset() -> Dataset:
+    """Ann has items 0 (history), 1, 2, 1, 3 (RL), 4 (valid), 5 (test); bob has 0, 1 and 1 again (test)."""
+    sequences = Sequences(
+        items=torch.tensor([0, 1, 2, 1, 3, 4, 5, 0, 1, 1]),
+        roles=torch.tensor([H, T, T, T, R, V, E, T, T, E], dtype=torch.uint8),
+        times=torch.arange(10),
+        offsets=torch.tensor([0, 7, 10]),
+        user_ids=("ann", "7"),
+    )
+    return Dataset(Catalog.from_table(IDS, TITLES), sequences, "shop")
+
+
+DATASET = make_dataset()
+ROWS = torch.arange(len(IDS))
+TABLE = make_table(torch.stack([ROWS // 6, ROWS % 6], 1), (3, 6), DATASET.catalog)
+
+
+def write(folder: Path, *lines: object) -> Path:
+    path = folder / "traces.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def every_item() -> Dataset:
+    """One user with the whole catalogue, so that item i is the target at position i."""
+    size = len(IDS)
+    sequences = Sequences(
+        torch.arange(size), torch.zeros(size, dtype=torch.uint8), ROWS, torch.tensor([0, size]), ("ann",)
+    )
+    return Dataset(DATASET.catalog, sequences, "all")
+
+
+def kinds(row: int, *blocks: str) -> set[str]:
+    report = leaks([Trace(row, blocks)], every_item(), TABLE, sid_token)
+    return {kind for kind, places in report.found.items() if places}
+
+
+def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"user": "ann", "item": "12", "blocks": ["liked\n soap", ""], "model": "a teacher"},
+        "",
+        {"user": 7, "item": 12, "text": "Reads. Writes! Thinks?"},
+    )
+    assert read_traces(path, DATASET, 2) == [Trace(3, ("liked soap", "")), Trace(8, ("Reads. Writes!", "Thinks?"))]
+
+
+def test_positions_that_lines_can_name_are_the_latest_training_positions() -> None:
+    assert trace_positions(DATASET).tolist() == [2, 3, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'user': 1}", "not JSON .* at column 2"),
+        ("[1]", "a list, not an object"),
+        ({"item": "12", "text": ""}, "'user' is None, not an id"),
+        ({"user": "ann", "item": 1.5, "text": ""}, "'item' is 1.5, not an id"),
+        ({"user": "ann", "item": "12"}, "neither 'blocks' nor 'text'"),
+        ({"user": "ann", "item": "12", "text": "", "blocks": ["", ""]}, "both 'blocks' and 'text'"),
+        ({"user": "ann", "item": "12", "blocks": "ab"}, "must be a list of texts"),
+        ({"user": "ann", "item": "12", "text": ["ab"]}, "'text' a text"),
+        ({"user": "ann", "item": "12", "blocks": ["a"]}, "1 blocks, but the SID table has 2 levels. Give 2 blocks"),
+        ({"user": "ann", "item": "12", "blocks": ["a", "b", "c"]}, "3 blocks, but the SID table has 2 levels"),
+        ({"user": "ann", "item": "12", "blocks": ["a", "b </think>"]}, "holds '</think>', which the layout writes"),
+        (
+            {"user": "anna", "item": "12", "text": "a"},
+            "user 'anna' is not in the data set .2 users.. Did you mean 'ann'",
+        ),
+        ({"user": "ann", "item": "B00X8", "text": "a"}, "item 'B00X8' is not in the catalogue .* Did you mean 'B00X7'"),
+        ({"user": "ann", "item": "134567", "text": "a"}, "is held out .part rl.: a trace for it would leak"),
+        ({"user": "ann", "item": "i4", "text": "a"}, "is held out .part valid."),
+        ({"user": "ann", "item": "x", "text": "a"}, "is held out .part test."),
+        ({"user": "ann", "item": "B00X7", "text": "a"}, "is only shown as history, never a target"),
+        ({"user": "7", "item": "red", "text": "a"}, "item 'red' of user '7' is not in the user's history"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path: Path, line: object, message: str) -> None:
+    path = write(tmp_path, {"user": "ann", "item": "12", "text": "fine"}, line)
+    with pytest.raises(DataError, match=f"traces.jsonl:2: .*{message}"):
+        read_traces(path, DATASET, 2)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none.jsonl: cannot be read .No such file"):
+        read_traces(tmp_path / "none.jsonl", DATASET, 2)
+    with pytest.raises(DataError, match=r"traces.jsonl: no traces. Write one per line"):
+        read_traces(write(tmp_path, ""), DATASET, 2)
+    (tmp_path / "traces.jsonl").write_bytes(b'{"user": "\xff"}\n')
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        read_traces(tmp_path / "traces.jsonl", DATASET, 2)
+
+
+@pytest.mark.parametrize("sentences", range(9))
+@pytest.mark.parametrize("blocks", [1, 2, 3, 8])
+def test_sentences_are_shared_out_equally_and_in_order(sentences: int, blocks: int) -> None:
+    text = " ".join(f"Sentence {number}." for number in range(sentences))
+    parts = split_text(text, blocks)
+    counts = [part.count(".") for part in parts]
+    assert len(parts) == blocks
+    assert " ".join(filter(None, parts)) == text
+    assert counts == sorted(counts, reverse=True)
+    assert max(counts) - min(counts) <= 1
+
+
+def test_sentences_end_at_marks_and_line_breaks_but_not_inside_numbers() -> None:
+    assert split_text("Costs 1.5 dollars\n\nGood?! 好。坏。", 5) == ("Costs 1.5 dollars", "Good?!", "好。", "坏。", "")
+
+
+@pytest.mark.parametrize("text", ["buys opi NAIL lacquer: red!", "Opi nail-lacquer (red)"])
+def test_a_title_is_found_whatever_its_case_and_punctuation(text: str) -> None:
+    assert kinds(0, text) == {"title"}
+
+
+def test_a_title_is_found_across_blocks_but_not_in_part_or_inside_words() -> None:
+    assert kinds(0, "An OPI nail", "lacquer red") == {"title"}
+    assert not kinds(0, "OPI nail lacquer", "is red")
+    assert not kinds(5, "moroccanoils are oils")
+    assert kinds(5, "likes Moroccanoil") == {"title"}
+
+
+def test_half_of_a_long_title_in_a_row_names_it() -> None:
+    assert words_of(TITLES[3]) == ["the", "very", "best", "of", "rose", "water", "4", "oz"]
+    assert kinds(3, "it is best of rose water") == {"title"}
+    assert not kinds(3, "of rose water", "the very best")
+
+
+def test_titles_of_one_common_word_and_missing_titles_are_not_looked_for_but_counted() -> None:
+    traces = [Trace(row, ("it is soap",)) for row in (1, 2, 4)]
+    report = leaks(traces, every_item(), TABLE, sid_token)
+    assert not report.leaking
+    assert report.unchecked == 3
+
+
+def test_ids_that_are_no_words_are_found_anywhere_and_others_behind_a_name() -> None:
+    assert kinds(0, "asks for b00x7.") == {"item id"}
+    assert not kinds(0, "asks for b00x77")
+    assert kinds(3, "number 134567 again") == {"item id"}
+    assert not kinds(1, "12 of 20, for 12 dollars")
+    assert kinds(1, "next is item 12") == {"item id"}
+    assert kinds(1, "next is #12") == {"item id"}
+    assert not kinds(2, "a red one")
+    assert kinds(2, "the product id: red") == {"item id"}
+
+
+def test_sid_tokens_of_the_target_are_found_on_every_level() -> None:
+    assert kinds(8, "then <a_1>") == {"SID token"}
+    assert kinds(8, "then", "<b_2>!") == {"SID token"}
+    assert not kinds(8, "before: <a_2><b_1>")
+
+
+def test_the_report_counts_and_shows_the_first_leak() -> None:
+    traces = [Trace(0, ("fine", "")), Trace(0, ("B00X7 is OPI nail lacquer red", "")), Trace(4, ("<a_0>", ""))]
+    report = leaks(traces, every_item(), TABLE, sid_token)
+    assert report.checked == 3
+    assert report.found == {"title": (1,), "item id": (1,), "SID token": (2,)}
+    assert report.leaking == (1, 2)
+    assert report.line() == (
+        "2 of 3 traces name their target (title: 1, item id: 1, SID token: 1; first: title of 'OPI Nail Lacquer, Red' "
+        "in 'B00X7 is OPI nail lacquer red | '); 1 titles unknown or too common to look for"
+    )
+    assert leaks(traces[:1], every_item(), TABLE, sid_token).line() == "0 of 1 traces name their target"

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from genrl.recommenders.base import BASELINES
+from genrl.recommenders.rearec import ReaRec, ReaRecConfig, divergence
+from genrl.recommenders.sasrec import SASRec, SASRecConfig
+from genrl.prompts.histories import SequenceBatch
+from genrl.errors import ConfigError
+from tests.helpers import assert_same
+from tests.unit.baselines.problems import problem_of, rows_of, shaken, train
+
+ITEMS = 12
+PROBLEM = problem_of([[0, 3, 3, 5], [5, 3, 11]], size=ITEMS)
+ROWS = rows_of([1, 2, 3], [4, 0], [7, 0, 1, 11, 2], per="target")
+HISTORIES, TARGETS = [[1, 2], [4], [7, 0, 1, 11]], [3, 0, 2]
+
+
+def model_of(**options: Any) -> ReaRec:
+    torch.manual_seed(0)
+    model = ReaRec(ReaRecConfig(hidden=8, max_length=5, **{"temperature": 0.5, **options}), problem=PROBLEM)
+    shaken(model)
+    return model
+
+
+def slow_thoughts(model: ReaRec, history: list[int]) -> torch.Tensor:
+    """All K + 1 states of one history, everything read anew for each step: [K + 1, hidden]."""
+    encoder = model.encoder
+    ages = torch.arange(len(history) - 1, -1, -1)
+    inputs = encoder.items(torch.tensor([history]) + 1) * math.sqrt(8) + encoder.positions(ages)
+    found = []
+    for step in range(model.config.steps + 1):
+        length = inputs.shape[1]
+        states, _ = encoder.read(inputs, torch.ones(length, length, dtype=torch.bool).tril())
+        found.append(states[0, -1])
+        if step < model.config.steps:
+            inputs = torch.cat([inputs, (states[:, -1:] + model.steps[step])], dim=1)
+    return torch.stack(found)
+
+
+def test_steps_read_the_items_and_the_steps_before_them() -> None:
+    model = model_of(steps=3)
+    for history in HISTORIES:
+        padded = torch.tensor([[-1, *history]])
+        assert_same(model.reason(padded)[0], slow_thoughts(model, history))
+
+
+@pytest.mark.parametrize("method", ["ensemble", "progressive"])
+def test_ranks_come_from_the_mean_or_the_last_state(method: str) -> None:
+    model = model_of(method=method)
+    ranking = model.rank(torch.tensor([[-1, -1, 1, 2], [-1, -1, -1, 4], [7, 0, 1, 11]]), ITEMS)
+    for row, history in enumerate(HISTORIES):
+        thoughts = slow_thoughts(model, history)
+        state = thoughts.mean(dim=0) if method == "ensemble" else thoughts[-1]
+        assert_same(ranking.scores[row], (state @ model.encoder.table.T)[ranking.items[row]])
+        assert (ranking.scores[row].diff() <= 0).all()
+
+
+def test_the_ensemble_loss_is_its_definition() -> None:
+    model = model_of(kl_weight=0.3)
+    expected = torch.zeros(())
+    for history, target in zip(HISTORIES, TARGETS, strict=True):
+        thoughts = slow_thoughts(model, history)
+        logs = (thoughts @ model.encoder.table.T / 0.5).log_softmax(dim=1)
+        mean = (thoughts.mean(dim=0) @ model.encoder.table.T / 0.5).log_softmax(dim=0)
+        apart = [(logs[j].exp() * (logs[j] - logs[i].detach())).sum() for i in range(3) for j in range(3) if i != j]
+        expected = expected - mean[target] - 0.3 * torch.stack(apart).mean()
+    assert_same(model.loss(ROWS), expected.detach(), tolerance=1e-4)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(expected, parameters)
+    for found, grad in zip(torch.autograd.grad(model.loss(ROWS), parameters), wanted, strict=True):
+        assert_same(found, grad, tolerance=1e-4)
+
+
+def test_divergence_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, 3, 4, generator=generator, dtype=torch.float64)
+    table = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    whole = divergence(states, table)
+    monkeypatch.setattr("genrl.recommenders.scoring.CHUNK", 6)
+    assert_same(divergence(states, table), whole)
+    assert whole > 0
+    assert_same(divergence(states[:, :1].expand(-1, 3, -1), table), 0.0)
+
+
+def test_the_progressive_loss_is_its_definition() -> None:
+    model = model_of(method="progressive", annealing=3.0, noise=0.0, progressive_weight=0.7, contrast_weight=0.2)
+    thoughts = torch.stack([slow_thoughts(model, history) for history in HISTORIES])
+    expected = 0.0
+    for row, target in enumerate(TARGETS):
+        losses = [
+            -(thoughts[row, step] @ model.encoder.table.T / (0.5 * 3.0 ** (2 - step))).log_softmax(dim=0)[target]
+            for step in range(3)
+        ]
+        contrasts = [
+            -torch.stack([thoughts[row, step] @ thoughts[other, step] / 0.5 for other in range(3)]).log_softmax(0)[row]
+            for step in (1, 2)
+        ]
+        expected += (losses[2] + 0.7 * (losses[0] + losses[1]) / 2 + 0.2 * (contrasts[0] + contrasts[1]) / 2).item()
+    assert_same(model.loss(ROWS), expected, tolerance=1e-4)
+
+
+def test_the_second_view_starts_from_the_clean_states_with_noise() -> None:
+    model = model_of(method="progressive", noise=0.5)
+    items = torch.tensor([[1, 2], [3, 4]])
+    plain = model.reason(items)
+    torch.manual_seed(1)
+    views = model.reason(items, noise=0.5)
+    assert_same(views[:2], plain)
+    assert_same(views[2:, 0], plain[:, 0])
+    assert (views[2:, 1:] - plain[:, 1:]).abs().amax(dim=2).min() > 0.01
+    assert_same(model.reason(items, noise=0.0)[2:], plain)
+
+
+@pytest.mark.parametrize("method", ["ensemble", "progressive"])
+def test_no_steps_are_sasrec(method: str) -> None:
+    sasrec = SASRec(SASRecConfig(hidden=8, max_length=5), problem=PROBLEM).eval()
+    model = model_of(steps=0, temperature=1.0, method=method)
+    sasrec.load_state_dict({name: value for name, value in model.state_dict().items() if name != "steps"})
+    histories = torch.tensor([[-1, 4], [2, 3], [-1, -1]])
+    assert torch.equal(model.rank(histories, 5).items, sasrec.rank(histories, 5).items)
+    assert_same(model.loss(ROWS), sasrec.loss(ROWS).detach())
+
+
+@pytest.mark.parametrize("method", ["ensemble", "progressive"])
+def test_a_rule_is_learnt(method: str) -> None:
+    problem = problem_of([[item, (item + 1) % 7] for item in range(7)])
+    torch.manual_seed(0)
+    config = ReaRecConfig(hidden=16, max_length=4, dropout=0.0, method=method, kl_weight=0.01, contrast_weight=0.1)  # type: ignore[arg-type]
+    model = ReaRec(config, problem=problem)
+    train(model, problem, steps=60, rate=0.01)
+    ranking = model.rank(torch.tensor([[-1, item] for item in range(7)]), 1)
+    assert ranking.items[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 0]
+
+
+@pytest.mark.parametrize("method", ["ensemble", "progressive"])
+def test_the_gradient_reaches_every_parameter(method: str) -> None:
+    model = model_of(method=method, dropout=0.0).train()
+    model.loss(rows_of([1, 2, 3, 4, 5, 6], per="target")).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("method", ["ensemble", "progressive"])
+def test_a_process_without_rows_has_no_loss_and_no_gradient(method: str) -> None:
+    model = model_of(method=method).train()
+    nothing = torch.zeros(0, 2, dtype=torch.int64)
+    value = model.loss(SequenceBatch(nothing, nothing.bool(), torch.tensor(3.0)))
+    value.backward()
+    assert value.item() == 0
+    for parameter in model.parameters():
+        assert parameter.grad is not None  # other processes wait for it
+        assert not parameter.grad.any()
+
+
+@pytest.mark.parametrize("method", ["ensemble", "progressive"])
+def test_mixed_precision_trains_and_ranks(method: str) -> None:
+    model = model_of(method=method, dropout=0.0, noise=0.0)
+    batch = ROWS
+    torch.manual_seed(0)
+    whole = model.loss(batch).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(0)
+        loss = model.loss(batch)
+        items = model.rank(torch.tensor([[-1, 4], [2, 3]]), 3).items
+    loss.backward()
+    assert 0 < abs(loss.item() - whole) < 0.1 * abs(whole)
+    assert items.shape == (2, 3)
+
+
+def test_without_a_history_the_most_popular_items_come_first() -> None:
+    ranking = model_of().rank(torch.full((1, 3), -1), 2)
+    assert ranking.items.tolist() == [[3, 5]]
+
+
+def test_options_are_checked() -> None:
+    built = BASELINES.build("rearec", {"hidden": 8, "steps": 1}, problem=PROBLEM)
+    assert isinstance(built, ReaRec)
+    for options, message in [({"steps": -1}, "cannot be negative"), ({"temperature": 0.0}, "above 0")]:
+        with pytest.raises(ConfigError, match=message):
+            BASELINES.build("rearec", options, problem=PROBLEM)

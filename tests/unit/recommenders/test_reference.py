@@ -1,0 +1,152 @@
+"""Reference rankers against slow definitions; what they may and may not know."""
+
+import math
+
+import pytest
+import torch
+
+from genrl.recommenders import ItemKNN, MostPopular, RepeatLast, reference_lines
+from genrl.recommenders.reference import ItemKNNConfig
+from genrl.catalog import Catalog, Dataset, Role, Sequences
+from genrl.errors import ConfigError, DataError
+from tests.helpers import assert_same
+
+CATALOG, USERS, LENGTH = 12, 15, 7
+
+
+def dataset(seed=0, last=None):
+    """Users of seven interactions: train x4, RL, valid, test; `last` overwrites the items of valid and test."""
+    generator = torch.Generator().manual_seed(seed)
+    items = torch.randint(0, CATALOG, (USERS, LENGTH), generator=generator)
+    if last is not None:
+        items[:, 5:] = last
+    roles = torch.tensor([0, 0, 0, 0, 1, 2, 3], dtype=torch.uint8).repeat(USERS)
+    sequences = Sequences(
+        items=items.flatten(),
+        roles=roles,
+        times=torch.arange(LENGTH).repeat(USERS),
+        offsets=torch.arange(0, USERS * LENGTH + 1, LENGTH),
+        user_ids=tuple(map(str, range(USERS))),
+    )
+    counts = torch.bincount(items[:, :5].flatten(), minlength=CATALOG)
+    catalog = Catalog.from_table(
+        [str(row) for row in range(CATALOG)],
+        categories=["even" if row % 2 == 0 else "odd" for row in range(CATALOG)],
+        train_counts=counts,
+        cold=torch.arange(CATALOG) < 2,
+    )
+    return Dataset(catalog, sequences, "hand-made")
+
+
+def slow_scores(data, history, window, similarity):
+    """The definition of ItemKNN with loops."""
+    trained = [row[:5] for row in data.sequences.items.view(USERS, LENGTH).tolist()]
+    count = [sum(row.count(item) for row in trained) for item in range(CATALOG)]
+    together = [[0.0] * CATALOG for _ in range(CATALOG)]
+    for row in trained:
+        for a in range(5):
+            for b in range(5):
+                if 0 < abs(a - b) <= window and row[a] != row[b]:
+                    together[row[a]][row[b]] += 1 / abs(a - b)
+    scores = [0.0] * CATALOG
+    for age, seen in enumerate(reversed(history)):
+        for item in range(CATALOG):
+            if seen >= 0 and together[seen][item]:
+                norm = count[seen] if similarity == "conditional" else math.sqrt(count[seen] * count[item])
+                scores[item] += 0.5**age * together[seen][item] / norm
+    return torch.tensor(scores)
+
+
+@pytest.mark.parametrize("similarity", ["conditional", "cosine"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_item_knn_is_its_definition(window, similarity):
+    data = dataset()
+    histories = data.sequences.histories(data.sequences.rows(Role.TEST), 5)
+    histories[0, :4] = -1
+    ranking = ItemKNN(data.sequences, CATALOG, window=window, similarity=similarity, chunk=4)(histories, CATALOG)
+    for row in range(USERS):
+        expected = slow_scores(data, histories[row].tolist(), window, similarity)
+        reached = ranking.scores[row] > 0
+        assert_same(ranking.scores[row][reached], expected[ranking.items[row][reached]])
+        assert int(reached.sum()) == int((expected > 0).sum())
+        assert (ranking.scores[row].diff() <= 0).all()
+        rest = data.catalog.train_counts[ranking.items[row][~reached]]
+        assert (rest.diff() <= 0).all()  # unreached items by popularity
+        assert sorted(ranking.items[row].tolist()) == list(range(CATALOG))
+
+
+def test_item_knn_does_not_know_validation_and_test():
+    histories = torch.tensor([[3, 4, 5], [-1, -1, 2]])
+    plain = ItemKNN(dataset().sequences, CATALOG)(histories, CATALOG)
+    other = ItemKNN(dataset(last=7).sequences, CATALOG)(histories, CATALOG)
+    assert torch.equal(plain.items, other.items)
+    assert_same(plain.scores, other.scores)
+    wider = ItemKNN(dataset(last=7).sequences, CATALOG, known=(Role.TRAIN, Role.RL, Role.VALID))(histories, CATALOG)
+    assert not torch.equal(wider.scores, other.scores)
+
+
+def test_an_empty_history_gets_the_popular_items():
+    data = dataset()
+    nothing = torch.full((2, 4), -1)
+    knn = ItemKNN(data.sequences, CATALOG)(nothing, 5)
+    popular = MostPopular(data.catalog.train_counts)(nothing, 5)
+    assert torch.equal(knn.items, popular.items)
+
+
+def test_most_popular_breaks_ties_by_row():
+    ranking = MostPopular(torch.tensor([1, 5, 5, 2]))(torch.zeros(2, 1, dtype=torch.int64), 3)
+    assert ranking.items.tolist() == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_repeat_last_shows_each_item_once_latest_first():
+    ranking = RepeatLast(torch.tensor([9, 1, 2, 3, 4]))(torch.tensor([[-1, 3, 2, 3]]), 4)
+    assert ranking.items.tolist() == [[3, 2, 0, 4]]
+    assert (ranking.scores.diff() < 0).all()
+
+
+@pytest.mark.parametrize("name", ["popular", "repeat", "knn"])
+def test_a_small_catalogue_ends_in_no_item(name):
+    data = dataset()
+    counts = data.catalog.train_counts
+    rankers = {
+        "popular": lambda: MostPopular(counts),
+        "repeat": lambda: RepeatLast(counts),
+        "knn": lambda: ItemKNN(data.sequences, CATALOG),
+    }
+    ranking = rankers[name]()(torch.tensor([[-1, 3]]), CATALOG + 2)
+    assert sorted(ranking.items[0, :CATALOG].tolist()) == list(range(CATALOG))
+    assert ranking.items[0, CATALOG:].tolist() == [-1, -1]
+    assert ranking.scores[0, CATALOG:].isneginf().all()
+
+
+def test_reference_lines_score_all_rankers_raw_and_without_history():
+    data = dataset()
+    lines = reference_lines(data, Role.TEST, k=[1, 3], history_length=4, chunk=4)
+    names = {
+        f"{name}{end}" for name in ("most_popular", "repeat_last", "item_knn") for end in ("", "/history_excluded")
+    }
+    assert set(lines) == names
+    assert all(line["rows"] == USERS for line in lines.values())
+    positions = data.sequences.rows(Role.TEST)
+    previous, target = data.sequences.items[positions - 1], data.sequences.items[positions]
+    assert_same(lines["repeat_last"]["recall@1"], (previous == target).double().mean().item())
+    best = data.catalog.train_counts.argmax()
+    assert_same(lines["most_popular"]["recall@1"], (target == best).double().mean().item())
+    assert lines["repeat_last"]["history_share@1"] == 1
+    excluded = [line for name, line in lines.items() if name.endswith("/history_excluded")]
+    assert all(line["history_share@3"] == 0 and line["valid_rate"] == 1 for line in excluded)
+    assert lines == reference_lines(data, Role.TEST, k=[1, 3], history_length=4, chunk=100)
+
+
+def test_reference_lines_of_some_rows():
+    data = dataset()
+    some = data.sequences.rows(Role.VALID)[:4]
+    lines = reference_lines(data, Role.VALID, k=[1], positions=some)
+    assert lines["item_knn"]["rows"] == 4
+    with pytest.raises(DataError, match="valid part has no rows"):
+        reference_lines(data, Role.VALID, positions=some[:0])
+
+
+def test_a_window_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="window=0"):
+        ItemKNNConfig(window=0)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import torch
+
+from genrl.batches import (
+    RIGHT_PADDED,
+    Experience,
+    PolicyScores,
+    PromptBatch,
+    Ranking,
+    RewardBatch,
+    RolloutBatch,
+    Targets,
+    concatenate,
+)
+
+P, G, L, T, S = 3, 2, 4, 3, 3
+B = P * G
+
+
+def make_prompts(length: int = L, first: int = 0) -> PromptBatch:
+    tokens = torch.arange(first, first + P * length).view(P, length)
+    mask = torch.arange(length) >= torch.arange(P)[:, None]
+    return PromptBatch(tokens, mask, Targets(torch.arange(P)[:, None]), torch.arange(2 * P).view(P, 2))
+
+
+def make_rollout(length: int = L, first: int = 0) -> RolloutBatch:
+    prompts = make_prompts(length, first)
+    tokens = torch.arange(first, first + B * T).view(B, T)
+    return RolloutBatch(
+        prompt_tokens=prompts.tokens,
+        prompt_mask=prompts.mask,
+        tokens=tokens,
+        mask=tokens % 2 == 0,
+        step_ids=torch.arange(T).expand(B, T),
+        item_mask=torch.ones(B, T, dtype=torch.bool),
+        support=tokens + 100,
+        choices=tokens + 200,
+        items=torch.arange(first, first + B)[:, None],
+        old_logps=-tokens.float(),
+        group_size=G,
+        num_steps=S,
+        entropy=tokens.float(),
+        categories=torch.arange(B)[:, None],
+        closed=tokens % 3 == 0,
+    )
+
+
+def make_experience() -> Experience:
+    rollout = make_rollout()
+    advantages = torch.arange(float(B * T)).view(B, T)
+    return Experience(rollout, advantages, advantages + 1, torch.arange(float(B)), {"bound": torch.arange(B)})
+
+
+def make_rewards() -> RewardBatch:
+    rows = torch.arange(float(B))
+    steps = rows[:, None].expand(B, S)
+    return RewardBatch(rows, steps, {"hit": rows + 1}, {"hit": 0.5}, shaping=steps + 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tokens", torch.zeros(B + 1, T, dtype=torch.int64), "7 rows, expected 3 prompts x group_size 2"),
+        ("prompt_mask", torch.ones(P, L), "RolloutBatch.prompt_mask is torch.float32, expected torch.bool"),
+        ("mask", torch.ones(B, T + 1, dtype=torch.bool), "RolloutBatch.mask has shape [6, 4], expected [6, 3]"),
+        ("choices", torch.zeros(B, S + 1, dtype=torch.int64), "RolloutBatch.choices has shape [6, 4], expected [6, 3]"),
+        ("items", torch.zeros(B, dtype=torch.int64), "RolloutBatch.items has shape [6], expected [6, *]"),
+        ("old_logps", torch.zeros(B, T, dtype=torch.int64), "RolloutBatch.old_logps is torch.int64"),
+        ("ref_logps", torch.zeros(B, 1), "RolloutBatch.ref_logps has shape [6, 1], expected [6, 3]"),
+        ("categories", torch.zeros(B, 2, dtype=torch.int64), "RolloutBatch.categories has shape [6, 2]"),
+        ("closed", torch.ones(B, S), "RolloutBatch.closed is torch.float32, expected torch.bool"),
+        ("closed", torch.ones(B, T + 1, dtype=torch.bool), "RolloutBatch.closed has shape [6, 4], expected [6, 3]"),
+    ],
+)
+def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(make_rollout(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "message"),
+    [
+        (make_prompts, "history", torch.zeros(P - 1, 2, dtype=torch.int64), "PromptBatch.history has shape [2, 2]"),
+        (make_prompts, "targets", Targets(torch.zeros(1, 1, dtype=torch.int64)), "PromptBatch.targets has shape"),
+        (make_rewards, "steps", torch.zeros(B - 1, S), "RewardBatch.steps has shape [5, 3], expected [6, *]"),
+        (make_rewards, "shaping", torch.zeros(B, S + 1), "RewardBatch.shaping has shape [6, 4], expected [6, 3]"),
+        (make_rewards, "components", {"hit": torch.zeros(2)}, "RewardBatch.components['hit'] has shape [2]"),
+        (make_experience, "weights", torch.zeros(B, 1), "Experience.weights has shape [6, 1], expected [6, 3]"),
+        (make_experience, "mass", torch.zeros(B, 1), "Experience.mass has shape [6, 1], expected [6]"),
+    ],
+)
+def test_other_batches_of_wrong_shape_are_refused(make: object, name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(make(), **{name: value})  # type: ignore[operator]
+
+
+def test_targets_and_rankings_are_tables_of_rows() -> None:
+    with pytest.raises(ValueError, match=r"Targets.items has shape \[3\]"):
+        Targets(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"Ranking.scores has shape \[2, 3\], expected \[2, 4\]"):
+        Ranking(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3))
+
+
+def test_batches_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        make_rollout().tokens = torch.zeros(1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (slice(1, None), [1, 2]),
+        (torch.tensor([2, 0]), [2, 0]),
+        (torch.tensor([True, False, True]), [0, 2]),
+        (slice(0, 0), []),
+        (torch.tensor([], dtype=torch.int64), []),
+    ],
+)
+def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[int]) -> None:
+    whole = make_experience()
+    part = whole.prompts(rows)  # type: ignore[arg-type]
+    completions = [prompt * G + member for prompt in wanted for member in range(G)]
+    assert len(part) == len(part.rollout) == len(wanted)
+    assert part.rollout.prompt_tokens.tolist() == [whole.rollout.prompt_tokens[p].tolist() for p in wanted]
+    for name in ("tokens", "mask", "support", "choices", "items", "old_logps", "entropy", "categories", "closed"):
+        found, every = getattr(part.rollout, name), getattr(whole.rollout, name)
+        assert found.tolist() == [every[row].tolist() for row in completions]
+        assert found.shape[1:] == every.shape[1:]
+    assert part.advantages.tolist() == [whole.advantages[row].tolist() for row in completions]
+    assert part.mass.tolist() == [float(row) for row in completions]
+    assert part.extras["bound"].tolist() == completions
+    assert part.rollout.ref_logps is None
+    assert (part.rollout.group_size, part.rollout.num_steps) == (G, S)
+
+
+def test_prompts_of_a_prompt_batch_keep_their_targets() -> None:
+    part = make_prompts().prompts(torch.tensor([2, 1]))
+    assert part.targets.items.tolist() == [[2], [1]]
+    assert part.history.tolist() == [[4, 5], [2, 3]]
+    assert part.mask.tolist() == make_prompts().mask[[2, 1]].tolist()
+    assert len(make_prompts().prompts(slice(0, 0))) == 0
+
+
+def test_targets_are_repeated_for_each_completion() -> None:
+    assert make_prompts().targets.repeat(2).items.flatten().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_rows_of_rewards_are_single_completions() -> None:
+    part = make_rewards().rows(torch.tensor([5, 0, 5]))
+    assert part.outcome.tolist() == [5.0, 0.0, 5.0]
+    assert part.steps is not None
+    assert part.steps.tolist() == [[5.0] * S, [0.0] * S, [5.0] * S]
+    assert part.shaping is not None
+    assert part.shaping.tolist() == [[7.0] * S, [2.0] * S, [7.0] * S]
+    assert part.components["hit"].tolist() == [6.0, 1.0, 6.0]
+    assert part.weights == {"hit": 0.5}
+    bare = RewardBatch(torch.zeros(4)).rows(slice(1, 3))
+    assert bare.steps is bare.shaping is None
+
+
+def test_moving_a_batch_moves_everything_inside_it() -> None:
+    moved = make_experience().to("meta")
+    assert {moved.advantages.device.type, moved.extras["bound"].device.type} == {"meta"}
+    inside = [getattr(moved.rollout, field.name) for field in fields(moved.rollout)]
+    assert {value.device.type for value in inside if isinstance(value, torch.Tensor)} == {"meta"}
+    assert (moved.rollout.group_size, moved.rollout.ref_logps) == (G, None)
+    rewards = make_rewards().to("meta")
+    assert rewards.components["hit"].device.type == "meta"
+    assert rewards.weights == {"hit": 0.5}
+    assert make_prompts().to("meta").targets.items.device.type == "meta"
+    assert PolicyScores(torch.zeros(1, 1)).to("meta").logps.device.type == "meta"
+
+
+def test_rollouts_are_joined_with_prompts_padded_on_the_left() -> None:
+    short, long = make_rollout(2), make_rollout(L, first=50)
+    joined = concatenate(short, long)
+    assert len(joined) == 2 * P
+    assert joined.prompt_tokens[:P].tolist() == [[0, 0, *row] for row in short.prompt_tokens.tolist()]
+    assert joined.prompt_mask[:P].tolist() == [[False, False, *row] for row in short.prompt_mask.tolist()]
+    assert joined.prompt_tokens[P:].tolist() == long.prompt_tokens.tolist()
+    assert joined.tokens.tolist() == [*short.tokens.tolist(), *long.tokens.tolist()]
+    assert joined.ref_logps is None
+    assert joined.closed is not None
+    assert joined.closed.tolist() == [*short.closed.tolist(), *long.closed.tolist()]
+    assert concatenate(long, short).prompt_tokens[P:].tolist() == joined.prompt_tokens[:P].tolist()
+
+
+def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
+    long = replace(make_rollout(first=50), item_ids=torch.zeros(B, T, dtype=torch.int64))
+    short = long.prompts(slice(0, 2))
+    short = replace(
+        short, **{name: value[:, :1] for name in RIGHT_PADDED if (value := getattr(short, name)) is not None}
+    )
+    rows = len(short.tokens)
+    for joined, own in ((concatenate(short, long), slice(0, rows)), (concatenate(long, short), slice(B, None))):
+        assert len(joined) == P + 2
+        assert joined.tokens.shape == (B + rows, T)
+        assert joined.tokens[own].tolist() == [[*row, 0, 0] for row in short.tokens.tolist()]
+        assert joined.mask[own].tolist() == [[*row, False, False] for row in short.mask.tolist()]
+        for name in ("step_ids", "support", "item_ids"):
+            assert getattr(joined, name)[own].tolist() == [[*row, -1, -1] for row in getattr(short, name).tolist()]
+        assert joined.item_mask[own, 1:].any().item() is False
+        assert joined.old_logps[own, 1:].abs().sum().item() == 0
+        assert joined.choices[own].tolist() == short.choices.tolist()
+
+
+def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
+    first = make_prompts()
+    second = replace(make_prompts(6), history=torch.arange(3 * P).view(P, 3))
+    joined = concatenate(first, second)
+    assert joined.history[:P].tolist() == [[-1, *row] for row in first.history.tolist()]
+    assert joined.tokens.shape == (2 * P, 6)
+    assert joined.mask[:P, :2].any().item() is False
+    assert joined.targets.items.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_rewards_are_joined_with_their_components() -> None:
+    joined = concatenate(make_rewards(), make_rewards())
+    assert joined.outcome.shape == (2 * B,)
+    assert joined.shaping is not None
+    assert joined.shaping.tolist() == 2 * make_rewards().shaping.tolist()
+    assert joined.components["hit"].tolist() == 2 * make_rewards().components["hit"].tolist()
+    assert joined.weights == {"hit": 0.5}
