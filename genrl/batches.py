@@ -45,21 +45,26 @@ class Targets(_Batch):
 
     items: Tensor
     """[P, M] int64 catalogue rows; -1 pads."""
+    feedback: Mapping[str, Tensor] = field(default_factory=dict)
+    """name -> [P, M] float: what the log says of each target (click, like, play time ...)."""
 
     def __post_init__(self) -> None:
         expect(self.items, "Targets.items", (None, None), torch.int64)
+        for name, value in self.feedback.items():
+            expect(value, f"Targets.feedback[{name!r}]", tuple(self.items.shape), *FLOATS)
 
     def prompts(self, rows: Rows) -> Targets:
         """The targets of some prompts."""
-        return Targets(self.items[rows])
+        return Targets(self.items[rows], {name: value[rows] for name, value in self.feedback.items()})
 
     def repeat(self, group_size: int) -> Targets:
         """One row per completion: [P, M] -> [B, M]."""
-        return Targets(self.items.repeat_interleave(group_size, dim=0))
+        feedback = {name: value.repeat_interleave(group_size, dim=0) for name, value in self.feedback.items()}
+        return Targets(self.items.repeat_interleave(group_size, dim=0), feedback)
 
 
 @dataclass(frozen=True, slots=True)
-class PromptBatch(_Batch):
+class Requests(_Batch):
     """Tokenised prompts with their targets and the items that the prompt shows."""
 
     tokens: Tensor
@@ -71,21 +76,21 @@ class PromptBatch(_Batch):
     """[P, H] int64 catalogue rows the user has seen; -1 pads. Needed to rank with the history excluded."""
 
     def __post_init__(self) -> None:
-        expect(self.tokens, "PromptBatch.tokens", (None, None), torch.int64)
-        expect(self.mask, "PromptBatch.mask", tuple(self.tokens.shape), torch.bool)
-        expect(self.targets.items, "PromptBatch.targets", (len(self), None))
-        expect(self.history, "PromptBatch.history", (len(self), None), torch.int64)
+        expect(self.tokens, "Requests.tokens", (None, None), torch.int64)
+        expect(self.mask, "Requests.mask", tuple(self.tokens.shape), torch.bool)
+        expect(self.targets.items, "Requests.targets", (len(self), None))
+        expect(self.history, "Requests.history", (len(self), None), torch.int64)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def prompts(self, rows: Rows) -> PromptBatch:
+    def prompts(self, rows: Rows) -> Requests:
         """Some prompts of the batch."""
-        return PromptBatch(self.tokens[rows], self.mask[rows], self.targets.prompts(rows), self.history[rows])
+        return Requests(self.tokens[rows], self.mask[rows], self.targets.prompts(rows), self.history[rows])
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutBatch(_Batch):
+class Completions(_Batch):
     """P prompts with G completions each; immutable. Row i of B = P*G belongs to prompt i // G.
 
     The prompt is stored once: a completion is a few tokens behind a prompt of 60-1000, so a copy per completion would
@@ -99,7 +104,7 @@ class RolloutBatch(_Batch):
     """[P, L] bool."""
     tokens: Tensor
     """[B, T] int64 completions, right-padded."""
-    mask: Tensor
+    chosen: Tensor
     """[B, T] bool: tokens the policy chose; neither padding nor forced (a forced token has one legal value)."""
     step_ids: Tensor
     """[B, T] int64 in [-1, S); -1 is in no step (padding, end token)."""
@@ -107,12 +112,12 @@ class RolloutBatch(_Batch):
     """[B, T] bool: tokens that decide an item (SID or title tokens, not thinking)."""
     support: Tensor
     """[B, T] int64: names the legal set that each token was drawn from; the layout defines it."""
-    choices: Tensor
+    codes: Tensor
     """[B, S] int64: what step s chose (a code of its level); -1 invalid."""
     items: Tensor
     """[B, N] int64 decoded catalogue rows; -1 is no item."""
-    old_logps: Tensor
-    """[B, T] float log-probability under the sampling policy in nats; 0 outside `mask`."""
+    logps: Tensor
+    """[B, T] float log-probability under the sampling policy in nats; 0 outside `chosen`."""
     group_size: int
     """G."""
     num_steps: int
@@ -132,37 +137,37 @@ class RolloutBatch(_Batch):
         rows, length = self.tokens.shape
         prompts = self.prompt_tokens.shape[0]
         if rows != prompts * self.group_size:
-            raise ValueError(f"RolloutBatch: {rows} rows, expected {prompts} prompts x group_size {self.group_size}")
-        expect(self.prompt_tokens, "RolloutBatch.prompt_tokens", (prompts, None), torch.int64)
-        expect(self.prompt_mask, "RolloutBatch.prompt_mask", tuple(self.prompt_tokens.shape), torch.bool)
-        expect(self.tokens, "RolloutBatch.tokens", (rows, length), torch.int64)
-        expect(self.mask, "RolloutBatch.mask", (rows, length), torch.bool)
-        expect(self.step_ids, "RolloutBatch.step_ids", (rows, length), torch.int64)
-        expect(self.item_mask, "RolloutBatch.item_mask", (rows, length), torch.bool)
-        expect(self.support, "RolloutBatch.support", (rows, length), torch.int64)
-        expect(self.choices, "RolloutBatch.choices", (rows, self.num_steps), torch.int64)
-        expect(self.items, "RolloutBatch.items", (rows, None), torch.int64)
-        expect(self.old_logps, "RolloutBatch.old_logps", (rows, length), *FLOATS)
+            raise ValueError(f"Completions: {rows} rows, expected {prompts} prompts x group_size {self.group_size}")
+        expect(self.prompt_tokens, "Completions.prompt_tokens", (prompts, None), torch.int64)
+        expect(self.prompt_mask, "Completions.prompt_mask", tuple(self.prompt_tokens.shape), torch.bool)
+        expect(self.tokens, "Completions.tokens", (rows, length), torch.int64)
+        expect(self.chosen, "Completions.chosen", (rows, length), torch.bool)
+        expect(self.step_ids, "Completions.step_ids", (rows, length), torch.int64)
+        expect(self.item_mask, "Completions.item_mask", (rows, length), torch.bool)
+        expect(self.support, "Completions.support", (rows, length), torch.int64)
+        expect(self.codes, "Completions.codes", (rows, self.num_steps), torch.int64)
+        expect(self.items, "Completions.items", (rows, None), torch.int64)
+        expect(self.logps, "Completions.logps", (rows, length), *FLOATS)
         for name in ("ref_logps", "entropy", "item_ids"):
             value = getattr(self, name)
             if value is not None:
-                expect(value, f"RolloutBatch.{name}", (rows, length))
+                expect(value, f"Completions.{name}", (rows, length))
         if self.categories is not None:
-            expect(self.categories, "RolloutBatch.categories", tuple(self.items.shape), torch.int64)
+            expect(self.categories, "Completions.categories", tuple(self.items.shape), torch.int64)
         if self.closed is not None:
-            expect(self.closed, "RolloutBatch.closed", (rows, self.num_steps), torch.bool)
+            expect(self.closed, "Completions.closed", (rows, self.num_steps), torch.bool)
 
     def __len__(self) -> int:
         """Number of prompts."""
         return self.prompt_tokens.shape[0]
 
-    def prompts(self, rows: Rows) -> RolloutBatch:
+    def prompts(self, rows: Rows) -> Completions:
         """Whole groups: the unit of a micro-batch. `rows` selects prompts."""
         return _select(self, rows, self.group_size, per_prompt=("prompt_tokens", "prompt_mask"))
 
 
 @dataclass(frozen=True, slots=True)
-class RewardBatch(_Batch):
+class Rewards(_Batch):
     """Rewards of a rollout; `components` are unweighted, for logs and decoupled advantages."""
 
     outcome: Tensor
@@ -177,19 +182,19 @@ class RewardBatch(_Batch):
     """[B, S] float: weighted sum of the step rewards that are no matches (`format`); None if there are none."""
 
     def __post_init__(self) -> None:
-        expect(self.outcome, "RewardBatch.outcome", (None,), *FLOATS)
+        expect(self.outcome, "Rewards.outcome", (None,), *FLOATS)
         rows = self.outcome.shape[0]
         if self.steps is not None:
-            expect(self.steps, "RewardBatch.steps", (rows, None), *FLOATS)
+            expect(self.steps, "Rewards.steps", (rows, None), *FLOATS)
         if self.shaping is not None:
             steps = None if self.steps is None else self.steps.shape[1]
-            expect(self.shaping, "RewardBatch.shaping", (rows, steps), *FLOATS)
+            expect(self.shaping, "Rewards.shaping", (rows, steps), *FLOATS)
         for name, value in self.components.items():
-            expect(value, f"RewardBatch.components[{name!r}]", (rows,), *FLOATS)
+            expect(value, f"Rewards.components[{name!r}]", (rows,), *FLOATS)
 
-    def rows(self, rows: Rows) -> RewardBatch:
+    def rows(self, rows: Rows) -> Rewards:
         """The rewards of some completions."""
-        return RewardBatch(
+        return Rewards(
             self.outcome[rows],
             None if self.steps is None else self.steps[rows],
             {name: value[rows] for name, value in self.components.items()},
@@ -199,7 +204,7 @@ class RewardBatch(_Batch):
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyScores(_Batch):
+class Scores(_Batch):
     """What the current policy says of a rollout's tokens."""
 
     logps: Tensor
@@ -216,7 +221,7 @@ class Experience(_Batch):
     gradients) of micro-batches add up to those of the whole.
     """
 
-    rollout: RolloutBatch
+    rollout: Completions
     advantages: Tensor
     """[B, T] float."""
     weights: Tensor
@@ -288,7 +293,7 @@ def _select(batch: BatchT, rows: Rows, group_size: int, per_prompt: tuple[str, .
     """Select prompts from a batch whose other tensors have `group_size` rows per prompt."""
 
     def pick(name: str, value: Any) -> Any:  # noqa: ANN401
-        if isinstance(value, (RolloutBatch, Experience)):
+        if isinstance(value, (Completions, Experience)):
             return value.prompts(rows)
         if isinstance(value, Mapping):
             return {key: pick(key, item) for key, item in value.items()}
@@ -302,9 +307,9 @@ def _select(batch: BatchT, rows: Rows, group_size: int, per_prompt: tuple[str, .
     return replace(batch, **picked)  # type: ignore[type-var]
 
 
-LEFT_PADDED = ("prompt_tokens", "prompt_mask", "PromptBatch.tokens", "PromptBatch.mask", "history")
+LEFT_PADDED = ("prompt_tokens", "prompt_mask", "Requests.tokens", "Requests.mask", "history")
 RIGHT_PADDED = {
-    **dict.fromkeys(("tokens", "mask", "item_mask", "old_logps", "ref_logps", "entropy"), 0),
+    **dict.fromkeys(("tokens", "chosen", "item_mask", "logps", "ref_logps", "entropy"), 0),
     **dict.fromkeys(("step_ids", "support", "item_ids"), -1),
 }
 """Fields of a rollout with a value per token, and what stands behind the end of a completion."""
@@ -327,7 +332,7 @@ def concatenate(first: BatchT, second: BatchT) -> BatchT:
             width = max(one.shape[1], two.shape[1])
             fill = -1 if name == "history" else 0
             one, two = (torch.nn.functional.pad(part, (width - part.shape[1], 0), value=fill) for part in (one, two))
-        if name in RIGHT_PADDED and isinstance(first, RolloutBatch):
+        if name in RIGHT_PADDED and isinstance(first, Completions):
             width, fill = max(one.shape[1], two.shape[1]), RIGHT_PADDED[name]
             one, two = (torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in (one, two))
         return torch.cat([one, two])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from genrl.batches import Completions, Requests, Targets
 from genrl.config.schema import ModelConfig
 from genrl.layouts.base import ThinkingLayout
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
@@ -18,7 +19,6 @@ from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.tiny import train_tokenizer
 from genrl.sid.trie import Trie
-from genrl.batches import PromptBatch, RolloutBatch, Targets
 
 SIZES = (6, 5, 7)
 TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")
@@ -64,32 +64,32 @@ def make_thinking(policy: Policy, codes: Tensor | None = None, **options: Any) -
     return BlockedLayout(config, trie=trie, first_ids=policy.first_ids, codes=codes, words=policy.words)
 
 
-def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> PromptBatch:
+def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> Requests:
     """Five left-padded prompts of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.tensor([11, 4, 7, 1, 9])
     mask = torch.arange(11) >= (11 - lengths)[:, None]
     tokens = torch.randint(4, policy.first_ids[0], (5, 11), generator=generator)
     targets = torch.randint(0, items, (5, 1), generator=generator)
-    return PromptBatch(tokens.masked_fill(~mask, 0), mask, Targets(targets), torch.full((5, 1), -1))
+    return Requests(tokens.masked_fill(~mask, 0), mask, Targets(targets), torch.full((5, 1), -1))
 
 
-def every_item(layout: SidLayout, prompts: PromptBatch) -> RolloutBatch:
+def every_item(layout: SidLayout, prompts: Requests) -> Completions:
     """Each item of the catalogue as a completion of each prompt, in the order of the catalogue."""
     items = torch.arange(len(layout.codes)).repeat(len(prompts))
     tokens = layout.render(items)
     full = torch.ones_like(tokens, dtype=torch.bool)
-    return RolloutBatch(
+    return Completions(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
         tokens=tokens,
-        mask=full,
+        chosen=full,
         step_ids=layout.step_ids(tokens).contiguous(),
         item_mask=full,
         support=layout.trie.path(layout.codes[items]),
-        choices=layout.codes[items],
+        codes=layout.codes[items],
         items=items[:, None],
-        old_logps=torch.zeros(tokens.shape),
+        logps=torch.zeros(tokens.shape),
         group_size=len(layout.codes),
         num_steps=layout.num_steps,
     )

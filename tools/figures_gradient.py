@@ -12,9 +12,9 @@ import torch
 from figures_canvas import STYLES, save
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards, Scores
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES
-from genrl.batches import PolicyScores, RewardBatch, RolloutBatch
 
 ITEMS = 10
 """Items of a slate, one token each, as many as in the paper."""
@@ -58,14 +58,14 @@ def coefficients(
     built = OBJECTIVES.build(objective, dict(options))
     rollout, rewards, logps = synthetic(ratios, probability)
     prepared = built.prepare(rollout, rewards)
-    experience = built.before_step(PolicyScores(logps.detach(), rollout.entropy), prepared)
-    loss = built.loss(PolicyScores(logps, rollout.entropy), experience).loss
+    experience = built.before_step(Scores(logps.detach(), rollout.entropy), prepared)
+    loss = built.loss(Scores(logps, rollout.entropy), experience).loss
     (gradient,) = torch.autograd.grad(loss, logps)
     found = -gradient.sum(1) / (experience.weights * experience.advantages).sum(1)
     return dict(zip(SLATES, found.view(-1, len(SLATES)).unbind(1), strict=True))
 
 
-def synthetic(ratios: Tensor, probability: float) -> tuple[RolloutBatch, RewardBatch, Tensor]:
+def synthetic(ratios: Tensor, probability: float) -> tuple[Completions, Rewards, Tensor]:
     """A rollout with the slates of `SLATES` for every ratio, its rewards, and log pi [B, T] with gradient.
 
     Raises:
@@ -85,17 +85,17 @@ def synthetic(ratios: Tensor, probability: float) -> tuple[RolloutBatch, RewardB
     diverse = torch.tensor([diversity == "diverse" for diversity, _ in SLATES]).repeat(prompts)
     good = torch.tensor([float(quality == "good") for _, quality in SLATES], dtype=torch.float64).repeat(prompts)
     old = torch.full((rows, ITEMS), math.log(probability), dtype=torch.float64)
-    rollout = RolloutBatch(
+    rollout = Completions(
         prompt_tokens=torch.zeros(prompts, 1, dtype=torch.int64),
         prompt_mask=torch.ones(prompts, 1, dtype=torch.bool),
         tokens=zeros,
-        mask=chosen,
+        chosen=chosen,
         step_ids=places,
         item_mask=chosen,
         support=zeros,
-        choices=zeros,
+        codes=zeros,
         items=places,
-        old_logps=old,
+        logps=old,
         group_size=group,
         num_steps=ITEMS,
         ref_logps=old,
@@ -103,7 +103,7 @@ def synthetic(ratios: Tensor, probability: float) -> tuple[RolloutBatch, RewardB
         categories=places * diverse[:, None],
         item_ids=places,
     )
-    rewards = RewardBatch(good, good[:, None].expand(rows, ITEMS) / ITEMS, {"hit": good}, {"hit": 1.0})
+    rewards = Rewards(good, good[:, None].expand(rows, ITEMS) / ITEMS, {"hit": good}, {"hit": 1.0})
     logps = old + ratios.log().repeat_interleave(group)[:, None]
     return rollout, rewards, logps.requires_grad_()
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards
 from genrl.objectives import OBJECTIVES, GroupNorm, PolicyObjective
 from genrl.objectives.decoupled import DecoupledCredit
 from genrl.objectives.sage import SAGEConfig, sage
-from genrl.batches import RewardBatch, RolloutBatch
 
 
 class SummedCredit(DecoupledCredit):
@@ -21,9 +21,9 @@ class SummedCredit(DecoupledCredit):
         """Groups; the rewards need not be there one by one."""
         return self.norm.needs
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
-        return super().__call__(rollout, RewardBatch(rewards.outcome, None, {"sum": rewards.outcome}, {"sum": 1.0}))
+        return super().__call__(rollout, Rewards(rewards.outcome, None, {"sum": rewards.outcome}, {"sum": 1.0}))
 
 
 @OBJECTIVES.register(

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config import load_config
-from genrl.prompts.traces import LeakCheck, Trace, read_traces, trace_positions
 from genrl.errors import ConfigError, DataError, GenRLError
 from genrl.policy.load import sid_token
 from genrl.progress import progress_bar
+from genrl.prompts.traces import LeakCheck, Trace, read_traces, trace_positions
 from genrl.sid.table import SidTable
 from genrl.training.folder import key_of, write_json
 from genrl.training.session import sid_table

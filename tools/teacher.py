@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from genrl.prompts.traces import TAGS
 from genrl.errors import ConfigError
+from genrl.prompts.traces import TAGS
 from genrl.training.folder import key_of
 
 LETTERS = string.ascii_uppercase

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from genrl.batches import Requests
 from genrl.config.schema import EvaluateConfig
 from genrl.training.evaluation import rankings
 from genrl.training.session import Session
-from genrl.batches import PromptBatch
 
 TIMED, COUNTED = 24, 8
 """Requests whose time is taken, and whose work is counted, which takes long."""
@@ -32,7 +32,7 @@ class Work:
     """In matrix products and attention; attention is counted as if every token saw all others."""
 
 
-def requests(session: Session, count: int) -> list[PromptBatch]:
+def requests(session: Session, count: int) -> list[Requests]:
     """Test rows, each a batch of its own, spread evenly over all of them."""
     rows = session.batches("test").positions
     chosen = rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()]
@@ -89,7 +89,7 @@ def milliseconds(sessions: Mapping[str, Session]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _request(session: Session, prompt: PromptBatch, config: EvaluateConfig) -> None:
+def _request(session: Session, prompt: Requests, config: EvaluateConfig) -> None:
     session.policy.eval()
     with session.numerics():
         found = rankings(session.policy, session.layout.to(str(session.policy.device)), prompt, config)

@@ -31,7 +31,7 @@ class Legal:
 class Decoded:
     """What completions say."""
 
-    choices: Tensor
+    codes: Tensor
     """[B, S] int64: what each step chose; -1 invalid."""
     items: Tensor
     """[B, N] int64 catalogue rows; -1 is no item."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from genrl.metrics import functional as F
 from genrl.batches import Ranking, Targets
+from genrl.metrics import functional as F
 
 
 class RowMean(Metric):

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Scores
 from genrl.objectives.base import Stats
 from genrl.objectives.surrogate import Bound, Bounds, clipped
 from genrl.ops import world_sum
-from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class AdaptiveBounds(Bounds):
             return [(lows[0], high) for high in highs] + [(low, highs[-1]) for low in lows[1:]]
         return [(low, highs[0]) for low in lows] + [(lows[-1], high) for high in highs[1:]]
 
-    def balance(self, ratios: Tensor, advantages: Tensor, rollout: RolloutBatch) -> Tensor:
+    def balance(self, ratios: Tensor, advantages: Tensor, rollout: Completions) -> Tensor:
         """How much positives weigh at each pair of the path [number of pairs], over all ranks."""
-        counts = rollout.mask.to(ratios.dtype)
+        counts = rollout.chosen.to(ratios.dtype)
         if self.variant == "paper":
-            counts = counts * rollout.old_logps.exp()
+            counts = counts * rollout.logps.exp()
         sums = []
         for low, high in self.path():
             sizes = (
@@ -88,7 +88,7 @@ class AdaptiveBounds(Bounds):
         positive, negative = world_sum(torch.stack(sums)).unbind(1)
         return positive / (negative + 1e-8 if self.variant == "code" else (positive + negative).clamp(min=1e-12))
 
-    def search(self, ratios: Tensor, advantages: Tensor, rollout: RolloutBatch) -> Stats:
+    def search(self, ratios: Tensor, advantages: Tensor, rollout: Completions) -> Stats:
         """Find the bounds for the current ratios and give them to every row."""
         reached = self.balance(ratios, advantages, rollout) >= self.target
         first = torch.where(reached.any(), reached.to(torch.int64).argmax(), len(reached) - 1)
@@ -96,11 +96,11 @@ class AdaptiveBounds(Bounds):
         rows = ratios.shape[0]
         return {"clip_low": low.expand(rows), "clip_high": high.expand(rows)}
 
-    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
         """Bounds for the policy that sampled."""
         return self.search(torch.ones_like(advantages), advantages, rollout)
 
-    def before_step(self, scores: PolicyScores, batch: Experience, ratios: Tensor) -> Stats:
+    def before_step(self, scores: Scores, batch: Experience, ratios: Tensor) -> Stats:
         """Bounds for the current policy."""
         return self.search(ratios, batch.advantages, batch.rollout)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.ops import masked_mean
 from genrl.registry import Registry
-from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 Stats = dict[str, Tensor]
 
@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
         return True
 
     @abstractmethod
-    def prepare(self, rollout: RolloutBatch, rewards: RewardBatch) -> Experience:
+    def prepare(self, rollout: Completions, rewards: Rewards) -> Experience:
         """Turn the rewards of a whole rollout into credit and weights. No gradient; may update state; collective.
 
         Args:
@@ -66,7 +66,7 @@ class Objective(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, scores: PolicyScores, batch: Experience) -> ObjectiveOutput:
+    def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
         """Loss of one micro-batch; pure.
 
         Args:
@@ -74,7 +74,7 @@ class Objective(nn.Module, ABC):
             batch: some prompts of what `prepare` returned.
         """
 
-    def before_step(self, scores: PolicyScores, batch: Experience) -> Experience:
+    def before_step(self, scores: Scores, batch: Experience) -> Experience:
         """Renew what depends on the current policy and the whole mini-batch; called if "scores" is in `needs`.
 
         Args:
@@ -104,27 +104,27 @@ class Credit(Piece, ABC):
     """Rewards -> advantages."""
 
     @abstractmethod
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]; what is outside the rollout's mask is ignored."""
 
     def stats(self, batch: Experience) -> Stats:
         """Scalars about the advantages of a micro-batch."""
-        return {"advantage_abs": masked_mean(batch.advantages.abs(), batch.rollout.mask)}
+        return {"advantage_abs": masked_mean(batch.advantages.abs(), batch.rollout.chosen)}
 
 
 class Surrogate(Piece, ABC):
     """Advantages and log-probabilities -> the term per token that is maximised."""
 
-    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
         """Return tensors [B, ...] that the loss will need and that concern the whole rollout."""
         return {}
 
-    def before_step(self, scores: PolicyScores, batch: Experience) -> Stats:
+    def before_step(self, scores: Scores, batch: Experience) -> Stats:
         """Return renewed extras [B, ...] for the policy as it is now; called if "scores" is in `needs`."""
         return {}
 
     @abstractmethod
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the surrogate [B, T] with gradient (rows share a value if it is one per completion), and stats."""
 
 
@@ -132,8 +132,8 @@ class Reduction(Piece, ABC):
     """Mask -> weight per token, before division by what all rows add to the denominator."""
 
     @abstractmethod
-    def __call__(self, rollout: RolloutBatch) -> Tensor:
-        """Return weights [B, T] >= 0, 0 outside the mask, with the dtype of `rollout.old_logps`."""
+    def __call__(self, rollout: Completions) -> Tensor:
+        """Return weights [B, T] >= 0, 0 outside the mask, with the dtype of `rollout.logps`."""
 
     def mass(self, weights: Tensor) -> Tensor:
         """What each row adds to the denominator [B]; by default the sum of its weights."""
@@ -144,7 +144,7 @@ class Penalty(Piece, ABC):
     """Scores -> cost per token that is subtracted from the surrogate."""
 
     @abstractmethod
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the cost [B, T], its coefficient included, and stats."""
 
 

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Scores
 from genrl.objectives.base import Stats, Surrogate
 from genrl.objectives.surrogate import ratio_stats
 from genrl.ops import segment_gather, segment_sum
-from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 
 def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
@@ -40,11 +40,11 @@ def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tenso
     return torch.exp(logps - bound)
 
 
-def item_segments(rollout: RolloutBatch) -> tuple[Tensor, int]:
+def item_segments(rollout: Completions) -> tuple[Tensor, int]:
     """Which item each chosen item token belongs to [B, T] (-1 none), and the number of items."""
     owners = torch.zeros_like(rollout.tokens) if rollout.item_ids is None else rollout.item_ids
     count = 1 if rollout.item_ids is None else rollout.items.shape[1]
-    return owners.masked_fill(~(rollout.mask & rollout.item_mask), -1), count
+    return owners.masked_fill(~(rollout.chosen & rollout.item_mask), -1), count
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class GradientBounded(Surrogate):
 
     level: Literal["token", "item"] = "token"
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the surrogate [B, T]."""
         ratios, advantages = self.ratios(scores, batch)
         values = ratios * advantages
@@ -72,10 +72,10 @@ class GradientBounded(Surrogate):
         told = ratio_stats(segment_gather(ratios, segments), batch.rollout)
         return mean.expand_as(batch.advantages), told
 
-    def ratios(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Tensor]:
+    def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Bounded ratios with gradient and their advantages: [B, T] at token level, [B, N] at item level."""
         rollout, advantages = batch.rollout, batch.advantages
-        logps, old = scores.logps.masked_fill(~rollout.mask, 0), rollout.old_logps.masked_fill(~rollout.mask, 0)
+        logps, old = scores.logps.masked_fill(~rollout.chosen, 0), rollout.logps.masked_fill(~rollout.chosen, 0)
         if self.level == "token":
             return bounded_ratio(logps, old, advantages), advantages
         segments, count = item_segments(rollout)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit
 from genrl.ops import group_view, world_size, world_sum
-from genrl.batches import RewardBatch, RolloutBatch
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
@@ -85,9 +85,9 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
     return centred.masked_fill(equal, 0).flatten(0, 1)
 
 
-def spread(values: Tensor, rollout: RolloutBatch) -> Tensor:
+def spread(values: Tensor, rollout: Completions) -> Tensor:
     """Give each chosen token the value of its row: [B] -> [B, T]."""
-    return values[:, None] * rollout.mask
+    return values[:, None] * rollout.chosen
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class OutcomeCredit(Credit):
         """Groups, and the component if one is named."""
         return self.norm.needs | ({f"component:{self.component}"} if self.component else frozenset())
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
         values = rewards.outcome if self.component is None else component(rewards, self.component)
         return spread(self.norm(values, rollout.group_size), rollout)
@@ -129,7 +129,7 @@ class SignCredit(Credit):
     quantile: float = 0.75
     negative: float = 0.0
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
         outcome = rewards.outcome
         threshold = torch.quantile(_of_all_ranks(outcome), self.quantile)
@@ -157,12 +157,12 @@ def _of_all_ranks(values: Tensor) -> Tensor:
 class ConstantCredit(Credit):
     """Advantage 1 everywhere: imitate the completions."""
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return ones [B, T] on chosen tokens."""
-        return rollout.mask.to(rewards.outcome.dtype)
+        return rollout.chosen.to(rewards.outcome.dtype)
 
 
-def component(rewards: RewardBatch, name: str) -> Tensor:
+def component(rewards: Rewards, name: str) -> Tensor:
     """Return one reward by name [B].
 
     Raises:

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit
 from genrl.objectives.credit import GroupNorm, component, spread
 from genrl.ops import world_sum
-from genrl.batches import RewardBatch, RolloutBatch
 
 GDPO_NORM = GroupNorm(eps=1e-4)
 
@@ -40,7 +40,7 @@ class DecoupledCredit(Credit):
         """Groups and the rewards one by one."""
         return self.norm.needs | {"components"}
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T].
 
         Raises:
@@ -51,16 +51,14 @@ class DecoupledCredit(Credit):
             squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
             summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
         elif self.whiten == "token":
-            summed = whitened(summed, rollout.mask.sum(1).to(summed.dtype))
+            summed = whitened(summed, rollout.chosen.sum(1).to(summed.dtype))
         return spread(summed, rollout)
 
-    def summed(self, rewards: RewardBatch, group_size: int) -> Tensor:
+    def summed(self, rewards: Rewards, group_size: int) -> Tensor:
         """Weighted sum of the normalised rewards [B], before the batch is looked at."""
         weights: Mapping[str, float] = {name: value for name, value in rewards.weights.items() if value}
         if not weights:
-            raise ConfigError(
-                "decoupled advantages need rewards by name and weight; RewardBatch.weights has none above 0."
-            )
+            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
         return sum(  # type: ignore[return-value]
             self.norm(component(rewards, name), group_size) * weight for name, weight in weights.items()
         )

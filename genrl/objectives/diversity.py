@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from genrl.batches import Completions
 from genrl.errors import ConfigError
 from genrl.ops import group_view, world_sum
-from genrl.batches import RolloutBatch
 
 Source = Literal["auto", "slate", "group", "policy"]
 
@@ -69,17 +69,17 @@ class Diversity(nn.Module):
         }
         return frozenset(wanted[self.source])
 
-    def measure(self, rollout: RolloutBatch) -> Tensor:
+    def measure(self, rollout: Completions) -> Tensor:
         """Diversity of each completion [B], nats.
 
         Raises:
             ConfigError: if the rollout does not hold what it is measured on.
         """
-        dtype = rollout.old_logps.dtype
+        dtype = rollout.logps.dtype
         if self.source == "policy":
             if rollout.entropy is None:
                 raise ConfigError("diversity 'policy' needs rollout.entropy. Record entropies, or set diversity=group.")
-            chosen = rollout.mask.to(dtype)
+            chosen = rollout.chosen.to(dtype)
             return (rollout.entropy.to(dtype) * chosen).sum(1) / chosen.sum(1).clamp(min=1)
         if rollout.categories is None:
             raise ConfigError(
@@ -96,7 +96,7 @@ class Diversity(nn.Module):
         groups = group_view(rollout.categories, rollout.group_size).flatten(1)
         return category_entropy(groups, dtype).repeat_interleave(rollout.group_size)
 
-    def prepare(self, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
+    def prepare(self, rollout: Completions) -> tuple[Tensor, Tensor]:
         """Measure a rollout and keep its mean, over all ranks, for `after_step`.
 
         Returns:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genrl.batches import Experience, Scores
 from genrl.errors import ConfigError
 from genrl.objectives.base import Penalty, Stats
 from genrl.ops import masked_mean
-from genrl.batches import Experience, PolicyScores
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class KLPenalty(Penalty):
         """A reference policy."""
         return frozenset({"ref_logps"})
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the cost [B, T] and the mean divergence per chosen token.
 
         Raises:
@@ -59,7 +59,7 @@ class KLPenalty(Penalty):
             raise ConfigError(
                 "a KL penalty needs rollout.ref_logps. Score the rollout under the reference, or set kl_coef=0."
             )
-        mask = batch.rollout.mask
+        mask = batch.rollout.chosen
         divergence = k3(scores.logps.masked_fill(~mask, 0), batch.rollout.ref_logps.masked_fill(~mask, 0))
         return self.coef * divergence, {"kl": masked_mean(divergence, mask)}
 
@@ -79,7 +79,7 @@ class EntropyBonus(Penalty):
         """Entropies in the scores."""
         return frozenset({"entropy"})
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the (negative) cost [B, T].
 
         Raises:
@@ -89,7 +89,7 @@ class EntropyBonus(Penalty):
             raise ConfigError(
                 "an entropy bonus needs scores.entropy. Ask the policy for entropies, or set entropy_coef=0."
             )
-        return -self.coef * scores.entropy.masked_fill(~batch.rollout.mask, 0), {}
+        return -self.coef * scores.entropy.masked_fill(~batch.rollout.chosen, 0), {}
 
 
 def penalties(kl_coef: float, entropy_coef: float) -> tuple[Penalty, ...]:

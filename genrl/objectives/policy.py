@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives.base import Credit, Objective, ObjectiveOutput, Penalty, Reduction, Surrogate
 from genrl.ops import group_view, masked_mean, world_size, world_sum
-from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 
 class PolicyObjective(Objective):
@@ -54,10 +54,10 @@ class PolicyObjective(Objective):
         return bool(self.penalties)
 
     @torch.no_grad()
-    def prepare(self, rollout: RolloutBatch, rewards: RewardBatch) -> Experience:
+    def prepare(self, rollout: Completions, rewards: Rewards) -> Experience:
         """Compute advantages, weights with their denominators over all ranks, and the surrogate's extras."""
-        advantages = self.credit(rollout, rewards).to(rollout.old_logps.dtype)
-        advantages = advantages.masked_fill(~rollout.mask, 0)
+        advantages = self.credit(rollout, rewards).to(rollout.logps.dtype)
+        advantages = advantages.masked_fill(~rollout.chosen, 0)
         weights = self.reduction(rollout)
         mass = self.reduction.mass(weights)
         if self.drop_dead:
@@ -67,7 +67,7 @@ class PolicyObjective(Objective):
         extras = self.surrogate.prepare(rollout, advantages)
         return renormalized(Experience(rollout, advantages, weights, mass, extras))
 
-    def loss(self, scores: PolicyScores, batch: Experience) -> ObjectiveOutput:
+    def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
         """Weighted sum over tokens of penalties minus surrogate."""
         values, stats = self.surrogate(scores, batch)
         stats = {**self.credit.stats(batch), **stats, "dead_groups": 1 - live_prompts(batch).to(values.dtype).mean()}
@@ -76,12 +76,12 @@ class PolicyObjective(Objective):
             values = values - cost
             stats |= told
         if scores.entropy is not None:
-            stats["entropy"] = masked_mean(scores.entropy, batch.rollout.mask)
+            stats["entropy"] = masked_mean(scores.entropy, batch.rollout.chosen)
         loss = -(batch.weights * values).sum()
         return ObjectiveOutput(loss, {name: value.detach() for name, value in stats.items()})
 
     @torch.no_grad()
-    def before_step(self, scores: PolicyScores, batch: Experience) -> Experience:
+    def before_step(self, scores: Scores, batch: Experience) -> Experience:
         """Renew the surrogate's extras (BAPO's bounds)."""
         return replace(batch, extras={**batch.extras, **self.surrogate.before_step(scores, batch)})
 

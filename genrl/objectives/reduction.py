@@ -8,21 +8,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions
 from genrl.errors import ConfigError
 from genrl.objectives.base import Reduction
 from genrl.ops import segment_gather, segment_sum
-from genrl.batches import RolloutBatch
 
 
-def _chosen(rollout: RolloutBatch) -> Tensor:
-    return rollout.mask.to(rollout.old_logps.dtype)
+def _chosen(rollout: Completions) -> Tensor:
+    return rollout.chosen.to(rollout.logps.dtype)
 
 
 @dataclass(frozen=True)
 class TokenMean(Reduction):
     """Every chosen token weighs the same: w = mask / sum of mask over the batch (DAPO; "token_mean")."""
 
-    def __call__(self, rollout: RolloutBatch) -> Tensor:
+    def __call__(self, rollout: Completions) -> Tensor:
         """Return the mask as numbers [B, T]."""
         return _chosen(rollout)
 
@@ -35,7 +35,7 @@ class SequenceMean(Reduction):
     becomes the plain mean over completions.
     """
 
-    def __call__(self, rollout: RolloutBatch) -> Tensor:
+    def __call__(self, rollout: Completions) -> Tensor:
         """Return 1 / number of chosen tokens of the row, on chosen tokens [B, T]."""
         chosen = _chosen(rollout)
         return chosen / chosen.sum(1, keepdim=True).clamp(min=1)
@@ -50,7 +50,7 @@ class StepMean(Reduction):
     a completion whose first code is forced does not weigh less. Tokens in no step weigh nothing.
     """
 
-    def __call__(self, rollout: RolloutBatch) -> Tensor:
+    def __call__(self, rollout: Completions) -> Tensor:
         """Return 1 / (steps of the row * tokens of the step), on chosen tokens in steps [B, T]."""
         chosen = _chosen(rollout)
         lengths = segment_sum(chosen, rollout.step_ids, rollout.num_steps)
@@ -70,7 +70,7 @@ class ConstantLength(Reduction):
 
     length: float
 
-    def __call__(self, rollout: RolloutBatch) -> Tensor:
+    def __call__(self, rollout: Completions) -> Tensor:
         """Return 1 / length on chosen tokens [B, T]."""
         return _chosen(rollout) / self.length
 

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Scores
 from genrl.objectives.base import Stats, Surrogate
 from genrl.objectives.diversity import Diversity, homogeneity_factor
 from genrl.objectives.surrogate import Bound, Bounds, Level, log_ratios, pooled, ratio_stats
-from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 Phi = Literal["literal", "resolved", "gbpo_slate"]
 
@@ -43,7 +43,7 @@ class DiversityBounds(Bounds):
         """What diversity is measured on."""
         return self.diversity.needs
 
-    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
         """Measure the rollout."""
         measured, mean = self.diversity.prepare(rollout)
         return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
@@ -88,18 +88,18 @@ class PhiRatio(Surrogate):
         """What diversity is measured on."""
         return self.diversity.needs
 
-    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
         """Measure the rollout."""
         measured, mean = self.diversity.prepare(rollout)
         return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
 
-    def ratios(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Tensor]:
+    def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Ratios with gradient and their divisors Phi, both [B, T]."""
         rollout, advantages = batch.rollout, batch.advantages
         ratios = pooled(log_ratios(scores, rollout), rollout, self.level).exp()
         now, old = (
-            pooled(logps.detach().masked_fill(~rollout.mask, 0), rollout, self.level).exp()
-            for logps in (scores.logps, rollout.old_logps)
+            pooled(logps.detach().masked_fill(~rollout.chosen, 0), rollout, self.level).exp()
+            for logps in (scores.logps, rollout.logps)
         )
         positive, negative = self._phi(ratios.detach(), now, old, batch.extras["lambda"][:, None])
         return ratios.expand_as(advantages), torch.where(advantages >= 0, positive, negative)
@@ -114,7 +114,7 @@ class PhiRatio(Surrogate):
             return ratios.clamp(min=1), ((1 - now) / old).clamp(min=1)
         return (ratios / top).clamp(min=1), ((1 - now) / (strength * old)).clamp(min=1)
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the surrogate [B, T]."""
         ratios, phi = self.ratios(scores, batch)
         told = {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit
 from genrl.objectives.credit import GroupNorm, component, spread
 from genrl.ops import segment_gather
-from genrl.batches import RewardBatch, RolloutBatch
 
 Match = Literal["per_level", "prefix", "nested"]
 SAPO_NORM = GroupNorm(guard="clamp")
@@ -50,7 +50,7 @@ class StepCredit(Credit):
     """One advantage per step, normalised within the group step by step (SAPO, arXiv:2605.17648).
 
     A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), given to the tokens of step k: think block k and SID token k.
-    r_ik = m_ik + f_ik: the match reward, and what `RewardBatch.shaping` holds (`format`).
+    r_ik = m_ik + f_ik: the match reward, and what `Rewards.shaping` holds (`format`).
 
     Args:
         norm: how completions are compared at one step; SAPO's code clamps the deviation.
@@ -73,7 +73,7 @@ class StepCredit(Credit):
         thinking = {"thinking"} if self.scope == "think_only" else set()
         return self.norm.needs | reward | thinking
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]; 0 on tokens in no step.
 
         Raises:
@@ -87,7 +87,7 @@ class StepCredit(Credit):
         advantages = segment_gather(self.norm(steps, rollout.group_size), rollout.step_ids)
         return advantages.masked_fill(rollout.item_mask, 0) if self.scope == "think_only" else advantages
 
-    def _matches(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def _matches(self, rollout: Completions, rewards: Rewards) -> Tensor:
         if self.component is not None:
             return component(rewards, self.component)[:, None].expand(-1, rollout.num_steps)
         if rewards.steps is None:
@@ -100,7 +100,7 @@ class StepCredit(Credit):
 
 @dataclass(frozen=True)
 class ShapedOutcome(Credit):
-    """One advantage per completion for an outcome reward and the mean over steps of `RewardBatch.shaping` (ablation).
+    """One advantage per completion for an outcome reward and the mean over steps of `Rewards.shaping` (ablation).
 
     The mean, because the other rows of the ablation add f_ik to each step: sum_k (R_i + f_ik) is K times R_i + mean_k
     f_ik, so `format` weighs as much against a match in all of them. Without such a reward it is `OutcomeCredit`.
@@ -118,7 +118,7 @@ class ShapedOutcome(Credit):
         """Groups and the named component."""
         return self.norm.needs | {f"component:{self.component}"}
 
-    def __call__(self, rollout: RolloutBatch, rewards: RewardBatch) -> Tensor:
+    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
         values = component(rewards, self.component).double()
         if rewards.shaping is not None:

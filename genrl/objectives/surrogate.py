@@ -10,32 +10,32 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Scores
 from genrl.objectives.base import Stats, Surrogate
 from genrl.ops import masked_mean
-from genrl.batches import Experience, PolicyScores, RolloutBatch
 
 Level = Literal["token", "sequence", "sequence_token", "item", "product"]
 Bound = float | Tensor
 
 
-def log_ratios(scores: PolicyScores, rollout: RolloutBatch) -> Tensor:
+def log_ratios(scores: Scores, rollout: Completions) -> Tensor:
     """Log of new over old probability of each chosen token [B, T], nats; 0 elsewhere."""
-    return (scores.logps - rollout.old_logps).masked_fill(~rollout.mask, 0)
+    return (scores.logps - rollout.logps).masked_fill(~rollout.chosen, 0)
 
 
-def item_count(rollout: RolloutBatch) -> Tensor:
+def item_count(rollout: Completions) -> Tensor:
     """Number of items of each completion that have chosen tokens [B, 1] float, at least 1."""
     if rollout.item_ids is None:
-        return rollout.old_logps.new_ones(rollout.tokens.shape[0], 1)
+        return rollout.logps.new_ones(rollout.tokens.shape[0], 1)
     present = torch.zeros(
-        rollout.tokens.shape[0], rollout.items.shape[1] + 1, dtype=torch.bool, device=rollout.mask.device
+        rollout.tokens.shape[0], rollout.items.shape[1] + 1, dtype=torch.bool, device=rollout.chosen.device
     )
-    places = torch.where(rollout.mask & (rollout.item_ids >= 0), rollout.item_ids + 1, 0)
+    places = torch.where(rollout.chosen & (rollout.item_ids >= 0), rollout.item_ids + 1, 0)
     present = present.scatter(1, places, True)[:, 1:]
-    return present.sum(1, keepdim=True).clamp(min=1).to(rollout.old_logps.dtype)
+    return present.sum(1, keepdim=True).clamp(min=1).to(rollout.logps.dtype)
 
 
-def pooled(values: Tensor, rollout: RolloutBatch, level: Level) -> Tensor:
+def pooled(values: Tensor, rollout: Completions, level: Level) -> Tensor:
     """Gather logs of tokens into logs of the unit that is bounded.
 
     Args:
@@ -54,10 +54,10 @@ def pooled(values: Tensor, rollout: RolloutBatch, level: Level) -> Tensor:
         return total / item_count(rollout)
     if level == "product":
         return total
-    return total / rollout.mask.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
+    return total / rollout.chosen.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
 
 
-def ratio(logs: Tensor, rollout: RolloutBatch, level: Level) -> Tensor:
+def ratio(logs: Tensor, rollout: Completions, level: Level) -> Tensor:
     """Ratio of new to old probability at a level, with gradient, spread to tokens [B, T].
 
     "sequence_token" is GSPO-token (arXiv:2507.18071, equations 13-14): the value of the sequence ratio, the gradient of
@@ -110,24 +110,24 @@ def _like(bound: Bound, ratios: Tensor) -> Tensor:
     return bound if isinstance(bound, Tensor) else torch.full_like(ratios, bound)
 
 
-def ratio_stats(ratios: Tensor, rollout: RolloutBatch, flat: Tensor | None = None) -> Stats:
+def ratio_stats(ratios: Tensor, rollout: Completions, flat: Tensor | None = None) -> Stats:
     """Mean and largest ratio of the chosen tokens, and the share that a bound flattened."""
     seen = ratios.detach()
     told = {
-        "ratio_mean": masked_mean(seen, rollout.mask),
-        "ratio_max": seen.masked_fill(~rollout.mask, 0).max() if seen.numel() else seen.sum(),
+        "ratio_mean": masked_mean(seen, rollout.chosen),
+        "ratio_max": seen.masked_fill(~rollout.chosen, 0).max() if seen.numel() else seen.sum(),
     }
-    return told if flat is None else {**told, "clip_fraction": masked_mean(flat.to(seen.dtype), rollout.mask)}
+    return told if flat is None else {**told, "clip_fraction": masked_mean(flat.to(seen.dtype), rollout.chosen)}
 
 
 class Bounds(ABC):
     """Lower and upper bound of the ratio. May prepare tensors per row for the whole rollout."""
 
-    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
         """Return tensors [B, ...] that the bounds depend on."""
         return {}
 
-    def before_step(self, scores: PolicyScores, batch: Experience, ratios: Tensor) -> Stats:
+    def before_step(self, scores: Scores, batch: Experience, ratios: Tensor) -> Stats:
         """Return such tensors anew for the policy as it is now, whose ratios [B, T] are given."""
         return {}
 
@@ -183,16 +183,16 @@ class ClippedRatio(Surrogate):
         """What the bounds need."""
         return self.bounds.needs
 
-    def prepare(self, rollout: RolloutBatch, advantages: Tensor) -> Stats:
+    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
         """Let the bounds look at the whole rollout."""
         return self.bounds.prepare(rollout, advantages)
 
-    def before_step(self, scores: PolicyScores, batch: Experience) -> Stats:
+    def before_step(self, scores: Scores, batch: Experience) -> Stats:
         """Let the bounds look at the current ratios of the whole mini-batch."""
         ratios = ratio(log_ratios(scores, batch.rollout), batch.rollout, self.level)
         return self.bounds.before_step(scores, batch, ratios)
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the clipped surrogate [B, T]."""
         ratios = ratio(log_ratios(scores, batch.rollout), batch.rollout, self.level)
         low, high = self.bounds(batch)
@@ -218,13 +218,13 @@ class CappedRatio(Surrogate):
     clip: float
     delta: float
 
-    def capped(self, scores: PolicyScores, batch: Experience) -> Tensor:
+    def capped(self, scores: Scores, batch: Experience) -> Tensor:
         """Ratio r' with gradient [B, T]."""
         logs = pooled(log_ratios(scores, batch.rollout), batch.rollout, self.level)
         excess = (logs.detach() - math.log1p(self.clip + self.delta)).clamp(min=0)
         return torch.exp(logs - excess).expand_as(batch.advantages)
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the surrogate [B, T]."""
         ratios = self.capped(scores, batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, 1.0 - self.clip, 1.0 + self.clip)
@@ -245,10 +245,12 @@ class DetachedRatio(Surrogate):
     low: float
     high: float
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the surrogate [B, T]."""
         ratios = log_ratios(scores, batch.rollout).detach().exp()
-        values = ratios.clamp(self.low, self.high) * batch.advantages * scores.logps.masked_fill(~batch.rollout.mask, 0)
+        values = (
+            ratios.clamp(self.low, self.high) * batch.advantages * scores.logps.masked_fill(~batch.rollout.chosen, 0)
+        )
         return values, ratio_stats(ratios, batch.rollout, (ratios < self.low) | (ratios > self.high))
 
 
@@ -256,7 +258,7 @@ class DetachedRatio(Surrogate):
 class LogLikelihood(Surrogate):
     """Advantage times log-probability: supervised imitation where every advantage is 1."""
 
-    def __call__(self, scores: PolicyScores, batch: Experience) -> tuple[Tensor, Stats]:
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return A log pi [B, T]."""
-        logps = scores.logps.masked_fill(~batch.rollout.mask, 0)
-        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.rollout.mask)}
+        logps = scores.logps.masked_fill(~batch.rollout.chosen, 0)
+        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.rollout.chosen)}

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genrl.batches import Ranking
 from genrl.errors import ConfigError
 from genrl.layouts.base import Layout
 from genrl.policy.branches import grow
 from genrl.policy.model import Policy
 from genrl.policy.score import check_vocabulary, distribution
-from genrl.batches import Ranking
 
 
 @dataclass
-class Completions:
+class Drawn:
     """W completions per prompt as they were drawn."""
 
     tokens: Tensor
@@ -49,7 +49,7 @@ def sample(
     *,
     temperature: float = 1.0,
     normalize: str = "legal",
-) -> Completions:
+) -> Drawn:
     """Draw independent completions by inverting the distribution function at given uniform numbers.
 
     The noise is an argument, so the same prompt gets the same completions on one process or many.
@@ -90,7 +90,7 @@ def sample(
             )
     stacked = {name: torch.stack(values, dim=1).view(prompts, group, length) for name, values in parts.items()}
     unknown = torch.full((prompts,), float("inf"), device=tokens.device)
-    return Completions(**stacked, leaves=states.view(prompts, group), scores=stacked["logps"].sum(2), bound=unknown)
+    return Drawn(**stacked, leaves=states.view(prompts, group), scores=stacked["logps"].sum(2), bound=unknown)
 
 
 def live_slots(layout: Layout, position: int, states: Tensor, normalize: str) -> Tensor | None:
@@ -122,7 +122,7 @@ def beam(
     temperature: float = 1.0,
     normalize: str = "legal",
     gumbels: Tensor | None = None,
-) -> Completions:
+) -> Drawn:
     """The `width` most likely completions found by beam search, best first.
 
     With `gumbels` the search is Stochastic Beam Search (Kool, van Hoof and Welling 2019, arXiv:1903.06059):
@@ -184,7 +184,7 @@ def beam(
             live = live_slots(layout, position + 1, states.clamp(min=0), normalize)
             hidden = branches.extend(drawn, parents, None if live is None else live & exists)
         states = torch.where(exists, states, -1)
-    return Completions(**parts, leaves=states, scores=keys, bound=bound)
+    return Drawn(**parts, leaves=states, scores=keys, bound=bound)
 
 
 def _perturb(reached: Tensor, keys: Tensor, gumbels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genrl.batches import Ranking
 from genrl.errors import UnsupportedError
 from genrl.layouts.base import Legal, ThinkingLayout
 from genrl.layouts.blocked import Words
@@ -17,7 +18,6 @@ from genrl.policy.model import Policy
 from genrl.policy.score import distribution
 from genrl.policy.tree import left_padded, prompt_positions, right_padded
 from genrl.policy.writing import write
-from genrl.batches import Ranking
 
 ROWS = 1024
 """Beams that think at a time, where each beam has thinking of its own; it bounds memory, not results."""

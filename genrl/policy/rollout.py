@@ -1,4 +1,4 @@
-"""From prompts to a RolloutBatch by any of the rollout methods, with noise that depends on the prompt alone."""
+"""From prompts to a Completions by any of the rollout methods, with noise that depends on the prompt alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Requests
 from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
 from genrl.layouts.base import Layout, ThinkingLayout
-from genrl.policy.decode import Completions, beam, sample
+from genrl.policy.decode import Drawn, beam, sample
 from genrl.policy.model import Policy
 from genrl.policy.writing import sample_thinking
-from genrl.batches import PromptBatch, RolloutBatch
 
 
 def check_method(config: RolloutConfig, *, thinking: bool) -> None:
@@ -46,14 +46,14 @@ def check_rollout(config: RolloutConfig, layout: Layout) -> None:
 def rollout(
     policy: Policy,
     layout: Layout,
-    prompts: PromptBatch,
+    prompts: Requests,
     config: RolloutConfig,
     *,
     generator: torch.Generator,
     rows: slice,
     total: int,
     categories: Tensor,
-) -> RolloutBatch:
+) -> Completions:
     """Draw `group_size` completions for each prompt.
 
     Args:
@@ -85,9 +85,7 @@ def rollout(
     return to_rollout(drawn, layout, prompts, config.normalize, categories)
 
 
-def to_rollout(
-    drawn: Completions, layout: Layout, prompts: PromptBatch, normalize: str, categories: Tensor
-) -> RolloutBatch:
+def to_rollout(drawn: Drawn, layout: Layout, prompts: Requests, normalize: str, categories: Tensor) -> Completions:
     """Completions with all that credit and scoring need: steps, choices, items, categories."""
     group = drawn.tokens.shape[1]
     tokens, support = drawn.tokens.flatten(0, 1), drawn.support.flatten(0, 1)
@@ -95,17 +93,17 @@ def to_rollout(
     choices = drawn.choices.flatten(0, 1)
     # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen
     mask = choices > (1 if normalize == "legal" else 0)
-    return RolloutBatch(
+    return Completions(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
         tokens=tokens,
-        mask=mask,
+        chosen=mask,
         step_ids=layout.step_ids(support).contiguous(),
         item_mask=layout.item_mask(support),
         support=support,
-        choices=decoded.choices,
+        codes=decoded.codes,
         items=decoded.items,
-        old_logps=drawn.logps.flatten(0, 1).masked_fill(~mask, 0.0),
+        logps=drawn.logps.flatten(0, 1).masked_fill(~mask, 0.0),
         group_size=group,
         num_steps=layout.num_steps,
         entropy=drawn.entropy.flatten(0, 1).masked_fill(~mask, 0.0),
@@ -114,7 +112,7 @@ def to_rollout(
     )
 
 
-def target_rollout(layout: Layout, prompts: PromptBatch, categories: Tensor) -> RolloutBatch:
+def target_rollout(layout: Layout, prompts: Requests, categories: Tensor) -> Completions:
     """The targets themselves as completions, one per prompt: what plain cross-entropy trains on."""
     tokens = layout.render(prompts.targets.items[:, 0])
     states = layout.start(len(prompts))
@@ -124,7 +122,7 @@ def target_rollout(layout: Layout, prompts: PromptBatch, categories: Tensor) -> 
         choices.append(layout.legal(position, states).mask.sum(1))
         states = layout.advance(position, states, tokens[:, position])
     zeros = torch.zeros_like(tokens, dtype=torch.float32)
-    drawn = Completions(
+    drawn = Drawn(
         tokens=tokens[:, None],
         support=torch.stack(support, dim=1)[:, None],
         logps=zeros[:, None],

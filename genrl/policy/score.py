@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from genrl.batches import RIGHT_PADDED, Completions, Scores
 from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal, ThinkingLayout
 from genrl.policy.branches import alone
@@ -16,7 +17,6 @@ from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import SharedLayer, model_cache
 from genrl.policy.model import Head, Policy
 from genrl.policy.tree import branch_mask, left_padded, prompt_positions
-from genrl.batches import RIGHT_PADDED, PolicyScores, RolloutBatch
 
 NORMALIZE = ("legal", "vocab", "catalogue")
 
@@ -74,11 +74,11 @@ def check_vocabulary(policy: Policy, layout: Layout) -> None:
 def score(
     policy: Policy,
     layout: Layout,
-    rollout: RolloutBatch,
+    rollout: Completions,
     temperature: float = 1.0,
     normalize: str = "legal",
     thinking_temperature: float | None = None,
-) -> PolicyScores:
+) -> Scores:
     """Log-probability and entropy of every token of a rollout under the current policy, with gradient.
 
     The prompt is computed once for its G completions (see `genrl.policy.branching` for how). Each token's distribution
@@ -99,8 +99,8 @@ def score(
         log_probs, _, entropy = distribution(head, inner[:, start - 1 : stop - 1], legal, temperature, normalize)
         logps.append(_chosen(log_probs, rollout.tokens[:, start:stop], legal))
         entropies.append(entropy)
-    mask = rollout.mask
-    return PolicyScores(
+    mask = rollout.chosen
+    return Scores(
         logps=torch.cat(logps, dim=1).masked_fill(~mask, 0.0),
         entropy=torch.cat(entropies, dim=1).masked_fill(~mask, 0.0),
     )
@@ -109,14 +109,14 @@ def score(
 def _score_thinking(
     policy: Policy,
     layout: ThinkingLayout,
-    rollout: RolloutBatch,
+    rollout: Completions,
     temperature: float,
     normalize: str,
     thinking_temperature: float | None,
-) -> PolicyScores:
+) -> Scores:
     """`score` for completions of different lengths, of which only the tokens that were chosen need the output head."""
     width = rollout.tokens.shape[1]
-    places = rollout.mask.nonzero()
+    places = rollout.chosen.nonzero()
     length = int(places[:, 1].max()) + 1 if len(places) else 1
     cut = replace(
         rollout,
@@ -136,9 +136,7 @@ def _score_thinking(
         normalize=normalize,
     )
     empty = logps.new_zeros(len(rollout.tokens), width)
-    return PolicyScores(
-        logps=empty.index_put((rows, columns), logps), entropy=empty.index_put((rows, columns), entropy)
-    )
+    return Scores(logps=empty.index_put((rows, columns), logps), entropy=empty.index_put((rows, columns), entropy))
 
 
 def place_scores(
@@ -233,7 +231,7 @@ def _chosen(log_probs: Tensor, tokens: Tensor, legal: Legal) -> Tensor:
     return chosen.masked_fill(~inside, float("-inf"))
 
 
-def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
+def completion_states(policy: Policy, rollout: Completions) -> tuple[Tensor, Tensor]:
     """Hidden states before the tokens of a rollout, with gradient.
 
     Returns:
@@ -260,9 +258,9 @@ def completion_states(policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Te
     return first, policy.hidden(behind, real, prompt_positions(real)[:, context:], cache)
 
 
-def _needed(rollout: RolloutBatch) -> Tensor:
+def _needed(rollout: Completions) -> Tensor:
     """Tokens [P, G * (T - 1)] that a token chosen by the policy stands behind; the others need no hidden state."""
-    later = rollout.mask[:, 1:].flip(1).cumsum(1).flip(1) > 0
+    later = rollout.chosen[:, 1:].flip(1).cumsum(1).flip(1) > 0
     return later.view(len(rollout), -1)
 
 

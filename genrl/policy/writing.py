@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrl.layouts.base import ThinkingLayout
 from genrl.policy.branches import grow_rows
-from genrl.policy.decode import Completions, invert
+from genrl.policy.decode import Drawn, invert
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import check_vocabulary, distribution
 
@@ -50,7 +50,7 @@ def sample_thinking(
     temperature: float = 1.0,
     thinking_temperature: float | None = None,
     normalize: str = "legal",
-) -> Completions:
+) -> Drawn:
     """Draw independent completions with thinking; the counterpart of `genrl.policy.decode.sample`.
 
     Args:
@@ -77,7 +77,7 @@ def sample_thinking(
     )
     names = ("tokens", "support", "logps", "entropy", "choices")
     parts = {name: getattr(written, name).unflatten(0, (prompts, group)) for name in names}
-    return Completions(
+    return Drawn(
         **parts,
         leaves=written.states.view(prompts, group),
         scores=parts["logps"].sum(2),

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from genrl.config.schema import ActivateConfig
+from genrl.errors import DataError
 from genrl.prompts.packing import PackedBatch, Segment, pack
 from genrl.prompts.prompts import PromptMaker
 from genrl.prompts.reasoning import known
 from genrl.prompts.template_traces import Template
-from genrl.errors import DataError
 
 
 class TemplateContext:

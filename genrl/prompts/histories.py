@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrl.batches import _Batch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.errors import DataError
-from genrl.batches import _Batch
 
 KNOWN = (Role.TRAIN, Role.RL)
 """What baselines learn from: all that a policy has seen at its end."""

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrl.batches import _Batch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import AlignConfig
-from genrl.prompts.prompts import PromptTemplate
 from genrl.errors import DataError
-from genrl.batches import _Batch
+from genrl.prompts.prompts import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True)

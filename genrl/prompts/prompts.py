@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
-from genrl.batches import PromptBatch, Targets
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class PromptMaker:
         filled = pad_sequence(rows, batch_first=True, padding_value=self.template.pad_id, padding_side="left")
         return filled, pad_sequence([row >= 0 for row in rows], batch_first=True, padding_side="left")
 
-    def at(self, positions: Tensor) -> PromptBatch:
+    def at(self, positions: Tensor) -> Requests:
         """The prompts whose targets stand at `positions` [P]."""
         sequences = self.dataset.sequences
         tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
-        return PromptBatch(tokens, mask, Targets(sequences.items[positions][:, None]), self.full_history(positions))
+        return Requests(tokens, mask, Targets(sequences.items[positions][:, None]), self.full_history(positions))
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
@@ -124,6 +124,6 @@ class EvaluationBatches:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[PromptBatch]:
+    def __iter__(self) -> Iterator[Requests]:
         for rows in self.rows:
             yield self.maker.at(self.positions[rows])

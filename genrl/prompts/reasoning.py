@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrl.batches import _Batch
 from genrl.config.schema import ActivateConfig
+from genrl.errors import DataError
+from genrl.layouts.base import ThinkingLayout
 from genrl.prompts.packing import first_fit
 from genrl.prompts.prompts import PromptMaker
 from genrl.prompts.traces import Trace
-from genrl.errors import DataError
-from genrl.layouts.base import ThinkingLayout
-from genrl.batches import _Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
-from genrl.prompts.traces import RUN, Trace, function_words, words_of, written_words
 from genrl.errors import ConfigError
 from genrl.progress import progress_bar
+from genrl.prompts.traces import RUN, Trace, function_words, words_of, written_words
 from genrl.sid.table import SidTable
 
 COUNT, LATEST = 3, 2

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from genrl.batches import Ranking
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import ModelConfig
-from genrl.prompts.histories import SequenceBatch
 from genrl.errors import CheckpointError, ConfigError
 from genrl.policy.model import Policy
+from genrl.prompts.histories import SequenceBatch
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
-from genrl.batches import Ranking
 
 
 class Ranker(Protocol):

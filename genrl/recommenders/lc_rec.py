@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
-from genrl.prompts.histories import SequenceBatch
-from genrl.prompts.packing import Segment, text_segments
-from genrl.prompts.prompts import PromptTemplate
+from genrl.batches import Ranking
 from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.score import item_loss
+from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import Segment, text_segments
+from genrl.prompts.prompts import PromptTemplate
+from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
 from genrl.sid.trie import Trie
-from genrl.batches import Ranking
 
 SHOWN_TITLES = 5
 """Latest titles that a history of words shows."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from genrl.errors import ConfigError
+from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem
 from genrl.recommenders.sasrec import EncoderConfig, EncoderRecommender
 from genrl.recommenders.scoring import catalogue_cross_entropy, catalogue_loss
-from genrl.prompts.histories import SequenceBatch
-from genrl.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrl.recommenders.base import BASELINES, Problem, Ranker
+from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import ConfigError, DataError
 from genrl.metrics import RankingMetrics, exclude_history
 from genrl.metrics.functional import distinct
 from genrl.metrics.ranking import needed_width
-from genrl.batches import Ranking, Targets
+from genrl.recommenders.base import BASELINES, Problem, Ranker
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad, softplus
 
+from genrl.batches import Ranking
+from genrl.errors import ConfigError
+from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders.attention import ItemEncoder, length_groups
 from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
 from genrl.recommenders.scoring import CHUNK, best_items, catalogue_cross_entropy
-from genrl.prompts.histories import SequenceBatch
-from genrl.errors import ConfigError
-from genrl.batches import Ranking
 
 
 @dataclass(frozen=True)

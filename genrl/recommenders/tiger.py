@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import T5Config, T5Model
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from genrl.recommenders.attention import length_groups
-from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
-from genrl.prompts.histories import SequenceBatch
+from genrl.batches import Ranking
 from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.model import Head
 from genrl.policy.score import distribution, item_loss
+from genrl.prompts.histories import SequenceBatch
+from genrl.recommenders.attention import length_groups
+from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
 from genrl.sid.trie import Trie
-from genrl.batches import Ranking
 
 PAD, EDGE, SPECIAL = 0, 1, 2
 """Tokens: padding; the edge, which ends every history and starts every SID; how many there are before the codes."""

@@ -1,4 +1,4 @@
-"""What a reward is, and the verifier that adds rewards up into a `RewardBatch`."""
+"""What a reward is, and the verifier that adds rewards up into a `Rewards`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards, Targets
 from genrl.errors import ConfigError
 from genrl.ops import expect
 from genrl.registry import Registry
-from genrl.batches import RewardBatch, RolloutBatch, Targets
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Reward(ABC):
 
     level: ClassVar[Literal["outcome", "step"]]
     match: ClassVar[bool] = True
-    """Of a step reward: whether it says that the step matched the target. `RewardBatch.steps` holds those that do,
-    `RewardBatch.shaping` the others (`format`)."""
+    """Of a step reward: whether it says that the step matched the target. `Rewards.steps` holds those that do,
+    `Rewards.shaping` the others (`format`)."""
     thinking: ClassVar[bool] = False
     """Whether it judges thinking, so that a layout without any is refused."""
     Config: ClassVar[type]
@@ -82,7 +82,7 @@ class Reward(ABC):
         self.config = self.Config() if config is None else config
 
     @abstractmethod
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Judge the completions of a rollout.
 
         Args:
@@ -139,7 +139,7 @@ class Verifier:
         return tuple(name for name, weight in self.weights.items() if weight != 0)
 
     @torch.no_grad()
-    def __call__(self, rollout: RolloutBatch, targets: Targets) -> RewardBatch:
+    def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
         """Judge a rollout.
 
         Args:
@@ -165,7 +165,7 @@ class Verifier:
                 value = value.sum(dim=1)
             components[name] = value
             outcome = outcome + self.weights[name] * value
-        return RewardBatch(outcome, sums.get("steps"), components, dict(self.weights), sums.get("shaping"))
+        return Rewards(outcome, sums.get("steps"), components, dict(self.weights), sums.get("shaping"))
 
     def _context_on(self, device: torch.device) -> RewardContext:
         if self.context.codes.device != device:
@@ -173,7 +173,7 @@ class Verifier:
         return self.context
 
     @staticmethod
-    def _per_completion(rollout: RolloutBatch, targets: Targets) -> Targets:
+    def _per_completion(rollout: Completions, targets: Targets) -> Targets:
         rows = targets.items.shape[0]
         if rows == rollout.tokens.shape[0]:
             return targets

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Targets
 from genrl.errors import ConfigError, LayoutError
 from genrl.ops import group_view
 from genrl.rewards.base import REWARDS, Reward, RewardContext
-from genrl.batches import RolloutBatch, Targets
 
 Level = Literal["item", "sid"]
 
@@ -106,7 +106,7 @@ class ExactMatch(Reward):
         shared: Literal["full", "divided"] = "full"
         """`level: sid`: pay 1 for a SID that n items share, or 1/n (the chance that a random one of them is meant)."""
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B]; with several items per completion, the best one counts."""
         hits = _hits(rollout.items, targets.items, context, self.config.level).float()
         if self.config.level == "sid" and self.config.shared == "divided":
@@ -134,7 +134,7 @@ class _CodeMatch(Reward):
             if self.levels < 0:
                 raise ConfigError(f"levels must be 0 (all) or positive, got {self.levels}.")
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B, S].
 
         Raises:
@@ -145,7 +145,7 @@ class _CodeMatch(Reward):
                 f"{type(self).__name__} compares codes level by level: the layout has {rollout.num_steps} steps and "
                 f"SIDs have {context.levels} levels. Use a layout with one step per SID level (sid), or exact_match."
             )
-        values = code_matches(rollout.choices, targets.items, context, self.prefix).float()
+        values = code_matches(rollout.codes, targets.items, context, self.prefix).float()
         if self.config.levels:
             values[:, self.config.levels :] = 0
         return values
@@ -191,13 +191,13 @@ class NDCGRank(Reward):
         level: Literal["item", "sid"] = "item"
         """A hit is the item, or any item of the same SID."""
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B]."""
         size = rollout.group_size
         hits = group_view(_hits(rollout.items, targets.items, context, self.config.level).any(dim=1), size)
         penalties = rank_penalties(size, hits.device).expand(hits.shape)
         if self.config.order == "probability":
-            logps = group_view((rollout.old_logps.float() * rollout.mask).sum(dim=1), size)
+            logps = group_view((rollout.logps.float() * rollout.chosen).sum(dim=1), size)
             ranks = logps.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             penalties = penalties.gather(1, ranks)
         counts = hits.any(dim=1, keepdim=True) & ~hits

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from genrl.batches import Completions, Targets
 from genrl.errors import LayoutError
 from genrl.rewards.base import REWARDS, Reward, RewardContext
-from genrl.batches import RolloutBatch, Targets
 
 
 @REWARDS.register("format", title="thinking that ends within its budget")
@@ -16,7 +16,7 @@ class Format(Reward):
     """Step k gets 1 if the policy itself ended think block k within its budget and the completion names an item.
 
     A block that was closed for the policy, or never was, gets 0; so do all steps of a completion that names no item.
-    It is a step reward but no match: `RewardBatch.shaping` holds it, and every objective adds it to the match rewards.
+    It is a step reward but no match: `Rewards.shaping` holds it, and every objective adds it to the match rewards.
     """
 
     level = "step"
@@ -30,7 +30,7 @@ class Format(Reward):
         weight: float = 1.0
         """Factor of this reward in the sum; the authors of SAPO take 0.2."""
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B, S].
 
         Raises:

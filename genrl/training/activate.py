@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genrl.prompts.reasoning import TraceBatch
 from genrl.policy.score import place_scores
+from genrl.prompts.reasoning import TraceBatch
 from genrl.training.sft import SupervisedModule
 
 

@@ -15,16 +15,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor, nn
 
-from genrl.recommenders import BASELINES, Problem, Ranker, Recommender
+from genrl.batches import Ranking, Requests
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
-from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.errors import DataError, UnsupportedError
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import needed_width
 from genrl.ops import world_size
+from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.recommenders import BASELINES, Problem, Ranker, Recommender
 from genrl.sid.table import SidTable
 from genrl.training import report
 from genrl.training.board import write_outcome
@@ -44,7 +45,6 @@ from genrl.training.outcome import references, save_ranks, written
 from genrl.training.session import equip, numerics, sid_table
 from genrl.training.stage import RankingModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream, seed_of
-from genrl.batches import PromptBatch, Ranking
 
 
 class BaselineModule(RankingModule):
@@ -93,7 +93,7 @@ class BaselineModule(RankingModule):
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
-    def rank(self, batch: PromptBatch) -> Ranking:
+    def rank(self, batch: Requests) -> Ranking:
         """Rank the catalogue for validation rows."""
         return self.recommender.rank(batch.history, self.width)
 
@@ -243,7 +243,7 @@ class BaselineSession:
             }
 
 
-def _rankings(session: BaselineSession, width: int, batch: PromptBatch) -> Mapping[str, Ranking]:
+def _rankings(session: BaselineSession, width: int, batch: Requests) -> Mapping[str, Ranking]:
     return session.rankings(batch.history, width)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from genrl.config.schema import EvaluateConfig
-from genrl.prompts.prompts import PromptMaker
 from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout
 from genrl.policy.model import Policy
+from genrl.prompts.prompts import PromptMaker
 from genrl.training.folder import key_of, read_metadata
 
 

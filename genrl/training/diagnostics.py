@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Rewards
 from genrl.ops import masked_mean, segment_sum
-from genrl.batches import Experience, RewardBatch, RolloutBatch
 
 Values = dict[str, Tensor]
 
 
-def reward_values(rewards: RewardBatch) -> Values:
+def reward_values(rewards: Rewards) -> Values:
     """Mean reward, that of each component, and of each step: its match and what shapes it."""
     values = {"train/reward": rewards.outcome.mean()}
     values |= {f"train/reward/{name}": value.mean() for name, value in rewards.components.items()}
@@ -24,7 +24,7 @@ def reward_values(rewards: RewardBatch) -> Values:
     return values
 
 
-def match_values(drawn: RolloutBatch, codes: Tensor) -> Values:
+def match_values(drawn: Completions, codes: Tensor) -> Values:
     """Share of completions whose step names the target's code of its level.
 
     Args:
@@ -33,10 +33,10 @@ def match_values(drawn: RolloutBatch, codes: Tensor) -> Values:
     """
     wanted = codes.repeat_interleave(drawn.group_size, dim=0)
     levels = min(wanted.shape[1], drawn.num_steps)
-    return _numbered("train/match/step", (drawn.choices[:, :levels] == wanted[:, :levels]).float().mean(0))
+    return _numbered("train/match/step", (drawn.codes[:, :levels] == wanted[:, :levels]).float().mean(0))
 
 
-def rollout_values(drawn: RolloutBatch, cold: Tensor) -> Values:
+def rollout_values(drawn: Completions, cold: Tensor) -> Values:
     """What the completions are like.
 
     Args:
@@ -50,14 +50,14 @@ def rollout_values(drawn: RolloutBatch, cold: Tensor) -> Values:
     return {
         "train/valid_rate": named.float().mean(),
         "rollout/cold_share": (cold[drawn.items.clamp(min=0)] & named).float().mean(),
-        "rollout/length": drawn.mask.float().sum(1).mean(),
+        "rollout/length": drawn.chosen.float().sum(1).mean(),
         "rollout/distinct": distinct / max(1, groups.numel()),
         **entropy_values(drawn),
         **thinking_values(drawn),
     }
 
 
-def thinking_values(drawn: RolloutBatch) -> Values:
+def thinking_values(drawn: Completions) -> Values:
     """Words per block, share of blocks that their budget ended, share of completions without an item.
 
     Means over the blocks that were begun; nothing for layouts without thinking.
@@ -67,7 +67,7 @@ def thinking_values(drawn: RolloutBatch) -> Values:
     steps = torch.arange(drawn.num_steps, device=drawn.tokens.device)
     within = (drawn.step_ids[:, :, None] == steps) & ~drawn.item_mask[:, :, None]
     begun = within.any(1)
-    words = (within & drawn.mask[:, :, None]).sum(1) - drawn.closed.long()  # `</think>` is chosen, but is no word
+    words = (within & drawn.chosen[:, :, None]).sum(1) - drawn.closed.long()  # `</think>` is chosen, but is no word
     lengths = torch.stack([masked_mean(words[:, step].float(), begun[:, step]) for step in steps.tolist()])
     return {
         **_numbered("rollout/think_length/block", lengths),
@@ -76,16 +76,16 @@ def thinking_values(drawn: RolloutBatch) -> Values:
     }
 
 
-def entropy_values(drawn: RolloutBatch) -> Values:
+def entropy_values(drawn: Completions) -> Values:
     """Entropy of the distributions that tokens were drawn from, in nats: of all, of SID levels, of thinking."""
     if drawn.entropy is None:
         return {}
-    sid = drawn.mask & drawn.item_mask
-    values = {"policy/entropy": masked_mean(drawn.entropy, drawn.mask)}
+    sid = drawn.chosen & drawn.item_mask
+    values = {"policy/entropy": masked_mean(drawn.entropy, drawn.chosen)}
     for step in range(drawn.num_steps):
         values[f"policy/entropy/level{step + 1}"] = masked_mean(drawn.entropy, sid & (drawn.step_ids == step))
     if drawn.closed is not None:
-        values["policy/entropy/thinking"] = masked_mean(drawn.entropy, drawn.mask & ~drawn.item_mask)
+        values["policy/entropy/thinking"] = masked_mean(drawn.entropy, drawn.chosen & ~drawn.item_mask)
         values["policy/entropy/sid"] = masked_mean(drawn.entropy, sid)
     return values
 
@@ -94,12 +94,12 @@ def advantage_values(experience: Experience) -> Values:
     """Mean size of the advantages of each step's chosen tokens."""
     sizes, drawn = experience.advantages.abs(), experience.rollout
     return {
-        f"objective/advantage_abs_step{step + 1}": masked_mean(sizes, drawn.mask & (drawn.step_ids == step))
+        f"objective/advantage_abs_step{step + 1}": masked_mean(sizes, drawn.chosen & (drawn.step_ids == step))
         for step in range(drawn.num_steps)
     }
 
 
-def squared_by_step(gradient: Tensor, drawn: RolloutBatch) -> Tensor:
+def squared_by_step(gradient: Tensor, drawn: Completions) -> Tensor:
     """Squares of a gradient by log-probabilities [B, T], added up for each step [S]."""
     return segment_sum(gradient.float() ** 2, drawn.step_ids, drawn.num_steps).sum(0)
 

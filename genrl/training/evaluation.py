@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from genrl.batches import Ranking, Requests
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
-from genrl.prompts.prompts import EvaluationBatches
 from genrl.layouts.base import Layout, ThinkingLayout
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
@@ -22,8 +22,8 @@ from genrl.policy.decode import rank
 from genrl.policy.model import Policy
 from genrl.policy.reasoning import Thoughts, conclude, think
 from genrl.progress import progress_bar
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.training.stream import seed_of
-from genrl.batches import PromptBatch, Ranking
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}
 
@@ -87,7 +87,7 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_rankings(
-    find: Callable[[PromptBatch], Mapping[str, Ranking]],
+    find: Callable[[Requests], Mapping[str, Ranking]],
     batches: EvaluationBatches,
     config: EvaluateConfig,
     catalog: Catalog,
@@ -136,7 +136,7 @@ def evaluate_rankings(
     return Evaluation(**values, ranks={kind: world_max(part).cpu() for kind, part in ranks.items()})
 
 
-def rankings(policy: Policy, layout: Layout, prompts: PromptBatch, config: EvaluateConfig) -> dict[str, Ranking]:
+def rankings(policy: Policy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
     tokens, mask = prompts.tokens, prompts.mask
     search: Callable[..., Ranking] = partial(_without_thinking, policy, tokens, mask, config.beam)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from genrl.batches import Ranking
 from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.errors import CheckpointError
@@ -26,7 +27,6 @@ from genrl.training.fitting import quiet_libraries
 from genrl.training.folder import read_json, read_weights
 from genrl.training.outcome import references, written
 from genrl.training.session import Session
-from genrl.batches import Ranking
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genrl.recommenders.reference import reference_lines
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.recommenders.reference import reference_lines
 from genrl.training.evaluation import SPLITS, Evaluation, evaluated_rows
 from genrl.training.folder import is_main_process, key_of, read_json, rounded, write_json
 

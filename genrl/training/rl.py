@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Requests, Rewards, Scores, concatenate
 from genrl.config.schema import RLConfig, RolloutConfig
-from genrl.prompts.prompts import PromptMaker
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import world_max, world_size, world_sum
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
+from genrl.prompts.prompts import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import (
     advantage_values,
@@ -30,7 +31,6 @@ from genrl.training.diagnostics import (
 )
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream, seed_of
-from genrl.batches import Experience, PolicyScores, PromptBatch, RewardBatch, RolloutBatch, concatenate
 
 
 class RLModule(StageModule):
@@ -73,7 +73,7 @@ class RLModule(StageModule):
         self.config = config
         self.rollouts = rollouts
         self.seed = seed
-        self.sampled: tuple[Experience, RewardBatch, PromptBatch] | None = None
+        self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
         self._pending: list[Experience] = []
         self._update_began = 0.0
@@ -136,7 +136,7 @@ class RLModule(StageModule):
             with self.policy.reference():
                 reference = self._scores(drawn)
             drawn = replace(drawn, ref_logps=reference.logps)
-        self.check_finite(drawn.old_logps, drawn, "log-probability of the rollout")
+        self.check_finite(drawn.logps, drawn, "log-probability of the rollout")
         self._watch(drawn, rewards, prompts)
         whole = self.objective.prepare(drawn, rewards)
         self.sampled = (whole, rewards, prompts)
@@ -150,7 +150,7 @@ class RLModule(StageModule):
             parts += [renormalized(whole.prompts(rows)) for rows in order.tensor_split(self.rollouts.minibatches)]
         return parts
 
-    def _draw(self, index: int, attempt: int) -> tuple[RolloutBatch, RewardBatch, PromptBatch]:
+    def _draw(self, index: int, attempt: int) -> tuple[Completions, Rewards, Requests]:
         """One rollout of this rank's share of the prompts, with its rewards."""
         total = self.rollouts.prompts
         share = total // self.trainer.world_size
@@ -174,9 +174,9 @@ class RLModule(StageModule):
     @staticmethod
     def _replace_dead(
         live: Tensor,
-        old: tuple[RolloutBatch, RewardBatch, PromptBatch],
-        new: tuple[RolloutBatch, RewardBatch, PromptBatch],
-    ) -> tuple[RolloutBatch, RewardBatch, PromptBatch]:
+        old: tuple[Completions, Rewards, Requests],
+        new: tuple[Completions, Rewards, Requests],
+    ) -> tuple[Completions, Rewards, Requests]:
         """Put new groups in the place of dead ones, as many as there are."""
         count = live.numel()
         chosen = torch.arange(count, device=live.device)
@@ -219,11 +219,11 @@ class RLModule(StageModule):
         self._sums.clear()
         self.log_dict(values, batch_size=1)
 
-    def _note_gradient(self, drawn: RolloutBatch, gradient: Tensor) -> None:
+    def _note_gradient(self, drawn: Completions, gradient: Tensor) -> None:
         """Gather the squared gradient of the loss by log-probabilities, called in the backward pass."""
         self._squares = self._squares.to(gradient.device) + squared_by_step(gradient, drawn)
 
-    def _watch(self, drawn: RolloutBatch, rewards: RewardBatch, prompts: PromptBatch) -> None:
+    def _watch(self, drawn: Completions, rewards: Rewards, prompts: Requests) -> None:
         """Gather what is logged of every rollout, whatever the objective."""
         if "targets" in self.objective.needs:
             drawn = replace(drawn, entropy=None)  # nothing was drawn
@@ -235,13 +235,13 @@ class RLModule(StageModule):
         for tag, value in (pair for part in values for pair in part.items()):
             self._sums[tag].append(value)
 
-    def _score_all(self, batch: Experience) -> PolicyScores:
+    def _score_all(self, batch: Experience) -> Scores:
         """Scores of a whole mini-batch without gradient."""
         self.policy.eval()
         with torch.no_grad(), self.numerics():
             return self._scores(batch.rollout)
 
-    def _scores(self, drawn: RolloutBatch) -> PolicyScores:
+    def _scores(self, drawn: Completions) -> Scores:
         """What the policy of the moment says of a rollout's tokens, under the distributions they were drawn from."""
         how = self.rollouts
         return score(self.policy, self.layout, drawn, how.temperature, how.normalize, how.thinking_temperature)

@@ -11,9 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from genrl.batches import Experience, Requests, Rewards
 from genrl.catalog.items import Catalog
 from genrl.ops import masked_mean
-from genrl.batches import Experience, PromptBatch, RewardBatch
 
 T = TypeVar("T")
 Texts = Callable[[Tensor], tuple[str, ...]]
@@ -61,8 +61,8 @@ class Sample:
 
 def rollout_samples(
     experience: Experience,
-    rewards: RewardBatch,
-    prompts: PromptBatch,
+    rewards: Rewards,
+    prompts: Requests,
     codes: Tensor,
     catalog: Catalog,
     count: int,
@@ -96,8 +96,8 @@ def markdown(samples: Sequence[Sample]) -> str:
 def _sample(
     prompt: int,
     experience: Experience,
-    rewards: RewardBatch,
-    prompts: PromptBatch,
+    rewards: Rewards,
+    prompts: Requests,
     codes: Tensor,
     catalog: Catalog,
     completions: int,
@@ -105,7 +105,7 @@ def _sample(
 ) -> Sample:
     drawn = experience.rollout
     rows = torch.arange(prompt * drawn.group_size, (prompt + 1) * drawn.group_size, device=drawn.items.device)
-    rows = rows[drawn.old_logps[rows].sum(1).argsort(descending=True, stable=True)]
+    rows = rows[drawn.logps[rows].sum(1).argsort(descending=True, stable=True)]
     rows = rows[rewards.outcome[rows].argsort(descending=True, stable=True)]
     written = [(tuple(drawn.tokens[row].tolist()), float(rewards.outcome[row])) for row in rows]
     counts = Counter(written)
@@ -135,13 +135,13 @@ def _ends(values: list[T], most: int) -> list[T]:
 
 
 def _completion(
-    row: int, experience: Experience, rewards: RewardBatch, catalog: Catalog, count: int, texts: Texts | None
+    row: int, experience: Experience, rewards: Rewards, catalog: Catalog, count: int, texts: Texts | None
 ) -> Completion:
     drawn = experience.rollout
     return Completion(
         item=_title(catalog, int(drawn.items[row, 0])),
-        codes=tuple(drawn.choices[row].tolist()),
-        log_prob=round(float(drawn.old_logps[row].sum()), 4),
+        codes=tuple(drawn.codes[row].tolist()),
+        log_prob=round(float(drawn.logps[row].sum()), 4),
         reward=round(float(rewards.outcome[row]), 4),
         components={name: round(float(value[row]), 4) for name, value in rewards.components.items()},
         advantages=tuple(round(value, 4) for value in _step_advantages(experience, row)),
@@ -154,7 +154,7 @@ def _step_advantages(experience: Experience, row: int) -> Iterator[float]:
     """The advantage of each step: the mean over its chosen tokens, which nearly always share it."""
     drawn, advantages = experience.rollout, experience.advantages[row]
     for step in range(drawn.num_steps):
-        yield float(masked_mean(advantages, drawn.mask[row] & (drawn.step_ids[row] == step)))
+        yield float(masked_mean(advantages, drawn.chosen[row] & (drawn.step_ids[row] == step)))
 
 
 def _title(catalog: Catalog, item: int) -> str:

@@ -15,17 +15,17 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig, TrainerConfig
+from genrl.errors import ConfigError
+from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
+from genrl.policy.branching import wrong_ways
+from genrl.policy.load import load_policy, sid_token
+from genrl.policy.model import Policy
 from genrl.prompts.context import ContextBatches, TemplateContext
 from genrl.prompts.packing import Packer, text_segments
 from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.prompts.reasoning import TraceBatches
 from genrl.prompts.template_traces import Template, template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
-from genrl.errors import ConfigError
-from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
-from genrl.policy.branching import wrong_ways
-from genrl.policy.load import load_policy, sid_token
-from genrl.policy.model import Policy
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie

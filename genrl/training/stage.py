@@ -17,15 +17,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genrl.batches import Ranking, Requests
 from genrl.config.schema import EvaluateConfig
-from genrl.prompts.prompts import EvaluationBatches
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.model import Policy
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.training.contract import decoding
 from genrl.training.evaluation import rankings
-from genrl.batches import PromptBatch, Ranking
 
 
 class RankingModule(L.LightningModule, ABC):
@@ -48,7 +48,7 @@ class RankingModule(L.LightningModule, ABC):
         self.folder = folder
 
     @abstractmethod
-    def rank(self, batch: PromptBatch) -> Ranking:
+    def rank(self, batch: Requests) -> Ranking:
         """Rank the catalogue for validation rows."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class RankingModule(L.LightningModule, ABC):
         """Forget earlier rankings."""
         self.metrics.reset()
 
-    def validation_step(self, batch: PromptBatch, index: int) -> None:
+    def validation_step(self, batch: Requests, index: int) -> None:
         """Rank the catalogue for one batch of rows."""
         self.metrics.update(self.rank(batch), batch.targets)
 
@@ -134,7 +134,7 @@ class StageModule(RankingModule):
         self.evaluation = replace(evaluation, exact=False)
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
 
-    def rank(self, batch: PromptBatch) -> Ranking:
+    def rank(self, batch: Requests) -> Ranking:
         """Rank by beam search, behind thinking where the layout has it."""
         return rankings(self.policy, self.layout, batch, self.evaluation)["raw"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives import OBJECTIVES, Objective
-from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 Config = dict[str, Any]
 
@@ -20,20 +20,20 @@ class Case:
     """A golden case, ready to run."""
 
     objective: Objective
-    rollout: RolloutBatch
-    rewards: RewardBatch
+    rollout: Completions
+    rewards: Rewards
     logps: Tensor
     expected: dict[str, Any]
 
     def prepared(self) -> Experience:
         """The experience, with what depends on the current policy renewed as the trainer does it."""
         experience = self.objective.prepare(self.rollout, self.rewards)
-        return self.objective.before_step(PolicyScores(self.logps), experience)
+        return self.objective.before_step(Scores(self.logps), experience)
 
     def run(self, experience: Experience, logps: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and its gradient with respect to the log-probabilities."""
         logps = logps.detach().clone().requires_grad_()
-        output = self.objective.loss(PolicyScores(logps), experience)
+        output = self.objective.loss(Scores(logps), experience)
         return output.loss.detach(), torch.autograd.grad(output.loss, logps)[0]
 
 
@@ -159,54 +159,54 @@ def _blank(rows: int, length: int, group_size: int) -> Config:
     }
 
 
-def token_rollout(setup: dict[str, Any]) -> RolloutBatch:
+def token_rollout(setup: dict[str, Any]) -> Completions:
     mask = torch.tensor(setup["mask"], dtype=torch.bool)
     rows, length = mask.shape
     steps = len(setup["match"][0])
-    return RolloutBatch(
+    return Completions(
         **_blank(rows, length, _group_size(setup["group"])),
-        mask=mask,
+        chosen=mask,
         step_ids=torch.tensor(setup["step_ids"]),
         item_mask=torch.tensor([[kind == "sid" for kind in row] for row in setup["token_kind"]]),
-        choices=torch.zeros(rows, steps, dtype=torch.int64),
+        codes=torch.zeros(rows, steps, dtype=torch.int64),
         items=torch.zeros(rows, 1, dtype=torch.int64),
-        old_logps=numbers(setup["logp_old"]),
+        logps=numbers(setup["logp_old"]),
         num_steps=steps,
         ref_logps=numbers(setup["logp_ref"]),
     )
 
 
-def slate_rollout(setup: dict[str, Any]) -> RolloutBatch:
+def slate_rollout(setup: dict[str, Any]) -> Completions:
     mask = torch.tensor(setup["mask"], dtype=torch.bool)
     rows, length = mask.shape
     categories = torch.tensor(setup["categories"])
-    return RolloutBatch(
+    return Completions(
         **_blank(rows, length, _group_size(setup["user"])),
-        mask=mask,
+        chosen=mask,
         step_ids=torch.tensor(setup["item_ids"]),
         item_mask=mask,
-        choices=torch.zeros_like(categories),
+        codes=torch.zeros_like(categories),
         items=torch.zeros_like(categories),
-        old_logps=numbers(setup["logp_old"]),
+        logps=numbers(setup["logp_old"]),
         num_steps=categories.shape[1],
         categories=categories,
         item_ids=torch.tensor(setup["item_ids"]),
     )
 
 
-def token_rewards(setup: dict[str, Any], config: Config) -> RewardBatch:
+def token_rewards(setup: dict[str, Any], config: Config) -> Rewards:
     """Rewards of a case: the one it names; the summed match where the case is built on thresholds of it."""
     components = {name: numbers(values) for name, values in setup["rewards"].items()}
     if "rewards" in config:
         weights = dict(zip(config["rewards"], map(float, config["weights"]), strict=True))
         outcome = sum(weight * components[name] for name, weight in weights.items())
-        return RewardBatch(outcome, components=components, weights=weights)
+        return Rewards(outcome, components=components, weights=weights)
     named = config.get("reward", "count").split()[0].removesuffix("_second_group")
     outcome = components.get(named, components["count"])
-    return RewardBatch(outcome, steps=numbers(setup["match"]), components=components)
+    return Rewards(outcome, steps=numbers(setup["match"]), components=components)
 
 
-def slate_rewards(setup: dict[str, Any]) -> RewardBatch:
+def slate_rewards(setup: dict[str, Any]) -> Rewards:
     components = {f"reward{m}": values for m, values in enumerate(numbers(setup["rewards"]).unbind(1))}
     weights = dict(zip(components, setup["weights"], strict=True))
-    return RewardBatch(sum(w * components[m] for m, w in weights.items()), components=components, weights=weights)
+    return Rewards(sum(w * components[m] for m, w in weights.items()), components=components, weights=weights)

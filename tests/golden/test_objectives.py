@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Experience, Scores
 from genrl.objectives import PolicyObjective
 from genrl.objectives.bounded import GradientBounded
 from genrl.objectives.credit import GroupNorm, normalized
@@ -20,7 +21,6 @@ from genrl.objectives.slate import PhiRatio
 from genrl.objectives.step_credit import matched
 from genrl.objectives.surrogate import CappedRatio, ClippedRatio, clipped, log_ratios, ratio
 from genrl.ops import segment_gather
-from genrl.batches import Experience, PolicyScores
 from tests.golden.cases import Case, build, numbers
 from tests.helpers import assert_same
 
@@ -42,7 +42,7 @@ def per_token(values: list[Any], case: Case) -> Tensor:
     advantages = numbers(values)
     if advantages.dim() == 2:
         return segment_gather(advantages, case.rollout.step_ids)
-    return advantages[:, None] * case.rollout.mask
+    return advantages[:, None] * case.rollout.chosen
 
 
 def test_advantages_loss_and_gradient(case: Case) -> None:
@@ -77,12 +77,12 @@ def test_every_case_has_an_objective(golden: dict[str, Any]) -> None:
 
 def _first_chosen(values: Tensor, case: Case) -> Tensor:
     """Value of a row, where all its chosen tokens share one."""
-    places = case.rollout.mask.to(torch.int64).argmax(1, keepdim=True)
-    return values.expand(case.rollout.mask.shape).gather(1, places)[:, 0]
+    places = case.rollout.chosen.to(torch.int64).argmax(1, keepdim=True)
+    return values.expand(case.rollout.chosen.shape).gather(1, places)[:, 0]
 
 
 def _ratio_extras(case: Case, experience: Experience, surrogate: ClippedRatio) -> dict[str, Tensor]:
-    scores = PolicyScores(case.logps)
+    scores = Scores(case.logps)
     ratios = ratio(log_ratios(scores, case.rollout), case.rollout, surrogate.level)
     low, high = (torch.as_tensor(bound).expand(ratios.shape) for bound in surrogate.bounds(experience))
     flat = clipped(ratios, experience.advantages, low, high, surrogate.dual_clip)
@@ -97,28 +97,28 @@ def _ratio_extras(case: Case, experience: Experience, surrogate: ClippedRatio) -
         "zero_gradient": _first_chosen(flat, case),
         "clipped_seqs": _first_chosen(flat, case),
         # A token with A = 0 counts as clipped by its ratio alone, as in the file.
-        "clipped_tokens": (flat & case.rollout.mask).sum(),
+        "clipped_tokens": (flat & case.rollout.chosen).sum(),
     }
 
 
 def _phi_extras(case: Case, experience: Experience, surrogate: PhiRatio) -> dict[str, Tensor]:
-    ratios, phi = (_first_chosen(values, case) for values in surrogate.ratios(PolicyScores(case.logps), experience))
+    ratios, phi = (_first_chosen(values, case) for values in surrogate.ratios(Scores(case.logps), experience))
     return {"r_slate": ratios, "Phi": phi, "coefficient": ratios / phi}
 
 
 def _bounded_extras(case: Case, experience: Experience, surrogate: GradientBounded) -> dict[str, Tensor]:
-    ratios, _ = surrogate.ratios(PolicyScores(case.logps), experience)
+    ratios, _ = surrogate.ratios(Scores(case.logps), experience)
     return {"weight": ratios.squeeze(1) if surrogate.level == "item" else ratios}
 
 
 def _capped_extras(case: Case, experience: Experience, surrogate: CappedRatio) -> dict[str, Tensor]:
-    ratios = surrogate.capped(PolicyScores(case.logps), experience)
+    ratios = surrogate.capped(Scores(case.logps), experience)
     rows = surrogate.level == "product"
-    plain = ratio(log_ratios(PolicyScores(case.logps), case.rollout), case.rollout, surrogate.level)
+    plain = ratio(log_ratios(Scores(case.logps), case.rollout), case.rollout, surrogate.level)
     return {
         "ratio_prime": _first_chosen(ratios, case) if rows else ratios,
         "raw_ratio": _first_chosen(plain, case),
-        "early_clipped_tokens": ((plain - ratios > 1e-12) & case.rollout.mask).sum(),
+        "early_clipped_tokens": ((plain - ratios > 1e-12) & case.rollout.chosen).sum(),
     }
 
 
@@ -222,7 +222,7 @@ def test_bapo_search_trace(golden: dict[str, Any]) -> None:
     for name in (key for key in golden["cases"] if key.startswith("bapo")):
         case = build(golden, name)
         bounds = case.objective.surrogate.bounds  # type: ignore[union-attr]
-        ratios = log_ratios(PolicyScores(case.logps), case.rollout).exp()
+        ratios = log_ratios(Scores(case.logps), case.rollout).exp()
         balance = bounds.balance(ratios, case.prepared().advantages, case.rollout)
         trace = torch.cat([torch.tensor(bounds.path(), dtype=torch.float64), balance[:, None]], 1)
         assert_same(trace[: len(case.expected["trace"])], case.expected["trace"])
@@ -231,7 +231,7 @@ def test_bapo_search_trace(golden: dict[str, Any]) -> None:
 def test_gdpo_with_token_weighted_whitening(golden: dict[str, Any]) -> None:
     case = build(golden, "gdpo")
     summed = case.objective.credit.summed(case.rewards, case.rollout.group_size)  # type: ignore[union-attr]
-    found = whitened(summed, case.rollout.mask.sum(1).double())
+    found = whitened(summed, case.rollout.chosen.sum(1).double())
     assert_same(found, case.expected["verl_token_weighted_whiten_advantage"])
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives import OBJECTIVES, Objective
-from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 
 LAYOUTS = ("sid", "blocked", "interleaved", "slate")
 OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,8 +50,8 @@ def make(name: str) -> Objective:
 class Sample:
     """A rollout with rewards, and what the policy says of it now."""
 
-    rollout: RolloutBatch
-    rewards: RewardBatch
+    rollout: Completions
+    rewards: Rewards
     logps: Tensor
     entropy: Tensor
 
@@ -60,7 +60,7 @@ class Sample:
     ) -> tuple[Tensor, Tensor]:
         """Loss, and its gradient with respect to log-probabilities."""
         logps = self.logps[rows].detach().clone().requires_grad_()
-        output = objective.loss(PolicyScores(logps, self.entropy[rows]), experience)
+        output = objective.loss(Scores(logps, self.entropy[rows]), experience)
         assert all(not value.requires_grad and value.dim() == 0 for value in output.stats.values())
         (gradient,) = torch.autograd.grad(output.loss, logps, allow_unused=True)
         return output.loss.detach(), torch.zeros_like(logps) if gradient is None else gradient
@@ -68,7 +68,7 @@ class Sample:
     def experience(self, objective: Objective) -> Experience:
         """Prepared, and renewed for the current policy as the trainer does it."""
         prepared = objective.prepare(self.rollout, self.rewards)
-        return objective.before_step(PolicyScores(self.logps, self.entropy), prepared)
+        return objective.before_step(Scores(self.logps, self.entropy), prepared)
 
     def outcome(self, objective: Objective) -> tuple[Tensor, Tensor]:
         return self.run(objective, self.experience(objective))
@@ -86,7 +86,7 @@ class Sample:
         return self.with_rewards(outcome=outcome, steps=steps, components=components, shaping=shaping)
 
     def on_policy(self) -> Sample:
-        return replace(self, logps=self.rollout.old_logps)
+        return replace(self, logps=self.rollout.logps)
 
     def rows(self, order: Tensor) -> Sample:
         """Rows of all tensors in another order; prompts stay."""
@@ -95,12 +95,12 @@ class Sample:
             key: value[order] if isinstance(value, Tensor) and not key.startswith("prompt") else value
             for key, value in rollout.items()
         }
-        return Sample(RolloutBatch(**moved), self.rewards.rows(order), self.logps[order], self.entropy[order])
+        return Sample(Completions(**moved), self.rewards.rows(order), self.logps[order], self.entropy[order])
 
     def padded(self, width: int) -> Sample:
         """`width` more places of padding, filled with values that must not matter."""
         fills: dict[str, Any] = {
-            "mask": False,
+            "chosen": False,
             "item_mask": False,
             "step_ids": -1,
             "item_ids": -1,
@@ -111,7 +111,7 @@ class Sample:
         def widen(value: Tensor, fill: float) -> Tensor:
             return torch.cat([value, value.new_full((value.shape[0], width), fill)], 1)
 
-        names = ("tokens", "mask", "step_ids", "item_mask", "support", "old_logps", "ref_logps", "entropy", "item_ids")
+        names = ("tokens", "chosen", "step_ids", "item_mask", "support", "logps", "ref_logps", "entropy", "item_ids")
         present = {name: getattr(self.rollout, name) for name in names if getattr(self.rollout, name) is not None}
         rollout = replace(self.rollout, **{name: widen(value, fills.get(name, 0)) for name, value in present.items()})
         return Sample(rollout, self.rewards, widen(self.logps, 0), widen(self.entropy, 0))
@@ -128,7 +128,7 @@ def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
     mask = torch.ones(rows, 3, dtype=torch.bool)
     mask[:, 2] = torch.rand(rows, generator=draw) < 0.7
     return {
-        "mask": mask,
+        "chosen": mask,
         "step_ids": torch.arange(3).expand(rows, 3).clone(),
         "item_mask": torch.ones_like(mask),
         "N": 1,
@@ -147,7 +147,7 @@ def thinking_shape(
     padded = torch.tensor([[*row, *[(-1, 0, 0)] * (width - len(row))] for row in written])
     steps, chosen, codes = padded.unbind(2)
     return {
-        "mask": chosen.bool(),
+        "chosen": chosen.bool(),
         "step_ids": steps,
         "item_mask": codes.bool(),
         "closed": torch.tensor(closed),
@@ -187,7 +187,7 @@ def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
         owners[row, : len(written)] = torch.tensor(written)
         chosen[row, : len(written)] = torch.rand(len(written), generator=draw) < 0.8
         chosen[row, len(written)] = True
-    return {"mask": chosen, "step_ids": owners, "item_mask": owners >= 0, "item_ids": owners, "N": 3}
+    return {"chosen": chosen, "step_ids": owners, "item_mask": owners >= 0, "item_ids": owners, "N": 3}
 
 
 SHAPES = {
@@ -203,7 +203,7 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
     draw = torch.Generator().manual_seed(seed)
     rows = prompts * group_size
     shape = SHAPES[layout](rows, draw)
-    mask, items = shape["mask"], shape.pop("N")
+    mask, items = shape["chosen"], shape.pop("N")
     mask[1] = False
     steps = int(shape["step_ids"].max()) + 1
 
@@ -215,15 +215,15 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
 
     old = logs(-0.2 - 2 * uniform(*mask.shape), 0.0)
     entropy = uniform(*mask.shape).masked_fill(~mask, 0)
-    rollout = RolloutBatch(
+    rollout = Completions(
         prompt_tokens=torch.zeros(prompts, 2, dtype=torch.int64),
         prompt_mask=torch.ones(prompts, 2, dtype=torch.bool),
         tokens=torch.randint(0, 9, mask.shape, generator=draw),
         support=torch.zeros(mask.shape, dtype=torch.int64),
-        choices=torch.randint(0, 9, (rows, steps), generator=draw),
+        codes=torch.randint(0, 9, (rows, steps), generator=draw),
         items=torch.randint(0, 20, (rows, items), generator=draw),
         categories=torch.randint(-1, 4, (rows, items), generator=draw),
-        old_logps=old,
+        logps=old,
         ref_logps=logs(old, spread),
         entropy=entropy,
         group_size=group_size,
@@ -239,5 +239,5 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
     if shaping is not None:
         components["format"], weights["format"] = shaping.sum(1) / 0.25, 0.25
     outcome = sum(weight * components[name] for name, weight in weights.items())
-    rewards = RewardBatch(outcome, steps=match, components=components, weights=weights, shaping=shaping)
+    rewards = Rewards(outcome, steps=match, components=components, weights=weights, shaping=shaping)
     return Sample(rollout, rewards, logs(old, spread * 2), entropy)

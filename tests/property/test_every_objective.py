@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genrl.batches import Scores
 from genrl.objectives import live_prompts, renormalized
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, OBJECTIVE_OPTIONS, Sample, make, sample
 
@@ -27,10 +27,10 @@ def test_finite_loss_and_gradient_only_on_chosen_tokens(name: str, layout: str, 
     assert loss.dtype == torch.float64
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
-    assert (gradient[~batch.rollout.mask] == 0).all()
+    assert (gradient[~batch.rollout.chosen] == 0).all()
     assert (experience.weights >= 0).all()
-    assert (experience.weights[~batch.rollout.mask] == 0).all()
-    assert (experience.advantages[~batch.rollout.mask] == 0).all()
+    assert (experience.weights[~batch.rollout.chosen] == 0).all()
+    assert (experience.advantages[~batch.rollout.chosen] == 0).all()
     if not (name == "sapo-fork" and layout != "blocked"):
         assert gradient.abs().sum() > 0
 
@@ -38,7 +38,7 @@ def test_finite_loss_and_gradient_only_on_chosen_tokens(name: str, layout: str, 
 @every
 def test_no_chosen_token_at_all(name: str) -> None:
     batch = sample("sid")
-    batch = replace(batch, rollout=replace(batch.rollout, mask=torch.zeros_like(batch.rollout.mask)))
+    batch = replace(batch, rollout=replace(batch.rollout, chosen=torch.zeros_like(batch.rollout.chosen)))
     loss, gradient = batch.outcome(make(name))
     assert_same(loss, 0.0)
     assert_same(gradient, torch.zeros_like(gradient))
@@ -52,7 +52,7 @@ def test_float32_agrees_with_float64(name: str, layout: str) -> None:
     single = Sample(
         replace(
             batch.rollout,
-            old_logps=batch.rollout.old_logps.float(),
+            logps=batch.rollout.logps.float(),
             ref_logps=batch.rollout.ref_logps.float(),
             entropy=batch.rollout.entropy.float(),
         ),
@@ -203,9 +203,7 @@ def test_loss_asks_nothing_of_rewards_or_old_gradients(name: str) -> None:
     assert not experience.weights.requires_grad
     assert not any(value.requires_grad for value in experience.extras.values())
     moved = experience.to("cpu")
-    assert_same(
-        objective.loss(PolicyScores(batch.logps, batch.entropy), moved).loss, batch.run(objective, experience)[0]
-    )
+    assert_same(objective.loss(Scores(batch.logps, batch.entropy), moved).loss, batch.run(objective, experience)[0])
 
 
 @pytest.mark.gpu

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.objectives.step_credit import Match, matched
-from genrl.batches import RewardBatch, RolloutBatch
 
 SPACES = {
     "2 levels of 3 codes": [list(sid) for sid in product(range(3), repeat=2)],
@@ -94,22 +94,22 @@ class Expectation:
         sids = policy.sids[rows]
         match = (sids == policy.sids[target.repeat_interleave(group_size)]).double()
         mask = (policy.legal.sum(1) > 1)[policy.prefixes][rows]
-        rollout = RolloutBatch(
+        rollout = Completions(
             prompt_tokens=torch.zeros(len(drawn), 1, dtype=torch.int64),
             prompt_mask=torch.ones(len(drawn), 1, dtype=torch.bool),
             tokens=sids,
-            mask=mask,
+            chosen=mask,
             step_ids=torch.arange(sids.shape[1]).expand(sids.shape),
             item_mask=torch.ones_like(mask),
             support=torch.zeros_like(sids),
-            choices=sids,
+            codes=sids,
             items=rows[:, None],
-            old_logps=torch.zeros(mask.shape, dtype=torch.float64),
+            logps=torch.zeros(mask.shape, dtype=torch.float64),
             group_size=group_size,
             num_steps=sids.shape[1],
         )
         exact = match.prod(1)
-        experience = objective.prepare(rollout, RewardBatch(exact, steps=match, components={"exact_match": exact}))
+        experience = objective.prepare(rollout, Rewards(exact, steps=match, components={"exact_match": exact}))
         pull = experience.weights * experience.advantages * len(drawn)  # weights are of a mean over groups
         self.pull = pull.view(len(drawn), group_size, -1)
 

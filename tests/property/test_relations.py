@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Rewards, Scores
 from genrl.objectives import OBJECTIVES, Objective, SequenceMean, StepMean
 from genrl.objectives.bounded import bounded_ratio
 from genrl.ops import segment_sum
-from genrl.batches import PolicyScores, RewardBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, Sample, sample
 
@@ -75,9 +75,9 @@ def test_equal_rewards_at_one_step_give_it_no_gradient(layout: str) -> None:
 def test_ecpo_differs_from_grpo_only_on_bad_tokens_far_above_one(seed: int) -> None:
     batch = sample("blocked", seed=seed, spread=1.0)
     advantages = batch.experience(build("grpo")).advantages
-    ratios = (batch.logps - batch.rollout.old_logps).exp()
+    ratios = (batch.logps - batch.rollout.logps).exp()
     apart = (gradient(build("ecpo"), batch) - gradient(build("grpo"), batch)).abs() > 1e-12
-    bad = (advantages < 0) & (ratios > 1.3) & batch.rollout.mask
+    bad = (advantages < 0) & (ratios > 1.3) & batch.rollout.chosen
     assert bad.any()
     assert torch.equal(apart, bad)
 
@@ -90,10 +90,10 @@ def test_with_one_step_sapo_is_grpo(layout: str, guard: str) -> None:
         batch.rollout,
         step_ids=torch.zeros_like(batch.rollout.step_ids),
         num_steps=1,
-        choices=batch.rollout.choices[:, :1],
+        choices=batch.rollout.codes[:, :1],
         closed=None if batch.rollout.closed is None else batch.rollout.closed[:, :1],
     )
-    rewards = RewardBatch(batch.rewards.outcome, steps=batch.rewards.outcome[:, None])
+    rewards = Rewards(batch.rewards.outcome, steps=batch.rewards.outcome[:, None])
     single = replace(batch, rollout=rollout, rewards=rewards)
     assert_same(StepMean()(rollout), SequenceMean()(rollout))
     loss, slope = single.outcome(build("grpo", guard=guard, kl_coef=0.01))
@@ -121,7 +121,7 @@ def test_gdpo_with_one_reward_is_a_multiple_of_grpo(layout: str) -> None:
 def test_sage_pulls_all_tokens_of_a_completion_equally(form: str, level: str, layout: str) -> None:
     batch = sample(layout)
     slope = gradient(build("sage", form=form, ratio_level=level), batch)
-    for row, mask in zip(slope, batch.rollout.mask, strict=True):
+    for row, mask in zip(slope, batch.rollout.chosen, strict=True):
         assert_same(row[mask], row[mask][:1].expand(int(mask.sum())))
 
 
@@ -170,10 +170,10 @@ def test_items_of_gbpo_share_the_completion(layout: str) -> None:
     """The row's value is the mean over its items, whatever their number."""
     batch, objective = sample(layout), build("gbpo", level="item")
     experience = batch.experience(objective)
-    values, _ = objective.surrogate(PolicyScores(batch.logps), experience)
-    ratios, advantages = objective.surrogate.ratios(PolicyScores(batch.logps), experience)
+    values, _ = objective.surrogate(Scores(batch.logps), experience)
+    ratios, advantages = objective.surrogate.ratios(Scores(batch.logps), experience)
     owners = batch.rollout.item_ids if batch.rollout.item_ids is not None else torch.zeros_like(batch.rollout.tokens)
-    owners = owners.masked_fill(~(batch.rollout.mask & batch.rollout.item_mask), -1)
+    owners = owners.masked_fill(~(batch.rollout.chosen & batch.rollout.item_mask), -1)
     present = segment_sum(torch.ones_like(batch.logps), owners, ratios.shape[1]) > 0
     for row in range(values.shape[0]):
         if present[row].any():
@@ -190,7 +190,7 @@ def test_ablations_of_sapo(layout: str) -> None:
     summed = batch.with_rewards(outcome=(batch.rewards.steps + shaping).sum(1))
     experience = batch.experience(build("sapo", ablation="no_step_advantage"))
     plain = summed.experience(build("grpo")).advantages
-    inside = batch.rollout.mask & (batch.rollout.step_ids >= 0)
+    inside = batch.rollout.chosen & (batch.rollout.step_ids >= 0)
     assert_same(experience.advantages[inside], plain[inside])
     copied = batch.experience(build("sapo", ablation="no_match_reward", guard="add")).advantages
     for k in range(batch.rollout.num_steps):

@@ -15,8 +15,8 @@ import teacher
 
 from genrl.catalog.dataset import load_dataset
 from genrl.config.schema import DataConfig, ToyConfig
-from genrl.prompts.traces import read_traces
 from genrl.errors import ConfigError, DataError
+from genrl.prompts.traces import read_traces
 from genrl.sid.table import make_table
 from tests.models import save_local_model
 

@@ -8,12 +8,12 @@ import torch
 
 from genrl.batches import (
     RIGHT_PADDED,
+    Completions,
     Experience,
-    PolicyScores,
-    PromptBatch,
     Ranking,
-    RewardBatch,
-    RolloutBatch,
+    Requests,
+    Rewards,
+    Scores,
     Targets,
     concatenate,
 )
@@ -22,26 +22,26 @@ P, G, L, T, S = 3, 2, 4, 3, 3
 B = P * G
 
 
-def make_prompts(length: int = L, first: int = 0) -> PromptBatch:
+def make_prompts(length: int = L, first: int = 0) -> Requests:
     tokens = torch.arange(first, first + P * length).view(P, length)
     mask = torch.arange(length) >= torch.arange(P)[:, None]
-    return PromptBatch(tokens, mask, Targets(torch.arange(P)[:, None]), torch.arange(2 * P).view(P, 2))
+    return Requests(tokens, mask, Targets(torch.arange(P)[:, None]), torch.arange(2 * P).view(P, 2))
 
 
-def make_rollout(length: int = L, first: int = 0) -> RolloutBatch:
+def make_rollout(length: int = L, first: int = 0) -> Completions:
     prompts = make_prompts(length, first)
     tokens = torch.arange(first, first + B * T).view(B, T)
-    return RolloutBatch(
+    return Completions(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
         tokens=tokens,
-        mask=tokens % 2 == 0,
+        chosen=tokens % 2 == 0,
         step_ids=torch.arange(T).expand(B, T),
         item_mask=torch.ones(B, T, dtype=torch.bool),
         support=tokens + 100,
-        choices=tokens + 200,
+        codes=tokens + 200,
         items=torch.arange(first, first + B)[:, None],
-        old_logps=-tokens.float(),
+        logps=-tokens.float(),
         group_size=G,
         num_steps=S,
         entropy=tokens.float(),
@@ -56,25 +56,25 @@ def make_experience() -> Experience:
     return Experience(rollout, advantages, advantages + 1, torch.arange(float(B)), {"bound": torch.arange(B)})
 
 
-def make_rewards() -> RewardBatch:
+def make_rewards() -> Rewards:
     rows = torch.arange(float(B))
     steps = rows[:, None].expand(B, S)
-    return RewardBatch(rows, steps, {"hit": rows + 1}, {"hit": 0.5}, shaping=steps + 2)
+    return Rewards(rows, steps, {"hit": rows + 1}, {"hit": 0.5}, shaping=steps + 2)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("tokens", torch.zeros(B + 1, T, dtype=torch.int64), "7 rows, expected 3 prompts x group_size 2"),
-        ("prompt_mask", torch.ones(P, L), "RolloutBatch.prompt_mask is torch.float32, expected torch.bool"),
-        ("mask", torch.ones(B, T + 1, dtype=torch.bool), "RolloutBatch.mask has shape [6, 4], expected [6, 3]"),
-        ("choices", torch.zeros(B, S + 1, dtype=torch.int64), "RolloutBatch.choices has shape [6, 4], expected [6, 3]"),
-        ("items", torch.zeros(B, dtype=torch.int64), "RolloutBatch.items has shape [6], expected [6, *]"),
-        ("old_logps", torch.zeros(B, T, dtype=torch.int64), "RolloutBatch.old_logps is torch.int64"),
-        ("ref_logps", torch.zeros(B, 1), "RolloutBatch.ref_logps has shape [6, 1], expected [6, 3]"),
-        ("categories", torch.zeros(B, 2, dtype=torch.int64), "RolloutBatch.categories has shape [6, 2]"),
-        ("closed", torch.ones(B, S), "RolloutBatch.closed is torch.float32, expected torch.bool"),
-        ("closed", torch.ones(B, T + 1, dtype=torch.bool), "RolloutBatch.closed has shape [6, 4], expected [6, 3]"),
+        ("prompt_mask", torch.ones(P, L), "Completions.prompt_mask is torch.float32, expected torch.bool"),
+        ("mask", torch.ones(B, T + 1, dtype=torch.bool), "Completions.mask has shape [6, 4], expected [6, 3]"),
+        ("choices", torch.zeros(B, S + 1, dtype=torch.int64), "Completions.codes has shape [6, 4], expected [6, 3]"),
+        ("items", torch.zeros(B, dtype=torch.int64), "Completions.items has shape [6], expected [6, *]"),
+        ("logps", torch.zeros(B, T, dtype=torch.int64), "Completions.logps is torch.int64"),
+        ("ref_logps", torch.zeros(B, 1), "Completions.ref_logps has shape [6, 1], expected [6, 3]"),
+        ("categories", torch.zeros(B, 2, dtype=torch.int64), "Completions.categories has shape [6, 2]"),
+        ("closed", torch.ones(B, S), "Completions.closed is torch.float32, expected torch.bool"),
+        ("closed", torch.ones(B, T + 1, dtype=torch.bool), "Completions.closed has shape [6, 4], expected [6, 3]"),
     ],
 )
 def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, message: str) -> None:
@@ -85,11 +85,11 @@ def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, mes
 @pytest.mark.parametrize(
     ("make", "name", "value", "message"),
     [
-        (make_prompts, "history", torch.zeros(P - 1, 2, dtype=torch.int64), "PromptBatch.history has shape [2, 2]"),
-        (make_prompts, "targets", Targets(torch.zeros(1, 1, dtype=torch.int64)), "PromptBatch.targets has shape"),
-        (make_rewards, "steps", torch.zeros(B - 1, S), "RewardBatch.steps has shape [5, 3], expected [6, *]"),
-        (make_rewards, "shaping", torch.zeros(B, S + 1), "RewardBatch.shaping has shape [6, 4], expected [6, 3]"),
-        (make_rewards, "components", {"hit": torch.zeros(2)}, "RewardBatch.components['hit'] has shape [2]"),
+        (make_prompts, "history", torch.zeros(P - 1, 2, dtype=torch.int64), "Requests.history has shape [2, 2]"),
+        (make_prompts, "targets", Targets(torch.zeros(1, 1, dtype=torch.int64)), "Requests.targets has shape"),
+        (make_rewards, "steps", torch.zeros(B - 1, S), "Rewards.steps has shape [5, 3], expected [6, *]"),
+        (make_rewards, "shaping", torch.zeros(B, S + 1), "Rewards.shaping has shape [6, 4], expected [6, 3]"),
+        (make_rewards, "components", {"hit": torch.zeros(2)}, "Rewards.components['hit'] has shape [2]"),
         (make_experience, "weights", torch.zeros(B, 1), "Experience.weights has shape [6, 1], expected [6, 3]"),
         (make_experience, "mass", torch.zeros(B, 1), "Experience.mass has shape [6, 1], expected [6]"),
     ],
@@ -127,7 +127,7 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     completions = [prompt * G + member for prompt in wanted for member in range(G)]
     assert len(part) == len(part.rollout) == len(wanted)
     assert part.rollout.prompt_tokens.tolist() == [whole.rollout.prompt_tokens[p].tolist() for p in wanted]
-    for name in ("tokens", "mask", "support", "choices", "items", "old_logps", "entropy", "categories", "closed"):
+    for name in ("tokens", "mask", "support", "choices", "items", "logps", "entropy", "categories", "closed"):
         found, every = getattr(part.rollout, name), getattr(whole.rollout, name)
         assert found.tolist() == [every[row].tolist() for row in completions]
         assert found.shape[1:] == every.shape[1:]
@@ -159,7 +159,7 @@ def test_rows_of_rewards_are_single_completions() -> None:
     assert part.shaping.tolist() == [[7.0] * S, [2.0] * S, [7.0] * S]
     assert part.components["hit"].tolist() == [6.0, 1.0, 6.0]
     assert part.weights == {"hit": 0.5}
-    bare = RewardBatch(torch.zeros(4)).rows(slice(1, 3))
+    bare = Rewards(torch.zeros(4)).rows(slice(1, 3))
     assert bare.steps is bare.shaping is None
 
 
@@ -173,7 +173,7 @@ def test_moving_a_batch_moves_everything_inside_it() -> None:
     assert rewards.components["hit"].device.type == "meta"
     assert rewards.weights == {"hit": 0.5}
     assert make_prompts().to("meta").targets.items.device.type == "meta"
-    assert PolicyScores(torch.zeros(1, 1)).to("meta").logps.device.type == "meta"
+    assert Scores(torch.zeros(1, 1)).to("meta").logps.device.type == "meta"
 
 
 def test_rollouts_are_joined_with_prompts_padded_on_the_left() -> None:
@@ -205,8 +205,8 @@ def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
         for name in ("step_ids", "support", "item_ids"):
             assert getattr(joined, name)[own].tolist() == [[*row, -1, -1] for row in getattr(short, name).tolist()]
         assert joined.item_mask[own, 1:].any().item() is False
-        assert joined.old_logps[own, 1:].abs().sum().item() == 0
-        assert joined.choices[own].tolist() == short.choices.tolist()
+        assert joined.logps[own, 1:].abs().sum().item() == 0
+        assert joined.codes[own].tolist() == short.codes.tolist()
 
 
 def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:

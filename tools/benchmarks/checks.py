@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs
 from benchmarks.peers import PrefixFunction, legal_log_probs
+from genrl.batches import Completions
 from genrl.layouts.sid import SidLayout
-from genrl.batches import RolloutBatch
 
 TOLERANCE = 1e-4
 
@@ -37,12 +37,12 @@ def all_items(tokens: Tensor, sid_tokens: Tensor, who: str) -> None:
     require(wrong == 0, f"{who}: {wrong} of {len(tokens)} completions are no catalogue item.")
 
 
-def same_log_probs(inputs: Inputs[SidLayout], drawn: RolloutBatch, allowed: PrefixFunction) -> str:
+def same_log_probs(inputs: Inputs[SidLayout], drawn: Completions, allowed: PrefixFunction) -> str:
     """The rollout's log-probabilities are those of plain forward passes over repeated prompts."""
     few = max(1, 512 // drawn.group_size)
     part = drawn.prompts(slice(0, few))
     wanted = legal_log_probs(inputs.policy.model, inputs.prompts.prompts(slice(0, few)), part.tokens, allowed)
-    apart = float((part.old_logps - wanted).abs().max())
+    apart = float((part.logps - wanted).abs().max())
     require(apart <= TOLERANCE, f"genrl's log-probabilities differ by {apart:.2g} from those of plain forward passes.")
     return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {apart:.0e})"
 

@@ -21,7 +21,7 @@ from benchmarks.figures import Figure, compare, interleave, plain, timed
 from benchmarks.inputs import LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout
 from benchmarks.peers import PrefixFunction, constraint, generate_beams, generate_samples
 from genrl.layouts.sid import SidLayout
-from genrl.policy.decode import Completions, beam, sample
+from genrl.policy.decode import Drawn, beam, sample
 from genrl.sid.trie import Trie
 
 PEERS = {"function": "transformers + prefix function", "processor": "transformers + logits processor"}
@@ -94,7 +94,7 @@ def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) 
     prompts, layout = inputs.prompts, inputs.layout
     limits = constraint("function", layout, inputs.sid_tokens, prompts.tokens.shape[1])
 
-    def ours() -> Completions:
+    def ours() -> Drawn:
         return beam(inputs.policy, layout, prompts.tokens, prompts.mask, width, normalize=normalize)
 
     def theirs() -> tuple[Tensor, Tensor]:
@@ -146,14 +146,14 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
             )
         )
 
-    def decode(items: int) -> Completions:
+    def decode(items: int) -> Drawn:
         return sample(inputs.policy, layouts[items], prompts.tokens, prompts.mask, uniforms)
 
     variants = {str(items): timed(partial(decode, items)) for items in layouts}
     seconds = interleave("catalogue, decoding", variants, repeats)
     for items, layout in layouts.items():
         tokens = decode(items).tokens.flatten(0, 1)
-        members = torch.isin(_keys(layout.decode(tokens).choices, sizes.codes), _keys(layout.codes, sizes.codes))
+        members = torch.isin(_keys(layout.decode(tokens).codes, sizes.codes), _keys(layout.codes, sizes.codes))
         require(bool(members.all()), f"{items} items: {int((~members).sum())} samples are no catalogue item.")
     smallest = str(sizes.catalogues[0])
     for items in sizes.catalogues[1:]:

@@ -10,19 +10,19 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from genrl.batches import Completions, Requests
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import ModelConfig, RolloutConfig
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
 from genrl.layouts.base import Layout
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
+from genrl.prompts.prompts import PromptMaker, PromptTemplate
 from genrl.sid.trie import Trie
-from genrl.batches import PromptBatch, RolloutBatch
 
 LayoutT = TypeVar("LayoutT", bound=Layout)
 LEVELS = 4
@@ -99,7 +99,7 @@ class Inputs(Generic[LayoutT]):
         return self.maker.dataset.sequences.rows(Role.RL)
 
     @cached_property
-    def prompts(self) -> PromptBatch:
+    def prompts(self) -> Requests:
         """The prompts, left-padded."""
         return self.maker.at(self.positions)
 
@@ -108,7 +108,7 @@ class Inputs(Generic[LayoutT]):
         """SID tokens of the catalogue [I, K]."""
         return self.maker.template.sid_tokens
 
-    def draw(self, group: int, seed: int = 0, normalize: str = "legal") -> RolloutBatch:
+    def draw(self, group: int, seed: int = 0, normalize: str = "legal") -> Completions:
         """A rollout of `group` sampled completions per prompt, as training draws it."""
         config = RolloutConfig(group_size=group, prompts=len(self.prompts), normalize=normalize)  # type: ignore[arg-type]
         return rollout(

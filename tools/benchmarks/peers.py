@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from genrl.batches import Completions, Requests
 from genrl.layouts.base import ThinkingLayout
 from genrl.layouts.sid import SidLayout
-from genrl.batches import PromptBatch, RolloutBatch
 
 
 class PrefixFunction:
@@ -68,7 +68,7 @@ def constraint(kind: str, layout: SidLayout, sid_tokens: Tensor, prompt_length: 
 
 
 @torch.no_grad()
-def generate_samples(model: Any, prompts: PromptBatch, group: int, length: int, limits: dict[str, Any]) -> Tensor:  # noqa: ANN401
+def generate_samples(model: Any, prompts: Requests, group: int, length: int, limits: dict[str, Any]) -> Tensor:  # noqa: ANN401
     """Sampled completions [P * G, length] by `transformers.generate`."""
     found = model.generate(
         input_ids=prompts.tokens,
@@ -87,7 +87,7 @@ def generate_samples(model: Any, prompts: PromptBatch, group: int, length: int, 
 @torch.no_grad()
 def generate_beams(
     model: Any,  # noqa: ANN401 (transformers is untyped)
-    prompts: PromptBatch,
+    prompts: Requests,
     width: int,
     length: int,
     limits: dict[str, Any],
@@ -115,7 +115,7 @@ def generate_beams(
 
 
 @torch.no_grad()
-def legal_log_probs(model: Any, prompts: PromptBatch, tokens: Tensor, allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
+def legal_log_probs(model: Any, prompts: Requests, tokens: Tensor, allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
     """Log-probabilities [P * G, K] of completions over their legal sets, each behind its own copy of the prompt.
 
     The slow and obvious way: one full forward pass per row, legal sets from the Python function.
@@ -192,7 +192,7 @@ def thinking_limits(layout: ThinkingLayout, rows: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def generate_thinking(model: Any, prompts: PromptBatch, group: int, layout: ThinkingLayout) -> Tensor:  # noqa: ANN401
+def generate_thinking(model: Any, prompts: Requests, group: int, layout: ThinkingLayout) -> Tensor:  # noqa: ANN401
     """Sampled completions with thinking [P * G, T], 0 behind their ends, by `transformers.generate`."""
     found = model.generate(
         input_ids=prompts.tokens,
@@ -210,7 +210,7 @@ def generate_thinking(model: Any, prompts: PromptBatch, group: int, layout: Thin
     return found[:, prompts.tokens.shape[1] :]
 
 
-def repeated_log_probs(model: Any, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+def repeated_log_probs(model: Any, rollout: Completions) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """Log-probabilities [B, T] over the vocabulary with gradient, and entropies, each row behind a copy of its prompt.
 
     What TRL's `GRPOTrainer` computes in an update.

@@ -15,10 +15,10 @@ from benchmarks.checks import TOLERANCE, expected_frequencies, require
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_thinking_inputs
 from benchmarks.peers import generate_thinking, repeated_log_probs
+from genrl.batches import Completions
 from genrl.layouts.blocked import BlockedLayout
 from genrl.policy.model import Policy
 from genrl.policy.score import score
-from genrl.batches import RolloutBatch
 
 GOAL = 3.0
 MICRO_BATCH = 64
@@ -94,7 +94,7 @@ def _same_completions(
     with torch.no_grad():
         logps = score(policy, layout, batch).logps
     policy.branching = "auto"
-    gap = float((logps - batch.old_logps).abs().max())
+    gap = float((logps - batch.logps).abs().max())
     require(gap <= TOLERANCE, f"log-probabilities differ by {gap:.2g} from those of plain forward passes.")
     spread = ", ".join(f"{float(own.quantile(share)):.0f}" for share in (0.1, 0.5, 0.9))
     return f"all samples are items; equally long (10%, 50%, 90%: {spread} tokens); log-probs equal to {gap:.0e}"
@@ -137,7 +137,7 @@ def thinking_updates(sizes: Sizes, repeats: int) -> list[Figure]:
     return [figure]
 
 
-def _ours(inputs: Inputs[BlockedLayout], batch: RolloutBatch) -> tuple[Tensor, Tensor]:
+def _ours(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector."""
     inputs.policy.zero_grad(set_to_none=True)
     logps = score(inputs.policy, inputs.layout, batch, normalize="vocab").logps
@@ -145,13 +145,13 @@ def _ours(inputs: Inputs[BlockedLayout], batch: RolloutBatch) -> tuple[Tensor, T
     return logps.detach(), _gradient(inputs.policy)
 
 
-def _theirs(inputs: Inputs[BlockedLayout], batch: RolloutBatch) -> tuple[Tensor, Tensor]:
+def _theirs(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, Tensor]:
     """The same by plain forward passes over repeated prompts."""
     inputs.policy.zero_grad(set_to_none=True)
     found = []
     for rows in torch.arange(len(batch)).split(max(1, MICRO_BATCH // batch.group_size)):
         part = batch.prompts(rows)
-        logps = repeated_log_probs(inputs.policy.model, part)[0] * part.mask
+        logps = repeated_log_probs(inputs.policy.model, part)[0] * part.chosen
         logps.sum().backward()
         found.append(logps.detach())
     return torch.cat(found), _gradient(inputs.policy)

@@ -21,15 +21,15 @@ from benchmarks.checks import require
 from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
 from benchmarks.peers import constraint, thinking_limits
+from genrl.batches import Completions, Targets
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
-from genrl.prompts.prompts import EvaluationBatches
 from genrl.objectives import OBJECTIVES
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
 from genrl.training.evaluation import ranking_metrics
 from genrl.training.rl import RLModule
 from genrl.training.stream import PromptOrder
-from genrl.batches import RolloutBatch, Targets
 
 STEP_GOAL = 13.0
 LEARNING_RATE = 1e-4
@@ -54,7 +54,7 @@ class ItemReward(Reward):
 
     level = "outcome"
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B]."""
         return item_reward(rollout.items[:, 0], targets.items)
 
@@ -156,7 +156,7 @@ class _Verifier(Verifier):
 
     notes: Notes
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets) -> Any:  # noqa: ANN401
+    def __call__(self, rollout: Completions, targets: Targets) -> Any:  # noqa: ANN401
         judged = super().__call__(rollout, targets)
         self.notes.judged(rollout.items[:, 0], judged.outcome)
         return judged

@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.checks import TOLERANCE, require
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
+from genrl.batches import Completions
 from genrl.layouts.sid import SidLayout
 from genrl.policy.model import Policy
 from genrl.policy.score import score
 from genrl.training.folder import Meter
-from genrl.batches import RolloutBatch
 
 MEMORY_GOAL = 8.0
 LONG_GOAL = 4.0
@@ -119,7 +119,7 @@ def _long_codes(sizes: Sizes) -> Tensor:
     return torch.randint(LONG_CODES, (LONG_ITEMS, sizes.long_completion), generator=generator)
 
 
-def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> RolloutBatch:
+def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> Completions:
     """A group of random items behind each of some random prompts, all tokens counted."""
     generator = torch.Generator().manual_seed(0)
     items = torch.randperm(LONG_ITEMS, generator=generator)[: LONG_GROUP * len(lengths)]
@@ -128,23 +128,23 @@ def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> 
     tokens = layout.render(items)
     everything = torch.ones_like(tokens, dtype=torch.bool)
     first = layout.first_ids[0]
-    return RolloutBatch(
+    return Completions(
         prompt_tokens=torch.randint(first, first + sizes.codes, (len(lengths), longest), generator=generator),
         prompt_mask=mask,
         tokens=tokens,
-        mask=everything,
+        chosen=everything,
         step_ids=layout.step_ids(tokens).contiguous(),
         item_mask=everything,
         support=layout.trie.path(layout.codes[items]),
-        choices=layout.codes[items],
+        codes=layout.codes[items],
         items=items[:, None],
-        old_logps=torch.zeros(tokens.shape),
+        logps=torch.zeros(tokens.shape),
         group_size=LONG_GROUP,
         num_steps=layout.num_steps,
     )
 
 
-def _update(policy: Policy, layout: SidLayout, drawn: RolloutBatch, way: str, normalize: str) -> tuple[Tensor, Tensor]:
+def _update(policy: Policy, layout: SidLayout, drawn: Completions, way: str, normalize: str) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector, with prompts shared in a given way."""
     policy.branching = way
     policy.zero_grad(set_to_none=True)
@@ -155,7 +155,7 @@ def _update(policy: Policy, layout: SidLayout, drawn: RolloutBatch, way: str, no
     return scores.logps.detach(), torch.cat(gradients)
 
 
-def _same_update(policy: Policy, layout: SidLayout, drawn: RolloutBatch, normalize: str) -> str:
+def _same_update(policy: Policy, layout: SidLayout, drawn: Completions, normalize: str) -> str:
     """Compare log-probabilities and gradients of both ways."""
     ours, gradient = _update(policy, layout, drawn, "auto", normalize)
     theirs, wanted = _update(policy, layout, drawn, "naive", normalize)

@@ -11,11 +11,11 @@ from torch import Tensor
 from benchmarks.checks import TOLERANCE, require
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import FULL, Sizes, make_policy
+from genrl.batches import Completions
 from genrl.policy.branches import grow
 from genrl.policy.branching import WAYS, Shape, choose
 from genrl.policy.model import Policy
 from genrl.policy.score import completion_states
-from genrl.batches import RolloutBatch
 
 SHAPES = (
     (32, 16, 60, 4),
@@ -93,17 +93,17 @@ def _score(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> Te
     count, group, length = completions.shape
     tokens = completions.flatten(0, 1)
     everything, zeros = torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens)
-    batch = RolloutBatch(
+    batch = Completions(
         prompt_tokens=prompts,
         prompt_mask=torch.ones_like(prompts, dtype=torch.bool),
         tokens=tokens,
-        mask=everything,
+        chosen=everything,
         step_ids=zeros,
         item_mask=everything,
         support=zeros,
-        choices=zeros[:, :1],
+        codes=zeros[:, :1],
         items=zeros[:, :1],
-        old_logps=zeros.float(),
+        logps=zeros.float(),
         group_size=group,
         num_steps=1,
     )

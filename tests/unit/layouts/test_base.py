@@ -102,7 +102,7 @@ def test_sampling_and_beam_search_follow_any_grammar() -> None:
     uniforms = torch.rand(5, 400, 2, generator=torch.Generator().manual_seed(0))
     drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)
     decoded = layout.decode(drawn.tokens.flatten(0, 1))
-    assert bool((decoded.choices[:, 1] <= decoded.choices[:, 0]).all())
+    assert bool((decoded.codes[:, 1] <= decoded.codes[:, 0]).all())
     assert set(decoded.leaves.tolist()) == set(range(6))
     ranking = rank(policy, layout, prompts.tokens, prompts.mask, 6)
     assert_same(ranking.scores.exp().sum(1), torch.ones(5))

@@ -115,7 +115,7 @@ def test_the_automaton_writes_what_the_grammar_says(
     decoded = layout.decode(tokens)
     items = [wanted[row][2] for row in rows]
     assert decoded.items[:, 0].tolist() == items
-    assert decoded.choices.tolist() == [[-1] * len(codes[0]) if item < 0 else codes[item] for item in items]
+    assert decoded.codes.tolist() == [[-1] * len(codes[0]) if item < 0 else codes[item] for item in items]
     assert layout.step_ids(support).tolist() == padded([[token[2] for token in row] for row in marked], -1).tolist()
     sids = padded([[token[1] == "sid" for token in row] for row in marked], 0).bool()
     assert layout.item_mask(support).equal(sids)
@@ -134,7 +134,7 @@ def test_there_are_one_to_eight_blocks(order: str, levels: int) -> None:
     assert layout.length == levels * (1 + 1 + 1) + levels
     blocks = [[[SPOKEN[(row + step) % 2]] * ((row + step) % 2) for step in range(levels)] for row in range(len(codes))]
     tokens, support = layout.compose(torch.arange(len(codes)), blocks)
-    assert layout.decode(tokens).choices.tolist() == codes
+    assert layout.decode(tokens).codes.tolist() == codes
     assert sorted(set(layout.step_ids(support).flatten().tolist()) - {-1}) == list(range(levels))
     wanted = [[len(block) == 0 for block in row] for row in blocks]
     assert layout.closed(tokens, support).tolist() == wanted
@@ -199,7 +199,7 @@ def test_broken_completions_have_no_item() -> None:
     }
     decoded = layout.decode(padded(list(broken.values()), 0))
     assert decoded.items.tolist() == [[-1]] * len(broken)
-    assert decoded.choices.tolist() == [[-1, -1]] * len(broken)
+    assert decoded.codes.tolist() == [[-1, -1]] * len(broken)
     assert decoded.leaves.tolist() == [-1] * len(broken)
 
 

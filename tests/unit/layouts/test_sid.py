@@ -22,7 +22,7 @@ def test_rendered_items_decode_to_themselves(layout: SidLayout) -> None:
     items = torch.arange(60)
     decoded = layout.decode(layout.render(items))
     assert decoded.items[:, 0].tolist() == items.tolist()
-    assert decoded.choices.tolist() == layout.codes.tolist()
+    assert decoded.codes.tolist() == layout.codes.tolist()
 
 
 def test_walking_the_automaton_reaches_the_leaf_of_the_item(layout: SidLayout) -> None:
@@ -39,8 +39,8 @@ def test_a_broken_prefix_has_choices_but_no_item(layout: SidLayout) -> None:
     foreign = torch.tensor([[5, 106, 111], [FIRST[0], FIRST[1] + SIZES[1], FIRST[2]]])
     decoded = layout.decode(foreign)
     assert decoded.items[:, 0].tolist() == [-1, -1]
-    assert decoded.choices[0].tolist() == [-1, 0, 0]
-    assert decoded.choices[1].tolist() == [0, -1, 0]
+    assert decoded.codes[0].tolist() == [-1, 0, 0]
+    assert decoded.codes[1].tolist() == [0, -1, 0]
 
 
 def test_every_token_is_a_step_of_its_own(layout: SidLayout) -> None:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from genrl.metrics import functional as F
 from genrl.batches import Ranking
+from genrl.metrics import functional as F
 from tests.helpers import assert_same
 
 SEEDS = range(6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from genrl.batches import Ranking, Targets
 from genrl.metrics import (
     ColdRecallAtK,
     NDCGAtK,
@@ -16,7 +17,6 @@ from genrl.metrics import (
     per_row_metrics,
 )
 from genrl.metrics import functional as F
-from genrl.batches import Ranking, Targets
 from tests.helpers import assert_same
 
 CATALOG, WIDTH = 30, 12

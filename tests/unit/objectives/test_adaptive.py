@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrl.batches import Scores
 from genrl.objectives import OBJECTIVES, AdaptiveBounds, Range
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -24,7 +24,7 @@ def test_path_of_code_and_paper() -> None:
 def test_first_pair_that_reaches_the_target_else_the_last(variant: str) -> None:
     batch = sample("blocked", spread=1.0)
     advantages = batch.experience(OBJECTIVES.build("grpo")).advantages
-    ratios = (batch.logps - batch.rollout.old_logps).exp()
+    ratios = (batch.logps - batch.rollout.logps).exp()
     easy = bounds(0.0, variant=variant)
     balance = easy.balance(ratios, advantages, batch.rollout)
     for target in [*balance.tolist(), 1e9]:
@@ -38,10 +38,10 @@ def test_first_pair_that_reaches_the_target_else_the_last(variant: str) -> None:
 def test_only_active_tokens() -> None:
     batch = sample("blocked", spread=2.0)
     advantages = batch.experience(OBJECTIVES.build("grpo")).advantages
-    ratios = (batch.logps - batch.rollout.old_logps).exp()
+    ratios = (batch.logps - batch.rollout.logps).exp()
     balance = bounds(1.0, count="active").balance(ratios, advantages, batch.rollout)
-    sizes = (ratios * advantages.abs())[batch.rollout.mask]
-    signs, seen = advantages[batch.rollout.mask], ratios[batch.rollout.mask]
+    sizes = (ratios * advantages.abs())[batch.rollout.chosen]
+    signs, seen = advantages[batch.rollout.chosen], ratios[batch.rollout.chosen]
     positive, negative = sizes[(signs > 0) & (seen <= 1.2)].sum(), sizes[(signs < 0) & (seen >= 0.6)].sum()
     assert_same(balance[0], positive / (negative + 1e-8))
 
@@ -50,6 +50,6 @@ def test_prepare_takes_the_policy_that_sampled() -> None:
     batch, objective = sample("blocked", spread=2.0), OBJECTIVES.build("bapo")
     assert "scores" in objective.needs
     prepared = objective.prepare(batch.rollout, batch.rewards)
-    renewed = objective.before_step(PolicyScores(batch.rollout.old_logps), prepared)
+    renewed = objective.before_step(Scores(batch.rollout.logps), prepared)
     for key, value in prepared.extras.items():
         assert_same(renewed.extras[key], value)

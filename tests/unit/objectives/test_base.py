@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives import OBJECTIVES, Objective, ObjectiveOutput
-from genrl.batches import Experience, PolicyScores, RewardBatch, RolloutBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -14,11 +14,11 @@ from tests.property.rollouts import sample
 class Reinforce(Objective):
     """Reward times log-probability, without baseline."""
 
-    def prepare(self, rollout: RolloutBatch, rewards: RewardBatch) -> Experience:
-        weights = rollout.mask / rollout.mask.sum().to(rollout.old_logps.dtype)
-        return Experience(rollout, rewards.outcome[:, None] * rollout.mask, weights, weights.sum(1))
+    def prepare(self, rollout: Completions, rewards: Rewards) -> Experience:
+        weights = rollout.chosen / rollout.chosen.sum().to(rollout.logps.dtype)
+        return Experience(rollout, rewards.outcome[:, None] * rollout.chosen, weights, weights.sum(1))
 
-    def loss(self, scores: PolicyScores, batch: Experience) -> ObjectiveOutput:
+    def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
         return ObjectiveOutput(-(batch.weights * batch.advantages * scores.logps).sum())
 
 
@@ -26,7 +26,7 @@ def test_two_methods_are_enough() -> None:
     objective, batch = Reinforce(), sample("sid")
     experience = objective.prepare(batch.rollout, batch.rewards)
     _, gradient = batch.run(objective, experience)
-    assert_same(gradient, -batch.rewards.outcome[:, None] * batch.rollout.mask / batch.rollout.mask.sum())
+    assert_same(gradient, -batch.rewards.outcome[:, None] * batch.rollout.chosen / batch.rollout.chosen.sum())
 
 
 def test_what_it_has_without_asking() -> None:
@@ -35,7 +35,7 @@ def test_what_it_has_without_asking() -> None:
     assert objective.needs == frozenset()
     assert objective.dynamic_sampling == 0
     assert objective.gradient_without_advantage  # unless it says otherwise, no group may be skipped
-    assert objective.before_step(PolicyScores(batch.logps), experience) is experience
+    assert objective.before_step(Scores(batch.logps), experience) is experience
     objective.after_step()
     assert not objective.state_dict()
 

@@ -29,7 +29,7 @@ def test_segments_are_the_chosen_item_tokens() -> None:
     rollout = sample("slate").rollout
     segments, count = item_segments(rollout)
     assert count == 3
-    inside = rollout.mask & rollout.item_mask
+    inside = rollout.chosen & rollout.item_mask
     assert torch.equal(segments[inside], rollout.item_ids[inside])
     assert (segments[~inside] == -1).all()
     single, one = item_segments(sample("blocked").rollout)

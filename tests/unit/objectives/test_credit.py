@@ -45,14 +45,14 @@ def test_outcome_credit_reaches_chosen_tokens_only() -> None:
     batch = sample("blocked")
     advantages = OutcomeCredit()(batch.rollout, batch.rewards)
     expected = normalized(batch.rewards.outcome, 4)
-    assert_same(advantages, expected[:, None] * batch.rollout.mask)
+    assert_same(advantages, expected[:, None] * batch.rollout.chosen)
 
 
 def test_sign_credit() -> None:
     batch = sample("sid", prompts=2)
     outcome = torch.tensor([3.0, 2.0, 1.0, 0.0, 2.0, 0.0, 3.0, -1.0], dtype=torch.float64)
     batch = batch.with_rewards(outcome=outcome)
-    rollout = replace(batch.rollout, mask=torch.ones_like(batch.rollout.mask))
+    rollout = replace(batch.rollout, chosen=torch.ones_like(batch.rollout.chosen))
     assert_same(SignCredit()(rollout, batch.rewards)[:, 0], [1.0, 0.0, 0.0, -1.0, 0.0, -1.0, 1.0, -1.0])
     strict = SignCredit(quantile=0.0, negative=2.0)(rollout, batch.rewards)[:, 0]
     assert_same(strict, [1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0, -1.0])

@@ -43,7 +43,7 @@ def test_mean_and_deviation_over_the_batch(whiten: str) -> None:
     summed = credit.summed(batch.rewards, rollout.group_size)
     advantages = credit(rollout, batch.rewards)[:, 1]  # the token after the forced mark
     expected = summed / summed.std() if whiten == "sequence" else summed
-    some = rollout.mask[:, 1]
+    some = rollout.chosen[:, 1]
     assert_same(advantages[some], expected[some])
     assert_same(summed.mean(), 0.0)
 

@@ -43,7 +43,7 @@ def test_group_diversity_is_that_of_all_completions_of_the_prompt() -> None:
 def test_policy_diversity_is_the_mean_entropy_of_chosen_tokens() -> None:
     rollout = sample("blocked").rollout
     measured = Diversity("policy").measure(rollout)
-    assert_same(measured[0], rollout.entropy[0][rollout.mask[0]].mean())
+    assert_same(measured[0], rollout.entropy[0][rollout.chosen[0]].mean())
     assert_same(measured[1], 0.0)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from genrl.batches import Scores
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES, check_needs
 from genrl.registry import load_plugin
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, sample
 
@@ -43,8 +43,8 @@ def test_the_worked_example(layout: str) -> None:
     assert_same(loss, (gradient * batch.logps).sum())
     assert (gradient <= 0).all()
     assert gradient.abs().sum() > 0
-    stats = objective.loss(PolicyScores(batch.logps), experience).stats
-    assert_same(stats["unsure"], unsure[batch.rollout.mask].mean())
+    stats = objective.loss(Scores(batch.logps), experience).stats
+    assert_same(stats["unsure"], unsure[batch.rollout.chosen].mean())
     parts = [batch.prompts(slice(i, i + 1)).run(objective, experience.prompts(slice(i, i + 1)))[0] for i in range(4)]
     assert_same(torch.stack(parts).sum(), loss)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from genrl.batches import Scores
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES, check_needs
-from genrl.batches import PolicyScores
 from tests.property.rollouts import sample
 
 FINE = {"step_rewards": True, "components": ("exact_match", "level_match"), "group_size": 4}
@@ -99,7 +99,7 @@ def test_missing_in_the_scores() -> None:
     objective = OBJECTIVES.build("dapo", {"entropy_coef": 0.1})
     experience = batch.experience(objective)
     with pytest.raises(ConfigError, match="set entropy_coef=0"):
-        objective.loss(PolicyScores(batch.logps), experience)
+        objective.loss(Scores(batch.logps), experience)
 
 
 def test_decoupled_rewards_need_names_and_weights() -> None:

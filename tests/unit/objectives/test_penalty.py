@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrl.batches import Scores
 from genrl.objectives import OBJECTIVES, EntropyBonus, KLPenalty, penalties
 from genrl.objectives.penalty import k3
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -35,7 +35,7 @@ def test_the_bonus_has_a_gradient() -> None:
     objective = OBJECTIVES.build("grpo", {"entropy_coef": 0.5, "kl_coef": 0.0})
     experience = batch.experience(objective)
     entropy = batch.entropy.clone().requires_grad_()
-    loss = objective.loss(PolicyScores(batch.logps, entropy), experience).loss
+    loss = objective.loss(Scores(batch.logps, entropy), experience).loss
     (slope,) = torch.autograd.grad(loss, entropy)
     assert_same(slope, -0.5 * experience.weights)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from genrl.batches import Scores
 from genrl.objectives import (
     OBJECTIVES,
     ClippedRatio,
@@ -21,7 +22,6 @@ from genrl.objectives import (
     live_prompts,
     renormalized,
 )
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -82,8 +82,8 @@ def test_dead_groups_may_be_dropped_with_or_without_their_share(drop: str, total
     live = live_prompts(experience)
     assert live.tolist() == [True, True, False, True]
     rows = live.repeat_interleave(4)
-    tokens = batch.rollout.mask[rows].sum() if total == "live" else batch.rollout.mask.sum()
-    assert_same(experience.weights[rows], batch.rollout.mask[rows] / tokens.double())
+    tokens = batch.rollout.chosen[rows].sum() if total == "live" else batch.rollout.chosen.sum()
+    assert_same(experience.weights[rows], batch.rollout.chosen[rows] / tokens.double())
     assert (experience.weights[~rows] == 0).all() == bool(drop)
 
 
@@ -100,6 +100,6 @@ def test_dead_share_is_told() -> None:
     experience = batch.experience(objective)
     for prompts, share in ((slice(0, 2), 0.0), (slice(2, 3), 1.0), (slice(0, 4), 0.25)):
         part = batch.prompts(prompts)
-        told = objective.loss(PolicyScores(part.logps), experience.prompts(prompts)).stats
+        told = objective.loss(Scores(part.logps), experience.prompts(prompts)).stats
         assert_same(told["dead_groups"], share)
     assert objective.dynamic_sampling == 4

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Rewards
 from genrl.objectives import (
     OBJECTIVES,
     ClippedRatio,
@@ -21,7 +22,6 @@ from genrl.objectives import (
     TokenMean,
 )
 from genrl.objectives.step_credit import ShapedOutcome
-from genrl.batches import RewardBatch, RolloutBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import Sample, thinking_shape
 
@@ -72,21 +72,21 @@ def thoughts(order: str, match: Tensor, closed: list[list[bool]] = ENDED, weight
     shape.pop("N")
     rows, length = shape["mask"].shape
     logps = -torch.rand(rows, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * shape["mask"]
-    rollout = RolloutBatch(
+    rollout = Completions(
         prompt_tokens=torch.zeros(1, 1, dtype=torch.int64),
         prompt_mask=torch.ones(1, 1, dtype=torch.bool),
         tokens=torch.zeros(rows, length, dtype=torch.int64),
         support=torch.zeros(rows, length, dtype=torch.int64),
-        choices=torch.zeros(rows, levels, dtype=torch.int64),
+        codes=torch.zeros(rows, levels, dtype=torch.int64),
         items=torch.zeros(rows, 1, dtype=torch.int64),
-        old_logps=logps,
+        logps=logps,
         ref_logps=logps - 0.1 * shape["mask"],
         group_size=rows,
         num_steps=levels,
         **shape,
     )
     exact, ended = match.prod(1), shape["closed"].double()
-    rewards = RewardBatch(
+    rewards = Rewards(
         exact + weight * ended.sum(1),
         steps=match,
         components={"exact_match": exact, "format": ended.sum(1)},
@@ -107,7 +107,7 @@ NEAR_MISS = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=tor
 @ORDERS
 def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong(order: str) -> None:
     batch = thoughts(order, NEAR_MISS)
-    mask, steps = batch.rollout.mask[0], batch.rollout.step_ids[0]
+    mask, steps = batch.rollout.chosen[0], batch.rollout.step_ids[0]
     sapo, grpo = raised(batch, "sapo")[0], raised(batch, "grpo")[0]
     assert (sapo[mask & (steps < 2)] > 0).all()
     assert (sapo[mask & (steps == 2)] < 0).all()
@@ -125,9 +125,9 @@ def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order:
     batch = thoughts(order, NEAR_MISS)
     summed = batch.with_rewards(outcome=NEAR_MISS.sum(1))
     for slope in (raised(summed, "grpo"), raised(batch, "sapo", ablation="no_step_advantage")):
-        assert (slope[0][batch.rollout.mask[0]] > 0).all()  # two of three steps are better than the group's mean
+        assert (slope[0][batch.rollout.chosen[0]] > 0).all()  # two of three steps are better than the group's mean
     for ablation in ("no_match_reward", "outcome"):
-        assert (raised(batch, "sapo", ablation=ablation)[0][batch.rollout.mask[0]] < 0).all()
+        assert (raised(batch, "sapo", ablation=ablation)[0][batch.rollout.chosen[0]] < 0).all()
 
 
 @ORDERS
@@ -142,7 +142,7 @@ def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order: str) -
 def test_a_step_with_a_forced_code_still_has_its_block(order: str) -> None:
     batch = thoughts(order, NEAR_MISS)
     rollout = batch.rollout
-    forced = rollout.item_mask & ~rollout.mask
+    forced = rollout.item_mask & ~rollout.chosen
     assert forced.sum() == 4
     slope = raised(batch, "sapo")
     assert not slope[forced].any()
@@ -158,10 +158,10 @@ def test_think_only_trains_blocks_and_lets_codes_dilute_them(order: str) -> None
     rollout = batch.rollout
     both, thinking = (raised(batch, "sapo", scope=scope) for scope in ("think_and_sid", "think_only"))
     assert_same(thinking, both.masked_fill(rollout.item_mask, 0))
-    assert both[rollout.item_mask & rollout.mask].all()
+    assert both[rollout.item_mask & rollout.chosen].all()
     by_token = raised(batch, "sapo", scope="think_only", reduction="token")
     credit = batch.experience(OBJECTIVES.build("sapo", {"scope": "think_only"})).advantages
-    assert_same(by_token, credit * rollout.mask / rollout.mask.sum())
+    assert_same(by_token, credit * rollout.chosen / rollout.chosen.sum())
 
 
 SAPO_FORMS = [
@@ -182,7 +182,7 @@ def test_format_reaches_the_gradient_of_sapo(options: dict[str, object], weight:
         closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
         batch = thoughts(order, match, closed, weight)
         slope = raised(batch, "sapo", **options)
-        thinking = batch.rollout.mask & ~batch.rollout.item_mask
+        thinking = batch.rollout.chosen & ~batch.rollout.item_mask
         per_step = options.get("ablation", "none") in ("none", "no_match_reward")
         reached = thinking & (batch.rollout.step_ids == 1) if per_step else thinking
         assert (slope[1][reached[1]] < 0).all()
@@ -198,8 +198,8 @@ def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> Non
     batch = thoughts(order, torch.zeros(4, 3, dtype=torch.float64), closed, 0.2)
     batch = replace(batch, rollout=replace(batch.rollout, categories=torch.arange(4)[:, None]))
     slope = raised(batch, name)
-    assert (slope[1][batch.rollout.mask[1]] < 0).all()
-    assert (slope[0][batch.rollout.mask[0]] > 0).all()
+    assert (slope[1][batch.rollout.chosen[1]] < 0).all()
+    assert (slope[0][batch.rollout.chosen[0]] > 0).all()
 
 
 def test_format_weighs_as_much_against_a_match_in_every_row_of_the_ablation() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrl.batches import Scores
 from genrl.objectives import OBJECTIVES
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -43,10 +43,10 @@ def test_coefficients_of_the_gradient_form(phi: str, level: str) -> None:
     batch = sample("slate", spread=1.0)
     objective = OBJECTIVES.build("sage", {"form": "gradient", "phi": phi, "ratio_level": level})
     experience = batch.experience(objective)
-    ratios, divisors = objective.surrogate.ratios(PolicyScores(batch.logps), experience)
-    first = batch.rollout.mask.to(torch.int64).argmax(1, keepdim=True)
+    ratios, divisors = objective.surrogate.ratios(Scores(batch.logps), experience)
+    first = batch.rollout.chosen.to(torch.int64).argmax(1, keepdim=True)
     found = (ratios / divisors).gather(1, first)[:, 0]
-    rows, mask = batch.rollout, batch.rollout.mask
+    rows, mask = batch.rollout, batch.rollout.chosen
     count = (
         mask.sum(1).clamp(min=1)
         if level == "token"
@@ -57,7 +57,7 @@ def test_coefficients_of_the_gradient_form(phi: str, level: str) -> None:
             ]
         )
     )
-    r = ((batch.logps - rows.old_logps).sum(1) / count).exp()
+    r = ((batch.logps - rows.logps).sum(1) / count).exp()
     chance = (batch.logps.sum(1) / count).exp()
     odds = chance / (1 - chance)
     strength = experience.extras["lambda"]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genrl.batches import Rewards
 from genrl.objectives import GroupNorm, OutcomeCredit, StepCredit
 from genrl.objectives.credit import normalized
 from genrl.objectives.step_credit import ShapedOutcome, matched
-from genrl.batches import RewardBatch
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -69,7 +69,7 @@ def test_equal_sums_in_another_order_of_steps_are_a_dead_group() -> None:
     batch = sample("sid", prompts=1, group_size=200)
     places = torch.zeros(200, steps, dtype=torch.int64)
     rollout = replace(batch.rollout, num_steps=steps, choices=places)
-    rewards = RewardBatch(match.sum(1), steps=match, components={"hit": match[:, 0] * 0}, shaping=0.1 * ended)
+    rewards = Rewards(match.sum(1), steps=match, components={"hit": match[:, 0] * 0}, shaping=0.1 * ended)
     assert not StepCredit(GroupNorm(), per_step=False)(rollout, rewards).any()
     assert not ShapedOutcome(GroupNorm(), "hit")(rollout, rewards).any()
 

@@ -12,8 +12,8 @@ def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
     objective = OBJECTIVES.build("ce")
     assert objective.needs == {"targets"}
     loss, gradient = batch.outcome(objective)
-    assert_same(loss, -batch.logps[batch.rollout.mask].mean())
-    assert_same(gradient, -batch.rollout.mask.double() / batch.rollout.mask.sum())
+    assert_same(loss, -batch.logps[batch.rollout.chosen].mean())
+    assert_same(gradient, -batch.rollout.chosen.double() / batch.rollout.chosen.sum())
 
 
 def test_rewards_do_not_matter() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrl.batches import Scores
 from genrl.objectives import OBJECTIVES
 from genrl.objectives.surrogate import clipped_surrogate, item_count, log_ratios, ratio
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -49,9 +49,9 @@ def test_tolerance_keeps_what_is_on_the_bound_up_to_rounding() -> None:
 
 def test_levels_of_the_ratio() -> None:
     batch = sample("slate")
-    rollout, logs = batch.rollout, log_ratios(PolicyScores(batch.logps), batch.rollout)
-    tokens, total = rollout.mask.sum(1).clamp(min=1), logs.sum(1)
-    owners = [set(row[mask & (row >= 0)].tolist()) for row, mask in zip(rollout.item_ids, rollout.mask, strict=True)]
+    rollout, logs = batch.rollout, log_ratios(Scores(batch.logps), batch.rollout)
+    tokens, total = rollout.chosen.sum(1).clamp(min=1), logs.sum(1)
+    owners = [set(row[mask & (row >= 0)].tolist()) for row, mask in zip(rollout.item_ids, rollout.chosen, strict=True)]
     items = torch.tensor([max(1, len(owner)) for owner in owners])
     assert_same(item_count(rollout)[:, 0], items.double())
     assert_same(ratio(logs, rollout, "token"), logs.exp())
@@ -65,9 +65,9 @@ def test_stats_are_means_over_chosen_tokens() -> None:
     batch = sample("blocked", spread=1.0)
     objective = OBJECTIVES.build("grpo")
     experience = batch.experience(objective)
-    stats = objective.loss(PolicyScores(batch.logps, batch.entropy), experience).stats
-    mask = batch.rollout.mask
-    ratios = (batch.logps - batch.rollout.old_logps).exp()
+    stats = objective.loss(Scores(batch.logps, batch.entropy), experience).stats
+    mask = batch.rollout.chosen
+    ratios = (batch.logps - batch.rollout.logps).exp()
     flat = ((experience.advantages > 0) & (ratios > 1.2)) | ((experience.advantages < 0) & (ratios < 0.8))
     difference = batch.rollout.ref_logps - batch.logps
     assert_same(stats["ratio_mean"], ratios[mask].mean())
@@ -82,10 +82,10 @@ def test_stats_are_means_over_chosen_tokens() -> None:
 def test_only_what_was_computed_is_told() -> None:
     batch = sample("sid")
     objective = OBJECTIVES.build("grpo", {"kl_coef": 0.0})
-    stats = objective.loss(PolicyScores(batch.logps), batch.experience(objective)).stats
+    stats = objective.loss(Scores(batch.logps), batch.experience(objective)).stats
     assert set(stats) == {"advantage_abs", "ratio_mean", "ratio_max", "clip_fraction", "dead_groups"}
     sapo = OBJECTIVES.build("sapo")
-    told = sapo.loss(PolicyScores(batch.logps), batch.experience(sapo)).stats
+    told = sapo.loss(Scores(batch.logps), batch.experience(sapo)).stats
     assert set(told) == {*stats, "kl"}
     sage = OBJECTIVES.build("sage")
-    assert {"mean_diversity", "mean_lambda"} <= set(sage.loss(PolicyScores(batch.logps), batch.experience(sage)).stats)
+    assert {"mean_diversity", "mean_lambda"} <= set(sage.loss(Scores(batch.logps), batch.experience(sage)).stats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from genrl.batches import Scores
 from genrl.objectives import (
     OBJECTIVES,
     CappedRatio,
@@ -20,7 +21,6 @@ from genrl.objectives import (
     Surrogate,
     TokenMean,
 )
-from genrl.batches import PolicyScores
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -103,7 +103,7 @@ def test_cispo_never_loses_a_gradient() -> None:
     experience = batch.experience(objective)
     _, gradient = batch.run(objective, experience)
     assert (gradient[experience.advantages != 0] != 0).all()
-    told = objective.loss(PolicyScores(batch.logps), experience).stats
+    told = objective.loss(Scores(batch.logps), experience).stats
     assert told["clip_fraction"] > 0
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions
 from genrl.config.schema import LoraConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.branches import CachedRows, PlainRows, SharingRows, grow, grow_rows
@@ -20,7 +21,6 @@ from genrl.policy.model import Policy
 from genrl.policy.rollout import to_rollout
 from genrl.policy.score import score
 from genrl.sid.trie import Trie
-from genrl.batches import RolloutBatch
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,
@@ -57,22 +57,22 @@ def ways_of(policy: Policy) -> tuple[str, ...]:
     return tuple(way for way in WAYS if not (way == "tree" and policy.window))
 
 
-def some_items(policy: Policy) -> tuple[object, RolloutBatch]:
+def some_items(policy: Policy) -> tuple[object, Completions]:
     """Eight completions for each of five prompts, some of them cut short."""
     layout = make_layout(policy)
     whole = every_item(layout, make_prompts(policy))
     chosen = torch.arange(8) * 7
     rows = (torch.arange(5)[:, None] * 60 + chosen).flatten()
-    mask = whole.mask[rows].clone()
+    mask = whole.chosen[rows].clone()
     mask[::3, 2] = False
     tokens = whole.tokens[rows].masked_fill(~mask, 0)
-    parts = ("step_ids", "item_mask", "support", "choices", "items", "old_logps")
+    parts = ("step_ids", "item_mask", "support", "codes", "items", "logps")
     return layout, replace(
-        whole, tokens=tokens, mask=mask, group_size=8, **{name: getattr(whole, name)[rows] for name in parts}
+        whole, tokens=tokens, chosen=mask, group_size=8, **{name: getattr(whole, name)[rows] for name in parts}
     )
 
 
-def scored(policy: Policy, way: str, layout: object, batch: RolloutBatch, normalize: str) -> tuple[Tensor, Tensor]:
+def scored(policy: Policy, way: str, layout: object, batch: Completions, normalize: str) -> tuple[Tensor, Tensor]:
     policy.branching = way
     policy.zero_grad()
     logps = score(policy, layout, batch, 0.8, normalize).logps  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_samples_and_beams_are_the_same_in_every_way(kind: str, tmp_path: Path) 
             assert_same(drawn.entropy, wanted.entropy)
 
 
-def moved(batch: RolloutBatch, side: str) -> RolloutBatch:
+def moved(batch: Completions, side: str) -> Completions:
     """The same prompts with their padding elsewhere."""
     width = batch.prompt_mask.shape[1] + 2
     tokens = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -261,12 +261,12 @@ def test_tokens_that_no_chosen_token_follows_are_left_out_of_the_update(monkeypa
     uniforms = torch.rand(5, 9, 3, generator=torch.Generator().manual_seed(0))
     drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)
     batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
-    full = replace(batch, mask=torch.ones_like(batch.mask))
+    full = replace(batch, chosen=torch.ones_like(batch.chosen))
     sizes = computed(policy, monkeypatch)
     results = [scored(policy, "tree", layout, whole, "legal") for whole in (batch, full)]
     assert_same(results[0][0], results[1][0])
     assert_same(results[0][1], results[1][1])
-    needed = (batch.mask[:, 1:].flip(1).cumsum(1) > 0).view(5, -1).sum(1)
+    needed = (batch.chosen[:, 1:].flip(1).cumsum(1) > 0).view(5, -1).sum(1)
     assert sizes[0] == 5 * (11 + int(needed.max())) < sizes[1]
 
 
@@ -281,7 +281,7 @@ def test_sids_of_one_level_and_catalogues_of_one_item(way: str, items: int) -> N
     drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 4, 1))
     batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(items, dtype=torch.int64))
     logps = score(policy, layout, batch).logps
-    assert_same(logps, batch.old_logps)
+    assert_same(logps, batch.logps)
     logps.sum().backward()
     found = beam(policy, layout, prompts.tokens, prompts.mask, 8)
     assert (found.leaves >= 0).sum(1).tolist() == [items] * 5
@@ -302,7 +302,7 @@ def test_scores_of_a_filtered_layout_are_those_of_its_beams() -> None:
         found = beam(policy, filtered, prompts.tokens, prompts.mask, 8, normalize=normalize)
         batch = to_rollout(found, layout, prompts, normalize, torch.zeros(60, dtype=torch.int64))
         with torch.no_grad():
-            assert_same(score(policy, filtered, batch, normalize=normalize).logps, batch.old_logps)
+            assert_same(score(policy, filtered, batch, normalize=normalize).logps, batch.logps)
 
 
 def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
@@ -324,8 +324,8 @@ def test_decoding_under_autocast_agrees_with_scoring(way: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 6, 3))
         batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
-        difference = (score(policy, layout, batch).logps - batch.old_logps).abs()
-    assert batch.old_logps.dtype == torch.float32
+        difference = (score(policy, layout, batch).logps - batch.logps).abs()
+    assert batch.logps.dtype == torch.float32
     assert float(difference.max()) < 0.3
     assert float(difference.mean()) < 0.03
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Completions, Ranking, Requests
 from genrl.errors import UnsupportedError
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.sid import SidLayout
@@ -18,7 +19,6 @@ from genrl.policy.model import Policy
 from genrl.policy.reasoning import Reasoned, conclude, merge, read_blocks, reason, think
 from genrl.policy.score import score
 from genrl.sid.trie import Trie
-from genrl.batches import PromptBatch, Ranking, RolloutBatch
 from tests.helpers import assert_same
 from tests.models import TEXTS, TINY, make_prompts
 
@@ -41,7 +41,7 @@ def make_policy(levels: int) -> Policy:
     return policy
 
 
-def make(levels: int, **options: Any) -> tuple[Policy, BlockedLayout, PromptBatch]:
+def make(levels: int, **options: Any) -> tuple[Policy, BlockedLayout, Requests]:
     """A policy, its layout over a few items, prompts of different lengths."""
     policy, codes = make_policy(levels), CODES[levels]
     trie = Trie.build(codes, SIZES[:levels], torch.arange(len(codes)))
@@ -90,7 +90,7 @@ def follow(
     return (total if whole else NEGATIVE), tokens, states
 
 
-def brute_force(policy: Policy, layout: BlockedLayout, prompts: PromptBatch, **how: Any) -> Tensor:
+def brute_force(policy: Policy, layout: BlockedLayout, prompts: Requests, **how: Any) -> Tensor:
     """Scores [P, I] of every item; `noise` may hold a row per prompt."""
     noise = how.pop("noise", None)
     rows = []
@@ -109,7 +109,7 @@ def by_item(ranking: Ranking, items: int) -> Tensor:
     return found.scatter(1, columns, ranking.scores)[:, :items]
 
 
-def run(policy: Policy, layout: BlockedLayout, prompts: PromptBatch, width: int, **options: Any) -> Reasoned:
+def run(policy: Policy, layout: BlockedLayout, prompts: Requests, width: int, **options: Any) -> Reasoned:
     return reason(policy, layout, prompts.tokens, prompts.mask, width, **options)
 
 
@@ -146,17 +146,17 @@ def test_a_full_beam_equals_what_scoring_the_completions_gives(order: str) -> No
     tokens = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
     support = torch.tensor([row + [-1] * (length - len(row)) for _, row in rows])
     mask = layout.item_mask(support) & (support >= 0)
-    completions = RolloutBatch(
+    completions = Completions(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
         tokens=tokens,
-        mask=mask,
+        chosen=mask,
         step_ids=layout.step_ids(support).contiguous(),
         item_mask=mask,
         support=support,
-        choices=CODES[2].repeat(2, 1),
+        codes=CODES[2].repeat(2, 1),
         items=torch.arange(items).repeat(2)[:, None],
-        old_logps=torch.zeros(tokens.shape),
+        logps=torch.zeros(tokens.shape),
         group_size=items,
         num_steps=2,
     )

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genrl.batches import Completions, concatenate
 from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
 from genrl.policy.rollout import check_rollout, rollout, target_rollout
 from genrl.policy.score import score
-from genrl.batches import RolloutBatch, concatenate
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy, make_prompts, make_thinking
 
 
-def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> RolloutBatch:
+def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> Completions:
     policy = make_policy()
     layout = make_layout(policy)
     config = RolloutConfig(method=method, group_size=6)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def test_a_prompt_gets_the_same_completions_however_many_ranks_share_the_rollout
     whole = draw(method)
     parts = [draw(method, slice(0, 2)), draw(method, slice(2, 5))]
     assert whole.tokens.tolist() == torch.cat([part.tokens for part in parts]).tolist()
-    assert_same(torch.cat([part.old_logps for part in parts]), whole.old_logps)
+    assert_same(torch.cat([part.logps for part in parts]), whole.logps)
 
 
 @pytest.mark.parametrize("method", ["beam", "gumbel"])
@@ -54,7 +54,7 @@ def test_everything_that_credit_needs_is_there() -> None:
     assert bool((batch.items >= 0).all())
     assert batch.categories is not None
     assert batch.categories.tolist() == (batch.items % 4).tolist()
-    assert bool((batch.old_logps[~batch.mask] == 0).all())
+    assert bool((batch.logps[~batch.chosen] == 0).all())
     assert batch.step_ids[0].tolist() == [0, 1, 2]
 
 
@@ -75,7 +75,7 @@ def test_a_group_larger_than_the_catalogue_is_refused() -> None:
     check_rollout(replace(config, method="sample"), layout)
 
 
-def think(rows: slice = slice(0, 5), **options: object) -> RolloutBatch:
+def think(rows: slice = slice(0, 5), **options: object) -> Completions:
     policy = make_policy(thinking=True)
     layout = make_thinking(policy, order="interleaved", budget=4, minimum=1)
     return rollout(
@@ -94,9 +94,9 @@ def test_prompts_think_the_same_however_many_ranks_share_the_rollout() -> None:
     whole = think()
     joined = concatenate(think(slice(0, 2)), think(slice(2, 5)))
     length = joined.tokens.shape[1]
-    for name in ("tokens", "mask", "support", "step_ids", "item_mask", "choices", "items", "closed", "categories"):
+    for name in ("tokens", "chosen", "support", "step_ids", "item_mask", "codes", "items", "closed", "categories"):
         assert getattr(whole, name).tolist() == getattr(joined, name).tolist()
-    assert_same(joined.old_logps, whole.old_logps)
+    assert_same(joined.logps, whole.logps)
     assert length == whole.tokens.shape[1]
 
 
@@ -109,16 +109,16 @@ def test_only_what_was_chosen_in_thinking_counts(normalize: str) -> None:
     assert batch.closed is not None
     sites = layout.sites(batch.support)
     words = (sites >= layout.num_steps) & (sites < layout.fixed)
-    assert batch.mask[words].all()
-    assert not batch.mask[sites == layout.fixed].any()
+    assert batch.chosen[words].all()
+    assert not batch.chosen[sites == layout.fixed].any()
     codes = sites < layout.num_steps
     assert codes.equal(batch.item_mask)
-    assert batch.mask[codes].all().item() is (normalize == "vocab")
-    assert not batch.old_logps[~batch.mask].any()
-    assert not batch.entropy[~batch.mask].any()
-    assert bool((batch.old_logps[words] < 0).all())
+    assert batch.chosen[codes].all().item() is (normalize == "vocab")
+    assert not batch.logps[~batch.chosen].any()
+    assert not batch.entropy[~batch.chosen].any()
+    assert bool((batch.logps[words] < 0).all())
     assert (batch.items >= 0).all()
-    ends = batch.tokens.eq(policy.words.closing) & batch.mask
+    ends = batch.tokens.eq(policy.words.closing) & batch.chosen
     assert batch.closed.sum().item() == ends.sum().item()
     assert 0 < batch.closed.sum().item() < batch.closed.numel()
     for step in range(3):

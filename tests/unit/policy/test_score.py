@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from genrl.batches import Completions
 from genrl.config.schema import ModelConfig, RolloutConfig
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.policy.branching import WAYS
@@ -19,7 +20,6 @@ from genrl.policy.rollout import rollout
 from genrl.policy.score import score
 from genrl.policy.writing import sample_thinking
 from genrl.sid.trie import Trie
-from genrl.batches import RolloutBatch
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,
@@ -37,7 +37,7 @@ from tests.models import (
 )
 
 
-def naive_logps(policy: Policy, layout: object, batch: RolloutBatch, normalize: str, temperature: float) -> Tensor:
+def naive_logps(policy: Policy, layout: object, batch: Completions, normalize: str, temperature: float) -> Tensor:
     """Each completion in a row of its own behind a copy of its prompt, one plain forward per row."""
     rows = []
     for row in range(batch.tokens.shape[0]):
@@ -53,10 +53,10 @@ def naive_logps(policy: Policy, layout: object, batch: RolloutBatch, normalize: 
             total = (inside if normalize == "legal" else now).logsumexp(0)
             places.append(now[batch.tokens[row, position]] - total)
         rows.append(torch.stack(places))
-    return torch.stack(rows) * batch.mask
+    return torch.stack(rows) * batch.chosen
 
 
-def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) -> tuple[object, RolloutBatch]:
+def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) -> tuple[object, Completions]:
     layout = make_layout(policy)
     config = RolloutConfig(group_size=4, normalize=normalize, temperature=temperature)  # type: ignore[arg-type]
     prompts = make_prompts(policy)
@@ -73,15 +73,15 @@ def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) ->
 def test_scores_and_gradients_equal_one_forward_per_row(normalize: str, temperature: float) -> None:
     policy = make_policy()
     layout, batch = drawn(policy, normalize, temperature)
-    assert_same(score(policy, layout, batch, temperature, normalize).logps, batch.old_logps)
+    assert_same(score(policy, layout, batch, temperature, normalize).logps, batch.logps)
 
-    weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.old_logps)
+    weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.logps)
     gradients = []
     for logps in (
         score(policy, layout, batch, temperature, normalize).logps,
         naive_logps(policy, layout, batch, normalize, temperature),
     ):
-        assert_same(logps, batch.old_logps)
+        assert_same(logps, batch.logps)
         policy.zero_grad()
         (logps * weights).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.trainable().values()]))
@@ -93,28 +93,28 @@ def test_other_architectures_with_grouped_queries_agree(architecture: str, tmp_p
     policy = make_policy(local_config(save_local_model(tmp_path, architecture)))
     layout, batch = drawn(policy)
     with torch.no_grad():
-        assert_same(naive_logps(policy, layout, batch, "legal", 1.0), batch.old_logps)
-        assert_same(score(policy, layout, batch).logps, batch.old_logps)
+        assert_same(naive_logps(policy, layout, batch, "legal", 1.0), batch.logps)
+        assert_same(score(policy, layout, batch).logps, batch.logps)
 
 
 def test_more_padding_changes_nothing() -> None:
     policy = make_policy()
     layout, batch = drawn(policy)
     wide = torch.nn.functional.pad
-    padded = RolloutBatch(
+    padded = Completions(
         prompt_tokens=wide(batch.prompt_tokens, (3, 0)),
         prompt_mask=wide(batch.prompt_mask, (3, 0)),
         **{
             name: getattr(batch, name)
             for name in (
                 "tokens",
-                "mask",
+                "chosen",
                 "step_ids",
                 "item_mask",
                 "support",
-                "choices",
+                "codes",
                 "items",
-                "old_logps",
+                "logps",
                 "group_size",
                 "num_steps",
             )
@@ -150,10 +150,10 @@ def test_forced_tokens_have_no_log_probability_and_no_gradient() -> None:
         categories=torch.zeros(3, dtype=torch.int64),
     )
     scores = score(policy, layout, batch)
-    zero = batch.choices[:, 0] == 0
+    zero = batch.codes[:, 0] == 0
     assert zero.any()
     assert (~zero).any()
-    assert batch.mask[zero].tolist() == [[True, False, False]] * int(zero.sum())
+    assert batch.chosen[zero].tolist() == [[True, False, False]] * int(zero.sum())
     assert_same(scores.logps[zero][:, 1:], torch.zeros(int(zero.sum()), 2))
     scores.logps[zero][:, 1:].sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.trainable().values())
@@ -164,7 +164,7 @@ THINKING = {"budget": 5, "minimum": 1, "total": 12}
 
 def thought(
     policy: Policy, normalize: str = "legal", warmth: tuple[float, float] = (1.0, 1.0), **options: Any
-) -> tuple[BlockedLayout, RolloutBatch]:
+) -> tuple[BlockedLayout, Completions]:
     layout = make_thinking(policy, **{**THINKING, **options})
     config = RolloutConfig(
         group_size=4,
@@ -203,18 +203,18 @@ def test_scores_of_thinking_are_what_was_sampled(way: str, normalize: str, order
         same = score(policy, layout, batch, 0.7, normalize)
     assert batch.entropy is not None
     assert scores.entropy is not None
-    assert_same(scores.logps, batch.old_logps)
+    assert_same(scores.logps, batch.logps)
     assert_same(scores.entropy, batch.entropy)
-    words = batch.mask & ~batch.item_mask
-    assert_same(same.logps[batch.item_mask], batch.old_logps[batch.item_mask])
-    assert bool((same.logps[words] - batch.old_logps[words]).abs().max() > 0.1)
+    words = batch.chosen & ~batch.item_mask
+    assert_same(same.logps[batch.item_mask], batch.logps[batch.item_mask])
+    assert bool((same.logps[words] - batch.logps[words]).abs().max() > 0.1)
 
 
 def test_gradients_of_thinking_equal_those_of_plain_rows() -> None:
     policy = make_policy(thinking=True).double()
     layout, batch = thought(policy, warmth=(0.7, 1.3), on_budget="fail", order="interleaved")
-    assert len(set(batch.mask.sum(1).tolist())) > 2
-    weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.old_logps)
+    assert len(set(batch.chosen.sum(1).tolist())) > 2
+    weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.logps)
     found = {}
     for way in WAYS:
         policy.branching = way
@@ -248,16 +248,16 @@ def test_logits_in_parts_change_neither_scores_nor_gradients(normalize: str, mon
 def test_forced_tokens_and_padding_of_thinking_take_no_gradient() -> None:
     policy = make_policy(thinking=True)
     layout, batch = thought(policy)
-    assert not batch.mask.all()
+    assert not batch.chosen.all()
     scores = score(policy, layout, batch)
-    assert not scores.logps[~batch.mask].any()
-    assert not gradient(policy, scores.logps[~batch.mask].sum()).any()
+    assert not scores.logps[~batch.chosen].any()
+    assert not gradient(policy, scores.logps[~batch.chosen].sum()).any()
 
 
 def test_a_rollout_in_which_nothing_was_chosen_has_no_gradient() -> None:
     policy = make_policy(thinking=True)
     layout, batch = thought(policy)
-    nothing = replace(batch, mask=torch.zeros_like(batch.mask), old_logps=torch.zeros_like(batch.old_logps))
+    nothing = replace(batch, chosen=torch.zeros_like(batch.chosen), logps=torch.zeros_like(batch.logps))
     for way in WAYS:
         policy.branching = way
         scores = score(policy, layout, nothing)
@@ -301,17 +301,17 @@ def test_probabilities_of_all_completions_sum_to_one_and_samples_follow_them(
     everything = every_completion(layout)
     tokens, support = padded([list(row) for row in everything], 0), padded(list(everything.values()), -1)
     prompt = torch.tensor([[1, 9, 30, 14]])
-    drawn = RolloutBatch(
+    drawn = Completions(
         prompt_tokens=prompt,
         prompt_mask=torch.ones_like(prompt, dtype=torch.bool),
         tokens=tokens,
-        mask=layout.sites(support) < layout.fixed,
+        chosen=layout.sites(support) < layout.fixed,
         step_ids=layout.step_ids(support),
         item_mask=layout.item_mask(support),
         support=support,
-        choices=layout.decode(tokens).choices,
+        codes=layout.decode(tokens).codes,
         items=layout.decode(tokens).items,
-        old_logps=torch.zeros(tokens.shape),
+        logps=torch.zeros(tokens.shape),
         group_size=len(tokens),
         num_steps=levels,
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrl.batches import Requests
 from genrl.errors import DataError
 from genrl.layouts.base import ThinkingLayout
 from genrl.layouts.blocked import BlockedLayout
@@ -13,7 +14,6 @@ from genrl.policy.branches import CachedRows, Rows, SharingRows
 from genrl.policy.decode import invert
 from genrl.policy.model import Policy
 from genrl.policy.writing import Written, sample_thinking, write
-from genrl.batches import PromptBatch
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy, make_prompts, make_thinking
 
@@ -240,7 +240,7 @@ def test_the_temperature_of_words_is_their_own(policy: Policy) -> None:
 def test_each_prompt_gets_items_of_its_own_filter(policy: Policy) -> None:
     layout = make_thinking(policy, **OPTIONS)
     allow = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:10].view(5, 2)
-    prompts: PromptBatch = make_prompts(policy)
+    prompts: Requests = make_prompts(policy)
     filtered: BlockedLayout = layout.filtered(allow=allow)
     uniforms = uniforms_for(30, layout).view(5, 6, -1)
     drawn = sample_thinking(policy, filtered, prompts.tokens, prompts.mask, uniforms)

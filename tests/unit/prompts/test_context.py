@@ -8,11 +8,11 @@ import torch
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, DataConfig, ToyConfig
+from genrl.errors import DataError
 from genrl.prompts.context import ContextBatches, TemplateContext
 from genrl.prompts.packing import PackedBatch
 from genrl.prompts.prompts import PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import Template, template_traces
-from genrl.errors import DataError
 from genrl.sid.table import make_table
 from tests.models import SIZES, make_codes, make_policy
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from genrl.catalog import Dataset, Role
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
 from genrl.errors import DataError
+from genrl.prompts.histories import SequenceBatch, SequenceBatches
 from tests.unit.baselines.problems import dataset_of
 
 Row = tuple[tuple[int, ...], tuple[bool, ...]]

@@ -11,9 +11,9 @@ from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
+from genrl.errors import DataError
 from genrl.prompts.packing import PackedBatch, Packer, text_segments
 from genrl.prompts.prompts import PromptMaker, PromptTemplate
-from genrl.errors import DataError
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy
 

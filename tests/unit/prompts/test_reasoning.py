@@ -9,10 +9,10 @@ import torch
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, DataConfig, ToyConfig
+from genrl.errors import DataError
 from genrl.prompts.prompts import PromptMaker, PromptTemplate
 from genrl.prompts.reasoning import TraceBatch, TraceBatches, known
 from genrl.prompts.traces import Trace
-from genrl.errors import DataError
 from tests.models import SIZES, make_codes, make_policy, make_thinking
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))

@@ -12,10 +12,10 @@ from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import DataConfig, ToyConfig
-from genrl.prompts.template_traces import OWN, RANKS, SHARE, _telling_features, template_traces
-from genrl.prompts.traces import leaks, words_of
 from genrl.errors import ConfigError
 from genrl.policy.load import sid_token
+from genrl.prompts.template_traces import OWN, RANKS, SHARE, _telling_features, template_traces
+from genrl.prompts.traces import leaks, words_of
 from genrl.sid.table import make_table
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=144)))

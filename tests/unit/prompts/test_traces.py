@@ -9,9 +9,9 @@ import torch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
-from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions, words_of
 from genrl.errors import DataError
 from genrl.policy.load import sid_token
+from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions, words_of
 from genrl.sid.table import make_table
 
 TITLES = [

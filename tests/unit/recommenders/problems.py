@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from genrl.recommenders.base import Problem, Recommender
 from genrl.catalog import Catalog, Dataset, Role, Sequences
 from genrl.config.schema import ModelConfig
 from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.recommenders.base import Problem, Recommender
 from genrl.sid.table import CollisionReport, SidTable
 
 ROLES = {"h": Role.HISTORY, "t": Role.TRAIN, "r": Role.RL, "v": Role.VALID, "e": Role.TEST}

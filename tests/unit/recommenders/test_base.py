@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Ranking
+from genrl.errors import ConfigError, UnknownComponentError
+from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders import BASELINES, Problem, Recommender, TrainingConfig
 from genrl.recommenders.sasrec import SASRec
-from genrl.prompts.histories import SequenceBatch
-from genrl.errors import ConfigError, UnknownComponentError
-from genrl.batches import Ranking
 from tests.unit.baselines.problems import problem_of
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.recommenders import Problem
-from genrl.recommenders.lc_rec import LCRec, LCRecConfig
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import DataConfig, ModelConfig, SidConfig, ToyConfig
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
 from genrl.errors import ConfigError
 from genrl.policy.decode import rank
+from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.recommenders import Problem
+from genrl.recommenders.lc_rec import LCRec, LCRecConfig
 from genrl.sid import build_sid_table
 from genrl.sid.table import CollisionReport, SidTable
 from tests.helpers import assert_same

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from genrl.errors import ConfigError
+from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders.base import BASELINES
 from genrl.recommenders.rearec import ReaRec, ReaRecConfig, divergence
 from genrl.recommenders.sasrec import SASRec, SASRecConfig
-from genrl.prompts.histories import SequenceBatch
-from genrl.errors import ConfigError
 from tests.helpers import assert_same
 from tests.unit.baselines.problems import problem_of, rows_of, shaken, train
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from genrl.recommenders import ItemKNN, MostPopular, RepeatLast, reference_lines
-from genrl.recommenders.reference import ItemKNNConfig
 from genrl.catalog import Catalog, Dataset, Role, Sequences
 from genrl.errors import ConfigError, DataError
+from genrl.recommenders import ItemKNN, MostPopular, RepeatLast, reference_lines
+from genrl.recommenders.reference import ItemKNNConfig
 from tests.helpers import assert_same
 
 CATALOG, USERS, LENGTH = 12, 15, 7

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from genrl.config.schema import ModelConfig
+from genrl.errors import ConfigError
+from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders import BASELINES, Problem
 from genrl.recommenders.tiger import EDGE, PAD, TIGER, TIGERConfig
-from genrl.config.schema import ModelConfig
-from genrl.prompts.histories import SequenceBatch
-from genrl.errors import ConfigError
 from genrl.sid.table import make_table
 from tests.helpers import assert_same
 from tests.models import SIZES, make_codes

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from genrl.batches import Completions, Targets
 from genrl.errors import ConfigError, UnknownComponentError
 from genrl.rewards import REWARDS, Reward, RewardContext, Verifier, build_verifier
-from genrl.batches import RolloutBatch, Targets
 from tests.helpers import assert_same
 
 CODES = torch.tensor([[0, 0], [0, 1], [1, 0]])
@@ -24,17 +24,17 @@ def rollout(items=(0, 1, 2, -1)):
     rows, steps = choices.shape
     ones = torch.ones(rows, steps, dtype=torch.bool)
     ids = torch.arange(steps).expand(rows, steps).contiguous()
-    return RolloutBatch(
+    return Completions(
         prompt_tokens=torch.zeros(2, 1, dtype=torch.int64),
         prompt_mask=torch.ones(2, 1, dtype=torch.bool),
         tokens=choices.clamp(min=0),
-        mask=ones,
+        chosen=ones,
         step_ids=ids,
         item_mask=ones,
         support=ids,
-        choices=choices,
+        codes=choices,
         items=items,
-        old_logps=torch.zeros(rows, steps),
+        logps=torch.zeros(rows, steps),
         group_size=2,
         num_steps=steps,
     )

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from genrl.batches import Completions, Targets
 from genrl.errors import ConfigError, LayoutError
 from genrl.rewards import REWARDS, RewardContext
 from genrl.rewards.match import rank_penalties
-from genrl.batches import RolloutBatch, Targets
 from tests.helpers import assert_same
 
 ITEMS, LEVELS, PROMPTS, GROUP, TARGETS = 12, 3, 5, 4, 2
@@ -33,17 +33,17 @@ def make_rollout(items, choices, logps, group):
     rows, steps = choices.shape
     ones = torch.ones(rows, steps, dtype=torch.bool)
     steps_ids = torch.arange(steps).expand(rows, steps).contiguous()
-    return RolloutBatch(
+    return Completions(
         prompt_tokens=torch.zeros(rows // group, 2, dtype=torch.int64),
         prompt_mask=torch.ones(rows // group, 2, dtype=torch.bool),
         tokens=choices.clamp(min=0),
-        mask=ones,
+        chosen=ones,
         step_ids=steps_ids,
         item_mask=ones,
         support=torch.zeros_like(steps_ids),
-        choices=choices,
+        codes=choices,
         items=items,
-        old_logps=logps,
+        logps=logps,
         group_size=group,
         num_steps=steps,
     )
@@ -87,7 +87,7 @@ def slow_ndcg_rank(options, rollout, targets, context, row):
     if hits[row] or not any(hits.values()):
         return 0.0
     if options.get("order", "probability") == "probability":
-        order.sort(key=lambda other: -float(rollout.old_logps[other].sum()))
+        order.sort(key=lambda other: -float(rollout.logps[other].sum()))
     gains = 1 / torch.log2(torch.arange(GROUP, dtype=torch.float64) + 2)
     return float(-gains[order.index(row)] / gains.sum())
 
@@ -97,7 +97,7 @@ def slow_steps(prefix):
         steps = [0.0] * LEVELS
         for step in range(options.get("levels") or LEVELS):
             first = 0 if prefix else step
-            chosen = rollout.choices[row, first : step + 1].tolist()
+            chosen = rollout.codes[row, first : step + 1].tolist()
             codes = [context.codes[target, first : step + 1].tolist() for target in wanted_items(targets, row)]
             steps[step] = float(chosen in codes)
         return steps

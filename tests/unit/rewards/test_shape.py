@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genrl.batches import Targets
 from genrl.errors import LayoutError
 from genrl.rewards import REWARDS
-from genrl.batches import Targets
 from tests.helpers import assert_same
 from tests.unit.rewards.test_base import context, rollout
 

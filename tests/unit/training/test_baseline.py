@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genrl.recommenders import BASELINES
-from genrl.recommenders.lc_rec import LCRec
 from genrl.catalog.sequences import Role
 from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from genrl.recommenders import BASELINES
+from genrl.recommenders.lc_rec import LCRec
 from genrl.training.baseline import BaselineSession
 from genrl.training.finished_run import evaluate_run, load_run, recommend
 from genrl.training.run import fit

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from genrl.catalog.dataset import load_dataset
 from genrl.config.schema import DataConfig, EvaluateConfig, ToyConfig
+from genrl.errors import CheckpointError
+from genrl.policy.model import Policy
 from genrl.prompts.context import TemplateContext
 from genrl.prompts.prompts import PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import Template
-from genrl.errors import CheckpointError
-from genrl.policy.model import Policy
 from genrl.sid.table import make_table
 from genrl.training.contract import check_decoding, decoding
 from tests.models import SIZES, make_codes, make_layout, make_policy, make_thinking

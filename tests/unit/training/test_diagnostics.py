@@ -34,7 +34,7 @@ def written(order: str, words: list[list[int]], closed: list[list[bool]]) -> Sam
         base.rollout,
         tokens=zeros.long(),
         support=zeros.long(),
-        old_logps=zeros,
+        logps=zeros,
         ref_logps=None,
         entropy=zeros,
         choices=torch.zeros(rows, len(words[0]), dtype=torch.int64),
@@ -77,7 +77,7 @@ def test_entropy_is_that_of_chosen_tokens_by_what_they_are(order: str) -> None:
     found: dict[str, list[float]] = {}
     for row in range(len(drawn.tokens)):
         for place in range(drawn.tokens.shape[1]):
-            if not drawn.mask[row, place]:
+            if not drawn.chosen[row, place]:
                 continue
             kind = f"level{int(drawn.step_ids[row, place]) + 1}" if drawn.item_mask[row, place] else "thinking"
             found.setdefault(kind, []).append(float(drawn.entropy[row, place]))
@@ -122,7 +122,7 @@ def test_what_completions_are_like() -> None:
     assert_same(values["train/valid_rate"], torch.tensor(5 / 6))
     assert_same(values["rollout/cold_share"], torch.tensor(2 / 6))
     assert_same(values["rollout/distinct"], torch.tensor(5 / 6))
-    assert_same(values["rollout/length"], float(drawn.mask.sum()) / 6)
+    assert_same(values["rollout/length"], float(drawn.chosen.sum()) / 6)
 
 
 @pytest.mark.parametrize("name", ["grpo", "sapo"])
@@ -133,7 +133,7 @@ def test_every_objective_shows_its_advantages_by_step(name: str) -> None:
     drawn = batch.rollout
     assert set(values) == {"objective/advantage_abs_step1", "objective/advantage_abs_step2"}
     for step in range(2):
-        sizes = experience.advantages[drawn.mask & (drawn.step_ids == step)].abs()
+        sizes = experience.advantages[drawn.chosen & (drawn.step_ids == step)].abs()
         assert_same(values[f"objective/advantage_abs_step{step + 1}"], sizes.mean())
 
 

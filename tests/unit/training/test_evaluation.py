@@ -8,10 +8,10 @@ from torch import Tensor
 
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
-from genrl.prompts.prompts import EvaluationBatches
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
 from genrl.policy.reasoning import reason
+from genrl.prompts.prompts import EvaluationBatches
 from genrl.training.evaluation import (
     Evaluation,
     deniable,

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import genrl.training.rl as rl
+from genrl.batches import Completions, Rewards, Targets
 from genrl.errors import NonFiniteError
 from genrl.objectives import ObjectiveOutput, live_prompts
 from genrl.policy.score import score
 from genrl.training.rl import RLModule
 from genrl.training.session import Session
-from genrl.batches import RewardBatch, RolloutBatch, Targets
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
 
@@ -30,9 +30,9 @@ class Judge:
         self.rewards = {"judge": None}
         self.step_names = ()
 
-    def __call__(self, rollout: RolloutBatch, targets: Targets) -> RewardBatch:
+    def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
-        return RewardBatch(outcome, None, {"judge": outcome})
+        return Rewards(outcome, None, {"judge": outcome})
 
 
 def make(session: Session, folder: Path, *overrides: str) -> RLModule:
@@ -74,7 +74,7 @@ def test_groups_without_any_advantage_are_left_out_of_the_forward_pass(
     outcome[[1, 4, 5]] = 1.0
     scored = []
 
-    def counted(policy: object, layout: object, batch: RolloutBatch, *options: object) -> object:
+    def counted(policy: object, layout: object, batch: Completions, *options: object) -> object:
         scored.append(len(batch))
         return score(policy, layout, batch, *options)  # type: ignore[arg-type]
 
@@ -145,8 +145,8 @@ def test_later_steps_of_a_rollout_see_the_policy_it_was_drawn_from(session: Sess
     with torch.no_grad():
         for value in session.policy.trainable().values():
             value.add_(0.05)
-    old = second.rollout.old_logps
-    assert sorted(old.sum(1).tolist()) == sorted(first.rollout.old_logps.sum(1).tolist())
+    old = second.rollout.logps
+    assert sorted(old.sum(1).tolist()) == sorted(first.rollout.logps.sum(1).tolist())
     now = score(session.policy, session.layout, second.rollout).logps.detach()
     assert float((now - old).abs().max()) > 1e-3
 
@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_leaves_the_batch(
         train(module, 2)
     saved = load_file(tmp_path / "non-finite-step0-rank0.safetensors")
     assert saved["rollout.tokens"].shape == (32, session.layout.length)
-    assert {"advantages", "weights", "rollout.old_logps", "rollout.ref_logps"} <= set(saved)
+    assert {"advantages", "weights", "rollout.logps", "rollout.ref_logps"} <= set(saved)
 
 
 def test_there_is_no_dropout_in_rollouts_and_updates(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_there_is_no_dropout_in_rollouts_and_updates(tmp_path: Path) -> None:
         module.training_step(batch, 0).backward()
         gradients.append(flat_gradient(session.policy))
     assert_same(gradients[1], gradients[0])
-    assert_same(score(session.policy.eval(), session.layout, batch.rollout).logps.detach(), batch.rollout.old_logps)
+    assert_same(score(session.policy.eval(), session.layout, batch.rollout).logps.detach(), batch.rollout.logps)
 
 
 def test_cross_entropy_trains_on_the_targets_of_the_prompts(session: Session, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_cross_entropy_trains_on_the_targets_of_the_prompts(session: Session, tm
     assert batch.rollout.items[:, 0].tolist() == targets.tolist()
     assert batch.rollout.group_size == 1
     scores = score(session.policy, session.layout, batch.rollout)
-    chosen = batch.rollout.mask
+    chosen = batch.rollout.chosen
     assert_same(module.objective.loss(scores, batch).loss, -scores.logps[chosen].mean())
 
 
@@ -261,11 +261,11 @@ def test_what_a_rollout_earned_is_logged_by_reward_and_step(session: Session, tm
     assert rewards.steps is not None
     for step, value in enumerate(rewards.steps.mean(0).tolist()):
         assert_same(logged[f"train/match/step{step + 1}"], value, 1e-6)
-    assert_same(logged["rollout/length"], float(drawn.mask.sum() / 32), 1e-6)
+    assert_same(logged["rollout/length"], float(drawn.chosen.sum() / 32), 1e-6)
     groups = drawn.items.view(8, 4).tolist()
     assert_same(logged["rollout/distinct"], sum(len(set(group)) for group in groups) / 32, 1e-6)
     assert drawn.entropy is not None
-    assert_same(logged["policy/entropy"], float(drawn.entropy.sum() / drawn.mask.sum()), 1e-6)
+    assert_same(logged["policy/entropy"], float(drawn.entropy.sum() / drawn.chosen.sum()), 1e-6)
     assert logged["train/valid_rate"] == 1.0
     cold = session.dataset.catalog.cold[drawn.items].float().mean()
     assert_same(logged["rollout/cold_share"], float(cold), 1e-6)
@@ -283,7 +283,7 @@ def test_the_gradient_of_each_step_is_logged_over_all_micro_batches(
     for step in range(whole.rollout.num_steps):
         places = whole.rollout.step_ids == step
         assert_same(logged[f"train/grad_norm/step{step + 1}"], gradient[places].norm())
-        sizes = whole.advantages[places & whole.rollout.mask].abs()
+        sizes = whole.advantages[places & whole.rollout.chosen].abs()
         assert_same(logged[f"objective/advantage_abs_step{step + 1}"], sizes.mean())
 
 
@@ -316,9 +316,9 @@ def test_training_raises_the_chance_of_what_is_rewarded(session: Session, tmp_pa
     )
 
     class Likes(Judge):
-        def __call__(self, rollout: RolloutBatch, targets: Targets) -> RewardBatch:
-            outcome = (rollout.choices[:, 0] == 3).float()
-            return RewardBatch(outcome, None, {"judge": outcome})
+        def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
+            outcome = (rollout.codes[:, 0] == 3).float()
+            return Rewards(outcome, None, {"judge": outcome})
 
     module.verifier = Likes()  # type: ignore[assignment]
     before = module.verifier(attach(module).experience(0)[0].rollout, None).outcome.mean()  # type: ignore[arg-type]

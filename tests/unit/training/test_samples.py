@@ -47,7 +47,7 @@ def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sam
     assert second.target == titles[int(prompts.targets.items[2, 0])]
     assert [row.reward for row in first.completions] == [1.0, 0.5, 0.5, 0.0]
     assert first.completions[1].log_prob >= first.completions[2].log_prob
-    best = experience.rollout.choices[5].tolist()
+    best = experience.rollout.codes[5].tolist()
     assert first.completions[0].codes == tuple(best)
     codes = session.layout.codes_of_items()[prompts.targets.items[1, 0]]
     assert first.target_codes == tuple(codes.tolist())
@@ -64,10 +64,10 @@ def test_of_many_completions_the_best_and_the_worst_are_shown(sampled) -> None:
 def test_equal_completions_stand_there_once_with_their_number(sampled) -> None:
     experience, rewards, prompts, session = sampled
     rollout = experience.rollout
-    tokens, logps, choices = rollout.tokens.clone(), rollout.old_logps.clone(), rollout.choices.clone()
+    tokens, logps, choices = rollout.tokens.clone(), rollout.logps.clone(), rollout.codes.clone()
     for values in (tokens, logps, choices):
         values[7] = values[6]
-    same = replace(rollout, tokens=tokens, old_logps=logps, choices=choices)
+    same = replace(rollout, tokens=tokens, logps=logps, choices=choices)
     samples = samples_of((replace(experience, rollout=same), rewards, prompts, session), count=1, completions=4)
     assert [(row.reward, row.drawn) for row in samples[0].completions] == [(1.0, 1), (0.5, 2), (0.0, 1)]
     assert "| 2 |" in markdown(samples)
@@ -123,7 +123,7 @@ def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
     drawn = replace(
         experience.rollout,
         **{"tokens": tokens, "support": support, "step_ids": steps, "item_mask": items, "mask": chosen},
-        **dict.fromkeys(("old_logps", "ref_logps", "entropy"), torch.zeros(tokens.shape)),
+        **dict.fromkeys(("logps", "ref_logps", "entropy"), torch.zeros(tokens.shape)),
     )
     zeros = torch.zeros(tokens.shape)
     module.sampled = (replace(experience, rollout=drawn, advantages=zeros, weights=zeros), rewards, prompts)
@@ -144,7 +144,7 @@ def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
 def test_an_advantage_of_a_step_is_that_of_its_chosen_tokens(sampled) -> None:
     experience, rewards, prompts, session = sampled
     rollout = experience.rollout
-    forced = replace(rollout, mask=torch.zeros_like(rollout.mask), step_ids=torch.zeros_like(rollout.step_ids))
+    forced = replace(rollout, chosen=torch.zeros_like(rollout.chosen), step_ids=torch.zeros_like(rollout.step_ids))
     forced.mask[:, 0] = True
     advantages = torch.zeros_like(experience.advantages)
     advantages[:, 0] = 0.75
