@@ -89,7 +89,7 @@ class ContextBatches:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         rows = torch.randperm(len(self.where), generator=generator).tensor_split(self.steps_per_epoch)[within]
         prompts = self.maker.at(self.where[rows[self.rank :: self.world]])
-        items = prompts.targets.items[:, 0]
+        items = prompts.wanted.items[:, 0]
         segments = []
         for tokens, mask, item in zip(prompts.tokens, prompts.mask, items, strict=True):
             text = torch.cat([tokens[mask], self.maker.template.sid_tokens[item]])
