@@ -30,6 +30,10 @@ class ColumnsConfig:
     """Item category on the level that Entropy@K is taken over (the second)."""
     text: list[str] = field(default_factory=list)
     """Further item columns whose words describe the item (brand, description, category path)."""
+    feedback: list[str] = field(default_factory=list)
+    """Numeric columns of the interactions (click, play time) that are kept beside each one, for rewards."""
+    attributes: list[str] = field(default_factory=list)
+    """Further item columns kept as text beside each item, for rewards; embeddings and prompts do not see them."""
 
 
 @dataclass
@@ -51,9 +55,13 @@ class DataConfig:
     source: Literal["toy", "files"] = "toy"
     """The toy catalogue, or the files named below."""
     interactions: str | None = None
-    """A parquet, CSV or JSONL file, a folder of them, or the name of a hub data set."""
+    """A parquet, delimited (CSV, TSV, RecBole) or JSONL file, a folder of them, or the name of a hub data set."""
     items: str | None = None
     """The item table, in the same forms."""
+    separator: str | None = None
+    """Between the fields of a delimited file; null: by suffix (.csv `,`; .tsv .inter .item tab; .dat `::`)."""
+    encoding: str = "utf-8"
+    """Of delimited and JSONL files: utf-8, latin-1, cp1252, gb18030, utf-16 ..."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     k_core: int = 0
