@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 from genrl.config.schema import RunConfig
@@ -56,6 +57,7 @@ AT_LEAST = {
     "rl.warmup_steps": 0,
     "rl.validate_every": 1,
     "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "trainer.max_grad_norm": 0,
     "trainer.threads": 0,
     "trainer.log_every": 1,
@@ -72,6 +74,7 @@ ABOVE_ZERO = (
     "activate.learning_rate",
     "rollout.temperature",
     "rollout.thinking_temperature",
+    "rollout.correction_bound",
     "rl.learning_rate",
     "evaluate.thinking_temperature",
 )
@@ -95,6 +98,7 @@ LIGHTNING = {
     "logger": "output",
     "max_epochs": "align.max_epochs",
     "max_steps": "rl.max_steps",
+    "num_nodes": "trainer.num_nodes",
     "precision": "trainer.precision",
     "strategy": "trainer.strategy",
     "val_check_interval": "rl.validate_every",
@@ -225,13 +229,14 @@ def _activation(config: RunConfig) -> Iterator[Problem]:
 
 def _training(config: RunConfig) -> Iterator[Problem]:
     rollout, trainer = config.rollout, config.trainer
-    parts = rollout.minibatches * trainer.devices
+    shares = {"rollout.minibatches": rollout.minibatches, "trainer.devices": trainer.devices}
+    if trainer.num_nodes > 1:
+        shares["trainer.num_nodes"] = trainer.num_nodes
+    parts = prod(shares.values())
     if parts > 0 and rollout.prompts % parts:
-        reason = (
-            f"must be a multiple of rollout.minibatches x trainer.devices = {rollout.minibatches} x {trainer.devices}: "
-            "prompts are shared out evenly"
-        )
-        yield Problem(("rollout.prompts", "rollout.minibatches", "trainer.devices"), reason)
+        names, sizes = " x ".join(shares), " x ".join(map(str, shares.values()))
+        reason = f"must be a multiple of {names} = {sizes}: prompts are shared out evenly"
+        yield Problem(("rollout.prompts", *shares), reason)
     if trainer.accelerator not in ("auto", "cpu", "gpu"):
         yield Problem(("trainer.accelerator",), "must be one of auto, cpu, gpu")
     for name, instead in LIGHTNING.items():

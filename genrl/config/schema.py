@@ -266,6 +266,11 @@ class RolloutConfig:
     """Temperature of the words of thinking; null: as `temperature`."""
     normalize: Literal["legal", "vocab"] = "legal"
     """Log-probabilities over the legal set that was sampled from, or over the vocabulary as in published code."""
+    correction: Literal["none", "truncated"] = "none"
+    """Weights for the gap between the policy that sampled and the policy that is trained, where low precision makes
+    them differ: none, or the ratio of their probabilities, at most `correction_bound`."""
+    correction_bound: float = 2.0
+    """Largest weight of `correction: truncated`."""
     minibatches: int = 1
     """Optimiser steps per pass over a rollout."""
     epochs: int = 1
@@ -301,7 +306,9 @@ class TrainerConfig:
     accelerator: str = "auto"
     """cpu, gpu or auto."""
     devices: int = 1
-    """Processes (or GPUs)."""
+    """Processes (or GPUs) per node."""
+    num_nodes: int = 1
+    """Machines that train together, each with `devices` processes."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices share the work; `auto` is one device or ddp."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
