@@ -172,9 +172,6 @@ class PromptConfig:
 
     prefix: str = ""
     """Text before the history's SIDs, e.g. "The user bought: "."""
-    context: int = 0
-    """Tokens per SID level at most behind the history, saying what template traces (`activate.words`) say of its latest
-    item: text to read where thinking would write it. Learned in stage `activate`. 0: none."""
 
 
 @dataclass
@@ -213,7 +210,7 @@ class AlignConfig:
 
 @dataclass
 class ActivateConfig:
-    """Stage 2: supervised training on traces, the prompt masked; with `prompt.context` on prompts that have one."""
+    """Stage 2: supervised training on traces, the prompt masked."""
 
     traces: Literal["template", "jsonl"] = "template"
     """Thinking made from the catalogue alone, or a teacher's from the file `path`."""
@@ -369,8 +366,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = field(default_factory=lambda: ["align", "activate", "rl"])
-    """Stages to run, in order: align, activate (left out where there is neither thinking nor context), rl; or
-    `baseline` alone."""
+    """Stages to run, in order: align, activate (left out where there is no thinking), rl; or `baseline` alone."""
     plugins: list[str] = field(default_factory=list)
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)
