@@ -32,7 +32,6 @@ AT_LEAST = {
     "model.vocabulary": 1,
     "model.lora.rank": 0,
     "model.lora.alpha": 1,
-    "prompt.context": 0,
     "align.max_epochs": 1,
     "align.patience": 0,
     "align.items_per_step": 1,
@@ -223,8 +222,6 @@ def _activation(config: RunConfig) -> Iterator[Problem]:
     if activate.traces == "template" and activate.path:
         reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)
-    if config.prompt.context and "activate" not in config.stages:
-        yield Problem(("prompt.context", "stages"), "is learned in stage activate. Add activate to stages")
 
 
 def _training(config: RunConfig) -> Iterator[Problem]:
