@@ -91,7 +91,7 @@ class RankingModule(L.LightningModule, ABC):
 
     def validation_step(self, batch: Requests, index: int) -> None:
         """Rank the catalogue for one batch of rows."""
-        self.metrics.update(self.rank(batch), batch.targets)
+        self.metrics.update(self.rank(batch), batch.wanted)
 
     def on_validation_epoch_end(self) -> None:
         """Log all metrics."""
