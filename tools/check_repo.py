@@ -13,21 +13,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **dict.fromkeys(("errors", "types", "ops", "registry", "progress"), 0),
+    **dict.fromkeys(("errors", "options", "batches", "ops", "registry", "progress"), 0),
     "config": 1,
     **dict.fromkeys(("objectives", "catalog", "sid", "metrics"), 2),
     **dict.fromkeys(("layouts", "rewards"), 3),
-    **dict.fromkeys(("policy", "data"), 4),
-    **dict.fromkeys(("training", "baselines"), 5),
+    **dict.fromkeys(("policy", "prompts"), 4),
+    **dict.fromkeys(("training", "recommenders"), 5),
     "compare": 6,
     "cli": 7,
     "__main__": 8,
 }
 """Part of the package -> floor; a module imports from floors below its own."""
-SIBLINGS = {("types", "ops"), ("ops", "errors"), ("registry", "errors"), ("sid", "catalog"), ("training", "baselines")}
+SIBLINGS = {
+    *(("batches", "ops"), ("ops", "errors"), ("options", "errors"), ("registry", "errors"), ("registry", "options")),
+    *(("sid", "catalog"), ("training", "recommenders")),
+}
 """Imports on one floor that are allowed: SIDs are fitted on a catalogue, a run ends with the reference lines
 of the baselines, and the basics know each other."""
-TORCH_FREE = ("errors", "registry", "config", "cli", "__main__")
+TORCH_FREE = ("errors", "options", "registry", "config", "cli", "__main__")
 """Parts that answer (help, misspelt options) before torch is loaded."""
 HEAVY = {"torch", "lightning", "transformers", "peft", "datasets", "sklearn", "torchmetrics", "matplotlib"}
 UNTESTED = {

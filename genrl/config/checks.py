@@ -123,8 +123,6 @@ def _activation(config: RunConfig) -> Iterator[Problem]:
     if activate.traces == "template" and activate.path:
         reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)
-    if config.prompt.context and "activate" not in config.stages:
-        yield Problem(("prompt.context", "stages"), "is learned in stage activate. Add activate to stages")
 
 
 def _training(config: RunConfig) -> Iterator[Problem]:

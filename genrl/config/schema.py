@@ -32,6 +32,10 @@ class ColumnsConfig:
     """Item category on the level that Entropy@K is taken over (the second)."""
     text: list[str] = option([])
     """Further item columns whose words describe the item (brand, description, category path)."""
+    feedback: list[str] = option([])
+    """Numeric columns of the interactions (click, play time) that are kept beside each one, for rewards."""
+    attributes: list[str] = option([])
+    """Further item columns kept as text beside each item, for rewards; embeddings and prompts do not see them."""
 
 
 @dataclass
@@ -53,9 +57,13 @@ class DataConfig:
     source: Literal["toy", "files"] = "toy"
     """The toy catalogue, or the files named below."""
     interactions: str | None = None
-    """A parquet, CSV or JSONL file, a folder of them, or the name of a hub data set."""
+    """A parquet, delimited (CSV, TSV, RecBole) or JSONL file, a folder of them, or the name of a hub data set."""
     items: str | None = None
     """The item table, in the same forms."""
+    separator: str | None = None
+    """Between the fields of a delimited file; null: by suffix (.csv `,`; .tsv .inter .item tab; .dat `::`)."""
+    encoding: str = "utf-8"
+    """Of delimited and JSONL files: utf-8, latin-1, cp1252, gb18030, utf-16 ..."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     k_core: int = option(0, ge=0)
@@ -166,9 +174,6 @@ class PromptConfig:
 
     prefix: str = ""
     """Text before the history's SIDs, e.g. "The user bought: "."""
-    context: int = option(0, ge=0)
-    """Tokens per SID level at most behind the history, saying what template traces (`activate.words`) say of its latest
-    item: text to read where thinking would write it. Learned in stage `activate`. 0: none."""
 
 
 @dataclass
@@ -230,7 +235,7 @@ class AlignConfig(SupervisedConfig):
 
 @dataclass
 class ActivateConfig(SupervisedConfig):
-    """Stage 2: supervised training on traces, the prompt masked; with `prompt.context` on prompts that have one."""
+    """Stage 2: supervised training on traces, the prompt masked."""
 
     max_epochs: int = 2
     patience: int = 2
@@ -364,8 +369,7 @@ class RunConfig:
     seed: int = option(0, ge=0)
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = option(["align", "activate", "rl"])
-    """Stages to run, in order: align, activate (left out where there is neither thinking nor context), rl; or
-    `baseline` alone."""
+    """Stages to run, in order: align, activate (left out where there is no thinking), rl; or `baseline` alone."""
     plugins: list[str] = option([])
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)

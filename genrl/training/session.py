@@ -20,11 +20,10 @@ from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
-from genrl.prompts.context import ContextBatches, TemplateContext
 from genrl.prompts.packing import Packer, text_segments
 from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.prompts.reasoning import TraceBatches
-from genrl.prompts.template_traces import Template, template_traces
+from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
@@ -56,7 +55,7 @@ class Session:
         dataset = load_dataset(config.data)
         table = sid_table(config, dataset)
         thinking = thinks(config)
-        sayings = (SAYINGS,) * (len(dataset.catalog) if thinking or config.prompt.context else 0)
+        sayings = (SAYINGS,) * (len(dataset.catalog) if thinking else 0)
         policy = load_policy(
             config.model,
             table.codebook_sizes,
@@ -82,18 +81,14 @@ class Session:
             sid_tokens=table.codes + torch.tensor(policy.first_ids),
             pad_id=policy.start_id if pad is None else pad,
         )
-        context = None
-        if config.prompt.context:
-            template_of_traces = Template(dataset.catalog, table, config.activate.words)
-            context = TemplateContext(template_of_traces, policy.tokenizer, config.prompt.context, table.levels)
-        maker = PromptMaker(dataset, template, config.data.max_history, context)
+        maker = PromptMaker(dataset, template, config.data.max_history)
         _check_length(config, policy, maker, layout)
         return cls(config, dataset, table, policy, layout, maker)
 
     @property
     def plain(self) -> Session:
-        """Of stage `align`, which knows neither thinking nor context."""
-        return replace(self, layout=self.layout.items, maker=replace(self.maker, context=None))
+        """Of stage `align`, which knows no thinking."""
+        return replace(self, layout=self.layout.items)
 
     @property
     def activates(self) -> bool:
@@ -104,17 +99,17 @@ class Session:
         """Precision of forward passes outside Lightning's loops."""
         return numerics(self.config.trainer, self.policy.device)
 
-    def batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
+    def batches(self, split: str) -> EvaluationBatches:
         """The rows of a split that tables are about, `valid` or `test`."""
         rows = evaluated_rows(self.dataset, self.config.evaluate, split)
-        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch, rank, world)
+        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch)
 
     def prompt_positions(self) -> Tensor:
         """Where RL prompts are taken from: positions that SFT did not train on, if any are held out."""
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self, rank: int, world: int) -> Packer:
+    def packer(self) -> Packer:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
@@ -127,8 +122,6 @@ class Session:
             self.config.align,
             self.config.data.max_history,
             tuple(segments),
-            rank,
-            world,
         )
         packer.alone = "tree" in wrong_ways(self.policy, packer.longest)
         return packer
@@ -160,14 +153,11 @@ class Session:
         generator = torch.Generator().manual_seed(config.seed)
         return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
 
-    def activate_batches(self, rank: int, world: int) -> TraceBatches | ContextBatches:
-        """Supervised batches of reasoning, or of prompts with context for a layout that does not think."""
+    def activate_batches(self) -> TraceBatches:
+        """Supervised batches of reasoning."""
         config = self.config.activate
-        batches: TraceBatches | ContextBatches
-        if isinstance(self.layout, ThinkingLayout):
-            batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
-        else:
-            batches = ContextBatches(self._taught(), self.maker, config, rank, world)
+        assert isinstance(self.layout, ThinkingLayout)
+        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config)
         batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
         return batches
 
@@ -177,7 +167,6 @@ class Session:
         return key_of(
             self.align_key() if "align" in config.stages else key_of(self.align_key(), "untrained"),
             config.layout,
-            config.prompt.context,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
             (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
@@ -192,7 +181,7 @@ class Session:
             config.data.max_history,
             self.table.codes.tolist(),
             config.model,
-            replace(config.prompt, context=int(config.prompt.context > 0)),  # taught later, its words are there
+            config.prompt,
             {"thinking": True} if self.layout.thinking else config.layout,  # thinking comes later, its tokens are there
             config.align,
             config.trainer.precision,
@@ -208,6 +197,8 @@ def numerics(config: TrainerConfig, device: torch.device) -> AbstractContextMana
 
 def equip(policy: Policy, config: TrainerConfig) -> None:
     """Give a policy what the trainer says of its passes."""
+    if config.precision == "bf16-true":
+        policy.to_bfloat16()
     policy.branching = config.branching
     if config.checkpointing:
         policy.checkpoint_activations()
@@ -229,9 +220,9 @@ def _check_length(config: RunConfig, policy: Policy, maker: PromptMaker, layout:
     limit = policy.positions
     needed = maker.longest + layout.length
     if limit is not None and needed > limit:
-        further = [" or layout.budget"] * layout.thinking + [" or prompt.context"] * (maker.context is not None)
+        further = " or layout.budget" if layout.thinking else ""
         raise ConfigError(
             f"prompts and completions of {needed} tokens (data.max_history={config.data.max_history} items x "
             f"{layout.num_steps} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-            f"{config.model.name!r}. Lower data.max_history{''.join(further)}."
+            f"{config.model.name!r}. Lower data.max_history{further}."
         )
