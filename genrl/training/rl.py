@@ -15,6 +15,7 @@ from torch import Tensor
 from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
+from genrl.ops import seed_of
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
 from genrl.prompts.prompts import PromptMaker
@@ -24,7 +25,7 @@ from genrl.training.drawing import Rollout, draw_alive
 from genrl.training.gap import based_on, sampling_gap, truncated
 from genrl.training.journal import Journal
 from genrl.training.stage import StageModule, scheduled
-from genrl.training.stream import PromptOrder, StepStream, seed_of
+from genrl.training.stream import PromptOrder, StepStream
 
 
 @dataclass(frozen=True, slots=True)
