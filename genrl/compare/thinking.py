@@ -15,6 +15,7 @@ from genrl.compare.requests import milliseconds, widest_beam, work
 from genrl.compare.run import completion_length, is_finished, run_comparison
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
+from genrl.prompts.packing import SegmentPlanner
 from genrl.training.finished_run import load_run
 from genrl.training.folder import key_of, read_json, write_json
 from genrl.training.session import Session
@@ -239,10 +240,10 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
     return round(statistics.mean(known))
 
 
-def _batches(session: Session, stage: str) -> Any:  # noqa: ANN401 (either maker of packed batches)
+def _batches(session: Session, stage: str) -> SegmentPlanner:
     return session.packer(0, 1) if stage == "align" else session.activate_batches(0, 1)
 
 
-def _tokens_per_pass(batches: Any) -> int:  # noqa: ANN401
+def _tokens_per_pass(batches: SegmentPlanner) -> int:
     """Tokens of the first pass over the data, without padding."""
     return sum(int((batches.step(step).segments >= 0).sum()) for step in range(batches.steps_per_epoch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,8 @@ from torch import Tensor
 
 from genrl.config.schema import ActivateConfig
 from genrl.errors import DataError
-from genrl.prompts.packing import PackedBatch, Segment, pack
-from genrl.prompts.prompts import PromptMaker
-from genrl.prompts.reasoning import known
+from genrl.prompts.packing import Segment, SegmentPlanner, known
+from genrl.prompts.template import PromptMaker
 from genrl.prompts.template_traces import Template
 
 
@@ -50,10 +50,8 @@ class TemplateContext:
         return [[one for block in blocks for one in self._ids[block][: self.length]] for blocks in shown]
 
 
-class ContextBatches:
-    """The optimiser steps of stage `activate` for prompts with context; a step depends on (seed, step) alone.
-
-    A segment is a prompt with its context and the item behind it.
+class ContextBatches(SegmentPlanner):
+    """The optimiser steps of stage `activate` for prompts with context: a segment is a prompt and the item behind it.
 
     Args:
         where: [N] positions of the target items.
@@ -71,28 +69,18 @@ class ContextBatches:
     ) -> None:
         if not len(where):
             raise DataError("stage activate has nothing to learn: every interaction is held out. Check data.split.")
-        self.where = where
-        self.maker = maker
-        self.config = config
-        self.rank, self.world = rank, world
-        self.alone = False
-        """One segment per row, for models whose layers do not take the mask that keeps segments apart."""
+        self.where, self.maker, self.config = where, maker, config
         self.steps_per_epoch = -(-len(where) // config.examples_per_step)
-        self.levels = maker.template.sid_tokens.shape[1]
-        self.longest = maker.longest + self.levels
-        """Tokens of the longest segment there may be."""
-        self.length = max(config.pack_length, self.longest)
+        super().__init__(maker.template, maker.longest + maker.template.levels, config.pack_length, rank, world)
 
-    def step(self, index: int) -> PackedBatch:
-        """The batch of optimiser step `index`, counted from the start of the stage."""
-        epoch, within = divmod(index, self.steps_per_epoch)
+    def plan(self, epoch: int) -> Sequence[Tensor]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        rows = torch.randperm(len(self.where), generator=generator).tensor_split(self.steps_per_epoch)[within]
-        prompts = self.maker.at(self.where[rows[self.rank :: self.world]])
-        items = prompts.targets.items[:, 0]
+        return torch.randperm(len(self.where), generator=generator).tensor_split(self.steps_per_epoch)
+
+    def segments(self, planned: Tensor) -> list[Segment]:
+        prompts = self.maker.at(self.where[planned])
         segments = []
-        for tokens, mask, item in zip(prompts.tokens, prompts.mask, items, strict=True):
-            text = torch.cat([tokens[mask], self.maker.template.sid_tokens[item]])
+        for tokens, mask, item in zip(prompts.tokens, prompts.mask, prompts.targets.items[:, 0], strict=True):
+            text = torch.cat([tokens[mask], self.template.sid_tokens[item]])
             segments.append(Segment(text.numpy(), (mask.sum()[None]).numpy(), item[None].numpy()))
-        share = len(rows) * self.levels
-        return pack(segments, self.length, self.maker.template.pad_id, share, alone=self.alone)
+        return segments

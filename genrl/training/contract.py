@@ -12,7 +12,7 @@ from genrl.config.schema import EvaluateConfig
 from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout
 from genrl.policy.model import Policy
-from genrl.prompts.prompts import PromptMaker
+from genrl.prompts.template import PromptMaker
 from genrl.training.folder import key_of, read_metadata
 
 

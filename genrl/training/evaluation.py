@@ -22,7 +22,7 @@ from genrl.policy.decode import rank
 from genrl.policy.model import Policy
 from genrl.policy.reasoning import Thoughts, conclude, think
 from genrl.progress import progress_bar
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.training.stream import seed_of
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}

@@ -19,7 +19,7 @@ from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import world_max, world_size, world_sum
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
-from genrl.prompts.prompts import PromptMaker
+from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import (
     advantage_values,

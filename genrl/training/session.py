@@ -21,9 +21,8 @@ from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
 from genrl.prompts.context import ContextBatches, TemplateContext
-from genrl.prompts.packing import Packer, text_segments
-from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
-from genrl.prompts.reasoning import TraceBatches
+from genrl.prompts.packing import HistoryBatches, SegmentPlanner, TraceBatches, text_segments
+from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import Template, template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
@@ -114,14 +113,14 @@ class Session:
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self, rank: int, world: int) -> Packer:
+    def packer(self, rank: int, world: int) -> HistoryBatches:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
         segments = (
             text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
         )
-        packer = Packer(
+        packer = HistoryBatches(
             self.dataset,
             self.maker.template,
             self.config.align,
@@ -160,10 +159,10 @@ class Session:
         generator = torch.Generator().manual_seed(config.seed)
         return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
 
-    def activate_batches(self, rank: int, world: int) -> TraceBatches | ContextBatches:
+    def activate_batches(self, rank: int, world: int) -> SegmentPlanner:
         """Supervised batches of reasoning, or of prompts with context for a layout that does not think."""
         config = self.config.activate
-        batches: TraceBatches | ContextBatches
+        batches: SegmentPlanner
         if isinstance(self.layout, ThinkingLayout):
             batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
         else:

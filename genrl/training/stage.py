@@ -23,7 +23,7 @@ from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.model import Policy
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.training.contract import decoding
 from genrl.training.evaluation import rankings
 

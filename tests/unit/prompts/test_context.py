@@ -11,7 +11,7 @@ from genrl.config.schema import ActivateConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
 from genrl.prompts.context import ContextBatches, TemplateContext
 from genrl.prompts.packing import PackedBatch
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import Template, template_traces
 from genrl.sid.table import make_table
 from tests.models import SIZES, make_codes, make_policy

@@ -11,13 +11,13 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import DataConfig, ModelConfig, SidConfig, ToyConfig
 from genrl.errors import ConfigError
 from genrl.policy.decode import rank
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.packing import SequenceBatch, SequenceBatches
 from genrl.recommenders import Problem
 from genrl.recommenders.lc_rec import LCRec, LCRecConfig
 from genrl.sid import build_sid_table
 from genrl.sid.table import CollisionReport, SidTable
 from tests.helpers import assert_same
-from tests.unit.baselines.problems import dataset_of
+from tests.unit.recommenders.problems import dataset_of
 
 MODEL = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=32, vocabulary=300, dropout=0.0)
 

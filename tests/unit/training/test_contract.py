@@ -14,7 +14,7 @@ from genrl.config.schema import DataConfig, EvaluateConfig, ToyConfig
 from genrl.errors import CheckpointError
 from genrl.policy.model import Policy
 from genrl.prompts.context import TemplateContext
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import Template
 from genrl.sid.table import make_table
 from genrl.training.contract import check_decoding, decoding

@@ -14,7 +14,7 @@ from genrl.training.evaluation import Evaluation, evaluated_rows
 from genrl.training.outcome import references, save_ranks, written
 from genrl.training.session import Session
 from tests.runs import small_config
-from tests.unit.baselines.problems import dataset_of
+from tests.unit.recommenders.problems import dataset_of
 
 EMPTY = {"recall@10": 0.1234567, "cold_recall@10": float("nan")}
 
