@@ -22,7 +22,7 @@ from genrl.registry import Registry, load_plugin
 if TYPE_CHECKING:
     from genrl.compare.finished import Rows
     from genrl.compare.plan import Plan, Run
-    from genrl.compare.thinking import Question
+    from genrl.compare.studies.thinking import Question
     from genrl.config import RunConfig
 
 BUILT_IN = {
@@ -348,7 +348,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _compare_thinking(options: argparse.Namespace, flags: list[str]) -> None:
     from genrl.compare.plan import check_baseline
-    from genrl.compare.thinking import ROWS, compare_thinking, measure
+    from genrl.compare.studies.thinking import ROWS, compare_thinking, measure
 
     if options.baseline is not None:
         check_baseline(options.baseline, ROWS)
@@ -409,7 +409,7 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
 
 def _question(options: argparse.Namespace, flags: list[str]) -> Question:
     from genrl.compare.plan import parse_budget, parse_rows, parse_seeds
-    from genrl.compare.thinking import ROWS, Question
+    from genrl.compare.studies.thinking import ROWS, Question
 
     objectives = list(parse_rows(options.objectives or "sapo").items())
     if len(objectives) > 1 or objectives[0][0] != objectives[0][1]:

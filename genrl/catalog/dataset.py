@@ -41,6 +41,8 @@ class Dataset:
         """16 hex digits that change with anything in the data set but its name."""
         counts = self.catalog.cold.numpy().tobytes()
         parts = f"{self.catalog.fingerprint}{self.sequences.fingerprint}".encode() + counts
+        if self.catalog.attributes:
+            parts += repr(sorted(self.catalog.attributes.items())).encode("utf-8", "surrogatepass")
         return hashlib.sha256(parts).hexdigest()[:16]
 
 
@@ -84,6 +86,9 @@ def _check(config: DataConfig) -> None:
         require_option(config.columns.split, "data.columns.split", "data.split: column")
     if config.source == "files" and config.split == "temporal":
         require_option(config.columns.time, "data.columns.time", "data.split: temporal")
+    extra = [name for name in ("feedback", "attributes") if getattr(config.columns, name)]
+    if config.source == "toy" and extra:
+        raise ConfigError(f"data.columns.{extra[0]} is set, but the toy data set has no such columns. Set it to [].")
     if config.source == "toy" and config.split == "column":
         raise ConfigError(
             "data.split is 'column', but the toy data set has no such column. Use leave_one_out or temporal."
@@ -135,6 +140,7 @@ def _sequences(events: Events, config: DataConfig) -> Sequences:
         times=torch.from_numpy(events.times),
         offsets=torch.from_numpy(offsets),
         user_ids=tuple(events.user_ids),
+        feedback={name: torch.from_numpy(values) for name, values in events.feedback.items()},
     )
 
 
@@ -179,4 +185,4 @@ def _catalog(items: ItemTable, sequences: Sequences, config: DataConfig) -> Cata
     trained = (sequences.roles == int(Role.TRAIN)) | (sequences.roles == int(Role.RL))
     counts = torch.bincount(sequences.items[trained], minlength=len(items.item_ids))
     cold = cold_items(counts, config.cold_fraction, config.cold_rule)
-    return Catalog.from_table(items.item_ids, items.titles, items.categories, items.texts, counts, cold)
+    return Catalog.from_table(items.item_ids, items.titles, items.categories, items.texts, counts, cold, items.attributes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,11 +36,13 @@ class ItemTable:
     titles: Sequence[str]
     categories: Sequence[str | None]
     texts: Sequence[str]
+    attributes: Mapping[str, list[str]] = field(default_factory=dict)
 
     def take(self, rows: Array) -> ItemTable:
         """Some items, in the order of `rows`."""
         columns = (self.item_ids, self.titles, self.categories, self.texts)
-        return ItemTable(*([column[row] for row in rows] for column in columns))
+        attributes = {name: [values[row] for row in rows] for name, values in self.attributes.items()}
+        return ItemTable(*([column[row] for row in rows] for column in columns), attributes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class Events:
     item_ids: Sequence[str]
     table: Table | None = None
     """Where the rows came from; None for generated data."""
+    feedback: Mapping[str, Array] = field(default_factory=dict)
+    """Column -> [N] float32, NaN where there is no value."""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -70,7 +74,8 @@ class Events:
     def take(self, rows: Array) -> Events:
         """Some interactions, in the order of `rows` (indices or a mask)."""
         names = ("users", "items", "order", "times", "parts", "rows")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        feedback = {name: values[rows] for name, values in self.feedback.items()}
+        return replace(self, feedback=feedback, **{name: getattr(self, name)[rows] for name in names})
 
     def place(self, row: int) -> str:
         """File and line of an interaction."""
@@ -91,7 +96,11 @@ def read_items(source: str, columns: ColumnsConfig) -> ItemTable:
     further = [_texts(table, name, f"data.columns.text[{number}]") for number, name in enumerate(columns.text)]
     parts = zip(titles, categories, *further, strict=True)
     texts = [" ".join(dict.fromkeys(part for part in row if part)) for row in parts]
-    return ItemTable(ids, titles, [name or None for name in categories], texts)
+    attributes = {
+        name: _texts(table, name, f"data.columns.attributes[{number}]")
+        for number, name in enumerate(columns.attributes)
+    }
+    return ItemTable(ids, titles, [name or None for name in categories], texts, attributes)
 
 
 def read_events(source: str, columns: ColumnsConfig) -> Events:
@@ -111,7 +120,10 @@ def read_events(source: str, columns: ColumnsConfig) -> Events:
     if columns.split:
         parts = _parts(table, columns.split)
     times = order if times is None else times
-    return Events(users, items, order, times, parts, rows, user_ids, item_ids, table)
+    feedback = {
+        name: _amounts(table, name, f"data.columns.feedback[{number}]") for number, name in enumerate(columns.feedback)
+    }
+    return Events(users, items, order, times, parts, rows, user_ids, item_ids, table, feedback)
 
 
 def item_rows(events: Events, catalog_ids: Sequence[str], source: str) -> Array:
@@ -203,6 +215,18 @@ def _ranks(table: Table, name: str, option: str) -> Array:
         row = int(np.isnan(values).argmax())
         raise DataError(f"{table.place(row)}: {name} is not a number. Fill it in or drop the row.")
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _amounts(table: Table, name: str, option: str) -> Array:
+    """A column of numbers or truth values, NaN where there is none: [N] float32."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = table.column(name, option)
+    for form in (pa.bool_(), pa.float64()) if column.type != pa.bool_() else (pa.float64(),):
+        if _casts(column, form):
+            return pc.fill_null(column.cast(form).cast(pa.float32()), float("nan")).to_numpy()
+    raise DataError(f"{table.source}: column {name!r} ({option}) holds {column.type}, not numbers.")
 
 
 def _parse_times(table: Table, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -60,8 +60,8 @@ def write_report(
         plan: the comparison; None reports every finished run of the folder, by name. The finished baselines of the
             folder are reported in both cases.
         baseline: the row that the others are compared with; None: the last stage before `rl`.
-        measure: says what thinking costs each row (`genrl.compare.thinking.measure`). Such rows need not share the
-            stages before `rl`.
+        measure: says what thinking costs each row (`genrl.compare.studies.thinking.measure`). Such rows need not share
+            the stages before `rl`.
 
     Returns:
         The Markdown text.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 from genrl.config.schema import RunConfig
@@ -31,7 +32,6 @@ AT_LEAST = {
     "model.vocabulary": 1,
     "model.lora.rank": 0,
     "model.lora.alpha": 1,
-    "prompt.context": 0,
     "align.max_epochs": 1,
     "align.patience": 0,
     "align.items_per_step": 1,
@@ -56,6 +56,7 @@ AT_LEAST = {
     "rl.warmup_steps": 0,
     "rl.validate_every": 1,
     "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "trainer.max_grad_norm": 0,
     "trainer.threads": 0,
     "trainer.log_every": 1,
@@ -72,6 +73,7 @@ ABOVE_ZERO = (
     "activate.learning_rate",
     "rollout.temperature",
     "rollout.thinking_temperature",
+    "rollout.correction_bound",
     "rl.learning_rate",
     "evaluate.thinking_temperature",
 )
@@ -95,6 +97,7 @@ LIGHTNING = {
     "logger": "output",
     "max_epochs": "align.max_epochs",
     "max_steps": "rl.max_steps",
+    "num_nodes": "trainer.num_nodes",
     "precision": "trainer.precision",
     "strategy": "trainer.strategy",
     "val_check_interval": "rl.validate_every",
@@ -219,19 +222,18 @@ def _activation(config: RunConfig) -> Iterator[Problem]:
     if activate.traces == "template" and activate.path:
         reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)
-    if config.prompt.context and "activate" not in config.stages:
-        yield Problem(("prompt.context", "stages"), "is learned in stage activate. Add activate to stages")
 
 
 def _training(config: RunConfig) -> Iterator[Problem]:
     rollout, trainer = config.rollout, config.trainer
-    parts = rollout.minibatches * trainer.devices
+    shares = {"rollout.minibatches": rollout.minibatches, "trainer.devices": trainer.devices}
+    if trainer.num_nodes > 1:
+        shares["trainer.num_nodes"] = trainer.num_nodes
+    parts = prod(shares.values())
     if parts > 0 and rollout.prompts % parts:
-        reason = (
-            f"must be a multiple of rollout.minibatches x trainer.devices = {rollout.minibatches} x {trainer.devices}: "
-            "prompts are shared out evenly"
-        )
-        yield Problem(("rollout.prompts", "rollout.minibatches", "trainer.devices"), reason)
+        names, sizes = " x ".join(shares), " x ".join(map(str, shares.values()))
+        reason = f"must be a multiple of {names} = {sizes}: prompts are shared out evenly"
+        yield Problem(("rollout.prompts", *shares), reason)
     if trainer.accelerator not in ("auto", "cpu", "gpu"):
         yield Problem(("trainer.accelerator",), "must be one of auto, cpu, gpu")
     for name, instead in LIGHTNING.items():

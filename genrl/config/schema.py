@@ -30,6 +30,10 @@ class ColumnsConfig:
     """Item category on the level that Entropy@K is taken over (the second)."""
     text: list[str] = field(default_factory=list)
     """Further item columns whose words describe the item (brand, description, category path)."""
+    feedback: list[str] = field(default_factory=list)
+    """Numeric columns of the interactions (click, play time) that are kept beside each one, for rewards."""
+    attributes: list[str] = field(default_factory=list)
+    """Further item columns kept as text beside each item, for rewards; embeddings and prompts do not see them."""
 
 
 @dataclass
@@ -51,9 +55,13 @@ class DataConfig:
     source: Literal["toy", "files"] = "toy"
     """The toy catalogue, or the files named below."""
     interactions: str | None = None
-    """A parquet, CSV or JSONL file, a folder of them, or the name of a hub data set."""
+    """A parquet, delimited (CSV, TSV, RecBole) or JSONL file, a folder of them, or the name of a hub data set."""
     items: str | None = None
     """The item table, in the same forms."""
+    separator: str | None = None
+    """Between the fields of a delimited file; null: by suffix (.csv `,`; .tsv .inter .item tab; .dat `::`)."""
+    encoding: str = "utf-8"
+    """Of delimited and JSONL files: utf-8, latin-1, cp1252, gb18030, utf-16 ..."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     k_core: int = 0
@@ -164,9 +172,6 @@ class PromptConfig:
 
     prefix: str = ""
     """Text before the history's SIDs, e.g. "The user bought: "."""
-    context: int = 0
-    """Tokens per SID level at most behind the history, saying what template traces (`activate.words`) say of its latest
-    item: text to read where thinking would write it. Learned in stage `activate`. 0: none."""
 
 
 @dataclass
@@ -205,7 +210,7 @@ class AlignConfig:
 
 @dataclass
 class ActivateConfig:
-    """Stage 2: supervised training on traces, the prompt masked; with `prompt.context` on prompts that have one."""
+    """Stage 2: supervised training on traces, the prompt masked."""
 
     traces: Literal["template", "jsonl"] = "template"
     """Thinking made from the catalogue alone, or a teacher's from the file `path`."""
@@ -258,6 +263,11 @@ class RolloutConfig:
     """Temperature of the words of thinking; null: as `temperature`."""
     normalize: Literal["legal", "vocab"] = "legal"
     """Log-probabilities over the legal set that was sampled from, or over the vocabulary as in published code."""
+    correction: Literal["none", "truncated"] = "none"
+    """Weights for the gap between the policy that sampled and the policy that is trained, where low precision makes
+    them differ: none, or the ratio of their probabilities, at most `correction_bound`."""
+    correction_bound: float = 2.0
+    """Largest weight of `correction: truncated`."""
     minibatches: int = 1
     """Optimiser steps per pass over a rollout."""
     epochs: int = 1
@@ -293,7 +303,9 @@ class TrainerConfig:
     accelerator: str = "auto"
     """cpu, gpu or auto."""
     devices: int = 1
-    """Processes (or GPUs)."""
+    """Processes (or GPUs) per node."""
+    num_nodes: int = 1
+    """Machines that train together, each with `devices` processes."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices share the work; `auto` is one device or ddp."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
@@ -354,8 +366,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = field(default_factory=lambda: ["align", "activate", "rl"])
-    """Stages to run, in order: align, activate (left out where there is neither thinking nor context), rl; or
-    `baseline` alone."""
+    """Stages to run, in order: align, activate (left out where there is no thinking), rl; or `baseline` alone."""
     plugins: list[str] = field(default_factory=list)
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
@@ -107,9 +107,9 @@ class Segment:
     tokens: np.ndarray
     item_starts: np.ndarray
     items: np.ndarray
-    text_starts: np.ndarray = NOTHING
-    chosen: np.ndarray = NOTHING
-    support: np.ndarray = NOTHING
+    text_starts: np.ndarray = field(default_factory=lambda: NOTHING)
+    chosen: np.ndarray = field(default_factory=lambda: NOTHING)
+    support: np.ndarray = field(default_factory=lambda: NOTHING)
 
 
 class SegmentPlanner(Planner[PackedBatch]):
@@ -136,6 +136,7 @@ class SegmentPlanner(Planner[PackedBatch]):
         """The examples of a step, over all ranks."""
 
     def batch(self, planned: Any) -> PackedBatch:  # noqa: ANN401
+        """This rank's segments, packed."""
         segments = self.segments(planned)
         share = sum(len(s.items) * self.template.levels + len(s.text_starts) + len(s.chosen) for s in segments)
         return pack(segments[self.mine], self.length, self.template.pad_id, share, alone=self.alone)
@@ -190,6 +191,7 @@ class HistoryBatches(SegmentPlanner):
         self.steps_per_epoch = min((int(self.targets.sum()) - 1) // config.items_per_step + 1, len(self.targets))
 
     def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray, np.ndarray]]:
+        """The pass, all items in its order of ties, and the numbers of each step's windows and texts."""
         random = np.random.default_rng((self.config.seed, epoch))
         items = self.items
         if self.config.shuffle_ties:
@@ -206,6 +208,7 @@ class HistoryBatches(SegmentPlanner):
         return [(epoch, items, windows) for windows in np.split(shuffled, cuts)]
 
     def segments(self, planned: tuple[int, np.ndarray, np.ndarray]) -> list[Segment]:
+        """Windows without the items that are dropped, and texts."""
         epoch, items, windows = planned
         return [self._segment(window, items, epoch) for window in windows.tolist()]
 
@@ -275,6 +278,7 @@ class TraceBatches(SegmentPlanner):
         return [(rows, thinking[rows]) for rows in order.tensor_split(self.steps_per_epoch)]
 
     def segments(self, planned: tuple[Tensor, Tensor]) -> list[Segment]:
+        """Prompts with their completions, up to the last token that is learned."""
         rows, thinking = planned
         prompts = self.maker.at(self.where[rows])
         segments = []
@@ -350,10 +354,12 @@ class SequenceBatches(Planner[SequenceBatch]):
         self.steps_per_epoch = -(-len(self.rows) // batch)
 
     def plan(self, epoch: int) -> Sequence[Tensor]:
+        """Numbers of each step's rows."""
         order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)))
         return order.split(self.per_step)
 
     def batch(self, planned: Tensor) -> SequenceBatch:
+        """This rank's rows, as wide as the longest of them."""
         rows = self.rows[planned]
         share = (rows[:, 1] - rows[:, 0]).sum().float()
         rows = rows[self.mine]

@@ -26,7 +26,7 @@ def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: Evaluat
         config: how they are searched.
 
     Returns:
-        `layout`: name and options; `template`: token ids around the items and the context behind them;
+        `layout`: name and options; `template`: token ids around the items;
         `template_hash`: of these; `search`: options that may be chosen anew at each evaluation.
     """
     options = getattr(layout, "config", None)
@@ -35,7 +35,6 @@ def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: Evaluat
         "prefix": list(policy.prefix_ids),
         "first_sid_tokens": list(policy.first_ids),
         "codes": list(policy.sizes),
-        "context": None if maker.context is None else maker.context.describe(),
     }
     search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": maker.max_history}
     if layout.thinking and policy.words is not None:

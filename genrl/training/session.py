@@ -20,10 +20,9 @@ from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
-from genrl.prompts.context import ContextBatches, TemplateContext
-from genrl.prompts.packing import HistoryBatches, SegmentPlanner, TraceBatches, text_segments
+from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
-from genrl.prompts.template_traces import Template, template_traces
+from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
@@ -55,7 +54,7 @@ class Session:
         dataset = load_dataset(config.data)
         table = sid_table(config, dataset)
         thinking = thinks(config)
-        sayings = (SAYINGS,) * (len(dataset.catalog) if thinking or config.prompt.context else 0)
+        sayings = (SAYINGS,) * (len(dataset.catalog) if thinking else 0)
         policy = load_policy(
             config.model,
             table.codebook_sizes,
@@ -81,18 +80,14 @@ class Session:
             sid_tokens=table.codes + torch.tensor(policy.first_ids),
             pad_id=policy.start_id if pad is None else pad,
         )
-        context = None
-        if config.prompt.context:
-            template_of_traces = Template(dataset.catalog, table, config.activate.words)
-            context = TemplateContext(template_of_traces, policy.tokenizer, config.prompt.context, table.levels)
-        maker = PromptMaker(dataset, template, config.data.max_history, context)
+        maker = PromptMaker(dataset, template, config.data.max_history)
         _check_length(config, policy, maker, layout)
         return cls(config, dataset, table, policy, layout, maker)
 
     @property
     def plain(self) -> Session:
-        """Of stage `align`, which knows neither thinking nor context."""
-        return replace(self, layout=self.layout.items, maker=replace(self.maker, context=None))
+        """Of stage `align`, which knows no thinking."""
+        return replace(self, layout=self.layout.items)
 
     @property
     def activates(self) -> bool:
@@ -159,14 +154,11 @@ class Session:
         generator = torch.Generator().manual_seed(config.seed)
         return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
 
-    def activate_batches(self, rank: int, world: int) -> SegmentPlanner:
-        """Supervised batches of reasoning, or of prompts with context for a layout that does not think."""
+    def activate_batches(self, rank: int, world: int) -> TraceBatches:
+        """Supervised batches of reasoning."""
         config = self.config.activate
-        batches: SegmentPlanner
-        if isinstance(self.layout, ThinkingLayout):
-            batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
-        else:
-            batches = ContextBatches(self._taught(), self.maker, config, rank, world)
+        assert isinstance(self.layout, ThinkingLayout)
+        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
         batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
         return batches
 
@@ -176,7 +168,6 @@ class Session:
         return key_of(
             self.align_key() if "align" in config.stages else key_of(self.align_key(), "untrained"),
             config.layout,
-            config.prompt.context,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
             (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
@@ -191,7 +182,7 @@ class Session:
             config.data.max_history,
             self.table.codes.tolist(),
             config.model,
-            replace(config.prompt, context=int(config.prompt.context > 0)),  # taught later, its words are there
+            config.prompt,
             {"thinking": True} if self.layout.thinking else config.layout,  # thinking comes later, its tokens are there
             config.align,
             config.trainer.precision,
@@ -228,9 +219,9 @@ def _check_length(config: RunConfig, policy: Policy, maker: PromptMaker, layout:
     limit = policy.positions
     needed = maker.longest + layout.length
     if limit is not None and needed > limit:
-        further = [" or layout.budget"] * layout.thinking + [" or prompt.context"] * (maker.context is not None)
+        further = " or layout.budget" if layout.thinking else ""
         raise ConfigError(
             f"prompts and completions of {needed} tokens (data.max_history={config.data.max_history} items x "
             f"{layout.num_steps} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-            f"{config.model.name!r}. Lower data.max_history{''.join(further)}."
+            f"{config.model.name!r}. Lower data.max_history{further}."
         )

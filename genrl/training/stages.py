@@ -15,11 +15,10 @@ def thinks(config: RunConfig) -> bool:
 
 
 def supervised_stages(config: RunConfig) -> list[str]:
-    """The supervised stages that a configuration runs; without thinking or context there is nothing to activate.
+    """The supervised stages that a configuration runs; without thinking there is nothing to activate.
 
     Example:
         >>> supervised_stages(RunConfig(stages=["align", "activate", "rl"], layout={"name": "sid"}))
         ['align']
     """
-    taught = thinks(config) or config.prompt.context > 0
-    return [stage for stage in SUPERVISED if stage in config.stages and (taught or stage != "activate")]
+    return [stage for stage in SUPERVISED if stage in config.stages and (stage != "activate" or thinks(config))]

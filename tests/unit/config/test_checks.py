@@ -49,6 +49,8 @@ def test_every_lightning_argument_has_an_option_instead():
             ["rollout.prompts=10", "rollout.minibatches=4"],
             "must be a multiple of rollout.minibatches x trainer.devices",
         ),
+        (["trainer.num_nodes=3"], "rollout.minibatches x trainer.devices x trainer.num_nodes = 1 x 1 x 3: prompts are"),
+        (["rollout.correction_bound=0"], "rollout.correction_bound = 0: must be above 0"),
         (["trainer.accelerator=gpus"], "must be one of auto, cpu, gpu"),
         (["trainer.extra={max_steps: 3}"], "Write rl.max_steps instead"),
         (["evaluate.k=[]"], "must hold one or more cut-offs"),

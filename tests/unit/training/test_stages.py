@@ -13,7 +13,6 @@ from genrl.training.stages import supervised_stages, thinks
         (["layout=blocked", "stages=[align,rl]"], ["align"]),
         (["layout=blocked", "stages=[activate,rl]"], ["activate"]),
         (["layout=sid"], ["align"]),  # nothing to activate
-        (["layout=sid", "prompt.context=4"], ["align", "activate"]),
         (["layout=sid", "stages=[rl]"], []),
     ],
 )
@@ -23,4 +22,4 @@ def test_only_what_there_is_to_teach_is_taught(overrides: list[str], wanted: lis
 
 def test_the_layout_says_whether_completions_hold_thinking() -> None:
     assert thinks(load_config(overrides=["layout=blocked"]))
-    assert not thinks(load_config(overrides=["layout=sid", "prompt.context=4"]))
+    assert not thinks(load_config(overrides=["layout=sid"]))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genrl.compare import requests as module
-from genrl.compare.requests import milliseconds, requests, widest_beam, work
+from genrl.compare.studies import requests as module
+from genrl.compare.studies.requests import milliseconds, requests, widest_beam, work
 from genrl.training.evaluation import rankings
 from genrl.training.session import Session
 from tests.helpers import assert_same

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import DataConfig, ToyConfig
+from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
+from genrl.prompts.packing import HistoryBatches
 from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
@@ -48,3 +52,40 @@ def test_every_row_is_evaluated_once_whatever_the_number_of_ranks() -> None:
         rows = torch.cat([rows for part in parts for rows in part.rows])
         assert sorted(rows.tolist()) == list(range(positions.numel()))
         assert sum(len(prompts) for part in parts for prompts in part) == positions.numel()
+
+
+def test_targets_carry_what_the_log_says_of_them() -> None:
+    feedback = {"watched": torch.arange(len(TOY.sequences)).float()}
+    told = replace(TOY, sequences=replace(TOY.sequences, feedback=feedback))
+    positions = TOY.sequences.rows(Role.TEST)[:5]
+    targets = PromptMaker(told, TEMPLATE, max_history=3).at(positions).targets
+    assert targets.feedback["watched"].tolist() == positions.float()[:, None].tolist()
+    assert not PromptMaker(TOY, TEMPLATE, max_history=3).at(positions).targets.feedback
+
+
+class Spaced(PromptTemplate):
+    """A template of a user's own: a separator before every item."""
+
+    def write(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = torch.cat([torch.full((len(items), 1), 9), self.sid_tokens[items]], dim=1).flatten()
+        return torch.cat([self.head, parts]), len(self.head) + 1 + torch.arange(len(items)) * (1 + self.levels)
+
+    def longest(self, items: int) -> int:
+        return len(self.head) + items * (1 + self.levels)
+
+
+@pytest.mark.parametrize("kind", [PromptTemplate, Spaced])
+def test_prompts_and_packed_histories_follow_the_template_whatever_it_writes(kind: type[PromptTemplate]) -> None:
+    template = kind(1, (7, 8), SIDS, 0)
+    items = torch.tensor([3, 4, 5])
+    text, starts = template.write(items)
+    assert [text[start : start + 2].tolist() for start in starts.tolist()] == SIDS[items].tolist()
+    assert len(text) == template.longest(3)
+    tokens, mask = template.render(torch.tensor([[-1, 3], [3, 4]]))
+    assert tokens[mask].tolist() == [*template.write(items[:1])[0].tolist(), *template.write(items[:2])[0].tolist()]
+    batches = HistoryBatches(TOY, template, AlignConfig(items_per_step=30, shuffle_ties=False), max_history=50)
+    batch = batches.step(0)
+    assert batch.tokens.shape[1] <= batches.length
+    for (row, column), item in zip(batch.item_places.tolist(), batch.items.tolist(), strict=True):
+        assert batch.tokens[row, column : column + 2].tolist() == SIDS[item].tolist()
+        assert kind is PromptTemplate or batch.tokens[row, column - 1] == 9

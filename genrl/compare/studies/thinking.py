@@ -1,4 +1,4 @@
-"""Does thinking pay? The same model with it, without it, and with text to read instead, at equal training and work."""
+"""Does thinking pay? The same model with it and without it, at equal training and work."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any
 
 from genrl.compare.curves import read_notes
 from genrl.compare.finished import Finished, Rows, planned_rows, spent
-from genrl.compare.plan import SECTIONS, Budget, Candidate, Compose, Plan, Run, make_plan, of_row
-from genrl.compare.requests import milliseconds, widest_beam, work
+from genrl.compare.plan import SECTIONS, Budget, Compose, Plan, Run, make_plan, of_row
 from genrl.compare.run import completion_length, is_finished, run_comparison
+from genrl.compare.studies.requests import milliseconds, widest_beam, work
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.prompts.packing import SegmentPlanner
 from genrl.training.finished_run import load_run
 from genrl.training.folder import key_of, read_json, write_json
 from genrl.training.session import Session
-from genrl.training.stages import supervised_stages, thinks
+from genrl.training.stages import thinks
 
-ROWS = ("plain", "context", "thinking")
-"""Without thinking; with the text of a trace in the prompt instead; with it."""
+ROWS = ("plain", "thinking")
 OPEN = (*SECTIONS, "layout", "activate")
 """Sections that may be set for one row."""
 Tree = dict[str, Any]
@@ -35,22 +34,20 @@ class Question:
     objective: str
     seeds: Sequence[int]
     budget: Budget | None
-    """Of stage `rl` of the row with thinking; the other rows get as many tokens."""
+    """Of stage `rl` of the row with thinking; the other gets as many tokens."""
     flags: Sequence[str]
-    """Of `fit`, for all rows."""
+    """Of `fit`, for both rows."""
     overrides: Sequence[str]
-    """For all rows; one that begins with `ROW:` is for that row only."""
+    """For both rows; one that begins with `ROW:` is for that row only."""
     compose: Compose
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a row without thinking gets, so that it spends as much as the row with thinking did."""
+    """What the row without thinking gets, so that it spends as much as the row with thinking did."""
 
-    stage: str
-    """The last supervised stage of the row."""
     epochs: int
-    """Passes of that stage."""
+    """Passes of stage `align`."""
     steps: int
     """Of stage `rl`."""
     validate_every: int
@@ -62,8 +59,8 @@ class Match:
     def overrides(self) -> list[str]:
         """The options that say so."""
         return [
-            f"{self.stage}.max_epochs={self.epochs}",
-            f"{self.stage}.patience=0",
+            f"align.max_epochs={self.epochs}",
+            "align.patience=0",
             f"rl.max_steps={self.steps}",
             f"rl.validate_every={self.validate_every}",
             f"evaluate.beam={self.beam}",
@@ -78,18 +75,15 @@ def compare_thinking(asked: Question, jobs: int | None) -> tuple[Plan, list[Run]
         jobs: runs at a time; None makes none.
 
     Returns:
-        The plan of all rows that can be planned (those without thinking wait for it), and the runs that failed.
+        The plan of both rows (of the one with thinking alone until that is finished), and the runs that failed.
     """
     plan = thinking_plan(asked)
     failed = [] if jobs is None else run_comparison(plan, jobs)
     if not all(map(is_finished, plan.runs)):
         return plan, failed
-    rows: dict[str, tuple[Candidate, ...]] = {}
-    for row in ROWS[:-1]:
-        other = other_plan(asked, row, matched(plan, other_plan(asked, row, None)))
-        failed += [] if jobs is None else run_comparison(other, jobs)
-        rows |= other.rows
-    return Plan({**rows, **plan.rows}, plan.shared), failed
+    plain = plain_plan(asked, matched(plan, plain_plan(asked, None)))
+    failed += [] if jobs is None else run_comparison(plain, jobs)
+    return Plan({**plain.rows, **plan.rows}, plan.shared), failed
 
 
 def thinking_plan(asked: Question) -> Plan:
@@ -108,43 +102,38 @@ def thinking_plan(asked: Question) -> Plan:
     if config.trainer.log_every > config.rl.max_steps:
         raise ConfigError(
             f"trainer.log_every={config.trainer.log_every} is more than rl.max_steps={config.rl.max_steps}: no rollout "
-            f"would be noted, and how long its completions are is what the other rows are matched by. Lower "
+            f"would be noted, and how long its completions are is what the other row is matched by. Lower "
             f"trainer.log_every."
         )
     return plan
 
 
-def other_plan(asked: Question, row: str, match: Match | None) -> Plan:
-    """The runs of a row without thinking.
+def plain_plan(asked: Question, match: Match | None) -> Plan:
+    """The runs without thinking.
 
     Args:
         asked: what to compare.
-        row: `plain` or `context`. A context has as many tokens as the thinking may have words.
         match: what they may spend; None: as configured.
 
     Raises:
         ConfigError: if an option for one row is none that rows may differ in.
     """
-    kept = [text for text in _overrides(asked, row) if text.partition("=")[0].partition(".")[0] != "layout"]
-    options = ["stages=[align,rl]"]
-    if row == "context":
-        budget = thinking_plan(asked).runs[0].config.layout["budget"]
-        options = ["stages=[align,activate,rl]", f"prompt.context={budget}"]
+    kept = [text for text in _overrides(asked, "plain") if text.partition("=")[0].partition(".")[0] != "layout"]
     matching = [] if match is None else match.overrides
-    return _plan(asked, row, [*kept, "layout=sid", *options, *matching], None)
+    return _plan(asked, "plain", [*kept, "layout=sid", "stages=[align,rl]", *matching], None)
 
 
-def matched(thinking: Plan, other: Plan) -> Match:
-    """What a row without thinking gets; measured once and kept beside the runs.
+def matched(thinking: Plan, plain: Plan) -> Match:
+    """What the row without thinking gets; measured once and kept beside the runs.
 
     Args:
         thinking: finished runs.
-        other: the runs of the row as they are configured.
+        plain: the runs without thinking as they are configured.
     """
-    configs = [replace(run.config, output="") for run in (*thinking.runs, other.runs[0])]
+    configs = [replace(run.config, output="") for run in (*thinking.runs, plain.runs[0])]
     path = thinking.runs[0].folder.parent / f"matched-{key_of(*configs)}.json"
     if not path.exists():
-        write_json(path, asdict(_match(planned_rows(thinking)["thinking"], other.runs[0].config)))
+        write_json(path, asdict(_match(planned_rows(thinking)["thinking"], plain.runs[0].config)))
     return Match(**read_json(path))
 
 
@@ -184,18 +173,16 @@ def stage_tokens(session: Session, run: Finished) -> dict[str, int]:
 
 def _match(runs: Sequence[Finished], config: RunConfig) -> Match:
     """What a row with this configuration gets, measured on the finished runs with thinking."""
-    thinking, other = _session(runs[0].folder), Session.build(config)
-    *before, last = supervised_stages(config)
-    tokens = sum(count for stage, count in stage_tokens(thinking, runs[0]).items() if stage not in before)
-    budget = Budget("tokens", _rl_tokens(runs)).overrides(config, lambda _: other.layout.length)
+    thinking, plain = _session(runs[0].folder), Session.build(config)
+    tokens = sum(stage_tokens(thinking, runs[0]).values())
+    budget = Budget("tokens", _rl_tokens(runs)).overrides(config, lambda _: plain.layout.length)
     steps = int(budget[0].partition("=")[2])
     taken = spent(runs[0], read_notes(runs[0].folder))["steps"] or 1
     return Match(
-        stage=last,
-        epochs=max(1, round(tokens / _tokens_per_pass(_batches(other, last)))),
+        epochs=max(1, round(tokens / _tokens_per_pass(_batches(plain, "align")))),
         steps=steps,
         validate_every=max(1, round(steps / taken * thinking.config.rl.validate_every)),
-        beam=widest_beam(other, work(thinking).multiply_adds),
+        beam=widest_beam(plain, work(thinking).multiply_adds),
     )
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import pytest
 
 from genrl.cli import main
 from genrl.compare import report as writing
-from genrl.compare import requests as asking
 from genrl.compare import run as comparison
-from genrl.compare import thinking as module
 from genrl.compare.finished import Finished, spent
 from genrl.compare.plan import Plan, Run, parse_budget
 from genrl.compare.report import write_report
-from genrl.compare.thinking import Match, Question, compare_thinking, matched, other_plan, thinking_plan
+from genrl.compare.studies import requests as asking
+from genrl.compare.studies import thinking as module
+from genrl.compare.studies.thinking import Match, Question, compare_thinking, matched, plain_plan, thinking_plan
 from genrl.errors import ConfigError
 from genrl.training.folder import read_json
 from genrl.training.run import fit
@@ -24,7 +23,7 @@ from tests.comparisons import configure, finish
 from tests.runs import small
 
 PLAIN, THINKING = (0, 1, 2, 20, 4, 20), (1, 5, 20, 20, 5, 20)
-MATCH = Match(stage="align", epochs=7, steps=30, validate_every=15, beam=25)
+MATCH = Match(epochs=7, steps=30, validate_every=15, beam=25)
 
 
 def question(output: Path, *overrides: str, **further: Any) -> Question:
@@ -42,7 +41,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Question:
         return []
 
     monkeypatch.setattr(module, "run_comparison", run_all)
-    monkeypatch.setattr(module, "_match", lambda runs, config: replace(MATCH, stage=config.stages[-2]))
+    monkeypatch.setattr(module, "_match", lambda runs, config: MATCH)
     return question(tmp_path)
 
 
@@ -62,19 +61,13 @@ def test_the_row_without_has_all_else_alike(tmp_path: Path) -> None:
     asked = question(
         tmp_path, "layout=blocked", "layout.budget=6", "rl.learning_rate=0.5", "thinking:rollout.prompts=64"
     )
-    plain, thinking = other_plan(asked, "plain", None).runs[0].config, thinking_plan(asked).runs[0].config
+    plain, thinking = plain_plan(asked, None).runs[0].config, thinking_plan(asked).runs[0].config
     assert plain.stages == ["align", "rl"]
     assert plain.layout == {"name": "sid"}
     assert thinking.rollout.prompts == 64 != plain.rollout.prompts
     same = ("objective", "rewards", "data", "sid", "model", "align", "rl", "evaluate", "trainer", "seed", "experiment")
     assert all(getattr(plain, section) == getattr(thinking, section) for section in same)
-    context = other_plan(asked, "context", None).runs[0].config
-    assert context.stages == thinking.stages
-    assert (context.layout, context.prompt.context) == ({"name": "sid"}, 6)
-    assert all(getattr(context, section) == getattr(thinking, section) for section in (*same, "activate"))
-    found = other_plan(asked, "context", replace(MATCH, stage="activate")).runs[0].config
-    assert (found.activate.max_epochs, found.activate.patience, found.align) == (7, 0, thinking.align)
-    found = other_plan(asked, "plain", MATCH).runs[0].config
+    found = plain_plan(asked, MATCH).runs[0].config
     assert (found.align.max_epochs, found.align.patience, found.evaluate.beam) == (7, 0, 25)
     assert (found.rl.max_steps, found.rl.validate_every) == (30, 15)
 
@@ -82,7 +75,7 @@ def test_the_row_without_has_all_else_alike(tmp_path: Path) -> None:
 def test_a_budget_is_that_of_the_row_with_thinking(tmp_path: Path) -> None:
     asked = question(tmp_path, budget=parse_budget("steps=12"))
     assert thinking_plan(asked).runs[0].max_steps == 12
-    assert other_plan(asked, "plain", MATCH).runs[0].max_steps == MATCH.steps
+    assert plain_plan(asked, MATCH).runs[0].max_steps == MATCH.steps
 
 
 @pytest.mark.parametrize(
@@ -104,10 +97,10 @@ def test_what_cannot_be_asked(tmp_path: Path, override: str, reason: str) -> Non
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--objectives", "grpo,sapo"), "compares the rows plain, context, thinking of one"),
-        (("--objectives", "a=grpo"), "compares the rows plain, context, thinking of one"),
+        (("--objectives", "grpo,sapo"), "compares the rows plain, thinking of one"),
+        (("--objectives", "a=grpo"), "compares the rows plain, thinking of one"),
         (("--grid", "lr=1,2"), "--thinking chooses nothing"),
-        (("--baseline", "align"), "Rows: plain, context, thinking"),
+        (("--baseline", "align"), "Rows: plain, thinking"),
         (("--report-only",), "nothing to report"),
     ],
 )
@@ -119,14 +112,14 @@ def test_flags_that_do_not_go_with_it(
 
 
 def test_the_match_is_measured_once_for_each_setting(asked: Question, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, plain = thinking_plan(asked), other_plan(asked, "plain", None)
+    plan, plain = thinking_plan(asked), plain_plan(asked, None)
     for run in plan.runs:
         finish(run, THINKING)
     assert matched(plan, plain) == MATCH
-    monkeypatch.setattr(module, "_match", lambda runs, config: Match("align", 1, 1, 1, 1))
+    monkeypatch.setattr(module, "_match", lambda runs, config: Match(1, 1, 1, 1))
     assert matched(plan, plain) == MATCH
     other = Question(**{**vars(asked), "overrides": ["plain:rl.learning_rate=0.5"]})
-    assert matched(plan, other_plan(other, "plain", None)) == Match("align", 1, 1, 1, 1)
+    assert matched(plan, plain_plan(other, None)) == Match(1, 1, 1, 1)
 
 
 def test_the_row_without_thinking_waits_for_the_other(asked: Question, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +127,7 @@ def test_the_row_without_thinking_waits_for_the_other(asked: Question, monkeypat
     assert (list(plan.rows), failed) == (["thinking"], [])
     plan, failed = compare_thinking(asked, 1)
     assert (list(plan.rows), failed) == (list(module.ROWS), [])
-    assert [plan.rows[row][0].runs[0].max_steps for row in ("plain", "context")] == [MATCH.steps] * 2
+    assert plan.rows["plain"][0].runs[0].max_steps == MATCH.steps
     monkeypatch.setattr(module, "run_comparison", lambda plan, jobs: pytest.fail("all runs are finished"))
     assert compare_thinking(asked, None)[0].rows.keys() == plan.rows.keys()
 
@@ -148,24 +141,21 @@ def cost(row: str, *, rl: int, time: float) -> dict[str, Any]:
 def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Question) -> None:
     plan, _ = compare_thinking(asked, 1)
     folder = plan.shared.folder.parent
-    facts = {"plain": cost("plain", rl=4000, time=2.0), "context": cost("context", rl=4000, time=3.0)}
-    facts["thinking"] = cost("thinking", rl=4100, time=5.0)
+    facts = {"plain": cost("plain", rl=4000, time=2.0), "thinking": cost("thinking", rl=4100, time=5.0)}
     text = write_report(folder, plan, "plain", lambda rows: {row: facts[row] for row in rows})
     report = read_json(folder / "report.json")
     assert report["thinking"] == facts
     assert report["shared"] == {}
     lines = report["tables"]["test"]["raw"]["lines"]
-    assert list(lines) == ["most_popular", "plain", "context", "thinking"]
+    assert list(lines) == ["most_popular", "plain", "thinking"]
     assert list(report["cost"]) == [
-        *("plain, align", "plain", "context, align", "context, activate", "context"),
-        *("thinking, align", "thinking, activate", "thinking"),
+        *("plain, align", "plain", "thinking, align", "thinking, activate", "thinking"),
     ]
     section = text.partition("## Does thinking pay?")[2].partition("\n## ")[0]
     effect = lines["thinking"]["differences"]["recall@10"]["effect"]
     assert f"{effect:+.4f}" in section
     assert "**thinking**: " in section
     assert "| plain | 1,000 | 4,000 | 400 | 25 | 61.5 | 2,000,000 | 2.0 | 1.00 |" in section
-    assert "| context | 1,500 | 4,000 | 400 | 25 | 61.5 | 2,000,000 | 3.0 | 1.50 |" in section
     assert "| thinking | 1,500 | 4,100 | 410 | 25 | 61.5 | 2,000,000 | 5.0 | 2.50 |" in section
     page = (folder / "report.html").read_text()
     assert 'id="does-thinking-pay"' in page
@@ -202,7 +192,7 @@ def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.Monk
     assert main(words) == 0
     folder = tmp_path / "toy"
     report = json.loads((folder / "report.json").read_text())
-    plain, context, thinking = (report["thinking"][row] for row in module.ROWS)
+    plain, thinking = (report["thinking"][row] for row in module.ROWS)
     assert plain["training"].keys() == {"align", "rl"}
     runs = {
         row: Finished(folder / f"{row}-s0", read_json(folder / f"{row}-s0" / "metrics.json")) for row in module.ROWS
@@ -210,13 +200,8 @@ def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.Monk
     passes = runs["plain"].config.align.max_epochs
     supervised = thinking["training"]["align"] + thinking["training"]["activate"]
     assert abs(plain["training"]["align"] - supervised) <= 0.5 * plain["training"]["align"] / passes  # whole passes
-    assert context["training"]["align"] == thinking["training"]["align"]
-    least = 0.5 * context["training"]["activate"] / runs["context"].config.activate.max_epochs
-    assert abs(context["training"]["activate"] - thinking["training"]["activate"]) <= least
     rollout = 8 * 4 * 3
-    for other in (plain, context):
-        assert thinking["training"]["rl"] - rollout < other["training"]["rl"] <= thinking["training"]["rl"]
+    assert thinking["training"]["rl"] - rollout < plain["training"]["rl"] <= thinking["training"]["rl"]
     assert plain["training"]["rl"] == spent(runs["plain"], {})["tokens"]
     assert thinking["request"]["tokens"] > plain["request"]["tokens"]
-    assert context["request"]["tokens"] > plain["request"]["tokens"]
     assert 10 < plain["beam"] <= 60
