@@ -77,6 +77,11 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if _distributed() else 1
 
 
+def world_rank() -> int:
+    """This process among those that train together; 0 without torch.distributed."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
 def world_sum(value: Tensor) -> Tensor:
     """Sum of `value` over all ranks, as a new tensor; the value itself on one process."""
     if not _distributed():

@@ -75,12 +75,12 @@ def changed(session: Session, output: Path, *overrides: str) -> Session:
 
 def sft_module(session: Session, folder: Path) -> SFTModule:
     """The align stage of a session."""
-    return SFTModule(session.packer(0, 1), session.config.align, **_stage(session, folder))
+    return SFTModule(session.packer(), session.config.align, **_stage(session, folder))
 
 
 def activate_module(session: Session, folder: Path) -> ActivateModule:
     """The activate stage of a session."""
-    return ActivateModule(session.activate_batches(0, 1), session.config.activate, **_stage(session, folder))
+    return ActivateModule(session.activate_batches(), session.config.activate, **_stage(session, folder))
 
 
 def rl_module(session: Session, folder: Path) -> RLModule:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrl.batches import _Batch
+from genrl.batches import Batch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, AlignConfig
@@ -27,7 +27,7 @@ KNOWN = (Role.TRAIN, Role.RL)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedBatch(_Batch):
+class PackedBatch(Batch):
     """Rows of several segments each; segments do not see each other."""
 
     tokens: Tensor
@@ -51,7 +51,7 @@ class PackedBatch(_Batch):
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceBatch(_Batch):
+class SequenceBatch(Batch):
     """Rows of items, each as long as its user's history reaches back, for models that do not read tokens."""
 
     items: Tensor
@@ -70,19 +70,19 @@ BatchT = TypeVar("BatchT", PackedBatch, SequenceBatch)
 
 
 class Planner(ABC, Generic[BatchT]):
-    """Plans and builds the optimiser steps of supervised training; a step depends on (seed, step) alone.
-
-    Args:
-        rank: this process.
-        world: number of processes.
-    """
+    """Plans and builds the optimiser steps of supervised training; a step depends on (seed, step) alone."""
 
     steps_per_epoch: int
+    rank: int = 0
+    """This process, which gets every `world`-th example of a step."""
+    world: int = 1
+    """Number of processes."""
+    _latest: tuple[int, Sequence[Any]] | None = None
 
-    def __init__(self, rank: int, world: int) -> None:
-        self.mine = slice(rank, None, world)
+    @property
+    def mine(self) -> slice:
         """This rank's part of the examples of a step."""
-        self._latest: tuple[int, Sequence[Any]] | None = None
+        return slice(self.rank, None, self.world)
 
     def step(self, index: int) -> BatchT:
         """The batch of optimiser step `index`, counted from the start of the stage."""
@@ -119,12 +119,9 @@ class SegmentPlanner(Planner[PackedBatch]):
         template: of the prompts.
         longest: tokens of the longest segment there may be.
         pack_length: tokens of a row, more where the longest segment needs it.
-        rank: this process.
-        world: number of processes.
     """
 
-    def __init__(self, template: PromptTemplate, longest: int, pack_length: int, rank: int, world: int) -> None:
-        super().__init__(rank, world)
+    def __init__(self, template: PromptTemplate, longest: int, pack_length: int) -> None:
         self.template = template
         self.longest = longest
         self.length = max(pack_length, longest)
@@ -136,7 +133,6 @@ class SegmentPlanner(Planner[PackedBatch]):
         """The examples of a step, over all ranks."""
 
     def batch(self, planned: Any) -> PackedBatch:  # noqa: ANN401
-        """This rank's segments, packed."""
         segments = self.segments(planned)
         share = sum(len(s.items) * self.template.levels + len(s.text_starts) + len(s.chosen) for s in segments)
         return pack(segments[self.mine], self.length, self.template.pad_id, share, alone=self.alone)
@@ -155,8 +151,6 @@ class HistoryBatches(SegmentPlanner):
         config: the align section.
         max_history: items of history that a prompt shows.
         text: segments of SID <-> title examples, trained on once per pass.
-        rank: this process.
-        world: number of processes.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -169,11 +163,9 @@ class HistoryBatches(SegmentPlanner):
         config: AlignConfig,
         max_history: int,
         text: tuple[Segment, ...] = (),
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         longest = max(template.longest(max_history + 1), *(len(s.tokens) for s in text), 0)
-        super().__init__(template, longest, config.pack_length, rank, world)
+        super().__init__(template, longest, config.pack_length)
         self.config = config
         self.text = text
         sequences = dataset.sequences
@@ -208,7 +200,6 @@ class HistoryBatches(SegmentPlanner):
         return [(epoch, items, windows) for windows in np.split(shuffled, cuts)]
 
     def segments(self, planned: tuple[int, np.ndarray, np.ndarray]) -> list[Segment]:
-        """Windows without the items that are dropped, and texts."""
         epoch, items, windows = planned
         return [self._segment(window, items, epoch) for window in windows.tolist()]
 
@@ -236,8 +227,6 @@ class TraceBatches(SegmentPlanner):
         layout: grammar of the completions, on the CPU.
         tokenizer: of the policy.
         config: the activate section.
-        rank: this process.
-        world: number of processes.
 
     Raises:
         DataError: without traces, or naming the first one that no completion can hold.
@@ -250,8 +239,6 @@ class TraceBatches(SegmentPlanner):
         layout: ThinkingLayout,
         tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
         config: ActivateConfig,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         if not traces:
             raise DataError(
@@ -267,7 +254,7 @@ class TraceBatches(SegmentPlanner):
         self.tokens, self.support = layout.compose(self.items, self.blocks)
         self.chosen = layout.sites(self.support) != layout.fixed
         self.steps_per_epoch = -(-len(traces) // config.examples_per_step)
-        super().__init__(maker.template, maker.longest + self.tokens.shape[1], config.pack_length, rank, world)
+        super().__init__(maker.template, maker.longest + self.tokens.shape[1], config.pack_length)
 
     def plan(self, epoch: int) -> Sequence[tuple[Tensor, Tensor]]:
         """Traces of each step, and whose thinking is shown with them."""
@@ -318,8 +305,6 @@ class SequenceBatches(Planner[SequenceBatch]):
         length: items per row, at most; at least 2, an item and its target.
         batch: rows per step, over all ranks.
         seed: of the order.
-        rank: this process.
-        world: number of processes.
         known: roles of targets.
 
     Raises:
@@ -333,11 +318,8 @@ class SequenceBatches(Planner[SequenceBatch]):
         length: int,
         batch: int,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
         known: Collection[Role] = KNOWN,
     ) -> None:
-        super().__init__(rank, world)
         if length < 2:
             raise DataError(f"length={length}: a row needs an item and its target. Choose at least 2.")
         self.sequences = dataset.sequences
@@ -354,12 +336,10 @@ class SequenceBatches(Planner[SequenceBatch]):
         self.steps_per_epoch = -(-len(self.rows) // batch)
 
     def plan(self, epoch: int) -> Sequence[Tensor]:
-        """Numbers of each step's rows."""
         order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)))
         return order.split(self.per_step)
 
     def batch(self, planned: Tensor) -> SequenceBatch:
-        """This rank's rows, as wide as the longest of them."""
         rows = self.rows[planned]
         share = (rows[:, 1] - rows[:, 0]).sum().float()
         rows = rows[self.mine]

@@ -79,7 +79,7 @@ class PromptMaker:
         tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
         targets = Targets(sequences.items[positions][:, None], feedback)
-        return Requests(tokens, mask, targets, self.full_history(positions))
+        return Requests(tokens, mask, self.full_history(positions), targets)
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
@@ -107,6 +107,11 @@ class EvaluationBatches:
         order = lengths.argsort(stable=True)
         self.rows = order[rank::world].split(batch)
         self.positions = positions
+        self.batch = batch
+
+    def share(self, rank: int, world: int) -> EvaluationBatches:
+        """The rows of one rank."""
+        return EvaluationBatches(self.maker, self.positions, self.batch, rank, world)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -120,8 +120,8 @@ def evaluate_rankings(
             found = find(prompts)
             failed[places.to(device)] = (found["raw"].items < 0).all(1).long()
             for kind, shown in found.items():
-                metrics[kind].update(shown, prompts.targets, history=prompts.history)
-                ranks[kind][places.to(device)] = per_row_metrics(shown, prompts.targets, config.k, keyed)["rank"]
+                metrics[kind].update(shown, prompts.wanted, history=prompts.history)
+                ranks[kind][places.to(device)] = per_row_metrics(shown, prompts.wanted, config.k, keyed)["rank"]
                 if shown.bound is not None:
                     certified[kind][places.to(device)] = shown.certified(largest).long()
             advance(len(prompts))

@@ -43,6 +43,7 @@ class SupervisedModule(StageModule):
 
     def train_dataloader(self) -> StepStream[PackedBatch]:
         """The next round of steps."""
+        self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
     def _batches(self, step: int) -> Iterator[PackedBatch]:

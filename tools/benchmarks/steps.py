@@ -270,7 +270,7 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
             report_to="none",
             disable_tqdm=True,
         )
-        data = Dataset.from_dict({"prompt": texts, "target": prompts.targets.items[:, 0].tolist()})
+        data = Dataset.from_dict({"prompt": texts, "target": prompts.wanted.items[:, 0].tolist()})
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,

@@ -228,7 +228,7 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
 
 
 def _batches(session: Session, stage: str) -> SegmentPlanner:
-    return session.packer(0, 1) if stage == "align" else session.activate_batches(0, 1)
+    return session.packer() if stage == "align" else session.activate_batches()
 
 
 def _tokens_per_pass(batches: SegmentPlanner) -> int:

@@ -16,6 +16,7 @@ from genrl.prompts.packing import HistoryBatches, PackedBatch, text_segments
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy
+from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
 SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
@@ -85,7 +86,7 @@ def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
 
 
 def test_a_rank_without_a_segment_gets_one_padding_token() -> None:
-    batch = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=1), 50, rank=1, world=2).step(0)
+    batch = ranked(HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=1), 50), 1, 2).step(0)
     assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
     assert batch.segments.tolist() == [[-1]]
     assert len(batch.items) == 0
@@ -94,7 +95,7 @@ def test_a_rank_without_a_segment_gets_one_padding_token() -> None:
 
 def test_ranks_share_a_step() -> None:
     whole = HistoryBatches(TOY, TEMPLATE, CONFIG, 50).step(2)
-    parts = [HistoryBatches(TOY, TEMPLATE, CONFIG, 50, rank=rank, world=2).step(2) for rank in range(2)]
+    parts = [ranked(HistoryBatches(TOY, TEMPLATE, CONFIG, 50), rank, 2).step(2) for rank in range(2)]
     assert sorted(whole.items.tolist()) == sorted([*parts[0].items.tolist(), *parts[1].items.tolist()])
     assert_same(parts[0].share, whole.share)
 

@@ -14,6 +14,7 @@ from genrl.prompts.packing import PackedBatch, TraceBatches, known
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from tests.models import SIZES, make_codes, make_policy, make_thinking
+from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
 POLICY = make_policy(thinking=True)
@@ -28,7 +29,7 @@ CONFIG = ActivateConfig(examples_per_step=6, pack_length=60, foreign=0)
 
 def batches_of(config: ActivateConfig = CONFIG, rank: int = 0, world: int = 1, **options: str) -> TraceBatches:
     layout = make_thinking(POLICY, CODES, **options)
-    return TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config, rank, world)
+    return ranked(TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config), rank, world)
 
 
 def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:

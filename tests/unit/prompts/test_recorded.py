@@ -19,6 +19,7 @@ from genrl.prompts.packing import HistoryBatches, Planner, Segment, SequenceBatc
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from genrl.sid.trie import Trie
+from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=40, items=60)))
 CODES = torch.stack([torch.arange(60) // 10, torch.arange(60) % 10], 1)
@@ -68,9 +69,9 @@ def test_histories(
     changes: dict[str, Any], text: tuple[Segment, ...], history: int, ranks: tuple[int, int], alone: bool, recorded: str
 ) -> None:
     config = replace(AlignConfig(items_per_step=30, pack_length=64), **changes)
-    batches = HistoryBatches(TOY, TEMPLATE, config, history, text, *ranks)
+    batches = HistoryBatches(TOY, TEMPLATE, config, history, text)
     batches.alone = alone
-    assert digest(batches, PACKED) == recorded
+    assert digest(ranked(batches, *ranks), PACKED) == recorded
 
 
 @pytest.mark.parametrize(
@@ -92,9 +93,9 @@ def test_traces(order: Any, foreign: float, ranks: tuple[int, int], alone: bool,
         PromptMaker(TOY, TEMPLATE, 5),
         ActivateConfig(examples_per_step=6, pack_length=60, foreign=foreign),
     )
-    batches = TraceBatches(traces, maker, layout, Tokenizer(), activate, *ranks)
+    batches = TraceBatches(traces, maker, layout, Tokenizer(), activate)
     batches.alone = alone
-    assert digest(batches, ("tokens", "positions", "segments", "places", "share")) == recorded
+    assert digest(ranked(batches, *ranks), ("tokens", "positions", "segments", "places", "share")) == recorded
 
 
 @pytest.mark.parametrize(
@@ -106,5 +107,5 @@ def test_traces(order: Any, foreign: float, ranks: tuple[int, int], alone: bool,
     ],
 )
 def test_item_sequences(per: Any, length: int, ranks: tuple[int, int], recorded: str) -> None:
-    batches = SequenceBatches(TOY, per, length, 8, 3, *ranks)
-    assert digest(batches, ("items", "targets", "share")) == recorded
+    batches = SequenceBatches(TOY, per, length, 8, 3)
+    assert digest(ranked(batches, *ranks), ("items", "targets", "share")) == recorded

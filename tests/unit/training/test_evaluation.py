@@ -201,7 +201,7 @@ def test_noise_of_thinking_depends_on_the_prompt_alone(thinking: Session) -> Non
     whole = thinking_noise(thinking.layout, prompts.tokens, prompts.mask, config)
     assert whole is not None
     assert whole.shape == (6, 2, thinking.layout.length)
-    one = prompts.prompts(torch.tensor([3]))
+    one = prompts.rows(torch.tensor([3]))
     tokens, mask = one.tokens[:, one.mask[0]], one.mask[:, one.mask[0]]  # without its padding
     alone = thinking_noise(thinking.layout, tokens, mask, config)
     assert alone is not None
