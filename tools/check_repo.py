@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **dict.fromkeys(("errors", "registry", "batches", "ops", "progress"), 0),
+    **dict.fromkeys(("errors", "options", "registry", "batches", "files", "ops", "progress"), 0),
     "config": 1,
     **dict.fromkeys(("objectives", "metrics", "catalog", "sid"), 2),
     **dict.fromkeys(("layouts", "rewards"), 3),
@@ -26,9 +26,10 @@ FLOORS = {
     "__main__": 10,
 }
 """Room of the package -> floor; a module imports from floors below its own."""
-SIBLINGS = {("batches", "ops"), ("ops", "errors"), ("registry", "errors"), ("sid", "catalog")}
+SIBLINGS = {("batches", "ops"), ("registry", "options"), ("sid", "catalog")}
+SIBLINGS |= {(part, "errors") for part in ("files", "ops", "options", "registry")}
 """Imports on one floor that are allowed: SIDs are fitted on a catalogue, and the basics know each other."""
-TORCH_FREE = ("errors", "registry", "config", "cli", "__main__")
+TORCH_FREE = ("errors", "options", "registry", "config", "cli", "__main__")
 """Parts that answer (help, misspelt options) before torch is loaded."""
 HEAVY = {"torch", "lightning", "transformers", "peft", "datasets", "sklearn", "torchmetrics", "matplotlib"}
 UNTESTED = {

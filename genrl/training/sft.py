@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
+from genrl.ops import seed_of
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
 from genrl.prompts.packing import PackedBatch, SegmentPlanner
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
-from genrl.training.stream import StepStream, seed_of
+from genrl.training.stream import StepStream
 
 
 class SupervisedModule(StageModule):
