@@ -18,7 +18,7 @@ from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
-from genrl.prompts.prompts import PromptMaker
+from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
 from genrl.training.drawing import Rollout, draw_alive
