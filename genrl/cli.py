@@ -22,7 +22,7 @@ from genrl.registry import Registry, load_plugin
 if TYPE_CHECKING:
     from genrl.compare.finished import Rows
     from genrl.compare.plan import Plan, Run
-    from genrl.compare.thinking import Question
+    from genrl.compare.studies.thinking import Question
     from genrl.config import RunConfig
 
 BUILT_IN = {
@@ -322,7 +322,7 @@ def _unknown_flag(flag: str, value: str, options: argparse.Namespace) -> str:
 
 def _fit(options: argparse.Namespace) -> None:
     config = compose(options)
-    from genrl.training.run import fit
+    from genrl.runs.fit import fit
 
     fit(config, resume=options.resume, command=shlex.join(["python", "-m", "genrl", *options.words]))
 
@@ -348,7 +348,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _compare_thinking(options: argparse.Namespace, flags: list[str]) -> None:
     from genrl.compare.plan import check_baseline
-    from genrl.compare.thinking import ROWS, compare_thinking, measure
+    from genrl.compare.studies.thinking import ROWS, compare_thinking, measure
 
     if options.baseline is not None:
         check_baseline(options.baseline, ROWS)
@@ -409,7 +409,7 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
 
 def _question(options: argparse.Namespace, flags: list[str]) -> Question:
     from genrl.compare.plan import parse_budget, parse_rows, parse_seeds
-    from genrl.compare.thinking import ROWS, Question
+    from genrl.compare.studies.thinking import ROWS, Question
 
     objectives = list(parse_rows(options.objectives or "sapo").items())
     if len(objectives) > 1 or objectives[0][0] != objectives[0][1]:
@@ -446,7 +446,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         folder = options.run
         _refuse_config(options)
-    from genrl.training.finished_run import evaluate_run
+    from genrl.runs.recommend import evaluate_run
 
     evaluate_run(folder, split=options.split, overrides=options.overrides)
 
@@ -465,7 +465,7 @@ def _refuse_config(options: argparse.Namespace) -> None:
 
 def _sid(options: argparse.Namespace) -> None:
     config = compose(options)
-    from genrl.training.run import build_sids
+    from genrl.runs.fit import build_sids
 
     print("\n".join(build_sids(config).report.lines()))
 
@@ -474,7 +474,7 @@ def _recommend(options: argparse.Namespace) -> None:
     histories = read_histories(options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
-    from genrl.training.finished_run import recommend
+    from genrl.runs.recommend import recommend
 
     found = recommend(
         options.run,

@@ -86,13 +86,9 @@ def synthetic(ratios: Tensor, probability: float) -> tuple[Completions, Rewards,
     good = torch.tensor([float(quality == "good") for _, quality in SLATES], dtype=torch.float64).repeat(prompts)
     old = torch.full((rows, ITEMS), math.log(probability), dtype=torch.float64)
     rollout = Completions(
-        prompt_tokens=torch.zeros(prompts, 1, dtype=torch.int64),
-        prompt_mask=torch.ones(prompts, 1, dtype=torch.bool),
         tokens=zeros,
         chosen=chosen,
         step_ids=places,
-        item_mask=chosen,
-        support=zeros,
         codes=zeros,
         items=places,
         logps=old,

@@ -38,9 +38,9 @@ from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.run import choose
 from genrl.compare.table import markdown
 from genrl.errors import DataError
+from genrl.files import locked, write_json
 from genrl.metrics.comparison import Difference, holm, paired_difference, seed_interval, warnings_of
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
-from genrl.training.folder import locked, write_json
 
 MEASURES = {"ndcg": ndcg_at_k, "recall": recall_at_k, "cold_recall": recall_at_k}
 """Metrics with paired differences; cold recall is recall on the rows with a cold target."""
@@ -60,8 +60,8 @@ def write_report(
         plan: the comparison; None reports every finished run of the folder, by name. The finished baselines of the
             folder are reported in both cases.
         baseline: the row that the others are compared with; None: the last stage before `rl`.
-        measure: says what thinking costs each row (`genrl.compare.thinking.measure`). Such rows need not share the
-            stages before `rl`.
+        measure: says what thinking costs each row (`genrl.compare.studies.thinking.measure`). Such rows need not share
+            the stages before `rl`.
 
     Returns:
         The Markdown text.

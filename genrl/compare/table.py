@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from genrl.compare.html.verdict import statements
-from genrl.training.report import COLUMNS, NAMES
+from genrl.runs.tables import COLUMNS, NAMES
 
 Tree = Mapping[str, Any]
 HEADS = {**COLUMNS, "top1pct_share": "Top1%"}
@@ -20,10 +20,9 @@ of rows, for each metric (Holm). The noise of supervised training is not covered
 
 
 THINKING = """\
-Test rows, raw ranking. `context` reads the text of a trace instead of writing it. The rows without thinking were given
-as many training tokens and, by a wider beam, about as many multiply-adds per request. Supervised tokens are all that
-went through the model, those of rl are of completions. A request is one user at a time; its time is the median, all
-rows in turn in one process, and depends on the machine."""
+Test rows, raw ranking. The row without thinking was given as many training tokens and, by a wider beam, about as many
+multiply-adds per request. Supervised tokens are all that went through the model, those of rl are of completions. A
+request is one user at a time; its time is the median, both rows in turn in one process, and depends on the machine."""
 
 
 def markdown(report: Tree) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
@@ -49,19 +47,6 @@ class PromptTemplate:
         return tokens.masked_fill(~mask, self.pad_id), mask
 
 
-class Context(Protocol):
-    """Says something about histories that stands behind them in the prompt."""
-
-    longest: int
-    """Tokens at most."""
-
-    def __call__(self, histories: Tensor) -> list[list[int]]:
-        """Token ids behind each history [P, H] (right-aligned, -1 pads)."""
-
-    def describe(self) -> dict[str, int]:
-        """What its text depends on besides the data, for the weights that learn to read it."""
-
-
 @dataclass(frozen=True)
 class PromptMaker:
     """Prompts of histories, and at positions of a data set."""
@@ -69,30 +54,21 @@ class PromptMaker:
     dataset: Dataset
     template: PromptTemplate
     max_history: int
-    context: Context | None = None
-    """Writes what stands behind a history."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt there may be."""
-        items = self.max_history * self.template.sid_tokens.shape[1]
-        return len(self.template.head) + items + (0 if self.context is None else self.context.longest)
+        return len(self.template.head) + self.max_history * self.template.sid_tokens.shape[1]
 
     def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
         """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
-        tokens, mask = self.template.render(histories)
-        if self.context is None or not len(histories):
-            return tokens, mask
-        texts = [torch.tensor(ids, dtype=torch.int64) for ids in self.context(histories)]
-        rows = [torch.cat([row[shown], text]) for row, shown, text in zip(tokens, mask, texts, strict=True)]
-        filled = pad_sequence(rows, batch_first=True, padding_value=self.template.pad_id, padding_side="left")
-        return filled, pad_sequence([row >= 0 for row in rows], batch_first=True, padding_side="left")
+        return self.template.render(histories)
 
     def at(self, positions: Tensor) -> Requests:
         """The prompts whose targets stand at `positions` [P]."""
         sequences = self.dataset.sequences
         tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
-        return Requests(tokens, mask, Targets(sequences.items[positions][:, None]), self.full_history(positions))
+        return Requests(tokens, mask, self.full_history(positions), Targets(sequences.items[positions][:, None]))
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
@@ -120,6 +96,11 @@ class EvaluationBatches:
         order = lengths.argsort(stable=True)
         self.rows = order[rank::world].split(batch)
         self.positions = positions
+        self.batch = batch
+
+    def share(self, rank: int, world: int) -> EvaluationBatches:
+        """The rows of one rank."""
+        return EvaluationBatches(self.maker, self.positions, self.batch, rank, world)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -92,7 +92,7 @@ def entropy_values(drawn: Completions) -> Values:
 
 def advantage_values(experience: Experience) -> Values:
     """Mean size of the advantages of each step's chosen tokens."""
-    sizes, drawn = experience.advantages.abs(), experience.rollout
+    sizes, drawn = experience.advantages.abs(), experience.completions
     return {
         f"objective/advantage_abs_step{step + 1}": masked_mean(sizes, drawn.chosen & (drawn.step_ids == step))
         for step in range(drawn.num_steps)

@@ -16,7 +16,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Requests, Rewards, Scores, concatenate
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
-from genrl.ops import world_max, world_size, world_sum
+from genrl.ops import seed_of, world_max, world_size, world_sum
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
 from genrl.prompts.prompts import PromptMaker
@@ -29,8 +29,11 @@ from genrl.training.diagnostics import (
     rollout_values,
     squared_by_step,
 )
-from genrl.training.stage import StageModule, scheduled
-from genrl.training.stream import PromptOrder, StepStream, seed_of
+from genrl.training.stage import StageModule, flatten, scheduled
+from genrl.training.stream import PromptOrder, StepStream
+
+Batch = tuple[Experience, Requests]
+"""Completions with their credit, and the requests that they answer."""
 
 
 class RLModule(StageModule):
@@ -75,7 +78,7 @@ class RLModule(StageModule):
         self.seed = seed
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
-        self._pending: list[Experience] = []
+        self._pending: list[Batch] = []
         self._update_began = 0.0
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
         self._squares = torch.zeros(self.layout.num_steps)
@@ -92,36 +95,36 @@ class RLModule(StageModule):
         """Forward and backward passes per optimiser step and rank."""
         return micro_batches(self.rollouts, self.trainer.world_size)
 
-    def train_dataloader(self) -> StepStream[Experience]:
+    def train_dataloader(self) -> StepStream[Batch]:
         """The next round of steps."""
         # A round ends with the last update of a rollout.
         steps = -(-self.config.validate_every // self.updates) * self.updates
         return StepStream(self._batches, lambda: self.global_step, steps, self.config.max_steps, self.micro_batches)
 
-    def _batches(self, step: int) -> Iterator[Experience]:
+    def _batches(self, step: int) -> Iterator[Batch]:
         index, update = divmod(step, self.updates)
         if update == 0:
             started = time.perf_counter()
             with self.numerics():
                 self._pending = self.experience(index)
             self._sums["time/rollout"].append(time.perf_counter() - started)
-        batch = self._pending[update]
+        batch, prompts = self._pending[update]
         if "scores" in self.objective.needs:
-            batch = self.objective.before_step(self._score_all(batch), batch)
+            batch = self.objective.before_step(self._score_all(batch, prompts), batch)
         self._update_began = time.perf_counter()
-        yield from self._micro_batches(batch)
+        yield from self._micro_batches(batch, prompts)
 
-    def _micro_batches(self, batch: Experience) -> Iterator[Experience]:
+    def _micro_batches(self, batch: Experience, prompts: Requests) -> Iterator[Batch]:
         """Split a mini-batch into whole groups; groups without any gradient are left out of the forward pass."""
         rows = torch.arange(len(batch), device=batch.advantages.device)
         if not self.objective.gradient_without_advantage:
             rows = rows[live_prompts(batch)]
-        lengths = batch.rollout.prompt_mask[rows].sum(1)
+        lengths = prompts.mask[rows].sum(1)
         rows = rows[lengths.argsort(stable=True)]  # prompts of like length together: little padding in each part
-        yield from (batch.prompts(part) for part in rows.tensor_split(self.micro_batches))
+        yield from ((batch.groups(part), prompts.rows(part)) for part in rows.tensor_split(self.micro_batches))
 
     @torch.no_grad()
-    def experience(self, index: int) -> list[Experience]:
+    def experience(self, index: int) -> list[Batch]:
         """Rollout number `index` as the mini-batches of its optimiser steps: draw, verify, give credit, split."""
         self.policy.eval()
         drawn, rewards, prompts = self._draw(index, attempt=0)
@@ -134,7 +137,7 @@ class RLModule(StageModule):
             self._sums["rollout/resampled"].append(float((~live).float().mean()))
         if "ref_logps" in self.objective.needs:
             with self.policy.reference():
-                reference = self._scores(drawn)
+                reference = self._scores(drawn, prompts)
             drawn = replace(drawn, ref_logps=reference.logps)
         self.check_finite(drawn.logps, drawn, "log-probability of the rollout")
         self._watch(drawn, rewards, prompts)
@@ -142,12 +145,13 @@ class RLModule(StageModule):
         self.sampled = (whole, rewards, prompts)
         self._note({"objective/dead_groups": 1 - live_prompts(whole).float().mean()}, advantage_values(whole))
         if self.updates == 1:
-            return [whole]
+            return [(whole, prompts)]
         generator = torch.Generator().manual_seed(seed_of(self.seed, index, 2))
-        parts: list[Experience] = []
+        parts: list[Batch] = []
         for _ in range(self.rollouts.epochs):
             order = torch.randperm(len(whole), generator=generator).to(whole.advantages.device)
-            parts += [renormalized(whole.prompts(rows)) for rows in order.tensor_split(self.rollouts.minibatches)]
+            for rows in order.tensor_split(self.rollouts.minibatches):
+                parts.append((renormalized(whole.groups(rows)), prompts.rows(rows)))
         return parts
 
     def _draw(self, index: int, attempt: int) -> tuple[Completions, Rewards, Requests]:
@@ -169,7 +173,7 @@ class RLModule(StageModule):
                 total=total,
                 categories=self.categories,
             )
-        return drawn, self.verifier(drawn, prompts.targets), prompts
+        return drawn, self.verifier(drawn, prompts.wanted), prompts
 
     @staticmethod
     def _replace_dead(
@@ -185,18 +189,19 @@ class RLModule(StageModule):
         drawn, rewards, prompts = concatenate(old[0], new[0]), concatenate(old[1], new[1]), concatenate(old[2], new[2])
         group = drawn.group_size
         rows = (chosen[:, None] * group + torch.arange(group, device=live.device)).flatten()
-        return drawn.prompts(chosen), rewards.rows(rows), prompts.prompts(chosen)
+        return drawn.groups(chosen), rewards.rows(rows), prompts.rows(chosen)
 
-    def training_step(self, batch: Experience, index: int) -> Tensor:
+    def training_step(self, micro: Batch, index: int) -> Tensor:
         """Loss of one micro-batch; micro-batch losses of a step add up to the step's loss."""
+        batch, prompts = micro
         self.policy.update_mode()  # no dropout: the update must see the distribution that was sampled from
         if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
             self._sums["train/loss"].append(0.0)
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
-        scores = self._scores(batch.rollout)
-        scores.logps.register_hook(partial(self._note_gradient, batch.rollout))
+        scores = self._scores(batch.completions, prompts)
+        scores.logps.register_hook(partial(self._note_gradient, batch.completions))
         output = self.objective.loss(scores, batch)
-        self.check_finite(output.loss, batch)
+        self.check_finite(output.loss, {**flatten(batch), "requests": prompts})
         for name, value in output.stats.items():
             if name != "dead_groups":  # counted over the whole rollout in `experience`
                 self._sums[_tag(name)].append(value)
@@ -227,7 +232,7 @@ class RLModule(StageModule):
         """Gather what is logged of every rollout, whatever the objective."""
         if "targets" in self.objective.needs:
             drawn = replace(drawn, entropy=None)  # nothing was drawn
-        codes = self.layout.codes_of_items()[prompts.targets.items[:, 0]]
+        codes = self.layout.codes_of_items()[prompts.wanted.items[:, 0]]
         self._note(reward_values(rewards), match_values(drawn, codes), rollout_values(drawn, self.metrics.cold))
 
     def _note(self, *values: Mapping[str, Tensor]) -> None:
@@ -235,16 +240,16 @@ class RLModule(StageModule):
         for tag, value in (pair for part in values for pair in part.items()):
             self._sums[tag].append(value)
 
-    def _score_all(self, batch: Experience) -> Scores:
+    def _score_all(self, batch: Experience, prompts: Requests) -> Scores:
         """Scores of a whole mini-batch without gradient."""
         self.policy.eval()
         with torch.no_grad(), self.numerics():
-            return self._scores(batch.rollout)
+            return self._scores(batch.completions, prompts)
 
-    def _scores(self, drawn: Completions) -> Scores:
+    def _scores(self, drawn: Completions, prompts: Requests) -> Scores:
         """What the policy of the moment says of a rollout's tokens, under the distributions they were drawn from."""
         how = self.rollouts
-        return score(self.policy, self.layout, drawn, how.temperature, how.normalize, how.thinking_temperature)
+        return score(self.policy, self.layout, prompts, drawn, how.temperature, how.normalize, how.thinking_temperature)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, then constant."""

@@ -9,11 +9,8 @@ import lightning as L
 import pytest
 
 from genrl.cli import main
-from genrl.policy.decode import rank
 from genrl.training.callbacks import ResumePoint
-from genrl.training.finished_run import evaluate_run, load_run, recommend
 from genrl.training.rl import RLModule
-from genrl.training.session import Session
 from tests.runs import small
 
 RUNS = {"sapo": ("layout.order=tail", "rewards.format.weight=0.2"), "grpo": ("layout.order=interleaved",)}
@@ -130,23 +127,3 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(output: Path, monkeypatch
         assert (one / name).read_bytes() == (two / name).read_bytes()
     for split in ("valid", "test", "difference"):
         assert read(one)[split] == read(two)[split]
-
-
-def test_text_can_be_read_in_the_prompt_where_thinking_would_write_it(tmp_path: Path) -> None:
-    own = [word for word in THINKING if not word.startswith("layout")]
-    assert main(["fit", *small(tmp_path, *own, "prompt.context=4")]) == 0
-    folder = tmp_path / "toy" / "sapo-s0"
-    metrics = read(folder)
-    assert set(metrics["stages"]) == {"align", "activate", "rl"}
-    session = load_run(folder)
-    assert isinstance(session, Session)
-    positions = session.batches("test").positions[:2]
-    prompts, without = session.maker.at(positions), session.plain.maker.at(positions)
-    assert bool((prompts.mask.sum(1) > without.mask.sum(1)).all())
-    ids = session.dataset.catalog.item_ids
-    histories = [[ids[item] for item in row if item >= 0] for row in prompts.history.tolist()]
-    session.policy.eval()
-    wanted = rank(session.policy, session.layout, prompts.tokens, prompts.mask, session.config.evaluate.beam)
-    for found, items in zip(recommend(folder, histories, 5), wanted.items[:, :5].tolist(), strict=True):
-        assert [name for name, _, _ in found.items] == [ids[item] for item in items]
-    assert evaluate_run(folder, split="test", overrides=[])[folder.name] == metrics["test"]["rl"]

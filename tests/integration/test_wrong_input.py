@@ -19,7 +19,8 @@ from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.cli import main
 from genrl.config.schema import DataConfig, ToyConfig
-from genrl.training import callbacks, run
+from genrl.runs import fit as run
+from genrl.training import callbacks
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,8 +175,6 @@ BLOCKED = ("stages=[align,activate,rl]", "layout=blocked", "layout.budget=6")
         (["layout=sid", "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
         (["layout=sid", "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
         (["activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),
-        (["prompt.context=4", "stages=[align,rl]"], "prompt.context = 4: is learned in stage activate"),
-        (["prompt.context=-1"], "prompt.context = -1: must be at least 0"),
         (["activate.path=some.jsonl"], "is not read with activate.traces=template"),
         (["activate.traces=jsonl", "activate.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     ],

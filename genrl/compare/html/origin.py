@@ -81,10 +81,9 @@ def thinking(report: Tree, styles: Mapping[str, Look]) -> Markup | None:
         return element("tr", name, (element("td", cell) for cell in cells))
 
     about = (
-        "The row context reads the text of a trace instead of writing it. The rows without thinking were given as many "
-        "training tokens and, by a wider beam, about as many multiply-adds per request. Supervised tokens are all that "
-        "went through the model, those of rl are of completions. A request is one user at a time; its time is the "
-        "median, all rows in turn in one process."
+        "The row without thinking was given as many training tokens and, by a wider beam, about as many multiply-adds "
+        "per request. Supervised tokens are all that went through the model, those of rl are of completions. A request "
+        "is one user at a time; its time is the median, both rows in turn in one process."
     )
     heads = _heads(
         *("row", "supervised tokens", "rl tokens", "rl prompts"),

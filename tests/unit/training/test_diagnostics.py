@@ -28,16 +28,15 @@ def written(order: str, words: list[list[int]], closed: list[list[bool]]) -> Sam
     codes = [[False] * len(words[0])] * len(words)
     shape = thinking_shape("tail" if order == "blocked" else order, words, closed, codes)
     shape.pop("N")
-    rows, width = shape["mask"].shape
+    rows, width = shape["chosen"].shape
     zeros = torch.zeros(rows, width)
     rollout = replace(
         base.rollout,
         tokens=zeros.long(),
-        support=zeros.long(),
         logps=zeros,
         ref_logps=None,
         entropy=zeros,
-        choices=torch.zeros(rows, len(words[0]), dtype=torch.int64),
+        codes=torch.zeros(rows, len(words[0]), dtype=torch.int64),
         num_steps=len(words[0]),
         **shape,
     )
@@ -110,7 +109,7 @@ def test_the_reward_of_a_step_is_its_match_and_what_shapes_it() -> None:
 def test_a_match_is_the_code_of_the_target_of_the_prompt() -> None:
     drawn = sample("blocked", prompts=2, group_size=2).rollout
     choices = torch.tensor([[1, 2], [1, -1], [7, 8], [0, 8]])
-    values = match_values(replace(drawn, choices=choices), torch.tensor([[1, 3], [7, 8]]))
+    values = match_values(replace(drawn, codes=choices), torch.tensor([[1, 3], [7, 8]]))
     assert_same(values["train/match/step1"], torch.tensor(0.75))
     assert_same(values["train/match/step2"], torch.tensor(0.5))
 

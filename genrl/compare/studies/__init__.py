@@ -1,0 +1,1 @@
+"""Comparisons with a question of their own."""

@@ -1,0 +1,109 @@
+"""Whose a run folder is: made by one configuration, finished or not, and never overwritten by another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from genrl.config.load import save_config
+from genrl.config.schema import RunConfig
+from genrl.errors import CheckpointError, ConfigError
+from genrl.runs import tables as report
+from genrl.training.fitting import is_first
+from genrl.files import UNIMPORTANT, file_hash, read_json, versions, write_json
+
+READ = ("data.interactions", "data.items", "sid.path", "sid.embedding.path", "activate.path")
+"""Options that name files which a run learns from."""
+
+
+def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
+    """Whether the run folder holds this very run, finished; writes nothing.
+
+    Raises:
+        ConfigError: if it holds another configuration, was made from files that have other contents now, or holds an
+            unfinished run that is not to be resumed.
+    """
+    saved = folder / "config.yaml"
+    if not is_first() or not saved.exists():
+        return False
+    changed = differences(saved, config)
+    if changed:
+        raise ConfigError(
+            f"{folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was "
+            f"written. Choose another experiment=NAME or seed=N, or remove the folder."
+        )
+    inputs = folder / "inputs.json"
+    before = read_json(inputs) if inputs.exists() else {}
+    now = input_files(config) if before else {}
+    other = [f"{name} ({path})" for name, (path, digest) in now.items() if before.get(name, digest) != digest]
+    if other:
+        raise ConfigError(
+            f"{folder} was begun when {', '.join(other)} had another content. Nothing was written. Choose another "
+            f"experiment=NAME or name=NAME, remove the folder, or bring the old content back."
+        )
+    if (folder / "metrics.json").exists():
+        return True
+    if not resume:
+        raise ConfigError(
+            f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the "
+            f"folder."
+        )
+    return False
+
+
+def show_finished(folder: Path, console: Console) -> Path:
+    """Show the tables of a run that need not be made again."""
+    console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
+    report.show(console, read_json(folder / "metrics.json"))
+    return folder
+
+
+def claim(folder: Path, config: RunConfig, command: str) -> None:
+    """Make an empty run folder ours; config.yaml comes last, so that a folder with it is whole."""
+    saved = folder / "config.yaml"
+    if saved.exists():
+        return
+    write_json(folder / "versions.json", versions())
+    write_json(folder / "inputs.json", {name: digest for name, (_, digest) in input_files(config).items()})
+    (folder / "command.txt").write_text(
+        f"{command or 'started from Python'}\n# the same run again, elsewhere:\n"
+        f"python -m genrl fit --config {saved} output=runs-again\n"
+    )
+    save_config(config, saved)
+
+
+def input_files(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Option -> path and SHA-256 of each file or folder that a run learns from, as far as it is on this disk."""
+    paths = {name: path for name, path in _flat(asdict(config)).items() if name in READ}
+    return {name: (path, file_hash(path)) for name, path in paths.items() if Path(path).expanduser().exists()}
+
+
+def differences(saved: Path, config: RunConfig) -> list[str]:
+    """Dotted names of what differs between a saved configuration and this one.
+
+    An option that the saved one lacks, being of an earlier version, stands at its default there.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(saved))
+    except Exception as error:
+        raise CheckpointError(
+            f"{saved} is damaged ({type(error).__name__}). Remove the folder and run again."
+        ) from error
+    now = OmegaConf.to_container(OmegaConf.create(asdict(config)))
+    before, after, default = _flat(values), _flat(now), _flat(asdict(RunConfig()))
+    names = sorted(before.keys() | after.keys())
+    changed = (name for name in names if before.get(name, default.get(name)) != after.get(name))
+    return [name for name in changed if name not in UNIMPORTANT]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 (nested plain values)
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,60 @@
+"""Small sessions and a finished run for all tests of the stages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.runs.fit import fit
+from genrl.runs.session import Session
+from tests.runs import QUICK, small_config
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Tensor]]:
+    session = Session.build(small_config(tmp_path_factory.mktemp("session")))
+    return session, session.policy.state()
+
+
+@pytest.fixture
+def session(built: tuple[Session, dict[str, Tensor]]) -> Iterator[Session]:
+    """The session with the weights it began with."""
+    session, weights = built
+    session.policy.load_state(weights, "the beginning")
+    session.policy.zero_grad()
+    session.policy.eval()
+    yield session
+    session.policy._reference = {}
+
+
+@pytest.fixture(scope="session")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A session whose policy thinks, with weights far from uniform; tests leave it as it is."""
+    config = small_config(
+        tmp_path_factory.mktemp("thinking"), "layout=blocked", "layout.budget=3", "data.max_history=8"
+    )
+    session = Session.build(config)
+    with torch.no_grad():
+        for value in session.policy.trainable().values():
+            if value.dim() > 1:
+                value.mul_(4.0)
+    session.policy.eval()
+    return session
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests leave it as it is."""
+    return fit(small_config(tmp_path_factory.mktemp("runs"), *QUICK), command="genrl fit")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run and its experiment that a test may spoil."""
+    shutil.copytree(finished.parent, tmp_path / "toy")
+    return tmp_path / "toy" / finished.name

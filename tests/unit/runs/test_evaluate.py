@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.catalog.sequences import Role
+from genrl.config.schema import EvaluateConfig
+from genrl.layouts.blocked import BlockedLayout
+from genrl.metrics.functional import exclude_history
+from genrl.policy.reasoning import reason
+from genrl.prompts.prompts import EvaluationBatches
+from genrl.recommenders.policy import deniable, rankings, thinking_noise
+from genrl.runs.evaluate import (
+    Evaluation,
+    evaluate,
+    evaluated_rows,
+    ranking_metrics,
+)
+from genrl.runs.session import Session
+from tests.helpers import assert_same
+
+CONFIG = EvaluateConfig(beam=60, k=[5, 10])
+
+
+def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = None) -> Evaluation:
+    positions = evaluated_rows(session.dataset, replace(config, valid_users=limit), "valid")
+    rows = EvaluationBatches(session.maker, positions, config.batch)
+    return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+
+
+@pytest.fixture
+def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tensor]:
+    """For each validation row all items, best first; the items seen before; the target: one plain forward per item."""
+    layout, policy, sequences = session.layout, session.policy, session.dataset.sequences
+    codes = layout.render(torch.arange(60))
+    nodes = layout.start(60)
+    legal = []
+    for position in range(layout.length):
+        legal.append(layout.legal(position, nodes))
+        nodes = layout.advance(position, nodes, codes[:, position])
+    positions = session.dataset.sequences.rows(Role.VALID)[:20]
+    rankings, histories = [], []
+    for position in positions.tolist():
+        user = int(sequences.users(torch.tensor([position])))
+        seen = sequences.items[int(sequences.offsets[user]) : position]
+        prompt = torch.cat([torch.tensor([policy.start_id]), layout.render(seen).flatten()])
+        with torch.no_grad():
+            logits = policy.model(torch.cat([prompt.expand(60, -1), codes], dim=1)).logits.float()
+        total = torch.zeros(60)
+        for place, allowed in enumerate(legal):
+            now = logits[:, len(prompt) - 1 + place]
+            inside = now[:, allowed.first : allowed.first + allowed.mask.shape[1]].masked_fill(~allowed.mask, -1e30)
+            total += now.gather(1, codes[:, place : place + 1])[:, 0] - inside.logsumexp(1)
+        rankings.append(total.argsort(descending=True).tolist())
+        histories.append(seen.tolist())
+    return rankings, histories, sequences.items[positions]
+
+
+def test_a_full_beam_equals_scoring_every_item(
+    session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
+) -> None:
+    wanted_rankings, histories, targets = exhaustive
+    rows = EvaluationBatches(session.maker, session.dataset.sequences.rows(Role.VALID)[:20], 7)
+    found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
+    raw = [ranking.index(target) for ranking, target in zip(wanted_rankings, targets.tolist(), strict=True)]
+    left = [
+        [item for item in ranking if item not in seen] for ranking, seen in zip(wanted_rankings, histories, strict=True)
+    ]
+    excluded = [items.index(t) if t in items else 60 for items, t in zip(left, targets.tolist(), strict=True)]
+    assert found.ranks["raw"].tolist() == raw
+    assert found.ranks["excluded"].tolist() == excluded
+    assert_same(found.raw["recall@10"], sum(rank < 10 for rank in raw) / 20, 1e-9)
+    assert_same(found.excluded["recall@5"], sum(rank < 5 for rank in excluded) / 20, 1e-9)
+    gains = [1 / torch.tensor(rank + 2.0).log2() if rank < 10 else torch.tensor(0.0) for rank in raw]
+    assert_same(found.raw["ndcg@10"], float(torch.stack(gains).mean()), 1e-6)
+    shown = {item for ranking in wanted_rankings for item in ranking[:10]}
+    assert_same(found.raw["coverage@10"], len(shown) / 60, 1e-9)
+    seen = [len(set(r[:10]) & set(h)) / 10 for r, h in zip(wanted_rankings, histories, strict=True)]
+    assert_same(found.raw["history_share@10"], sum(seen) / 20, 1e-9)
+
+
+def test_metrics_do_not_depend_on_the_batch_size(session: Session) -> None:
+    one, two = (run(session, replace(CONFIG, beam=20, batch=batch)) for batch in (7, 128))
+    assert one.raw == pytest.approx(two.raw, nan_ok=True)
+    assert one.excluded == pytest.approx(two.excluded, nan_ok=True)
+    assert {kind: ranks.tolist() for kind, ranks in one.ranks.items()} == {
+        kind: ranks.tolist() for kind, ranks in two.ranks.items()
+    }
+
+
+def test_ranks_stand_in_the_order_of_the_rows_and_misses_behind_all(session: Session) -> None:
+    whole = run(session, replace(CONFIG, beam=10, batch=16))
+    assert whole.ranks["raw"].numel() == session.dataset.sequences.rows(Role.VALID).numel()
+    assert int(whole.ranks["raw"].min()) >= 0
+    assert int(whole.ranks["raw"].max()) == 10
+    one = session.dataset.sequences.rows(Role.VALID)[33:34]
+    batches = EvaluationBatches(session.maker, one, 4)
+    alone = evaluate(session.policy, session.layout, batches, replace(CONFIG, beam=10), session.dataset.catalog, "one")
+    assert int(alone.ranks["raw"]) == int(whole.ranks["raw"][33])
+
+
+def test_two_ranks_together_see_what_one_sees(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, beam=20, batch=16)
+    positions = session.dataset.sequences.rows(Role.VALID)
+    parts = []
+    for rank in range(2):
+        rows = EvaluationBatches(session.maker, positions, config.batch, rank, 2)
+        parts.append(evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "part"))
+    whole = run(session, config)
+    for kind in ("raw", "excluded"):
+        joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
+        assert joined.tolist() == whole.ranks[kind].tolist()
+        assert bool((torch.minimum(parts[0].ranks[kind], parts[1].ranks[kind]) == -1).all())
+
+
+def test_a_hit_may_be_any_item_of_the_sid(session: Session) -> None:
+    codes = session.table.codes
+    shared = codes.clone()
+    shared[1] = shared[0]
+    catalog = session.dataset.catalog
+    by_item, by_sid = (ranking_metrics(replace(CONFIG, level=level), catalog, shared) for level in ("item", "sid"))  # type: ignore[arg-type]
+    batch = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:1])
+    targets = replace(batch.targets, items=torch.tensor([[1]]))
+    from genrl.batches import Ranking
+
+    ranking = Ranking(torch.tensor([[0, *range(2, 11)]]), -torch.arange(10.0)[None])
+    for metrics in (by_item, by_sid):
+        metrics.update(ranking, targets)
+    assert float(by_item.compute()["recall@5"]) == 0.0
+    assert float(by_sid.compute()["recall@5"]) == 1.0
+
+
+def test_the_policy_is_left_in_evaluation_mode(session: Session) -> None:
+    session.policy.train()
+    run(session, replace(CONFIG, beam=10), limit=5)
+    assert not session.policy.training
+
+
+def test_an_exact_evaluation_finds_the_top_that_scoring_every_item_gives(
+    session: Session, exhaustive: tuple[list[list[int]], list[list[int]], Tensor]
+) -> None:
+    wanted_rankings, histories, targets = exhaustive
+    rows = EvaluationBatches(session.maker, session.dataset.sequences.rows(Role.VALID)[:20], 7)
+    narrow = replace(CONFIG, beam=10, k=[5, 10])
+
+    def run_with(config: EvaluateConfig) -> Evaluation:
+        return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+
+    beams, exact = run_with(narrow), run_with(replace(narrow, exact=True))
+    assert beams.raw["certified@10"] < 1
+    assert exact.raw["certified@10"] == exact.excluded["certified@10"] == 1
+    left = [
+        [item for item in ranking if item not in seen] for ranking, seen in zip(wanted_rankings, histories, strict=True)
+    ]
+    for kind, wanted in (("raw", wanted_rankings), ("excluded", left)):
+        places = [r.index(t) if t in r else 60 for r, t in zip(wanted, targets.tolist(), strict=True)]
+        assert exact.ranks[kind].tolist() == [min(place, 10) for place in places]
+
+
+def test_an_exact_evaluation_stands_users_who_have_seen_everything(session: Session) -> None:
+    prompts = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:3])
+    history = torch.full((3, 70), -1)
+    history[1, 5:65] = torch.arange(60)
+    history[2, 3] = 7
+    found = rankings(
+        session.policy, session.layout, replace(prompts, history=history), replace(CONFIG, beam=10, exact=True)
+    )
+    assert (found["excluded"].items >= 0).sum(1).tolist() == [10, 0, 10]
+    assert 7 not in found["excluded"].items[2].tolist()
+
+
+def test_some_rows_are_the_same_ones_for_every_run(session: Session) -> None:
+    def rows(limit: int | None) -> Tensor:
+        return evaluated_rows(session.dataset, replace(CONFIG, valid_users=limit, test_users=3), "valid")
+
+    every = session.dataset.sequences.rows(Role.VALID)
+    some = rows(30)
+    assert some.numel() == 30
+    assert some.tolist() == sorted(set(some.tolist()) & set(every.tolist()))
+    torch.manual_seed(5)
+    assert torch.equal(rows(30), some)
+    assert torch.equal(rows(80), every)
+    assert torch.equal(rows(None), every)
+    assert some.tolist() != every[:30].tolist()
+    assert evaluated_rows(session.dataset, replace(CONFIG, test_users=3), "test").numel() == 3
+
+
+def test_nothing_is_denied_to_users_who_have_seen_everything() -> None:
+    history = torch.tensor([[-1, 0, 1], [0, 1, 1], [2, 0, 1]])
+    assert deniable(history, 3).tolist() == [[-1, 0, 1], [0, 1, 1], [-1, -1, -1]]
+
+
+def test_noise_of_thinking_depends_on_the_prompt_alone(thinking: Session) -> None:
+    config = replace(CONFIG, thinking_samples=2)
+    prompts = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:6])
+    whole = thinking_noise(thinking.layout, prompts.tokens, prompts.mask, config)
+    assert whole is not None
+    assert whole.shape == (6, 2, thinking.layout.length)
+    one = prompts.rows(torch.tensor([3]))
+    tokens, mask = one.tokens[:, one.mask[0]], one.mask[:, one.mask[0]]  # without its padding
+    alone = thinking_noise(thinking.layout, tokens, mask, config)
+    assert alone is not None
+    assert torch.equal(alone[0], whole[3])
+    assert len({row.flatten()[0].item() for row in whole}) == len({tuple(row) for row in prompts.tokens.tolist()})
+    assert thinking_noise(thinking.layout, tokens, mask, CONFIG) is None
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking: Session, samples: int) -> None:
+    config = replace(CONFIG, beam=12, valid_users=12, thinking_samples=samples, batch=64)
+    whole = run(thinking, config, limit=12)
+    assert run(thinking, replace(config, batch=5), limit=12).ranks["raw"].tolist() == whole.ranks["raw"].tolist()
+    positions = evaluated_rows(thinking.dataset, config, "valid")
+    parts = []
+    for rank in range(2):
+        rows = EvaluationBatches(thinking.maker, positions, 7, rank, 2)
+        parts.append(evaluate(thinking.policy, thinking.layout, rows, config, thinking.dataset.catalog, "part"))
+    for kind in ("raw", "excluded"):
+        joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
+        assert joined.tolist() == whole.ranks[kind].tolist()
+    assert whole.raw["format_failure"] == 0
+    assert ("certified@10" in whole.raw) == (samples == 0)
+
+
+def test_raw_and_history_excluded_rankings_share_one_thinking(
+    thinking: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genrl.recommenders import policy
+
+    layout, prompts = thinking.layout, thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:4])
+    assert isinstance(layout, BlockedLayout)
+    count, think = [], policy.think
+    monkeypatch.setattr(policy, "think", lambda *args, **options: count.append(1) or think(*args, **options))
+    full = reason(thinking.policy, layout, prompts.tokens, prompts.mask, 60).ranking
+    found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
+    assert found["raw"].items.tolist() == full.items[:, :10].tolist()
+    unseen = exclude_history(full, prompts.history)
+    assert found["excluded"].items.tolist() == unseen.items[:, :10].tolist()
+    assert len(count) == 1
+
+
+def test_failed_thinking_is_a_miss_that_is_counted(thinking: Session) -> None:
+    layout = thinking.layout
+    assert isinstance(layout, BlockedLayout)
+    failing = BlockedLayout(
+        replace(layout.config, on_budget="fail"),
+        trie=layout.items.trie,  # type: ignore[attr-defined]
+        first_ids=layout.first_ids,
+        codes=layout.codes_of_items(),
+        words=layout.words,
+    )
+    failing._closing[layout.words.closing] = False  # nothing but words is ever chosen
+    found = run(replace(thinking, layout=failing), replace(CONFIG, beam=10), limit=6)
+    assert found.raw["format_failure"] == found.excluded["format_failure"] == 1
+    assert found.raw["recall@10"] == 0
+    assert found.ranks["raw"].tolist() == [10] * 6
+
+
+def test_only_layouts_with_thinking_can_fail_in_it(session: Session) -> None:
+    assert "format_failure" not in run(session, replace(CONFIG, beam=10), limit=5).raw

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from genrl.config import RunConfig, load_config
+from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.runs import record
+from genrl.runs.recommend import evaluate_run
+from genrl.runs.fit import build_objective, build_sids, fit, make_verifier
+from genrl.runs.session import Session
+from tests.runs import QUICK, changed, content, small_config
+
+
+def config_of(folder: Path, *overrides: str) -> RunConfig:
+    return small_config(folder.parents[1], *QUICK, *overrides)
+
+
+def unfinished(folder: Path) -> Path:
+    """Make a finished run look as if it had been killed behind its last checkpoint."""
+    (folder / "metrics.json").unlink()
+    (folder / "ranks.safetensors").unlink()
+    return folder
+
+
+def test_a_finished_run_is_shown_and_left_as_it_is(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(copied.parent)
+    assert fit(config_of(copied)) == copied
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "is finished already" in shown
+    assert "rl (grpo)" in shown
+    assert content(copied.parent) == before
+
+
+def test_another_configuration_is_refused_by_name_and_nothing_is_overwritten(copied: Path) -> None:
+    before = content(copied.parent)
+    options = ("rl.max_steps=3", "objective.clip_low=0.1", "rewards.format.weight=0.1", "name=grpo")
+    changes = r"name, objective.clip_low, rewards.format.weight, rl.max_steps"
+    with pytest.raises(ConfigError, match=rf"holds another configuration; it differs in {changes}. Nothing was"):
+        fit(config_of(copied, *options), resume=True)
+    assert content(copied.parent) == before
+
+
+def test_options_that_change_no_number_may_differ(copied: Path) -> None:
+    config = config_of(copied, "trainer.threads=1", "trainer.log_every=7")
+    assert fit(config) == copied
+    moved = copied.parents[1] / "moved"
+    shutil.move(copied.parent, moved / "toy")
+    assert fit(replace(config, output=str(moved))) == moved / "toy" / copied.name
+
+
+def test_an_unfinished_run_asks_for_resume(copied: Path) -> None:
+    unfinished(copied)
+    before = content(copied.parent)
+    with pytest.raises(ConfigError, match=r"unfinished run of this configuration. Add --resume"):
+        fit(config_of(copied))
+    assert content(copied.parent) == before
+
+
+def test_resuming_behind_the_last_step_gives_the_same_metrics(copied: Path, finished: Path) -> None:
+    unfinished(copied)
+    assert fit(config_of(copied), resume=True) == copied
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, copied))
+    for part in ("valid", "test", "difference"):
+        assert one[part] == two[part]
+    assert (copied / "weights.safetensors").read_bytes() == (finished / "weights.safetensors").read_bytes()
+
+
+def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path: Path) -> None:
+    table = tmp_path / "actions.csv"
+    table.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 5},{n}\n" for n in range(99)))
+    files = ["data.source=files", f"data.interactions={table}"]
+    with pytest.raises(DataError, match="no column 'who'"):
+        fit(small_config(tmp_path / "runs", *files, "data.columns.user=who"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
+        (["rollout.method=beam", "rollout.group_size=61"], "the catalogue has 60 distinct SIDs"),
+        (["rewards.level_match=null"], "objective 'sapo' needs a match per step"),
+        (["rollout.group_size=1"], "needs several completions per prompt"),
+    ],
+)
+def test_what_is_wrong_with_rl_is_said_before_anything_is_trained(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(small_config(tmp_path, "objective=sapo", *overrides))
+    assert [path.name.partition("-")[0] for path in (tmp_path / "toy").iterdir()] in (
+        [".lock", "sid"],
+        ["sid", ".lock"],
+    )
+
+
+def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="60 distinct SIDs"):
+        fit(small_config(tmp_path, *QUICK, "rollout.method=beam", "rollout.group_size=61"))
+    assert (fit(small_config(tmp_path, *QUICK, "stages=[align]")) / "metrics.json").is_file()
+
+
+def test_a_run_without_rl_asks_nothing_of_objective_and_rollout(tmp_path: Path) -> None:
+    options = ("stages=[align]", "rollout.group_size=1", "rollout.prompts=999", "align.max_epochs=1")
+    folder = fit(small_config(tmp_path, "objective=grpo", *options))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics["stages"]) == ["align"]
+    assert "rl" not in metrics["test"]
+    assert evaluate_run(folder, split="test", overrides=[])[folder.name] == metrics["test"]["align"]
+
+
+def test_an_objective_object_takes_the_place_of_the_configured_one(tmp_path: Path) -> None:
+    config = small_config(tmp_path, *QUICK)
+    objective = build_objective(replace(config, objective={**config.objective, "kl_coef": 0.5, "entropy_coef": 0.1}))
+    calls = []
+    original = objective.loss
+    objective.loss = lambda *arguments: calls.append(1) or original(*arguments)  # type: ignore[method-assign]
+    fit(config, objective=objective)
+    assert len(calls) == 2
+
+
+def test_the_verifier_holds_the_rewards_of_the_configuration(session: Session, tmp_path: Path) -> None:
+    config = changed(session, tmp_path, "rewards.exact_match.weight=2", "rewards.prefix_match.weight=0")
+    verifier = make_verifier(config, build_objective(config.config))
+    assert verifier.weights == {"exact_match": 2.0, "level_match": 1.0, "prefix_match": 0.0}
+    assert verifier.step_names == ("level_match",)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda data: data[:100], lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"\x00" * 500],
+    ids=["head", "half", "empty", "zeros"],
+)
+@pytest.mark.parametrize("stage", ["align", "rl"])
+def test_a_damaged_resume_point_is_named(copied: Path, stage: str, spoil: object) -> None:
+    folder = unfinished(copied)
+    if stage == "align":
+        (folder,) = copied.parent.glob("align-*")
+        (folder / "metrics.json").unlink()
+    path = folder / "last.ckpt"
+    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
+        fit(config_of(copied), resume=True)
+    assert path.read_bytes() == before
+
+
+def test_the_resume_point_of_another_model_is_named(copied: Path, tmp_path: Path) -> None:
+    other = fit(small_config(tmp_path / "wide", *QUICK, "model.hidden=32"))
+    shutil.copy(other / "last.ckpt", unfinished(copied) / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
+        fit(config_of(copied), resume=True)
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
+def test_damaged_weights_of_a_shared_stage_are_named(copied: Path, spoil: object) -> None:
+    (align,) = copied.parent.glob("align-*")
+    path = align / "weights.safetensors"
+    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=r"align-.*weights.safetensors is truncated or damaged"):
+        fit(replace(config_of(copied), seed=1))
+
+
+def test_a_damaged_configuration_or_result_is_named(copied: Path) -> None:
+    (copied / "metrics.json").write_text('{"name": ')
+    with pytest.raises(CheckpointError, match=r"metrics.json is damaged"):
+        fit(config_of(copied))
+    (copied / "config.yaml").write_text("a: [")
+    with pytest.raises(CheckpointError, match=r"config.yaml is damaged"):
+        fit(config_of(copied))
+
+
+def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "build", None)
+    table = build_sids(small_config(tmp_path))
+    assert len(table) == 60
+    assert [path.name for path in (tmp_path / "toy").glob("sid-*")]
+
+
+def test_reference_lines_are_computed_once_per_experiment(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "reference_lines", None)
+    folder = fit(config_of(copied, "seed=1"))
+    one, two = (json.loads((path / "metrics.json").read_text()) for path in (copied, folder))
+    assert one["test"]["most_popular"] == two["test"]["most_popular"]
+
+
+def test_the_saved_configuration_is_the_whole_one(finished: Path) -> None:
+    assert load_config([finished / "config.yaml"]).rl.max_steps == 2
+    assert "seed: 0" in (finished / "config.yaml").read_text()

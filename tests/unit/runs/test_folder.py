@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from genrl.config import RunConfig, run_folder
+from genrl.config.schema import ActivateConfig
+from genrl.errors import ConfigError
+from genrl.runs.folder import claim, differences, is_finished
+from genrl.files import write_json
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return RunConfig(output=str(tmp_path))
+
+
+@pytest.fixture
+def folder(config: RunConfig) -> Path:
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    claim(folder, config, "python -m genrl fit --seed 0")
+    return folder
+
+
+def test_a_claimed_folder_says_how_it_was_started_and_with_what(folder: Path) -> None:
+    first, *_, again = (folder / "command.txt").read_text().splitlines()
+    assert first == "python -m genrl fit --seed 0"
+    assert again == f"python -m genrl fit --config {folder / 'config.yaml'} output=runs-again"
+    assert (folder / "versions.json").is_file()
+
+
+def test_a_second_claim_changes_nothing(folder: Path, config: RunConfig) -> None:
+    before = (folder / "command.txt").read_bytes()
+    claim(folder, config, "something else")
+    assert (folder / "command.txt").read_bytes() == before
+
+
+def test_a_folder_is_finished_once_its_metrics_are_there(folder: Path, config: RunConfig) -> None:
+    assert not is_finished(folder, config, resume=True)
+    write_json(folder / "metrics.json", {})
+    assert is_finished(folder, config, resume=False)
+    assert not is_finished(folder.parent / "other", config, resume=False)
+
+
+def test_another_configuration_is_refused_by_option(folder: Path, config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"differs in seed\. Nothing was written"):
+        is_finished(folder, replace(config, seed=3), resume=True)
+
+
+def test_options_that_an_older_version_lacked_stand_at_their_default(folder: Path, config: RunConfig) -> None:
+    saved = folder / "config.yaml"
+    values = OmegaConf.load(saved)
+    del values["baseline"], values["trainer"]["compile"]
+    OmegaConf.save(values, saved)
+    assert differences(saved, config) == []
+    compiled = replace(config, trainer=replace(config.trainer, compile=True))
+    assert differences(saved, compiled) == ["trainer.compile"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_made_from_files_that_changed_since_is_refused(tmp_path: Path, finished: bool) -> None:
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text("one")
+    config = RunConfig(output=str(tmp_path), activate=ActivateConfig(traces="jsonl", path=str(traces)))
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    claim(folder, config, "python -m genrl fit")
+    if finished:
+        write_json(folder / "metrics.json", {})
+    assert is_finished(folder, config, resume=True) == finished
+    traces.write_text("one and another")
+    with pytest.raises(ConfigError, match=r"was begun when activate.path \(.*traces.jsonl\) had another content"):
+        is_finished(folder, config, resume=True)
+    traces.unlink()
+    assert is_finished(folder, config, resume=True) == finished  # what is missed is said when it is read
+    traces.write_text("one")
+    (folder / "inputs.json").unlink()  # of an earlier version
+    assert is_finished(folder, config, resume=True) == finished

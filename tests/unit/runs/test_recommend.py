@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from genrl.config import run_folder
+from genrl.errors import CheckpointError, DataError
+from genrl.training.callbacks import save_weights
+from genrl.runs.folder import claim
+from genrl.recommenders.policy import decoding
+from genrl.runs.recommend import evaluate_run, load_run, recommend
+from genrl.runs.session import Session
+from tests.helpers import assert_same
+from tests.runs import content
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
+def test_damaged_weights_are_named(copied: Path, spoil: object) -> None:
+    path = copied / "weights.safetensors"
+    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=r"weights.safetensors is truncated or damaged"):
+        load_run(copied)
+
+
+def test_weights_of_another_model_are_named(copied: Path) -> None:
+    weights = load_file(copied / "weights.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: torch.zeros(2)}, copied / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="belong to another model: 1 of another shape"):
+        load_run(copied)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no run folder"):
+        load_run(tmp_path)
+
+
+def test_a_run_is_rebuilt_with_its_trained_weights(finished: Path) -> None:
+    session = load_run(finished)
+    saved = load_file(finished / "weights.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in session.policy.state().items())
+
+
+def test_a_run_can_be_moved_and_read_from_anywhere(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OmegaConf.load(copied / "config.yaml")
+    config.output = "runs"  # relative, as the default is
+    OmegaConf.save(config, copied / "config.yaml")
+    (copied / "weights.safetensors").unlink()
+    metrics = json.loads((copied / "metrics.json").read_text())
+    metrics["stages"]["align"]["folder"] = "runs/toy/" + Path(metrics["stages"]["align"]["folder"]).name
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    session = load_run(copied)
+    assert run_folder(session.config) == copied
+    (align,) = copied.parent.glob("align-*")
+    saved = load_file(align / "weights.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in session.policy.state().items())
+    assert not list(elsewhere.iterdir())
+    assert len(list(copied.parent.glob("sid-*"))) == 1
+
+
+def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(copied)
+    metrics = json.loads((copied / "metrics.json").read_text())
+    for split in ("valid", "test"):
+        results = evaluate_run(copied, split=split, overrides=[])
+        assert results[copied.name] == metrics[split]["rl"]
+        assert results["item_knn"] == metrics[split]["item_knn"]
+    assert copied.name in capsys.readouterr().out
+    wider = evaluate_run(copied, split="test", overrides=["evaluate.k=[20]", "evaluate.test_users=10"])
+    assert wider[copied.name]["raw"]["rows"] == 10
+    assert "recall@20" in wider[copied.name]["raw"]
+    assert content(copied) == before
+
+
+def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
+    session = load_run(finished)
+    catalog = session.dataset.catalog
+    rows = [[3, 7], [5]]
+    by_id = recommend(finished, [[catalog.item_ids[row] for row in history] for history in rows], 60)
+    by_title = recommend(finished, [[catalog.titles[row] for row in history] for history in rows], 60)
+    assert by_id == by_title
+    assert [len(found.items) for found in by_id] == [60, 60]
+    for found in by_id:
+        scores = torch.tensor([score for _, _, score in found.items])
+        assert bool((scores.diff() <= 0).all())
+        assert_same(scores.exp().sum(), torch.tensor(1.0))
+        assert all(catalog.titles[catalog.row(item)] == title for item, title, _ in found.items)
+    fresh = recommend(finished, [[catalog.item_ids[row] for row in history] for history in rows], 5, exclude_seen=True)
+    for found, whole, history in zip(fresh, by_id, rows, strict=True):
+        seen = {catalog.item_ids[row] for row in history}
+        wanted = [item for item, _, _ in whole.items if item not in seen][:5]
+        assert [item for item, _, _ in found.items] == wanted
+
+
+def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finished: Path, tmp_path: Path) -> None:
+    catalog = load_run(finished).dataset.catalog
+    histories = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
+    whole = recommend(finished, histories, 60)
+    stock = [catalog.item_ids[row] for row in range(0, 60, 3)]
+    for allowed, options in (
+        (set(stock), {"only": stock}),
+        ({catalog.item_ids[row] for row in catalog.cold.nonzero()[:, 0].tolist()}, {"cold": True}),
+    ):
+        for exact in (False, True):
+            some = recommend(finished, histories, 10, exclude_seen=True, exact=exact, **options)
+            for found, everything, history in zip(some, whole, histories, strict=True):
+                wanted = [entry for entry in everything.items if entry[0] in allowed - set(history)][:10]
+                assert [item for item, _, _ in found.items] == [item for item, _, _ in wanted]
+                scores = [torch.tensor([score for _, _, score in each]) for each in (found.items, wanted)]
+                assert_same(scores[0], scores[1])
+    with pytest.raises(DataError, match=r"has no item left|keeps no item"):
+        recommend(finished, [[catalog.item_ids[3]]], 5, exclude_seen=True, only=[catalog.item_ids[3]])
+
+
+def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
+    with pytest.raises(DataError, match="'i99'"):
+        recommend(finished, [["i3", "i99"]], 5)
+
+
+@pytest.fixture(scope="module")
+def reasoned(thinking: Session) -> Path:
+    """A run folder of a policy that thinks."""
+    folder = run_folder(thinking.config)
+    folder.mkdir()
+    claim(folder, thinking.config, "genrl fit")
+    contract = decoding(thinking.policy, thinking.layout, thinking.maker, thinking.config.evaluate)
+    metadata = {"decoding": json.dumps(contract)}
+    save_weights(thinking.policy.state(), folder / "weights.safetensors", metadata)
+    return folder
+
+
+def test_thinking_stands_beside_the_items(reasoned: Path, thinking: Session) -> None:
+    catalog = thinking.dataset.catalog
+    names = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
+    found = recommend(reasoned, names, 5, exclude_seen=True)
+    assert [len(each.items) for each in found] == [5, 5]
+    for each in found:
+        assert each.thinking is not None
+        assert len(each.thinking) == thinking.table.levels
+        assert all(each.thinking)
+        assert "think" not in "".join(each.thinking)
+
+
+def test_a_run_without_thinking_has_none_to_show(finished: Path) -> None:
+    assert recommend(finished, [["i3"]], 5)[0].thinking is None
+
+
+def test_a_run_that_was_only_aligned_does_not_think(reasoned: Path, thinking: Session) -> None:
+    config = replace(thinking.config, name="aligned", stages=["align"])
+    folder, align = run_folder(config), reasoned.parent / "align-0"
+    for made in (folder, align):
+        made.mkdir()
+    claim(folder, config, "genrl fit")
+    contract = decoding(thinking.policy, thinking.layout.items, thinking.maker, config.evaluate)
+    save_weights(thinking.policy.state(), align / "weights.safetensors", {"decoding": json.dumps(contract)})
+    (folder / "metrics.json").write_text(json.dumps({"stages": {"align": {"folder": str(align)}}}))
+    found = load_run(folder)
+    assert isinstance(found, Session)
+    assert not found.layout.thinking
+    assert recommend(folder, [["i3"]], 5)[0].thinking is None
+
+
+def test_another_layout_is_refused_and_another_search_is_told(
+    reasoned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"layout\.budget is 3 there and 5 here"):
+        load_run(reasoned, ["layout.budget=5"])
+    with pytest.raises(CheckpointError, match=r"template\.prefix is \[\] there"):
+        load_run(reasoned, ["prompt.prefix=a"])
+    options = ["evaluate.thinking_samples=2", "evaluate.beam=12", "evaluate.test_users=5"]
+    found = evaluate_run(reasoned, split="test", overrides=options)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "evaluate.beam=12; the weights were chosen with 20" in shown
+    assert "evaluate.thinking_samples=2; the weights were chosen with 0" in shown
+    assert found[reasoned.name]["raw"]["format_failure"] == 0

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genrl.config.schema import EvaluateConfig
+from genrl.errors import DataError
+from genrl.runs.evaluate import Evaluation, evaluated_rows
+from genrl.runs.record import references, save_ranks, written
+from genrl.runs.session import Session
+from tests.runs import small_config
+from tests.unit.recommenders.problems import dataset_of
+
+EMPTY = {"recall@10": 0.1234567, "cold_recall@10": float("nan")}
+
+
+def test_ranks_are_kept_with_what_targets_are_cold(session: Session, tmp_path: Path) -> None:
+    config = EvaluateConfig(valid_users=30)
+    ranks = {"raw": torch.arange(30), "excluded": torch.arange(30).flip(0)}
+    save_ranks(tmp_path, {"valid": Evaluation({}, {}, ranks)}, session.dataset, config)
+    found = load_file(tmp_path / "ranks.safetensors")
+    assert torch.equal(found["valid/raw"], ranks["raw"])
+    assert torch.equal(found["valid/excluded"], ranks["excluded"])
+    targets = session.dataset.sequences.items[evaluated_rows(session.dataset, config, "valid")]
+    assert found["cold/valid"].tolist() == session.dataset.catalog.cold[targets].long().tolist()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_mean_over_no_rows_is_null() -> None:
+    values = written(Evaluation(EMPTY, EMPTY, {}))
+    assert json.loads(json.dumps(values))["raw"] == {"recall@10": 0.123457, "cold_recall@10": None}
+
+
+def test_reference_lines_are_computed_once_and_again_for_other_rows(session: Session, tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    (tmp_path / "toy").mkdir()
+    lines = references(config, session.dataset, session.table.codes, "valid")
+    (path,) = (tmp_path / "toy").glob("reference-valid-*.json")
+    path.write_text(json.dumps({"kept": 1}))
+    assert references(config, session.dataset, session.table.codes, "valid") == {"kept": 1}
+    fewer = replace(config, evaluate=replace(config.evaluate, valid_users=10))
+    found = references(fewer, session.dataset, session.table.codes, "valid")
+    assert list(found) == list(lines) == ["most_popular", "repeat_last", "item_knn"]
+    assert (found["item_knn"]["raw"]["rows"], lines["item_knn"]["raw"]["rows"]) == (10, 80)
+
+
+def test_a_split_without_rows_is_a_clear_error(tmp_path: Path) -> None:
+    dataset = dataset_of([[0, 1, 2]], ["tte"])
+    with pytest.raises(DataError, match="the valid part has no rows"):
+        references(small_config(tmp_path), dataset, torch.zeros(3, 1, dtype=torch.int64), "valid")

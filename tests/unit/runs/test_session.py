@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from genrl.catalog.sequences import Role
+from genrl.errors import ConfigError, DataError
+from genrl.runs.session import Session, sid_table
+from tests.models import save_local_model
+from tests.runs import changed, small_config
+
+
+def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session) -> None:
+    sequences = session.dataset.sequences
+    position = session.dataset.sequences.rows(Role.TEST)[:1]
+    prompt = session.maker.at(position)
+    first, last = int(sequences.offsets[0]), int(position)
+    wanted = session.layout.render(sequences.items[first:last]).flatten().tolist()
+    assert prompt.tokens[prompt.mask].tolist() == [session.policy.start_id, *wanted]
+    whole = session.packer()
+    assert whole.head.tolist() == [session.policy.start_id]
+    assert whole.sid_tokens.tolist() == session.maker.template.sid_tokens.tolist()
+    assert whole.pad_id == session.policy.tokenizer.pad_token_id
+
+
+def test_the_words_of_the_prefix_stand_before_every_history(tmp_path: Path) -> None:
+    session = Session.build(small_config(tmp_path, "prompt.prefix='Blue Basic'"))
+    prompt = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
+    ids = session.policy.tokenizer("Blue Basic", add_special_tokens=False)["input_ids"]
+    for row in range(3):
+        assert prompt.tokens[row][prompt.mask[row]][: len(ids) + 1].tolist() == [session.policy.start_id, *ids]
+
+
+def test_the_sid_table_is_built_once_and_shared(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    built = Session.build(config).table
+    (path,) = (tmp_path / "toy").glob("sid-*.safetensors")
+    written = path.stat().st_mtime_ns
+    again = Session.build(small_config(tmp_path, "objective=grpo", "seed=3", "model.hidden=32")).table
+    assert torch.equal(again.codes, built.codes)
+    assert path.stat().st_mtime_ns == written
+    Session.build(small_config(tmp_path, "sid.codes=10"))
+    assert len(list((tmp_path / "toy").glob("sid-*.safetensors"))) == 2
+
+
+def test_the_table_of_another_catalogue_is_refused(session: Session, tmp_path: Path) -> None:
+    other = replace(session.dataset, catalog=replace(session.dataset.catalog, titles=("other",) * 60))
+    config = small_config(tmp_path)
+    sid_table(config, session.dataset)
+    (path,) = (tmp_path / "toy").glob("sid-*.safetensors")
+    sid_table(config, other)
+    (theirs,) = set((tmp_path / "toy").glob("sid-*.safetensors")) - {path}
+    shutil.copy(path, theirs)
+    with pytest.raises(DataError, match="made for another catalogue"):
+        sid_table(config, other)
+
+
+def test_rl_prompts_are_positions_that_were_held_out_if_there_are_any(session: Session, tmp_path: Path) -> None:
+    held_out = session.prompt_positions()
+    assert set(session.dataset.sequences.roles[held_out].tolist()) == {int(Role.RL)}
+    shared = Session.build(small_config(tmp_path, "data.rl_holdout=0")).prompt_positions()
+    assert shared.numel() > 80
+
+
+def test_the_key_of_the_align_stage_changes_with_what_it_depends_on_and_nothing_else(
+    session: Session, tmp_path: Path
+) -> None:
+    key = session.align_key()
+    same = ("seed=5", "objective=grpo", "rl.max_steps=99", "rollout.group_size=7", "trainer.threads=1", "name=x")
+    for override in same:
+        assert changed(session, tmp_path, override).align_key() == key, override
+    other = ("align.seed=1", "model.hidden=32", "prompt.prefix=a", "data.max_history=9", "evaluate.beam=30")
+    keys = {changed(session, tmp_path, override).align_key() for override in other}
+    assert len(keys | {key}) == len(other) + 1
+    codes = session.table.codes.flip(0)
+    assert replace(session, table=replace(session.table, codes=codes)).align_key() != key
+
+
+def test_prompts_longer_than_the_model_are_refused(tmp_path: Path) -> None:
+    folder = save_local_model(tmp_path / "model")
+    with pytest.raises(
+        ConfigError, match=r"prompts and completions of \d+ tokens .*256 positions.*Lower data.max_history"
+    ):
+        Session.build(small_config(tmp_path, f"model.name={folder}", "data.max_history=100"))
+
+
+def test_text_examples_are_for_models_that_know_words(session: Session, tmp_path: Path) -> None:
+    assert session.packer().text == ()
+    assert len(changed(session, tmp_path, "align.text_tasks=on").packer().text) == 2 * 60
+    folder = save_local_model(tmp_path / "model")
+    local = Session.build(small_config(tmp_path, f"model.name={folder}"))
+    assert len(local.packer().text) == 2 * 60
+    assert changed(local, tmp_path, f"model.name={folder}", "align.text_tasks=off").packer().text == ()
+
+
+def test_the_number_of_threads_is_set(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        Session.build(small_config(tmp_path, f"trainer.threads={before + 1}"))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_options_of_the_trainer_reach_the_policy(tmp_path: Path) -> None:
+    flags = ("trainer.branching=expand", "trainer.checkpointing=true", "trainer.compile=true")
+    policy = Session.build(small_config(tmp_path, *flags)).policy
+    assert policy.branching == "expand"
+    assert policy.checkpointing
+    assert "_forward" in vars(policy)  # compiled when first called
+    plain = Session.build(small_config(tmp_path)).policy
+    assert (plain.branching, plain.checkpointing, "_forward" in vars(plain)) == ("auto", False, False)
+
+
+def test_a_beam_wider_than_the_catalogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.beam=5000 is wider than the catalogue, which has \d+ distinct"):
+        Session.build(small_config(tmp_path, "evaluate.beam=5000"))

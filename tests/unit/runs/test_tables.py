@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from scipy import stats
+
+from genrl.runs import tables as report
+from genrl.runs.fit import build_objective
+from genrl.runs.session import Session
+from tests.helpers import assert_same
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def make_console(width: int = 80) -> tuple[Console, StringIO]:
+    shown = StringIO()
+    return Console(file=shown, width=width), shown
+
+
+def make_metrics(cold: float | None, **changes: float | None) -> dict[str, float | None]:
+    values: dict[str, float | None] = {"rows": 12345.0, "cold_rows": 0.0 if cold is None else 7.0}
+    for cut in (5, 10):
+        values |= {f"recall@{cut}": 0.1234, f"ndcg@{cut}": 0.0567, f"entropy@{cut}": 2.5, f"coverage@{cut}": 0.75}
+        values[f"cold_recall@{cut}"] = cold
+    return values | changes
+
+
+def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> None:
+    console, shown = make_console()
+    results: dict[str, Any] = {
+        name: {"raw": make_metrics(None), "excluded": make_metrics(0.5)}
+        for name in ("most_popular", "repeat_last", "item_knn", "align", "rl (dr_grpo)")
+    }
+    report.ranking_table(console, "test", results, [5, 10])
+    text = shown.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    raw, excluded = text.split("test: history excluded")
+    assert "test: raw ranking  (12345 users, 0 with a cold target)" in raw
+    for row in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)"):
+        (line,) = [line for line in raw.splitlines() if row in line]
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells == [row, "0.1234", "0.1234", "0.0567", "0.0567", "2.5000", "-", "0.7500"]
+    assert "0.5000" in excluded
+    assert "│     - │" not in excluded
+
+
+@pytest.mark.parametrize(("width", "heads"), [(80, ["10", "20"]), (100, ["5", "10", "20"]), (40, ["20"])])
+def test_a_narrow_terminal_shows_the_largest_cutoffs(width: int, heads: list[str]) -> None:
+    console, shown = make_console(width)
+    metrics = make_metrics(0.5) | {f"{name}@20": 0.5 for name in report.COLUMNS}
+    report.ranking_table(console, "test", {"align": {"raw": metrics}}, [5, 10, 20])
+    if width >= 80:
+        assert "…" not in shown.getvalue()
+        head = next(line for line in shown.getvalue().splitlines() if "R@" in line)
+        wanted = [f"{metric}@{cut}" for metric in ("R", "N") for cut in heads] + ["Ent@20", "Cold@20", "Cov@20"]
+        assert [cell.strip() for cell in head.strip("┃").split("┃")] == ["", *wanted]
+
+
+def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:
+    console, shown = make_console()
+    report.ranking_table(console, "test", {"align": {"raw": make_metrics(0.5)}, "rows": 3}, [5, 10])
+    assert "history excluded" not in shown.getvalue()
+
+
+def test_a_finished_run_is_shown_with_differences_and_costs() -> None:
+    console, shown = make_console()
+    scored = {"raw": make_metrics(0.5), "excluded": make_metrics(0.5)}
+    stage = {"seconds": 12.34, "peak_mib": 567.8, "best_step": 40}
+    metrics = {
+        "objective": {"name": "grpo"},
+        "valid": {"align": scored, "rl": scored},
+        "test": {"align": scored, "rl": scored},
+        "difference": {"raw": {"ndcg@10": (0.0123, -0.001, 0.02)}},
+        "stages": {"align": stage, "rl": stage},
+    }
+    report.show(console, metrics)
+    text = shown.getvalue()
+    for words in ("rl (grpo)", "+0.0123", "-0.0010", "+0.0200", "12.3 s", "568 MiB", "40"):
+        assert words in text
+    assert "95% interval, Student's t" in " ".join(text.split())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert list(metrics["test"]) == ["align", "rl"]  # what is shown is not renamed in what was read
+
+
+def test_differences_are_paired_over_the_users_of_both_runs(tmp_path: Path) -> None:
+    ranks = {"before": [0, 3, 20, 20], "after": [1, 3, 2, 20]}
+    for name, values in ranks.items():
+        (tmp_path / name).mkdir()
+        places = torch.tensor(values)
+        save_file({"test/raw": places, "test/excluded": places.flip(0)}, tmp_path / name / "ranks.safetensors")
+    found = report.paired_differences(tmp_path / "before", tmp_path / "after", [5, 10])
+    gain = 1 / torch.tensor([2.0, 3.0, 4.0]).log2()  # of ranks 0, 1 and 2
+    for kind in ("raw", "excluded"):
+        assert set(found[kind]) == {"recall@10", "ndcg@10"}
+        mean, low, high = found[kind]["recall@10"]
+        assert mean == 0.25
+        assert low <= mean <= high
+        assert_same(found[kind]["ndcg@10"][0], float(gain[1] + gain[2] - gain[0]) / 4, 1e-6)
+
+
+def test_the_interval_of_one_run_is_that_of_the_paired_t_test(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = {name: torch.randint(20, (300,), generator=generator) for name in ("before", "after")}
+    for name, ranks in places.items():
+        (tmp_path / name).mkdir()
+        save_file({"test/raw": ranks, "test/excluded": ranks + 1}, tmp_path / name / "ranks.safetensors")
+    found = report.paired_differences(tmp_path / "before", tmp_path / "after", [10])["raw"]["recall@10"]
+    hits = {name: (ranks < 10).double().numpy() for name, ranks in places.items()}
+    expected = stats.ttest_rel(hits["after"], hits["before"])
+    assert_same(found[0], float((hits["after"] - hits["before"]).mean()), 1e-6)
+    assert_same(list(found[1:]), list(expected.confidence_interval(0.95)), 1e-6)
+
+
+def test_a_baseline_is_shown_under_its_name() -> None:
+    console, shown = make_console()
+    scored = {"raw": make_metrics(0.5), "excluded": make_metrics(0.5)}
+    part = {"item_knn": scored, "baseline": scored}
+    stages = {"baseline": {"seconds": 1.0, "peak_mib": 2.0, "best_step": 0}}
+    report.show(console, {"baseline": {"name": "sasrec"}, "valid": part, "test": part, "stages": stages})
+    rows = [line.split("│")[1].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
+    assert rows == ["item-kNN", "sasrec"] * 4 + ["baseline"]  # the last one is the stage, in the table of costs
+
+
+def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
+    notes = [
+        {"step": 0, "val/ndcg@10": 0.1, "val/recall@10": 0.2},
+        {"step": 1, "train/reward": 0.5, "policy/entropy": 1.0, "objective/dead_groups": 0.0, "train/grad_norm": 1.0},
+        {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3},
+    ]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    report.curves(tmp_path, "grpo, seed 0")
+    picture = (tmp_path / "curves.png").read_bytes()
+    assert picture.startswith(PNG)
+    assert len(picture) > 10_000
+
+
+@pytest.mark.parametrize("text", [None, "", '{"step": 1, "other": 2}\n'])
+def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "history.jsonl").write_text(text)
+    report.curves(tmp_path, "title")
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_the_header_says_what_is_about_to_run(session: Session) -> None:
+    console, shown = make_console(200)
+    report.header(console, session.config, session, build_objective(session.config))
+    text = shown.getvalue()
+    trained = sum(value.numel() for value in session.policy.trainable().values())
+    for words in (
+        "Step-Aligned Policy Optimization (sapo, arXiv:2605.17648), experiment toy, seed 0",
+        "80 users, 60 items",
+        "3 cold items",
+        "distinct SIDs in the table: 60",
+        f"{trained:,} trained parameters",
+        "PolicyObjective(",
+    ):
+        assert words in text
+
+
+def test_paths_and_commands_are_never_broken_into_lines(tmp_path: Path) -> None:
+    folder = tmp_path / ("long " * 20).strip() / "sapo-s0"
+    console, shown = make_console(40)
+    report.places(console, {"run folder": folder, "curves": folder / "curves.png"})
+    assert shown.getvalue().splitlines() == [
+        f"run folder: {folder}",
+        f"curves: {folder / 'curves.png'}",
+        f"all curves of the experiment: tensorboard --logdir {folder.parent}",
+    ]
+
+
+def test_random_weights_are_said(thinking: Session) -> None:
+    for stages, said in ((["rl"], True), (["align", "rl"], False)):
+        console, shown = make_console(200)
+        config = replace(thinking.config, stages=stages)
+        report.header(console, config, thinking, build_objective(config))
+        assert ("starts from random weights" in shown.getvalue()) == said
+
+
+@pytest.mark.parametrize(
+    ("model", "rate", "said"), [("pre-trained", 8e-3, 1), ("pre-trained", 2e-4, 0), ("tiny", 8e-3, 0)]
+)
+def test_a_rate_too_high_for_pre_trained_weights_is_said(session: Session, model: str, rate: float, said: int) -> None:
+    console, shown = make_console(200)
+    config = session.config
+    changed = replace(config, model=replace(config.model, name=model), align=replace(config.align, learning_rate=rate))
+    report.header(console, changed, session, build_objective(config))
+    assert shown.getvalue().count("align.learning_rate=0.008 is one for weights that start at random") == said

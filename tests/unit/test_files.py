@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from genrl.config.schema import SidConfig
+from genrl.errors import CheckpointError, DataError
+from genrl.files import (
+    Meter,
+    file_hash,
+    key_of,
+    locked,
+    read_json,
+    read_metadata,
+    read_weights,
+    versions,
+    write_json,
+)
+
+
+def test_json_is_written_in_one_move(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(CheckpointError, match=r"half.json is damaged"):
+        read_json(tmp_path / "half.json")
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_json(tmp_path / "none.json")
+    whole = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(100)}, whole)
+    whole.write_bytes(whole.read_bytes()[:-50])
+    for read in (read_weights, read_metadata):
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            read(whole)
+        with pytest.raises(CheckpointError, match="no such checkpoint"):
+            read(tmp_path / "none.safetensors")
+
+
+def test_metadata_are_read_from_the_header_of_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+    save_file({"a": torch.zeros(1)}, tmp_path / "told", metadata={"decoding": "x"})
+    assert read_metadata(tmp_path / "plain") == {}
+    assert read_metadata(tmp_path / "told") == {"decoding": "x"}
+
+
+def test_keys_change_with_what_they_are_made_of() -> None:
+    assert key_of(SidConfig(), 1) == key_of(SidConfig(), 1)
+    assert key_of(SidConfig(), 1) != key_of(SidConfig(levels=4), 1)
+    assert key_of(SidConfig(), 1) != key_of(SidConfig(), 2)
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from genrl.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('in', flush=True)"
+    )
+    with locked(tmp_path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert other.stderr is not None
+        assert "waiting" in other.stderr.readline()
+        assert other.poll() is None
+    out, _ = other.communicate(timeout=60)
+    assert out.strip() == "in"
+
+
+def test_versions_and_meter_tell_something() -> None:
+    assert versions()["torch"] == torch.__version__
+    meter = Meter()
+    block = torch.ones(30_000_000)
+    assert meter.read()["peak_mib"] > 100
+    assert block.numel()
+
+
+def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path: Path) -> None:
+    file = tmp_path / "parts" / "a.csv"
+    file.parent.mkdir()
+    file.write_text("one")
+    before, whole = file_hash(file), file_hash(file.parent)
+    assert (file_hash(file), file_hash(str(file.parent))) == (before, whole)
+    file.rename(file.with_name("b.csv"))
+    assert file_hash(file.with_name("b.csv")) == before
+    assert file_hash(file.parent) != whole
+    file.write_text("two")
+    assert file_hash(file) != before
+    with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
+        file_hash(tmp_path / "none.jsonl")
