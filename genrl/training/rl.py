@@ -82,7 +82,7 @@ class RLModule(StageModule):
         self._update_began = 0.0
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
         self._squares = torch.zeros(self.layout.num_steps)
-        if "ref_logps" in objective.needs:
+        if objective.uses_reference:
             self.policy.keep_reference()
 
     @property
@@ -109,7 +109,7 @@ class RLModule(StageModule):
                 self._pending = self.experience(index)
             self._sums["time/rollout"].append(time.perf_counter() - started)
         batch, prompts = self._pending[update]
-        if "scores" in self.objective.needs:
+        if self.objective.uses_scores:
             batch = self.objective.before_step(self._score_all(batch, prompts), batch)
         self._update_began = time.perf_counter()
         yield from self._micro_batches(batch, prompts)
@@ -135,7 +135,7 @@ class RLModule(StageModule):
             more = self._draw(index, attempt)
             drawn, rewards, prompts = self._replace_dead(live, (drawn, rewards, prompts), more)
             self._sums["rollout/resampled"].append(float((~live).float().mean()))
-        if "ref_logps" in self.objective.needs:
+        if self.objective.uses_reference:
             with self.policy.reference():
                 reference = self._scores(drawn, prompts)
             drawn = replace(drawn, ref_logps=reference.logps)
@@ -160,7 +160,7 @@ class RLModule(StageModule):
         share = total // self.trainer.world_size
         rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
         prompts = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
-        if "targets" in self.objective.needs:
+        if self.objective.trains_on_targets:
             drawn = target_rollout(self.layout, prompts, self.categories)
         else:
             drawn = rollout(
@@ -230,7 +230,7 @@ class RLModule(StageModule):
 
     def _watch(self, drawn: Completions, rewards: Rewards, prompts: Requests) -> None:
         """Gather what is logged of every rollout, whatever the objective."""
-        if "targets" in self.objective.needs:
+        if self.objective.trains_on_targets:
             drawn = replace(drawn, entropy=None)  # nothing was drawn
         codes = self.layout.codes_of_items()[prompts.wanted.items[:, 0]]
         self._note(reward_values(rewards), match_values(drawn, codes), rollout_values(drawn, self.metrics.cold))
