@@ -15,11 +15,11 @@ from torch import Tensor
 from genrl.cli import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy
+from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.fit import build_objective, make_verifier
+from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule
-from genrl.training.evaluation import ranking_metrics
 from genrl.training.rl import RLModule
-from genrl.training.run import build_objective, make_verifier
-from genrl.training.session import Session
 from genrl.training.sft import SFTModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder

@@ -16,6 +16,8 @@ from genrl.ops import group_view, world_size, world_sum
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""Rewards of a group whose range is at most this share of their largest size are equal."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
 
     Outcome GRPO of DeepSeekMath (arXiv:2402.03300), which states neither eps nor degrees of freedom; the defaults are
     verl's.
-    A group of equal values gets exactly 0: rounding of the mean must not be blown up by the division.
+    A group of values that are equal up to rounding gets exactly 0, because the division would blow the rounding up.
+    Rewards are sums of float32 numbers. Added up in any order, n summands of one sign are off by at most (n - 1) u
+    relative, u = eps / 2 of float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), so two sums
+    that ought to be equal differ by at most (n - 1) eps; `ROUNDING` allows n = 17 summands.
 
     Args:
         values: rewards [B, ...]; each trailing place (a step) is normalised by itself.
@@ -89,7 +94,8 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
     if how.normalize == "std":
         deviation = groups.std(1, correction=how.ddof, keepdim=True)
         centred = centred / (deviation + how.eps if how.guard == "add" else deviation.clamp(min=how.eps))
-    equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+    high, low = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
+    equal = high - low <= ROUNDING * torch.maximum(high.abs(), low.abs())
     return centred.masked_fill(equal, 0).flatten(0, 1)
 
 

@@ -236,9 +236,7 @@ class Policy(nn.Module):
         if cache is None:
             return self._forward(tokens, mask, positions)
         options[self._cache_argument] = cache
-        output = self.decoder(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **options
-        )
+        output = self.decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **options)
         return output.last_hidden_state
 
     @cached_property

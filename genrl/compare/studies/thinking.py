@@ -15,10 +15,10 @@ from genrl.compare.run import completion_length, is_finished, run_comparison
 from genrl.compare.studies.requests import milliseconds, widest_beam, work
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
-from genrl.training.finished_run import load_run
-from genrl.training.folder import key_of, read_json, write_json
-from genrl.training.session import Session
-from genrl.training.stages import thinks
+from genrl.files import key_of, read_json, write_json
+from genrl.runs.recommend import load_run
+from genrl.runs.session import Session
+from genrl.runs.stages import thinks
 
 ROWS = ("plain", "thinking")
 OPEN = (*SECTIONS, "layout", "activate")

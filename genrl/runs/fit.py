@@ -16,20 +16,20 @@ from genrl.ops import world_rank, world_size
 from genrl.policy.rollout import check_method, check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.sid.table import SidTable
-from genrl.training import report
+from genrl.runs import tables as report
 from genrl.training.activate import ActivateModule
-from genrl.training.baseline import fit_baseline
+from genrl.runs.baseline import fit_baseline
 from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights, RolloutSamples
-from genrl.training.claim import claim, is_finished, show_finished
-from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics
+from genrl.runs.folder import claim, is_finished, show_finished
+from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
 from genrl.training.fitting import barrier, check_accelerator, find_rank, is_first, monitor, quiet_libraries, train
-from genrl.training.folder import Meter, key_of, locked, read_json, read_weights, write_json
-from genrl.training.outcome import references, save_ranks, written
+from genrl.files import Meter, key_of, locked, read_json, read_weights, write_json
+from genrl.runs.record import references, save_ranks, written
 from genrl.training.rl import RLModule
-from genrl.training.session import Session, sid_table
+from genrl.runs.session import Session, sid_table
 from genrl.training.sft import SFTModule
-from genrl.training.stages import thinks
+from genrl.runs.stages import thinks
 from genrl.training.stream import PromptOrder
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from genrl.config.load import save_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.training import report
+from genrl.runs import tables as report
 from genrl.training.fitting import is_first
-from genrl.training.folder import UNIMPORTANT, file_hash, read_json, versions, write_json
+from genrl.files import UNIMPORTANT, file_hash, read_json, versions, write_json
 
 READ = ("data.interactions", "data.items", "sid.path", "sid.embedding.path", "activate.path")
 """Options that name files which a run learns from."""

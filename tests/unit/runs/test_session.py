@@ -9,7 +9,7 @@ import torch
 
 from genrl.catalog.sequences import Role
 from genrl.errors import ConfigError, DataError
-from genrl.training.session import Session, sid_table
+from genrl.runs.session import Session, sid_table
 from tests.models import save_local_model
 from tests.runs import changed, small_config
 

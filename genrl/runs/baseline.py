@@ -26,25 +26,26 @@ from genrl.ops import world_rank, world_size
 from genrl.prompts.histories import SequenceBatch, SequenceBatches
 from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.recommenders import BASELINES, Problem, Ranker, Recommender
+from genrl.recommenders.policy import deniable
 from genrl.sid.table import SidTable
-from genrl.training import report
+from genrl.runs import tables as report
 from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights
-from genrl.training.claim import claim, is_finished, show_finished
-from genrl.training.evaluation import (
+from genrl.runs.folder import claim, is_finished, show_finished
+from genrl.runs.evaluate import (
     SPLITS,
     Evaluation,
-    deniable,
     evaluate_rankings,
     evaluated_rows,
     ranking_metrics,
 )
 from genrl.training.fitting import check_accelerator, find_rank, is_first, monitor, quiet_libraries, train
-from genrl.training.folder import Meter, locked, read_json, read_weights, write_json
-from genrl.training.outcome import references, save_ranks, written
-from genrl.training.session import equip, numerics, sid_table
+from genrl.files import Meter, locked, read_json, read_weights, write_json
+from genrl.runs.record import references, save_ranks, written
+from genrl.runs.session import equip, numerics, sid_table
 from genrl.training.stage import RankingModule, scheduled, warmup_cosine
-from genrl.training.stream import StepStream, seed_of
+from genrl.ops import seed_of
+from genrl.training.stream import StepStream
 
 
 class BaselineModule(RankingModule):

@@ -13,9 +13,9 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.recommenders.reference import reference_lines
-from genrl.training.evaluation import SPLITS, Evaluation, evaluated_rows
+from genrl.runs.evaluate import SPLITS, Evaluation, evaluated_rows
 from genrl.training.fitting import is_first
-from genrl.training.folder import key_of, read_json, rounded, write_json
+from genrl.files import key_of, read_json, rounded, write_json
 
 
 def written(value: Evaluation) -> dict[str, dict[str, float | None]]:

@@ -28,9 +28,9 @@ from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie
-from genrl.training.evaluation import evaluated_rows
-from genrl.training.folder import file_hash, key_of, locked
-from genrl.training.stages import supervised_stages, thinks
+from genrl.runs.evaluate import evaluated_rows
+from genrl.files import file_hash, key_of, locked
+from genrl.runs.stages import supervised_stages, thinks
 
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
 """What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
