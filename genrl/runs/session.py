@@ -20,9 +20,8 @@ from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
-from genrl.prompts.packing import Packer, text_segments
-from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
-from genrl.prompts.reasoning import TraceBatches
+from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
+from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
@@ -106,14 +105,14 @@ class Session:
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self) -> Packer:
+    def packer(self) -> HistoryBatches:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
         segments = (
             text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
         )
-        packer = Packer(
+        packer = HistoryBatches(
             self.dataset,
             self.maker.template,
             self.config.align,

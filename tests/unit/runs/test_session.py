@@ -22,9 +22,9 @@ def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session
     wanted = session.layout.render(sequences.items[first:last]).flatten().tolist()
     assert prompt.tokens[prompt.mask].tolist() == [session.policy.start_id, *wanted]
     whole = session.packer()
-    assert whole.head.tolist() == [session.policy.start_id]
-    assert whole.sid_tokens.tolist() == session.maker.template.sid_tokens.tolist()
-    assert whole.pad_id == session.policy.tokenizer.pad_token_id
+    assert whole.template is session.maker.template
+    assert whole.template.head.tolist() == [session.policy.start_id]
+    assert whole.template.pad_id == session.policy.tokenizer.pad_token_id
 
 
 def test_the_words_of_the_prefix_stand_before_every_history(tmp_path: Path) -> None:
