@@ -30,7 +30,7 @@ LIGHTNING = {
     "num_nodes": "trainer.num_nodes",
     "overfit_batches": "evaluate.valid_users",
     "precision": "trainer.precision",
-    "strategy": "trainer.strategy",
+    "strategy": "trainer.devices or trainer.num_nodes",
     "val_check_interval": "rl.validate_every",
 }
 """Arguments of lightning.Trainer that genrl sets itself, or that would stop validation -> the option instead."""
