@@ -185,4 +185,6 @@ def _catalog(items: ItemTable, sequences: Sequences, config: DataConfig) -> Cata
     trained = (sequences.roles == int(Role.TRAIN)) | (sequences.roles == int(Role.RL))
     counts = torch.bincount(sequences.items[trained], minlength=len(items.item_ids))
     cold = cold_items(counts, config.cold_fraction, config.cold_rule)
-    return Catalog.from_table(items.item_ids, items.titles, items.categories, items.texts, counts, cold, items.attributes)
+    return Catalog.from_table(
+        items.item_ids, items.titles, items.categories, items.texts, counts, cold, items.attributes
+    )
