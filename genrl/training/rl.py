@@ -47,8 +47,8 @@ class Part(Batch):
 class RLModule(StageModule):
     """Owns rollout, verification and update; the objective says how rewards become a loss.
 
-    Reads from top to bottom: requests -> write -> verify -> prepare -> micro-batches -> score -> loss. `experience` runs
-    once per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it updates the policy
+    From top to bottom: requests -> write -> verify -> prepare -> micro-batches -> score -> loss. `experience` runs once
+    per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it updates the policy
     (accumulation, clipping and checkpoints are Lightning's own).
 
     Args:
@@ -196,7 +196,9 @@ class RLModule(StageModule):
         self.objective.after_step()
         self.journal.add({"time/update": time.perf_counter() - self._update_began})
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({**self.journal.close(), **self.gradients.close(self.device), "train/learning_rate": rate}, batch_size=1)
+        self.log_dict(
+            {**self.journal.close(), **self.gradients.close(self.device), "train/learning_rate": rate}, batch_size=1
+        )
 
     def _score(self, completions: Completions, requests: Requests) -> Scores:
         """What the policy of the moment says of completions, under the distributions they were drawn from."""
