@@ -1,13 +1,13 @@
-"""The batches that flow through genrl: frozen, checked when made, sliceable by prompt.
+"""The batches that flow through genrl: frozen, checked when made, sliceable by request.
 
-Letters: P prompts, G samples per prompt, B = P*G rows (row i belongs to prompt i // G), L prompt tokens, T completion
-tokens, S steps, N items per completion, M targets per prompt, W ranked items.
+Letters: P requests, G completions per request, B = P*G rows (row i belongs to request i // G), L prompt tokens, T
+completion tokens, S steps, N items per completion, M targets per request, W ranked items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,31 +17,91 @@ from genrl.ops import expect
 
 Rows = slice | Tensor
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BatchT = TypeVar("BatchT", bound="_Batch")
+BatchT = TypeVar("BatchT", bound="Batch")
 
 
-class _Batch:
-    """Moves every tensor of a frozen dataclass, nested ones and mappings too."""
+def padded(side: str, fill: int = 0) -> dict[str, Any]:
+    """Metadata of a field whose second axis is as long as the longest row needs: `side` and `fill` of shorter rows."""
+    return {"side": side, "fill": fill}
+
+
+class Batch:
+    """Frozen tensors, batches and mappings of tensors with one row per request, completion or state."""
 
     __slots__ = ()
 
-    def to(self: BatchT, device: torch.device | str, non_blocking: bool = False) -> BatchT:
-        """Return the batch on another device (Lightning asks frozen batches for this method)."""
-        moved = {f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **moved)  # type: ignore[type-var]
+    def to(self: BatchT, target: torch.device | str | torch.dtype, non_blocking: bool = False) -> BatchT:
+        """The batch on another device, or with its floating-point tensors in another dtype.
+
+        Lightning asks batches for this method to move them; a precision plugin that converts its input calls it with
+        the dtype.
+        """
+
+        def moved(value: Tensor) -> Tensor:
+            floats = not isinstance(target, torch.dtype) or value.is_floating_point()
+            return value.to(target, non_blocking=non_blocking) if floats else value
+
+        return self._each(moved)
+
+    def rows(self: BatchT, rows: Rows) -> BatchT:
+        """Some rows, in the order asked for."""
+        return self._each(lambda value: value[rows])
+
+    def repeat(self: BatchT, count: int) -> BatchT:
+        """Each row `count` times, one behind the other."""
+        return self._each(lambda value: value.repeat_interleave(count, dim=0))
+
+    def _each(self: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
+        """The batch with every tensor in it changed."""
+        return replace(self, **{f.name: _changed(getattr(self, f.name), change) for f in _fields(self)})  # type: ignore[type-var]
 
 
-def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:  # noqa: ANN401
-    if isinstance(value, (Tensor, _Batch)):
-        return value.to(device, non_blocking=non_blocking)
+def _fields(batch: Batch) -> tuple[Field[Any], ...]:
+    return fields(batch)  # type: ignore[arg-type]
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Batch):
+        return value._each(change)
     if isinstance(value, Mapping):
-        return {key: _moved(item, device, non_blocking) for key, item in value.items()}
+        return {key: _changed(item, change) for key, item in value.items()}
     return value
 
 
+def concatenate(first: BatchT, second: BatchT) -> BatchT:
+    """Join two batches of the same kind along their rows; fields made by `padded` are filled to the longer of both."""
+    joined = {f.name: _joined(f, getattr(first, f.name), getattr(second, f.name)) for f in _fields(first)}
+    return replace(first, **joined)  # type: ignore[type-var]
+
+
+def _joined(kind: Field[Any], one: Any, two: Any) -> Any:  # noqa: ANN401
+    if isinstance(one, Mapping):
+        return {key: _joined(kind, one[key], two[key]) for key in one}
+    if isinstance(one, Batch):
+        if "side" in kind.metadata:
+            return replace(
+                one, **{f.name: _joined(kind, getattr(one, f.name), getattr(two, f.name)) for f in _fields(one)}
+            )  # type: ignore[type-var]
+        return concatenate(one, two)
+    if not isinstance(one, Tensor):
+        return one
+    if "side" in kind.metadata:
+        width = max(one.shape[1], two.shape[1])
+        one, two = (widened(part, width, kind.metadata["side"], kind.metadata["fill"]) for part in (one, two))
+    return torch.cat([one, two])
+
+
+def widened(values: Tensor, width: int, side: str = "right", fill: int = 0) -> Tensor:
+    """Values [n, w] filled up to [n, width] on one side."""
+    missing = width - values.shape[1]
+    return torch.nn.functional.pad(values, (missing, 0) if side == "left" else (0, missing), value=fill)
+
+
 @dataclass(frozen=True, slots=True)
-class Targets(_Batch):
-    """What the user really chose, as catalogue rows; it travels with its prompt, never through a lookup by text."""
+class Targets(Batch):
+    """What the user really chose, as catalogue rows; it travels with its request, never through a lookup by text."""
 
     items: Tensor
     """[P, M] int64 catalogue rows; -1 pads."""
@@ -53,102 +113,107 @@ class Targets(_Batch):
         for name, value in self.feedback.items():
             expect(value, f"Targets.feedback[{name!r}]", tuple(self.items.shape), *FLOATS)
 
-    def prompts(self, rows: Rows) -> Targets:
-        """The targets of some prompts."""
-        return Targets(self.items[rows], {name: value[rows] for name, value in self.feedback.items()})
-
-    def repeat(self, group_size: int) -> Targets:
-        """One row per completion: [P, M] -> [B, M]."""
-        feedback = {name: value.repeat_interleave(group_size, dim=0) for name, value in self.feedback.items()}
-        return Targets(self.items.repeat_interleave(group_size, dim=0), feedback)
-
 
 @dataclass(frozen=True, slots=True)
-class Requests(_Batch):
-    """Tokenised prompts with their targets and the items that the prompt shows."""
+class Requests(Batch):
+    """Tokenised prompts, the items that they show, and which items they may get."""
 
-    tokens: Tensor
+    tokens: Tensor = field(metadata=padded("left"))
     """[P, L] int64, left-padded."""
-    mask: Tensor
+    mask: Tensor = field(metadata=padded("left"))
     """[P, L] bool, False on padding."""
-    targets: Targets
-    history: Tensor
+    history: Tensor = field(metadata=padded("left", -1))
     """[P, H] int64 catalogue rows the user has seen; -1 pads. Needed to rank with the history excluded."""
+    targets: Targets | None = None
+    """What the users chose; None where nobody knows yet."""
+    pool: Tensor | None = field(default=None, metadata=padded("left", -1))
+    """[P, C] int64 catalogue rows that a request may get, -1 pads; None: all."""
+    deny: Tensor | None = field(default=None, metadata=padded("left", -1))
+    """[P, D] int64 catalogue rows that a request must not get, -1 pads; None: none is ruled out."""
 
     def __post_init__(self) -> None:
         expect(self.tokens, "Requests.tokens", (None, None), torch.int64)
         expect(self.mask, "Requests.mask", tuple(self.tokens.shape), torch.bool)
-        expect(self.targets.items, "Requests.targets", (len(self), None))
-        expect(self.history, "Requests.history", (len(self), None), torch.int64)
+        if self.targets is not None:
+            expect(self.targets.items, "Requests.targets", (len(self), None))
+        for name in ("history", "pool", "deny"):
+            value = getattr(self, name)
+            if value is not None:
+                expect(value, f"Requests.{name}", (len(self), None), torch.int64)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def prompts(self, rows: Rows) -> Requests:
-        """Some prompts of the batch."""
-        return Requests(self.tokens[rows], self.mask[rows], self.targets.prompts(rows), self.history[rows])
+    @property
+    def wanted(self) -> Targets:
+        """The targets.
+
+        Raises:
+            ValueError: where the requests have none.
+        """
+        if self.targets is None:
+            raise ValueError("these requests have no targets; only what is ranked for a user can do without")
+        return self.targets
 
 
 @dataclass(frozen=True, slots=True)
-class Completions(_Batch):
-    """P prompts with G completions each; immutable. Row i of B = P*G belongs to prompt i // G.
+class State(Batch):
+    """Where completions stand in the grammar of their layout; a layout adds tensors of its own in a subclass."""
 
-    The prompt is stored once: a completion is a few tokens behind a prompt of 60-1000, so a copy per completion would
-    make rollout and loss many times dearer. A *step* is the unit of credit: a SID token (sid), a think block with its
-    SID token (blocked), one item of a slate.
+    site: Tensor
+    """[n] int64: what kind of token comes next, as the layout numbers them; below 0 nothing comes any more."""
+    owner: Tensor
+    """[n] int64: row of the requests that each state belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completions(Batch):
+    """G completions for each of P requests. Row i of B = P*G belongs to request i // G of the requests beside it.
+
+    A *step* is the unit of credit: a SID token (sid), a think block with its SID token (blocked), one item of a slate.
     """
 
-    prompt_tokens: Tensor
-    """[P, L] int64, left-padded."""
-    prompt_mask: Tensor
-    """[P, L] bool."""
-    tokens: Tensor
+    tokens: Tensor = field(metadata=padded("right"))
     """[B, T] int64 completions, right-padded."""
-    chosen: Tensor
+    chosen: Tensor = field(metadata=padded("right"))
     """[B, T] bool: tokens the policy chose; neither padding nor forced (a forced token has one legal value)."""
-    step_ids: Tensor
+    step_ids: Tensor = field(metadata=padded("right", -1))
     """[B, T] int64 in [-1, S); -1 is in no step (padding, end token)."""
-    item_mask: Tensor
-    """[B, T] bool: tokens that decide an item (SID or title tokens, not thinking)."""
-    support: Tensor
-    """[B, T] int64: names the legal set that each token was drawn from; the layout defines it."""
+    item_ids: Tensor = field(metadata=padded("right", -1))
+    """[B, T] int64 in [-1, N): which item of the completion the token decides; -1 none (thinking, padding)."""
     codes: Tensor
     """[B, S] int64: what step s chose (a code of its level); -1 invalid."""
     items: Tensor
     """[B, N] int64 decoded catalogue rows; -1 is no item."""
-    logps: Tensor
+    logps: Tensor = field(metadata=padded("right"))
     """[B, T] float log-probability under the sampling policy in nats; 0 outside `chosen`."""
     group_size: int
     """G."""
     num_steps: int
     """S."""
-    ref_logps: Tensor | None = None
+    ref_logps: Tensor | None = field(default=None, metadata=padded("right"))
     """[B, T] float log-probability under the reference policy."""
-    entropy: Tensor | None = None
+    entropy: Tensor | None = field(default=None, metadata=padded("right"))
     """[B, T] float entropy of the legal distribution each token was drawn from, nats."""
     categories: Tensor | None = None
     """[B, N] int64 second-level category of each item; -1 unknown."""
-    item_ids: Tensor | None = None
-    """[B, T] int64: which of the N items of the completion the token writes; -1 none. None means one item."""
+    support: Tensor | None = field(default=None, metadata=padded("right", -1))
+    """[B, T] int64: names the legal set that each token was drawn from; the layout defines it."""
     closed: Tensor | None = None
     """[B, S] bool: the policy itself ended the block of step s, within its budget. None: a layout without thinking."""
 
     def __post_init__(self) -> None:
         rows, length = self.tokens.shape
-        prompts = self.prompt_tokens.shape[0]
-        if rows != prompts * self.group_size:
-            raise ValueError(f"Completions: {rows} rows, expected {prompts} prompts x group_size {self.group_size}")
-        expect(self.prompt_tokens, "Completions.prompt_tokens", (prompts, None), torch.int64)
-        expect(self.prompt_mask, "Completions.prompt_mask", tuple(self.prompt_tokens.shape), torch.bool)
+        if rows % self.group_size:
+            raise ValueError(f"Completions: {rows} rows do not divide into groups of {self.group_size}")
         expect(self.tokens, "Completions.tokens", (rows, length), torch.int64)
         expect(self.chosen, "Completions.chosen", (rows, length), torch.bool)
         expect(self.step_ids, "Completions.step_ids", (rows, length), torch.int64)
-        expect(self.item_mask, "Completions.item_mask", (rows, length), torch.bool)
-        expect(self.support, "Completions.support", (rows, length), torch.int64)
+        expect(self.item_ids, "Completions.item_ids", (rows, length), torch.int64)
         expect(self.codes, "Completions.codes", (rows, self.num_steps), torch.int64)
         expect(self.items, "Completions.items", (rows, None), torch.int64)
         expect(self.logps, "Completions.logps", (rows, length), *FLOATS)
-        for name in ("ref_logps", "entropy", "item_ids"):
+        for name in ("ref_logps", "entropy", "support"):
             value = getattr(self, name)
             if value is not None:
                 expect(value, f"Completions.{name}", (rows, length))
@@ -158,17 +223,32 @@ class Completions(_Batch):
             expect(self.closed, "Completions.closed", (rows, self.num_steps), torch.bool)
 
     def __len__(self) -> int:
-        """Number of prompts."""
-        return self.prompt_tokens.shape[0]
+        """Number of groups: P."""
+        return self.tokens.shape[0] // self.group_size
 
-    def prompts(self, rows: Rows) -> Completions:
-        """Whole groups: the unit of a micro-batch. `rows` selects prompts."""
-        return _select(self, rows, self.group_size, per_prompt=("prompt_tokens", "prompt_mask"))
+    @property
+    def written(self) -> Tensor:
+        """[B, T] bool: tokens, no padding."""
+        return torch.ones_like(self.chosen) if self.support is None else self.support >= 0
+
+    @property
+    def item_mask(self) -> Tensor:
+        """[B, T] bool: tokens that decide an item (SID or title tokens, not thinking)."""
+        return self.item_ids >= 0
+
+    def groups(self, rows: Rows) -> Completions:
+        """Whole groups: the unit of a micro-batch. `rows` selects requests."""
+        return self.rows(_members(rows, len(self), self.group_size, self.tokens.device))
+
+
+def _members(rows: Rows, groups: int, size: int, device: torch.device) -> Tensor:
+    """Rows [n * size] of some of the groups."""
+    return torch.arange(groups * size, device=device).view(groups, size)[rows].flatten()
 
 
 @dataclass(frozen=True, slots=True)
-class Rewards(_Batch):
-    """Rewards of a rollout; `components` are unweighted, for logs and decoupled advantages."""
+class Rewards(Batch):
+    """Rewards of completions; `components` are unweighted, for logs and decoupled advantages."""
 
     outcome: Tensor
     """[B] float: weighted sum of all components."""
@@ -192,63 +272,53 @@ class Rewards(_Batch):
         for name, value in self.components.items():
             expect(value, f"Rewards.components[{name!r}]", (rows,), *FLOATS)
 
-    def rows(self, rows: Rows) -> Rewards:
-        """The rewards of some completions."""
-        return Rewards(
-            self.outcome[rows],
-            None if self.steps is None else self.steps[rows],
-            {name: value[rows] for name, value in self.components.items()},
-            self.weights,
-            None if self.shaping is None else self.shaping[rows],
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Scores(_Batch):
-    """What the current policy says of a rollout's tokens."""
+class Scores(Batch):
+    """What the current policy says of the tokens of completions."""
 
     logps: Tensor
-    """[B, T] float with gradient, nats; 0 outside the rollout's mask."""
+    """[B, T] float with gradient, nats; 0 outside `Completions.chosen`."""
     entropy: Tensor | None = None
     """[B, T] float entropy over the legal set, nats."""
 
 
 @dataclass(frozen=True, slots=True)
-class Experience(_Batch):
-    """A rollout with its credit: all that a loss needs, sliceable into micro-batches of whole groups.
+class Experience(Batch):
+    """Completions with their credit: all that a loss needs, sliceable into micro-batches of whole groups.
 
     `weights` already hold every denominator, counted over the whole optimisation batch and all ranks, so losses (and
     gradients) of micro-batches add up to those of the whole.
     """
 
-    rollout: Completions
+    completions: Completions
     advantages: Tensor
     """[B, T] float."""
     weights: Tensor
-    """[B, T] float >= 0; 0 outside the mask."""
+    """[B, T] float >= 0; 0 outside `Completions.chosen`."""
     mass: Tensor
     """[B] float: each row's share of the denominator, in the unit of `weights`; `renormalized` divides by its sum."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """name -> [B, ...]: what a surrogate prepared for its rows (bounds, diversities)."""
 
     def __post_init__(self) -> None:
-        shape = tuple(self.rollout.tokens.shape)
+        shape = tuple(self.completions.tokens.shape)
         expect(self.advantages, "Experience.advantages", shape, *FLOATS)
         expect(self.weights, "Experience.weights", shape, *FLOATS)
         expect(self.mass, "Experience.mass", shape[:1], *FLOATS)
 
     def __len__(self) -> int:
-        """Number of prompts."""
-        return len(self.rollout)
+        """Number of groups: P."""
+        return len(self.completions)
 
-    def prompts(self, rows: Rows) -> Experience:
-        """Whole groups of the experience. `rows` selects prompts."""
-        return _select(self, rows, self.rollout.group_size)
+    def groups(self, rows: Rows) -> Experience:
+        """Whole groups of the experience. `rows` selects requests."""
+        return self.rows(_members(rows, len(self), self.completions.group_size, self.advantages.device))
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking(_Batch):
-    """Ranked items per prompt, best first."""
+class Ranking(Batch):
+    """Ranked items per request, best first."""
 
     items: Tensor
     """[P, W] int64 catalogue rows; -1 pads."""
@@ -279,7 +349,7 @@ class Ranking(_Batch):
         return self.scores[:, k - 1] >= self.bound
 
     def replaced(self, rows: Tensor, other: Ranking) -> Ranking:
-        """This ranking with the prompts `rows` [n] taken from another one of n prompts and the same width."""
+        """This ranking with the requests `rows` [n] taken from another one of n requests and the same width."""
         if self.bound is None or other.bound is None:
             raise ValueError("only rankings with a bound can be replaced in part")
         return Ranking(
@@ -287,55 +357,3 @@ class Ranking(_Batch):
             self.scores.index_copy(0, rows, other.scores),
             self.bound.index_copy(0, rows, other.bound),
         )
-
-
-def _select(batch: BatchT, rows: Rows, group_size: int, per_prompt: tuple[str, ...] = ()) -> BatchT:
-    """Select prompts from a batch whose other tensors have `group_size` rows per prompt."""
-
-    def pick(name: str, value: Any) -> Any:  # noqa: ANN401
-        if isinstance(value, (Completions, Experience)):
-            return value.prompts(rows)
-        if isinstance(value, Mapping):
-            return {key: pick(key, item) for key, item in value.items()}
-        if not isinstance(value, Tensor):
-            return value
-        if name in per_prompt:
-            return value[rows]
-        return value.unflatten(0, (-1, group_size))[rows].flatten(0, 1)
-
-    picked = {f.name: pick(f.name, getattr(batch, f.name)) for f in fields(batch)}  # type: ignore[arg-type]
-    return replace(batch, **picked)  # type: ignore[type-var]
-
-
-LEFT_PADDED = ("prompt_tokens", "prompt_mask", "Requests.tokens", "Requests.mask", "history")
-RIGHT_PADDED = {
-    **dict.fromkeys(("tokens", "chosen", "item_mask", "logps", "ref_logps", "entropy"), 0),
-    **dict.fromkeys(("step_ids", "support", "item_ids"), -1),
-}
-"""Fields of a rollout with a value per token, and what stands behind the end of a completion."""
-
-
-def concatenate(first: BatchT, second: BatchT) -> BatchT:
-    """Join two batches of the same kind along their rows.
-
-    The shorter prompts are padded on the left, the shorter completions on the right.
-    """
-
-    def join(name: str, one: Any, two: Any) -> Any:  # noqa: ANN401
-        if isinstance(one, _Batch):
-            return concatenate(one, two)
-        if isinstance(one, Mapping):
-            return {key: join(key, one[key], two[key]) if isinstance(one[key], Tensor) else one[key] for key in one}
-        if not isinstance(one, Tensor):
-            return one
-        if name in LEFT_PADDED or f"{type(first).__name__}.{name}" in LEFT_PADDED:
-            width = max(one.shape[1], two.shape[1])
-            fill = -1 if name == "history" else 0
-            one, two = (torch.nn.functional.pad(part, (width - part.shape[1], 0), value=fill) for part in (one, two))
-        if name in RIGHT_PADDED and isinstance(first, Completions):
-            width, fill = max(one.shape[1], two.shape[1]), RIGHT_PADDED[name]
-            one, two = (torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in (one, two))
-        return torch.cat([one, two])
-
-    joined = {f.name: join(f.name, getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}  # type: ignore[arg-type]
-    return replace(first, **joined)  # type: ignore[type-var]

@@ -202,7 +202,7 @@ def draw_curves(axis: Axes, bands: Mapping[str, Band], styles: Mapping[str, Look
     axis.locator_params(axis="x", integer=True)
     axis.margins(x=0.02)
     first, last = axis.dataLim.intervalx
-    if last < first + 1:
+    if 0 <= last - first < 1:  # one step
         axis.set_xlim(first - 0.5, first + 0.5)
     keep_above_zero(axis)
 

@@ -71,7 +71,7 @@ def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> Requests:
     mask = torch.arange(11) >= (11 - lengths)[:, None]
     tokens = torch.randint(4, policy.first_ids[0], (5, 11), generator=generator)
     targets = torch.randint(0, items, (5, 1), generator=generator)
-    return Requests(tokens.masked_fill(~mask, 0), mask, Targets(targets), torch.full((5, 1), -1))
+    return Requests(tokens.masked_fill(~mask, 0), mask, torch.full((5, 1), -1), Targets(targets))
 
 
 def every_item(layout: SidLayout, prompts: Requests) -> Completions:
@@ -80,12 +80,10 @@ def every_item(layout: SidLayout, prompts: Requests) -> Completions:
     tokens = layout.render(items)
     full = torch.ones_like(tokens, dtype=torch.bool)
     return Completions(
-        prompt_tokens=prompts.tokens,
-        prompt_mask=prompts.mask,
         tokens=tokens,
         chosen=full,
         step_ids=layout.step_ids(tokens).contiguous(),
-        item_mask=full,
+        item_ids=torch.zeros_like(tokens),
         support=layout.trie.path(layout.codes[items]),
         codes=layout.codes[items],
         items=items[:, None],

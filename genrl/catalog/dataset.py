@@ -21,6 +21,7 @@ from genrl.catalog.interactions import (
     sorted_ids,
 )
 from genrl.catalog.items import Catalog, cold_items
+from genrl.catalog.reading import bare
 from genrl.catalog.sequences import Role, Sequences
 from genrl.catalog.toy import generate
 from genrl.config.schema import DataConfig
@@ -41,6 +42,8 @@ class Dataset:
         """16 hex digits that change with anything in the data set but its name."""
         counts = self.catalog.cold.numpy().tobytes()
         parts = f"{self.catalog.fingerprint}{self.sequences.fingerprint}".encode() + counts
+        if self.catalog.attributes:
+            parts += repr(sorted(self.catalog.attributes.items())).encode("utf-8", "surrogatepass")
         return hashlib.sha256(parts).hexdigest()[:16]
 
 
@@ -84,6 +87,9 @@ def _check(config: DataConfig) -> None:
         require_option(config.columns.split, "data.columns.split", "data.split: column")
     if config.source == "files" and config.split == "temporal":
         require_option(config.columns.time, "data.columns.time", "data.split: temporal")
+    extra = [name for name in ("feedback", "attributes") if getattr(config.columns, name)]
+    if config.source == "toy" and extra:
+        raise ConfigError(f"data.columns.{extra[0]} is set, but the toy data set has no such columns. Set it to [].")
     if config.source == "toy" and config.split == "column":
         raise ConfigError(
             "data.split is 'column', but the toy data set has no such column. Use leave_one_out or temporal."
@@ -97,14 +103,14 @@ def _toy(config: DataConfig) -> tuple[ItemTable, Events, str]:
 
 def _files(config: DataConfig) -> tuple[ItemTable, Events, str]:
     source = require_option(config.interactions, "data.interactions", "data.source: files")
-    events = read_events(source, config.columns)
+    events = read_events(source, config)
     if config.items is None:
         ids = sorted_ids(events.item_ids)
         items = ItemTable(ids, [""] * len(ids), [None] * len(ids), [""] * len(ids))
     else:
-        items = read_items(config.items, config.columns)
+        items = read_items(config.items, config)
     rows = item_rows(events, items.item_ids, config.items or source)
-    name = Path(source).stem
+    name = bare(Path(source)).stem
     return items, replace(events, items=rows, item_ids=items.item_ids), name
 
 
@@ -135,6 +141,7 @@ def _sequences(events: Events, config: DataConfig) -> Sequences:
         times=torch.from_numpy(events.times),
         offsets=torch.from_numpy(offsets),
         user_ids=tuple(events.user_ids),
+        feedback={name: torch.from_numpy(values) for name, values in events.feedback.items()},
     )
 
 
@@ -179,4 +186,6 @@ def _catalog(items: ItemTable, sequences: Sequences, config: DataConfig) -> Cata
     trained = (sequences.roles == int(Role.TRAIN)) | (sequences.roles == int(Role.RL))
     counts = torch.bincount(sequences.items[trained], minlength=len(items.item_ids))
     cold = cold_items(counts, config.cold_fraction, config.cold_rule)
-    return Catalog.from_table(items.item_ids, items.titles, items.categories, items.texts, counts, cold)
+    return Catalog.from_table(
+        items.item_ids, items.titles, items.categories, items.texts, counts, cold, items.attributes
+    )

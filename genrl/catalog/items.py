@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -40,6 +41,8 @@ class Catalog:
     """[I] int64 interactions in the training part (roles TRAIN and RL)."""
     cold: Tensor
     """[I] bool: the items that count as cold in Cold-Recall@K."""
+    attributes: dict[str, list[str]] = field(default_factory=dict)
+    """Column of `data.columns.attributes` -> [I] its texts, "" where unknown."""
 
     def __post_init__(self) -> None:
         size = len(self.item_ids)
@@ -48,6 +51,9 @@ class Catalog:
         expect(self.cold, "Catalog.cold", (size,), torch.bool)
         if len(self.titles) != size or len(self.texts) != size:
             raise ValueError(f"Catalog has {size} ids, {len(self.titles)} titles and {len(self.texts)} texts")
+        for name, values in self.attributes.items():
+            if len(values) != size:
+                raise ValueError(f"Catalog has {size} ids and {len(values)} values of attribute {name!r}")
 
     @classmethod
     def from_table(
@@ -58,6 +64,7 @@ class Catalog:
         texts: Sequence[str] | None = None,
         train_counts: Tensor | None = None,
         cold: Tensor | None = None,
+        attributes: Mapping[str, list[str]] | None = None,
     ) -> Catalog:
         """Build a catalogue from plain columns; what is left out is unknown, zero or not cold.
 
@@ -77,6 +84,7 @@ class Catalog:
             texts=tuple(texts or titles or ("",) * size),
             train_counts=torch.zeros(size, dtype=torch.int64) if train_counts is None else train_counts,
             cold=torch.zeros(size, dtype=torch.bool) if cold is None else cold,
+            attributes=dict(attributes or {}),
         )
 
     def __len__(self) -> int:
@@ -96,9 +104,47 @@ class Catalog:
             )
         return row
 
+    def row_of(self, text: str) -> int:
+        """Row of the item that a person means: that with this id, else that with exactly this title.
+
+        Raises:
+            DataError: if there is none, with the closest ids and titles, or if several items have this title.
+
+        Example:
+            >>> catalog = Catalog.from_table(["b7", "b9"], ["Red lipstick", "b7"])
+            >>> catalog.row_of("b7"), catalog.row_of("Red lipstick"), catalog.row_of("b9")
+            (0, 0, 1)
+        """
+        if text in self._rows:
+            return self._rows[text]
+        rows = self._titled.get(" ".join(text.split()), [])
+        if len(rows) == 1:
+            return rows[0]
+        if rows:
+            raise DataError(f"title {text!r} is shared by {len(rows):,} items: {self._named(rows)}. Give an id.")
+        names = difflib.get_close_matches(text, [*self.item_ids, *self._titled], n=3)
+        close = dict.fromkeys(row for name in names for row in [self._rows.get(name, -1), *self._titled.get(name, [])])
+        hint = self._named([row for row in close if row >= 0])
+        raise DataError(
+            f"{text!r} is neither an id nor a title of the catalogue ({len(self):,} items)."
+            f"{f' Close to it: {hint}.' if hint else ''} Give an item id, or a whole title of the item table."
+        )
+
+    def _named(self, rows: list[int], most: int = 5) -> str:
+        shown = [f"{self.item_ids[row]!r}" + f" ({self.titles[row]})" * bool(self.titles[row]) for row in rows[:most]]
+        return ", ".join(shown) + f" and {len(rows) - most:,} more" * (len(rows) > most)
+
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _titled(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, title in enumerate(self.titles):
+            if title:
+                rows.setdefault(title, []).append(row)
+        return rows
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 
@@ -51,6 +51,8 @@ class Sequences:
     """[U + 1] int64: user u holds the positions offsets[u] .. offsets[u + 1] - 1."""
     user_ids: tuple[str, ...]
     """External user ids."""
+    feedback: dict[str, Tensor] = field(default_factory=dict)
+    """Column of `data.columns.feedback` -> [N] float32 beside `items`; NaN where the file has no value."""
 
     def __post_init__(self) -> None:
         size = self.items.shape[0]
@@ -58,6 +60,8 @@ class Sequences:
         expect(self.roles, "Sequences.roles", (size,), torch.uint8)
         expect(self.times, "Sequences.times", (size,), torch.int64)
         expect(self.offsets, "Sequences.offsets", (len(self.user_ids) + 1,), torch.int64)
+        for name, values in self.feedback.items():
+            expect(values, f"Sequences.feedback[{name!r}]", (size,), torch.float32)
 
     def __len__(self) -> int:
         """Number of interactions."""
@@ -87,8 +91,8 @@ class Sequences:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any interaction, role, time or user."""
-        digest = hashlib.sha256("\x1e".join(self.user_ids).encode("utf-8", "surrogatepass"))
-        for tensor in (self.items, self.roles, self.times, self.offsets):
+        """16 hex digits that change with any interaction, role, time, user or feedback."""
+        digest = hashlib.sha256("\x1e".join((*self.user_ids, *self.feedback)).encode("utf-8", "surrogatepass"))
+        for tensor in (self.items, self.roles, self.times, self.offsets, *self.feedback.values()):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

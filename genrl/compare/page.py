@@ -30,7 +30,7 @@ from genrl.compare.verdict import (
     warnings,
 )
 from genrl.plots import DARK, LIGHT, Notes, band, curve_grid, looks, save
-from genrl.training.stages import SUPERVISED
+from genrl.runs.stages import SUPERVISED
 
 Record = Mapping[str, Any]
 """One of `genrl.training.samples.Sample`."""

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genrl.training.folder import read_json, write_json
+from genrl.files import read_json, write_json
 
 
 @dataclass(frozen=True)

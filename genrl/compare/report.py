@@ -36,10 +36,10 @@ from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Point, Report, Table
 from genrl.compare.run import choose
 from genrl.errors import DataError
+from genrl.files import locked
 from genrl.metrics.comparison import Difference as Paired
 from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
 from genrl.plots import read_notes
-from genrl.training.folder import locked
 
 Outcomes = Mapping[int, Tensor]
 """Seed -> a number per row [R]; whatever has no seeds has one entry."""

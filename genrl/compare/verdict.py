@@ -8,8 +8,8 @@ from typing import Literal
 
 from genrl.compare.measures import titled
 from genrl.compare.record import Difference, Table
-from genrl.training.report import NAMES
-from genrl.training.stages import SUPERVISED
+from genrl.runs.stages import SUPERVISED
+from genrl.runs.tables import NAMES
 
 Direction = Literal["higher", "lower", "unclear"]
 SIGNIFICANT = 0.05

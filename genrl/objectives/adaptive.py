@@ -102,7 +102,7 @@ class AdaptiveBounds(Bounds):
 
     def before_step(self, scores: Scores, batch: Experience, ratios: Tensor) -> Stats:
         """Bounds for the current policy."""
-        return self.search(ratios, batch.advantages, batch.rollout)
+        return self.search(ratios, batch.advantages, batch.completions)
 
     def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
         """Return (low, high) [B, 1]."""

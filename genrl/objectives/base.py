@@ -33,7 +33,7 @@ class Objective(nn.Module, ABC):
     parameters. The trainer's order is::
 
         experience = objective.prepare(rollout, rewards)            # whole rollout, all ranks together
-        part = renormalized(experience.prompts(rows))               # only if a rollout makes several optimiser steps
+        part = renormalized(experience.groups(rows))               # only if a rollout makes several optimiser steps
         part = objective.before_step(scores, part)                  # only if "scores" in objective.needs
         for micro in ...: objective.loss(score(micro), micro).loss.backward()
         optimizer.step(); objective.after_step()
@@ -62,7 +62,7 @@ class Objective(nn.Module, ABC):
             rewards: rewards of the B = P*G completions.
 
         Returns:
-            The experience, whose micro-batches are `experience.prompts(rows)`.
+            The experience, whose micro-batches are `experience.groups(rows)`.
         """
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Credit(Piece, ABC):
 
     def stats(self, batch: Experience) -> Stats:
         """Scalars about the advantages of a micro-batch."""
-        return {"advantage_abs": masked_mean(batch.advantages.abs(), batch.rollout.chosen)}
+        return {"advantage_abs": masked_mean(batch.advantages.abs(), batch.completions.chosen)}
 
 
 class Surrogate(Piece, ABC):

@@ -42,9 +42,7 @@ def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tenso
 
 def item_segments(rollout: Completions) -> tuple[Tensor, int]:
     """Which item each chosen item token belongs to [B, T] (-1 none), and the number of items."""
-    owners = torch.zeros_like(rollout.tokens) if rollout.item_ids is None else rollout.item_ids
-    count = 1 if rollout.item_ids is None else rollout.items.shape[1]
-    return owners.masked_fill(~(rollout.chosen & rollout.item_mask), -1), count
+    return rollout.item_ids.masked_fill(~rollout.chosen, -1), rollout.items.shape[1]
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,16 @@ class GradientBounded(Surrogate):
         ratios, advantages = self.ratios(scores, batch)
         values = ratios * advantages
         if self.level == "token":
-            return values, ratio_stats(ratios, batch.rollout)
-        segments, count = item_segments(batch.rollout)
+            return values, ratio_stats(ratios, batch.completions)
+        segments, count = item_segments(batch.completions)
         present = segment_sum((segments >= 0).to(values.dtype), segments, count) > 0
         mean = (values * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-        told = ratio_stats(segment_gather(ratios, segments), batch.rollout)
+        told = ratio_stats(segment_gather(ratios, segments), batch.completions)
         return mean.expand_as(batch.advantages), told
 
     def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Bounded ratios with gradient and their advantages: [B, T] at token level, [B, N] at item level."""
-        rollout, advantages = batch.rollout, batch.advantages
+        rollout, advantages = batch.completions, batch.advantages
         logps, old = scores.logps.masked_fill(~rollout.chosen, 0), rollout.logps.masked_fill(~rollout.chosen, 0)
         if self.level == "token":
             return bounded_ratio(logps, old, advantages), advantages

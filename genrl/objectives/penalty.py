@@ -55,12 +55,12 @@ class KLPenalty(Penalty):
         Raises:
             ConfigError: if the rollout was not scored under a reference.
         """
-        if batch.rollout.ref_logps is None:
+        if batch.completions.ref_logps is None:
             raise ConfigError(
                 "a KL penalty needs rollout.ref_logps. Score the rollout under the reference, or set kl_coef=0."
             )
-        mask = batch.rollout.chosen
-        divergence = k3(scores.logps.masked_fill(~mask, 0), batch.rollout.ref_logps.masked_fill(~mask, 0))
+        mask = batch.completions.chosen
+        divergence = k3(scores.logps.masked_fill(~mask, 0), batch.completions.ref_logps.masked_fill(~mask, 0))
         return self.coef * divergence, {"kl": masked_mean(divergence, mask)}
 
 
@@ -89,7 +89,7 @@ class EntropyBonus(Penalty):
             raise ConfigError(
                 "an entropy bonus needs scores.entropy. Ask the policy for entropies, or set entropy_coef=0."
             )
-        return -self.coef * scores.entropy.masked_fill(~batch.rollout.chosen, 0), {}
+        return -self.coef * scores.entropy.masked_fill(~batch.completions.chosen, 0), {}
 
 
 def penalties(kl_coef: float, entropy_coef: float) -> tuple[Penalty, ...]:

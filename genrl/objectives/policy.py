@@ -76,7 +76,7 @@ class PolicyObjective(Objective):
             values = values - cost
             stats |= told
         if scores.entropy is not None:
-            stats["entropy"] = masked_mean(scores.entropy, batch.rollout.chosen)
+            stats["entropy"] = masked_mean(scores.entropy, batch.completions.chosen)
         loss = -(batch.weights * values).sum()
         return ObjectiveOutput(loss, {name: value.detach() for name, value in stats.items()})
 
@@ -110,7 +110,7 @@ def renormalized(experience: Experience) -> Experience:
     Used by `prepare`, and by the trainer on the part of a rollout that makes one optimiser step of several.
 
     Example:
-        A mini-batch of half the prompts weighs as much as the whole did: `renormalized(experience.prompts(slice(0,
+        A mini-batch of half the prompts weighs as much as the whole did: `renormalized(experience.groups(slice(0,
         4)))`.
     """
     total = world_sum(experience.mass.sum())
@@ -120,7 +120,7 @@ def renormalized(experience: Experience) -> Experience:
 
 def live_prompts(experience: Experience) -> Tensor:
     """Which prompts have any advantage with weight [P] bool; the others give no gradient but that of penalties."""
-    return _live(experience.advantages, experience.weights, experience.rollout.group_size)
+    return _live(experience.advantages, experience.weights, experience.completions.group_size)
 
 
 def _live(advantages: Tensor, weights: Tensor, group_size: int) -> Tensor:

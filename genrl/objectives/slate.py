@@ -95,7 +95,7 @@ class PhiRatio(Surrogate):
 
     def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Ratios with gradient and their divisors Phi, both [B, T]."""
-        rollout, advantages = batch.rollout, batch.advantages
+        rollout, advantages = batch.completions, batch.advantages
         ratios = pooled(log_ratios(scores, rollout), rollout, self.level).exp()
         now, old = (
             pooled(logps.detach().masked_fill(~rollout.chosen, 0), rollout, self.level).exp()
@@ -118,4 +118,4 @@ class PhiRatio(Surrogate):
         """Return the surrogate [B, T]."""
         ratios, phi = self.ratios(scores, batch)
         told = {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
-        return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.rollout), **told}
+        return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.completions), **told}

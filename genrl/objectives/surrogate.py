@@ -25,8 +25,6 @@ def log_ratios(scores: Scores, rollout: Completions) -> Tensor:
 
 def item_count(rollout: Completions) -> Tensor:
     """Number of items of each completion that have chosen tokens [B, 1] float, at least 1."""
-    if rollout.item_ids is None:
-        return rollout.logps.new_ones(rollout.tokens.shape[0], 1)
     present = torch.zeros(
         rollout.tokens.shape[0], rollout.items.shape[1] + 1, dtype=torch.bool, device=rollout.chosen.device
     )
@@ -189,15 +187,15 @@ class ClippedRatio(Surrogate):
 
     def before_step(self, scores: Scores, batch: Experience) -> Stats:
         """Let the bounds look at the current ratios of the whole mini-batch."""
-        ratios = ratio(log_ratios(scores, batch.rollout), batch.rollout, self.level)
+        ratios = ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
         return self.bounds.before_step(scores, batch, ratios)
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the clipped surrogate [B, T]."""
-        ratios = ratio(log_ratios(scores, batch.rollout), batch.rollout, self.level)
+        ratios = ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
         low, high = self.bounds(batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, low, high, self.dual_clip, self.tolerance)
-        return values, {**ratio_stats(ratios, batch.rollout, flat), **self.bounds.stats(batch)}
+        return values, {**ratio_stats(ratios, batch.completions, flat), **self.bounds.stats(batch)}
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ class CappedRatio(Surrogate):
 
     def capped(self, scores: Scores, batch: Experience) -> Tensor:
         """Ratio r' with gradient [B, T]."""
-        logs = pooled(log_ratios(scores, batch.rollout), batch.rollout, self.level)
+        logs = pooled(log_ratios(scores, batch.completions), batch.completions, self.level)
         excess = (logs.detach() - math.log1p(self.clip + self.delta)).clamp(min=0)
         return torch.exp(logs - excess).expand_as(batch.advantages)
 
@@ -228,7 +226,7 @@ class CappedRatio(Surrogate):
         """Return the surrogate [B, T]."""
         ratios = self.capped(scores, batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, 1.0 - self.clip, 1.0 + self.clip)
-        return values, ratio_stats(ratios, batch.rollout, flat)
+        return values, ratio_stats(ratios, batch.completions, flat)
 
 
 @dataclass(frozen=True)
@@ -247,11 +245,13 @@ class DetachedRatio(Surrogate):
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the surrogate [B, T]."""
-        ratios = log_ratios(scores, batch.rollout).detach().exp()
+        ratios = log_ratios(scores, batch.completions).detach().exp()
         values = (
-            ratios.clamp(self.low, self.high) * batch.advantages * scores.logps.masked_fill(~batch.rollout.chosen, 0)
+            ratios.clamp(self.low, self.high)
+            * batch.advantages
+            * scores.logps.masked_fill(~batch.completions.chosen, 0)
         )
-        return values, ratio_stats(ratios, batch.rollout, (ratios < self.low) | (ratios > self.high))
+        return values, ratio_stats(ratios, batch.completions, (ratios < self.low) | (ratios > self.high))
 
 
 @dataclass(frozen=True)
@@ -260,5 +260,5 @@ class LogLikelihood(Surrogate):
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return A log pi [B, T]."""
-        logps = scores.logps.masked_fill(~batch.rollout.chosen, 0)
-        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.rollout.chosen)}
+        logps = scores.logps.masked_fill(~batch.completions.chosen, 0)
+        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.completions.chosen)}

@@ -94,12 +94,10 @@ def to_rollout(drawn: Drawn, layout: Layout, prompts: Requests, normalize: str, 
     # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen
     mask = choices > (1 if normalize == "legal" else 0)
     return Completions(
-        prompt_tokens=prompts.tokens,
-        prompt_mask=prompts.mask,
         tokens=tokens,
         chosen=mask,
         step_ids=layout.step_ids(support).contiguous(),
-        item_mask=layout.item_mask(support),
+        item_ids=layout.item_mask(support).long() - 1,
         support=support,
         codes=decoded.codes,
         items=decoded.items,
@@ -114,7 +112,7 @@ def to_rollout(drawn: Drawn, layout: Layout, prompts: Requests, normalize: str, 
 
 def target_rollout(layout: Layout, prompts: Requests, categories: Tensor) -> Completions:
     """The targets themselves as completions, one per prompt: what plain cross-entropy trains on."""
-    tokens = layout.render(prompts.targets.items[:, 0])
+    tokens = layout.render(prompts.wanted.items[:, 0])
     states = layout.start(len(prompts))
     support, choices = [], []
     for position in range(layout.length):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from genrl.batches import RIGHT_PADDED, Completions, Scores
+from genrl.batches import Completions, Requests, Scores
 from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal, ThinkingLayout
 from genrl.policy.branches import alone
@@ -74,6 +73,7 @@ def check_vocabulary(policy: Policy, layout: Layout) -> None:
 def score(
     policy: Policy,
     layout: Layout,
+    requests: Requests,
     rollout: Completions,
     temperature: float = 1.0,
     normalize: str = "legal",
@@ -86,8 +86,9 @@ def score(
     """
     check_vocabulary(policy, layout)
     if isinstance(layout, ThinkingLayout):
-        return _score_thinking(policy, layout, rollout, temperature, normalize, thinking_temperature)
-    first, inner = completion_states(policy, rollout)
+        return _score_thinking(policy, layout, requests, rollout, temperature, normalize, thinking_temperature)
+    assert rollout.support is not None
+    first, inner = completion_states(policy, requests, rollout.tokens, rollout.chosen)
     share = len(rollout.tokens) // len(first)  # completions that start from one hidden state and one legal set
     head = policy.head_for(normalize)
     legal = layout.legal(0, rollout.support[::share, 0])
@@ -109,20 +110,18 @@ def score(
 def _score_thinking(
     policy: Policy,
     layout: ThinkingLayout,
+    requests: Requests,
     rollout: Completions,
     temperature: float,
     normalize: str,
     thinking_temperature: float | None,
 ) -> Scores:
     """`score` for completions of different lengths, of which only the tokens that were chosen need the output head."""
+    assert rollout.support is not None
     width = rollout.tokens.shape[1]
     places = rollout.chosen.nonzero()
     length = int(places[:, 1].max()) + 1 if len(places) else 1
-    cut = replace(
-        rollout,
-        **{name: getattr(rollout, name)[:, :length] for name in RIGHT_PADDED if getattr(rollout, name) is not None},
-    )
-    first, inner = completion_states(policy, cut)
+    first, inner = completion_states(policy, requests, rollout.tokens[:, :length], rollout.chosen[:, :length])
     before = torch.cat([first.repeat_interleave(len(rollout.tokens) // len(first), dim=0)[:, None], inner], dim=1)
     rows, columns = places.unbind(1)
     logps, entropy = place_scores(
@@ -231,24 +230,30 @@ def _chosen(log_probs: Tensor, tokens: Tensor, legal: Legal) -> Tensor:
     return chosen.masked_fill(~inside, float("-inf"))
 
 
-def completion_states(policy: Policy, rollout: Completions) -> tuple[Tensor, Tensor]:
-    """Hidden states before the tokens of a rollout, with gradient.
+def completion_states(policy: Policy, requests: Requests, written: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states before the tokens of completions, with gradient.
+
+    Args:
+        policy: the model.
+        requests: P prompts.
+        written: completions [B, T], B a multiple of P.
+        chosen: [B, T] tokens whose hidden states are wanted.
 
     Returns:
         those before each first token, [P, H] where a group shares them, else [B, H]; those before all later ones,
         [B, T - 1, H].
     """
-    prompts, group, depth = len(rollout), rollout.group_size, rollout.tokens.shape[1] - 1
-    tokens, mask = left_padded(rollout.prompt_tokens, rollout.prompt_mask)
+    prompts, group, depth = len(requests), len(written) // len(requests), written.shape[1] - 1
+    tokens, mask = left_padded(requests.tokens, requests.mask)
     context = tokens.shape[1]
-    behind = rollout.tokens[:, :depth]
+    behind = written[:, :depth]
     way = choose(policy, Shape(prompts, group, context, depth), decode=False)
     if way == "naive":
         rows, real, positions = alone(tokens, mask, behind.view(prompts, group, depth))
         hidden = policy.hidden(rows, real, positions)
         return hidden[:, context - 1], hidden[:, context:]
     if way == "tree":
-        return _tree_states(policy, tokens, mask, behind.view(prompts, group, depth), _needed(rollout))
+        return _tree_states(policy, tokens, mask, behind.view(prompts, group, depth), _needed(chosen, prompts))
     cache = model_cache(policy.base.config, SharedLayer)
     first = policy.hidden(tokens, mask, prompt_positions(mask), cache)[:, -1]
     if depth == 0:
@@ -258,10 +263,10 @@ def completion_states(policy: Policy, rollout: Completions) -> tuple[Tensor, Ten
     return first, policy.hidden(behind, real, prompt_positions(real)[:, context:], cache)
 
 
-def _needed(rollout: Completions) -> Tensor:
+def _needed(chosen: Tensor, prompts: int) -> Tensor:
     """Tokens [P, G * (T - 1)] that a token chosen by the policy stands behind; the others need no hidden state."""
-    later = rollout.chosen[:, 1:].flip(1).cumsum(1).flip(1) > 0
-    return later.view(len(rollout), -1)
+    later = chosen[:, 1:].flip(1).cumsum(1).flip(1) > 0
+    return later.view(prompts, -1)
 
 
 def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:

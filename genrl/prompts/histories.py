@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrl.batches import _Batch
+from genrl.batches import Batch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.errors import DataError
@@ -20,7 +20,7 @@ KNOWN = (Role.TRAIN, Role.RL)
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceBatch(_Batch):
+class SequenceBatch(Batch):
     """Rows of items, each as long as its user's history reaches back."""
 
     items: Tensor

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrl.batches import _Batch
+from genrl.batches import Batch
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import AlignConfig
@@ -20,7 +20,7 @@ from genrl.prompts.prompts import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True)
-class PackedBatch(_Batch):
+class PackedBatch(Batch):
     """Rows of several segments each; segments do not see each other."""
 
     tokens: Tensor

@@ -68,7 +68,7 @@ class PromptMaker:
         """The prompts whose targets stand at `positions` [P]."""
         sequences = self.dataset.sequences
         tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
-        return Requests(tokens, mask, Targets(sequences.items[positions][:, None]), self.full_history(positions))
+        return Requests(tokens, mask, self.full_history(positions), Targets(sequences.items[positions][:, None]))
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
@@ -96,6 +96,11 @@ class EvaluationBatches:
         order = lengths.argsort(stable=True)
         self.rows = order[rank::world].split(batch)
         self.positions = positions
+        self.batch = batch
+
+    def share(self, rank: int, world: int) -> EvaluationBatches:
+        """The rows of one rank."""
+        return EvaluationBatches(self.maker, self.positions, self.batch, rank, world)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrl.batches import _Batch
+from genrl.batches import Batch
 from genrl.config.schema import ActivateConfig
 from genrl.errors import DataError
 from genrl.layouts.base import ThinkingLayout
@@ -19,7 +19,7 @@ from genrl.prompts.traces import Trace
 
 
 @dataclass(frozen=True, slots=True)
-class TraceBatch(_Batch):
+class TraceBatch(Batch):
     """Rows of several segments each; segments do not see each other."""
 
     tokens: Tensor

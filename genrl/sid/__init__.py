@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import SidConfig
 from genrl.sid import kmeans, published  # noqa: F401 (their decorators register the built-in builders)
 from genrl.sid.registry import SID_BUILDERS, Codes
 from genrl.sid.table import CollisionReport, SidTable, make_table
 
-__all__ = ["SID_BUILDERS", "Codes", "CollisionReport", "SidTable", "build_sid_table", "make_table"]
+__all__ = ["SID_BUILDERS", "Codes", "CollisionReport", "SidTable", "build_sid_table", "make_table", "sources"]
 
 
 def build_sid_table(config: SidConfig, dataset: Dataset) -> SidTable:
@@ -33,3 +35,23 @@ def build_sid_table(config: SidConfig, dataset: Dataset) -> SidTable:
     """
     codes, sizes = SID_BUILDERS.entry(config.builder).factory(config, dataset)
     return make_table(codes, sizes, dataset.catalog, collisions=config.collisions)
+
+
+def sources(config: SidConfig) -> dict[str, Path]:
+    """What a table is made of besides the data set: option -> file or folder, as far as the builder reads it.
+
+    Of a plug-in's builder we cannot know what it reads, so all that is set counts. Nothing is checked to exist.
+
+    Example:
+        >>> sources(SidConfig(builder="import", path="beauty.index.json"))
+        {'sid.path': PosixPath('beauty.index.json')}
+    """
+    embedding, named = config.embedding, {}
+    plugin = config.builder not in ("kmeans", "import")
+    if config.builder != "kmeans":
+        named["sid.path"] = config.path
+    if embedding.source == "file" and (plugin or config.builder == "kmeans"):
+        named["sid.embedding.path"] = embedding.path
+    if embedding.source in ("text", "both") and embedding.text_encoder != "tfidf" and config.builder != "import":
+        named["sid.embedding.text_encoder"] = embedding.text_encoder
+    return {option: Path(path).expanduser() for option, path in named.items() if path}

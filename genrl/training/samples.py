@@ -103,7 +103,7 @@ def _sample(
     completions: int,
     texts: Texts | None,
 ) -> Sample:
-    drawn = experience.rollout
+    drawn = experience.completions
     rows = torch.arange(prompt * drawn.group_size, (prompt + 1) * drawn.group_size, device=drawn.items.device)
     rows = rows[drawn.logps[rows].sum(1).argsort(descending=True, stable=True)]
     rows = rows[rewards.outcome[rows].argsort(descending=True, stable=True)]
@@ -111,7 +111,7 @@ def _sample(
     counts = Counter(written)
     distinct = dict(zip(reversed(written), reversed(rows.tolist()), strict=True))  # the first of equal ones stays
     shown = _ends(list(counts), completions)
-    target = int(prompts.targets.items[prompt, 0])
+    target = int(prompts.wanted.items[prompt, 0])
     seen = [item for item in prompts.history[prompt].tolist() if item >= 0][-SHOWN_HISTORY:]
     return Sample(
         history=tuple(_title(catalog, item) for item in seen),
@@ -137,7 +137,7 @@ def _ends(values: list[T], most: int) -> list[T]:
 def _completion(
     row: int, experience: Experience, rewards: Rewards, catalog: Catalog, count: int, texts: Texts | None
 ) -> Completion:
-    drawn = experience.rollout
+    drawn = experience.completions
     return Completion(
         item=_title(catalog, int(drawn.items[row, 0])),
         codes=tuple(drawn.codes[row].tolist()),
@@ -146,13 +146,13 @@ def _completion(
         components={name: round(float(value[row]), 4) for name, value in rewards.components.items()},
         advantages=tuple(round(value, 4) for value in _step_advantages(experience, row)),
         drawn=count,
-        thinking=texts(drawn.tokens[row][drawn.support[row] >= 0]) if texts is not None else (),
+        thinking=texts(drawn.tokens[row][drawn.written[row]]) if texts is not None else (),
     )
 
 
 def _step_advantages(experience: Experience, row: int) -> Iterator[float]:
     """The advantage of each step: the mean over its chosen tokens, which nearly always share it."""
-    drawn, advantages = experience.rollout, experience.advantages[row]
+    drawn, advantages = experience.completions, experience.advantages[row]
     for step in range(drawn.num_steps):
         yield float(masked_mean(advantages, drawn.chosen[row] & (drawn.step_ids[row] == step)))
 

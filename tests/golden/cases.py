@@ -149,12 +149,8 @@ def _group_size(groups: list[int]) -> int:
 
 def _blank(rows: int, length: int, group_size: int) -> Config:
     """What no objective looks at."""
-    prompts = rows // group_size
     return {
-        "prompt_tokens": torch.zeros(prompts, 1, dtype=torch.int64),
-        "prompt_mask": torch.ones(prompts, 1, dtype=torch.bool),
         "tokens": torch.zeros(rows, length, dtype=torch.int64),
-        "support": torch.zeros(rows, length, dtype=torch.int64),
         "group_size": group_size,
     }
 
@@ -167,7 +163,7 @@ def token_rollout(setup: dict[str, Any]) -> Completions:
         **_blank(rows, length, _group_size(setup["group"])),
         chosen=mask,
         step_ids=torch.tensor(setup["step_ids"]),
-        item_mask=torch.tensor([[kind == "sid" for kind in row] for row in setup["token_kind"]]),
+        item_ids=torch.tensor([[0 if kind == "sid" else -1 for kind in row] for row in setup["token_kind"]]),
         codes=torch.zeros(rows, steps, dtype=torch.int64),
         items=torch.zeros(rows, 1, dtype=torch.int64),
         logps=numbers(setup["logp_old"]),
@@ -184,7 +180,6 @@ def slate_rollout(setup: dict[str, Any]) -> Completions:
         **_blank(rows, length, _group_size(setup["user"])),
         chosen=mask,
         step_ids=torch.tensor(setup["item_ids"]),
-        item_mask=mask,
         codes=torch.zeros_like(categories),
         items=torch.zeros_like(categories),
         logps=numbers(setup["logp_old"]),

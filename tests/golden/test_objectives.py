@@ -62,7 +62,7 @@ def test_losses_and_gradients_of_micro_batches_add_up(case: Case, parts: list[li
     for part in parts:
         prompts = torch.tensor(part)
         chosen = rows[prompts].flatten()
-        part_loss, part_gradient = case.run(experience.prompts(prompts), case.logps[chosen])
+        part_loss, part_gradient = case.run(experience.groups(prompts), case.logps[chosen])
         loss = loss + part_loss
         gradient[chosen] += part_gradient
     assert_same(loss, case.expected["loss"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -90,28 +90,21 @@ class Sample:
 
     def rows(self, order: Tensor) -> Sample:
         """Rows of all tensors in another order; prompts stay."""
-        rollout = {f.name: getattr(self.rollout, f.name) for f in fields(self.rollout)}
-        moved = {
-            key: value[order] if isinstance(value, Tensor) and not key.startswith("prompt") else value
-            for key, value in rollout.items()
-        }
-        return Sample(Completions(**moved), self.rewards.rows(order), self.logps[order], self.entropy[order])
+        return Sample(self.rollout.rows(order), self.rewards.rows(order), self.logps[order], self.entropy[order])
 
     def padded(self, width: int) -> Sample:
         """`width` more places of padding, filled with values that must not matter."""
         fills: dict[str, Any] = {
             "chosen": False,
-            "item_mask": False,
             "step_ids": -1,
             "item_ids": -1,
             "tokens": 7,
-            "support": 3,
         }
 
         def widen(value: Tensor, fill: float) -> Tensor:
             return torch.cat([value, value.new_full((value.shape[0], width), fill)], 1)
 
-        names = ("tokens", "chosen", "step_ids", "item_mask", "support", "logps", "ref_logps", "entropy", "item_ids")
+        names = ("tokens", "chosen", "step_ids", "logps", "ref_logps", "entropy", "item_ids")
         present = {name: getattr(self.rollout, name) for name in names if getattr(self.rollout, name) is not None}
         rollout = replace(self.rollout, **{name: widen(value, fills.get(name, 0)) for name, value in present.items()})
         return Sample(rollout, self.rewards, widen(self.logps, 0), widen(self.entropy, 0))
@@ -120,7 +113,7 @@ class Sample:
         """Some prompts, with their rewards."""
         members = torch.arange(len(self.logps)).unflatten(0, (-1, self.rollout.group_size))[rows].flatten()
         chosen = self.rewards.rows(members)
-        return Sample(self.rollout.prompts(rows), chosen, self.logps[members], self.entropy[members])
+        return Sample(self.rollout.groups(rows), chosen, self.logps[members], self.entropy[members])
 
 
 def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
@@ -130,7 +123,7 @@ def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
     return {
         "chosen": mask,
         "step_ids": torch.arange(3).expand(rows, 3).clone(),
-        "item_mask": torch.ones_like(mask),
+        "item_ids": torch.zeros_like(mask, dtype=torch.int64),
         "N": 1,
     }
 
@@ -149,7 +142,7 @@ def thinking_shape(
     return {
         "chosen": chosen.bool(),
         "step_ids": steps,
-        "item_mask": codes.bool(),
+        "item_ids": codes - 1,
         "closed": torch.tensor(closed),
         "N": 1,
     }
@@ -187,7 +180,7 @@ def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
         owners[row, : len(written)] = torch.tensor(written)
         chosen[row, : len(written)] = torch.rand(len(written), generator=draw) < 0.8
         chosen[row, len(written)] = True
-    return {"chosen": chosen, "step_ids": owners, "item_mask": owners >= 0, "item_ids": owners, "N": 3}
+    return {"chosen": chosen, "step_ids": owners, "item_ids": owners, "N": 3}
 
 
 SHAPES = {
@@ -216,10 +209,7 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
     old = logs(-0.2 - 2 * uniform(*mask.shape), 0.0)
     entropy = uniform(*mask.shape).masked_fill(~mask, 0)
     rollout = Completions(
-        prompt_tokens=torch.zeros(prompts, 2, dtype=torch.int64),
-        prompt_mask=torch.ones(prompts, 2, dtype=torch.bool),
         tokens=torch.randint(0, 9, mask.shape, generator=draw),
-        support=torch.zeros(mask.shape, dtype=torch.int64),
         codes=torch.randint(0, 9, (rows, steps), generator=draw),
         items=torch.randint(0, 20, (rows, items), generator=draw),
         categories=torch.randint(-1, 4, (rows, items), generator=draw),

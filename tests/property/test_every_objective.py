@@ -84,7 +84,7 @@ def test_micro_batches_add_up(name: str, layout: str, sizes: tuple[int, ...]) ->
     total, parts = torch.zeros_like(loss), torch.zeros_like(gradient)
     for prompts in shuffled.split(list(sizes)):
         rows = torch.arange(16).view(4, 4)[prompts].flatten()
-        part_loss, part_gradient = batch.run(objective, experience.prompts(prompts), rows)
+        part_loss, part_gradient = batch.run(objective, experience.groups(prompts), rows)
         total = total + part_loss
         parts[rows] += part_gradient
     assert_same(total, loss)
@@ -163,7 +163,7 @@ def test_a_dead_group_can_be_left_out(name: str, layout: str) -> None:
     _, gradient = batch.run(objective, experience)
     alive = live_prompts(experience)
     rows = alive.repeat_interleave(4)
-    _, kept = batch.run(objective, experience.prompts(alive), rows)
+    _, kept = batch.run(objective, experience.groups(alive), rows)
     assert_same(kept, gradient[rows])
     assert (gradient[~rows] == 0).all()
 
@@ -172,7 +172,7 @@ def test_a_dead_group_can_be_left_out(name: str, layout: str) -> None:
 def test_an_optimiser_step_on_half_the_prompts_weighs_as_much(name: str) -> None:
     batch, objective = sample("blocked"), make(name)
     whole = batch.experience(objective)
-    half = renormalized(whole.prompts(slice(0, 2)))
+    half = renormalized(whole.groups(slice(0, 2)))
     assert_same(whole.mass.sum(), 1.0)
     assert_same(half.mass.sum(), 1.0)
     again = renormalized(half)

@@ -95,13 +95,10 @@ class Expectation:
         match = (sids == policy.sids[target.repeat_interleave(group_size)]).double()
         mask = (policy.legal.sum(1) > 1)[policy.prefixes][rows]
         rollout = Completions(
-            prompt_tokens=torch.zeros(len(drawn), 1, dtype=torch.int64),
-            prompt_mask=torch.ones(len(drawn), 1, dtype=torch.bool),
             tokens=sids,
             chosen=mask,
             step_ids=torch.arange(sids.shape[1]).expand(sids.shape),
-            item_mask=torch.ones_like(mask),
-            support=torch.zeros_like(sids),
+            item_ids=torch.zeros_like(sids),
             codes=sids,
             items=rows[:, None],
             logps=torch.zeros(mask.shape, dtype=torch.float64),

@@ -90,7 +90,7 @@ def test_with_one_step_sapo_is_grpo(layout: str, guard: str) -> None:
         batch.rollout,
         step_ids=torch.zeros_like(batch.rollout.step_ids),
         num_steps=1,
-        choices=batch.rollout.codes[:, :1],
+        codes=batch.rollout.codes[:, :1],
         closed=None if batch.rollout.closed is None else batch.rollout.closed[:, :1],
     )
     rewards = Rewards(batch.rewards.outcome, steps=batch.rewards.outcome[:, None])
@@ -172,8 +172,7 @@ def test_items_of_gbpo_share_the_completion(layout: str) -> None:
     experience = batch.experience(objective)
     values, _ = objective.surrogate(Scores(batch.logps), experience)
     ratios, advantages = objective.surrogate.ratios(Scores(batch.logps), experience)
-    owners = batch.rollout.item_ids if batch.rollout.item_ids is not None else torch.zeros_like(batch.rollout.tokens)
-    owners = owners.masked_fill(~(batch.rollout.chosen & batch.rollout.item_mask), -1)
+    owners = batch.rollout.item_ids.masked_fill(~batch.rollout.chosen, -1)
     present = segment_sum(torch.ones_like(batch.logps), owners, ratios.shape[1]) > 0
     for row in range(values.shape[0]):
         if present[row].any():

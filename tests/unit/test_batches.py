@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from genrl.batches import (
-    RIGHT_PADDED,
     Completions,
     Experience,
     Ranking,
@@ -25,19 +24,16 @@ B = P * G
 def make_prompts(length: int = L, first: int = 0) -> Requests:
     tokens = torch.arange(first, first + P * length).view(P, length)
     mask = torch.arange(length) >= torch.arange(P)[:, None]
-    return Requests(tokens, mask, Targets(torch.arange(P)[:, None]), torch.arange(2 * P).view(P, 2))
+    return Requests(tokens, mask, torch.arange(2 * P).view(P, 2), Targets(torch.arange(P)[:, None]))
 
 
-def make_rollout(length: int = L, first: int = 0) -> Completions:
-    prompts = make_prompts(length, first)
+def make_rollout(first: int = 0) -> Completions:
     tokens = torch.arange(first, first + B * T).view(B, T)
     return Completions(
-        prompt_tokens=prompts.tokens,
-        prompt_mask=prompts.mask,
         tokens=tokens,
         chosen=tokens % 2 == 0,
         step_ids=torch.arange(T).expand(B, T),
-        item_mask=torch.ones(B, T, dtype=torch.bool),
+        item_ids=torch.zeros(B, T, dtype=torch.int64),
         support=tokens + 100,
         codes=tokens + 200,
         items=torch.arange(first, first + B)[:, None],
@@ -65,10 +61,10 @@ def make_rewards() -> Rewards:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tokens", torch.zeros(B + 1, T, dtype=torch.int64), "7 rows, expected 3 prompts x group_size 2"),
-        ("prompt_mask", torch.ones(P, L), "Completions.prompt_mask is torch.float32, expected torch.bool"),
-        ("mask", torch.ones(B, T + 1, dtype=torch.bool), "Completions.mask has shape [6, 4], expected [6, 3]"),
-        ("choices", torch.zeros(B, S + 1, dtype=torch.int64), "Completions.codes has shape [6, 4], expected [6, 3]"),
+        ("tokens", torch.zeros(B + 1, T, dtype=torch.int64), "7 rows do not divide into groups of 2"),
+        ("item_ids", torch.ones(B, T), "Completions.item_ids is torch.float32, expected torch.int64"),
+        ("chosen", torch.ones(B, T + 1, dtype=torch.bool), "Completions.chosen has shape [6, 4], expected [6, 3]"),
+        ("codes", torch.zeros(B, S + 1, dtype=torch.int64), "Completions.codes has shape [6, 4], expected [6, 3]"),
         ("items", torch.zeros(B, dtype=torch.int64), "Completions.items has shape [6], expected [6, *]"),
         ("logps", torch.zeros(B, T, dtype=torch.int64), "Completions.logps is torch.int64"),
         ("ref_logps", torch.zeros(B, 1), "Completions.ref_logps has shape [6, 1], expected [6, 3]"),
@@ -123,31 +119,41 @@ def test_batches_do_not_change() -> None:
 )
 def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[int]) -> None:
     whole = make_experience()
-    part = whole.prompts(rows)  # type: ignore[arg-type]
+    part = whole.groups(rows)  # type: ignore[arg-type]
     completions = [prompt * G + member for prompt in wanted for member in range(G)]
-    assert len(part) == len(part.rollout) == len(wanted)
-    assert part.rollout.prompt_tokens.tolist() == [whole.rollout.prompt_tokens[p].tolist() for p in wanted]
-    for name in ("tokens", "mask", "support", "choices", "items", "logps", "entropy", "categories", "closed"):
-        found, every = getattr(part.rollout, name), getattr(whole.rollout, name)
+    assert len(part) == len(part.completions) == len(wanted)
+    for name in (
+        "tokens",
+        "chosen",
+        "support",
+        "item_ids",
+        "codes",
+        "items",
+        "logps",
+        "entropy",
+        "categories",
+        "closed",
+    ):
+        found, every = getattr(part.completions, name), getattr(whole.completions, name)
         assert found.tolist() == [every[row].tolist() for row in completions]
         assert found.shape[1:] == every.shape[1:]
     assert part.advantages.tolist() == [whole.advantages[row].tolist() for row in completions]
     assert part.mass.tolist() == [float(row) for row in completions]
     assert part.extras["bound"].tolist() == completions
-    assert part.rollout.ref_logps is None
-    assert (part.rollout.group_size, part.rollout.num_steps) == (G, S)
+    assert part.completions.ref_logps is None
+    assert (part.completions.group_size, part.completions.num_steps) == (G, S)
 
 
 def test_prompts_of_a_prompt_batch_keep_their_targets() -> None:
-    part = make_prompts().prompts(torch.tensor([2, 1]))
-    assert part.targets.items.tolist() == [[2], [1]]
+    part = make_prompts().rows(torch.tensor([2, 1]))
+    assert part.wanted.items.tolist() == [[2], [1]]
     assert part.history.tolist() == [[4, 5], [2, 3]]
     assert part.mask.tolist() == make_prompts().mask[[2, 1]].tolist()
-    assert len(make_prompts().prompts(slice(0, 0))) == 0
+    assert len(make_prompts().rows(slice(0, 0))) == 0
 
 
 def test_targets_are_repeated_for_each_completion() -> None:
-    assert make_prompts().targets.repeat(2).items.flatten().tolist() == [0, 0, 1, 1, 2, 2]
+    assert make_prompts().wanted.repeat(2).items.flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_rows_of_rewards_are_single_completions() -> None:
@@ -166,42 +172,34 @@ def test_rows_of_rewards_are_single_completions() -> None:
 def test_moving_a_batch_moves_everything_inside_it() -> None:
     moved = make_experience().to("meta")
     assert {moved.advantages.device.type, moved.extras["bound"].device.type} == {"meta"}
-    inside = [getattr(moved.rollout, field.name) for field in fields(moved.rollout)]
+    inside = [getattr(moved.completions, field.name) for field in fields(moved.completions)]
     assert {value.device.type for value in inside if isinstance(value, torch.Tensor)} == {"meta"}
-    assert (moved.rollout.group_size, moved.rollout.ref_logps) == (G, None)
+    assert (moved.completions.group_size, moved.completions.ref_logps) == (G, None)
     rewards = make_rewards().to("meta")
     assert rewards.components["hit"].device.type == "meta"
     assert rewards.weights == {"hit": 0.5}
-    assert make_prompts().to("meta").targets.items.device.type == "meta"
+    assert make_prompts().to("meta").wanted.items.device.type == "meta"
     assert Scores(torch.zeros(1, 1)).to("meta").logps.device.type == "meta"
 
 
-def test_rollouts_are_joined_with_prompts_padded_on_the_left() -> None:
-    short, long = make_rollout(2), make_rollout(L, first=50)
-    joined = concatenate(short, long)
-    assert len(joined) == 2 * P
-    assert joined.prompt_tokens[:P].tolist() == [[0, 0, *row] for row in short.prompt_tokens.tolist()]
-    assert joined.prompt_mask[:P].tolist() == [[False, False, *row] for row in short.prompt_mask.tolist()]
-    assert joined.prompt_tokens[P:].tolist() == long.prompt_tokens.tolist()
-    assert joined.tokens.tolist() == [*short.tokens.tolist(), *long.tokens.tolist()]
-    assert joined.ref_logps is None
-    assert joined.closed is not None
-    assert joined.closed.tolist() == [*short.closed.tolist(), *long.closed.tolist()]
-    assert concatenate(long, short).prompt_tokens[P:].tolist() == joined.prompt_tokens[:P].tolist()
+def test_batches_take_another_precision_where_they_are_no_whole_numbers() -> None:
+    converted = make_experience().to(torch.bfloat16)
+    assert converted.completions.logps.dtype == converted.mass.dtype == torch.bfloat16
+    assert converted.completions.tokens.dtype == converted.extras["bound"].dtype == torch.int64
+    assert converted.completions.chosen.dtype == torch.bool
 
 
 def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
     long = replace(make_rollout(first=50), item_ids=torch.zeros(B, T, dtype=torch.int64))
-    short = long.prompts(slice(0, 2))
-    short = replace(
-        short, **{name: value[:, :1] for name in RIGHT_PADDED if (value := getattr(short, name)) is not None}
-    )
+    short = long.groups(slice(0, 2))
+    names = [each.name for each in fields(short) if each.metadata and getattr(short, each.name) is not None]
+    short = replace(short, **{name: getattr(short, name)[:, :1] for name in names})
     rows = len(short.tokens)
     for joined, own in ((concatenate(short, long), slice(0, rows)), (concatenate(long, short), slice(B, None))):
         assert len(joined) == P + 2
         assert joined.tokens.shape == (B + rows, T)
         assert joined.tokens[own].tolist() == [[*row, 0, 0] for row in short.tokens.tolist()]
-        assert joined.mask[own].tolist() == [[*row, False, False] for row in short.mask.tolist()]
+        assert joined.chosen[own].tolist() == [[*row, False, False] for row in short.chosen.tolist()]
         for name in ("step_ids", "support", "item_ids"):
             assert getattr(joined, name)[own].tolist() == [[*row, -1, -1] for row in getattr(short, name).tolist()]
         assert joined.item_mask[own, 1:].any().item() is False
@@ -216,7 +214,7 @@ def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
     assert joined.history[:P].tolist() == [[-1, *row] for row in first.history.tolist()]
     assert joined.tokens.shape == (2 * P, 6)
     assert joined.mask[:P, :2].any().item() is False
-    assert joined.targets.items.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    assert joined.wanted.items.flatten().tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_rewards_are_joined_with_their_components() -> None:

@@ -40,8 +40,8 @@ def all_items(tokens: Tensor, sid_tokens: Tensor, who: str) -> None:
 def same_log_probs(inputs: Inputs[SidLayout], drawn: Completions, allowed: PrefixFunction) -> str:
     """The rollout's log-probabilities are those of plain forward passes over repeated prompts."""
     few = max(1, 512 // drawn.group_size)
-    part = drawn.prompts(slice(0, few))
-    wanted = legal_log_probs(inputs.policy.model, inputs.prompts.prompts(slice(0, few)), part.tokens, allowed)
+    part = drawn.groups(slice(0, few))
+    wanted = legal_log_probs(inputs.policy.model, inputs.prompts.rows(slice(0, few)), part.tokens, allowed)
     apart = float((part.logps - wanted).abs().max())
     require(apart <= TOLERANCE, f"genrl's log-probabilities differ by {apart:.2g} from those of plain forward passes.")
     return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {apart:.0e})"

@@ -210,14 +210,14 @@ def generate_thinking(model: Any, prompts: Requests, group: int, layout: Thinkin
     return found[:, prompts.tokens.shape[1] :]
 
 
-def repeated_log_probs(model: Any, rollout: Completions) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+def repeated_log_probs(model: Any, prompts: Requests, rollout: Completions) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """Log-probabilities [B, T] over the vocabulary with gradient, and entropies, each row behind a copy of its prompt.
 
     What TRL's `GRPOTrainer` computes in an update.
     """
     group, length = rollout.group_size, rollout.tokens.shape[1]
-    rows = torch.cat([rollout.prompt_tokens.repeat_interleave(group, dim=0), rollout.tokens], dim=1)
-    seen = torch.cat([rollout.prompt_mask.repeat_interleave(group, dim=0), rollout.support >= 0], dim=1).long()
+    rows = torch.cat([prompts.tokens.repeat_interleave(group, dim=0), rollout.tokens], dim=1)
+    seen = torch.cat([prompts.mask.repeat_interleave(group, dim=0), rollout.written], dim=1).long()
     logits = model(input_ids=rows, attention_mask=seen, logits_to_keep=length + 1, use_cache=False).logits[:, :-1]
     chosen = logits.gather(2, rollout.tokens[:, :, None])[:, :, 0] - logits.logsumexp(-1)
     with torch.no_grad():

@@ -89,10 +89,10 @@ def _same_completions(
     require(
         abs(apart) <= 5 * error, f"completions differ in length by {apart:.1f} tokens, with an error of {error:.1f}."
     )
-    batch = inputs.draw(inputs.sizes.groups[0]).prompts(slice(0, 1))
+    batch = inputs.draw(inputs.sizes.groups[0]).groups(slice(0, 1))
     policy.branching = "naive"
     with torch.no_grad():
-        logps = score(policy, layout, batch).logps
+        logps = score(policy, layout, prompts.rows(slice(0, 1)), batch).logps
     policy.branching = "auto"
     gap = float((logps - batch.logps).abs().max())
     require(gap <= TOLERANCE, f"log-probabilities differ by {gap:.2g} from those of plain forward passes.")
@@ -140,7 +140,7 @@ def thinking_updates(sizes: Sizes, repeats: int) -> list[Figure]:
 def _ours(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector."""
     inputs.policy.zero_grad(set_to_none=True)
-    logps = score(inputs.policy, inputs.layout, batch, normalize="vocab").logps
+    logps = score(inputs.policy, inputs.layout, inputs.prompts, batch, normalize="vocab").logps
     logps.sum().backward()
     return logps.detach(), _gradient(inputs.policy)
 
@@ -150,8 +150,8 @@ def _theirs(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, 
     inputs.policy.zero_grad(set_to_none=True)
     found = []
     for rows in torch.arange(len(batch)).split(max(1, MICRO_BATCH // batch.group_size)):
-        part = batch.prompts(rows)
-        logps = repeated_log_probs(inputs.policy.model, part)[0] * part.chosen
+        part = batch.groups(rows)
+        logps = repeated_log_probs(inputs.policy.model, inputs.prompts.rows(rows), part)[0] * part.chosen
         logps.sum().backward()
         found.append(logps.detach())
     return torch.cat(found), _gradient(inputs.policy)

@@ -27,7 +27,7 @@ from genrl.objectives import OBJECTIVES
 from genrl.prompts.prompts import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
-from genrl.training.evaluation import ranking_metrics
+from genrl.runs.evaluate import ranking_metrics
 from genrl.training.rl import RLModule
 from genrl.training.stream import PromptOrder
 
@@ -270,7 +270,7 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
             report_to="none",
             disable_tqdm=True,
         )
-        data = Dataset.from_dict({"prompt": texts, "target": prompts.targets.items[:, 0].tolist()})
+        data = Dataset.from_dict({"prompt": texts, "target": prompts.wanted.items[:, 0].tolist()})
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,

@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.checks import TOLERANCE, require
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
-from genrl.batches import Completions
+from genrl.batches import Completions, Requests
+from genrl.files import Meter
 from genrl.layouts.sid import SidLayout
 from genrl.policy.model import Policy
 from genrl.policy.score import score
-from genrl.training.folder import Meter
 
 MEMORY_GOAL = 8.0
 LONG_GOAL = 4.0
@@ -33,7 +33,7 @@ def memory(sizes: Sizes, repeats: int) -> list[Figure]:
     """
     group = sizes.groups[0]
     inputs = make_inputs(sizes)
-    checked = _same_update(inputs.policy, inputs.layout, inputs.draw(group), "legal")
+    checked = _same_update(inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
     variants = {way: partial(_peak_elsewhere, sizes, way, group, torch.get_num_threads()) for way in ("auto", "naive")}
     mib = interleave("memory", variants, min(repeats, 3), warm_up=False)
     return [
@@ -58,13 +58,13 @@ def peak(sizes: Sizes, way: str, group: int, threads: int) -> float:
     """MiB that one forward and backward pass needs at its peak above what the process held before."""
     torch.set_num_threads(threads)
     small = make_inputs(QUICK)
-    _update(small.policy, small.layout, small.draw(2), way, "legal")  # libraries set themselves up
+    _update(small.policy, small.layout, small.prompts, small.draw(2), way, "legal")  # libraries set themselves up
     inputs = make_inputs(sizes)
     drawn = inputs.draw(group)
     gc.collect()
     before = _resident()
     meter = Meter()
-    _update(inputs.policy, inputs.layout, drawn, way, "legal")
+    _update(inputs.policy, inputs.layout, inputs.prompts, drawn, way, "legal")
     return meter.read()["peak_mib"] - before
 
 
@@ -89,9 +89,9 @@ def long(sizes: Sizes, repeats: int) -> list[Figure]:
 
 
 def _long(policy: Policy, layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...], repeats: int) -> Figure:
-    drawn = _long_rollout(layout, sizes, lengths)
-    checked = _same_update(policy, layout, drawn, "vocab")
-    variants = {way: timed(partial(_update, policy, layout, drawn, way, "vocab")) for way in ("auto", "naive")}
+    prompts, drawn = _long_rollout(layout, sizes, lengths)
+    checked = _same_update(policy, layout, prompts, drawn, "vocab")
+    variants = {way: timed(partial(_update, policy, layout, prompts, drawn, way, "vocab")) for way in ("auto", "naive")}
     shown = " and ".join(map(str, lengths))
     seconds = interleave(f"long, prompts of {shown}", variants, repeats)
     return compare(
@@ -119,8 +119,8 @@ def _long_codes(sizes: Sizes) -> Tensor:
     return torch.randint(LONG_CODES, (LONG_ITEMS, sizes.long_completion), generator=generator)
 
 
-def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> Completions:
-    """A group of random items behind each of some random prompts, all tokens counted."""
+def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> tuple[Requests, Completions]:
+    """Random prompts and a group of random items behind each of them, all tokens counted."""
     generator = torch.Generator().manual_seed(0)
     items = torch.randperm(LONG_ITEMS, generator=generator)[: LONG_GROUP * len(lengths)]
     longest = max(lengths)
@@ -128,13 +128,12 @@ def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> 
     tokens = layout.render(items)
     everything = torch.ones_like(tokens, dtype=torch.bool)
     first = layout.first_ids[0]
-    return Completions(
-        prompt_tokens=torch.randint(first, first + sizes.codes, (len(lengths), longest), generator=generator),
-        prompt_mask=mask,
+    prompts = torch.randint(first, first + sizes.codes, (len(lengths), longest), generator=generator)
+    return Requests(prompts, mask, prompts[:, :0]), Completions(
         tokens=tokens,
         chosen=everything,
         step_ids=layout.step_ids(tokens).contiguous(),
-        item_mask=everything,
+        item_ids=torch.zeros_like(tokens),
         support=layout.trie.path(layout.codes[items]),
         codes=layout.codes[items],
         items=items[:, None],
@@ -144,21 +143,23 @@ def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> 
     )
 
 
-def _update(policy: Policy, layout: SidLayout, drawn: Completions, way: str, normalize: str) -> tuple[Tensor, Tensor]:
+def _update(
+    policy: Policy, layout: SidLayout, prompts: Requests, drawn: Completions, way: str, normalize: str
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector, with prompts shared in a given way."""
     policy.branching = way
     policy.zero_grad(set_to_none=True)
-    scores = score(policy, layout, drawn, normalize=normalize)
+    scores = score(policy, layout, prompts, drawn, normalize=normalize)
     scores.logps.sum().backward()
     policy.branching = "auto"
     gradients = [value.grad.flatten() for value in policy.trainable().values() if value.grad is not None]
     return scores.logps.detach(), torch.cat(gradients)
 
 
-def _same_update(policy: Policy, layout: SidLayout, drawn: Completions, normalize: str) -> str:
+def _same_update(policy: Policy, layout: SidLayout, prompts: Requests, drawn: Completions, normalize: str) -> str:
     """Compare log-probabilities and gradients of both ways."""
-    ours, gradient = _update(policy, layout, drawn, "auto", normalize)
-    theirs, wanted = _update(policy, layout, drawn, "naive", normalize)
+    ours, gradient = _update(policy, layout, prompts, drawn, "auto", normalize)
+    theirs, wanted = _update(policy, layout, prompts, drawn, "naive", normalize)
     apart = float((ours - theirs).abs().max())
     relative = float((gradient - wanted).norm() / wanted.norm())
     require(apart <= TOLERANCE, f"log-probabilities of the two ways differ by {apart:.2g}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.checks import TOLERANCE, require
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import FULL, Sizes, make_policy
-from genrl.batches import Completions
+from genrl.batches import Requests
 from genrl.policy.branches import grow
 from genrl.policy.branching import WAYS, Shape, choose
 from genrl.policy.model import Policy
@@ -92,23 +92,10 @@ def _score(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> Te
     """Hidden states of all completions, after a backward pass through their sum."""
     count, group, length = completions.shape
     tokens = completions.flatten(0, 1)
-    everything, zeros = torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens)
-    batch = Completions(
-        prompt_tokens=prompts,
-        prompt_mask=torch.ones_like(prompts, dtype=torch.bool),
-        tokens=tokens,
-        chosen=everything,
-        step_ids=zeros,
-        item_mask=everything,
-        support=zeros,
-        codes=zeros[:, :1],
-        items=zeros[:, :1],
-        logps=zeros.float(),
-        group_size=group,
-        num_steps=1,
-    )
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    requests = Requests(prompts, torch.ones_like(prompts, dtype=torch.bool), prompts[:, :0])
     policy.branching = way
-    first, inner = completion_states(policy, batch)
+    first, inner = completion_states(policy, requests, tokens, everything)
     (first.sum() + inner.sum()).backward()
     policy.zero_grad(set_to_none=True)
     policy.branching = "auto"

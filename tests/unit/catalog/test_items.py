@@ -19,6 +19,28 @@ def test_row_of_an_unknown_item_names_the_closest_id():
         Catalog.from_table(["B001", "X9"]).row("B0011")
 
 
+NAMED = Catalog.from_table(["b7", "b9", "c1", "c2"], ["Red soap", "b7", "Blue soap", "Red soap"])
+
+
+@pytest.mark.parametrize(("text", "row"), [("b7", 0), ("b9", 1), (" Blue soap ", 2), ("c2", 3)])
+def test_a_name_is_an_id_first_and_then_a_whole_title(text, row):
+    assert NAMED.row_of(text) == row
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Red soap", r"title 'Red soap' is shared by 2 items: 'b7' \(Red soap\), 'c2' \(Red soap\)\. Give an id"),
+        ("Red soup", r"neither an id nor a title.*4 items.*Close to it: 'b7' \(Red soap\), 'c2' \(Red soap\)"),
+        ("red", r"'red' is neither an id nor a title of the catalogue \(4 items\)\. Give an item id"),
+        ("", r"'' is neither an id nor a title"),
+    ],
+)
+def test_a_name_that_is_not_one_item_is_refused_with_candidates(text, said):
+    with pytest.raises(DataError, match=said):
+        NAMED.row_of(text)
+
+
 def test_duplicate_ids_are_refused():
     with pytest.raises(DataError, match="'a' twice"):
         Catalog.from_table(["a", "b", "a"])
@@ -27,6 +49,8 @@ def test_duplicate_ids_are_refused():
 def test_columns_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="2 ids, 1 titles"):
         Catalog.from_table(["a", "b"], titles=["only one"])
+    with pytest.raises(ValueError, match="2 ids and 1 values of attribute 'brand'"):
+        Catalog.from_table(["a", "b"], attributes={"brand": ["Elm"]})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from genrl.compare.measures import MEASURES, TESTED, titled
-from genrl.training.report import COLUMNS
+from genrl.runs.tables import COLUMNS
 
 
 def test_every_metric_of_the_tables_of_a_run_has_the_same_head_here() -> None:

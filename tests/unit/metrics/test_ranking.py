@@ -31,7 +31,7 @@ def make(**options):
 
 
 def rows_of(ranking, targets, history, rows):
-    return Ranking(ranking.items[rows], ranking.scores[rows]), targets.prompts(rows), history[rows]
+    return Ranking(ranking.items[rows], ranking.scores[rows]), targets.rows(rows), history[rows]
 
 
 def same(left, right):

@@ -45,7 +45,7 @@ def test_the_worked_example(layout: str) -> None:
     assert gradient.abs().sum() > 0
     stats = objective.loss(Scores(batch.logps), experience).stats
     assert_same(stats["unsure"], unsure[batch.rollout.chosen].mean())
-    parts = [batch.prompts(slice(i, i + 1)).run(objective, experience.prompts(slice(i, i + 1)))[0] for i in range(4)]
+    parts = [batch.prompts(slice(i, i + 1)).run(objective, experience.groups(slice(i, i + 1)))[0] for i in range(4)]
     assert_same(torch.stack(parts).sum(), loss)
 
 

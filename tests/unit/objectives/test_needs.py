@@ -73,8 +73,7 @@ def test_the_same_where_it_is_missed() -> None:
     batch = sample("sid")
     with pytest.raises(ConfigError, match=r"need a match per step; none of rewards \[exact_match, level_match, nov"):
         OBJECTIVES.build("sapo").prepare(batch.rollout, replace(batch.rewards, steps=None))
-    prompts = batch.rollout.prompt_tokens.repeat_interleave(4, 0)
-    alone = replace(batch.rollout, prompt_tokens=prompts, prompt_mask=prompts == 0, group_size=1)
+    alone = replace(batch.rollout, group_size=1)
     with pytest.raises(ConfigError, match=r"rollout\.group_size is 1"):
         OBJECTIVES.build("grpo").prepare(alone, batch.rewards)
 

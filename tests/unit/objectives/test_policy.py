@@ -100,6 +100,6 @@ def test_dead_share_is_told() -> None:
     experience = batch.experience(objective)
     for prompts, share in ((slice(0, 2), 0.0), (slice(2, 3), 1.0), (slice(0, 4), 0.25)):
         part = batch.prompts(prompts)
-        told = objective.loss(Scores(part.logps), experience.prompts(prompts)).stats
+        told = objective.loss(Scores(part.logps), experience.groups(prompts)).stats
         assert_same(told["dead_groups"], share)
     assert objective.dynamic_sampling == 4

@@ -70,17 +70,14 @@ def thoughts(order: str, match: Tensor, closed: list[list[bool]] = ENDED, weight
     parts = [[row[:levels] for row in rows] for rows in (WORDS, closed, FORCED)]
     shape = thinking_shape(order, *parts)
     shape.pop("N")
-    rows, length = shape["mask"].shape
-    logps = -torch.rand(rows, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * shape["mask"]
+    rows, length = shape["chosen"].shape
+    logps = -torch.rand(rows, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * shape["chosen"]
     rollout = Completions(
-        prompt_tokens=torch.zeros(1, 1, dtype=torch.int64),
-        prompt_mask=torch.ones(1, 1, dtype=torch.bool),
         tokens=torch.zeros(rows, length, dtype=torch.int64),
-        support=torch.zeros(rows, length, dtype=torch.int64),
         codes=torch.zeros(rows, levels, dtype=torch.int64),
         items=torch.zeros(rows, 1, dtype=torch.int64),
         logps=logps,
-        ref_logps=logps - 0.1 * shape["mask"],
+        ref_logps=logps - 0.1 * shape["chosen"],
         group_size=rows,
         num_steps=levels,
         **shape,

@@ -68,7 +68,7 @@ def test_equal_sums_in_another_order_of_steps_are_a_dead_group() -> None:
     assert len((match + 0.1 * ended).sum(1).unique()) > 1  # in float32
     batch = sample("sid", prompts=1, group_size=200)
     places = torch.zeros(200, steps, dtype=torch.int64)
-    rollout = replace(batch.rollout, num_steps=steps, choices=places)
+    rollout = replace(batch.rollout, num_steps=steps, codes=places)
     rewards = Rewards(match.sum(1), steps=match, components={"hit": match[:, 0] * 0}, shaping=0.1 * ended)
     assert not StepCredit(GroupNorm(), per_step=False)(rollout, rewards).any()
     assert not ShapedOutcome(GroupNorm(), "hit")(rollout, rewards).any()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions
+from genrl.batches import Completions, Requests
 from genrl.config.schema import LoraConfig
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.branches import CachedRows, PlainRows, SharingRows, grow, grow_rows
@@ -66,7 +66,7 @@ def some_items(policy: Policy) -> tuple[object, Completions]:
     mask = whole.chosen[rows].clone()
     mask[::3, 2] = False
     tokens = whole.tokens[rows].masked_fill(~mask, 0)
-    parts = ("step_ids", "item_mask", "support", "codes", "items", "logps")
+    parts = ("step_ids", "item_ids", "support", "codes", "items", "logps")
     return layout, replace(
         whole, tokens=tokens, chosen=mask, group_size=8, **{name: getattr(whole, name)[rows] for name in parts}
     )
@@ -75,7 +75,7 @@ def some_items(policy: Policy) -> tuple[object, Completions]:
 def scored(policy: Policy, way: str, layout: object, batch: Completions, normalize: str) -> tuple[Tensor, Tensor]:
     policy.branching = way
     policy.zero_grad()
-    logps = score(policy, layout, batch, 0.8, normalize).logps  # type: ignore[arg-type]
+    logps = score(policy, layout, make_prompts(policy), batch, 0.8, normalize).logps  # type: ignore[arg-type]
     weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
     (logps * weights).sum().backward()
     return logps.detach(), torch.cat([p.grad.flatten().float() for p in policy.trainable().values()])
@@ -113,12 +113,12 @@ def test_samples_and_beams_are_the_same_in_every_way(kind: str, tmp_path: Path) 
             assert_same(drawn.entropy, wanted.entropy)
 
 
-def moved(batch: Completions, side: str) -> Completions:
+def moved(prompts: Requests, side: str) -> Requests:
     """The same prompts with their padding elsewhere."""
-    width = batch.prompt_mask.shape[1] + 2
-    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
-    mask = torch.zeros(len(batch), width, dtype=torch.bool)
-    for row, (ids, real) in enumerate(zip(batch.prompt_tokens, batch.prompt_mask, strict=True)):
+    width = prompts.mask.shape[1] + 2
+    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, (ids, real) in enumerate(zip(prompts.tokens, prompts.mask, strict=True)):
         kept = ids[real]
         places = {
             "right": torch.arange(len(kept)),
@@ -127,7 +127,7 @@ def moved(batch: Completions, side: str) -> Completions:
         }[side]
         tokens[row, places] = kept
         mask[row, places] = True
-    return replace(batch, prompt_tokens=tokens, prompt_mask=mask)
+    return replace(prompts, tokens=tokens, mask=mask)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -135,16 +135,17 @@ def moved(batch: Completions, side: str) -> Completions:
 def test_padding_may_stand_anywhere(way: str, side: str) -> None:
     policy = make_policy()
     layout, batch = some_items(policy)
+    prompts = make_prompts(policy)
     policy.branching = way
     with torch.no_grad():
         assert_same(
-            score(policy, layout, moved(batch, side)).logps,  # type: ignore[arg-type]
-            score(policy, layout, batch).logps,  # type: ignore[arg-type]
+            score(policy, layout, moved(prompts, side), batch).logps,  # type: ignore[arg-type]
+            score(policy, layout, make_prompts(policy), batch).logps,  # type: ignore[arg-type]
         )
     policy.branching = "auto"
-    shifted = moved(batch, side)
-    found = beam(policy, layout, shifted.prompt_tokens, shifted.prompt_mask, 4)  # type: ignore[arg-type]
-    wanted = beam(policy, layout, batch.prompt_tokens, batch.prompt_mask, 4)  # type: ignore[arg-type]
+    shifted = moved(prompts, side)
+    found = beam(policy, layout, shifted.tokens, shifted.mask, 4)  # type: ignore[arg-type]
+    wanted = beam(policy, layout, prompts.tokens, prompts.mask, 4)  # type: ignore[arg-type]
     assert found.tokens.tolist() == wanted.tokens.tolist()
 
 
@@ -198,7 +199,7 @@ def test_an_update_has_no_dropout() -> None:
     policy.checkpoint_activations()
     policy.update_mode()
     with torch.no_grad():
-        first, second = (score(policy, layout, batch).logps for _ in range(2))  # type: ignore[arg-type]
+        first, second = (score(policy, layout, make_prompts(policy), batch).logps for _ in range(2))  # type: ignore[arg-type]
     assert_same(first, second)
 
 
@@ -208,10 +209,10 @@ def test_autocast_to_bfloat16_stays_close(way: str) -> None:
     layout, batch = some_items(policy)
     policy.branching = "naive"
     with torch.no_grad():
-        wanted = score(policy, layout, batch).logps  # type: ignore[arg-type]
+        wanted = score(policy, layout, make_prompts(policy), batch).logps  # type: ignore[arg-type]
         policy.branching = way
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = score(policy, layout, batch).logps  # type: ignore[arg-type]
+            found = score(policy, layout, make_prompts(policy), batch).logps  # type: ignore[arg-type]
     assert found.dtype == torch.float32
     difference = (found - wanted).abs()
     assert 0 < float(difference.max()) < 0.3
@@ -280,7 +281,7 @@ def test_sids_of_one_level_and_catalogues_of_one_item(way: str, items: int) -> N
     policy.branching = way
     drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 4, 1))
     batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(items, dtype=torch.int64))
-    logps = score(policy, layout, batch).logps
+    logps = score(policy, layout, make_prompts(policy), batch).logps
     assert_same(logps, batch.logps)
     logps.sum().backward()
     found = beam(policy, layout, prompts.tokens, prompts.mask, 8)
@@ -302,7 +303,7 @@ def test_scores_of_a_filtered_layout_are_those_of_its_beams() -> None:
         found = beam(policy, filtered, prompts.tokens, prompts.mask, 8, normalize=normalize)
         batch = to_rollout(found, layout, prompts, normalize, torch.zeros(60, dtype=torch.int64))
         with torch.no_grad():
-            assert_same(score(policy, filtered, batch, normalize=normalize).logps, batch.logps)
+            assert_same(score(policy, filtered, prompts, batch, normalize=normalize).logps, batch.logps)
 
 
 def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
@@ -324,7 +325,7 @@ def test_decoding_under_autocast_agrees_with_scoring(way: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 6, 3))
         batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
-        difference = (score(policy, layout, batch).logps - batch.logps).abs()
+        difference = (score(policy, layout, make_prompts(policy), batch).logps - batch.logps).abs()
     assert batch.logps.dtype == torch.float32
     assert float(difference.max()) < 0.3
     assert float(difference.mean()) < 0.03

@@ -29,7 +29,7 @@ def everything() -> tuple:  # type: ignore[type-arg]
     prompts = make_prompts(policy)
     batch = every_item(layout, prompts)
     with torch.no_grad():
-        exact = score(policy, layout, batch).logps.sum(1).view(5, 60)
+        exact = score(policy, layout, prompts, batch).logps.sum(1).view(5, 60)
     return policy, layout, prompts, exact
 
 
@@ -154,7 +154,7 @@ def test_a_layout_of_another_tokenizer_is_refused(everything: tuple) -> None:
     for act in (
         lambda: beam(policy, other, prompts.tokens, prompts.mask, 3),
         lambda: sample(policy, other, prompts.tokens, prompts.mask, torch.rand(5, 2, 3)),
-        lambda: score(policy, other, every_item(layout, prompts)),
+        lambda: score(policy, other, prompts, every_item(layout, prompts)),
     ):
         with pytest.raises(DataError, match=r"the trie belongs to another tokenizer\. Build the layout"):
             act()

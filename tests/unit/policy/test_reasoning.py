@@ -48,7 +48,7 @@ def make(levels: int, **options: Any) -> tuple[Policy, BlockedLayout, Requests]:
     assert policy.words is not None
     config = BlockedLayoutConfig(**{"budget": 3, **options})
     layout = BlockedLayout(config, trie=trie, first_ids=policy.first_ids, codes=codes, words=policy.words)
-    return policy, layout, make_prompts(policy, len(codes)).prompts(torch.tensor([1, 3]))
+    return policy, layout, make_prompts(policy, len(codes)).rows(torch.tensor([1, 3]))
 
 
 @cache
@@ -147,12 +147,10 @@ def test_a_full_beam_equals_what_scoring_the_completions_gives(order: str) -> No
     support = torch.tensor([row + [-1] * (length - len(row)) for _, row in rows])
     mask = layout.item_mask(support) & (support >= 0)
     completions = Completions(
-        prompt_tokens=prompts.tokens,
-        prompt_mask=prompts.mask,
         tokens=tokens,
         chosen=mask,
         step_ids=layout.step_ids(support).contiguous(),
-        item_mask=mask,
+        item_ids=mask.long() - 1,
         support=support,
         codes=CODES[2].repeat(2, 1),
         items=torch.arange(items).repeat(2)[:, None],
@@ -160,7 +158,7 @@ def test_a_full_beam_equals_what_scoring_the_completions_gives(order: str) -> No
         group_size=items,
         num_steps=2,
     )
-    totals = score(policy, layout, completions).logps.sum(1).detach().view(2, items)
+    totals = score(policy, layout, prompts, completions).logps.sum(1).detach().view(2, items)
     assert_same(by_item(found.ranking, items), totals, 1e-4)
 
 
@@ -257,7 +255,7 @@ def test_rankings_depend_neither_on_the_batch_nor_on_how_many_beams_think_at_onc
     whole = run(policy, layout, prompts, 4, uniforms=uniforms)
     for place in range(2):
         rows = torch.tensor([place])
-        alone = run(policy, layout, prompts.prompts(rows), 4, uniforms=uniforms[rows])
+        alone = run(policy, layout, prompts.rows(rows), 4, uniforms=uniforms[rows])
         assert alone.ranking.items.tolist() == whole.ranking.items[rows].tolist()
         assert_same(alone.ranking.scores, whole.ranking.scores[rows], 1e-4)
     monkeypatch.setattr(reasoning, "ROWS", 4)

@@ -21,7 +21,7 @@ def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> Completions:
     return rollout(
         policy,
         layout,
-        make_prompts(policy).prompts(rows),
+        make_prompts(policy).rows(rows),
         config,
         generator=torch.Generator().manual_seed(seed),
         rows=rows,
@@ -63,8 +63,8 @@ def test_the_targets_themselves_as_completions() -> None:
     layout = make_layout(policy)
     prompts = make_prompts(policy)
     batch = target_rollout(layout, prompts, torch.arange(60) % 4)
-    assert batch.items.tolist() == prompts.targets.items.tolist()
-    assert bool(torch.isfinite(score(policy, layout, batch).logps).all())
+    assert batch.items.tolist() == prompts.wanted.items.tolist()
+    assert bool(torch.isfinite(score(policy, layout, prompts, batch).logps).all())
 
 
 def test_a_group_larger_than_the_catalogue_is_refused() -> None:
@@ -81,7 +81,7 @@ def think(rows: slice = slice(0, 5), **options: object) -> Completions:
     return rollout(
         policy,
         layout,
-        make_prompts(policy).prompts(rows),
+        make_prompts(policy).rows(rows),
         RolloutConfig(group_size=4, **options),  # type: ignore[arg-type]
         generator=torch.Generator().manual_seed(0),
         rows=rows,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from genrl.batches import Completions
+from genrl.batches import Completions, Requests
 from genrl.config.schema import ModelConfig, RolloutConfig
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.policy.branching import WAYS
@@ -39,12 +39,12 @@ from tests.models import (
 
 def naive_logps(policy: Policy, layout: object, batch: Completions, normalize: str, temperature: float) -> Tensor:
     """Each completion in a row of its own behind a copy of its prompt, one plain forward per row."""
-    rows = []
+    rows, prompts = [], make_prompts(policy)
     for row in range(batch.tokens.shape[0]):
         prompt = row // batch.group_size
-        tokens = torch.cat([batch.prompt_tokens[prompt][batch.prompt_mask[prompt]], batch.tokens[row]])
+        tokens = torch.cat([prompts.tokens[prompt][prompts.mask[prompt]], batch.tokens[row]])
         logits = policy.model(tokens[None]).logits[0].float() / temperature
-        start = int(batch.prompt_mask[prompt].sum())
+        start = int(prompts.mask[prompt].sum())
         places = []
         for position in range(batch.tokens.shape[1]):
             now = logits[start + position - 1]
@@ -73,12 +73,12 @@ def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) ->
 def test_scores_and_gradients_equal_one_forward_per_row(normalize: str, temperature: float) -> None:
     policy = make_policy()
     layout, batch = drawn(policy, normalize, temperature)
-    assert_same(score(policy, layout, batch, temperature, normalize).logps, batch.logps)
+    assert_same(score(policy, layout, make_prompts(policy), batch, temperature, normalize).logps, batch.logps)
 
     weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.logps)
     gradients = []
     for logps in (
-        score(policy, layout, batch, temperature, normalize).logps,
+        score(policy, layout, make_prompts(policy), batch, temperature, normalize).logps,
         naive_logps(policy, layout, batch, normalize, temperature),
     ):
         assert_same(logps, batch.logps)
@@ -94,34 +94,17 @@ def test_other_architectures_with_grouped_queries_agree(architecture: str, tmp_p
     layout, batch = drawn(policy)
     with torch.no_grad():
         assert_same(naive_logps(policy, layout, batch, "legal", 1.0), batch.logps)
-        assert_same(score(policy, layout, batch).logps, batch.logps)
+        assert_same(score(policy, layout, make_prompts(policy), batch).logps, batch.logps)
 
 
 def test_more_padding_changes_nothing() -> None:
     policy = make_policy()
     layout, batch = drawn(policy)
-    wide = torch.nn.functional.pad
-    padded = Completions(
-        prompt_tokens=wide(batch.prompt_tokens, (3, 0)),
-        prompt_mask=wide(batch.prompt_mask, (3, 0)),
-        **{
-            name: getattr(batch, name)
-            for name in (
-                "tokens",
-                "chosen",
-                "step_ids",
-                "item_mask",
-                "support",
-                "codes",
-                "items",
-                "logps",
-                "group_size",
-                "num_steps",
-            )
-        },
-    )
+    prompts = make_prompts(policy)
+    tokens, mask = (torch.nn.functional.pad(part, (3, 0)) for part in (prompts.tokens, prompts.mask))
+    wide = replace(prompts, tokens=tokens, mask=mask)
     with torch.no_grad():
-        assert_same(score(policy, layout, padded).logps, score(policy, layout, batch).logps)
+        assert_same(score(policy, layout, wide, batch).logps, score(policy, layout, prompts, batch).logps)
 
 
 def test_probabilities_of_all_items_sum_to_one() -> None:
@@ -130,7 +113,7 @@ def test_probabilities_of_all_items_sum_to_one() -> None:
     prompts = make_prompts(policy)
     batch = every_item(layout, prompts)
     with torch.no_grad():
-        total = score(policy, layout, batch).logps.sum(1).view(5, 60).exp().sum(1)
+        total = score(policy, layout, make_prompts(policy), batch).logps.sum(1).view(5, 60).exp().sum(1)
     assert_same(total, torch.ones(5))
 
 
@@ -149,7 +132,7 @@ def test_forced_tokens_have_no_log_probability_and_no_gradient() -> None:
         total=5,
         categories=torch.zeros(3, dtype=torch.int64),
     )
-    scores = score(policy, layout, batch)
+    scores = score(policy, layout, make_prompts(policy), batch)
     zero = batch.codes[:, 0] == 0
     assert zero.any()
     assert (~zero).any()
@@ -199,8 +182,8 @@ def test_scores_of_thinking_are_what_was_sampled(way: str, normalize: str, order
     layout, batch = thought(policy, normalize, (0.7, 1.3), order=order)
     policy.branching = way
     with torch.no_grad():
-        scores = score(policy, layout, batch, 0.7, normalize, 1.3)
-        same = score(policy, layout, batch, 0.7, normalize)
+        scores = score(policy, layout, make_prompts(policy), batch, 0.7, normalize, 1.3)
+        same = score(policy, layout, make_prompts(policy), batch, 0.7, normalize)
     assert batch.entropy is not None
     assert scores.entropy is not None
     assert_same(scores.logps, batch.logps)
@@ -218,7 +201,9 @@ def test_gradients_of_thinking_equal_those_of_plain_rows() -> None:
     found = {}
     for way in WAYS:
         policy.branching = way
-        found[way] = gradient(policy, (score(policy, layout, batch, 0.7, "legal", 1.3).logps * weights).sum())
+        found[way] = gradient(
+            policy, (score(policy, layout, make_prompts(policy), batch, 0.7, "legal", 1.3).logps * weights).sum()
+        )
     norm = found["naive"].norm()
     assert_same(found["expand"] / norm, found["naive"] / norm, 1e-5)
     assert_same(found["tree"] / norm, found["naive"] / norm, 1e-5)
@@ -235,7 +220,7 @@ def test_logits_in_parts_change_neither_scores_nor_gradients(normalize: str, mon
         monkeypatch.setattr(
             "genrl.policy.score.checkpoint", lambda *all_, **options: parts.append(1) or checkpoint(*all_, **options)
         )
-        scores = score(policy, layout, batch, normalize=normalize)
+        scores = score(policy, layout, make_prompts(policy), batch, normalize=normalize)
         assert scores.entropy is not None
         found.append(
             (scores.logps.detach(), scores.entropy.detach(), gradient(policy, (scores.logps * scores.entropy).sum()))
@@ -249,7 +234,7 @@ def test_forced_tokens_and_padding_of_thinking_take_no_gradient() -> None:
     policy = make_policy(thinking=True)
     layout, batch = thought(policy)
     assert not batch.chosen.all()
-    scores = score(policy, layout, batch)
+    scores = score(policy, layout, make_prompts(policy), batch)
     assert not scores.logps[~batch.chosen].any()
     assert not gradient(policy, scores.logps[~batch.chosen].sum()).any()
 
@@ -260,7 +245,7 @@ def test_a_rollout_in_which_nothing_was_chosen_has_no_gradient() -> None:
     nothing = replace(batch, chosen=torch.zeros_like(batch.chosen), logps=torch.zeros_like(batch.logps))
     for way in WAYS:
         policy.branching = way
-        scores = score(policy, layout, nothing)
+        scores = score(policy, layout, make_prompts(policy), nothing)
         assert not scores.logps.any()
         assert not gradient(policy, scores.logps.sum()).any()
 
@@ -301,13 +286,12 @@ def test_probabilities_of_all_completions_sum_to_one_and_samples_follow_them(
     everything = every_completion(layout)
     tokens, support = padded([list(row) for row in everything], 0), padded(list(everything.values()), -1)
     prompt = torch.tensor([[1, 9, 30, 14]])
+    prompts = Requests(prompt, torch.ones_like(prompt, dtype=torch.bool), prompt[:, :0])
     drawn = Completions(
-        prompt_tokens=prompt,
-        prompt_mask=torch.ones_like(prompt, dtype=torch.bool),
         tokens=tokens,
         chosen=layout.sites(support) < layout.fixed,
         step_ids=layout.step_ids(support),
-        item_mask=layout.item_mask(support),
+        item_ids=layout.item_mask(support).long() - 1,
         support=support,
         codes=layout.decode(tokens).codes,
         items=layout.decode(tokens).items,
@@ -315,14 +299,14 @@ def test_probabilities_of_all_completions_sum_to_one_and_samples_follow_them(
         group_size=len(tokens),
         num_steps=levels,
     )
-    chances = score(policy, layout, drawn, 0.7, "legal", 1.3).logps.sum(1).exp()
+    chances = score(policy, layout, prompts, drawn, 0.7, "legal", 1.3).logps.sum(1).exp()
     assert_same(chances.sum(), torch.tensor(1.0))
     assert float(chances.max()) > 3 * float(chances.min())
 
     count = 20_000
     uniforms = torch.rand(1, count, layout.length, generator=torch.Generator().manual_seed(0))
     written = sample_thinking(
-        policy, layout, prompt, drawn.prompt_mask, uniforms, temperature=0.7, thinking_temperature=1.3
+        policy, layout, prompts.tokens, prompts.mask, uniforms, temperature=0.7, thinking_temperature=1.3
     )
     place = {row: number for number, row in enumerate(everything)}
     seen = torch.zeros(len(place), dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from genrl.catalog import Dataset, Role
 from genrl.errors import DataError
 from genrl.prompts.histories import SequenceBatch, SequenceBatches
-from tests.unit.baselines.problems import dataset_of
+from tests.unit.recommenders.problems import dataset_of
 
 Row = tuple[tuple[int, ...], tuple[bool, ...]]
 

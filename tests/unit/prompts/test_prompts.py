@@ -34,7 +34,7 @@ def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_targe
     for row, position in enumerate(positions.tolist()):
         user = int(TOY.sequences.users(torch.tensor([position])))
         seen = TOY.sequences.items[int(TOY.sequences.offsets[user]) : position].tolist()
-        shown = batch.tokens[row][batch.chosen[row]].tolist()
+        shown = batch.tokens[row][batch.mask[row]].tolist()
         assert shown == [1, 7, 8, *SIDS[seen[-3:]].flatten().tolist()]
         assert [item for item in batch.history[row].tolist() if item >= 0] == seen
         assert batch.targets.items[row].tolist() == [int(TOY.sequences.items[position])]

@@ -9,7 +9,7 @@ from genrl.errors import ConfigError, UnknownComponentError
 from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders import BASELINES, Problem, Recommender, TrainingConfig
 from genrl.recommenders.sasrec import SASRec
-from tests.unit.baselines.problems import problem_of
+from tests.unit.recommenders.problems import problem_of
 
 
 class Unchanging(Recommender):

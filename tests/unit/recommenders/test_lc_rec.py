@@ -17,7 +17,7 @@ from genrl.recommenders.lc_rec import LCRec, LCRecConfig
 from genrl.sid import build_sid_table
 from genrl.sid.table import CollisionReport, SidTable
 from tests.helpers import assert_same
-from tests.unit.baselines.problems import dataset_of
+from tests.unit.recommenders.problems import dataset_of
 
 MODEL = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=32, vocabulary=300, dropout=0.0)
 

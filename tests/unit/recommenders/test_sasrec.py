@@ -11,7 +11,7 @@ from genrl.prompts.histories import SequenceBatch
 from genrl.recommenders.base import BASELINES
 from genrl.recommenders.sasrec import SASRec, SASRecConfig, draw_negatives
 from tests.helpers import assert_same
-from tests.unit.baselines.problems import problem_of, rows_of, shaken, train
+from tests.unit.recommenders.problems import problem_of, rows_of, shaken, train
 
 ITEMS = 12
 PROBLEM = problem_of([[0, 3, 3, 5], [5, 3, 11]], size=ITEMS)

@@ -16,7 +16,7 @@ from genrl.recommenders.tiger import EDGE, PAD, TIGER, TIGERConfig
 from genrl.sid.table import make_table
 from tests.helpers import assert_same
 from tests.models import SIZES, make_codes
-from tests.unit.baselines.problems import dataset_of, problem_of, rows_of, shaken, train
+from tests.unit.recommenders.problems import dataset_of, problem_of, rows_of, shaken, train
 
 ITEMS = 30
 HISTORIES = ((3, 17, 4, 4, 29), (8,), (11, 2, 25), ())

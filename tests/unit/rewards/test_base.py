@@ -25,13 +25,10 @@ def rollout(items=(0, 1, 2, -1)):
     ones = torch.ones(rows, steps, dtype=torch.bool)
     ids = torch.arange(steps).expand(rows, steps).contiguous()
     return Completions(
-        prompt_tokens=torch.zeros(2, 1, dtype=torch.int64),
-        prompt_mask=torch.ones(2, 1, dtype=torch.bool),
         tokens=choices.clamp(min=0),
         chosen=ones,
         step_ids=ids,
-        item_mask=ones,
-        support=ids,
+        item_ids=torch.zeros_like(ids),
         codes=choices,
         items=items,
         logps=torch.zeros(rows, steps),
@@ -127,7 +124,7 @@ def test_targets_may_come_per_prompt_or_per_completion():
 def test_micro_batches_of_whole_groups_get_the_same_rewards():
     verifier = build_verifier({"exact_match": {}, "ndcg_rank": {}, "prefix_match": {}}, context())
     whole = verifier(rollout(), TARGETS)
-    parts = [verifier(rollout().prompts(slice(i, i + 1)), TARGETS.prompts(slice(i, i + 1))) for i in range(2)]
+    parts = [verifier(rollout().groups(slice(i, i + 1)), TARGETS.rows(slice(i, i + 1))) for i in range(2)]
     assert_same(torch.cat([part.outcome for part in parts]), whole.outcome)
     assert_same(torch.cat([part.steps for part in parts]), whole.steps)
 

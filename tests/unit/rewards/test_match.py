@@ -34,13 +34,10 @@ def make_rollout(items, choices, logps, group):
     ones = torch.ones(rows, steps, dtype=torch.bool)
     steps_ids = torch.arange(steps).expand(rows, steps).contiguous()
     return Completions(
-        prompt_tokens=torch.zeros(rows // group, 2, dtype=torch.int64),
-        prompt_mask=torch.ones(rows // group, 2, dtype=torch.bool),
         tokens=choices.clamp(min=0),
         chosen=ones,
         step_ids=steps_ids,
-        item_mask=ones,
-        support=torch.zeros_like(steps_ids),
+        item_ids=torch.zeros_like(steps_ids),
         codes=choices,
         items=items,
         logps=logps,
@@ -136,7 +133,7 @@ def test_targets_travel_with_their_prompt(name, options):
     order = torch.tensor([3, 0, 4, 1, 2])
     reward = REWARDS.build(name, options)
     straight = reward(rollout, targets.repeat(GROUP), context).unflatten(0, (PROMPTS, GROUP))
-    shuffled = reward(rollout.prompts(order), targets.prompts(order).repeat(GROUP), context)
+    shuffled = reward(rollout.groups(order), targets.rows(order).repeat(GROUP), context)
     assert_same(shuffled.unflatten(0, (PROMPTS, GROUP)), straight[order])
 
 

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from genrl.catalog import load_dataset
 from genrl.config.schema import DataConfig, EmbeddingConfig, SidConfig, ToyConfig
 from genrl.errors import UnknownComponentError
-from genrl.sid import SID_BUILDERS, SidTable, build_sid_table
+from genrl.sid import SID_BUILDERS, SidTable, build_sid_table, sources
 from tests.helpers import assert_same
 
 
@@ -51,3 +53,25 @@ def test_a_plugin_adds_a_builder(toy):
         assert table.codebook_sizes == (288,)
     finally:
         del SID_BUILDERS._entries["one_code_per_item"]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (SidConfig(path="unread"), {}),
+        (SidConfig(builder="import", path="a.json", embedding=EmbeddingConfig("file", path="unread")), ["sid.path"]),
+        (SidConfig(embedding=EmbeddingConfig("file", text_encoder="unread", path="a.npy")), ["sid.embedding.path"]),
+        (SidConfig(embedding=EmbeddingConfig("both", text_encoder="folder")), ["sid.embedding.text_encoder"]),
+        (SidConfig(embedding=EmbeddingConfig("collaborative", text_encoder="unread")), []),
+        (
+            SidConfig(builder="mine", path="a", embedding=EmbeddingConfig("file", path="b")),
+            ["sid.path", "sid.embedding.path"],
+        ),
+    ],
+)
+def test_sources_are_the_files_that_a_builder_reads(config, named):
+    assert list(sources(config)) == list(named)
+
+
+def test_sources_know_the_home_folder():
+    assert sources(SidConfig(builder="import", path="~/a.json")) == {"sid.path": Path.home() / "a.json"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from genrl.layouts.base import ThinkingLayout
+from genrl.runs.session import Session
 from genrl.training.callbacks import RolloutSamples
 from genrl.training.samples import markdown, rollout_samples
-from genrl.training.session import Session
 from tests.runs import attach, rl_module, small_config
 
 
@@ -25,8 +25,8 @@ def sampled(session: Session, tmp_path: Path):
     module = attach(rl_module(session, tmp_path))
     module.experience(0)
     experience, rewards, prompts = module.sampled
-    tokens = torch.arange(experience.rollout.tokens.numel()).view_as(experience.rollout.tokens)  # all different
-    experience = replace(experience, rollout=replace(experience.rollout, tokens=tokens))
+    tokens = torch.arange(experience.completions.tokens.numel()).view_as(experience.completions.tokens)  # all different
+    experience = replace(experience, completions=replace(experience.completions, tokens=tokens))
     outcome = torch.zeros_like(rewards.outcome)
     outcome[4:8] = torch.tensor([0.0, 1.0, 0.5, 0.5])  # prompt 1 has the widest rewards, then prompt 2
     outcome[8:12] = torch.tensor([0.25, 0.25, 0.25, 0.0])
@@ -47,7 +47,7 @@ def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sam
     assert second.target == titles[int(prompts.targets.items[2, 0])]
     assert [row.reward for row in first.completions] == [1.0, 0.5, 0.5, 0.0]
     assert first.completions[1].log_prob >= first.completions[2].log_prob
-    best = experience.rollout.codes[5].tolist()
+    best = experience.completions.codes[5].tolist()
     assert first.completions[0].codes == tuple(best)
     codes = session.layout.codes_of_items()[prompts.targets.items[1, 0]]
     assert first.target_codes == tuple(codes.tolist())
@@ -63,12 +63,12 @@ def test_of_many_completions_the_best_and_the_worst_are_shown(sampled) -> None:
 
 def test_equal_completions_stand_there_once_with_their_number(sampled) -> None:
     experience, rewards, prompts, session = sampled
-    rollout = experience.rollout
+    rollout = experience.completions
     tokens, logps, choices = rollout.tokens.clone(), rollout.logps.clone(), rollout.codes.clone()
     for values in (tokens, logps, choices):
         values[7] = values[6]
-    same = replace(rollout, tokens=tokens, logps=logps, choices=choices)
-    samples = samples_of((replace(experience, rollout=same), rewards, prompts, session), count=1, completions=4)
+    same = replace(rollout, tokens=tokens, logps=logps, codes=choices)
+    samples = samples_of((replace(experience, completions=same), rewards, prompts, session), count=1, completions=4)
     assert [(row.reward, row.drawn) for row in samples[0].completions] == [(1.0, 1), (0.5, 2), (0.0, 1)]
     assert "| 2 |" in markdown(samples)
 
@@ -76,15 +76,15 @@ def test_equal_completions_stand_there_once_with_their_number(sampled) -> None:
 def test_a_completion_shows_the_advantage_of_each_of_its_steps(sampled) -> None:
     experience, *_ = sampled
     row = samples_of(sampled, count=1, completions=1)[0].completions[0]
-    steps = experience.rollout.step_ids[5]
-    wanted = [float(experience.advantages[5][steps == step].mean()) for step in range(experience.rollout.num_steps)]
+    steps = experience.completions.step_ids[5]
+    wanted = [float(experience.advantages[5][steps == step].mean()) for step in range(experience.completions.num_steps)]
     assert row.advantages == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_completion_that_is_no_item_is_shown_as_such(sampled) -> None:
     experience, rewards, prompts, session = sampled
-    lost = replace(experience.rollout, items=torch.full_like(experience.rollout.items, -1))
-    samples = samples_of((replace(experience, rollout=lost), rewards, prompts, session), count=1, completions=1)
+    lost = replace(experience.completions, items=torch.full_like(experience.completions.items, -1))
+    samples = samples_of((replace(experience, completions=lost), rewards, prompts, session), count=1, completions=1)
     assert samples[0].completions[0].item == "(no item)"
 
 
@@ -121,12 +121,12 @@ def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
     steps, items = layout.step_ids(support), layout.item_mask(support)
     chosen = torch.ones_like(tokens, dtype=torch.bool)
     drawn = replace(
-        experience.rollout,
-        **{"tokens": tokens, "support": support, "step_ids": steps, "item_mask": items, "mask": chosen},
+        experience.completions,
+        **{"tokens": tokens, "support": support, "step_ids": steps, "item_ids": items.long() - 1, "chosen": chosen},
         **dict.fromkeys(("logps", "ref_logps", "entropy"), torch.zeros(tokens.shape)),
     )
     zeros = torch.zeros(tokens.shape)
-    module.sampled = (replace(experience, rollout=drawn, advantages=zeros, weights=zeros), rewards, prompts)
+    module.sampled = (replace(experience, completions=drawn, advantages=zeros, weights=zeros), rewards, prompts)
     written = {}
     board = SimpleNamespace(add_text=lambda tag, text, step: written.update({tag: text}))
     trainer = SimpleNamespace(is_global_zero=True, global_step=0, logger=SimpleNamespace(experiment=board))
@@ -143,11 +143,11 @@ def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
 
 def test_an_advantage_of_a_step_is_that_of_its_chosen_tokens(sampled) -> None:
     experience, rewards, prompts, session = sampled
-    rollout = experience.rollout
+    rollout = experience.completions
     forced = replace(rollout, chosen=torch.zeros_like(rollout.chosen), step_ids=torch.zeros_like(rollout.step_ids))
-    forced.mask[:, 0] = True
+    forced.chosen[:, 0] = True
     advantages = torch.zeros_like(experience.advantages)
     advantages[:, 0] = 0.75
-    same = replace(experience, rollout=forced, advantages=advantages)
+    same = replace(experience, completions=forced, advantages=advantages)
     row = samples_of((same, rewards, prompts, session), count=1, completions=1)[0].completions[0]
     assert row.advantages == (0.75, 0.0, 0.0, *[0.0] * (rollout.num_steps - 3))
