@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genrl.config.checks import Problem, contradictions
+from genrl.config.checks import Problem, contradictions, unknown_arguments
 from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_override
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
@@ -42,7 +42,8 @@ def load_config(
         flags: values of command-line flags by the flag's name (objective, baseline, layout, stage, seed, experiment,
             output, plugin); None is a flag that was not given. Plug-ins are added to those of the files.
         overrides: `key=value` texts.
-        registries: where components are looked up; without them their names and options are not checked.
+        registries: where components are looked up; without them their names and options are not checked, nor the keys
+            of `trainer.extra`.
 
     Returns:
         The configuration. With `registries`, objective, layout and rewards hold every option of their component.
@@ -65,7 +66,7 @@ def load_config(
         raise ConfigError(_report(problems, "Components and their options are checked next." if registries else ""))
     wrong = list(_plugins(config))
     if registries is not None:
-        wrong += _components(config, registries, written)
+        wrong += [*_components(config, registries, written), *unknown_arguments(config)]
     if wrong:
         raise ConfigError(_report([_located(problem, layers) for problem in wrong]))
     return config
