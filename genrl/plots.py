@@ -82,6 +82,7 @@ STYLE = {
     "text.color": LIGHT["ink"],
     "text.parse_math": False,  # names of rows are no formulas
     "xtick.color": LIGHT["muted"],
+    "xtick.major.pad": 7,
     "xtick.major.size": 0,
     "ytick.color": LIGHT["muted"],
     "ytick.major.size": 0,

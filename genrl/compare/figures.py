@@ -95,8 +95,8 @@ def scatter(title: str, points: Mapping[str, tuple[float, float]], styles: Style
         for row, (across, up, anchor) in labels(places, Bbox([[50, 46], [420, 304]])).items():
             x, y = places[row]
             if math.dist((x, y), (across, up)) > 16:
-                ends = [x * scale, across * scale], [y * scale, up * scale]
-                figure.add_artist(Line2D(*ends, transform=None, color=LIGHT["muted"], linewidth=0.8))
+                ends = [x / 420, across / 420], [y / 330, up / 330]
+                figure.add_artist(Line2D(*ends, color=LIGHT["muted"], linewidth=0.8))
             spot = (across / 420, up / 330)
             figure.text(*spot, shortened(row), ha=anchor, va="center_baseline")
     words = (f"{row}: {axes[1]} {two:.4f}, {axes[0]} {one:.4f}" for row, (one, two) in points.items())

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from genrl.compare.finished import Finished, Rows, planned_rows, spent
 from genrl.compare.plan import SECTIONS, Budget, Compose, Plan, Run, make_plan, of_row
