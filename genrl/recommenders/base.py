@@ -13,7 +13,7 @@ from genrl.catalog.dataset import Dataset
 from genrl.config.schema import ModelConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.policy.model import Policy
-from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import SequenceBatch
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 

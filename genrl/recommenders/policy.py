@@ -22,7 +22,7 @@ from genrl.ops import seed_of
 from genrl.policy.decode import rank
 from genrl.policy.model import Policy
 from genrl.policy.reasoning import Thoughts, conclude, think
-from genrl.prompts.prompts import PromptMaker
+from genrl.prompts.template import PromptMaker
 
 
 def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: EvaluateConfig) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from genrl.errors import DataError, UnsupportedError
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import needed_width
 from genrl.ops import world_rank, world_size
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
-from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.prompts.packing import SequenceBatch, SequenceBatches
+from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.recommenders import BASELINES, Problem, Ranker, Recommender
 from genrl.recommenders.policy import deniable
 from genrl.sid.table import SidTable

@@ -19,7 +19,7 @@ from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
 from genrl.policy.model import Policy
 from genrl.progress import progress_bar
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import rankings
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import RunConfig, TrainerConfig
+from genrl.config.schema import EvaluateConfig, RunConfig, TrainerConfig
 from genrl.errors import ConfigError
 from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
-from genrl.prompts.packing import Packer, text_segments
-from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
-from genrl.prompts.reasoning import TraceBatches
+from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
+from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
@@ -70,10 +69,7 @@ class Session:
         parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
         layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
         if config.evaluate.beam > layout.completions:
-            raise ConfigError(
-                f"evaluate.beam={config.evaluate.beam} is wider than the catalogue, which has {layout.completions} "
-                f"distinct SIDs. Set evaluate.beam to {layout.completions} or less."
-            )
+            raise ConfigError(_too_wide(config.evaluate, layout.completions))
         pad = policy.tokenizer.pad_token_id
         template = PromptTemplate(
             start_id=policy.start_id,
@@ -109,14 +105,14 @@ class Session:
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self) -> Packer:
+    def packer(self) -> HistoryBatches:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
         segments = (
             text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
         )
-        packer = Packer(
+        packer = HistoryBatches(
             self.dataset,
             self.maker.template,
             self.config.align,
@@ -214,6 +210,14 @@ def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
         if not path.exists():
             build_sid_table(config.sid, dataset).save(path)
         return SidTable.load(path, dataset.catalog)
+
+
+def _too_wide(config: EvaluateConfig, most: int) -> str:
+    kept = sorted(k for k in config.k if k <= most) or [most]
+    lower = f"evaluate.beam to {most} or less"
+    if max(config.k) > most:
+        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
+    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
 
 
 def _check_length(config: RunConfig, policy: Policy, maker: PromptMaker, layout: Layout) -> None:

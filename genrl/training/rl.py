@@ -18,7 +18,7 @@ from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
-from genrl.prompts.prompts import PromptMaker
+from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
 from genrl.training.drawing import Rollout, draw_alive
@@ -87,7 +87,7 @@ class RLModule(StageModule):
         self.seed = seed
         self.updates = rollouts.epochs * rollouts.minibatches
         """Optimiser steps per rollout."""
-        self.writes = "targets" not in objective.needs
+        self.writes = not objective.trains_on_targets
         """Whether the policy writes completions; else they are the targets themselves."""
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
@@ -96,7 +96,7 @@ class RLModule(StageModule):
         self._pending: list[Part] = []
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
-        if "ref_logps" in objective.needs:
+        if objective.uses_reference:
             self.policy.keep_reference()
 
     def train_dataloader(self) -> StepStream[Part]:
@@ -111,7 +111,7 @@ class RLModule(StageModule):
             with self.journal.timed("time/rollout"), self.numerics():
                 self._pending = self.experience(index)
         part = self._pending[update]
-        if "scores" in self.objective.needs:
+        if self.objective.uses_scores:
             part = self._renewed(part, first=update == 0)
         self._update_began = time.perf_counter()
         yield from self._micro_batches(part)
@@ -123,7 +123,7 @@ class RLModule(StageModule):
         drawn = draw_alive(partial(self._draw, index), self.objective, self.journal)
         requests, completions = drawn.requests, drawn.completions
         self.check_finite(completions.logps, drawn, "log-probability of the rollout")
-        if "ref_logps" in self.objective.needs:
+        if self.objective.uses_reference:
             with self.policy.reference():
                 completions = replace(completions, ref_logps=self._score(completions, requests).logps)
         whole = self.objective.prepare(completions, drawn.rewards)

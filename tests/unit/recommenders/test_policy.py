@@ -13,7 +13,7 @@ from genrl.catalog.dataset import load_dataset
 from genrl.config.schema import DataConfig, EvaluateConfig, ToyConfig
 from genrl.errors import CheckpointError
 from genrl.policy.model import Policy
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.recommenders.policy import check_decoding, decoding
 from tests.models import make_codes, make_layout, make_policy, make_thinking
 
