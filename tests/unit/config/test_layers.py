@@ -104,6 +104,11 @@ def test_layers_know_the_line_of_each_key(tmp_path):
         ("a=x=y", "x=y"),
         ('a="1"', "1"),
         ("a={b: 2}", {"b": 2}),
+        ("a={}", {}),
+        ("a=[[]]", [[]]),
+        ("a=~", None),
+        ("a=", None),
+        *((f"a={signs}", signs) for signs in ("|", "::", ",", ";", " ", "#", "%", "-", "||", "[", "\\", "\t")),
     ],
 )
 def test_the_value_of_an_override_is_yaml(text, value):

@@ -89,6 +89,10 @@ def test_later_layers_win(tmp_path):
     assert config.rl.select == RunConfig().rl.select
 
 
+def test_text_may_read_like_a_group():
+    assert load_config(overrides=["prompt.prefix=The user bought: "]).prompt.prefix == "The user bought: "
+
+
 TEXTS = ("001", "12:30:45", "no", "1e3", "2026-01-31", "0x1F", "on", "1_000", "~x", ".5")
 
 
