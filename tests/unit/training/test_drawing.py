@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from genrl.objectives import live_prompts
+from genrl.policy.score import score
 from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.runs import attach
