@@ -147,7 +147,7 @@ def completions(config: RunConfig) -> int:
     """Completions per prompt that the objective learns from; one, the target, for the supervised control."""
     options = dict(config.objective)
     objective = OBJECTIVES.build(options.pop("name"), options)
-    return 1 if "targets" in objective.needs else config.rollout.group_size
+    return 1 if objective.trains_on_targets else config.rollout.group_size
 
 
 def check_baseline(name: str, rows: Collection[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from inspect import signature
 from math import prod
 from typing import Any
 
@@ -13,96 +14,38 @@ from genrl.errors import suggest
 
 STAGES = ("align", "activate", "rl", "baseline")
 """Stages in the order they run; the last one alone."""
-AT_LEAST = {
-    "seed": 0,
-    "data.k_core": 0,
-    "data.rl_holdout": 0,
-    "data.max_history": 1,
-    "data.toy.users": 10,
-    "data.toy.items": 48,
-    "sid.levels": 1,
-    "sid.codes": 2,
-    "sid.iterations": 1,
-    "sid.embedding.dimensions": 1,
-    "sid.embedding.window": 1,
-    "model.hidden": 2,
-    "model.layers": 1,
-    "model.heads": 1,
-    "model.feed_forward": 1,
-    "model.vocabulary": 1,
-    "model.lora.rank": 0,
-    "model.lora.alpha": 1,
-    "align.max_epochs": 1,
-    "align.patience": 0,
-    "align.items_per_step": 1,
-    "align.pack_length": 2,
-    "align.weight_decay": 0,
-    "align.warmup_steps": 0,
-    "activate.words": 4,
-    "activate.examples": 0,
-    "activate.max_epochs": 1,
-    "activate.patience": 0,
-    "activate.examples_per_step": 1,
-    "activate.pack_length": 1,
-    "activate.weight_decay": 0,
-    "activate.warmup_steps": 0,
-    "rollout.group_size": 1,
-    "rollout.prompts": 1,
-    "rollout.minibatches": 1,
-    "rollout.epochs": 1,
-    "rollout.micro_batch": 0,
-    "rl.max_steps": 1,
-    "rl.weight_decay": 0,
-    "rl.warmup_steps": 0,
-    "rl.validate_every": 1,
-    "trainer.devices": 1,
-    "trainer.num_nodes": 1,
-    "trainer.max_grad_norm": 0,
-    "trainer.threads": 0,
-    "trainer.log_every": 1,
-    "evaluate.beam": 1,
-    "evaluate.batch": 1,
-    "evaluate.valid_users": 1,
-    "evaluate.test_users": 1,
-    "evaluate.thinking_samples": 0,
-}
-ABOVE_ZERO = (
-    "align.validate_every",
-    "align.learning_rate",
-    "activate.validate_every",
-    "activate.learning_rate",
-    "rollout.temperature",
-    "rollout.thinking_temperature",
-    "rollout.correction_bound",
-    "rl.learning_rate",
-    "evaluate.thinking_temperature",
-)
-BELOW_ONE = (
-    "data.valid_fraction",
-    "data.test_fraction",
-    "data.cold_fraction",
-    "model.dropout",
-    "model.lora.dropout",
-    "align.item_dropout",
-    "activate.foreign",
-)
 LIGHTNING = {
     "accelerator": "trainer.accelerator",
     "accumulate_grad_batches": "rollout.micro_batch",
-    "callbacks": "Python (genrl.training)",
+    "check_val_every_n_epoch": "align.validate_every or rl.validate_every",
     "default_root_dir": "output",
     "devices": "trainer.devices",
     "gradient_clip_val": "trainer.max_grad_norm",
+    "limit_train_batches": "align.max_epochs or rl.max_steps",
+    "limit_val_batches": "evaluate.valid_users",
     "log_every_n_steps": "trainer.log_every",
     "logger": "output",
     "max_epochs": "align.max_epochs",
     "max_steps": "rl.max_steps",
     "num_nodes": "trainer.num_nodes",
+    "overfit_batches": "evaluate.valid_users",
     "precision": "trainer.precision",
-    "strategy": "trainer.strategy",
+    "strategy": "trainer.devices or trainer.num_nodes",
     "val_check_interval": "rl.validate_every",
 }
-"""Arguments of lightning.Trainer that genrl sets from an option of its own."""
+"""Arguments of lightning.Trainer that genrl sets itself, or that would stop validation -> the option instead."""
+FIXED = {
+    "barebones": "it would keep no metrics and no checkpoints",
+    "callbacks": "write Python (genrl.training) instead",
+    "enable_checkpointing": "the best and the last weights are kept by genrl itself",
+    "enable_model_summary": "a stage says its model at its start",
+    "enable_progress_bar": "a stage shows its own progress",
+    "fast_dev_run": "it would stop validation, and no weights could be chosen. Write rl.max_steps=1 for a short run",
+    "num_sanity_val_steps": "every stage validates before it trains where that counts",
+    "reload_dataloaders_every_n_epochs": "a rollout is drawn anew for each round",
+    "use_distributed_sampler": "prompts are shared out by genrl itself",
+}
+"""Arguments of lightning.Trainer that no option changes -> why."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +58,6 @@ class Problem:
 
 def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Yield everything that is wrong with well-typed options."""
-    yield from _ranges(config)
     yield from _run(config)
     yield from _data(config)
     yield from _sid(config)
@@ -125,34 +67,21 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _evaluation(config)
 
 
+def unknown_arguments(config: RunConfig) -> Iterator[Problem]:
+    """Yield each key of `trainer.extra` that lightning.Trainer does not know; only if there are any is it imported."""
+    if config.trainer.extra:
+        from lightning import Trainer
+
+        known = signature(Trainer).parameters.keys() - LIGHTNING.keys() - FIXED.keys()
+        for name in sorted(config.trainer.extra.keys() - known):
+            listed = ", ".join(sorted(known))
+            reason = f"is no argument of lightning.Trainer.{suggest(name, known)} Arguments left to you: {listed}"
+            yield Problem((f"trainer.extra.{name}",), reason)
+
+
 def option(config: RunConfig, key: str) -> Any:  # noqa: ANN401
     """The value of a dotted key."""
     return reduce(getattr, key.split("."), config)
-
-
-def _ranges(config: RunConfig) -> Iterator[Problem]:
-    for key, least in AT_LEAST.items():
-        value = option(config, key)
-        if value is not None and value < least:
-            yield Problem((key,), f"must be at least {least}")
-    for key in ABOVE_ZERO:
-        value = option(config, key)
-        if value is not None and not value > 0:
-            yield Problem((key,), "must be above 0")
-    for key in BELOW_ONE:
-        if not 0 <= option(config, key) < 1:
-            yield Problem((key,), "must be at least 0 and below 1")
-    yield from _schedules(config)
-
-
-def _schedules(config: RunConfig) -> Iterator[Problem]:
-    for key in ("align.final_learning_rate", "activate.final_learning_rate"):
-        if not 0 <= option(config, key) <= 1:
-            yield Problem((key,), "must be from 0 to 1: it is a share of the peak")
-    for key in ("align.betas", "activate.betas", "rl.betas"):
-        betas = option(config, key)
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            yield Problem((key,), "must be two numbers, each at least 0 and below 1, e.g. [0.9, 0.95]")
 
 
 def _run(config: RunConfig) -> Iterator[Problem]:
@@ -208,7 +137,7 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     if model.quantize == "nf4" and model.lora.rank == 0:
         reason = "nf4 needs adapters, because 4-bit weights cannot be trained. Add model.lora.rank=16"
         yield Problem(("model.quantize", "model.lora.rank"), reason)
-    if model.name == "tiny" and model.heads > 0 and model.hidden % (2 * model.heads):
+    if model.name == "tiny" and model.hidden % (2 * model.heads):
         reason = f"must be a multiple of twice model.heads={model.heads}: each head has an even size"
         yield Problem(("model.hidden", "model.heads"), reason)
 
@@ -230,23 +159,24 @@ def _training(config: RunConfig) -> Iterator[Problem]:
     if trainer.num_nodes > 1:
         shares["trainer.num_nodes"] = trainer.num_nodes
     parts = prod(shares.values())
-    if parts > 0 and rollout.prompts % parts:
+    if rollout.prompts % parts:
         names, sizes = " x ".join(shares), " x ".join(map(str, shares.values()))
         reason = f"must be a multiple of {names} = {sizes}: prompts are shared out evenly"
         yield Problem(("rollout.prompts", *shares), reason)
-    if trainer.accelerator not in ("auto", "cpu", "gpu"):
-        yield Problem(("trainer.accelerator",), "must be one of auto, cpu, gpu")
     for name, instead in LIGHTNING.items():
         if name in trainer.extra:
             yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself. Write {instead} instead")
+    for name, why in FIXED.items():
+        if name in trainer.extra:
+            yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself: {why}")
 
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:
     cutoffs, beam = config.evaluate.k, config.evaluate.beam
-    if not cutoffs or min(cutoffs) < 1:
-        yield Problem(("evaluate.k",), "must hold one or more cut-offs of at least 1, e.g. [5, 10]")
-    elif max(cutoffs) > beam:
+    if max(cutoffs) > beam:
+        kept = sorted(k for k in cutoffs if k <= beam) or [beam]
         reason = f"needs a beam of at least {max(cutoffs)}, evaluate.beam is {beam}. Add evaluate.beam={max(cutoffs)}"
+        reason += f" or evaluate.k=[{','.join(map(str, kept))}]"
         yield Problem(("evaluate.k", "evaluate.beam"), reason)
     if config.evaluate.exact and config.evaluate.thinking_samples > 1:
         reason = "cannot be certified where several trains of thought are merged. Set evaluate.thinking_samples=1 or 0"

@@ -21,8 +21,8 @@ from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import needed_width
 from genrl.ops import seed_of
 from genrl.policy.model import Policy
-from genrl.prompts.histories import SequenceBatch
-from genrl.prompts.prompts import PromptTemplate
+from genrl.prompts.packing import SequenceBatch
+from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.registry import Registry
 from genrl.sid.table import SidTable

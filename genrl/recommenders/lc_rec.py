@@ -19,9 +19,8 @@ from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.score import item_loss
-from genrl.prompts.histories import SequenceBatch
-from genrl.prompts.packing import Segment, text_segments
-from genrl.prompts.prompts import PromptTemplate
+from genrl.prompts.packing import Segment, SequenceBatch, text_segments
+from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.sid.trie import Trie
 

@@ -26,7 +26,7 @@ from genrl.policy.decode import rank
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.reasoning import Thoughts, conclude, read_blocks, reason, think
-from genrl.prompts.prompts import PromptTemplate
+from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.sid.trie import Trie
@@ -75,10 +75,7 @@ class PolicyRecommender:
         parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
         layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
         if config.evaluate.beam > layout.completions:
-            raise ConfigError(
-                f"evaluate.beam={config.evaluate.beam} is wider than the catalogue, which has {layout.completions} "
-                f"distinct SIDs. Set evaluate.beam to {layout.completions} or less."
-            )
+            raise ConfigError(_too_wide(config.evaluate, layout.completions))
         pad = policy.tokenizer.pad_token_id
         template = PromptTemplate(
             start_id=policy.start_id,
@@ -176,6 +173,14 @@ class PolicyRecommender:
             Console().print(notice)
         made.policy.load_state(read_weights(weights), str(weights))
         return made
+
+
+def _too_wide(config: EvaluateConfig, most: int) -> str:
+    kept = sorted(k for k in config.k if k <= most) or [most]
+    lower = f"evaluate.beam to {most} or less"
+    if max(config.k) > most:
+        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
+    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
 
 
 def _allowed(layout: Layout, requests: Requests) -> Layout:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from genrl.errors import ConfigError
-from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem
 from genrl.recommenders.sasrec import EncoderBaseline, EncoderConfig

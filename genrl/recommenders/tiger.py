@@ -18,7 +18,7 @@ from genrl.errors import ConfigError
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.model import Head
 from genrl.policy.score import distribution, item_loss
-from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.sid.trie import Trie

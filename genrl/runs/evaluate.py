@@ -14,7 +14,7 @@ from genrl.config.schema import EvaluateConfig
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
 from genrl.progress import progress_bar
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders import Recommender
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}

@@ -20,9 +20,8 @@ from genrl.layouts import Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import sid_token
 from genrl.policy.model import Policy
-from genrl.prompts.packing import Packer, text_segments
-from genrl.prompts.prompts import EvaluationBatches, PromptMaker
-from genrl.prompts.reasoning import TraceBatches
+from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
+from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
@@ -97,14 +96,14 @@ class Session:
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self) -> Packer:
+    def packer(self) -> HistoryBatches:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
         segments = (
             text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
         )
-        packer = Packer(
+        packer = HistoryBatches(
             self.dataset,
             self.maker.template,
             self.config.align,

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from genrl.config import RunConfig, run_folder
 from genrl.files import key_of, locked, read_json, read_weights, write_json
-from genrl.objectives import OBJECTIVES, Objective, check_needs
+from genrl.objectives import OBJECTIVES, Objective, Setting
 from genrl.ops import world_rank, world_size
 from genrl.policy.rollout import check_rollout
-from genrl.prompts.histories import SequenceBatches
+from genrl.prompts.packing import SequenceBatches
 from genrl.recommenders import TrainedBaseline
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import RewardContext, Verifier, build_verifier
@@ -228,15 +228,14 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     config, catalog = session.config, session.dataset.catalog
     context = RewardContext.from_codes(session.table.codes, catalog.train_counts)
     verifier = build_verifier(config.rewards, context, thinking=session.layout.thinking)
-    check_needs(
-        config.objective["name"],
-        objective,
+    setting = Setting(
+        rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
-        components=tuple(verifier.rewards),
-        group_size=1 if "targets" in objective.needs else config.rollout.group_size,
+        group_size=1 if objective.trains_on_targets else config.rollout.group_size,
         items=1,
         categories=bool(catalog.category_names),
         thinking=session.layout.thinking,
     )
+    objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, session.layout)
     return verifier

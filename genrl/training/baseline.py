@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genrl.batches import Ranking, Requests
 from genrl.ops import seed_of
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.packing import SequenceBatch, SequenceBatches
 from genrl.recommenders.base import TrainedBaseline
 from genrl.training.stage import RankingModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream

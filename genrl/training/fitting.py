@@ -49,15 +49,12 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
 
     Weights in bfloat16 are the models' own affair: Lightning would round rewards and log-probabilities, too.
     """
-    strategy = config.strategy
-    if strategy == "auto" and config.devices * config.num_nodes > 1:
-        strategy = "ddp"
     return L.Trainer(
         **{
             "accelerator": config.accelerator,
             "devices": config.devices,
             "num_nodes": config.num_nodes,
-            "strategy": strategy,
+            "strategy": "ddp" if config.devices * config.num_nodes > 1 else "auto",
             "precision": "32-true" if config.precision == "bf16-true" else config.precision,
             "max_epochs": -1,
             "logger": False,

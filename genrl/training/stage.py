@@ -23,7 +23,7 @@ from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.model import Policy
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding, rankings
 
 REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."

@@ -17,6 +17,7 @@ from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.files import key_of, read_json, write_json
 from genrl.layouts import thinks
+from genrl.prompts.packing import SegmentPlanner
 from genrl.runs.recommend import load_run
 from genrl.runs.session import Session
 
@@ -226,10 +227,10 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
     return round(statistics.mean(known))
 
 
-def _batches(session: Session, stage: str) -> Any:  # noqa: ANN401 (either maker of packed batches)
+def _batches(session: Session, stage: str) -> SegmentPlanner:
     return session.packer() if stage == "align" else session.activate_batches()
 
 
-def _tokens_per_pass(batches: Any) -> int:  # noqa: ANN401
+def _tokens_per_pass(batches: SegmentPlanner) -> int:
     """Tokens of the first pass over the data, without padding."""
     return sum(int((batches.step(step).segments >= 0).sum()) for step in range(batches.steps_per_epoch))

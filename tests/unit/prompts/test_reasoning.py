@@ -10,10 +10,11 @@ from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
-from genrl.prompts.reasoning import TraceBatch, TraceBatches, known
+from genrl.prompts.packing import PackedBatch, TraceBatches, known
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from tests.models import SIZES, make_codes, make_policy, make_thinking
+from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
 POLICY = make_policy(thinking=True)
@@ -28,10 +29,10 @@ CONFIG = ActivateConfig(examples_per_step=6, pack_length=60, foreign=0)
 
 def batches_of(config: ActivateConfig = CONFIG, rank: int = 0, world: int = 1, **options: str) -> TraceBatches:
     layout = make_thinking(POLICY, CODES, **options)
-    return TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config, rank, world)
+    return ranked(TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config), rank, world)
 
 
-def segments(batch: TraceBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
     """Tokens of each segment, its places that are learned, counted from its start, and the states there."""
     found = []
     for row in range(len(batch.tokens)):

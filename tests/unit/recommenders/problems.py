@@ -8,7 +8,7 @@ import torch
 
 from genrl.catalog import Catalog, Dataset, Role, Sequences
 from genrl.config.schema import ModelConfig
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.packing import SequenceBatch, SequenceBatches
 from genrl.recommenders.base import Problem, TrainedBaseline
 from genrl.sid.table import CollisionReport, SidTable
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from genrl.batches import Ranking
 from genrl.errors import ConfigError, UnknownComponentError
-from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.recommenders.sasrec import SASRec
 from tests.unit.recommenders.problems import problem_of

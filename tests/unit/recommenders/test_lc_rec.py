@@ -11,7 +11,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import DataConfig, ModelConfig, SidConfig, ToyConfig
 from genrl.errors import ConfigError
 from genrl.policy.decode import rank
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.packing import SequenceBatch, SequenceBatches
 from genrl.recommenders import Problem
 from genrl.recommenders.lc_rec import LCRec, LCRecConfig
 from genrl.sid import build_sid_table

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genrl.errors import ConfigError
-from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.base import BASELINES
 from genrl.recommenders.rearec import ReaRec, ReaRecConfig, divergence
 from genrl.recommenders.sasrec import SASRec, SASRecConfig

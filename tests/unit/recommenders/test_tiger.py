@@ -10,7 +10,7 @@ from transformers import T5ForConditionalGeneration
 
 from genrl.config.schema import ModelConfig
 from genrl.errors import ConfigError
-from genrl.prompts.histories import SequenceBatch
+from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders import BASELINES, Problem
 from genrl.recommenders.tiger import EDGE, PAD, TIGER, TIGERConfig
 from genrl.sid.table import make_table

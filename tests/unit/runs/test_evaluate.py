@@ -11,7 +11,7 @@ from genrl.config.schema import EvaluateConfig
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
 from genrl.policy.reasoning import reason
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import deniable, rankings, thinking_noise
 from genrl.runs.evaluate import (
     Evaluation,

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.objectives.base import OBJECTIVES, Surrogate
+from torch import Tensor
+
+from genrl.batches import Experience, Scores
+from genrl.objectives.base import OBJECTIVES, Options, PolicyObjective, Setting, Stats, Surrogate
 from genrl.objectives.credit import ConstantCredit
 from genrl.objectives.penalty import penalties
-from genrl.objectives.policy import PolicyObjective
 from genrl.objectives.reduction import reduction
-from genrl.objectives.surrogate import LogLikelihood
+from genrl.ops import masked_mean
+
+
+@dataclass(frozen=True)
+class LogLikelihood(Surrogate):
+    """Advantage times log-probability: supervised imitation where every advantage is 1."""
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return A log pi [B, T]."""
+        logps = scores.logps.masked_fill(~batch.completions.chosen, 0)
+        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.completions.chosen)}
 
 
 @dataclass
-class CEConfig:
+class CEConfig(Options):
     """Options of `ce`."""
 
     reduction: Literal["token", "sequence"] = "token"
     """Mean over all tokens, or over completions of means over tokens."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy; 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @dataclass(frozen=True)
 class TargetLikelihood(LogLikelihood):
     """Log-likelihood of completions that are the targets."""
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Targets in place of sampled completions."""
-        return frozenset({"targets"})
+    trains_on_targets = True
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """A layout whose completions the targets are."""
+        if setting.thinking:
+            yield "a layout without thinking, because nobody wrote the thinking before a target. Choose layout=sid"
 
 
 @OBJECTIVES.register(

@@ -8,25 +8,25 @@ import pytest
 
 from genrl.batches import Scores
 from genrl.errors import ConfigError
-from genrl.objectives import OBJECTIVES, check_needs
+from genrl.objectives import OBJECTIVES, Setting
 from tests.property.rollouts import sample
 
-FINE = {"step_rewards": True, "components": ("exact_match", "level_match"), "group_size": 4}
+FINE = Setting(("exact_match", "level_match"), step_rewards=True, group_size=4)
 
 
 def message(name: str, options: dict[str, object] | None = None, **given: object) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_needs(name, OBJECTIVES.build(name, options), **{**FINE, **given})
+        OBJECTIVES.build(name, options).check(replace(FINE, **given), name)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_nothing_missing(name: str) -> None:
-    check_needs(name, OBJECTIVES.build(name), **FINE, items=1, categories=True, thinking=False)
+    OBJECTIVES.build(name).check(replace(FINE, items=1, categories=True, thinking=False), name)
 
 
 def test_sapo_without_step_reward() -> None:
-    assert message("sapo", step_rewards=False, components=("exact_match",)) == (
+    assert message("sapo", step_rewards=False, rewards=("exact_match",)) == (
         "objective 'sapo' needs a match per step; none of rewards [exact_match] gives one. "
         "Add e.g. rewards.level_match.weight=1"
     )
@@ -40,15 +40,15 @@ def test_group_of_one(name: str) -> None:
 @pytest.mark.parametrize("name", ["ce", "gbpo"])
 def test_groups_of_one_where_nothing_is_compared(name: str) -> None:
     options = {"advantage": "sign"} if name == "gbpo" else {}
-    check_needs(name, OBJECTIVES.build(name, options), **{**FINE, "group_size": 1})
+    OBJECTIVES.build(name, options).check(replace(FINE, group_size=1), name)
 
 
 def test_raw_singletons_may_be_alone() -> None:
-    check_needs("grpo", OBJECTIVES.build("grpo", {"singleton": "raw"}), **{**FINE, "group_size": 1})
+    OBJECTIVES.build("grpo", {"singleton": "raw"}).check(replace(FINE, group_size=1), "grpo")
 
 
 def test_no_rewards_by_name() -> None:
-    assert "at least one reward by name" in message("sage", components=())
+    assert "at least one reward by name" in message("sage", rewards=())
 
 
 def test_named_reward() -> None:

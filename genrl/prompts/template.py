@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
@@ -14,9 +15,10 @@ from genrl.catalog.dataset import Dataset
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The tokens around a history: start token, prefix, then the SIDs of the items, oldest first.
+    """The text of a sequence of items: start token, prefix, then the SIDs of the items, oldest first.
 
-    The same sequence is what SFT packs, so a prompt at any position is a prefix of what the model was trained on.
+    SFT packs the same text, so a prompt at any position is a prefix of what the model was trained on. Another text is a
+    subclass with its own `write` and `longest`, in which all before the SID of an item is the prompt for that item.
     """
 
     start_id: int
@@ -30,21 +32,28 @@ class PromptTemplate:
         """Tokens before the first item [h]."""
         return torch.tensor([self.start_id, *self.prefix_ids])
 
+    @property
+    def levels(self) -> int:
+        """Tokens of a SID (K)."""
+        return self.sid_tokens.shape[1]
+
+    def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Catalogue rows [n] -> their text [t], and where in it the SID of each begins [n]."""
+        head = self.head
+        return torch.cat([head, self.sid_tokens[items].flatten()]), len(head) + torch.arange(len(items)) * self.levels
+
+    def longest(self, items: int) -> int:
+        """Tokens of the longest text of so many items."""
+        return len(self.head) + items * self.levels
+
     def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
         """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
-        rows, places = histories.shape
-        levels = self.sid_tokens.shape[1]
-        head = self.head
-        counts = (histories >= 0).sum(1)
-        body = self.sid_tokens[histories.clamp(min=0)].reshape(rows, places * levels)
-        tokens = torch.full((rows, head.numel() + places * levels), self.pad_id)
-        tokens[:, head.numel() :] = body
-        start = (places - counts) * levels  # the head stands right before the first item of each row
-        tokens.scatter_(1, start[:, None] + torch.arange(head.numel()), head.expand(rows, -1))
-        mask = torch.arange(tokens.shape[1]) >= start[:, None]
-        longest = int(mask.sum(1).max()) if rows else 0
-        tokens, mask = tokens[:, tokens.shape[1] - longest :], mask[:, mask.shape[1] - longest :]
-        return tokens.masked_fill(~mask, self.pad_id), mask
+        if not len(histories):
+            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
+        texts = [self.write(history[history >= 0])[0] for history in histories]
+        tokens = pad_sequence(texts, batch_first=True, padding_value=self.pad_id, padding_side="left")
+        lengths = torch.tensor([len(text) for text in texts])
+        return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class PromptMaker:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt there may be."""
-        return len(self.template.head) + self.max_history * self.template.sid_tokens.shape[1]
+        return self.template.longest(self.max_history)
 
     def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
         """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
@@ -68,7 +77,9 @@ class PromptMaker:
         """The prompts whose targets stand at `positions` [P]."""
         sequences = self.dataset.sequences
         tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
-        return Requests(tokens, mask, self.full_history(positions), Targets(sequences.items[positions][:, None]))
+        feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
+        targets = Targets(sequences.items[positions][:, None], feedback)
+        return Requests(tokens, mask, self.full_history(positions), targets)
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
