@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,14 +98,12 @@ class SidTable:
             "report": json.dumps(asdict(self.report)),
         }
         content = save({"codes": self.codes.contiguous()}, metadata=metadata)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod
@@ -220,9 +217,3 @@ def _read(path: Path) -> tuple[dict[str, str], Tensor]:
             f"{path}: a safetensors file, but no SID table of format {FORMAT!r}. Build it again with 'genrl sid'."
         )
     return metadata, codes
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

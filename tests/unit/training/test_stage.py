@@ -63,6 +63,35 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_its_batch(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["align", "rl"])
+def test_a_gradient_that_is_no_number_stops_training_before_the_step(
+    session: Session, tmp_path: Path, kind: str, value: float
+) -> None:
+    module = sft_module(session, tmp_path) if kind == "align" else rl_module(session, tmp_path)
+    before = session.policy.state()
+    name, parameter = list(session.policy.trainable().items())[-1]
+    spoiled = parameter.register_hook(lambda gradient: gradient * value)  # the loss itself is finite
+    message = rf"step 0: the norm of the gradient is (nan|inf), from {name} on. The batch is saved in .*learning rate"
+    try:
+        with pytest.raises(NonFiniteError, match=message):
+            train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+    finally:
+        spoiled.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["non-finite-step0-rank0.safetensors"]
+    assert any(key.endswith("tokens") for key in load_file(tmp_path / "non-finite-step0-rank0.safetensors"))
+    assert all(torch.equal(after, before[key]) for key, after in session.policy.state().items())
+
+
+def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Session, tmp_path: Path) -> None:
+    config = changed(session, tmp_path, "align.learning_rate=1e39", "align.warmup_steps=0")  # beyond float32
+    module = sft_module(config, tmp_path)
+    module.round_steps = 1
+    with pytest.raises(NonFiniteError, match=r"step 1: weights of .* are NaN or infinite. Nothing was written"):
+        train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_nested_batches_are_flattened_by_dotted_name(session: Session) -> None:
     batch = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
     found = flatten(batch)
