@@ -26,7 +26,7 @@ def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path)
     trainer = train(module, 100)
     config = session.config.evaluate
     rows = session.batches("valid")
-    found = evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid").raw
+    found = evaluate(session.recommender, rows, config, "valid").raw
     logged = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert set(logged) == {name for name in found if not name.startswith(("history_share", "certified"))}
     for name, value in logged.items():
