@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **dict.fromkeys(("errors", "options", "registry", "batches", "files", "ops", "progress"), 0),
+    **dict.fromkeys(("errors", "options", "registry", "batches", "files", "ops", "plots", "progress"), 0),
     "config": 1,
     **dict.fromkeys(("objectives", "metrics", "catalog", "sid"), 2),
     **dict.fromkeys(("layouts", "rewards"), 3),

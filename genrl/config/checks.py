@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from importlib import import_module
 from inspect import signature
 from math import prod
 from typing import Any
@@ -70,9 +71,7 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
 def unknown_arguments(config: RunConfig) -> Iterator[Problem]:
     """Yield each key of `trainer.extra` that lightning.Trainer does not know; only if there are any is it imported."""
     if config.trainer.extra:
-        from lightning import Trainer
-
-        known = signature(Trainer).parameters.keys() - LIGHTNING.keys() - FIXED.keys()
+        known = signature(import_module("lightning").Trainer).parameters.keys() - LIGHTNING.keys() - FIXED.keys()
         for name in sorted(config.trainer.extra.keys() - known):
             listed = ", ".join(sorted(known))
             reason = f"is no argument of lightning.Trainer.{suggest(name, known)} Arguments left to you: {listed}"

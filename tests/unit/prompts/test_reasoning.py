@@ -189,30 +189,3 @@ def test_a_trace_that_no_completion_can_hold_is_named(blocks: tuple[str, ...], m
     traces = [TRACES[0], Trace(POSITIONS[1], blocks)]
     with pytest.raises(DataError, match=message):
         TraceBatches(traces, MAKER, make_thinking(POLICY, CODES), POLICY.tokenizer, CONFIG)
-
-
-@pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_of_foreign_thinking_only_the_sid_is_learned(order: str) -> None:
-    batches = batches_of(replace(CONFIG, foreign=0.999), order=order)
-    own = {tokens: places for tokens, places in (wanted(trace, order) for trace in TRACES)}
-    sids = set(range(POLICY.first_ids[0], POLICY.first_ids[-1] + SIZES[-1]))
-    found = [segment for step in range(4) for segment in segments(batches.step(step))]
-    foreign = [(tokens, places) for tokens, places, _ in found if tokens not in own]
-    assert len(found) == len(TRACES)
-    assert len(foreign) >= len(TRACES) // 2  # another trace may think the same
-    for tokens, places in foreign:
-        assert len(places) == len(SIZES)
-        assert {tokens[place] for place in places} <= sids
-
-
-def test_some_thinking_is_foreign_and_changes_with_the_pass() -> None:
-    batches = batches_of(replace(CONFIG, foreign=0.5))
-    passes = []
-    for epoch in range(2):
-        steps = [batches.step(4 * epoch + step) for step in range(4)]
-        assert all(int(batch.share) == len(batch.places) for batch in steps)
-        passes.append({tokens for batch in steps for tokens, _, _ in segments(batch)})
-    own = {tokens for tokens, _ in (wanted(trace, "tail") for trace in TRACES)}
-    assert passes[0] & own
-    assert passes[0] - own
-    assert passes[0] != passes[1]
