@@ -23,7 +23,7 @@ FLOORS = {
     "runs": 7,
     "compare": 8,
     "cli": 9,
-    "__main__": 10,
+    **dict.fromkeys(("python", "__main__"), 10),
 }
 """Room of the package -> floor; a module imports from floors below its own."""
 SIBLINGS = {("batches", "ops"), ("registry", "options"), ("sid", "catalog")}

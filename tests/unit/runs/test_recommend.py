@@ -17,7 +17,8 @@ from genrl.runs.folder import claim
 from genrl.runs.recommend import evaluate_run, load_run, recommend
 from genrl.runs.session import Session
 from tests.helpers import assert_same
-from tests.runs import content
+from genrl.runs.fit import fit
+from tests.runs import content, small_config
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
@@ -66,7 +67,14 @@ def test_a_run_can_be_moved_and_read_from_anywhere(
     assert not list(copied.parent.glob("sid-*"))
 
 
-@pytest.mark.parametrize(("missing", "reason"), [("weights.safetensors", "no such checkpoint"), ("metrics.json", "an unfinished run"), ("catalog.json", "which items it was made for")])
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("weights.safetensors", "no such checkpoint"),
+        ("metrics.json", "an unfinished run"),
+        ("catalog.json", "which items it was made for"),
+    ],
+)
 def test_a_run_without_a_part_of_its_own_is_refused(copied: Path, missing: str, reason: str) -> None:
     (copied / missing).unlink()
     for answer in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
@@ -186,3 +194,24 @@ def test_another_layout_is_refused_and_another_search_is_told(
     assert "evaluate.beam=12; the weights were chosen with 20" in shown
     assert "evaluate.thinking_samples=2; the weights were chosen with 0" in shown
     assert found[reasoned.name]["raw"]["format_failure"] == 0
+
+
+def test_rows_appended_to_the_log_are_refused_by_evaluate_and_change_no_recommendation(tmp_path: Path) -> None:
+    rows = [f"u{user},i{(user * 7 + step * step) % 30},{step}" for user in range(60) for step in range(6)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    files = ("data.source=files", f"data.interactions={log}", "data.columns.title=null", "data.columns.category=null")
+    config = small_config(
+        tmp_path, *files, "sid.embedding.source=collaborative", "baseline.name=item_knn", "stages=[baseline]"
+    )
+    folder = fit(config)
+    recommended = recommend(folder, [["i0"]], 5)
+    metrics = evaluate_run(folder, split="test", overrides=[])
+    log.write_text(log.read_text() + "new,i1,9\nnew,i2,10\nnew,i3,11\n")
+    assert recommend(folder, [["i0"]], 5) == recommended
+    with pytest.raises(CheckpointError, match=r"data.interactions \(.*log.csv\) has another content now"):
+        evaluate_run(folder, split="test", overrides=[])
+    told = evaluate_run(folder, split="test", overrides=[f"data.interactions={log}"])
+    assert told[folder.name]["raw"]["rows"] == metrics[folder.name]["raw"]["rows"] + 1
+    log.unlink()
+    assert recommend(folder, [["i0"]], 5) == recommended
