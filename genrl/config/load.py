@@ -46,7 +46,7 @@ def load_config(
             of `trainer.extra`.
 
     Returns:
-        The configuration. With `registries`, objective, layout and rewards hold every option of their component.
+        The configuration. With `registries`, sid, objective, layout and rewards hold every option of their component.
 
     Raises:
         ConfigError: with all problems. Components are looked up only if everything else is in order, so that a
@@ -108,12 +108,14 @@ def _layers(
             value = [*(before if isinstance(before, list) else []), *value]
         values = {FLAGS.get(flag, flag): value}
         layers.append(Layer(f"--{flag}", values, written=values))
+    given = []
     for text in overrides:
         try:
-            layers.append(read_override(text))
+            given.append(read_override(text))
         except ConfigError as error:
             problems.append(str(error))
-    return layers, problems
+    naming = {*SLOTS, *(f"{slot}.name" for slot in SLOTS)}  # come first: an option may stand before its component
+    return [*layers, *sorted(given, key=lambda layer: naming.isdisjoint(layer.written))], problems
 
 
 def _open_sections() -> Tree:
@@ -147,17 +149,14 @@ def _components(config: RunConfig, registries: Registries, written: Tree) -> Ite
         wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"](), written)
         yield from wrong
         config.rewards[name] = complete
-    yield from _component("sid.builder", config.sid.builder, None, registries["sid"](), written)[0]
 
 
 def _component(
-    key: str, name: str, options: Tree | None, registry: Registry[Any], written: Tree
+    key: str, name: str, options: Tree, registry: Registry[Any], written: Tree
 ) -> tuple[list[Problem], str, Tree]:
-    """Return what is wrong with a component, its canonical name and its complete options (None: it has none here)."""
+    """Return what is wrong with a component, its canonical name and its complete options."""
     try:
         entry = registry.entry(name)
-        if options is None:
-            return [], entry.name, {}
         if entry.config is not None:
             options = as_written(entry.config, options, written, f"{key}.")
         wrong = [Problem((f"{key}.{option}", key), reason) for option, reason in registry.problems(name, options)]
@@ -165,7 +164,7 @@ def _component(
             return wrong, entry.name, options
         filled = registry.options(name, options)
     except GenRLError as error:
-        return [Problem((key,), str(error))], name, options or {}
+        return [Problem((key,), str(error))], name, options
     return [], entry.name, asdict(filled) if is_dataclass(filled) and not isinstance(filled, type) else {}
 
 

@@ -172,7 +172,7 @@ def test_evaluate_refuses_flags_that_the_run_folder_would_override(run_module, c
 
 def test_sid_prints_the_report(run_module, composed, capsys):
     assert cli.main(["sid", "sid.codes=16"]) == 0
-    assert run_module.calls[0][1][0].sid.codes == 16
+    assert run_module.calls[0][1][0].sid["codes"] == 16
     assert "300 distinct SIDs" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genrl.config.schema import SidConfig
+from genrl.config.schema import RLConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.files import (
     atomic,
@@ -56,9 +56,9 @@ def test_metadata_are_read_from_the_header_of_weights(tmp_path: Path) -> None:
 
 
 def test_keys_change_with_what_they_are_made_of() -> None:
-    assert key_of(SidConfig(), 1) == key_of(SidConfig(), 1)
-    assert key_of(SidConfig(), 1) != key_of(SidConfig(levels=4), 1)
-    assert key_of(SidConfig(), 1) != key_of(SidConfig(), 2)
+    assert key_of(RLConfig(), 1) == key_of(RLConfig(), 1)
+    assert key_of(RLConfig(), 1) != key_of(RLConfig(max_steps=4), 1)
+    assert key_of(RLConfig(), 1) != key_of(RLConfig(), 2)
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:

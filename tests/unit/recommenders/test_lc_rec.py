@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import DataConfig, ModelConfig, SidConfig, ToyConfig
+from genrl.config.schema import DataConfig, ModelConfig, ToyConfig
 from genrl.errors import ConfigError
 from genrl.policy.decode import rank
 from genrl.prompts.packing import SequenceBatch, SequenceBatches
@@ -25,7 +25,7 @@ MODEL = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=32, vocabulary=30
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     dataset = load_dataset(DataConfig(toy=ToyConfig(users=40, items=60)))
-    return Problem(dataset, build_sid_table(SidConfig(codes=6), dataset), MODEL)
+    return Problem(dataset, build_sid_table({"name": "kmeans", "codes": 6}, dataset), MODEL)
 
 
 def make(problem: Problem, **options: float) -> LCRec:
