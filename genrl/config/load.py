@@ -6,7 +6,6 @@ layers are merged as plain values and enter the typed schema once, at the end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_ove
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
 from genrl.errors import ConfigError, GenRLError
+from genrl.files import atomic
 from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
 
@@ -81,12 +81,8 @@ def save_config(config: RunConfig, path: Path) -> None:
     values["rewards"] = {**dict.fromkeys(RunConfig().rewards), **config.rewards}
     text = OmegaConf.to_yaml(OmegaConf.create(values))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_folder(config: RunConfig) -> Path:

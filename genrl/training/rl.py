@@ -144,7 +144,7 @@ class RLModule(StageModule):
         requests = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
         if self.writes:
             noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
-            shared = {"rows": rows, "total": total, "categories": self.categories}
+            shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
             completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
         else:
             completions = target_rollout(self.layout, requests, self.categories)
