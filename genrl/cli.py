@@ -322,7 +322,7 @@ def _unknown_flag(flag: str, value: str, options: argparse.Namespace) -> str:
 
 def _fit(options: argparse.Namespace) -> None:
     config = compose(options)
-    from genrl.training.run import fit
+    from genrl.runs.fit import fit
 
     fit(config, resume=options.resume, command=shlex.join(["python", "-m", "genrl", *options.words]))
 
@@ -446,7 +446,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         folder = options.run
         _refuse_config(options)
-    from genrl.training.finished_run import evaluate_run
+    from genrl.runs.recommend import evaluate_run
 
     evaluate_run(folder, split=options.split, overrides=options.overrides)
 
@@ -465,7 +465,7 @@ def _refuse_config(options: argparse.Namespace) -> None:
 
 def _sid(options: argparse.Namespace) -> None:
     config = compose(options)
-    from genrl.training.run import build_sids
+    from genrl.runs.fit import build_sids
 
     print("\n".join(build_sids(config).report.lines()))
 
@@ -474,7 +474,7 @@ def _recommend(options: argparse.Namespace) -> None:
     histories = read_histories(options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
-    from genrl.training.finished_run import recommend
+    from genrl.runs.recommend import recommend
 
     found = recommend(
         options.run,

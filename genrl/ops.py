@@ -72,9 +72,26 @@ def segment_gather(values: Tensor, segments: Tensor) -> Tensor:
     return values.gather(1, segments.clamp(min=0)).masked_fill(segments < 0, 0)
 
 
+def seed_of(*key: int) -> int:
+    """One seed from several numbers, different for different numbers.
+
+    Example:
+        >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+        (True, False)
+    """
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+
+
 def world_size() -> int:
     """Number of processes that train together; 1 without torch.distributed."""
     return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def world_rank() -> int:
+    """This process among those that train together; 0 without torch.distributed."""
+    return torch.distributed.get_rank() if _distributed() else 0
 
 
 def world_sum(value: Tensor) -> Tensor:

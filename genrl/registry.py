@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar
 
-from genrl.errors import ConfigError, UnknownComponentError, misfit, suggest
+from omegaconf import OmegaConf
+
+from genrl.errors import ConfigError, UnknownComponentError, suggest
+from genrl.options import fill, out_of_bounds, plain
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -117,14 +120,14 @@ class Registry(Generic[T]):
             ConfigError: naming every unknown option (with a suggestion), wrong type, unknown choice and missing option.
         """
         entry = self.entry(name)
-        if entry.config is None or isinstance(options, entry.config):
+        if entry.config is None:
             return options
-        from omegaconf import OmegaConf
-
-        values = dict(options or {})  # type: ignore[call-overload]
+        values = vars(options) if isinstance(options, entry.config) else dict(options or {})  # type: ignore[call-overload]
         found = [reason for _, reason in self.problems(name, values)]
         if found:
             raise ConfigError(" ".join(found))
+        if isinstance(options, entry.config):
+            return options
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.config), values))
         except (TypeError, ValueError) as error:  # the dataclass checks its values when it is made
@@ -132,26 +135,26 @@ class Registry(Generic[T]):
 
     def problems(self, name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return (option, what is wrong with it) for everything that keeps `options` from fitting the entry `name`."""
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
         config = self.entry(name).config
-        known = {field.name: field for field in fields(config)} if config is not None and is_dataclass(config) else {}
+
+        def unknown(key: str, names: Sequence[str]) -> str:
+            listed = f"Options: {', '.join(names)}." if names else "It takes no options."
+            return f"has no option {key!r}.{suggest(key.rpartition('.')[2], names)} {listed}"
+
+        if config is None or not is_dataclass(config):
+            return [(key, f"{self.kind} {name!r} {unknown(key, ())}") for key in options]
+        node = OmegaConf.structured(config)
         found = []
-        for key, value in options.items():
-            if key not in known:
-                listed = f"Options: {', '.join(known)}." if known else "It takes no options."
-                found.append((key, f"{self.kind} {name!r} has no option {key!r}.{suggest(key, known)} {listed}"))
-                continue
-            try:
-                OmegaConf.merge(OmegaConf.structured(config), {key: value})
-            except (OmegaConfBaseException, TypeError) as error:
-                reason = misfit(value, get_type_hints(config)[key], error)
-                found.append((key, f"{self.kind} {name!r}, option {key!r}: {value!r} {reason}"))
-        for key, field in known.items():
-            if field.default is MISSING and field.default_factory is MISSING and key not in options:
-                found.append((key, f"{self.kind} {name!r} needs the option {key!r}."))
-        return found
+        for key, value, reason in fill(node, config, options, unknown):
+            place = "" if reason.startswith("has no option") else f", option {key!r}: {value!r}"
+            found.append((key, f"{self.kind} {name!r}{place} {reason}"))
+        wrong = {key for key, _ in found}
+        missing = OmegaConf.missing_keys(node) - wrong
+        values: Any = OmegaConf.to_container(node)
+        for key, reason in out_of_bounds(config, values):
+            if key not in wrong | missing:
+                found.append((key, f"{self.kind} {name!r}, option {key!r}: {plain(node, key)!r} {reason}."))
+        return [*found, *((key, f"{self.kind} {name!r} needs the option {key!r}.") for key in sorted(missing))]
 
     def broken(self) -> dict[str, str]:
         """Installed plug-ins that do not import, with the reason; for `genrl list`."""

@@ -14,7 +14,7 @@ from genrl.cli import compose, parse
 from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows
 from genrl.config import RunConfig, run_folder, save_config
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
-from genrl.training.stages import supervised_stages
+from genrl.runs.stages import supervised_stages
 
 ALIGNED = (0, 3, 20, 20, 5, 20)
 """Place of each user's target before stage `rl`; 20 is a miss."""

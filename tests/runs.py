@@ -15,11 +15,11 @@ from torch import Tensor
 from genrl.cli import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy
+from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.fit import build_objective, make_verifier
+from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule
-from genrl.training.evaluation import ranking_metrics
 from genrl.training.rl import RLModule
-from genrl.training.run import build_objective, make_verifier
-from genrl.training.session import Session
 from genrl.training.sft import SFTModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
@@ -75,12 +75,12 @@ def changed(session: Session, output: Path, *overrides: str) -> Session:
 
 def sft_module(session: Session, folder: Path) -> SFTModule:
     """The align stage of a session."""
-    return SFTModule(session.packer(0, 1), session.config.align, **_stage(session, folder))
+    return SFTModule(session.packer(), session.config.align, **_stage(session, folder))
 
 
 def activate_module(session: Session, folder: Path) -> ActivateModule:
     """The activate stage of a session."""
-    return ActivateModule(session.activate_batches(0, 1), session.config.activate, **_stage(session, folder))
+    return ActivateModule(session.activate_batches(), session.config.activate, **_stage(session, folder))
 
 
 def rl_module(session: Session, folder: Path) -> RLModule:

@@ -27,7 +27,7 @@ from benchmarks.ways import ways
 from rich.console import Console
 
 from genrl.errors import GenRLError, UnsupportedError
-from genrl.training.folder import write_json
+from genrl.files import write_json
 
 BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "rollout": rollouts,

@@ -22,7 +22,7 @@ from genrl.compare.finished import Finished, found_rows
 from genrl.config import RunConfig, load_config
 from genrl.errors import ConfigError, DataError, GenRLError, suggest
 from genrl.metrics.functional import ndcg_at_k
-from genrl.training.evaluation import evaluated_rows
+from genrl.runs.evaluate import evaluated_rows
 
 FREQUENCIES = ((0, 3), (4, 8), (9, 20), (21, None))
 """Training interactions of the target, from and up to."""

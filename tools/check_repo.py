@@ -13,21 +13,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **dict.fromkeys(("errors", "types", "ops", "registry", "progress"), 0),
+    **dict.fromkeys(("errors", "options", "batches", "files", "ops", "registry", "progress"), 0),
     "config": 1,
     **dict.fromkeys(("objectives", "catalog", "sid", "metrics"), 2),
     **dict.fromkeys(("layouts", "rewards"), 3),
-    **dict.fromkeys(("policy", "data"), 4),
-    **dict.fromkeys(("training", "baselines"), 5),
-    "compare": 6,
-    "cli": 7,
-    "__main__": 8,
+    **dict.fromkeys(("prompts", "policy"), 4),
+    "recommenders": 5,
+    "training": 6,
+    "runs": 7,
+    "compare": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """Part of the package -> floor; a module imports from floors below its own."""
-SIBLINGS = {("types", "ops"), ("ops", "errors"), ("registry", "errors"), ("sid", "catalog"), ("training", "baselines")}
-"""Imports on one floor that are allowed: SIDs are fitted on a catalogue, a run ends with the reference lines
-of the baselines, and the basics know each other."""
-TORCH_FREE = ("errors", "registry", "config", "cli", "__main__")
+SIBLINGS = {("batches", "ops"), ("registry", "options"), ("sid", "catalog")} | {(part, "errors") for part in ("files", "ops", "options", "registry")}
+"""Imports on one floor that are allowed: SIDs are fitted on a catalogue, and the basics know each other."""
+TORCH_FREE = ("errors", "options", "registry", "config", "cli", "__main__")
 """Parts that answer (help, misspelt options) before torch is loaded."""
 HEAVY = {"torch", "lightning", "transformers", "peft", "datasets", "sklearn", "torchmetrics", "matplotlib"}
 UNTESTED = {

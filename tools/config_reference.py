@@ -65,7 +65,7 @@ def render(root: Path) -> str:
 
 
 def _section(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
-    fields = list(_fields(classes[name]))
+    fields = list(_fields(classes, name))
     if prefix:
         title = prefix.rstrip(".")
         yield f"## {title}\n"
@@ -83,26 +83,32 @@ def _section(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterat
             yield from _section(classes, field.type, f"{prefix}{field.name}.")
 
 
-def _fields(node: ast.ClassDef) -> Iterator[Field]:
+def _fields(classes: dict[str, ast.ClassDef], name: str) -> Iterator[Field]:
+    """Options of a class in the order of the dataclass; a new default keeps the meaning it had in the base."""
+    node = classes[name]
+    found = {field.name: field for base in node.bases for field in _fields(classes, ast.unparse(base))}
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
+        option = statement.target.id
         text = following.value if isinstance(following, ast.Expr) else None
-        if not isinstance(text, ast.Constant) or not isinstance(text.value, str):
-            raise ValueError(f"{SOURCE}:{statement.lineno}: {statement.target.id} has no docstring below it.")
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            meaning = " ".join(text.value.split())
+        elif option in found:
+            meaning = found[option].meaning
+        else:
+            raise ValueError(f"{SOURCE}:{statement.lineno}: {option} has no docstring below it.")
         kind = ast.unparse(statement.annotation)
         if kind.startswith("Literal["):
             kind = kind[len("Literal[") : -1].replace("'", "").replace(", ", " | ")
-        yield Field(statement.target.id, kind, _default(statement.value), " ".join(text.value.split()))
+        found[option] = Field(option, kind, _default(statement.value), meaning)
+    yield from found.values()
 
 
 def _default(value: ast.expr | None) -> str:
     """The default as YAML would write it."""
-    if isinstance(value, ast.Call):  # field(default_factory=lambda: [..]) or a class
-        factory = value.keywords[0].value
-        if isinstance(factory, ast.Lambda):
-            return _yaml(factory.body)
-        return {"list": "[]", "dict": "{}"}.get(ast.unparse(factory), "")
+    if isinstance(value, ast.Call):  # option(default, bounds ..), or field(default_factory=..) of a group
+        return _yaml(value.args[0]) if value.args else ""
     return _yaml(value) if value is not None else ""
 
 

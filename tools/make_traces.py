@@ -26,12 +26,12 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.config import load_config
 from genrl.errors import ConfigError, DataError, GenRLError
+from genrl.files import key_of, write_json
 from genrl.policy.load import sid_token
 from genrl.progress import progress_bar
 from genrl.prompts.traces import LeakCheck, Trace, read_traces, trace_positions
+from genrl.runs.session import sid_table
 from genrl.sid.table import SidTable
-from genrl.training.folder import key_of, write_json
-from genrl.training.session import sid_table
 
 STEPS, CUT, ANSWER = "wrong number of blocks", "cut off", "wrong answer"
 """Why a trace is dropped, beside what it may name."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from genrl.errors import ConfigError
+from genrl.files import key_of
 from genrl.prompts.traces import TAGS
-from genrl.training.folder import key_of
 
 LETTERS = string.ascii_uppercase
 STEP = re.compile(r"^\W*(?:step\s*)?(\d+)\s*[.:)]\W*(.*)", re.IGNORECASE)

@@ -21,6 +21,7 @@ from genrl.catalog.interactions import (
     sorted_ids,
 )
 from genrl.catalog.items import Catalog, cold_items
+from genrl.catalog.reading import bare
 from genrl.catalog.sequences import Role, Sequences
 from genrl.catalog.toy import generate
 from genrl.config.schema import DataConfig
@@ -102,14 +103,14 @@ def _toy(config: DataConfig) -> tuple[ItemTable, Events, str]:
 
 def _files(config: DataConfig) -> tuple[ItemTable, Events, str]:
     source = require_option(config.interactions, "data.interactions", "data.source: files")
-    events = read_events(source, config.columns)
+    events = read_events(source, config)
     if config.items is None:
         ids = sorted_ids(events.item_ids)
         items = ItemTable(ids, [""] * len(ids), [None] * len(ids), [""] * len(ids))
     else:
-        items = read_items(config.items, config.columns)
+        items = read_items(config.items, config)
     rows = item_rows(events, items.item_ids, config.items or source)
-    name = Path(source).stem
+    name = bare(Path(source)).stem
     return items, replace(events, items=rows, item_ids=items.item_ids), name
 
 
@@ -185,4 +186,6 @@ def _catalog(items: ItemTable, sequences: Sequences, config: DataConfig) -> Cata
     trained = (sequences.roles == int(Role.TRAIN)) | (sequences.roles == int(Role.RL))
     counts = torch.bincount(sequences.items[trained], minlength=len(items.item_ids))
     cold = cold_items(counts, config.cold_fraction, config.cold_rule)
-    return Catalog.from_table(items.item_ids, items.titles, items.categories, items.texts, counts, cold, items.attributes)
+    return Catalog.from_table(
+        items.item_ids, items.titles, items.categories, items.texts, counts, cold, items.attributes
+    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genrl.catalog.reading import Table, read_table
 from genrl.catalog.sequences import Role
-from genrl.config.schema import ColumnsConfig
+from genrl.config.schema import ColumnsConfig, DataConfig
 from genrl.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
@@ -40,9 +43,10 @@ class ItemTable:
 
     def take(self, rows: Array) -> ItemTable:
         """Some items, in the order of `rows`."""
-        columns = (self.item_ids, self.titles, self.categories, self.texts)
+        names = ("item_ids", "titles", "categories", "texts")
+        columns: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in names}
         attributes = {name: [values[row] for row in rows] for name, values in self.attributes.items()}
-        return ItemTable(*([column[row] for row in rows] for column in columns), attributes)
+        return ItemTable(attributes=attributes, **columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,48 +86,55 @@ class Events:
         return self.table.place(int(self.rows[row])) if self.table else f"generated row {int(self.rows[row]) + 1}"
 
 
-def read_items(source: str, columns: ColumnsConfig) -> ItemTable:
+def read_items(source: str, config: DataConfig) -> ItemTable:
     """Read the item table.
 
     Raises:
         DataError: for a missing column, an item without id, or an id that occurs twice.
     """
-    table = read_table(source, "data.items")
-    ids = _ids(table, columns.item, "data.columns.item")
+    columns = config.columns
+    wanted = _options(columns, ("item", "title", "category", "text", "attributes"))
+    table = read_table(source, "data.items", wanted, config.separator, config.encoding)
+    ids = _ids(table, columns.item).to_pylist()
     _refuse_repeats(table, ids, columns.item)
-    titles = _texts(table, columns.title, "data.columns.title")
-    categories = _texts(table, columns.category, "data.columns.category")
-    further = [_texts(table, name, f"data.columns.text[{number}]") for number, name in enumerate(columns.text)]
-    parts = zip(titles, categories, *further, strict=True)
+    titles, categories = _words(table, columns.title), _words(table, columns.category)
+    parts = zip(titles, categories, *(_words(table, name) for name in columns.text), strict=True)
     texts = [" ".join(dict.fromkeys(part for part in row if part)) for row in parts]
-    attributes = {
-        name: _texts(table, name, f"data.columns.attributes[{number}]")
-        for number, name in enumerate(columns.attributes)
-    }
+    attributes = {name: _words(table, name) for name in columns.attributes}
     return ItemTable(ids, titles, [name or None for name in categories], texts, attributes)
 
 
-def read_events(source: str, columns: ColumnsConfig) -> Events:
+def read_events(source: str, config: DataConfig) -> Events:
     """Read the interactions.
 
     Raises:
         DataError: for a missing column, or a row without user, item, time or part, or with one that cannot be used.
     """
-    table = read_table(source, "data.interactions")
-    users, user_ids = _codes(_ids(table, columns.user, "data.columns.user"))
-    items, item_ids = _codes(_ids(table, columns.item, "data.columns.item"))
+    columns = config.columns
+    wanted = _options(columns, ("user", "item", "time", "position", "split", "feedback"))
+    table = read_table(source, "data.interactions", wanted, config.separator, config.encoding)
+    users, user_ids = _codes(_ids(table, columns.user))
+    items, item_ids = _codes(_ids(table, columns.item))
     rows = np.arange(len(table))
     times = _ranks(table, columns.time, "data.columns.time") if columns.time else None
     order = _ranks(table, columns.position, "data.columns.position") if columns.position else times
     order = rows if order is None else order
-    parts = np.full(len(table), Role.TRAIN, dtype=np.uint8)
-    if columns.split:
-        parts = _parts(table, columns.split)
+    parts = _parts(table, columns.split) if columns.split else np.full(len(table), Role.TRAIN, dtype=np.uint8)
+    feedback = {name: _amounts(table, name) for name in columns.feedback}
     times = order if times is None else times
-    feedback = {
-        name: _amounts(table, name, f"data.columns.feedback[{number}]") for number, name in enumerate(columns.feedback)
-    }
     return Events(users, items, order, times, parts, rows, user_ids, item_ids, table, feedback)
+
+
+def _options(columns: ColumnsConfig, names: Sequence[str]) -> dict[str, str]:
+    """Columns of the files that are named under `names` -> the option that names them."""
+    options: dict[str, str] = {}
+    for name in names:
+        value = getattr(columns, name)
+        listed = [(one, f"data.columns.{name}[{number}]") for number, one in enumerate(value or ())]
+        for column, option in listed if isinstance(value, list) else [(value, f"data.columns.{name}")]:
+            if column:
+                options.setdefault(column, option)
+    return options
 
 
 def item_rows(events: Events, catalog_ids: Sequence[str], source: str) -> Array:
@@ -156,111 +167,175 @@ def sorted_ids(ids: Sequence[str]) -> list[str]:
     return sorted(ids, key=lambda name: (int(name), name)) if whole else sorted(ids)
 
 
-def _ids(table: Table, name: str, option: str) -> list[str]:
+def _ids(table: Table, name: str) -> pa.ChunkedArray:
     """A column of ids as text; whole numbers stay whole (12, not 12.0)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    column = table.column(name, option)
+    column = _text(table, name, exact=True)
     _refuse_nulls(table, column, name)
-    if pa.types.is_floating(column.type):
-        broken = pc.not_equal(column, pc.floor(column)).to_numpy()
-        if broken.any():
-            row = int(broken.argmax())
-            raise DataError(f"{table.place(row)}: {name} is {column[row]}, not an id. Use text or whole numbers.")
-        column = column.cast(pa.int64())
-    if not _is_scalar(column.type):
-        raise DataError(f"{table.source}: column {name!r} holds {column.type}, not ids. Use text or whole numbers.")
-    ids = column.cast(pa.string()).to_pylist()
-    if "" in ids:
-        raise DataError(f"{table.place(ids.index(''))}: {name} is empty. Fill it in or drop the row.")
-    return ids
+    return column
 
 
-def _texts(table: Table, name: str | None, option: str) -> list[str]:
+def _words(table: Table, name: str | None) -> list[str]:
     """A column of words, "" where null; all "" without a column."""
-    import pyarrow as pa
-
     if not name:
         return [""] * len(table)
-    column = table.column(name, option)
-    if not _is_scalar(column.type):
-        raise DataError(
-            f"{table.source}: column {name!r} ({option}) holds {column.type}, not text. Name a text column."
+    return [" ".join(value.split()) if value else "" for value in _text(table, name).to_pylist()]
+
+
+def _text(table: Table, name: str, exact: bool = False) -> pa.ChunkedArray:
+    """A column of any plain type as text, null where it is empty.
+
+    Args:
+        table: as read.
+        name: of the column.
+        exact: refuse what is no id: broken, infinite or missing numbers, and floats that may have lost digits.
+    """
+    import pyarrow as pa
+
+    pieces, start = [], 0
+    for piece in table.columns[name]:
+        if isinstance(piece, list) or pa.types.is_floating(piece.type):
+            digits = 53 if isinstance(piece, list) else {16: 11, 32: 24, 64: 53}[piece.type.bit_width]
+            values = piece if isinstance(piece, list) else piece.to_pylist()
+            words = []
+            for row, value in enumerate(values, start):
+                try:
+                    words.append(_word(value, digits, exact))
+                except ValueError as error:
+                    raise DataError(f"{table.place(row)}: {name} is {error}") from None
+            pieces.append(pa.array(words, pa.string()))
+        elif pa.types.is_nested(piece.type) or pa.types.is_binary(piece.type):
+            needed = "ids. Use text or whole numbers" if exact else "text. Name a text column"
+            raise DataError(f"{table.place(start)}: column {name!r} holds {piece.type}, not {needed}.")
+        else:
+            pieces.append(piece.cast(pa.string()))
+        start += len(piece)
+    return _without_blanks(pa.chunked_array(pieces, pa.string()))
+
+
+def _word(value: Any, digits: int, exact: bool) -> str | None:  # noqa: ANN401 (whatever there is)
+    """One value as text; floats are exact below two to the `digits`."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
+    if not isinstance(value, float):
+        needed = "an id. Use text or whole numbers" if exact else "text. Name a text column"
+        raise ValueError(f"a {type(value).__name__}, not {needed}.")
+    if value.is_integer() and abs(value) < 2**digits:
+        return str(int(value))
+    if exact and value.is_integer():
+        raise ValueError(
+            f"{value:.17g}, a float above 2^{digits}, where different ids may have become one. "
+            f"Write the ids as text or as integers, from the source on."
         )
-    return [" ".join(value.split()) if value else "" for value in column.cast(pa.string()).to_pylist()]
+    if exact:
+        raise ValueError(f"{value}, not an id. Use text or whole numbers.")
+    return None if math.isnan(value) else str(value)
 
 
-def _codes(ids: list[str]) -> tuple[Array, list[str]]:
+def _without_blanks(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text with null for ""."""
+    import pyarrow.compute as pc
+
+    return pc.if_else(pc.equal(column, ""), None, column)
+
+
+def _codes(ids: pa.ChunkedArray) -> tuple[Array, list[str]]:
     """Number ids in sorted order, so that the order of the file's rows does not matter."""
-    names = sorted_ids(list(set(ids)))
+    import pyarrow as pa
+
+    coded = pa.concat_arrays(ids.chunks).dictionary_encode()
+    found = coded.dictionary.to_pylist()
+    names = sorted_ids(found)
     index = {name: number for number, name in enumerate(names)}
-    return np.fromiter((index[name] for name in ids), dtype=np.int64, count=len(ids)), names
+    return np.array([index[name] for name in found], dtype=np.int64)[coded.indices.to_numpy()], names
+
+
+def _values(table: Table, name: str) -> pa.ChunkedArray:
+    """A column as the files have it, "" as null; as text where their types differ."""
+    import pyarrow as pa
+
+    pieces = [
+        pa.array([None if value is None else str(value) for value in piece], pa.string())
+        if isinstance(piece, list)
+        else piece
+        for piece in table.columns[name]
+    ]
+    kinds = {piece.type for piece in pieces if piece.null_count < len(piece)} or {pa.string()}
+    kind = kinds.pop() if len(kinds) == 1 else pa.string()
+    if len(kinds) and any(pa.types.is_nested(piece.type) for piece in pieces):
+        raise DataError(f"{table.source}: column {name!r} holds lists in some files. Use numbers, dates or times.")
+    column = pa.chunked_array([piece.cast(kind) for piece in pieces], kind)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        column = column.cast(pa.string())
+    return _without_blanks(column) if pa.types.is_string(column.type) else column
 
 
 def _ranks(table: Table, name: str, option: str) -> Array:
     """Dense rank of a column of numbers, dates or times: [N] int64."""
     import pyarrow as pa
 
-    column = table.column(name, option)
+    column = _values(table, name)
     _refuse_nulls(table, column, name)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = _parse_times(table, column, name)
+    if pa.types.is_string(column.type):
+        forms = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
+        allowed = "a number nor a date or time (ISO 8601, as 2014-07-23 or 2014-07-23T10:00:00)"
+        column = _parsed(table, column, name, forms, allowed, option)
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise DataError(f"{table.source}: column {name!r} ({option}) holds {column.type}. Use numbers, dates or times.")
     values = column.to_numpy()
-    if np.isnan(values).any():
-        row = int(np.isnan(values).argmax())
-        raise DataError(f"{table.place(row)}: {name} is not a number. Fill it in or drop the row.")
+    if not np.isfinite(values).all():
+        row = int(np.isfinite(values).argmin())
+        raise DataError(f"{table.place(row)}: {name} is not a number but {values[row]}. Fill it in or drop the row.")
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
-def _amounts(table: Table, name: str, option: str) -> Array:
+def _amounts(table: Table, name: str) -> Array:
     """A column of numbers or truth values, NaN where there is none: [N] float32."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    column = table.column(name, option)
-    for form in (pa.bool_(), pa.float64()) if column.type != pa.bool_() else (pa.float64(),):
-        if _casts(column, form):
-            return pc.fill_null(column.cast(form).cast(pa.float32()), float("nan")).to_numpy()
-    raise DataError(f"{table.source}: column {name!r} ({option}) holds {column.type}, not numbers.")
+    column = _values(table, name)
+    if pa.types.is_string(column.type):
+        forms = (pa.float64(), pa.bool_())
+        column = _parsed(table, column, name, forms, "a number nor true or false", "data.columns.feedback")
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        raise DataError(f"{table.source}: column {name!r} (data.columns.feedback) holds {column.type}. Use numbers.")
+    values = column.cast(pa.float64(), safe=False).to_numpy()
+    large = np.abs(values) > np.finfo(np.float32).max
+    if large.any():
+        row = int(large.argmax())
+        raise DataError(f"{table.place(row)}: {name} is {column[row]}, too large for feedback. Mend or empty it.")
+    return values.astype(np.float32)
 
 
-def _parse_times(table: Table, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Text to numbers, or to ISO 8601 dates or times, whichever the first row is."""
+def _parsed(
+    table: Table, column: pa.ChunkedArray, name: str, forms: Sequence[pa.DataType], allowed: str, option: str
+) -> pa.ChunkedArray:
+    """Text as the first of the types that fits all rows, nulls kept."""
     import pyarrow as pa
 
-    forms = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
-    fitting = [form for form in forms if _casts(column[:1], form)]
-    for form in fitting:
-        if _casts(column, form):
-            return column.cast(form)
-    bad = next(
-        (row for row in range(len(column)) if not any(_casts(column[row : row + 1], form) for form in fitting)), 0
-    )
-    raise DataError(
-        f"{table.place(bad)}: {name} is {column[bad].as_py()!r}, which is neither a number nor a date or time "
-        f"(ISO 8601, as 2014-07-23 or 2014-07-23T10:00:00), or not of the same kind as the first row. "
-        f"Mend the row, or name another column in data.columns.time."
-    )
-
-
-def _casts(column: pa.ChunkedArray, form: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    try:
-        column.cast(form)
-    except pa.ArrowInvalid:
+    def fails(rows: int, form: pa.DataType) -> bool:
+        try:
+            column[:rows].cast(form)
+        except pa.ArrowInvalid:
+            return True
         return False
-    return True
+
+    fitting = next((form for form in forms if not fails(len(column), form)), None)
+    if fitting is not None:
+        return column.cast(fitting)
+    bad = max(bisect_left(range(1, len(column)), True, key=partial(fails, form=form)) for form in forms)
+    raise DataError(
+        f"{table.place(bad)}: {name} is {column[bad].as_py()!r}, which is neither {allowed}, or not of the same kind "
+        f"as the first row. Mend the row, or name another column in {option}."
+    )
 
 
 def _parts(table: Table, name: str) -> Array:
     """Roles by the words of the split column: [N] uint8."""
-    column = table.column(name, "data.columns.split")
+    column = _text(table, name)
     _refuse_nulls(table, column, name)
     words = column.to_pylist()
     known = {word: SPLIT_NAMES.get(word) for word in set(words)}
@@ -268,7 +343,7 @@ def _parts(table: Table, name: str) -> Array:
     if unknown:
         row = min(words.index(word) for word in unknown)
         raise DataError(
-            f"{table.place(row)}: {name} is {words[row]!r}.{suggest(str(words[row]), SPLIT_NAMES)} "
+            f"{table.place(row)}: {name} is {words[row]!r}.{suggest(words[row], SPLIT_NAMES)} "
             f"Allowed: {', '.join(SPLIT_NAMES)}."
         )
     return np.fromiter((known[word] for word in words), dtype=np.uint8, count=len(words))
@@ -291,12 +366,6 @@ def _refuse_repeats(table: Table, ids: list[str], name: str) -> None:
                 f"Keep one row per item."
             )
         seen[item_id] = row
-
-
-def _is_scalar(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind))
 
 
 def require_option(value: str | None, option: str, reason: str) -> str:

@@ -127,7 +127,7 @@ class Catalog:
         hint = self._named([row for row in close if row >= 0])
         raise DataError(
             f"{text!r} is neither an id nor a title of the catalogue ({len(self):,} items)."
-            f"{f' Close to it: {hint}.' if hint else ''} Give an item id, or a whole title as it stands in the item table."
+            f"{f' Close to it: {hint}.' if hint else ''} Give an item id, or a whole title of the item table."
         )
 
     def _named(self, rows: list[int], most: int = 5) -> str:

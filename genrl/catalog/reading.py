@@ -1,169 +1,407 @@
-"""Reads the user's files through `datasets` and remembers where each row came from, so that errors can say it."""
+"""Reads the columns that are asked for, and remembers where each row came from, so that errors can say it."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from genrl.errors import DataError, suggest
+from genrl.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t", ".dat": "::"}
+FORMS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"} | {
+    name: name[1:] for name in (".inter", ".item", ".dat")
+}
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a file -> how it is compressed, whatever its name."""
+RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
+"""What may follow the name of a column behind a colon."""
+CHUNK = 8_192
+"""Rows of a text file that are held as Python objects at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of one or several files of one form, as Arrow columns."""
+    """The columns that were asked for, of one or several files of one form."""
 
     source: str
     """What the user named: a file, a folder or a hub data set."""
-    data: pa.Table
-    files: tuple[tuple[str, Sequence[int]], ...]
-    """(file, its rows, counted from 0 without a header), in the order of the table; blank CSV lines are left out."""
+    columns: Mapping[str, Sequence[pa.Array | list[Any]]]
+    """Name -> pieces in the order of the rows, as the files have them; a list where a JSONL file mixes types."""
+    files: Sequence[tuple[Callable[[int], str], int]]
+    """(place of a row counted from 0, number of rows) of each file."""
 
     def __len__(self) -> int:
-        return self.data.num_rows
-
-    def column(self, name: str, option: str) -> pa.ChunkedArray:
-        """One column.
-
-        Args:
-            name: column of the file.
-            option: configuration key that named it, for the message.
-
-        Raises:
-            DataError: if the files have no such column, with those they have.
-        """
-        have = self.data.column_names
-        if name not in have:
-            raise DataError(
-                f"{self.source}: no column {name!r} (asked for by {option}).{suggest(name, have)} "
-                f"Columns there: {', '.join(have)}. Set {option} to one of them."
-            )
-        return self.data.column(name)
+        return sum(rows for _, rows in self.files)
 
     def place(self, row: int) -> str:
         """File and line of a row, counted as a person would: from 1, the header of a CSV file included."""
-        for name, rows in self.files:
-            if row < len(rows):
-                return _place(name, rows[row])
-            row -= len(rows)
+        for place, rows in self.files:
+            if row < rows:
+                return place(row)
+            row -= rows
         raise IndexError(row)
 
 
-def read_table(source: str, option: str) -> Table:
-    """Read a parquet, CSV or JSONL file, a folder of such files, or a hub data set.
+def read_table(
+    source: str, option: str, wanted: Mapping[str, str], separator: str | None = None, encoding: str = "utf-8"
+) -> Table:
+    """Read some columns of a parquet, delimited or JSONL file, of a folder of such files, or of a hub data set.
 
-    Nothing is written beside the user's files: local files are prepared in a temporary cache and kept in memory.
+    Nothing is written beside the user's files, and columns that are not asked for may hold anything.
 
     Args:
         source: path, or name of a hub data set (its `train` split is read).
         option: configuration key that named it, for messages.
+        wanted: column -> configuration key that named it.
+        separator: between the fields of a delimited file; None: by suffix.
+        encoding: of delimited and JSONL files.
 
     Raises:
-        DataError: if there is nothing to read, or a file cannot be parsed (with the line, where it can be found).
+        DataError: if there is nothing to read, a column is missing, or a file cannot be parsed (with the line).
+        ConfigError: for a separator or an encoding that cannot be.
     """
     import pyarrow as pa
 
     path = Path(source).expanduser()
     if not path.exists():
-        return _read_hub(source, option)
-    files = _files(path, option)
-    parts = [_without_blank_lines(_read_file(file), file) for file in files]
-    data = pa.concat_tables([part for part, _ in parts], promote_options="permissive")
-    return Table(source, data, tuple((str(file), rows) for file, (_, rows) in zip(files, parts, strict=True)))
-
-
-def _files(path: Path, option: str) -> list[Path]:
-    """The files to read: the path itself, or those of a folder, which must be of one form."""
-    if path.is_file():
-        if path.suffix.lower() not in FORMS:
+        return _read_hub(source, option, wanted)
+    columns: dict[str, list[pa.Array | list[Any]]] = {name: [] for name in wanted}
+    files = []
+    for file in _files(path, option, separator, encoding):
+        rows = 0
+        try:
+            for size, pieces in file.pieces(wanted):
+                rows += size
+                for name, piece in pieces.items():
+                    columns[name].extend(piece)
+        except (OSError, UnicodeError, pa.ArrowException) as error:
+            remedy = "Set data.encoding" if isinstance(error, UnicodeError) else "Mend the file"
             raise DataError(
-                f"{path}: unknown form {path.suffix or '(no suffix)'!r} ({option}). Known: {', '.join(FORMS)}. "
-                f"Convert the file, or rename it to what it is."
-            )
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in FORMS)
-    forms = {FORMS[file.suffix.lower()] for file in files}
-    if not files:
-        raise DataError(f"{path}: no file of a known form in this folder ({option}). Known: {', '.join(FORMS)}.")
-    if len(forms) > 1:
+                f"{file.path}: cannot be read as {file.form}: {_reason(error)} {remedy}, or convert it to parquet."
+            ) from error
+        files.append((file.place, rows))
+    if not any(rows for _, rows in files):
+        raise DataError(f"{path}: no rows. Give a file with at least one row.")
+    return Table(source, columns, files)
+
+
+def bare(path: Path) -> Path:
+    """The path without the ending of a compressed file.
+
+    Example:
+        >>> bare(Path("log.csv.gz")).name, bare(Path("log.csv")).name
+        ('log.csv', 'log.csv')
+    """
+    return path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path
+
+
+def _files(path: Path, option: str, separator: str | None, encoding: str) -> list[_File]:
+    """The files to read: the path itself, or those of a folder, which must be of one form."""
+    suffixes = {file: bare(file).suffix.lower() for file in ([path] if path.is_file() else sorted(path.iterdir()))}
+    if path.is_file() and suffixes[path] not in FORMS and not separator:
         raise DataError(
-            f"{path}: files of several forms ({', '.join(sorted(forms))}) in one folder ({option}). "
+            f"{path}: unknown form {suffixes[path] or '(no suffix)'!r} ({option}). Known: {', '.join(FORMS)}, also as "
+            f".gz or .zst. Convert the file, rename it to what it is, or set data.separator if it is delimited."
+        )
+    if not path.is_file():
+        suffixes = {
+            file: suffix
+            for file, suffix in suffixes.items()
+            if suffix in FORMS and file.is_file() and not file.name.startswith(".")
+        }
+    forms = {file: FORMS.get(suffix, "delimited") for file, suffix in suffixes.items()}
+    if not forms:
+        raise DataError(f"{path}: no file of a known form in this folder ({option}). Known: {', '.join(FORMS)}.")
+    if len(set(forms.values())) > 1:
+        raise DataError(
+            f"{path}: files of several forms ({', '.join(sorted(set(forms.values())))}) in one folder ({option}). "
             f"Name one file, or a folder that holds one form."
         )
-    return files
+    separator = separator.replace("\\t", "\t") if separator else separator
+    if separator is not None and (not separator or set(separator) & set('"\r\n')):
+        raise ConfigError(f"data.separator is {separator!r}. Give what stands between fields, such as ';' or '\\t'.")
+    try:
+        name = codecs.lookup(encoding).name
+        io.TextIOWrapper(io.BytesIO(), encoding=name)
+    except LookupError as error:
+        raise ConfigError(
+            f"data.encoding is {encoding!r}: {error}. Known are utf-8, latin-1, cp1252, gb18030, utf-16 and others."
+        ) from error
+    name = "utf-8-sig" if name == "utf-8" else name  # a byte order mark is no part of the first column
+    return [
+        _File(file, form, separator or SEPARATORS.get(suffixes[file], ","), name, encoding)
+        for file, form in forms.items()
+    ]
 
 
-def _read_file(path: Path) -> pa.Table:
-    form = FORMS[path.suffix.lower()]
-    options: dict[str, Any] = {}
-    if form == "csv":
-        options = _csv_options(path)
-    with tempfile.TemporaryDirectory(prefix="genrl-") as cache, _quiet() as datasets:
+@dataclass(frozen=True)
+class _File:
+    """One file of the user's."""
+
+    path: Path
+    form: str
+    separator: str
+    codec: str
+    encoding: str
+    """As the user named it."""
+
+    def pieces(self, wanted: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Sequence[pa.Array | list[Any]]]]]:
+        """Number of rows, and the pieces of each column, one part of the file after another."""
+        if self.form == "parquet":
+            import pyarrow.parquet as pq
+
+            with self._open() as stream:
+                table = pq.ParquetFile(stream)
+                _find(table.schema_arrow.names, wanted, str(self.path))
+                yield _pieces(table.read(columns=list(wanted)), wanted)
+            return
+        if self.form != "json" and (plain := self._plain(wanted)) is not None:
+            yield _pieces(plain, wanted)
+            return
+        rows = self._objects(wanted) if self.form == "json" else self._fields(wanted)
+        start = 0
+        while batch := list(islice(rows, CHUNK)):
+            columns = zip(wanted, map(list, zip(*batch, strict=True)), strict=True)
+            yield len(batch), {name: [self._array(values, name, start)] for name, values in columns}
+            start += len(batch)
+
+    def place(self, row: int) -> str:
+        """Where a row is, counted from 0 without a header."""
+        if self.form == "parquet":
+            return f"{self.path}, row {row + 1}"
+        records, header = (self._read_json(), 0) if self.form == "json" else (self._read_delimited(), 1)
+        return f"{self.path}:{next(islice(records, row + header, None))[0]}"
+
+    def _objects(self, wanted: Mapping[str, str]) -> Iterator[list[Any]]:
+        missing = set(wanted)
+        empty = True
+        for _, value in self._read_json():
+            if missing:
+                missing -= value.keys()
+            empty = False
+            yield [value.get(name) for name in wanted]
+        if missing and not empty:
+            _find(list(dict.fromkeys(name for _, value in self._read_json() for name in value)), wanted, str(self.path))
+
+    def _fields(self, wanted: Mapping[str, str]) -> Iterator[list[str]]:
+        _, _, places = self._header(wanted)
+        for _, fields in islice(self._read_delimited(), 1, None):
+            yield [fields[place] for place in places]
+
+    def _header(self, wanted: Mapping[str, str]) -> tuple[int, int, list[int]]:
+        """Line of the header, its width, and where the wanted columns are in it."""
+        line, header = next(self._read_delimited(), (0, None))
+        if header is None:
+            raise DataError(f"{self.path}: empty file. The first line of a {self.form} file names its columns.")
+        hint = f" The file is split at {self.separator!r} (data.separator) and read as {self.encoding} (data.encoding)."
+        return line, len(header), _find(header, wanted, str(self.path), hint)
+
+    def _plain(self, wanted: Mapping[str, str]) -> pa.Table | None:
+        """The columns by Arrow's fast reader; None where a quote, a blank row or a misfit needs ours."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
+
+        if len(self.separator) > 1 or self.codec != "utf-8-sig":
+            return None
+        with self._open() as stream:
+            if any(b'"' in part for part in iter(partial(stream.read, 1 << 24), b"")):
+                return None
+        line, width, places = self._header(wanted)
+        names = [str(place) for place in range(width)]
         try:
-            # Dataset.from_* reads alone; load_dataset would also report the use to a counter on the network.
-            read = getattr(datasets.Dataset, f"from_{form}")
-            loaded = read(str(path), keep_in_memory=True, cache_dir=cache, **options)
-        except Exception as error:  # every reader raises its own family; the message below replaces them all
-            raise DataError(_parse_message(path, form, error)) from error
-    return loaded.with_format("arrow")[:]
+            with self._open() as stream:
+                data = read_csv(
+                    stream,
+                    ReadOptions(column_names=names, skip_rows=line),
+                    ParseOptions(delimiter=self.separator, quote_char=False),
+                    ConvertOptions(
+                        column_types=dict.fromkeys(names, pa.string()),
+                        include_columns=[names[place] for place in places],
+                    ),
+                )
+        except (pa.ArrowInvalid, UnicodeError):
+            return None
+        blank = reduce(pc.and_, [pc.equal(column, "") for column in data.columns])
+        return None if pc.any(blank).as_py() else data.rename_columns(list(wanted))
+
+    def _read_json(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line and object, blank lines left out."""
+        problem = ""
+        with self._text() as stream:
+            for line, text in enumerate(stream, start=1):
+                if text.isspace():
+                    continue
+                try:
+                    value = json.loads(text)
+                    if isinstance(value, dict):
+                        yield line, value
+                        continue
+                    problem = f"{'null' if value is None else f'a {type(value).__name__}'}, not an object."
+                except json.JSONDecodeError as error:
+                    problem = f"not JSON ({error.msg}, column {error.colno})."
+                except (ValueError, RecursionError) as error:
+                    problem = f"JSON that cannot be read ({error})."
+                raise DataError(
+                    f"{self.path}:{line}: {problem} A JSONL file holds one object per line; mend or drop the line."
+                )
+
+    def _read_delimited(self) -> Iterator[tuple[int, list[str]]]:
+        """Line and fields, the header first; lines without any value left out."""
+        width = 0
+        with self._text() as stream:
+            for line, fields in self._quoted(stream) if self._quotes else self._split(stream):
+                if not any(fields) or (len(fields) == 1 and fields[0].isspace()):
+                    continue
+                width = width or len(fields)
+                if len(fields) != width:
+                    raise DataError(
+                        f"{self.path}:{line}: {len(fields)} fields between {self.separator!r}, but the first line has "
+                        f"{width}. Mend the row{' (quote a field that holds the separator)' * self._quotes}, "
+                        f"name all columns in the first line, or set data.separator."
+                    )
+                yield line, fields
+
+    @property
+    def _quotes(self) -> bool:
+        """Whether a quoted field may hold separators and line ends; elsewhere a quote can be part of the text."""
+        return len(self.separator) == 1 and self.separator != "\t"
+
+    def _quoted(self, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(stream, delimiter=self.separator, strict=True)
+        start = 1
+        try:
+            for fields in reader:
+                yield start, fields
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"{self.path}:{start}: {error}. A field that begins with a quote ends with one; "
+                f'write a quote inside it twice: "5"" pan". Mend the row.'
+            ) from error
+
+    def _split(self, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+        for line, text in enumerate(stream, start=1):
+            fields = text.rstrip("\r\n").split(self.separator)
+            yield line, [_unquoted(field) for field in fields] if '"' in text else fields
+
+    @contextmanager
+    def _text(self) -> Iterator[TextIO]:
+        """The text of the file; what is not in its encoding is let through as lone surrogates, see `_array`."""
+        with self._open() as stream:
+            newline = "" if self.form != "json" and self._quotes else None
+            yield io.TextIOWrapper(stream, encoding=self.codec, errors="surrogateescape", newline=newline)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The bytes of the file, unpacked."""
+        import pyarrow as pa
+
+        with self.path.open("rb") as stream:
+            head = stream.read(4)
+            stream.seek(0)
+            if head == b"PK\x03\x04":
+                raise DataError(f"{self.path}: a zip archive. Unpack it, or pack it with gzip or zstd.")
+            packing = next((packing for magic, packing in COMPRESSED.items() if head.startswith(magic)), None)
+            if packing is None:
+                yield stream
+            else:
+                unpacked = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), packing)
+                yield pa.BufferReader(unpacked.read()) if self.form == "parquet" else unpacked
+
+    def _array(self, values: list[Any], name: str, start: int) -> pa.Array | list[Any]:
+        """One type where all values have one, else the list.
+
+        Raises:
+            DataError: at the first text that is not in the encoding of the file.
+        """
+        import pyarrow as pa
+
+        kinds = set(map(type, values)) - {type(None)}
+        form = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+        try:
+            if len(kinds) < 2 and kinds <= form.keys():
+                return pa.array(values, form[next(iter(kinds), str)])
+            "".join(value for value in values if isinstance(value, str)).encode()
+        except OverflowError:
+            return values
+        except UnicodeEncodeError as error:
+            row = next(row for row, value in enumerate(values) if isinstance(value, str) and _shown(value) != value)
+            raise DataError(
+                f"{self.place(start + row)}: {name} is {_shown(values[row])[:80]!r}, which is not {self.encoding}. Set "
+                f"data.encoding to that of the file (latin-1, cp1252, gb18030, utf-16 ...), or mend the row."
+            ) from error
+        return values
 
 
-def _without_blank_lines(data: pa.Table, path: Path) -> tuple[pa.Table, Sequence[int]]:
-    """Drop the rows of a CSV file that have no value at all; return the numbers of the others."""
-    if FORMS[path.suffix.lower()] != "csv":
-        return data, range(data.num_rows)
-    import numpy as np
-
-    filled = ~np.logical_and.reduce([column.is_null().to_numpy() for column in data.columns])
-    if filled.all():
-        return data, range(data.num_rows)
-    return data.filter(filled), np.flatnonzero(filled).tolist()
+def _unquoted(field: str) -> str:
+    """Take off the quotes of a field that is quoted as a whole, as pandas writes it; other quotes are text."""
+    whole = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+    return field[1:-1].replace('""', '"') if whole else field
 
 
-def _read_hub(source: str, option: str) -> Table:
-    if Path(source).suffix.lower() in FORMS or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+def _shown(text: str) -> str:
+    """The text with an escape for each lone surrogate, so that it can be printed."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _pieces(data: pa.Table, names: Mapping[str, str]) -> tuple[int, dict[str, Sequence[pa.Array | list[Any]]]]:
+    import pyarrow as pa
+
+    def plain(piece: pa.Array) -> pa.Array:
+        return piece.dictionary_decode() if pa.types.is_dictionary(piece.type) else piece
+
+    return data.num_rows, {name: [plain(piece) for piece in data.column(name).chunks] for name in names}
+
+
+def _find(have: Sequence[str], wanted: Mapping[str, str], place: str, hint: str = "") -> list[int]:
+    """Index of each wanted column, named as it is or with a RecBole type behind it.
+
+    Raises:
+        DataError: if one is not there, or there twice.
+    """
+    names = [head if kind in RECBOLE_TYPES else name for name in have for head, _, kind in [name.rpartition(":")]]
+    found = []
+    for name, option in wanted.items():
+        among = have if name in have else names
+        if name not in among:
+            absent = ", or to null if there is none" * option.endswith((".time", ".title", ".category"))
+            raise DataError(
+                f"{place}: no column {name!r} (asked for by {option}).{suggest(name, names)} "
+                f"Columns there: {', '.join(map(_shown, have))}. Set {option} to one of them{absent}.{hint}"
+            )
+        if among.count(name) > 1:
+            raise DataError(f"{place}: column {name!r} is named twice. Give each column its own name.")
+        found.append(among.index(name))
+    return found
+
+
+def _read_hub(source: str, option: str, wanted: Mapping[str, str]) -> Table:
+    if bare(Path(source)).suffix.lower() in FORMS or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise DataError(f"{source}: no such file or folder ({option}). Check the path; it is relative to {Path.cwd()}.")
     with _quiet() as datasets:
         try:
             loaded = datasets.load_dataset(source, split="train", keep_in_memory=True)
-        except Exception as error:
+        except Exception as error:  # every reader raises its own family; the message below replaces them all
             raise DataError(
                 f"{source}: neither a file, nor a folder, nor a hub data set that can be loaded ({option}): "
                 f"{_reason(error)} Check the path, or the name and the network."
             ) from error
-    return Table(source, loaded.with_format("arrow")[:], ((source, range(loaded.num_rows)),))
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Read every CSV column as text: an id like 007 or NA must stay what it is."""
-    from datasets import Features, Value
-
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream, delimiter=delimiter), None)
-    if not header:
-        raise DataError(f"{path}: empty file. The first line of a CSV file names its columns.")
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise DataError(f"{path}:1: column {twice!r} is named twice. Give each column its own name.")
-    return {
-        "features": Features({name: Value("string") for name in header}),
-        "sep": delimiter,
-        "encoding": "utf-8-sig",
-        "keep_default_na": False,
-        "na_values": [""],
-        "skip_blank_lines": False,
-    }
+    _find(loaded.column_names, wanted, source)
+    rows, pieces = _pieces(loaded.with_format("arrow")[:], wanted)
+    return Table(source, pieces, [(lambda row: f"{source}, row {row + 1}", rows)])
 
 
 @contextmanager
@@ -183,52 +421,9 @@ def _quiet() -> Iterator[Any]:
             datasets.enable_progress_bars()
 
 
-def _parse_message(path: Path, form: str, error: Exception) -> str:
-    """Say which line cannot be parsed, if it can be found, else what the reader said."""
-    if "corresponds to no data" in str(error):
-        return f"{path}: no rows. Give a file with at least one row."
-    if form == "json":
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            for number, line in enumerate(stream, start=1):
-                problem = _json_problem(line)
-                if problem:
-                    return f"{path}:{number}: {problem} A JSONL file holds one object per line; mend or drop the line."
-    return f"{path}: cannot be read as {form}: {_reason(error)} Mend the file, or convert it to parquet."
-
-
-def _json_problem(line: str) -> str:
-    if not line.strip():
-        return ""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg}, column {error.colno})."
-    return "" if isinstance(value, dict) else f"a {type(value).__name__}, not an object."
-
-
 def _reason(error: BaseException) -> str:
     """First line of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(".") + "."
-
-
-def _place(name: str, row: int) -> str:
-    path = Path(name)
-    form = FORMS.get(path.suffix.lower(), "")
-    if form == "csv" and path.is_file():
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            start = 1
-            for number, _ in enumerate(reader):  # a quoted field may span lines, so lines are counted by the parser
-                if number == row + 1:
-                    return f"{name}:{start}"
-                start = reader.line_num + 1
-    if form == "json" and path.is_file():
-        with path.open(encoding="utf-8") as stream:
-            lines = (number for number, line in enumerate(stream, start=1) if line.strip())
-            for number, line_number in enumerate(lines):
-                if number == row:
-                    return f"{name}:{line_number}"
-    return f"{name}, row {row + 1}"

@@ -20,10 +20,10 @@ from genrl.compare.plan import UNLIMITED, Plan, completions
 from genrl.compare.run import choose
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
+from genrl.files import key_of, read_json
 from genrl.objectives import OBJECTIVES
-from genrl.training.claim import differences
-from genrl.training.folder import key_of, read_json
-from genrl.training.stages import SUPERVISED
+from genrl.runs.folder import differences
+from genrl.runs.stages import SUPERVISED
 
 UNUSED = {
     "rl": ("experiment", "name", "seed", "baseline"),

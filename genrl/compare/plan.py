@@ -10,10 +10,10 @@ from pathlib import Path
 
 from genrl.config import RunConfig, run_folder
 from genrl.errors import ConfigError, suggest
+from genrl.files import key_of
 from genrl.objectives import OBJECTIVES
 from genrl.policy.rollout import check_method
-from genrl.training.folder import key_of
-from genrl.training.stages import SUPERVISED, supervised_stages, thinks
+from genrl.runs.stages import SUPERVISED, supervised_stages, thinks
 
 Compose = Callable[[list[str]], RunConfig]
 """Words after `python -m genrl` -> the checked configuration they ask for."""

@@ -38,9 +38,9 @@ from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.run import choose
 from genrl.compare.table import markdown
 from genrl.errors import DataError
+from genrl.files import locked, write_json
 from genrl.metrics.comparison import Difference, holm, paired_difference, seed_interval, warnings_of
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
-from genrl.training.folder import locked, write_json
 
 MEASURES = {"ndcg": ndcg_at_k, "recall": recall_at_k, "cold_recall": recall_at_k}
 """Metrics with paired differences; cold recall is recall on the rows with a cold target."""

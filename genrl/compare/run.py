@@ -20,8 +20,8 @@ from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig, dotted_keys, load_config
 from genrl.config.checks import option
 from genrl.errors import ConfigError, GenRLError
+from genrl.files import UNIMPORTANT, read_json
 from genrl.progress import make_progress
-from genrl.training.folder import UNIMPORTANT, read_json
 
 LOG = "log.txt"
 TAIL = 15
@@ -174,7 +174,7 @@ def environment(config: RunConfig, slot: int, visible: Sequence[str]) -> dict[st
 
 def completion_length(config: RunConfig) -> int:
     """Tokens per completion, of thinking the most there can be; builds the SID table of the experiment if need be."""
-    from genrl.training.session import Session  # takes seconds to load, which other budgets need not wait for
+    from genrl.runs.session import Session  # takes seconds to load, which other budgets need not wait for
 
     return Session.build(config).layout.length
 

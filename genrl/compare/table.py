@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from genrl.compare.html.verdict import statements
-from genrl.training.report import COLUMNS, NAMES
+from genrl.runs.tables import COLUMNS, NAMES
 
 Tree = Mapping[str, Any]
 HEADS = {**COLUMNS, "top1pct_share": "Top1%"}

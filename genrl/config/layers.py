@@ -28,6 +28,8 @@ class Layer:
     values: Tree
     lines: Mapping[str, int] = field(default_factory=dict)
     """Dotted key -> line of the file."""
+    written: Tree = field(default_factory=dict)
+    """Dotted key -> its scalar, or list of scalars, as written; null is None."""
 
     def get(self, key: str) -> Any:  # noqa: ANN401
         """The value of a dotted key; None if this layer does not set it or sets only options below it."""
@@ -67,7 +69,7 @@ def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], li
     except (OSError, UnicodeDecodeError) as error:
         return [], [_unreadable(path, error)]
     try:
-        values, lines = _parse(text)
+        values, lines, written = _parse(text)
     except (yaml.YAMLError, OmegaConfBaseException, ConfigError) as error:
         return [], [_syntax(path, error)]
     layers, problems = [], []
@@ -78,7 +80,7 @@ def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], li
         below, wrong = read_file(path.parent / name, (*chain, here))
         layers += below
         problems += wrong
-    return [*layers, Layer(str(path), values, lines)], problems
+    return [*layers, Layer(str(path), values, lines, written)], problems
 
 
 def read_override(text: str) -> Layer:
@@ -96,10 +98,11 @@ def read_override(text: str) -> Layer:
         raise ConfigError(f"command line: {text!r} is not an override. Write key=value, e.g. rl.max_steps=100.")
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        node = yaml.compose(value, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"command line: the value of {key} is not YAML: {value!r}: {reason}. Quote it.") from error
-    return Layer("command line", values)  # type: ignore[arg-type]
+    return Layer("command line", values, written=dict(_written(node, key)))  # type: ignore[arg-type]
 
 
 def combine(layers: Iterable[Layer], base: Tree) -> Tree:
@@ -134,14 +137,25 @@ def _merge(tree: Tree, values: Tree) -> Tree:
     return merged
 
 
-def _parse(text: str) -> tuple[Tree, dict[str, int]]:
+def _parse(text: str) -> tuple[Tree, dict[str, int], Tree]:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if root is None:
-        return {}, {}
+        return {}, {}, {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError("the file holds no options; write lines of the form `key: value`")
     values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    return values, dict(_lines(root))  # type: ignore[return-value]
+    return values, dict(_lines(root)), dict(_written(root))  # type: ignore[return-value]
+
+
+def _written(node: yaml.Node | None, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What stands in a file for each dotted key before YAML makes a number, a date or a boolean of it."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _written(value, f"{key}.{name.value}" if key else name.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield key, [dict(_written(member, key)).get(key) for member in node.value]
+    elif isinstance(node, yaml.ScalarNode):
+        yield key, None if node.tag.endswith(":null") else node.value
 
 
 def _lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -19,6 +19,7 @@ from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_ove
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
 from genrl.errors import ConfigError, GenRLError
+from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
 
 Registries = Mapping[str, Callable[[], Registry[Any]]]
@@ -55,7 +56,8 @@ def load_config(
         {'name': 'gbpo'}
     """
     layers, problems = _layers(files, flags or {}, overrides)
-    config, wrong = to_typed(combine(layers, _open_sections()))
+    written = {key: text for layer in layers for key, text in layer.written.items()}
+    config, wrong = to_typed(combine(layers, _open_sections()), written)
     spoilt = {key for problem in wrong for key in problem.keys}
     wrong += [problem for problem in contradictions(config) if spoilt.isdisjoint(problem.keys)]
     problems += [_located(problem, layers) for problem in wrong]
@@ -63,7 +65,7 @@ def load_config(
         raise ConfigError(_report(problems, "Components and their options are checked next." if registries else ""))
     wrong = list(_plugins(config))
     if registries is not None:
-        wrong += _components(config, registries)
+        wrong += _components(config, registries, written)
     if wrong:
         raise ConfigError(_report([_located(problem, layers) for problem in wrong]))
     return config
@@ -107,7 +109,8 @@ def _layers(
         if flag == "plugin":
             before = combine(layers, {}).get("plugins")
             value = [*(before if isinstance(before, list) else []), *value]
-        layers.append(Layer(f"--{flag}", {FLAGS.get(flag, flag): value}))
+        values = {FLAGS.get(flag, flag): value}
+        layers.append(Layer(f"--{flag}", values, written=values))
     for text in overrides:
         try:
             layers.append(read_override(text))
@@ -130,7 +133,7 @@ def _plugins(config: RunConfig) -> Iterator[Problem]:
             yield Problem(("plugins",), str(error))
 
 
-def _components(config: RunConfig, registries: Registries) -> Iterator[Problem]:
+def _components(config: RunConfig, registries: Registries, written: Tree) -> Iterator[Problem]:
     """Check components, and write their complete options into the configuration.
 
     A baseline is looked up only where it is run.
@@ -140,22 +143,26 @@ def _components(config: RunConfig, registries: Registries) -> Iterator[Problem]:
             continue
         options = dict(getattr(config, slot))
         name = options.pop("name")
-        wrong, canonical, complete = _component(slot, name, options, registries[slot]())
+        wrong, canonical, complete = _component(slot, name, options, registries[slot](), written)
         yield from wrong
         setattr(config, slot, {"name": canonical, **complete})
     for name, options in list(config.rewards.items()):
-        wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"]())
+        wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"](), written)
         yield from wrong
         config.rewards[name] = complete
-    yield from _component("sid.builder", config.sid.builder, None, registries["sid"]())[0]
+    yield from _component("sid.builder", config.sid.builder, None, registries["sid"](), written)[0]
 
 
-def _component(key: str, name: str, options: Tree | None, registry: Registry[Any]) -> tuple[list[Problem], str, Tree]:
+def _component(
+    key: str, name: str, options: Tree | None, registry: Registry[Any], written: Tree
+) -> tuple[list[Problem], str, Tree]:
     """Return what is wrong with a component, its canonical name and its complete options (None: it has none here)."""
     try:
         entry = registry.entry(name)
         if options is None:
             return [], entry.name, {}
+        if entry.config is not None:
+            options = as_written(entry.config, options, written, f"{key}.")
         wrong = [Problem((f"{key}.{option}", key), reason) for option, reason in registry.problems(name, options)]
         if wrong:
             return wrong, entry.name, options

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from genrl.options import option
+
 
 @dataclass
 class ColumnsConfig:
@@ -28,11 +30,11 @@ class ColumnsConfig:
     """Item title."""
     category: str | None = "category"
     """Item category on the level that Entropy@K is taken over (the second)."""
-    text: list[str] = field(default_factory=list)
+    text: list[str] = option([])
     """Further item columns whose words describe the item (brand, description, category path)."""
-    feedback: list[str] = field(default_factory=list)
+    feedback: list[str] = option([])
     """Numeric columns of the interactions (click, play time) that are kept beside each one, for rewards."""
-    attributes: list[str] = field(default_factory=list)
+    attributes: list[str] = option([])
     """Further item columns kept as text beside each item, for rewards; embeddings and prompts do not see them."""
 
 
@@ -40,11 +42,11 @@ class ColumnsConfig:
 class ToyConfig:
     """The synthetic catalogue that ships as code."""
 
-    users: int = 1500
+    users: int = option(1500, ge=10)
     """Number of users."""
-    items: int = 288
+    items: int = option(288, ge=48)
     """Number of items."""
-    seed: int = 0
+    seed: int = option(0, ge=0)
     """Seed of catalogue and users; independent of the run's seed."""
 
 
@@ -64,19 +66,19 @@ class DataConfig:
     """Of delimited and JSONL files: utf-8, latin-1, cp1252, gb18030, utf-16 ..."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
-    k_core: int = 0
+    k_core: int = option(0, ge=0)
     """Drop users and items with fewer interactions, repeatedly; 0 keeps all."""
     split: Literal["leave_one_out", "temporal", "column"] = "leave_one_out"
     """Last item of each user to test and the one before to valid; or global points in time; or a column of the file."""
-    valid_fraction: float = 0.1
+    valid_fraction: float = option(0.1, ge=0, lt=1)
     """Share of interactions in the validation period (temporal)."""
-    test_fraction: float = 0.1
+    test_fraction: float = option(0.1, ge=0, lt=1)
     """Share of interactions in the test period (temporal)."""
-    rl_holdout: int = 1
+    rl_holdout: int = option(1, ge=0)
     """Last training positions of each user kept from SFT and used as RL prompts; 0: RL prompts are SFT positions."""
-    max_history: int = 20
+    max_history: int = option(20, ge=1)
     """Items of history a prompt shows."""
-    cold_fraction: float = 0.05
+    cold_fraction: float = option(0.05, ge=0, lt=1)
     """Share of items, the least frequent in training, that count as cold."""
     cold_rule: Literal["rank", "percentile_value"] = "rank"
     """Exactly that share (ties by item order), or every item at or below the percentile's frequency."""
@@ -92,9 +94,9 @@ class EmbeddingConfig:
     """Training co-occurrence, item text, the two joined, or a file. On real purchases `collaborative` learns best."""
     text_encoder: str = "tfidf"
     """`tfidf` (TF-IDF + truncated SVD) or the local folder of a sentence-transformers model (extra `text`)."""
-    dimensions: int = 128
+    dimensions: int = option(128, ge=1)
     """Size of each embedding, at most."""
-    window: int = 5
+    window: int = option(5, ge=1)
     """Two items of a user co-occur when at most this many places apart."""
     path: str | None = None
     """For `file`: .npy or .safetensors matrix [items, d] in item-table order, or parquet with item id and vector."""
@@ -108,17 +110,17 @@ class SidConfig:
     """`kmeans` (residual k-means on embeddings) or `import` (a published index); plug-ins may add more."""
     path: str | None = None
     """For `import`: JSON {item id: [code token, ...]}."""
-    levels: int = 3
+    levels: int = option(3, ge=1)
     """Codes per item before collisions are resolved."""
-    codes: int = 12
+    codes: int = option(12, ge=2)
     """Codes per level. 12 suits the toy catalogue; 256 is usual for ten thousand items."""
-    iterations: int = 25
+    iterations: int = option(25, ge=1)
     """Lloyd iterations per level."""
     collisions: Literal["token", "keep"] = "token"
     """Append a further code that tells colliding items apart, or let them share a SID."""
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     """Item embeddings."""
-    seed: int = 0
+    seed: int = option(0, ge=0)
     """Seed of the clustering; independent of the run's seed so that runs share one table."""
 
 
@@ -126,11 +128,11 @@ class SidConfig:
 class LoraConfig:
     """Low-rank adapters (peft)."""
 
-    rank: int = 0
+    rank: int = option(0, ge=0)
     """Rank of the adapters; 0 trains all weights."""
-    alpha: int = 32
+    alpha: int = option(32, ge=1)
     """Scale of the adapters."""
-    dropout: float = 0.0
+    dropout: float = option(0.0, ge=0, lt=1)
     """Dropout inside the adapters."""
     target_modules: str | list[str] = "all-linear"
     """Modules that get an adapter."""
@@ -142,17 +144,17 @@ class ModelConfig:
 
     name: str = "tiny"
     """`tiny` (Qwen3 architecture, random weights, own tokenizer) or the folder of a Hugging Face causal LM."""
-    hidden: int = 64
+    hidden: int = option(64, ge=2)
     """tiny: hidden size."""
-    layers: int = 2
+    layers: int = option(2, ge=1)
     """tiny: number of layers."""
-    heads: int = 4
+    heads: int = option(4, ge=1)
     """tiny: attention heads, as many key/value heads."""
-    feed_forward: int = 128
+    feed_forward: int = option(128, ge=1)
     """tiny: inner size of the feed-forward layers."""
-    vocabulary: int = 1000
+    vocabulary: int = option(1000, ge=1)
     """tiny: size of the word vocabulary trained on titles."""
-    dropout: float = 0.1
+    dropout: float = option(0.1, ge=0, lt=1)
     """tiny: dropout on embeddings and on each residual branch, in SFT only."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters; with rank 0 all weights train and the KL reference is a frozen copy."""
@@ -162,7 +164,7 @@ class ModelConfig:
     """Precision the weights are loaded in."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. Off unless you know the folder."""
-    seed: int = 0
+    seed: int = option(0, ge=0)
     """Seed of the random weights and of new SID rows; independent of the run's seed so that runs share Stage 1."""
 
 
@@ -175,76 +177,83 @@ class PromptConfig:
 
 
 @dataclass
-class AlignConfig:
-    """Stage 1: supervised next-item training on the SIDs of user histories."""
+class OptimizerConfig:
+    """What each stage says of AdamW."""
 
-    max_epochs: int = 16
-    """Passes over the data at most."""
-    patience: int = 3
-    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
-    validate_every: float = 2.0
-    """Passes between validations; a resumable checkpoint follows each."""
-    items_per_step: int = 384
-    """Target items per optimiser step."""
-    pack_length: int = 128
-    """Tokens per packed row, more where one user needs it; users do not see each other inside a row."""
+    learning_rate: float = option(1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = option(0.0, ge=0)
+    """AdamW weight decay."""
+    betas: list[float] = option(
+        [0.9, 0.95],
+        ge=0,
+        lt=1,
+        length=2,
+        says="must be two numbers, each at least 0 and below 1, e.g. [0.9, 0.95]",
+    )
+    """AdamW betas."""
+    warmup_steps: int = option(0, ge=0)
+    """Linear warm-up."""
+
+
+@dataclass
+class SupervisedConfig(OptimizerConfig):
+    """What the supervised stages share."""
+
     learning_rate: float = 8e-3
     """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
-    final_learning_rate: float = 0.05
+    final_learning_rate: float = option(0.05, ge=0, le=1, says="must be from 0 to 1: it is a share of the peak")
     """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""
     weight_decay: float = 0.1
-    """AdamW weight decay."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    """AdamW betas."""
-    warmup_steps: int = 200
-    """Linear warm-up."""
-    shuffle_ties: bool = True
-    """Each epoch, put interactions of a user with equal time in a new random order."""
-    item_dropout: float = 0.0
-    """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
-    text_tasks: Literal["auto", "on", "off"] = "auto"
-    """SID -> title and title -> SID examples; auto: on for backbones that were pre-trained on text."""
-    seed: int = 0
+    betas: list[float] = option([0.9, 0.98])
+    max_epochs: int = option(16, ge=1)
+    """Passes over the data or the traces at most."""
+    patience: int = option(3, ge=0)
+    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
+    validate_every: float = option(2.0, gt=0)
+    """Passes between validations; a resumable checkpoint follows each."""
+    pack_length: int = option(128, ge=2)
+    """Tokens per packed row, more where one user or trace needs it; they do not see each other inside a row."""
+    seed: int = option(0, ge=0)
     """Seed of order and dropout; independent of the run's seed so that every objective and seed shares this stage."""
 
 
 @dataclass
-class ActivateConfig:
+class AlignConfig(SupervisedConfig):
+    """Stage 1: supervised next-item training on the SIDs of user histories."""
+
+    warmup_steps: int = 200
+    items_per_step: int = option(384, ge=1)
+    """Target items per optimiser step."""
+    shuffle_ties: bool = True
+    """Each epoch, put interactions of a user with equal time in a new random order."""
+    item_dropout: float = option(0.0, ge=0, lt=1)
+    """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
+    text_tasks: Literal["auto", "on", "off"] = "auto"
+    """SID -> title and title -> SID examples; auto: on for backbones that were pre-trained on text."""
+
+
+@dataclass
+class ActivateConfig(SupervisedConfig):
     """Stage 2: supervised training on traces, the prompt masked."""
 
+    max_epochs: int = 2
+    patience: int = 2
+    validate_every: float = 1.0
+    warmup_steps: int = 20
     traces: Literal["template", "jsonl"] = "template"
     """Thinking made from the catalogue alone, or a teacher's from the file `path`."""
     path: str | None = None
     """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
-    words: int = 4
+    words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
-    examples: int = 20000
+    examples: int = option(20000, ge=0)
     """template: traces at most, of a random part of the training positions; 0: one for each."""
-    foreign: float = 0.8
+    examples_per_step: int = option(128, ge=1)
+    """Traces per optimiser step."""
+    foreign: float = option(0.8, ge=0, lt=1)
     """Share of the traces that are shown with the thinking of another trace, drawn anew in each pass; of these only the
     SID is learned: the policy looks at the history, too, instead of trusting its thinking blindly."""
-    max_epochs: int = 2
-    """Passes over the traces at most."""
-    patience: int = 2
-    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
-    validate_every: float = 1.0
-    """Passes between validations; a resumable checkpoint follows each."""
-    examples_per_step: int = 128
-    """Traces per optimiser step."""
-    pack_length: int = 128
-    """Tokens per packed row, more where one trace needs it; traces do not see each other inside a row."""
-    learning_rate: float = 8e-3
-    """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
-    final_learning_rate: float = 0.05
-    """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""
-    weight_decay: float = 0.1
-    """AdamW weight decay."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    """AdamW betas."""
-    warmup_steps: int = 20
-    """Linear warm-up."""
-    seed: int = 0
-    """Seed of order and dropout; independent of the run's seed so that every objective and seed shares this stage."""
 
 
 @dataclass
@@ -253,44 +262,38 @@ class RolloutConfig:
 
     method: Literal["sample", "beam", "gumbel"] = "sample"
     """Independent samples; the group_size most likely distinct items; or distinct items sampled without replacement."""
-    group_size: int = 16
+    group_size: int = option(16, ge=1)
     """Completions per prompt (G)."""
-    prompts: int = 16
+    prompts: int = option(16, ge=1)
     """Prompts per rollout, over all ranks."""
-    temperature: float = 1.0
+    temperature: float = option(1.0, gt=0)
     """Temperature of sampling; log-probabilities are those of the distribution sampled from."""
-    thinking_temperature: float | None = None
+    thinking_temperature: float | None = option(None, gt=0)
     """Temperature of the words of thinking; null: as `temperature`."""
     normalize: Literal["legal", "vocab"] = "legal"
     """Log-probabilities over the legal set that was sampled from, or over the vocabulary as in published code."""
     correction: Literal["none", "truncated"] = "none"
     """Weights for the gap between the policy that sampled and the policy that is trained, where low precision makes
     them differ: none, or the ratio of their probabilities, at most `correction_bound`."""
-    correction_bound: float = 2.0
+    correction_bound: float = option(2.0, gt=0)
     """Largest weight of `correction: truncated`."""
-    minibatches: int = 1
+    minibatches: int = option(1, ge=1)
     """Optimiser steps per pass over a rollout."""
-    epochs: int = 1
+    epochs: int = option(1, ge=1)
     """Passes over a rollout."""
-    micro_batch: int = 0
+    micro_batch: int = option(0, ge=0)
     """Prompts per forward and backward pass; 0: a mini-batch at once."""
 
 
 @dataclass
-class RLConfig:
+class RLConfig(OptimizerConfig):
     """Stage 3: policy optimisation against verifier rewards."""
 
-    max_steps: int = 50
-    """Optimiser steps."""
-    learning_rate: float = 1e-4
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """AdamW weight decay."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    """AdamW betas."""
     warmup_steps: int = 0
     """Linear warm-up, then constant."""
-    validate_every: int = 25
+    max_steps: int = option(50, ge=1)
+    """Optimiser steps."""
+    validate_every: int = option(25, ge=1)
     """Optimiser steps between validations; a resumable checkpoint follows each."""
     select: Literal["best", "last"] = "best"
     """Keep the weights with the best validation NDCG@10, or the last."""
@@ -300,19 +303,19 @@ class RLConfig:
 class TrainerConfig:
     """Hardware and numerics; the same file serves a laptop and a cluster."""
 
-    accelerator: str = "auto"
+    accelerator: str = option("auto", choices=("auto", "cpu", "gpu"))
     """cpu, gpu or auto."""
-    devices: int = 1
+    devices: int = option(1, ge=1)
     """Processes (or GPUs) per node."""
-    num_nodes: int = 1
+    num_nodes: int = option(1, ge=1)
     """Machines that train together, each with `devices` processes."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices share the work; `auto` is one device or ddp."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """Precision of updates, rollouts and rankings."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = option(1.0, ge=0)
     """Gradients are scaled down to this norm; 0 leaves them."""
-    threads: int = 1
+    threads: int = option(1, ge=0)
     """CPU threads per process. One is fastest for tiny models as soon as anything else runs, and gives the same bits on
     any machine; raise it for larger models on a CPU. 0: as PyTorch decides."""
     branching: Literal["auto", "tree", "expand", "naive"] = "auto"
@@ -322,9 +325,9 @@ class TrainerConfig:
     """Compute activations again in the backward pass: much less memory, about a third more time."""
     compile: bool = False
     """Compile the model's forward and backward passes (torch.compile); meant for GPUs, the first steps take minutes."""
-    log_every: int = 5
+    log_every: int = option(5, ge=1)
     """Optimiser steps between TensorBoard points."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = option({})
     """Further arguments of lightning.Trainer."""
 
 
@@ -332,23 +335,23 @@ class TrainerConfig:
 class EvaluateConfig:
     """Full-catalogue evaluation."""
 
-    beam: int = 20
+    beam: int = option(20, ge=1)
     """Beam width; at least the largest K."""
-    k: list[int] = field(default_factory=lambda: [5, 10])
+    k: list[int] = option([5, 10], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [5, 10]")
     """Cut-offs of the metrics."""
-    batch: int = 128
+    batch: int = option(128, ge=1)
     """Users per batch."""
-    valid_users: int | None = 2000
+    valid_users: int | None = option(2000, ge=1)
     """Validation rows used while training (a fixed random subset); None: all."""
-    test_users: int | None = None
+    test_users: int | None = option(None, ge=1)
     """Test rows of the final table; None: all."""
     exact: bool = False
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
-    thinking_samples: int = 0
+    thinking_samples: int = option(0, ge=0)
     """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
-    thinking_temperature: float = 1.0
+    thinking_temperature: float = option(1.0, gt=0)
     """Temperature of the words of sampled trains of thought."""
 
 
@@ -363,11 +366,11 @@ class RunConfig:
     run folder is `output`/`experiment`/`name`-s`seed`."""
     output: str = "runs"
     """Where run folders go."""
-    seed: int = 0
+    seed: int = option(0, ge=0)
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
-    stages: list[str] = field(default_factory=lambda: ["align", "activate", "rl"])
+    stages: list[str] = option(["align", "activate", "rl"])
     """Stages to run, in order: align, activate (left out where there is no thinking), rl; or `baseline` alone."""
-    plugins: list[str] = field(default_factory=list)
+    plugins: list[str] = option([])
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data set."""
@@ -377,19 +380,17 @@ class RunConfig:
     """Backbone."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompt."""
-    layout: dict[str, Any] = field(default_factory=lambda: {"name": "blocked", "budget": 8})
+    layout: dict[str, Any] = option({"name": "blocked", "budget": 8})
     """Layout of a completion: its name and options."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """Stage `align`."""
     activate: ActivateConfig = field(default_factory=ActivateConfig)
     """Stage `activate`."""
-    objective: dict[str, Any] = field(default_factory=lambda: {"name": "sapo"})
+    objective: dict[str, Any] = option({"name": "sapo"})
     """Policy objective: its name and options."""
-    baseline: dict[str, Any] = field(default_factory=lambda: {"name": "item_knn"})
+    baseline: dict[str, Any] = option({"name": "item_knn"})
     """Baseline of stage `baseline`: its name and options."""
-    rewards: dict[str, Any] = field(
-        default_factory=lambda: {"exact_match": {"weight": 1.0}, "level_match": {"weight": 1.0}}
-    )
+    rewards: dict[str, Any] = option({"exact_match": {"weight": 1.0}, "level_match": {"weight": 1.0}})
     """Rewards: name -> {weight, options}. Weight 0 logs a reward without optimising it; null drops it."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Rollouts."""

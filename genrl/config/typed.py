@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from genrl.config.checks import Problem
 from genrl.config.layers import SLOTS, Tree
 from genrl.config.schema import RunConfig
-from genrl.errors import misfit, suggest
+from genrl.errors import suggest
+from genrl.options import as_written, fill, out_of_bounds
 
 
 def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (a dataclass)
@@ -29,35 +30,23 @@ def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # 
             yield f"{prefix}{name}"
 
 
-def to_typed(tree: Tree) -> tuple[RunConfig, list[Problem]]:
-    """Return the configuration of a merged tree; an option with a problem keeps its default."""
+def to_typed(tree: Tree, written: Tree | None = None) -> tuple[RunConfig, list[Problem]]:
+    """Return the configuration of a merged tree; an option with a problem keeps its default.
+
+    Args:
+        tree: nested plain values.
+        written: dotted key -> its scalar or list of scalars as written, for options of text.
+    """
     node = OmegaConf.structured(RunConfig)
-    problems = list(_fill(node, RunConfig, tree, ""))
+    found = fill(node, RunConfig, as_written(RunConfig, tree, written or {}), _unknown, defaults=True)
+    problems = [Problem((key,), reason) for key, _, reason in found]
     problems += _unresolved(node)
+    for key, reason in list(out_of_bounds(RunConfig, vars(OmegaConf.to_object(node)))):
+        _put_back(node, key)
+        problems.append(Problem((key,), reason))
     config: Any = OmegaConf.to_object(node)
     config.rewards = {name: options for name, options in config.rewards.items() if options is not None}
     return config, [*problems, *_slots(config)]
-
-
-def _fill(node: DictConfig, schema: Any, tree: Tree, prefix: str) -> Iterator[Problem]:  # noqa: ANN401
-    hints = get_type_hints(schema)
-    for name, value in tree.items():
-        key, hint = f"{prefix}{name}", hints.get(name)
-        if hint is None:
-            yield Problem((key,), _unknown(key, str(name), list(hints), prefix))
-        elif not is_dataclass(hint):
-            value = _unquoted(value, hint)
-            try:
-                OmegaConf.update(node, key, value, merge=False)
-            except (OmegaConfBaseException, TypeError) as error:
-                default = OmegaConf.select(node, key)
-                plain = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
-                yield Problem((key,), misfit(value, hint, error, plain))
-        elif isinstance(value, dict):
-            yield from _fill(node, hint, value, f"{key}.")
-        elif value is not None:  # an empty section of a file is null: nothing to set
-            first = next(iter(get_type_hints(hint)))
-            yield Problem((key,), f"is a group of options, not a value. Set one of them, e.g. {key}.{first}")
 
 
 def _unresolved(node: DictConfig) -> Iterator[Problem]:
@@ -67,10 +56,14 @@ def _unresolved(node: DictConfig) -> Iterator[Problem]:
             OmegaConf.to_object(node)
         except OmegaConfBaseException as error:
             key = str(error.full_key)
-            OmegaConf.update(node, key, OmegaConf.select(OmegaConf.structured(RunConfig), key), merge=False)
+            _put_back(node, key)
             yield Problem((key,), str(error).splitlines()[0])
         else:
             return
+
+
+def _put_back(node: DictConfig, key: str) -> None:
+    OmegaConf.update(node, key, OmegaConf.select(OmegaConf.structured(RunConfig), key), merge=False)
 
 
 def _slots(config: RunConfig) -> Iterator[Problem]:
@@ -83,8 +76,9 @@ def _slots(config: RunConfig) -> Iterator[Problem]:
             yield Problem((f"rewards.{name}",), f"must be a group of options or null, e.g. rewards.{name}.weight=1.0")
 
 
-def _unknown(key: str, name: str, siblings: list[str], prefix: str) -> str:
+def _unknown(key: str, siblings: list[str]) -> str:
     known = list(dotted_keys())
+    prefix, _, name = key.rpartition(".")
     if key in known:
         parts = key.split(".")
         return f"is not an option by that name in a file. Nest it: {': {'.join(parts)}: ...{'}' * (len(parts) - 1)}"
@@ -92,10 +86,4 @@ def _unknown(key: str, name: str, siblings: list[str], prefix: str) -> str:
     if not hint:
         elsewhere = [other for other in known if other.rpartition(".")[2] == name]
         hint = f" Did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else suggest(key, known)
-    return f"is not an option.{hint} Options {'of ' + prefix[:-1] if prefix else 'at the top'}: {', '.join(siblings)}"
-
-
-def _unquoted(value: Any, hint: Any) -> Any:  # noqa: ANN401
-    """YAML reads a bare on or off as a boolean; give the word back where it is one of the choices."""
-    word = {True: "on", False: "off"}.get(value) if isinstance(value, bool) else None
-    return word if word is not None and get_origin(hint) is Literal and word in get_args(hint) else value
+    return f"is not an option.{hint} Options {'of ' + prefix if prefix else 'at the top'}: {', '.join(siblings)}"

@@ -1,4 +1,4 @@
-"""Metrics of rankings: pure functions, torchmetrics classes, and comparisons of models over users and seeds."""
+"""Metrics of rankings: pure functions, a torchmetrics class, and comparisons of models over users and seeds."""
 
 from genrl.metrics.comparison import (
     Difference,
@@ -11,26 +11,14 @@ from genrl.metrics.comparison import (
 )
 from genrl.metrics.functional import exclude_history, sid_keys, target_ranks
 from genrl.metrics.ranking import (
-    ColdRecallAtK,
-    NDCGAtK,
-    PassAtK,
     RankingMetrics,
-    RecallAtK,
-    RowMean,
-    ValidRate,
     per_row_metrics,
 )
 
 __all__ = [
-    "ColdRecallAtK",
     "Difference",
-    "NDCGAtK",
-    "PassAtK",
     "RankingMetrics",
-    "RecallAtK",
-    "RowMean",
     "SeedInterval",
-    "ValidRate",
     "detectable_change",
     "exclude_history",
     "holm",

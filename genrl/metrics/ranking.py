@@ -1,10 +1,9 @@
-"""The ranking metrics as torchmetrics classes: sums only, so several processes and padded rows give exact results."""
+"""The ranking metrics as a torchmetrics class: sums only, so several processes and padded rows give exact results."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,116 +13,8 @@ from torchmetrics import Metric
 from genrl.batches import Ranking, Targets
 from genrl.metrics import functional as F
 
-
-class RowMean(Metric):
-    """Mean of one value per row over the rows that count, as a sum and a count in the states.
-
-    `update` takes a `Ranking`, its `Targets` and `rows`, a bool mask [P] that leaves padding rows out. An evaluation
-    over several processes pads its last batch and masks the padding; rows repeated to fill the batch, as a
-    DistributedSampler does, would count twice.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, k: int, codes: Tensor | None = None) -> None:
-        super().__init__()
-        self.k = k
-        self.register_buffer("keys", None if codes is None else F.sid_keys(codes), persistent=False)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    @abstractmethod
-    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return (values float64 [P], counted bool [P])."""
-
-    def ranks(self, ranking: Ranking, targets: Targets) -> Tensor:
-        """Rank of each target, over items or (with `codes`) SIDs: [P, M]."""
-        return F.target_ranks(ranking.items, targets.items, self.keys)  # type: ignore[arg-type]
-
-    def update(self, ranking: Ranking, targets: Targets, rows: Tensor | None = None) -> None:
-        """Add the rows of a batch.
-
-        Raises:
-            ValueError: if the ranking is narrower than the cut-off, which would count unranked items as misses.
-        """
-        check_width(ranking, self.k)
-        values, counted = self.values(ranking, targets)
-        self._add(values, counted if rows is None else counted & rows)
-
-    def _add(self, values: Tensor, counted: Tensor) -> None:
-        self.total = self.total + torch.where(counted, values, 0.0).sum()
-        self.count = self.count + counted.sum()
-
-    def compute(self) -> Tensor:
-        """Mean over all counted rows of all processes; NaN if there are none."""
-        return self.total / self.count
-
-
-class RecallAtK(RowMean):
-    """Recall@k: |top-k ∩ targets| / |targets|, averaged over rows with targets.
-
-    Args:
-        k: cut-off.
-        codes: [I, K] SIDs; a hit is then any item with the target's SID.
-        empty: rows without targets are left out, or count as 0 (RecIF-Bench).
-    """
-
-    def __init__(self, k: int, codes: Tensor | None = None, empty: Literal["exclude", "zero"] = "exclude") -> None:
-        super().__init__(k, codes)
-        self.empty = empty
-
-    measure: Callable[[Tensor, int], Tensor] = staticmethod(F.recall_at_k)
-
-    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return the measure of each row and which rows count."""
-        ranks = self.ranks(ranking, targets)
-        counted = F.has_target(ranks)
-        return self.measure(ranks, self.k), counted | (self.empty == "zero")
-
-
-class NDCGAtK(RecallAtK):
-    """NDCG@k, averaged over the rows that Recall@k is averaged over."""
-
-    measure = staticmethod(F.ndcg_at_k)
-
-
-class PassAtK(RecallAtK):
-    """Pass@k: 1 if any target is among the first k, averaged over the rows that Recall@k is averaged over."""
-
-    measure = staticmethod(F.pass_at_k)
-
-
-class ColdRecallAtK(RowMean):
-    """Recall@k of the cold targets alone, averaged over rows that have one; `count` says how many those are.
-
-    Args:
-        k: cut-off.
-        cold: bool [I], the catalogue's cold items.
-        codes: [I, K] SIDs; a hit is then any item with the target's SID.
-    """
-
-    cold: Tensor
-
-    def __init__(self, k: int, cold: Tensor, codes: Tensor | None = None) -> None:
-        super().__init__(k, codes)
-        self.register_buffer("cold", cold, persistent=False)
-
-    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return the recall of the cold targets and which rows have some."""
-        ranks = self.ranks(ranking, Targets(cold_targets(targets.items, self.cold)))
-        return F.recall_at_k(ranks, self.k), F.has_target(ranks)
-
-
-class ValidRate(RowMean):
-    """Share of the first k slots that name a catalogue item; the denominator is rows x k."""
-
-    def values(self, ranking: Ranking, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return the share of each row; every row counts."""
-        shares = F.valid_slots(ranking.items, self.k)
-        return shares, torch.ones_like(shares, dtype=torch.bool)
+NATS = math.log(2)
+"""In a bit."""
 
 
 def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
@@ -142,10 +33,11 @@ def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
 class RankingMetrics(Metric):
     """Every ranking metric behind one `update` and one `compute`.
 
-    For each cut-off k: recall@k, ndcg@k, cold_recall@k, entropy@k (mean per list), entropy_normalized@k (entropy@k over
-    its bound log min(k, categories)), entropy_corpus@k (all slots pooled), coverage@k, top1pct_share@k, gini@k, and
-    history_share@k if `update` was given histories. For the largest k: valid_rate. The denominators: rows (with a
-    target) and cold_rows. A mean over no rows is NaN, and so are the entropies of a catalogue without categories.
+    For each cut-off k: recall@k, ndcg@k, cold_recall@k, entropy@k (mean per list, in bits), entropy_normalized@k (entropy@k
+    over its bound log2 min(k, categories)), entropy_corpus@k (all slots pooled, in bits), coverage@k, top1pct_share@k,
+    gini@k, and history_share@k if `update` was given histories. For the largest k: valid_rate. The denominators: rows
+    (with a target) and cold_rows. A mean over no rows is NaN, and so are the entropies of a catalogue without
+    categories.
 
     Args:
         cold: bool [I], the catalogue's cold items.
@@ -153,9 +45,7 @@ class RankingMetrics(Metric):
         k: cut-offs.
         codes: [I, K] SIDs; needed for `level="sid"`.
         level: whether recall, ndcg and cold recall compare items or SIDs.
-        base: unit of entropy@k and entropy_corpus@k.
         category_count: number of categories; by default the largest id + 1.
-        empty: rows without targets are left out of recall and ndcg, or count as 0 (RecIF-Bench).
 
     Raises:
         ValueError: without a cut-off, or for `level="sid"` without codes.
@@ -175,9 +65,7 @@ class RankingMetrics(Metric):
         k: Sequence[int] = (5, 10),
         codes: Tensor | None = None,
         level: Literal["item", "sid"] = "item",
-        base: Literal["bits", "nats"] = "bits",
         category_count: int | None = None,
-        empty: Literal["exclude", "zero"] = "exclude",
     ) -> None:
         super().__init__()
         if not k or min(k) < 1:
@@ -185,8 +73,6 @@ class RankingMetrics(Metric):
         if level == "sid" and codes is None:
             raise ValueError("RankingMetrics(level='sid') needs the codes [I, K] of the SID table.")
         self.k = tuple(sorted(set(k)))
-        self.empty = empty
-        self.unit = math.log(2) if base == "bits" else 1.0
         self.category_count = int(categories.max()) + 1 if category_count is None else category_count
         keys = F.sid_keys(codes) if level == "sid" and codes is not None else None
         self.register_buffer("keys", keys, persistent=False)
@@ -235,7 +121,7 @@ class RankingMetrics(Metric):
         ranks = F.target_ranks(ranking.items, targets.items, self.keys)  # type: ignore[arg-type]
         cold_ranks = F.target_ranks(ranking.items, cold_targets(targets.items, self.cold), self.keys)  # type: ignore[arg-type]
         everywhere = torch.ones_like(ranks[:, 0], dtype=torch.bool)
-        aimed = everywhere if self.empty == "zero" else F.has_target(ranks)
+        aimed = F.has_target(ranks)
         values = {"valid_rate": (F.valid_slots(ranking.items, self.k[-1]), everywhere)}
         for k in self.k:
             values[f"recall@{k}"] = F.recall_at_k(ranks, k), aimed
@@ -254,11 +140,11 @@ class RankingMetrics(Metric):
         for place, k in enumerate(self.k):
             exposure = self.exposures[place]
             result |= {f"{name}@{k}": means[f"{name}@{k}"] for name in ("recall", "ndcg", "cold_recall")}
-            result[f"entropy@{k}"] = means[f"entropy@{k}"] / self.unit
+            result[f"entropy@{k}"] = means[f"entropy@{k}"] / NATS
             bound = F.largest_entropy(k, self.category_count)
             result[f"entropy_normalized@{k}"] = means[f"entropy@{k}"] / (bound or 1.0)  # a bound of 0: entropy is 0
             pooled = float(F.corpus_entropy(exposure, self.categories, self.category_count))
-            result[f"entropy_corpus@{k}"] = pooled / self.unit if self.category_count else math.nan
+            result[f"entropy_corpus@{k}"] = pooled / NATS if self.category_count else math.nan
             result[f"coverage@{k}"] = float(F.coverage(exposure))
             result[f"top1pct_share@{k}"] = float(F.top_share(exposure))
             result[f"gini@{k}"] = float(F.gini(exposure))

@@ -210,14 +210,21 @@ def _add_lora(model: Any, config: ModelConfig, sid_ids: list[int]) -> Any:  # no
 
     if config.quantize != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())  # peft sees for itself if they are one
+    names = [name for name, module in model.named_modules() if any(module is table for table in tables)]
     adapters = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
         task_type="CAUSAL_LM",
-        trainable_token_indices=sid_ids,
+        trainable_token_indices=dict.fromkeys(names, sid_ids),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft asks by the old name
         torch.manual_seed(config.seed)
-        return get_peft_model(model, adapters, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, adapters, autocast_adapter_dtype=False)
+    for value in adapted.parameters():
+        if value.requires_grad:  # bfloat16 would round small steps away
+            value.data = value.data.float()
+    return adapted

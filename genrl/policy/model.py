@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.layouts.blocked import Words
 
+T = TypeVar("T")
 HEAD_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -186,6 +188,30 @@ class Policy(nn.Module):
         """Compile passes without a cache: supervised training, scoring and its backward pass."""
         self._forward = torch.compile(self._forward, dynamic=True, **options)  # type: ignore[method-assign]
 
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        read: Callable[[Tensor, Head], T],
+        rows: str = "legal",
+        cache: Cache | None = None,
+        **options: Any,  # noqa: ANN401 (the attention function knows them)
+    ) -> T:
+        """What `read` makes of hidden states [P, Q, H] and rows of the output head: the one door to the weights.
+
+        Args:
+            tokens: [P, Q].
+            mask: see `hidden`.
+            positions: [P, Q].
+            read: hidden states and head -> anything, for example log-probabilities at some places. It runs inside the
+                forward pass, where the weights are whole also if a strategy shards them.
+            rows: of the head: those of the SID tokens, or all for `vocab`.
+            cache: of the tokens before; extended.
+            options: passed on to the attention of every layer; only with a cache.
+        """
+        return read(self.hidden(tokens, mask, positions, cache, **options), self.head_for(rows))
+
     def hidden(
         self,
         tokens: Tensor,
@@ -209,15 +235,14 @@ class Policy(nn.Module):
             mask = torch.zeros((), dtype=dtype, device=mask.device).where(mask, float("-inf"))
         if cache is None:
             return self._forward(tokens, mask, positions)
-        output = self.decoder(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        )
+        options[self._cache_argument] = cache
+        output = self.decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **options)
         return output.last_hidden_state
+
+    @cached_property
+    def _cache_argument(self) -> str:
+        """What this version of transformers calls a cache."""
+        return "cache" if "cache" in inspect.signature(self.decoder.forward).parameters else "past_key_values"
 
     def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         output = self.decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
@@ -246,6 +271,19 @@ class Policy(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def to_bfloat16(self) -> None:
+        """Hold the weights in bfloat16, but for adapters: steps too small for its 8 bits would not move them."""
+        adapted = self.base is not self.model
+        for value in self.model.parameters():
+            if value.is_floating_point() and not (adapted and value.requires_grad):
+                value.data = value.data.bfloat16()
+
+    @property
+    def exact(self) -> bool:
+        """Whether passes of different shapes agree to rounding of float32: sampling and scoring, for example."""
+        dtype = self.base.get_input_embeddings().weight.dtype
+        return dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(self.device.type)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the trained weights on the CPU: all that a stage has to save."""

@@ -96,6 +96,11 @@ class EvaluationBatches:
         order = lengths.argsort(stable=True)
         self.rows = order[rank::world].split(batch)
         self.positions = positions
+        self.batch = batch
+
+    def share(self, rank: int, world: int) -> EvaluationBatches:
+        """The rows of one rank."""
+        return EvaluationBatches(self.maker, self.positions, self.batch, rank, world)
 
     def __len__(self) -> int:
         return len(self.rows)

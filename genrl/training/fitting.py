@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -13,13 +12,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress
-from genrl.training.folder import is_main_process
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
 
@@ -45,6 +44,46 @@ def check_accelerator(config: TrainerConfig) -> None:
         )
 
 
+def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: ANN401 (arguments of the trainer)
+    """A trainer on the hardware of a configuration, without what genrl does itself.
+
+    Weights in bfloat16 are the models' own affair: Lightning would round rewards and log-probabilities, too.
+    """
+    strategy = config.strategy
+    if strategy == "auto" and config.devices * config.num_nodes > 1:
+        strategy = "ddp"
+    return L.Trainer(
+        **{
+            "accelerator": config.accelerator,
+            "devices": config.devices,
+            "num_nodes": config.num_nodes,
+            "strategy": strategy,
+            "precision": "32-true" if config.precision == "bf16-true" else config.precision,
+            "max_epochs": -1,
+            "logger": False,
+            "log_every_n_steps": config.log_every,
+            "num_sanity_val_steps": 0,
+            "reload_dataloaders_every_n_epochs": 1,
+            "use_distributed_sampler": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            **options,
+            **config.extra,
+        }
+    )
+
+
+def find_rank(config: TrainerConfig) -> None:
+    """Have Lightning find out which process this is, so that `is_first` is right before there is a trainer to train."""
+    rank_zero_only.rank = make_trainer(config).global_rank
+
+
+def is_first() -> bool:
+    """Whether this is the one process of the run that writes files: global rank 0, as Lightning counts."""
+    return bool(rank_zero_only.rank == 0)
+
+
 def train(
     name: str,
     module: RankingModule,
@@ -61,34 +100,21 @@ def train(
     """
     settings = config.trainer
     point = ResumePoint(folder / "last.ckpt")
-    options: dict[str, Any] = {
-        "accelerator": settings.accelerator,
-        "devices": settings.devices,
-        "strategy": "ddp" if settings.devices > 1 and settings.strategy == "auto" else settings.strategy,
-        "precision": settings.precision,
-        "max_steps": max_steps,
-        "max_epochs": -1,
-        "logger": RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
-        "callbacks": [
+    trainer = make_trainer(
+        settings,
+        max_steps=max_steps,
+        logger=RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
+        callbacks=[
             best,
             StageProgress(name, max_steps),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
             point,
         ],
-        "log_every_n_steps": settings.log_every,
-        "num_sanity_val_steps": 0,
-        "reload_dataloaders_every_n_epochs": 1,
-        "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        **settings.extra,
-    }
-    trainer = L.Trainer(**options)
+    )
     if isinstance(module, RLModule):
         trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
-        if is_main_process():
+        if trainer.is_global_zero:
             trainer.logger.experiment.add_text("objective", f"```\n{module.objective!r}\n```")  # type: ignore[union-attr]
             trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(asdict(config))}\n```")  # type: ignore[union-attr]
     if point.path.exists():
@@ -103,7 +129,7 @@ def train(
                 f"Remove it to start the stage again."
             ) from error
     else:
-        if is_main_process():
+        if trainer.is_global_zero:
             for name in ("history.jsonl", "samples.jsonl"):
                 (folder / name).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         if start:
@@ -115,13 +141,6 @@ def train(
 def monitor(config: RunConfig) -> str:
     """The validation metric that chooses weights."""
     return f"val/ndcg@{max(config.evaluate.k)}"
-
-
-def process_rank() -> int:
-    """This process among those of the run; before they are connected, what the launcher told it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()  # Lightning forgets the variables below when a stage ends
-    return int(os.environ.get("LOCAL_RANK", "0")) if "WORLD_SIZE" in os.environ else 0
 
 
 def barrier() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Requests, Rewards, Scores, concatenate
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
-from genrl.ops import world_max, world_size, world_sum
+from genrl.ops import seed_of, world_max, world_size, world_sum
 from genrl.policy.rollout import rollout, target_rollout
 from genrl.policy.score import score
 from genrl.prompts.prompts import PromptMaker
@@ -30,7 +30,7 @@ from genrl.training.diagnostics import (
     squared_by_step,
 )
 from genrl.training.stage import StageModule, flatten, scheduled
-from genrl.training.stream import PromptOrder, StepStream, seed_of
+from genrl.training.stream import PromptOrder, StepStream
 
 Batch = tuple[Experience, Requests]
 """Completions with their credit, and the requests that they answer."""

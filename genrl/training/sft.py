@@ -11,12 +11,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
+from genrl.ops import seed_of
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
 from genrl.prompts.packing import PackedBatch, Packer
 from genrl.prompts.reasoning import TraceBatch, TraceBatches
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
-from genrl.training.stream import StepStream, seed_of
+from genrl.training.stream import StepStream
 
 Batches = Packer | TraceBatches
 BatchT = TypeVar("BatchT", PackedBatch, TraceBatch)
@@ -47,6 +48,7 @@ class SupervisedModule(StageModule, Generic[BatchT]):
 
     def train_dataloader(self) -> StepStream[BatchT]:
         """The next round of steps."""
+        self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
     def _batches(self, step: int) -> Iterator[BatchT]:

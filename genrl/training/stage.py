@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -24,8 +24,9 @@ from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.model import Policy
 from genrl.prompts.prompts import EvaluationBatches
-from genrl.training.contract import decoding
-from genrl.training.evaluation import rankings
+from genrl.recommenders.policy import decoding, rankings
+
+REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
 
 
 class RankingModule(L.LightningModule, ABC):
@@ -35,7 +36,7 @@ class RankingModule(L.LightningModule, ABC):
         validation: rows that validation ranks.
         metrics: computed from the rankings; logged under `val/`.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        folder: where a batch that gave a non-finite loss is saved.
+        folder: where a batch that gave a non-finite loss or gradient is saved.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class RankingModule(L.LightningModule, ABC):
         self.metrics = metrics
         self.max_grad_norm = max_grad_norm
         self.folder = folder
+        self._batch: Any = None  # the latest of training
 
     @abstractmethod
     def rank(self, batch: Requests) -> Ranking:
@@ -65,10 +67,24 @@ class RankingModule(L.LightningModule, ABC):
 
     def val_dataloader(self) -> EvaluationBatches:
         """Validation rows of this rank."""
-        return self.validation
+        return self.validation.share(self.global_rank, self.trainer.world_size)
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:  # noqa: ANN401 (any frozen batch)
+        """Hold the batch, in case its gradient turns out to be no number."""
+        self._batch = batch
 
     def on_validation_epoch_start(self) -> None:
-        """Forget earlier rankings."""
+        """Forget earlier rankings.
+
+        Raises:
+            NonFiniteError: if a weight is NaN or infinite; nothing is ranked or written with such weights.
+        """
+        for name, value in self.trainable().items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(
+                    f"step {self.global_step}: weights of {name} are NaN or infinite. Nothing was written with them. "
+                    f"{REMEDY}"
+                )
         self.metrics.reset()
 
     def validation_step(self, batch: Requests, index: int) -> None:
@@ -95,9 +111,18 @@ class RankingModule(L.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by global norm and log the norm before clipping."""
-        limit = self.max_grad_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.trainable().values(), limit)
+        """Clip by global norm and log the norm before clipping.
+
+        Raises:
+            NonFiniteError: if the norm is NaN or infinite, before the step is made; the batch is saved.
+        """
+        gradients = {name: value.grad for name, value in self.trainable().items() if value.grad is not None}
+        norm = nn.utils.get_total_norm(list(gradients.values()))
+        if not bool(torch.isfinite(norm)):
+            name = next((name for name, value in gradients.items() if not bool(torch.isfinite(value).all())), None)
+            where = "though all its values are finite" if name is None else f"from {name} on"
+            self.stop(f"norm of the gradient is {float(norm)}, {where}", self._batch)
+        nn.utils.clip_grads_with_norm_(self.trainable().values(), self.max_grad_norm or math.inf, norm)
         self.log("train/grad_norm", norm)
 
     def check_finite(self, value: Tensor, batch: Any, what: str = "loss") -> None:  # noqa: ANN401 (any frozen batch)
@@ -107,14 +132,18 @@ class RankingModule(L.LightningModule, ABC):
             NonFiniteError: naming the step and the file.
         """
         total = value.detach().sum()
-        if bool(torch.isfinite(total)):
-            return
+        if not bool(torch.isfinite(total)):
+            self.stop(f"{what} is {float(total)}", batch)
+
+    def stop(self, what: str, batch: Any) -> NoReturn:  # noqa: ANN401 (any frozen batch)
+        """Save a batch and end the run.
+
+        Raises:
+            NonFiniteError: always.
+        """
         path = self.folder / f"non-finite-step{self.global_step}-rank{self.global_rank}.safetensors"
         save_file({name: value.contiguous().cpu() for name, value in flatten(batch).items()}, path)
-        raise NonFiniteError(
-            f"step {self.global_step}: the {what} is {float(total)}. The batch is saved in {path}. "
-            f"Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
-        )
+        raise NonFiniteError(f"step {self.global_step}: the {what}. The batch is saved in {path}. {REMEDY}")
 
 
 class StageModule(RankingModule):

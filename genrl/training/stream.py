@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genrl.errors import ConfigError
+from genrl.ops import seed_of
 
 BatchT = TypeVar("BatchT")
 
@@ -86,15 +87,3 @@ class PromptOrder:
     def _shuffle(self, *key: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
         return torch.randperm(self.positions.numel(), generator=generator)
-
-
-def seed_of(*key: int) -> int:
-    """One seed from several numbers, different for different numbers.
-
-    Example:
-        >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
-        (True, False)
-    """
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1

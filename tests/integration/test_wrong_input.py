@@ -19,7 +19,8 @@ from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.cli import main
 from genrl.config.schema import DataConfig, ToyConfig
-from genrl.training import callbacks, run
+from genrl.runs import fit as run
+from genrl.training import callbacks
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]

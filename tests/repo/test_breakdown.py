@@ -13,8 +13,8 @@ import breakdown
 
 from genrl.catalog.sequences import Role
 from genrl.metrics.functional import ndcg_at_k
-from genrl.training.finished_run import load_run
-from genrl.training.run import fit
+from genrl.runs.fit import fit
+from genrl.runs.recommend import load_run
 from tests.helpers import assert_same
 from tests.runs import small_config
 

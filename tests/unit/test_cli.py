@@ -36,7 +36,7 @@ def light(*words):
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Stands for genrl.training.run and finished_run and records what the command line asks of them."""
+    """Stands for genrl.runs.fit and finished_run and records what the command line asks of them."""
     module = ModuleType("genrl.training")
     module.calls = []
 

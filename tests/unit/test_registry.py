@@ -127,8 +127,7 @@ def test_every_problem_with_options_is_found(registry):
     [
         ("speed", "fsat", "expected one of [fast, slow]"),
         ("file", ["a"], "could not be converted to Path"),
-        ("inner", {"sise": 1}, "Key 'sise' not in 'Inner'"),
-        ("inner", {"size": "x"}, "could not be converted to Integer"),
+        ("inner", 3, "is a group of options"),
         ("counts", {"a": "x"}, "could not be converted to Integer"),
         ("levels", {"a": 1}, "{'a': 1} is not a list of integers"),
     ],
@@ -138,6 +137,16 @@ def test_a_problem_that_has_no_words_of_ours_is_told_in_those_of_the_library(reg
     ((_, reason),) = registry.problems("rich", {option: value})
     assert reason.startswith(f"thing 'rich', option {option!r}: ")
     assert said in reason
+
+
+def test_options_may_nest(registry):
+    registry.register("rich", config=Rich)(build)
+    problems = dict(registry.problems("rich", {"inner": {"sise": 1, "size": "x"}}))
+    assert problems == {
+        "inner.sise": "thing 'rich' has no option 'inner.sise'. Did you mean 'size'? Options: size.",
+        "inner.size": "thing 'rich', option 'inner.size': 'x' is not an integer.",
+    }
+    assert registry.options("rich", {"inner": {"size": 4}}).inner == Inner(4)
 
 
 def test_good_options_have_no_problem(registry):

@@ -27,7 +27,7 @@ from genrl.objectives import OBJECTIVES
 from genrl.prompts.prompts import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
-from genrl.training.evaluation import ranking_metrics
+from genrl.runs.evaluate import ranking_metrics
 from genrl.training.rl import RLModule
 from genrl.training.stream import PromptOrder
 

@@ -8,7 +8,7 @@ from typing import Any
 from genrl.compare.html.markup import Markup, element, join, scrolling
 from genrl.compare.html.svg import Look, swatch
 from genrl.compare.html.verdict import WAYS, differences, direction, measure, named, p_text, signed
-from genrl.training.stages import SUPERVISED
+from genrl.runs.stages import SUPERVISED
 
 Tree = Mapping[str, Any]
 HEADS = {"entropy": "entropy, bits", "coverage": "coverage", "top1pct_share": "top 1%"}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from genrl.training.report import NAMES
-from genrl.training.stages import SUPERVISED
+from genrl.runs.stages import SUPERVISED
+from genrl.runs.tables import NAMES
 
 Tree = Mapping[str, Any]
 Direction = Literal["higher", "lower", "unclear"]

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from genrl.batches import Requests
 from genrl.config.schema import EvaluateConfig
-from genrl.training.evaluation import rankings
-from genrl.training.session import Session
+from genrl.recommenders.policy import rankings
+from genrl.runs.session import Session
 
 TIMED, COUNTED = 24, 8
 """Requests whose time is taken, and whose work is counted, which takes long."""

@@ -15,10 +15,10 @@ from genrl.compare.run import completion_length, is_finished, run_comparison
 from genrl.compare.studies.requests import milliseconds, widest_beam, work
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
-from genrl.training.finished_run import load_run
-from genrl.training.folder import key_of, read_json, write_json
-from genrl.training.session import Session
-from genrl.training.stages import thinks
+from genrl.files import key_of, read_json, write_json
+from genrl.runs.recommend import load_run
+from genrl.runs.session import Session
+from genrl.runs.stages import thinks
 
 ROWS = ("plain", "thinking")
 OPEN = (*SECTIONS, "layout", "activate")
@@ -227,7 +227,7 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
 
 
 def _batches(session: Session, stage: str) -> Any:  # noqa: ANN401 (either maker of packed batches)
-    return session.packer(0, 1) if stage == "align" else session.activate_batches(0, 1)
+    return session.packer() if stage == "align" else session.activate_batches()
 
 
 def _tokens_per_pass(batches: Any) -> int:  # noqa: ANN401

@@ -1,19 +1,24 @@
 import datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from genrl.catalog.interactions import item_rows, read_events, read_items, sorted_ids
-from genrl.config.schema import ColumnsConfig
+from genrl.config.schema import ColumnsConfig, DataConfig
 from genrl.errors import DataError
 from tests.helpers import assert_same
 from tests.unit.catalog.files import COLUMNS, write
 
 
+def columns(**names):
+    return DataConfig(columns=ColumnsConfig(**names))
+
+
 def times_of(tmp_path, values, suffix="csv"):
     rows = [("u", f"i{number}", value) for number, value in enumerate(values)]
-    return read_events(write(tmp_path / f"log.{suffix}", rows), ColumnsConfig()).times.tolist()
+    return read_events(write(tmp_path / f"log.{suffix}", rows), columns()).times.tolist()
 
 
 @pytest.mark.parametrize(
@@ -55,27 +60,115 @@ def test_typed_times_are_ranked(tmp_path, values):
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, said):
     path = write(tmp_path / "log.csv", [("u1", "i1", 1), ("u2", "i2", 2), row])
     with pytest.raises(DataError, match=said):
-        read_events(path, ColumnsConfig())
+        read_events(path, columns())
 
 
 def test_a_null_in_jsonl_and_parquet_is_named(tmp_path):
     rows = [("u1", "i1", 1), ("u2", None, 2)]
     with pytest.raises(DataError, match=r"log\.jsonl:2: item_id is empty"):
-        read_events(write(tmp_path / "log.jsonl", rows), ColumnsConfig())
+        read_events(write(tmp_path / "log.jsonl", rows), columns())
     with pytest.raises(DataError, match=r"log\.parquet, row 2: item_id is empty"):
-        read_events(write(tmp_path / "log.parquet", rows), ColumnsConfig())
+        read_events(write(tmp_path / "log.parquet", rows), columns())
 
 
-def test_whole_numbers_stay_whole_and_broken_ones_are_refused(tmp_path):
-    events = read_events(write(tmp_path / "a.parquet", [(1.0, 12, 1), (2.0, 7, 2)]), ColumnsConfig())
-    assert (events.user_ids, events.item_ids) == (["1", "2"], ["7", "12"])
-    with pytest.raises(DataError, match=r"row 2: user_id is 2\.5, not an id"):
-        read_events(write(tmp_path / "b.parquet", [(1.0, 12, 1), (2.5, 7, 2)]), ColumnsConfig())
+def parquet_of(path, *parts, name="user_id"):
+    """A folder with one file for each list or array of values of a column; the others are made up."""
+    path.mkdir()
+    for number, values in enumerate(parts):
+        other = [f"i{row}" for row in range(len(values))]
+        data = {"user_id": other, "item_id": other, "timestamp": list(range(len(values))), name: values}
+        pq.write_table(pa.table(data), path / f"part{number}.parquet")
+    return str(path)
 
 
-def test_a_not_a_number_time_is_refused(tmp_path):
-    with pytest.raises(DataError, match="row 2: timestamp is not a number"):
-        times_of(tmp_path, [1.0, float("nan")], "parquet")
+@pytest.mark.parametrize(
+    ("parts", "ids"),
+    [
+        ([[1.0, 2.0]], ["1", "2"]),
+        ([[2**53 + 1, 2**63 - 1]], ["9007199254740993", "9223372036854775807"]),
+        ([pa.array([2**64 - 1], pa.uint64())], ["18446744073709551615"]),
+        ([[2.0**53 - 1]], ["9007199254740991"]),
+        ([[1, 12], ["u1", "12"], [12.0]], ["1", "12", "u1"]),
+        ([["001", "1", "2020-01-01"]], ["001", "1", "2020-01-01"]),
+        ([pa.array(["b", "a", "b"]).dictionary_encode()], ["a", "b"]),
+    ],
+)
+def test_ids_are_the_same_text_whatever_their_type(tmp_path, parts, ids):
+    assert read_events(parquet_of(tmp_path / "log", *parts), columns()).user_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1.0, 2.5], r"row 2: user_id is 2\.5, not an id"),
+        ([1.0, float("inf")], "row 2: user_id is inf, not an id"),
+        ([1.0, float("nan")], "row 2: user_id is nan, not an id"),
+        ([1.0, 2.0**53], r"row 2: user_id is 9007199254740992, a float above 2\^53.*as text or as integers"),
+        (pa.array([1, 2**24], pa.float32()), r"row 2: user_id is 16777216, a float above 2\^24"),
+    ],
+)
+def test_floats_that_are_no_ids_or_may_have_lost_digits_are_refused(tmp_path, values, said):
+    with pytest.raises(DataError, match=said):
+        read_events(parquet_of(tmp_path / "log", [1.0], values), columns())
+
+
+def test_jsonl_keeps_what_is_written(tmp_path):
+    ids = [12345678901234567890, "2020-01-01", "001", 12.0, True, 2**53 + 1]
+    path = write(tmp_path / "log.jsonl", [(value, value, number) for number, value in enumerate(ids)])
+    events = read_events(path, columns())
+    texts = ["12345678901234567890", "2020-01-01", "001", "12", "true", "9007199254740993"]
+    assert [events.user_ids[code] for code in events.users] == texts
+    items = write(
+        tmp_path / "items.jsonl", [(n, value) for n, value in enumerate([1984, 1.5, "1e5", None])], ("item_id", "title")
+    )
+    assert read_items(items, columns(category=None)).titles == ["1984", "1.5", "1e5", ""]
+    for value, said in [
+        ([1], "a list, not an id"),
+        (1e16, r"10000000000000000, a float above 2\^53"),
+        (0.5, "0.5, not an id"),
+    ]:
+        path = write(tmp_path / "bad.jsonl", [("a", "b", 1), (value, "b", 1)])
+        with pytest.raises(DataError, match=rf"bad\.jsonl:2: user_id is {said}"):
+            read_events(path, columns())
+
+
+@pytest.mark.parametrize(
+    ("parts", "ranks"),
+    [
+        ([[30, 7], [8.5]], [2, 0, 1]),
+        ([[30, 7], ["8"]], [2, 0, 1]),
+        ([[datetime.datetime(2014, 7, 23)], [datetime.date(2014, 7, 22)], ["2014-07-22T12:00:00"]], [2, 0, 1]),
+        ([pa.array(["2", "10"], pa.large_string())], [0, 1]),
+    ],
+)
+def test_times_of_parts_with_other_types_are_ranked_together(tmp_path, parts, ranks):
+    assert read_events(parquet_of(tmp_path / "log", *parts, name="timestamp"), columns()).times.tolist() == ranks
+
+
+@pytest.mark.parametrize(("value", "said"), [("nan", "timestamp is not a number but nan"), ("inf", "but inf")])
+def test_a_time_that_is_not_finite_is_refused(tmp_path, value, said):
+    for suffix, written in (("parquet", float(value)), ("csv", value)):
+        with pytest.raises(DataError, match=said):
+            times_of(tmp_path, [1.0, written], suffix)
+
+
+def test_feedback_is_kept_as_float32_and_missing_values_as_nan(tmp_path):
+    rows = [("u1", "a", 1, True, 2.5), ("u1", "b", 2, False, None), ("u2", "a", 3, None, 7)]
+    names = (*COLUMNS, "click", "play_time")
+    for suffix in ("csv", "jsonl", "parquet"):
+        events = read_events(write(tmp_path / f"log.{suffix}", rows, names), columns(feedback=["click", "play_time"]))
+        assert [events.feedback[name].dtype for name in names[3:]] == [np.float32, np.float32]
+        np.testing.assert_array_equal(events.feedback["click"], [1, 0, np.nan])
+        np.testing.assert_array_equal(events.feedback["play_time"], [2.5, np.nan, 7])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("long", "'long', which is neither a number nor true"), ("1e39", "too large")]
+)
+def test_feedback_that_is_no_number_is_refused(tmp_path, value, said):
+    rows = [("u1", "a", 1, 2.5), ("u1", "b", 2, ""), ("u1", "b", 2, value)]
+    with pytest.raises(DataError, match=rf"log\.csv:4: seconds is .*{said}"):
+        read_events(write(tmp_path / "log.csv", rows, (*COLUMNS, "seconds")), columns(feedback=["seconds"]))
 
 
 def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
@@ -83,23 +176,23 @@ def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
     pq.write_table(table, tmp_path / "log.parquet")
     source = str(tmp_path / "log.parquet")
     with pytest.raises(DataError, match=r"'user_id' holds list.*not ids"):
-        read_events(source, ColumnsConfig())
+        read_events(source, columns())
     with pytest.raises(DataError, match=r"'timestamp'.*holds list"):
-        read_events(source, ColumnsConfig(user="item_id"))
+        read_events(source, columns(user="item_id"))
     with pytest.raises(DataError, match=r"'title'.*holds list.*not text"):
-        read_items(source, ColumnsConfig())
+        read_items(source, columns())
 
 
 def test_without_time_the_order_of_the_file_counts(tmp_path):
     path = write(tmp_path / "log.csv", [("u1", "b"), ("u1", "a")], COLUMNS[:2])
-    events = read_events(path, ColumnsConfig(time=None))
+    events = read_events(path, columns(time=None))
     assert_same(events.order.tolist(), [0, 1])
     assert_same(events.times.tolist(), [0, 1])
 
 
 def test_position_orders_and_time_still_marks_ties(tmp_path):
     rows = [("u1", "a", 5, 1), ("u1", "b", 5, 0)]
-    events = read_events(write(tmp_path / "log.csv", rows, (*COLUMNS, "place")), ColumnsConfig(position="place"))
+    events = read_events(write(tmp_path / "log.csv", rows, (*COLUMNS, "place")), columns(position="place"))
     assert_same(events.order.tolist(), [1, 0])
     assert_same(events.times.tolist(), [0, 0])
 
@@ -108,35 +201,38 @@ def test_split_words_are_checked(tmp_path):
     rows = [("u1", "a", 1, "train"), ("u1", "b", 2, "tests")]
     path = write(tmp_path / "log.csv", rows, (*COLUMNS, "part"))
     with pytest.raises(DataError, match=r"log\.csv:3: part is 'tests'.*Did you mean 'test'.*history_only"):
-        read_events(path, ColumnsConfig(split="part"))
+        read_events(path, columns(split="part"))
 
 
 def test_item_table(tmp_path):
-    columns = ("item_id", "title", "category", "brand")
     rows = [("i2", "Red  soap", "Bath", None), ("i1", None, None, "Elm")]
-    items = read_items(write(tmp_path / "items.jsonl", rows, columns), ColumnsConfig(text=["brand", "category"]))
+    items = read_items(
+        write(tmp_path / "items.jsonl", rows, ("item_id", "title", "category", "brand")),
+        columns(text=["brand", "category"], attributes=["brand"]),
+    )
     assert items.item_ids == ["i2", "i1"]
     assert items.titles == ["Red soap", ""]
     assert items.categories == ["Bath", None]
     assert items.texts == ["Red soap Bath", "Elm"]
+    assert items.attributes == {"brand": ["", "Elm"]}
 
 
 def test_item_table_without_title_and_category(tmp_path):
     path = write(tmp_path / "items.csv", [("i2",), ("i1",)], ("item_id",))
-    items = read_items(path, ColumnsConfig(title=None, category=None))
+    items = read_items(path, columns(title=None, category=None))
     assert items.titles == ["", ""]
     with pytest.raises(DataError, match=r"no column 'title'.*data\.columns\.title"):
-        read_items(path, ColumnsConfig(category=None))
+        read_items(path, columns(category=None))
 
 
 def test_an_item_twice_in_the_table_is_refused_with_both_places(tmp_path):
     path = write(tmp_path / "items.csv", [("a",), ("b",), ("a",)], ("item_id",))
     with pytest.raises(DataError, match=r"items\.csv:4: item_id 'a' is there already \(.*items\.csv:2\)"):
-        read_items(path, ColumnsConfig(title=None, category=None))
+        read_items(path, columns(title=None, category=None))
 
 
 def test_an_interaction_with_an_unknown_item_is_named(tmp_path):
-    events = read_events(write(tmp_path / "log.csv", [("u", "i1", 1), ("u", "i22", 2)]), ColumnsConfig())
+    events = read_events(write(tmp_path / "log.csv", [("u", "i1", 1), ("u", "i22", 2)]), columns())
     with pytest.raises(DataError, match=r"log\.csv:3: item 'i22' is not in items\.csv \(2 items; 1 such rows\).*'i2'"):
         item_rows(events, ["i1", "i2"], "items.csv")
     assert_same(item_rows(events, ["i22", "i1"], "items.csv").tolist(), [1, 0])

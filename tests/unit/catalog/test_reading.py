@@ -1,138 +1,227 @@
+import gzip
 import os
+import zipfile
 
+import pyarrow as pa
 import pytest
 
 from genrl.catalog.reading import read_table
-from genrl.errors import DataError
-from tests.unit.catalog.files import write
+from genrl.errors import ConfigError, DataError
+from tests.unit.catalog.files import COLUMNS, write
 
 ROWS = [("u1", "007", 3), ("u2", "NA", 1)]
 
 
+def read(path, wanted=COLUMNS[:2], **options):
+    table = read_table(str(path), "data.interactions", {name: f"data.columns.{name}" for name in wanted}, **options)
+    columns = {
+        name: [value for piece in pieces for value in (piece if isinstance(piece, list) else piece.to_pylist())]
+        for name, pieces in table.columns.items()
+    }
+    return table, columns
+
+
+def written(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def packed(path, content):
+    """Write text as the suffix of the file says."""
+    if path.suffix == ".gz":
+        return written(path, gzip.compress(content.encode()))
+    if path.suffix == ".zst":
+        with pa.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(content.encode())
+        return path
+    return written(path, content)
+
+
 @pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.jsonl"])
-def test_every_form_gives_the_same_ids(tmp_path, name):
-    table = read_table(write(tmp_path / name, ROWS), "data.interactions")
-    assert table.column("item_id", "x").to_pylist() == ["007", "NA"]
-    assert [int(value) for value in table.column("timestamp", "x").to_pylist()] == [3, 1]
+def test_every_form_gives_the_same_ids_and_nothing_is_written_beside(tmp_path, name, capfd):
+    _, columns = read(write(tmp_path / name, ROWS), COLUMNS)
+    assert columns["item_id"] == ["007", "NA"]
+    assert [int(value) for value in columns["timestamp"]] == [3, 1]
+    assert os.listdir(tmp_path) == [name]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "content"),
+    [
+        ("log.tsv", {}, "user_id\titem_id\nu1\t007\nu2\tNA\n"),
+        ("log.inter", {}, "user_id:token\titem_id:token\tx:float_seq\nu1\t007\t1\nu2\tNA\t2\n"),
+        ("log.item", {}, "item_id:token\tuser_id:token_seq\n007\tu1\nNA\tu2\n"),
+        ("log.dat", {}, "user_id::item_id\nu1::007\nu2::NA\n"),
+        ("log.csv", {"separator": ";"}, "user_id;item_id\nu1;007\nu2;NA\n"),
+        ("log.csv", {"separator": "\\t"}, "user_id\titem_id\nu1\t007\nu2\tNA\n"),
+        ("u.data", {"separator": "||"}, "user_id||item_id\nu1||007\nu2||NA\n"),
+        ("log.csv", {}, "\ufeffuser_id,item_id\r\nu1,007\r\nu2,NA\r\n"),
+        ("log.csv", {}, ",user_id,,item_id,user_id2\n0,u1,,007,x\n1,u2,,NA,\n"),
+        ("log.csv", {}, 'x,user_id,x,item_id\n1,u1,"a\nb",007\n,,,\n \n1,u2,2014-01-01,NA\n'),
+        (
+            "log.jsonl",
+            {},
+            '{"user_id": "u1", "item_id": "007", "x": null}\n{"x": [9], "user_id": "u2", "item_id": "NA"}',
+        ),
+    ],
+)
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_separators_types_in_the_header_and_columns_that_nobody_asked_for(tmp_path, name, options, content, packing):
+    _, columns = read(packed(tmp_path / (name + packing), content), **options)
+    assert columns == {"user_id": ["u1", "u2"], "item_id": ["007", "NA"]}
+
+
+def test_a_file_is_unpacked_by_its_content_not_by_its_name(tmp_path):
+    expected = {"user_id": ["u1", "u2"], "item_id": ["007", "NA"]}
+    plain = (tmp_path / "a.csv.gz").with_suffix("")
+    write(plain, ROWS)
+    assert read(written(tmp_path / "b.csv", gzip.compress(plain.read_bytes())))[1] == expected
+    assert read(written(tmp_path / "c.csv.gz", plain.read_bytes()))[1] == expected
+    parquet = tmp_path / "d.parquet"
+    write(parquet, ROWS)
+    assert read(written(tmp_path / "e.parquet.gz", gzip.compress(parquet.read_bytes())))[1] == expected
+
+
+def test_the_name_is_that_very_file_and_no_pattern(tmp_path):
+    write(tmp_path / "a1.jsonl", ROWS)
+    assert read(write(tmp_path / "a[1].jsonl", ROWS[:1]))[1]["user_id"] == ["u1"]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.dat", "log.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+def test_encodings(tmp_path, name, encoding):
+    text = '{"user_id": "Café", "other": "é"}\n' if name.endswith("jsonl") else "user_id\nCafé\n"
+    path = written(tmp_path / name, text.encode(encoding))
+    assert read(path, ["user_id"], encoding=encoding)[1]["user_id"] == ["Café"]
+    with pytest.raises(DataError, match=r"log\.\w+(:[12]: (user_id is 'Caf.*not utf-8|not JSON)|: no column)"):
+        read(path, ["user_id"])
+
+
+def test_bytes_of_another_encoding_in_a_column_that_nobody_asked_for_do_not_matter(tmp_path):
+    path = written(tmp_path / "log.csv", "user_id,item_id,title\nu1,i1,Café\n".encode("latin-1"))
+    assert read(path)[1] == {"user_id": ["u1"], "item_id": ["i1"]}
+    with pytest.raises(
+        DataError, match=r"log\.csv:2: title is 'Caf\\\\udce9', which is not utf-8\. Set data\.encoding"
+    ):
+        read(path, ["title"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("encoding", "klingon"), ("encoding", "base64"), ("separator", "")])
+def test_an_encoding_or_a_separator_that_cannot_be_is_refused(tmp_path, option, value):
+    with pytest.raises(ConfigError, match=rf"data\.{option} is '{value}'"):
+        read(write(tmp_path / "log.csv", ROWS), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ('"5 inch pan', '"5 inch pan'),
+        ('5" pan', '5" pan'),
+        ('"5"" pan"', '5" pan'),
+        ('"a" and "b"', '"a" and "b"'),
+        ('"', '"'),
+    ],
+)
+def test_a_quote_in_a_tab_separated_file_swallows_nothing(tmp_path, field, text):
+    path = written(tmp_path / "log.tsv", f"user_id\titem_id\n{field}\ta\nu2\tb\n")
+    assert read(path)[1] == {"user_id": [text, "u2"], "item_id": ["a", "b"]}
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     write(tmp_path / "b.csv", ROWS[1:])
     write(tmp_path / "a.csv", ROWS[:1])
     (tmp_path / "README.md").write_text("not data")
-    table = read_table(str(tmp_path), "data.interactions")
-    assert table.column("user_id", "x").to_pylist() == ["u1", "u2"]
+    table, columns = read(tmp_path)
+    assert columns["user_id"] == ["u1", "u2"]
     assert table.place(0).endswith("a.csv:2")
     assert table.place(1).endswith("b.csv:2")
-
-
-def test_nothing_is_written_beside_the_files(tmp_path):
-    for name in ("log.parquet", "log.csv", "log.jsonl"):
-        write(tmp_path / name, ROWS)
-    before = sorted(os.listdir(tmp_path))
-    for name in before:
-        read_table(str(tmp_path / name), "data.interactions")
-    assert sorted(os.listdir(tmp_path)) == before
+    (tmp_path / "b.csv").write_text("user_id,item\nu3,i3\n")
+    with pytest.raises(DataError, match=r"b\.csv: no column 'item_id'"):
+        read(tmp_path)
 
 
 def test_an_edited_file_is_read_anew(tmp_path):
     path = tmp_path / "log.csv"
-    write(path, ROWS)
-    read_table(str(path), "data.interactions")
+    read(write(path, ROWS))
     stamp = os.stat(path).st_mtime_ns
     write(path, [("u9", "1", 1), ("u8", "2", 2)])
     os.utime(path, ns=(stamp, stamp))
-    assert read_table(str(path), "data.interactions").column("user_id", "x").to_pylist() == ["u9", "u8"]
+    assert read(path)[1]["user_id"] == ["u9", "u8"]
 
 
-def test_reading_is_quiet(tmp_path, capfd):
-    read_table(write(tmp_path / "log.jsonl", ROWS), "data.interactions")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_missing_column_is_named_with_a_suggestion(tmp_path):
-    table = read_table(write(tmp_path / "log.csv", ROWS), "data.interactions")
-    with pytest.raises(DataError, match=r"log\.csv: no column 'item'.*data\.columns\.item.*'item_id'.*timestamp"):
-        table.column("item", "data.columns.item")
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("user_id,item,timestamp", r"log\.csv: no column 'item_id'.*data\.columns\.item_id.*'item'.*timestamp"),
+        ("user_id;item_id", r"no column 'user_id'.*Columns there: user_id;item_id.*split at ',' \(data\.separator\)"),
+        ("user_id,item_id,user_id", r"log\.csv: column 'user_id' is named twice"),
+    ],
+)
+def test_a_column_that_is_not_there_once_is_named(tmp_path, header, said):
+    with pytest.raises(DataError, match=said):
+        read(written(tmp_path / "log.csv", f"{header}\n"))
 
 
 def test_lines_are_counted_as_a_person_would(tmp_path):
-    path = tmp_path / "log.csv"
-    path.write_text('user_id,title\nu1,"two\nlines"\n\nu2,x\n')
-    table = read_table(str(path), "data.items")
-    places = [table.place(row).rsplit(":", 1)[1] for row in range(len(table))]
-    assert places == ["2", "5"], "the title of line 2 spans two lines, line 4 is blank"
-    jsonl = tmp_path / "log.jsonl"
-    jsonl.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert read_table(str(jsonl), "data.items").place(1).endswith("log.jsonl:3")
-    assert read_table(write(tmp_path / "t.parquet", ROWS), "data.items").place(1).endswith("t.parquet, row 2")
+    table, _ = read(written(tmp_path / "log.csv", 'user_id,title\nu1,"two\nlines"\n\nu2,x\n'), ["user_id"])
+    assert [table.place(row).rsplit(":", 1)[1] for row in range(len(table))] == ["2", "5"], "line 3 is of the title"
+    table, _ = read(written(tmp_path / "log.jsonl", '{"a": 1}\n\n{"a": 2}\n'), ["a"])
+    assert table.place(1).endswith("log.jsonl:3")
+    table, _ = read(written(tmp_path / "log.tsv", "\na\tb\n1\t1\n\n2\t2\n"), ["a"])
+    assert table.place(1).endswith("log.tsv:5")
+    table, _ = read(write(tmp_path / "t.parquet", ROWS))
+    assert table.place(1).endswith("t.parquet, row 2")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("name", "content", "said"),
     [
-        ('{"user_id": "u1"}\n{"user_id": oops}\n', r"log\.jsonl:2: not JSON"),
-        ('{"user_id": "u1"}\n[1, 2]\n', r"log\.jsonl:2: a list, not an object"),
-        ('{"user_id": "u1"}\n\n{"user_id": "u2"\n', r"log\.jsonl:3: not JSON"),
+        ("log.jsonl", '{"user_id": "u1"}\n{"user_id": oops}\n', r"log\.jsonl:2: not JSON \(Expecting value, column 13"),
+        ("log.jsonl", '{"user_id": "u1"}\n[1, 2]\n', r"log\.jsonl:2: a list, not an object"),
+        ("log.jsonl", 'null\n{"user_id": "u1"}\n', r"log\.jsonl:1: null, not an object"),
+        ("log.jsonl", '{"user_id": "u1"}\n\n{"user_id": "u2"\n', r"log\.jsonl:3: not JSON"),
+        ("log.jsonl", '{"x": ' + "[" * 100_000 + "\n", r"log\.jsonl:1: JSON that cannot be read \(.*recursion"),
+        ("log.jsonl", '{"x": ' + "1" * 5_000 + "}\n", r"log\.jsonl:1: JSON that cannot be read \(.*digits"),
+        ("log.csv", "", "empty file"),
+        ("log.csv", "\n\n", "empty file"),
+        ("log.csv", "user_id,item_id\n", r"log\.csv: no rows"),
+        ("log.csv", "user_id,item_id\na,b\nc,d,e,f\n", r"log\.csv:3: 4 fields between ',', but the first line has 2"),
+        ("log.csv", "user_id,item_id\na,b,\nc,d,\n", r"log\.csv:2: 3 fields.*quote a field.*data\.separator"),
+        ("log.csv", "user_id,item_id\na,b\nc\n", r"log\.csv:3: 1 fields"),
+        ("log.tsv", 'user_id\titem_id\n"a\tb\nc\n', r"log\.tsv:3: 1 fields"),
+        ("log.dat", "user_id::item_id\na:b\n", r"log\.dat:2: 1 fields between '::'"),
+        ("log.csv", 'user_id,item_id\na,"12 inch\nb,6" pan\n', r"log\.csv:2: .*begins with a quote ends with one"),
+        ("log.csv", 'user_id,item_id\na,b\nc,"d\n', r"log\.csv:3: unexpected end of data"),
+        ("log.parquet", b"PAR1 and then nothing", r"log\.parquet: cannot be read as parquet"),
+        (
+            "log.csv",
+            gzip.compress(b"user_id,item_id\na,b\n" * 99)[:-20],
+            r"log\.csv: cannot be read as csv: .*[Tt]runcated",
+        ),
+        ("log.xlsx", "x", r"unknown form '\.xlsx'.*data\.separator"),
     ],
 )
-def test_a_broken_json_line_is_named(tmp_path, content, said):
-    path = tmp_path / "log.jsonl"
-    path.write_text(content)
+def test_a_broken_file_is_named_with_line_and_remedy(tmp_path, name, content, said):
     with pytest.raises(DataError, match=said):
-        read_table(str(path), "data.interactions")
+        read(written(tmp_path / name, content))
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("", "empty file"),
-        ("user_id,user_id\na,b\n", r":1: column 'user_id' is named twice"),
-        ("user_id,item_id\na,b\nc,d,e,f\n", r"log\.csv: cannot be read as csv: .*line 3"),
-        ("user_id,item_id\n", r"log\.csv: no rows"),
-        ("\n\n", "empty file"),
-    ],
-)
-def test_a_broken_csv_file_is_named(tmp_path, content, said):
-    path = tmp_path / "log.csv"
-    path.write_text(content)
-    with pytest.raises(DataError, match=said):
-        read_table(str(path), "data.interactions")
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
-    path = tmp_path / "log.csv"
-    path.write_text("user_id,item_id\nu1,i1\n", encoding="utf-8-sig")
-    assert read_table(str(path), "data.interactions").data.column_names == ["user_id", "item_id"]
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path):
-    path = tmp_path / "log.parquet"
-    path.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(DataError, match=r"log\.parquet: cannot be read as parquet"):
-        read_table(str(path), "data.interactions")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("gone.parquet", "no such file or folder"),
-        ("log.xlsx", "unknown form '.xlsx'"),
-        ("folder", "no file of a known form"),
-    ],
-)
-def test_what_cannot_be_read_is_named(tmp_path, name, said):
-    (tmp_path / "log.xlsx").write_text("x")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match=said):
-        read_table(str(tmp_path / name), "data.interactions")
-
-
-def test_a_folder_of_several_forms_is_refused(tmp_path):
-    write(tmp_path / "a.csv", ROWS)
+def test_what_cannot_be_read_is_named(tmp_path):
+    for name, said in {
+        "gone.parquet": "no such file or folder",
+        "gone.csv.gz": "no such file",
+        ".": "no file of a known",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            read(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "log.csv", "w") as archive:
+        archive.writestr("log.csv", "user_id,item_id\n")
+    with pytest.raises(DataError, match="a zip archive"):
+        read(tmp_path / "log.csv")
     write(tmp_path / "b.parquet", ROWS)
     with pytest.raises(DataError, match=r"several forms \(csv, parquet\)"):
-        read_table(str(tmp_path), "data.interactions")
+        read(tmp_path)
 
 
 def test_an_unreachable_hub_data_set_is_named(monkeypatch):
@@ -143,7 +232,7 @@ def test_an_unreachable_hub_data_set_is_named(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(DataError, match=r"owner/name: neither a file.*no network"):
-        read_table("owner/name", "data.interactions")
+        read("owner/name")
 
 
 def test_a_hub_data_set_is_read_by_name(monkeypatch):
@@ -151,6 +240,8 @@ def test_a_hub_data_set_is_read_by_name(monkeypatch):
 
     made = datasets.Dataset.from_dict({"user_id": ["a"], "item_id": ["b"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: made)
-    table = read_table("owner/name", "data.interactions")
+    table, columns = read("owner/name")
     assert table.place(0) == "owner/name, row 1"
-    assert table.column("item_id", "x").to_pylist() == ["b"]
+    assert columns["item_id"] == ["b"]
+    with pytest.raises(DataError, match="owner/name: no column 'title'"):
+        read("owner/name", ["title"])

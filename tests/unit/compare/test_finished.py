@@ -19,7 +19,7 @@ from genrl.compare.finished import (
 )
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.errors import DataError
-from genrl.training.folder import read_json
+from genrl.files import read_json
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
 
 RANKS = (0, 1, 2, 20, 4, 20)

@@ -15,8 +15,8 @@ from genrl.compare.plan import (
     parse_seeds,
 )
 from genrl.errors import ConfigError
-from genrl.training.report import NAMES
-from genrl.training.stages import SUPERVISED, supervised_stages
+from genrl.runs.stages import SUPERVISED, supervised_stages
+from genrl.runs.tables import NAMES
 from tests.comparisons import plan_of
 
 

@@ -11,8 +11,8 @@ from genrl.compare.run import choose, completion_length, environment, latest_ste
 from genrl.config import RunConfig
 from genrl.config.schema import TrainerConfig
 from genrl.errors import ConfigError, GenRLError
-from genrl.training.folder import write_json
-from genrl.training.session import Session
+from genrl.files import write_json
+from genrl.runs.session import Session
 from tests.comparisons import finish, plan_of
 from tests.runs import small_config
 

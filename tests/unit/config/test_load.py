@@ -13,6 +13,8 @@ class StepOptions:
     clip_high: float = 0.2
     normalize: Literal["std", "mean"] = "std"
     levels: list[int] = field(default_factory=list)
+    label: str | None = None
+    tags: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,41 @@ def test_later_layers_win(tmp_path):
     assert config.rl.select == RunConfig().rl.select
 
 
+TEXTS = ("001", "12:30:45", "no", "1e3", "2026-01-31", "0x1F", "on", "1_000", "~x", ".5")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("in_file", [True, False])
+def test_text_stays_as_it_is_written(tmp_path, registries, text, in_file):
+    columns = f"user: {text}, split: {text}, text: [{text}, b]"
+    label = f"label: {text}, tags: [a, {text}]"
+    tree = [
+        f"data: {{columns: {{{columns}}}}}",
+        f"objective: {{{label}}}",
+        f"model: {{lora: {{target_modules: [{text}]}}}}",
+    ]
+    lines = [f"data.columns={{{columns}}}", f"objective={{{label}}}", f"model.lora.target_modules=[{text}]"]
+    files = [write(tmp_path, "a.yaml", "\n".join(tree))] if in_file else []
+    config = load_config(files, overrides=[f"prompt.prefix={text}", *([] if in_file else lines)], registries=registries)
+    columns = config.data.columns
+    assert (columns.user, columns.split, columns.text, config.prompt.prefix) == (text, text, [text, "b"], text)
+    assert (config.objective["label"], config.objective["tags"]) == (text, ["a", text])
+    assert config.model.lora.target_modules == [text]
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config([tmp_path / "saved.yaml"]) == config
+
+
+def test_null_and_quoted_text_and_numbers_are_what_yaml_says(tmp_path):
+    file = write(
+        tmp_path, "a.yaml", "experiment: 007\ndata: {columns: {time: null, title: ~, user: 'null'}}\nseed: 010\n"
+    )
+    config = load_config([file], {"experiment": "x"})
+    assert (config.experiment, config.seed) == ("x", 8)
+    assert (config.data.columns.time, config.data.columns.title, config.data.columns.user) == (None, None, "null")
+    with pytest.raises(ConfigError, match=r"data\.columns\.user: is not text"):
+        load_config(overrides=["data.columns.user=null"])
+
+
 def test_flags_have_their_options():
     flags = {
         "objective": "gbpo",
@@ -115,7 +152,14 @@ def test_another_objective_drops_the_options_of_the_configured_one(tmp_path, reg
 
 def test_components_are_completed_under_their_canonical_name(registries):
     config = load_config(overrides=["objective.name=step-aligned", "objective.normalize=mean"], registries=registries)
-    assert config.objective == {"name": "sapo", "clip_high": 0.2, "normalize": "mean", "levels": []}
+    assert config.objective == {
+        "name": "sapo",
+        "clip_high": 0.2,
+        "normalize": "mean",
+        "levels": [],
+        "label": None,
+        "tags": [],
+    }
     assert config.rewards == {"exact_match": {"weight": 1.0}, "level_match": {"weight": 1.0}}
 
 

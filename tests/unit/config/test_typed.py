@@ -64,12 +64,6 @@ def test_the_bad_value_keeps_its_default_and_the_good_one_arrives():
     assert (config.rl.max_steps, config.rl.warmup_steps) == (RunConfig().rl.max_steps, 7)
 
 
-def test_bare_on_and_off_are_words_where_a_word_is_wanted():
-    config, problems = to_typed({"align": {"text_tasks": True}})
-    assert problems == []
-    assert config.align.text_tasks == "on"
-
-
 def test_an_option_may_refer_to_another_or_to_the_environment(monkeypatch):
     monkeypatch.setenv("GENRL_TEST_DATA", "folder")
     config, problems = to_typed(

@@ -1,4 +1,4 @@
-"""The metric classes: equal to the functions, exact over batches, padding rows and processes."""
+"""The metric class: equal to the functions, exact over batches, padding rows and processes."""
 
 import math
 
@@ -7,15 +7,7 @@ import torch
 import torch.multiprocessing
 
 from genrl.batches import Ranking, Targets
-from genrl.metrics import (
-    ColdRecallAtK,
-    NDCGAtK,
-    PassAtK,
-    RankingMetrics,
-    RecallAtK,
-    ValidRate,
-    per_row_metrics,
-)
+from genrl.metrics import RankingMetrics, per_row_metrics
 from genrl.metrics import functional as F
 from tests.helpers import assert_same
 
@@ -82,25 +74,6 @@ def test_it_reports_the_functions_means():
     assert_same(values["entropy_corpus@10"], pooled / math.log(2))
 
 
-def test_single_classes_agree_with_the_whole():
-    ranking, targets, _ = case(40)
-    metrics = make()
-    metrics.update(ranking, targets)
-    whole = metrics.compute()
-    singles = {
-        "recall@10": RecallAtK(10),
-        "ndcg@5": NDCGAtK(5),
-        "cold_recall@10": ColdRecallAtK(10, metrics.cold),
-        "valid_rate": ValidRate(10),
-    }
-    for name, metric in singles.items():
-        metric.update(ranking, targets)
-        assert_same(metric.compute().item(), whole[name])
-    passes = PassAtK(10)
-    passes.update(ranking, targets)
-    assert passes.compute() >= whole["recall@10"]
-
-
 def test_batches_and_padding_rows_change_nothing():
     ranking, targets, history = case(50)
     whole = make()
@@ -140,11 +113,11 @@ def test_a_sid_takes_one_place():
 
 
 def test_a_cold_target_counts_even_beside_a_warm_one_of_the_same_sid():
-    cold = torch.tensor([False, True])
-    metric = ColdRecallAtK(1, cold, codes=torch.tensor([[0], [0]]))
-    metric.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0, 1]])))
-    assert metric.compute() == 1
-    assert metric.count == 1
+    codes = torch.tensor([[0], [0]])
+    metrics = RankingMetrics(torch.tensor([False, True]), torch.zeros(2, dtype=torch.int64), [1], codes, level="sid")
+    metrics.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0, 1]])))
+    values = metrics.compute()
+    assert (values["cold_recall@1"], values["cold_rows"]) == (1, 1)
 
 
 def test_golden_cold():
@@ -160,15 +133,10 @@ def test_golden_cold():
     assert values["entropy_normalized@1"] == 0
 
 
-def test_rows_without_targets_are_left_out_or_zero():
-    ranking = Ranking(torch.tensor([[3], [4]]), torch.zeros(2, 1))
-    targets = Targets(torch.tensor([[3], [-1]]))
-    values = []
-    for empty in ("exclude", "zero"):
-        metrics = make(k=[1], empty=empty)
-        metrics.update(ranking, targets)
-        values.append((metrics.compute()["recall@1"], metrics.compute()["rows"]))
-    assert values == [(1.0, 1), (0.5, 2)]
+def test_rows_without_targets_are_left_out():
+    metrics = make(k=[1])
+    metrics.update(Ranking(torch.tensor([[3], [4]]), torch.zeros(2, 1)), Targets(torch.tensor([[3], [-1]])))
+    assert (metrics.compute()["recall@1"], metrics.compute()["rows"]) == (1.0, 1)
 
 
 def test_no_cold_row_is_not_a_recall_of_zero():
@@ -189,27 +157,15 @@ def test_a_catalogue_without_categories_has_no_entropy():
     assert values["recall@1"] == 1
 
 
-def test_reset_forgets():
+def test_states_forget_when_reset_also_in_inference_mode():
     ranking, targets, _ = case(10)
     metrics = make()
-    metrics.update(ranking, targets)
-    first = metrics.compute()
-    metrics.reset()
+    with torch.inference_mode():
+        metrics.update(ranking, targets)
+        first = metrics.compute()
+        metrics.reset()
     metrics.update(ranking, targets)
     same(metrics.compute(), first)
-
-
-def test_states_survive_inference_mode():
-    ranking, targets, _ = case(10)
-    metrics, recall = make(), RecallAtK(10)
-    with torch.inference_mode():
-        for metric in (metrics, recall):
-            metric.update(ranking, targets)
-            metric.compute()
-            metric.reset()
-    for metric in (metrics, recall):
-        metric.update(ranking, targets)
-    assert_same(recall.compute(), metrics.compute()["recall@10"])
 
 
 def test_refusals():
@@ -241,14 +197,12 @@ def evaluate_rank(rank, store, answers):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     ranking, targets, history = case(50)
     mine = torch.arange(33) if rank == 0 else torch.arange(33, 50)
-    metrics, recall = make(), RecallAtK(10)
+    metrics = make()
     for start in range(0, 36, 12):
         places = torch.arange(start, start + 12)
         batch = rows_of(ranking, targets, history, mine[places.clamp(max=len(mine) - 1)])
-        inside = places < len(mine)
-        metrics.update(*batch[:2], rows=inside, history=batch[2])
-        recall.update(*batch[:2], rows=inside)
-    answers[rank] = {**metrics.compute(), "single": recall.compute().item()}
+        metrics.update(*batch[:2], rows=places < len(mine), history=batch[2])
+    answers[rank] = metrics.compute()
     torch.distributed.destroy_process_group()
 
 
@@ -268,5 +222,4 @@ def test_two_processes_with_uneven_rows_are_exact(tmp_path):
     whole.update(ranking, targets, history=history)
     expected = whole.compute()
     same(first, second)
-    assert_same(first.pop("single"), expected["recall@10"])
     same(first, expected)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genrl.errors import DataError
 from genrl.layouts.base import ThinkingLayout
+from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule
-from genrl.training.session import Session
 from tests.helpers import assert_same
 from tests.runs import activate_module, attach, changed, flat_gradient, small_config, train
 

@@ -14,8 +14,8 @@ from genrl.batches import Completions, Requests, Rewards, Targets
 from genrl.errors import NonFiniteError
 from genrl.objectives import ObjectiveOutput, live_prompts
 from genrl.policy.score import score
+from genrl.runs.session import Session
 from genrl.training.rl import RLModule
-from genrl.training.session import Session
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
 

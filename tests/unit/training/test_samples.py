@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from genrl.layouts.base import ThinkingLayout
+from genrl.runs.session import Session
 from genrl.training.callbacks import RolloutSamples
 from genrl.training.samples import markdown, rollout_samples
-from genrl.training.session import Session
 from tests.runs import attach, rl_module, small_config
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.sequences import Role
-from genrl.training.session import Session
+from genrl.runs.session import Session
 from genrl.training.sft import SFTModule
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, sft_module, train

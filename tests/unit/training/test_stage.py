@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from genrl.batches import Targets
 from genrl.catalog.sequences import Role
 from genrl.errors import NonFiniteError
-from genrl.training.evaluation import evaluate, rankings
-from genrl.training.session import Session
+from genrl.recommenders.policy import rankings
+from genrl.runs.evaluate import evaluate
+from genrl.runs.session import Session
 from genrl.training.stage import StageModule, flatten, scheduled
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train

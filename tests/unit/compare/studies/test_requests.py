@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from genrl.compare.studies import requests as module
 from genrl.compare.studies.requests import milliseconds, requests, widest_beam, work
-from genrl.training.evaluation import rankings
-from genrl.training.session import Session
+from genrl.recommenders.policy import rankings
+from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.runs import changed, small_config
 

@@ -17,8 +17,8 @@ from genrl.compare.studies import requests as asking
 from genrl.compare.studies import thinking as module
 from genrl.compare.studies.thinking import Match, Question, compare_thinking, matched, plain_plan, thinking_plan
 from genrl.errors import ConfigError
-from genrl.training.folder import read_json
-from genrl.training.run import fit
+from genrl.files import read_json
+from genrl.runs.fit import fit
 from tests.comparisons import configure, finish
 from tests.runs import small
 

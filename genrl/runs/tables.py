@@ -14,11 +14,11 @@ from genrl.config.schema import RunConfig
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.objectives import OBJECTIVES, Objective
-from genrl.training.stages import supervised_stages
+from genrl.runs.stages import supervised_stages
 
 if TYPE_CHECKING:
     from genrl.catalog.dataset import Dataset
-    from genrl.training.session import Session
+    from genrl.runs.session import Session
 
 COLUMNS = {
     "recall": "R",

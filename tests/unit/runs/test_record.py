@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import DataError
-from genrl.training.evaluation import Evaluation, evaluated_rows
-from genrl.training.outcome import references, save_ranks, written
-from genrl.training.session import Session
+from genrl.runs.evaluate import Evaluation, evaluated_rows
+from genrl.runs.record import references, save_ranks, written
+from genrl.runs.session import Session
 from tests.runs import small_config
 from tests.unit.recommenders.problems import dataset_of
 

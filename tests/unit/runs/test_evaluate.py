@@ -12,16 +12,14 @@ from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
 from genrl.policy.reasoning import reason
 from genrl.prompts.prompts import EvaluationBatches
-from genrl.training.evaluation import (
+from genrl.recommenders.policy import deniable, rankings, thinking_noise
+from genrl.runs.evaluate import (
     Evaluation,
-    deniable,
     evaluate,
     evaluated_rows,
     ranking_metrics,
-    rankings,
-    thinking_noise,
 )
-from genrl.training.session import Session
+from genrl.runs.session import Session
 from tests.helpers import assert_same
 
 CONFIG = EvaluateConfig(beam=60, k=[5, 10])
@@ -230,12 +228,12 @@ def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking
 def test_raw_and_history_excluded_rankings_share_one_thinking(
     thinking: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genrl.training import evaluation
+    from genrl.recommenders import policy
 
     layout, prompts = thinking.layout, thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:4])
     assert isinstance(layout, BlockedLayout)
-    count, think = [], evaluation.think
-    monkeypatch.setattr(evaluation, "think", lambda *args, **options: count.append(1) or think(*args, **options))
+    count, think = [], policy.think
+    monkeypatch.setattr(policy, "think", lambda *args, **options: count.append(1) or think(*args, **options))
     full = reason(thinking.policy, layout, prompts.tokens, prompts.mask, 60).ranking
     found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
     assert found["raw"].items.tolist() == full.items[:, :10].tolist()

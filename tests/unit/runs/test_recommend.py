@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
 from genrl.training.callbacks import save_weights
-from genrl.training.claim import claim
-from genrl.training.contract import decoding
-from genrl.training.finished_run import evaluate_run, load_run, recommend
-from genrl.training.session import Session
+from genrl.runs.folder import claim
+from genrl.recommenders.policy import decoding
+from genrl.runs.recommend import evaluate_run, load_run, recommend
+from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.runs import content
 

@@ -9,10 +9,10 @@ import pytest
 
 from genrl.config import RunConfig, load_config
 from genrl.errors import CheckpointError, ConfigError, DataError
-from genrl.training import outcome
-from genrl.training.finished_run import evaluate_run
-from genrl.training.run import build_objective, build_sids, fit, make_verifier
-from genrl.training.session import Session
+from genrl.runs import record
+from genrl.runs.recommend import evaluate_run
+from genrl.runs.fit import build_objective, build_sids, fit, make_verifier
+from genrl.runs.session import Session
 from tests.runs import QUICK, changed, content, small_config
 
 
@@ -183,7 +183,7 @@ def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_reference_lines_are_computed_once_per_experiment(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcome, "reference_lines", None)
+    monkeypatch.setattr(record, "reference_lines", None)
     folder = fit(config_of(copied, "seed=1"))
     one, two = (json.loads((path / "metrics.json").read_text()) for path in (copied, folder))
     assert one["test"]["most_popular"] == two["test"]["most_popular"]

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from genrl.config.schema import SidConfig
 from genrl.errors import CheckpointError, DataError
-from genrl.training.folder import (
+from genrl.files import (
     Meter,
     file_hash,
     key_of,
@@ -62,7 +62,7 @@ def test_keys_change_with_what_they_are_made_of() -> None:
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from genrl.training.folder import locked\n"
+        "import sys; from pathlib import Path; from genrl.files import locked\n"
         "with locked(Path(sys.argv[1])): print('in', flush=True)"
     )
     with locked(tmp_path):

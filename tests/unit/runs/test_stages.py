@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from genrl.config import load_config
-from genrl.training.stages import supervised_stages, thinks
+from genrl.runs.stages import supervised_stages, thinks
 
 
 @pytest.mark.parametrize(

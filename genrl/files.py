@@ -182,11 +182,6 @@ class Meter:
         return float(used) * (1 if sys.platform == "darwin" else 1024)
 
 
-def is_main_process() -> bool:
-    """Whether this process writes files: rank 0, or the process that will start the others."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
 def rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:
     """Metrics as they are written to metrics.json; a mean over no rows is null."""
     return {name: None if math.isnan(value) else round(float(value), digits) for name, value in values.items()}

@@ -12,8 +12,9 @@ from rich.console import Console
 from genrl.config.load import save_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.training import report
-from genrl.training.folder import UNIMPORTANT, file_hash, is_main_process, read_json, versions, write_json
+from genrl.runs import tables as report
+from genrl.training.fitting import is_first
+from genrl.files import UNIMPORTANT, file_hash, read_json, versions, write_json
 
 READ = ("data.interactions", "data.items", "sid.path", "sid.embedding.path", "activate.path")
 """Options that name files which a run learns from."""
@@ -27,7 +28,7 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
             unfinished run that is not to be resumed.
     """
     saved = folder / "config.yaml"
-    if not is_main_process() or not saved.exists():
+    if not is_first() or not saved.exists():
         return False
     changed = differences(saved, config)
     if changed:

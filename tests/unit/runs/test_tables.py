@@ -12,9 +12,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 from scipy import stats
 
-from genrl.training import report
-from genrl.training.run import build_objective
-from genrl.training.session import Session
+from genrl.runs import tables as report
+from genrl.runs.fit import build_objective
+from genrl.runs.session import Session
 from tests.helpers import assert_same
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.training.run import fit
-from genrl.training.session import Session
+from genrl.runs.fit import fit
+from genrl.runs.session import Session
 from tests.runs import QUICK, small_config
 
 

@@ -19,14 +19,15 @@ from genrl.layouts.base import ThinkingLayout
 from genrl.policy.decode import rank
 from genrl.policy.model import Policy
 from genrl.policy.reasoning import Reasoned, read_blocks, reason
-from genrl.training import report
-from genrl.training.baseline import BaselineSession, load_baseline
-from genrl.training.contract import check_decoding, decoding
-from genrl.training.evaluation import evaluate, thinking_noise
+from genrl.runs import tables as report
+from genrl.runs.baseline import BaselineSession, load_baseline
+from genrl.recommenders.policy import check_decoding, decoding
+from genrl.recommenders.policy import thinking_noise
+from genrl.runs.evaluate import evaluate
 from genrl.training.fitting import quiet_libraries
-from genrl.training.folder import read_json, read_weights
-from genrl.training.outcome import references, written
-from genrl.training.session import Session
+from genrl.files import read_json, read_weights
+from genrl.runs.record import references, written
+from genrl.runs.session import Session
 
 
 @dataclass(frozen=True)

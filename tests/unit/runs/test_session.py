@@ -9,7 +9,7 @@ import torch
 
 from genrl.catalog.sequences import Role
 from genrl.errors import ConfigError, DataError
-from genrl.training.session import Session, sid_table
+from genrl.runs.session import Session, sid_table
 from tests.models import save_local_model
 from tests.runs import changed, small_config
 
@@ -21,7 +21,7 @@ def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session
     first, last = int(sequences.offsets[0]), int(position)
     wanted = session.layout.render(sequences.items[first:last]).flatten().tolist()
     assert prompt.tokens[prompt.mask].tolist() == [session.policy.start_id, *wanted]
-    whole = session.packer(0, 1)
+    whole = session.packer()
     assert whole.head.tolist() == [session.policy.start_id]
     assert whole.sid_tokens.tolist() == session.maker.template.sid_tokens.tolist()
     assert whole.pad_id == session.policy.tokenizer.pad_token_id
@@ -89,12 +89,12 @@ def test_prompts_longer_than_the_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_text_examples_are_for_models_that_know_words(session: Session, tmp_path: Path) -> None:
-    assert session.packer(0, 1).text == ()
-    assert len(changed(session, tmp_path, "align.text_tasks=on").packer(0, 1).text) == 2 * 60
+    assert session.packer().text == ()
+    assert len(changed(session, tmp_path, "align.text_tasks=on").packer().text) == 2 * 60
     folder = save_local_model(tmp_path / "model")
     local = Session.build(small_config(tmp_path, f"model.name={folder}"))
-    assert len(local.packer(0, 1).text) == 2 * 60
-    assert changed(local, tmp_path, f"model.name={folder}", "align.text_tasks=off").packer(0, 1).text == ()
+    assert len(local.packer().text) == 2 * 60
+    assert changed(local, tmp_path, f"model.name={folder}", "align.text_tasks=off").packer().text == ()
 
 
 def test_the_number_of_threads_is_set(tmp_path: Path) -> None:

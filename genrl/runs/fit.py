@@ -12,24 +12,24 @@ from rich.console import Console
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
 from genrl.objectives import OBJECTIVES, Objective, check_needs
-from genrl.ops import world_size
+from genrl.ops import world_rank, world_size
 from genrl.policy.rollout import check_method, check_rollout
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.sid.table import SidTable
-from genrl.training import report
+from genrl.runs import tables as report
 from genrl.training.activate import ActivateModule
-from genrl.training.baseline import fit_baseline
+from genrl.runs.baseline import fit_baseline
 from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights, RolloutSamples
-from genrl.training.claim import claim, is_finished, show_finished
-from genrl.training.evaluation import SPLITS, Evaluation, evaluate, ranking_metrics
-from genrl.training.fitting import barrier, check_accelerator, monitor, process_rank, quiet_libraries, train
-from genrl.training.folder import Meter, is_main_process, key_of, locked, read_json, read_weights, write_json
-from genrl.training.outcome import references, save_ranks, written
+from genrl.runs.folder import claim, is_finished, show_finished
+from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
+from genrl.training.fitting import barrier, check_accelerator, find_rank, is_first, monitor, quiet_libraries, train
+from genrl.files import Meter, key_of, locked, read_json, read_weights, write_json
+from genrl.runs.record import references, save_ranks, written
 from genrl.training.rl import RLModule
-from genrl.training.session import Session, sid_table
+from genrl.runs.session import Session, sid_table
 from genrl.training.sft import SFTModule
-from genrl.training.stages import thinks
+from genrl.runs.stages import thinks
 from genrl.training.stream import PromptOrder
 
 
@@ -50,8 +50,10 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     """
     if config.stages == ["baseline"]:
         return fit_baseline(config, resume=resume, command=command)
-    console = Console(quiet=not is_main_process())
     quiet_libraries()
+    check_accelerator(config.trainer)
+    find_rank(config.trainer)
+    console = Console(quiet=not is_first())
     objective = objective or build_objective(config)
     folder = run_folder(config)
     if is_finished(folder, config, resume):
@@ -62,10 +64,10 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     prepared = _prepare_rl(session, objective) if "rl" in config.stages else None
     if session.activates:
         _check_taught(session)
-    with locked(folder) if is_main_process() else contextlib.nullcontext():
+    with locked(folder) if is_first() else contextlib.nullcontext():
         if is_finished(folder, config, resume):  # by another process, while this one waited
             return show_finished(folder, console)
-        if is_main_process():
+        if is_first():
             claim(folder, config, command)
         codes = session.table.codes
         results: dict[str, Any] = {"stages": {}}
@@ -76,7 +78,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
             _activate(session, results, console)
         if prepared is not None:
             _reinforce(session, objective, *prepared, folder, results, console)
-        if is_main_process():
+        if is_first():
             _finish(session, folder, results, command)
             report.show(console, read_json(folder / "metrics.json"))
             report.places(console, {"run folder": folder, "curves": folder / "curves.png"})
@@ -85,7 +87,6 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
 
 def _check_early(config: RunConfig) -> None:
     """Say what cannot be before data and model are loaded."""
-    check_accelerator(config.trainer)
     if "rl" in config.stages:
         check_method(config.rollout, thinking=thinks(config))
 
@@ -125,7 +126,7 @@ def _prepare_rl(session: Session, objective: Objective) -> tuple[Verifier, Promp
 def _check_taught(session: Session) -> None:
     """Say what is wrong with what stage `activate` learns before stage `align` trains, unless it is learned already."""
     if not (_stage_folder(session.config, "activate", session.activate_key()) / "metrics.json").exists():
-        session.activate_batches(0, 1)
+        session.activate_batches()
 
 
 def _align(session: Session, results: dict[str, Any], console: Console) -> None:
@@ -133,8 +134,7 @@ def _align(session: Session, results: dict[str, Any], console: Console) -> None:
     plain = session.plain
 
     def module(folder: Path) -> SFTModule:
-        packer = session.packer(process_rank(), session.config.trainer.devices)
-        return SFTModule(packer, session.config.align, **_stage_arguments(plain, folder))
+        return SFTModule(session.packer(), session.config.align, **_stage_arguments(plain, folder))
 
     _supervise("align", session.align_key(), plain, module, session.config.align.patience, results, console)
 
@@ -143,7 +143,7 @@ def _activate(session: Session, results: dict[str, Any], console: Console) -> No
     """Train or reuse stage `activate` and leave its weights in the policy."""
 
     def module(folder: Path) -> ActivateModule | SFTModule:
-        batches = session.activate_batches(process_rank(), session.config.trainer.devices)
+        batches = session.activate_batches()
         kind = ActivateModule if session.layout.thinking else SFTModule
         return kind(batches, session.config.activate, **_stage_arguments(session, folder))
 
@@ -162,14 +162,14 @@ def _supervise(
     """Train or reuse a supervised stage, which all runs of an experiment with the same key share."""
     config = session.config
     folder = _stage_folder(config, name, key)
-    with locked(folder) if is_main_process() else contextlib.nullcontext():
+    with locked(folder) if is_first() else contextlib.nullcontext():
         if not (folder / "metrics.json").exists():
             meter = Meter()
             module = module_in(folder)
             best = BestWeights(folder / "weights.safetensors", monitor(config), patience)
             train(name, module, folder, module.max_steps, best, config)
             training = meter.read()
-            if is_main_process():
+            if is_first():
                 write_json(folder / "metrics.json", {**training, "best_step": best.best_step, "folder": str(folder)})
             barrier()
         else:
@@ -178,7 +178,7 @@ def _supervise(
         evaluation = folder / f"evaluation-{key_of(config.evaluate)}"
         if not (evaluation / "metrics.json").exists():
             scored = _score(session, console, name)
-            if is_main_process():
+            if is_first():
                 evaluation.mkdir(exist_ok=True)
                 save_ranks(evaluation, scored, session.dataset, config.evaluate)
                 write_json(evaluation / "metrics.json", {split: written(value) for split, value in scored.items()})
@@ -224,18 +224,17 @@ def _reinforce(
     results["stages"]["rl"] = {**training, "best_step": best.best_step, "folder": str(folder)}
     for split, value in scored.items():
         results[split]["rl"] = written(value)
-    if is_main_process():
+    if is_first():
         save_ranks(folder, scored, session.dataset, config.evaluate)
 
 
 def _stage_arguments(session: Session, folder: Path) -> dict[str, Any]:
     config = session.config
     metrics = ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes)
-    validation = session.batches("valid", process_rank(), config.trainer.devices)
     return {
         "policy": session.policy,
         "layout": session.layout,
-        "validation": validation,
+        "validation": session.batches("valid"),
         "metrics": metrics,
         "evaluation": config.evaluate,
         "max_grad_norm": config.trainer.max_grad_norm,
@@ -247,13 +246,12 @@ def _score(session: Session, console: Console, name: str) -> dict[str, Evaluatio
     """Final metrics on validation and test rows."""
     config = session.config.evaluate
     layout = session.layout.to(str(session.policy.device))
-    world = world_size()  # 1 until the first stage of this process has started the others
     with session.numerics():
         return {
             split: evaluate(
                 session.policy,
                 layout,
-                session.batches(split, process_rank() if world > 1 else 0, world),
+                session.batches(split).share(world_rank(), world_size()),
                 config,
                 session.dataset.catalog,
                 f"{name} {split}",

@@ -22,29 +22,30 @@ from genrl.config.schema import RunConfig
 from genrl.errors import DataError, UnsupportedError
 from genrl.metrics.functional import exclude_history
 from genrl.metrics.ranking import needed_width
-from genrl.ops import world_size
+from genrl.ops import world_rank, world_size
 from genrl.prompts.histories import SequenceBatch, SequenceBatches
 from genrl.prompts.prompts import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.recommenders import BASELINES, Problem, Ranker, Recommender
+from genrl.recommenders.policy import deniable
 from genrl.sid.table import SidTable
-from genrl.training import report
+from genrl.runs import tables as report
 from genrl.training.board import write_outcome
 from genrl.training.callbacks import BestWeights
-from genrl.training.claim import claim, is_finished, show_finished
-from genrl.training.evaluation import (
+from genrl.runs.folder import claim, is_finished, show_finished
+from genrl.runs.evaluate import (
     SPLITS,
     Evaluation,
-    deniable,
     evaluate_rankings,
     evaluated_rows,
     ranking_metrics,
 )
-from genrl.training.fitting import check_accelerator, monitor, process_rank, quiet_libraries, train
-from genrl.training.folder import Meter, is_main_process, locked, read_json, read_weights, write_json
-from genrl.training.outcome import references, save_ranks, written
-from genrl.training.session import equip, numerics, sid_table
+from genrl.training.fitting import check_accelerator, find_rank, is_first, monitor, quiet_libraries, train
+from genrl.files import Meter, locked, read_json, read_weights, write_json
+from genrl.runs.record import references, save_ranks, written
+from genrl.runs.session import equip, numerics, sid_table
 from genrl.training.stage import RankingModule, scheduled, warmup_cosine
-from genrl.training.stream import StepStream, seed_of
+from genrl.ops import seed_of
+from genrl.training.stream import StepStream
 
 
 class BaselineModule(RankingModule):
@@ -78,6 +79,7 @@ class BaselineModule(RankingModule):
 
     def train_dataloader(self) -> StepStream[SequenceBatch]:
         """The next round of steps."""
+        self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
     def _batches(self, step: int) -> Iterator[SequenceBatch]:
@@ -168,10 +170,10 @@ class BaselineSession:
         """Precision of passes outside Lightning's loops."""
         return numerics(self.config.trainer, self.device)
 
-    def batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
+    def batches(self, split: str) -> EvaluationBatches:
         """The rows of a split that tables are about."""
         rows = evaluated_rows(self.dataset, self.config.evaluate, split)
-        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch, rank, world)
+        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch)
 
     def rankings(self, histories: Tensor, width: int) -> Mapping[str, Ranking]:
         """Rankings of the whole catalogue, `raw` and with each user's history `excluded`.
@@ -223,8 +225,7 @@ class BaselineSession:
 
     def evaluate(self, splits: tuple[str, ...] = tuple(SPLITS)) -> dict[str, Evaluation]:
         """Metrics on the rows of each split."""
-        config, world = self.config, world_size()
-        rank = process_rank() if world > 1 else 0
+        config = self.config
         if self.recommender is not None:
             self.recommender.eval()
         find = partial(_rankings, self, self.width)
@@ -232,7 +233,7 @@ class BaselineSession:
             return {
                 split: evaluate_rankings(
                     find,
-                    self.batches(split, rank, world),
+                    self.batches(split).share(world_rank(), world_size()),
                     config.evaluate,
                     self.dataset.catalog,
                     self.table.codes.to(self.device),
@@ -261,25 +262,26 @@ def fit_baseline(config: RunConfig, *, resume: bool = False, command: str = "") 
     Raises:
         ConfigError: if the folder holds another configuration, or an unfinished run and `resume` is not set.
     """
-    console = Console(quiet=not is_main_process())
     quiet_libraries()
+    check_accelerator(config.trainer)
+    find_rank(config.trainer)
+    console = Console(quiet=not is_first())
     folder = run_folder(config)
     if is_finished(folder, config, resume):
         return show_finished(folder, console)
-    check_accelerator(config.trainer)
     session = BaselineSession.build(config)
     _header(console, session)
-    with locked(folder) if is_main_process() else contextlib.nullcontext():
+    with locked(folder) if is_first() else contextlib.nullcontext():
         if is_finished(folder, config, resume):  # by another process, while this one waited
             return show_finished(folder, console)
-        if is_main_process():
+        if is_first():
             claim(folder, config, command)
         lines = {split: references(config, session.dataset, session.table.codes, split) for split in SPLITS}
         meter = Meter()
         best_step = 0 if session.recommender is None else _train(session, session.recommender, folder)
         cost = meter.read()
         scored = session.evaluate()
-        if is_main_process():
+        if is_first():
             save_ranks(folder, scored, session.dataset, config.evaluate)
             stage = {**cost, "best_step": best_step, "folder": str(folder)}
             _finish(session, folder, stage, {s: {**lines[s], "baseline": written(scored[s])} for s in SPLITS}, command)
@@ -305,22 +307,19 @@ def load_baseline(folder: Path, config: RunConfig) -> BaselineSession:
 def _train(session: BaselineSession, recommender: Recommender, folder: Path) -> int:
     """Train, leave the best weights in the recommender and return their step."""
     config, options = session.config, recommender.config
-    world = config.trainer.devices
     batches = SequenceBatches(
         session.dataset,
         recommender.per,
         options.max_length + 1,
         options.batch,
         seed=config.seed,
-        rank=process_rank(),
-        world=world,
     )
     module = BaselineModule(
         recommender,
         batches,
         config.seed,
         session.width,
-        validation=session.batches("valid", process_rank(), world),
+        validation=session.batches("valid"),
         metrics=ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes),
         max_grad_norm=config.trainer.max_grad_norm,
         folder=folder,

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ActivateConfig
 from genrl.errors import ConfigError
-from genrl.training.claim import claim, differences, is_finished
-from genrl.training.folder import write_json
+from genrl.runs.folder import claim, differences, is_finished
+from genrl.files import write_json
 
 
 @pytest.fixture

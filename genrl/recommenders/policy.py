@@ -1,19 +1,28 @@
-"""How weights are to be decoded, kept in the header of their file: layout, prompt template and search."""
+"""A policy as a recommender: its rankings, and how its weights are to be decoded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from genrl.batches import Ranking, Requests
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import CheckpointError
-from genrl.layouts.base import Layout
+from genrl.files import key_of, read_metadata
+from genrl.layouts.base import Layout, ThinkingLayout
+from genrl.metrics.functional import exclude_history
+from genrl.ops import seed_of
+from genrl.policy.decode import rank
 from genrl.policy.model import Policy
+from genrl.policy.reasoning import Thoughts, conclude, think
 from genrl.prompts.prompts import PromptMaker
-from genrl.training.folder import key_of, read_metadata
 
 
 def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: EvaluateConfig) -> dict[str, Any]:
@@ -92,3 +101,50 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     """Name, saved value and present value of the options that both have and that differ."""
     plain = json.loads(json.dumps(now))
     return [(name, saved[name], plain[name]) for name in plain if name in saved and saved[name] != plain[name]]
+
+
+def rankings(policy: Policy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
+    tokens, mask = prompts.tokens, prompts.mask
+    search: Callable[..., Ranking] = partial(_without_thinking, policy, tokens, mask, config.beam)
+    if isinstance(layout, ThinkingLayout):
+        noise = thinking_noise(layout, tokens, mask, config)
+        thoughts = think(policy, layout, tokens, mask, uniforms=noise, temperature=config.thinking_temperature)
+        search = partial(_with_thinking, policy, thoughts, config.beam)
+    if not config.exact:
+        raw = search(layout)
+        return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
+    first = max(config.k)
+    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))), exact=first)
+    return {"raw": search(layout, exact=first), "excluded": exclude_history(unseen, prompts.history)}
+
+
+def _without_thinking(
+    policy: Policy, tokens: Tensor, mask: Tensor, beam: int, layout: Layout, exact: int = 0
+) -> Ranking:
+    return rank(policy, layout, tokens, mask, beam, exact=exact)
+
+
+def _with_thinking(policy: Policy, thoughts: Thoughts, beam: int, layout: ThinkingLayout, exact: int = 0) -> Ranking:
+    return conclude(policy, layout, thoughts, beam, exact=exact).ranking
+
+
+def thinking_noise(layout: Layout, tokens: Tensor, mask: Tensor, config: EvaluateConfig) -> Tensor | None:
+    """Noise [P, samples, longest completion] in [0, 1) that thinking is drawn with; None for the likeliest words.
+
+    The seed of a prompt is a number made of its tokens, so its noise depends neither on the batch that it is in nor on
+    the number of processes, and `recommend` thinks as `evaluate` did.
+    """
+    if config.thinking_samples == 0:
+        return None
+    shape = (config.thinking_samples, layout.length)
+    seeds = [seed_of(*row[real].tolist()) for row, real in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(tokens.device)
+
+
+def deniable(history: Tensor, items: int) -> Tensor:
+    """Histories [P, H] as filters: nothing is denied to a user who has seen all items, as nothing would be left."""
+    seen = history.sort(dim=1).values
+    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
+    return history.masked_fill((distinct >= items)[:, None], -1)

@@ -13,8 +13,9 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.recommenders.reference import reference_lines
-from genrl.training.evaluation import SPLITS, Evaluation, evaluated_rows
-from genrl.training.folder import is_main_process, key_of, read_json, rounded, write_json
+from genrl.runs.evaluate import SPLITS, Evaluation, evaluated_rows
+from genrl.training.fitting import is_first
+from genrl.files import key_of, read_json, rounded, write_json
 
 
 def written(value: Evaluation) -> dict[str, dict[str, float | None]]:
@@ -46,7 +47,7 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
     )
     path = Path(config.output) / config.experiment / f"reference-{split}-{key}.json"
     if not path.exists():
-        if not is_main_process():
+        if not is_first():
             return {}
         positions = evaluated_rows(dataset, config.evaluate, split)
         sequences = dataset.sequences

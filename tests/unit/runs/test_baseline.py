@@ -13,9 +13,9 @@ from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
-from genrl.training.baseline import BaselineSession
-from genrl.training.finished_run import evaluate_run, load_run, recommend
-from genrl.training.run import fit
+from genrl.runs.baseline import BaselineSession
+from genrl.runs.recommend import evaluate_run, load_run, recommend
+from genrl.runs.fit import fit
 from tests.runs import small_config
 
 QUICK = {
@@ -113,7 +113,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(finished: dict[str
 
     whole = finished["sasrec"]
     config = config_of(tmp_path, "sasrec")
-    from genrl.training import baseline
+    from genrl.runs import baseline
 
     step = baseline.BaselineModule.training_step
 

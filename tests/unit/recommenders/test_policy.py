@@ -14,7 +14,7 @@ from genrl.config.schema import DataConfig, EvaluateConfig, ToyConfig
 from genrl.errors import CheckpointError
 from genrl.policy.model import Policy
 from genrl.prompts.prompts import PromptMaker, PromptTemplate
-from genrl.training.contract import check_decoding, decoding
+from genrl.recommenders.policy import check_decoding, decoding
 from tests.models import make_codes, make_layout, make_policy, make_thinking
 
 CONFIG = EvaluateConfig(beam=10, thinking_samples=3)

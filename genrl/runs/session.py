@@ -28,9 +28,9 @@ from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.sid import build_sid_table
 from genrl.sid.table import SidTable
 from genrl.sid.trie import Trie
-from genrl.training.evaluation import evaluated_rows
-from genrl.training.folder import file_hash, key_of, locked
-from genrl.training.stages import supervised_stages, thinks
+from genrl.runs.evaluate import evaluated_rows
+from genrl.files import file_hash, key_of, locked
+from genrl.runs.stages import supervised_stages, thinks
 
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
 """What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
@@ -99,17 +99,17 @@ class Session:
         """Precision of forward passes outside Lightning's loops."""
         return numerics(self.config.trainer, self.policy.device)
 
-    def batches(self, split: str, rank: int = 0, world: int = 1) -> EvaluationBatches:
+    def batches(self, split: str) -> EvaluationBatches:
         """The rows of a split that tables are about, `valid` or `test`."""
         rows = evaluated_rows(self.dataset, self.config.evaluate, split)
-        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch, rank, world)
+        return EvaluationBatches(self.maker, rows, self.config.evaluate.batch)
 
     def prompt_positions(self) -> Tensor:
         """Where RL prompts are taken from: positions that SFT did not train on, if any are held out."""
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self, rank: int, world: int) -> Packer:
+    def packer(self) -> Packer:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
@@ -122,8 +122,6 @@ class Session:
             self.config.align,
             self.config.data.max_history,
             tuple(segments),
-            rank,
-            world,
         )
         packer.alone = "tree" in wrong_ways(self.policy, packer.longest)
         return packer
@@ -155,11 +153,11 @@ class Session:
         generator = torch.Generator().manual_seed(config.seed)
         return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
 
-    def activate_batches(self, rank: int, world: int) -> TraceBatches:
+    def activate_batches(self) -> TraceBatches:
         """Supervised batches of reasoning."""
         config = self.config.activate
         assert isinstance(self.layout, ThinkingLayout)
-        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config, rank, world)
+        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config)
         batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
         return batches
 
@@ -199,6 +197,8 @@ def numerics(config: TrainerConfig, device: torch.device) -> AbstractContextMana
 
 def equip(policy: Policy, config: TrainerConfig) -> None:
     """Give a policy what the trainer says of its passes."""
+    if config.precision == "bf16-true":
+        policy.to_bfloat16()
     policy.branching = config.branching
     if config.checkpointing:
         policy.checkpoint_activations()

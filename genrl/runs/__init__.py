@@ -1,0 +1,1 @@
+"""One run: its folder, its stages, its record, and what a finished one answers."""
