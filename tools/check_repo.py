@@ -26,7 +26,9 @@ FLOORS = {
     "__main__": 10,
 }
 """Part of the package -> floor; a module imports from floors below its own."""
-SIBLINGS = {("batches", "ops"), ("registry", "options"), ("sid", "catalog")} | {(part, "errors") for part in ("files", "ops", "options", "registry")}
+SIBLINGS = {("batches", "ops"), ("registry", "options"), ("sid", "catalog")} | {
+    (part, "errors") for part in ("files", "ops", "options", "registry")
+}
 """Imports on one floor that are allowed: SIDs are fitted on a catalogue, and the basics know each other."""
 TORCH_FREE = ("errors", "options", "registry", "config", "cli", "__main__")
 """Parts that answer (help, misspelt options) before torch is loaded."""

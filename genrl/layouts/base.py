@@ -17,6 +17,8 @@ from genrl.registry import Registry
 LayoutT = TypeVar("LayoutT", bound="Layout")
 LAYOUTS: Registry[Layout] = Registry("layout", "genrl.layouts")
 
+Kind = Literal["item", "word", "form"]
+"""What a token is: of an item, of free text, or a mark or separator that nobody chooses."""
 ENDED, BROKEN = -1, -2
 """Sites of completions that are whole or failed by the rules, and of those that hold a token which was not legal."""
 
@@ -135,7 +137,7 @@ class Layout(ABC):
     """N: items in a completion."""
     length: int
     """T: tokens of the longest completion."""
-    kinds: tuple[Literal["item", "word", "form"], ...]
+    kinds: tuple[Kind, ...]
     """Kind of each site."""
     in_step: bool = True
     """Whether every completion stands at site t before its token t."""

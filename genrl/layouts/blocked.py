@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from genrl.batches import Requests, State
 from genrl.errors import ConfigError, DataError, UnsupportedError
-from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Layout, Legal, Reading, Words
+from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
 from genrl.layouts.items import Items, ItemState
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 
@@ -114,7 +114,8 @@ class BlockedLayout(Layout):
         form = _form(config.order, levels, words.line_break is not None)
         self.length = len(form) + min(self.total, levels * config.budget)
         self.open, self.word, self.fixed = levels, levels + 1, levels + 2
-        self.kinds = (*["item"] * levels, "word", "word", "form")
+        item: Kind = "item"
+        self.kinds = (*(item,) * levels, "word", "word", "form")
         self.widest = max(len(words.legal), *self.tokens.sizes)
         device = self.codes.device
         marks = {_OPEN: words.opening, _WORD: words.closing, _BREAK: words.line_break}
@@ -205,13 +206,15 @@ class BlockedLayout(Layout):
         written = states.site >= 0
         steps = torch.where(written, self._steps[states.place], -1)
         decides = written & (states.site < self.steps)
-        final = self.advance(_column(states, -1), tokens[:, -1])
-        whole = (final.site == ENDED) & (self._kinds[final.place] == _END)
+        last = states.site == self.steps - 1  # the token that ends a completion well
+        end = last.byte().argmax(1, keepdim=True)
+        leaves = self.catalogue.child(self.steps - 1, states.node.gather(1, end)[:, 0], tokens.gather(1, end)[:, 0])
+        whole = last.any(1) & (leaves >= 0)
         rows, columns = (decides & whole[:, None]).nonzero().unbind(1)
         sites = states.site[rows, columns]
         codes = tokens.new_full((len(tokens), self.steps), -1)
         codes[rows, sites] = tokens[rows, columns] - self.catalogue.first[sites]
-        items = self.catalogue.trie.items(torch.where(whole, final.node, -1))[:, None]
+        items = self.catalogue.trie.items(torch.where(whole, leaves, -1))[:, None]
         chosen = (tokens == self.words.closing) & (states.site == self.word)
         closed = torch.stack([(chosen & (steps == step)).any(1) for step in range(self.steps)], dim=1)
         return Reading(steps, decides.long() - 1, codes, items, closed)
@@ -288,11 +291,6 @@ class BlockedLayout(Layout):
         """Words that a block may have: its budget, as far as the blocks behind it keep what they need of the total."""
         later = self.steps - 1 - self._steps[place]
         return (self.total - (total - used) - self.kept * later).clamp(max=self.config.budget)
-
-
-def _column(states: BlockedState, column: int) -> BlockedState:
-    """The states [B] of one column of [B, T]."""
-    return states.each(lambda value: value[:, column])
 
 
 _OPEN, _WORD, _BREAK, _SID, _END, _FAILED = range(6)

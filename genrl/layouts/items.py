@@ -195,7 +195,8 @@ class Lists:
         self.items = torch.where(self.exists, stock.leaf_items[places.clamp(max=absent - 1)].long(), -1)
         """[R, M] their catalogue rows, in the order of the trie; -1 pads."""
         nodes = stock.ancestors(places.clamp(max=absent - 1))
-        self.nodes = [torch.where(self.exists, node, absent) for node in nodes]
+        none = stock.leaf_offsets.numel()
+        self.nodes = [torch.where(self.exists, node, none) for node in nodes]
         """Nodes [R, M] of levels 0 .. K on their paths, ascending; a number that is no node pads."""
         self.codes = [level.codes[node].long() for level, node in zip(stock.levels, nodes[1:], strict=True)]
         """Codes [R, M] of levels 0 .. K - 1 on their paths."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Layout, Legal, Reading, Words
+from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
 from genrl.layouts.items import Items, ItemState
 
 
@@ -39,7 +39,8 @@ class SidLayout(Layout):
         self.tokens = catalogue.tokens
         self.codes = catalogue.codes
         self.steps = self.length = catalogue.levels
-        self.kinds = ("item",) * self.length
+        item: Kind = "item"
+        self.kinds = (item,) * self.length
         self.widest = max(self.tokens.sizes)
         self.completions = catalogue.distinct
 

@@ -74,6 +74,7 @@ def search(
     gumbels: Tensor | None = None,
     noise: Tensor | None = None,
     exact: int = 0,
+    beams: int = 0,
 ) -> tuple[Ranking, Completions]:
     """The most likely items found by beam search, best first, with a bound for those that are not listed.
 
@@ -94,12 +95,13 @@ def search(
         policy: what ranks.
         layout: grammar of the completions.
         requests: P prompts, padded on any side.
-        width: places of the ranking and width of the beam.
+        width: places of the ranking, and of the beam where `beams` says nothing else.
         sampling: temperatures and what probabilities sum to one over.
         gumbels: [P, T, width, codes] standard Gumbel noise, codes at least those of the largest level.
         noise: [P, S, layout.length] numbers in [0, 1) for S samples of text; None: one, of the likeliest words.
         exact: make the beam wider for the requests that need it, until this many first items are certified to be the
             best of the whole catalogue or the beam has `WIDEST` places; 0 takes what the beam finds.
+        beams: width of the beam; 0: as many as places.
 
     Returns:
         The ranking, and the completions of the beams [P * W], best first, -1 where fewer exist. Those of a request
@@ -119,11 +121,11 @@ def search(
     for sample in range(samples):
         uniforms = noise[:, sample] if noise is not None and layout.writes_text else None
         begun = _begin(policy, layout, requests, sampling, uniforms)
-        beams = _search(policy, layout, requests, begun, width, sampling, uniforms, gumbels, exact > 0)
-        ranking = _ranking(layout, requests, beams, width)
+        wide = _search(policy, layout, requests, begun, beams or width, sampling, uniforms, gumbels, exact > 0)
+        ranking = _ranking(layout, requests, wide, width)
         if exact:
             ranking = _widened(policy, layout, requests, begun, ranking, width, sampling, exact)
-        found.append((ranking, beams))
+        found.append((ranking, wide))
     rankings, searched = zip(*found, strict=True)
     ranking = merge(rankings)
     return ranking, _completions(layout, _best(rankings, searched, ranking), sampling)

@@ -121,10 +121,10 @@ def go_on(
         empty = torch.zeros(count, 0, dtype=torch.int64, device=tokens.device)
         nothing = state.each(lambda value: value[:, None][:, :0])
         return Written(empty, nothing, empty.float(), empty.float(), empty, state, empty.bool())
-    drawn, choices, logps, entropy, states = zip(*steps, strict=True)  # type: ignore[assignment]
-    every = stacked(states)  # type: ignore[arg-type]
-    parts = (torch.stack(part, dim=1) for part in (logps, entropy, choices))  # type: ignore[arg-type]
-    return Written(torch.stack(drawn, dim=1), every, *parts, state, every.site >= 0)  # type: ignore[arg-type]
+    columns = list(zip(*steps, strict=True))
+    states = stacked(columns[4])
+    tokens, choices, logps, entropy = (torch.stack(part, dim=1) for part in columns[:4])
+    return Written(tokens, states, logps, entropy, choices, state, states.site >= 0)
 
 
 def _stopped(state: State, going: Tensor) -> State:

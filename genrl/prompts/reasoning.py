@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrl.batches import Batch
+from genrl.batches import Batch, State, widened
 from genrl.config.schema import ActivateConfig
 from genrl.errors import DataError
-from genrl.layouts.base import ThinkingLayout
+from genrl.layouts.base import Layout
 from genrl.prompts.packing import first_fit
 from genrl.prompts.prompts import PromptMaker
 from genrl.prompts.traces import Trace
@@ -30,8 +30,8 @@ class TraceBatch(Batch):
     """[R, L] int64 segment ids; -1 is padding."""
     places: Tensor
     """[n, 2] int64: row and column of each token that the policy is to choose."""
-    support: Tensor
-    """[n] int64 states of the layout before these tokens."""
+    states: State
+    """Of [n]: where the layout stands before these tokens."""
     share: Tensor
     """[] float: such tokens of the whole step over all ranks; divides the loss."""
 
@@ -56,7 +56,7 @@ class TraceBatches:
         self,
         traces: Sequence[Trace],
         maker: PromptMaker,
-        layout: ThinkingLayout,
+        layout: Layout,
         tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
         config: ActivateConfig,
         rank: int = 0,
@@ -79,8 +79,9 @@ class TraceBatches:
         self.layout = layout
         self.blocks = [[next(ids) for _ in parts] for parts in blocks]
         self.items = maker.dataset.sequences.items[self.where]
-        self.tokens, self.support = layout.compose(self.items, self.blocks)
-        self.chosen = layout.sites(self.support) != layout.fixed
+        self.tokens = layout.compose(self.items[:, None], self.blocks)
+        self.states = layout.replay(self.tokens)
+        self.chosen = self._kind(self.states, "item", "word")
         self.steps_per_epoch = -(-len(traces) // config.examples_per_step)
         self.longest = maker.longest + self.tokens.shape[1]
         """Tokens of the longest segment there may be."""
@@ -94,28 +95,32 @@ class TraceBatches:
         foreign = torch.rand(len(self.where), generator=generator) < self.config.foreign
         rows = order.tensor_split(self.steps_per_epoch)[within]
         thinking = torch.where(foreign, others, torch.arange(len(others)))[rows]
-        tokens, support, chosen = self._completions(rows, thinking)
+        tokens, states, chosen = self._completions(rows, thinking)
         mine, share = slice(self.rank, None, self.world), float(chosen.sum())
-        return self._pack(self.where[rows[mine]], tokens[mine], support[mine], chosen[mine], share)
+        return self._pack(self.where[rows[mine]], tokens[mine], states.rows(mine), chosen[mine], share)
 
-    def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
         """Traces `rows` [n] with the thinking of traces `thinking` [n]; of foreign thinking only the SID is learned.
 
         Returns:
             tokens, states before them and what is learned, each [n, T].
         """
-        tokens, support, chosen = self.tokens[rows], self.support[rows], self.chosen[rows].clone()
+        tokens, states, chosen = self.tokens[rows], self.states.rows(rows), self.chosen[rows].clone()
         foreign = (rows != thinking).nonzero()[:, 0]
         if foreign.numel():
             blocks = [self.blocks[row] for row in thinking[foreign].tolist()]
-            other, states = self.layout.compose(self.items[rows[foreign]], blocks)
-            width = other.shape[1]
-            tokens[foreign, :width], support[foreign, :width] = other, states
-            chosen[foreign] = False
-            chosen[foreign, :width] = self.layout.item_mask(states)
-        return tokens, support, chosen
+            other = widened(self.layout.compose(self.items[rows[foreign]][:, None], blocks), tokens.shape[1])
+            there = self.layout.replay(other)
+            tokens[foreign], chosen[foreign] = other, self._kind(there, "item")
+            states = states.put(foreign, there)
+        return tokens, states, chosen
 
-    def _pack(self, where: Tensor, tokens: Tensor, support: Tensor, chosen: Tensor, share: float) -> TraceBatch:
+    def _kind(self, states: State, *kinds: str) -> Tensor:
+        """Places [n, T] where a token of these kinds comes next."""
+        wanted = torch.tensor([kind in kinds for kind in self.layout.kinds])
+        return (states.site >= 0) & wanted[states.site.clamp(min=0)]
+
+    def _pack(self, where: Tensor, tokens: Tensor, states: State, chosen: Tensor, share: float) -> TraceBatch:
         prompts = self.maker.at(where)
         segments = []
         for row in range(len(where)):
@@ -127,7 +132,7 @@ class TraceBatches:
         shape = (max(len(packed), 1), width)
         packed_tokens = torch.full(shape, self.maker.template.pad_id)
         positions, ids = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
-        places, states = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        places, sources = ([torch.empty(0, 2, dtype=torch.int64)] for _ in range(2))
         for line, members in enumerate(packed):
             column = 0
             for number, one in enumerate(members):
@@ -138,9 +143,11 @@ class TraceBatches:
                 ids[line, column:end] = number
                 columns = chosen[row, :kept].nonzero()[:, 0]
                 places.append(torch.stack([torch.full_like(columns, line), column + start + columns], dim=1))
-                states.append(support[row, columns])
+                sources.append(torch.stack([torch.full_like(columns, row), columns], dim=1))
                 column = end
-        return TraceBatch(packed_tokens, positions, ids, torch.cat(places), torch.cat(states), torch.tensor(share))
+        learned = torch.cat(sources).unbind(1)
+        chosen_states = states.each(lambda value: value[learned])
+        return TraceBatch(packed_tokens, positions, ids, torch.cat(places), chosen_states, torch.tensor(share))
 
 
 def known(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrl.batches import Ranking
+from genrl.batches import Ranking, Requests
 from genrl.errors import ConfigError
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.score import item_loss
+from genrl.policy.search import search
 from genrl.prompts.histories import SequenceBatch
 from genrl.prompts.packing import Segment, text_segments
 from genrl.prompts.prompts import PromptTemplate
@@ -76,7 +77,7 @@ class LCRec(Recommender):
         table, catalog = problem.table, problem.dataset.catalog
         self.policy = load_policy(problem.model, table.codebook_sizes, catalog.texts)
         trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
-        self.layout = SidLayout(SidLayoutConfig(), trie=trie, first_ids=self.policy.first_ids, codes=table.codes)
+        self.layout = SidLayout(SidLayoutConfig(), catalogue=Items(trie, self.policy.first_ids, table.codes))
         pad = self.policy.tokenizer.pad_token_id
         self.template = PromptTemplate(
             start_id=self.policy.start_id,
@@ -104,12 +105,12 @@ class LCRec(Recommender):
     @torch.no_grad()
     def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
-        device, whole = self.policy.device, self._layout()
+        layout = self._layout()
         tokens, mask = self.template.render(histories[:, -self.config.max_length :].cpu())
-        layout = whole if deny is None else whole.filtered(deny=deny.to(device))
-        beams = min(max(self.config.beam, width), whole.completions)
-        found = beam(self.policy, layout, tokens.to(device), mask.to(device), beams, normalize="catalogue")
-        return Ranking(*layout.rank(found.leaves, found.scores, width))
+        requests = Requests(tokens, mask, histories.cpu(), deny=deny).to(self.policy.device)
+        beams = min(max(self.config.beam, width), layout.completions)
+        found, _ = search(self.policy, layout, requests, width, beams=beams)
+        return Ranking(found.items, found.scores)
 
     @property
     def backbone(self) -> Policy:
@@ -157,7 +158,9 @@ class LCRec(Recommender):
         if len(items):
             rows, columns, targets = items.to(device).unbind(1)
             before = columns[:, None] + torch.arange(layout.length, device=device) - 1
-            total = total + item_loss(self.policy.head_for("legal"), hidden[rows[:, None], before], layout, targets)
+            total = total + item_loss(
+                self.policy.head_for("legal"), hidden[rows[:, None], before], layout, targets[:, None]
+            )
         return total
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from genrl.batches import Ranking, Requests
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import CheckpointError
 from genrl.files import key_of, read_metadata
-from genrl.layouts.base import Layout, ThinkingLayout
+from genrl.layouts.base import Layout
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
-from genrl.policy.decode import rank
+from genrl.policy.distribution import RANKING
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import Thoughts, conclude, think
+from genrl.policy.search import search
 from genrl.prompts.prompts import PromptMaker
 
 
@@ -46,7 +46,7 @@ def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: Evaluat
         "codes": list(policy.sizes),
     }
     search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": maker.max_history}
-    if layout.thinking and policy.words is not None:
+    if layout.writes_text and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
         search["evaluate.thinking_samples"] = config.thinking_samples
@@ -105,42 +105,30 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
 
 def rankings(policy: Policy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
-    tokens, mask = prompts.tokens, prompts.mask
-    search: Callable[..., Ranking] = partial(_without_thinking, policy, tokens, mask, config.beam)
-    if isinstance(layout, ThinkingLayout):
-        noise = thinking_noise(layout, tokens, mask, config)
-        thoughts = think(policy, layout, tokens, mask, uniforms=noise, temperature=config.thinking_temperature)
-        search = partial(_with_thinking, policy, thoughts, config.beam)
+    noise = thinking_noise(layout, prompts, config)
+    sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
+    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise)
     if not config.exact:
-        raw = search(layout)
+        raw, _ = find(prompts)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
     first = max(config.k)
-    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))), exact=first)
-    return {"raw": search(layout, exact=first), "excluded": exclude_history(unseen, prompts.history)}
+    unseen, _ = find(replace(prompts, deny=deniable(prompts.history, len(layout.codes))), exact=first)
+    raw, _ = find(prompts, exact=first)
+    return {"raw": raw, "excluded": exclude_history(unseen, prompts.history)}
 
 
-def _without_thinking(
-    policy: Policy, tokens: Tensor, mask: Tensor, beam: int, layout: Layout, exact: int = 0
-) -> Ranking:
-    return rank(policy, layout, tokens, mask, beam, exact=exact)
-
-
-def _with_thinking(policy: Policy, thoughts: Thoughts, beam: int, layout: ThinkingLayout, exact: int = 0) -> Ranking:
-    return conclude(policy, layout, thoughts, beam, exact=exact).ranking
-
-
-def thinking_noise(layout: Layout, tokens: Tensor, mask: Tensor, config: EvaluateConfig) -> Tensor | None:
+def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:
     """Noise [P, samples, longest completion] in [0, 1) that thinking is drawn with; None for the likeliest words.
 
     The seed of a prompt is a number made of its tokens, so its noise depends neither on the batch that it is in nor on
     the number of processes, and `recommend` thinks as `evaluate` did.
     """
-    if config.thinking_samples == 0:
+    if config.thinking_samples == 0 or not layout.writes_text:
         return None
     shape = (config.thinking_samples, layout.length)
-    seeds = [seed_of(*row[real].tolist()) for row, real in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    seeds = [seed_of(*row[real].tolist()) for row, real in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(tokens.device)
+    return torch.stack(noise).to(prompts.tokens.device)
 
 
 def deniable(history: Tensor, items: int) -> Tensor:

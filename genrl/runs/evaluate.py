@@ -77,9 +77,9 @@ def evaluate(
         name: shown at the progress bar.
     """
     policy.eval()
-    codes = layout.codes_of_items()
+    codes = layout.codes
     find = partial(rankings, policy, layout, config=config)
-    return evaluate_rankings(find, batches, config, catalog, codes, policy.device, name, thinking=layout.thinking)
+    return evaluate_rankings(find, batches, config, catalog, codes, policy.device, name, thinking=layout.writes_text)
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog = session.config, session.dataset.catalog
     context = RewardContext.from_codes(session.table.codes, catalog.train_counts)
-    verifier = build_verifier(config.rewards, context, thinking=session.layout.thinking)
+    verifier = build_verifier(config.rewards, context, thinking=session.layout.writes_text)
     check_needs(
         config.objective["name"],
         objective,
@@ -110,7 +110,7 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         group_size=1 if "targets" in objective.needs else config.rollout.group_size,
         items=1,
         categories=bool(catalog.category_names),
-        thinking=session.layout.thinking,
+        thinking=session.layout.writes_text,
     )
     check_rollout(config.rollout, session.layout)
     return verifier
@@ -144,7 +144,7 @@ def _activate(session: Session, results: dict[str, Any], console: Console) -> No
 
     def module(folder: Path) -> ActivateModule | SFTModule:
         batches = session.activate_batches()
-        kind = ActivateModule if session.layout.thinking else SFTModule
+        kind = ActivateModule if session.layout.writes_text else SFTModule
         return kind(batches, session.config.activate, **_stage_arguments(session, folder))
 
     _supervise("activate", session.activate_key(), session, module, session.config.activate.patience, results, console)

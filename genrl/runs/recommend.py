@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from genrl.batches import Ranking
+from genrl.batches import Completions, Ranking, Requests
 from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.errors import CheckpointError
-from genrl.layouts.base import ThinkingLayout
-from genrl.policy.decode import rank
+from genrl.layouts.base import Layout
+from genrl.policy.distribution import RANKING
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import Reasoned, read_blocks, reason
+from genrl.policy.search import search
 from genrl.runs import tables as report
 from genrl.runs.baseline import BaselineSession, load_baseline
 from genrl.recommenders.policy import check_decoding, decoding
@@ -165,24 +165,20 @@ def _rank(
     """Rank the allowed items [I] for histories [P, H], and say what was thought."""
     policy, config = session.policy, session.config.evaluate
     tokens, mask = session.maker.render(seen[:, -session.config.data.max_history :])
-    tokens, mask = tokens.to(policy.device), mask.to(policy.device)
+    requests = Requests(tokens, mask, seen, deny=seen if exclude_seen else None).to(policy.device)
     layout = session.layout if bool(allowed.all()) else session.layout.only(allowed)
-    if exclude_seen:
-        layout = layout.filtered(deny=seen)
-    layout = layout.to(str(policy.device))
+    layout = layout.to(policy.device)
     policy.eval()
     beam, first = max(config.beam, top), top if exact else 0
+    sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
     with session.numerics():
-        if not isinstance(layout, ThinkingLayout):
-            return rank(policy, layout, tokens, mask, beam, exact=first).to("cpu"), [None] * len(seen)
-        noise = thinking_noise(layout, tokens, mask, config)
-        warmth = config.thinking_temperature
-        found = reason(policy, layout, tokens, mask, beam, uniforms=noise, temperature=warmth, exact=first)
-    return found.ranking.to("cpu"), _texts(policy, found)
+        noise = thinking_noise(layout, requests, config)
+        ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first)
+    thinking = _texts(policy, layout, found) if layout.writes_text else [None] * len(seen)
+    return ranking.to("cpu"), thinking
 
 
-def _texts(policy: Policy, found: Reasoned) -> list[list[str]]:
-    """Text of each think block of the thinking that makes the first item of each prompt likeliest."""
-    assert policy.words is not None
-    written = [read_blocks(policy.words, tokens) for tokens in found.shown()]
+def _texts(policy: Policy, layout: Layout, found: Completions) -> list[list[str]]:
+    """Text of each think block of the first completion of each request."""
+    written = [layout.blocks(tokens) for tokens in found.tokens[:: found.group_size]]
     return [[policy.tokenizer.decode(block).strip() for block in blocks] for blocks in written]

@@ -16,7 +16,7 @@ from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.errors import ConfigError
-from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
+from genrl.layouts import LAYOUTS, Items, Layout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import load_policy, sid_token
 from genrl.policy.model import Policy
@@ -67,8 +67,8 @@ class Session:
         equip(policy, config.trainer)
         trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
-        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
+        catalogue = Items(trie, policy.first_ids, table.codes)
+        layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=policy.words)
         if config.evaluate.beam > layout.completions:
             raise ConfigError(
                 f"evaluate.beam={config.evaluate.beam} is wider than the catalogue, which has {layout.completions} "
@@ -88,7 +88,7 @@ class Session:
     @property
     def plain(self) -> Session:
         """Of stage `align`, which knows no thinking."""
-        return replace(self, layout=self.layout.items)
+        return replace(self, layout=self.layout.plain)
 
     @property
     def activates(self) -> bool:
@@ -156,7 +156,6 @@ class Session:
     def activate_batches(self) -> TraceBatches:
         """Supervised batches of reasoning."""
         config = self.config.activate
-        assert isinstance(self.layout, ThinkingLayout)
         batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config)
         batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
         return batches
@@ -182,7 +181,7 @@ class Session:
             self.table.codes.tolist(),
             config.model,
             config.prompt,
-            {"thinking": True} if self.layout.thinking else config.layout,  # thinking comes later, its tokens are there
+            {"thinking": True} if self.layout.writes_text else config.layout,  # thinking comes later, its tokens are there
             config.align,
             config.trainer.precision,
             config.trainer.max_grad_norm,
@@ -220,9 +219,9 @@ def _check_length(config: RunConfig, policy: Policy, maker: PromptMaker, layout:
     limit = policy.positions
     needed = maker.longest + layout.length
     if limit is not None and needed > limit:
-        further = " or layout.budget" if layout.thinking else ""
+        further = " or layout.budget" if layout.writes_text else ""
         raise ConfigError(
             f"prompts and completions of {needed} tokens (data.max_history={config.data.max_history} items x "
-            f"{layout.num_steps} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
+            f"{layout.steps} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
             f"{config.model.name!r}. Lower data.max_history{further}."
         )

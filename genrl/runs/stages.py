@@ -11,7 +11,7 @@ SUPERVISED = ("align", "activate")
 
 def thinks(config: RunConfig) -> bool:
     """Whether completions of the configured layout hold thinking."""
-    return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False))
+    return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "writes_text", False))
 
 
 def supervised_stages(config: RunConfig) -> list[str]:

@@ -17,7 +17,7 @@ from genrl.batches import Completions, Experience, Requests, Rewards, Scores, co
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of, world_max, world_size, world_sum
-from genrl.policy.rollout import rollout, target_rollout
+from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
 from genrl.prompts.prompts import PromptMaker
 from genrl.rewards.base import Verifier
@@ -81,7 +81,7 @@ class RLModule(StageModule):
         self._pending: list[Batch] = []
         self._update_began = 0.0
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
-        self._squares = torch.zeros(self.layout.num_steps)
+        self._squares = torch.zeros(self.layout.steps)
         if "ref_logps" in objective.needs:
             self.policy.keep_reference()
 
@@ -232,7 +232,7 @@ class RLModule(StageModule):
         """Gather what is logged of every rollout, whatever the objective."""
         if "targets" in self.objective.needs:
             drawn = replace(drawn, entropy=None)  # nothing was drawn
-        codes = self.layout.codes_of_items()[prompts.wanted.items[:, 0]]
+        codes = self.layout.codes[prompts.wanted.items[:, 0]]
         self._note(reward_values(rewards), match_values(drawn, codes), rollout_values(drawn, self.metrics.cold))
 
     def _note(self, *values: Mapping[str, Tensor]) -> None:
@@ -248,8 +248,7 @@ class RLModule(StageModule):
 
     def _scores(self, drawn: Completions, prompts: Requests) -> Scores:
         """What the policy of the moment says of a rollout's tokens, under the distributions they were drawn from."""
-        how = self.rollouts
-        return score(self.policy, self.layout, prompts, drawn, how.temperature, how.normalize, how.thinking_temperature)
+        return score(self.policy, self.layout, prompts, drawn, sampling_of(self.rollouts))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, then constant."""
