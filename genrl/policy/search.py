@@ -75,6 +75,7 @@ def search(
     noise: Tensor | None = None,
     exact: int = 0,
     beams: int = 0,
+    behind: Sequence[Beams] | None = None,
 ) -> tuple[Ranking, Completions]:
     """The most likely items found by beam search, best first, with a bound for those that are not listed.
 
@@ -102,6 +103,7 @@ def search(
         exact: make the beam wider for the requests that need it, until this many first items are certified to be the
             best of the whole catalogue or the beam has `WIDEST` places; 0 takes what the beam finds.
         beams: width of the beam; 0: as many as places.
+        behind: what `think` wrote with the same noise, for searches that share it; None: it is written here.
 
     Returns:
         The ranking, and the completions of the beams [P * W], best first, -1 where fewer exist. Those of a request
@@ -118,9 +120,8 @@ def search(
     if exact and samples > 1:
         raise _uncertain(f"{samples} trains of thought")
     found = []
-    for sample in range(samples):
+    for sample, begun in enumerate(behind or think(policy, layout, requests, sampling, noise)):
         uniforms = noise[:, sample] if noise is not None and layout.writes_text else None
-        begun = _begin(policy, layout, requests, sampling, uniforms)
         wide = _search(policy, layout, requests, begun, beams or width, sampling, uniforms, gumbels, exact > 0)
         ranking = _ranking(layout, requests, wide, width)
         if exact:
@@ -129,6 +130,35 @@ def search(
     rankings, searched = zip(*found, strict=True)
     ranking = merge(rankings)
     return ranking, _completions(layout, _best(rankings, searched, ranking), sampling)
+
+
+def think(
+    policy: Policy, layout: Layout, requests: Requests, sampling: Sampling = RANKING, noise: Tensor | None = None
+) -> list[Beams]:
+    """Write what stands before the first item token, for each sample of `noise`; a filter of items changes nothing.
+
+    Args:
+        policy: what writes.
+        layout: grammar of the completions.
+        requests: P prompts.
+        sampling: temperatures.
+        noise: as in `search`.
+
+    Returns:
+        One beam per request for each sample.
+    """
+    count, device = len(requests), requests.tokens.device
+    zeros, empty = torch.zeros(count, 1, device=device), torch.zeros(count, 1, 0, device=device)
+    parts = {name: empty.long() for name in ("tokens", "choices")} | {name: empty for name in ("logps", "entropy")}
+    bound = torch.full((count,), float("-inf"), device=device)
+    begun = Beams(layout.start(count), zeros, zeros, bound, parts | {"written": empty.bool()})
+    if not layout.writes_text:
+        return [begun]
+    samples = [None] if noise is None else noise.unbind(1)
+    return [
+        _write(policy, layout, requests, replace(begun, parts=dict(begun.parts)), sampling, uniforms)
+        for uniforms in samples
+    ]
 
 
 def _uncertain(cause: str) -> UnsupportedError:
@@ -172,17 +202,6 @@ def _ranking(layout: Layout, requests: Requests, beams: Beams, width: int) -> Ra
     """The first `width` items of the beams; the bound covers what the search gave up and what is cut off here."""
     items, scores = layout.rank(beams.state, beams.keys, width + 1, requests)
     return Ranking(items[:, :width], scores[:, :width], torch.maximum(beams.bound, scores[:, width]))
-
-
-def _begin(policy: Policy, layout: Layout, requests: Requests, sampling: Sampling, uniforms: Tensor | None) -> Beams:
-    """One beam per request, behind the text that stands before its first item token."""
-    count, device = len(requests), requests.tokens.device
-    zeros = torch.zeros(count, 1, device=device)
-    empty = torch.zeros(count, 1, 0, device=device)
-    parts = {name: empty.long() for name in ("tokens", "choices")} | {name: empty for name in ("logps", "entropy")}
-    bound = torch.full((count,), float("-inf"), device=device)
-    begun = Beams(layout.start(count), zeros, zeros, bound, parts | {"written": empty.bool()})
-    return _write(policy, layout, requests, begun, sampling, uniforms) if layout.writes_text else begun
 
 
 def _write(

@@ -21,7 +21,7 @@ from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
 from genrl.policy.distribution import RANKING
 from genrl.policy.model import Policy
-from genrl.policy.search import search
+from genrl.policy.search import search, think
 from genrl.prompts.prompts import PromptMaker
 
 
@@ -107,7 +107,8 @@ def rankings(policy: Policy, layout: Layout, prompts: Requests, config: Evaluate
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
     noise = thinking_noise(layout, prompts, config)
     sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
-    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise)
+    behind = think(policy, layout, prompts, sampling, noise)
+    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise, behind=behind)
     if not config.exact:
         raw, _ = find(prompts)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}

@@ -81,13 +81,7 @@ def test_thinking_that_differs_from_the_peers_is_found(monkeypatch, capsys):
 
     def silent(model, prompts, group, layout):
         budget = replace(layout.config, budget=1)
-        short = type(layout)(
-            budget,
-            trie=layout.items.trie,
-            first_ids=layout.first_ids,
-            codes=layout.codes_of_items(),
-            words=layout.words,
-        )
+        short = type(layout)(budget, catalogue=layout.catalogue, words=layout.words)
         return generate(model, prompts, group, short)
 
     monkeypatch.setattr(reasoning, "generate_thinking", silent)

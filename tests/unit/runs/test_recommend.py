@@ -164,12 +164,12 @@ def test_a_run_that_was_only_aligned_does_not_think(reasoned: Path, thinking: Se
     for made in (folder, align):
         made.mkdir()
     claim(folder, config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout.items, thinking.maker, config.evaluate)
+    contract = decoding(thinking.policy, thinking.layout.plain, thinking.maker, config.evaluate)
     save_weights(thinking.policy.state(), align / "weights.safetensors", {"decoding": json.dumps(contract)})
     (folder / "metrics.json").write_text(json.dumps({"stages": {"align": {"folder": str(align)}}}))
     found = load_run(folder)
     assert isinstance(found, Session)
-    assert not found.layout.thinking
+    assert not found.layout.writes_text
     assert recommend(folder, [["i3"]], 5)[0].thinking is None
 
 
