@@ -226,21 +226,20 @@ def _refuse_beside_baseline(options: argparse.Namespace) -> None:
 
 def _check_objective(config: RunConfig) -> None:
     """Refuse rewards and groups that the objective cannot learn from, before a model is built."""
-    from genrl.objectives import OBJECTIVES, check_needs
+    from genrl.objectives import OBJECTIVES, Setting
     from genrl.rewards import REWARDS
 
     options = dict(config.objective)
     name = options.pop("name")
     objective = OBJECTIVES.build(name, options)
     counting = [reward for reward, values in config.rewards.items() if values.get("weight", 1) != 0]
-    if not counting and "targets" not in objective.needs:
+    if not counting and not objective.trains_on_targets:
         raise ConfigError(
             f"rewards: none has a weight other than 0, so objective {name!r} has nothing to learn from. "
             "Add e.g. rewards.exact_match.weight=1."
         )
     steps = any(getattr(REWARDS.entry(reward).factory, "level", "step") == "step" for reward in counting)
-    group_size = config.rollout.group_size
-    check_needs(name, objective, step_rewards=steps, components=tuple(config.rewards), group_size=group_size)
+    objective.check(Setting(tuple(config.rewards), steps, config.rollout.group_size), name)
 
 
 def _run(words: list[str]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
+
+from genrl.compare.record import Choice, Cost, Difference, Line, Point, Report, Row, Table
 
 VOID = {"meta", "br", "hr"}
 
@@ -60,27 +63,19 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" in self._open:
             return
-        self.texts.append(data)
+        if data.strip():
+            self.texts.append(" ".join(data.split()))
         if {"td", "th"} & set(self._open):
             self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
 
 
-def difference(effect: float, p_holm: float = 0.001, **further: Any) -> dict[str, Any]:
+def difference(effect: float, p_holm: float = 0.001, **further: Any) -> Difference:
     """One as reports hold it."""
-    return {
-        "effect": effect,
-        "low": effect - 0.02,
-        "high": effect + 0.02,
-        "relative": effect / 0.2,
-        "p_holm": p_holm,
-        "seed_noise": 0.001,
-        "rows": 600,
-        "warnings": [],
-        **further,
-    }
+    found = Difference(effect, effect - 0.02, effect + 0.02, effect / 0.2, p_holm, 0.001, 600, True, [])
+    return replace(found, **further)
 
 
-def line(ndcg: float, *seeds: int, **further: Any) -> dict[str, Any]:
+def line(ndcg: float, *seeds: int, **further: Any) -> Line:
     """One of a table; cold recall has no rows."""
     metrics = {
         "ndcg@10": ndcg,
@@ -91,13 +86,13 @@ def line(ndcg: float, *seeds: int, **further: Any) -> dict[str, Any]:
         "top1pct_share@10": ndcg / 2,
     }
     interval = {"by_seed": [ndcg] * len(seeds), "interval": [ndcg - 0.01, ndcg + 0.01]} if seeds else {}
-    return {"metrics": metrics, "seeds": list(seeds), **interval, **further}
+    return Line(metrics, list(seeds), **{**interval, **further})
 
 
-def table() -> dict[str, Any]:
-    """A table with a row that is higher than `align`, one that is lower, and one that is neither."""
+def table(**lines: Line) -> Table:
+    """A table with a row that is higher than `align`, one that is lower, and one that is neither; or these lines."""
     few = ["One training seed."]
-    lines = {
+    known = {
         "most_popular": line(0.0125),
         "item_knn": line(0.2250),
         "sasrec": line(0.2150, 0, differences={"ndcg@10": difference(0.0150, 0.3, warnings=few)}),
@@ -106,36 +101,44 @@ def table() -> dict[str, Any]:
         "sapo": line(0.1750, 0, 1, differences={"ndcg@10": difference(-0.0250), "recall@10": difference(-0.0500, 0.4)}),
         "sage": line(0.2050, 0, differences={"ndcg@10": difference(0.0050, 0.5, warnings=few)}),
     }
-    return {"k": 10, "users": 600, "cold_rows": 30, "lines": lines}
+    return Table(10, 600, 30, lines or known)
 
 
-def report(**further: Any) -> dict[str, Any]:
-    """A whole one with every part."""
-    facts = {"kind": "objective", "title": "A Title", "paper": "arXiv:1", "options": {}, "pieces": "Pieces(one=1)"}
-    facts |= {"rewards": {"exact_match": {"weight": 1.0}}}
+def row(kind: str = "objective", **further: Any) -> Row:
+    """What a row is."""
+    own = {"pieces": "Pieces(one=1)", "rewards": {"exact_match": {"weight": 1.0}}} if kind == "objective" else {}
+    return Row(**{"kind": kind, "name": "name", "title": "A Title", "paper": "arXiv:1", **own, **ROW, **further})
+
+
+ROW: dict[str, Any] = {"options": {}, "seeds": [0], "runs": ["run"]}
+
+
+def report(**further: Any) -> Report:
+    """A whole one with every part but that of thinking."""
     spent = {"steps": 30, "prompts": 960, "completions": 15360, "tokens": 46080}
-    points = [{"run": "a", "point": {"lr": "1e-5"}, "score": None}, {"run": "b", "point": {"lr": "1e-3"}, "score": 0.5}]
-    return {
-        "experiment": "toy",
-        "baseline": "align",
-        "unfinished": [],
-        "notes": [],
-        "choices": {"grpo": {"metric": "valid raw ndcg@10", "points": points, "chosen": {"lr": "1e-3"}}},
-        "tables": {split: {kind: table() for kind in ("raw", "excluded")} for split in ("test", "valid")},
-        "rows": {
-            "sasrec": {"kind": "baseline", "title": "SASRec", "options": {"layers": 2}},
-            "grpo": {**facts, "spent": spent},
-            "sapo": {**facts, "spent": {**spent, "tokens": None}},
-            "sage": facts,
+    points = [Point("a", {"lr": "1e-5"}, None), Point("b", {"lr": "1e-3"}, 0.5)]
+    found = Report(
+        experiment="toy",
+        data={"name": "toy", "fingerprint": "f00d"},
+        sid={"codes": [8, 8], "fingerprint": "cafe"},
+        shared={"align": "align-1"},
+        versions={"python": "3", "torch": "2"},
+        baseline="align",
+        planned=True,
+        unfinished=[],
+        notes=[],
+        choices={"grpo": Choice("valid raw ndcg@10", points, {"lr": "1e-3"})},
+        tables={split: {kind: table() for kind in ("raw", "excluded")} for split in ("test", "valid")},
+        rows={
+            "sasrec": row("baseline", title="SASRec", paper="", options={"layers": 2}),
+            "grpo": row(spent=spent),
+            "sapo": row(spent={**spent, "tokens": None}),
+            "sage": row(name="sage", title=""),
         },
-        "cost": {"align": {"seconds": 12.34, "peak_mib": 99.6}, "grpo": {"seconds": 24.0, "peak_mib": 1200.0}},
-        "data": {"name": "toy", "fingerprint": "f00d"},
-        "sid": {"codes": [8, 8], "fingerprint": "cafe"},
-        "shared": {"align": "align-1"},
-        "versions": {"python": "3", "torch": "2"},
-        "commands": {"grpo-s0": "python -m genrl fit --seed 0", "sapo-s0": "python -m genrl fit --seed 1"},
-        **further,
-    }
+        commands={"grpo-s0": "python -m genrl fit --seed 0", "sapo-s0": "python -m genrl fit --seed 1"},
+        cost={"align": Cost(12.34, 99.6), "grpo": Cost(24.0, 1200.0)},
+    )
+    return replace(found, **further)
 
 
 def notes() -> dict[str, list[dict[str, dict[int, float]]]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures_canvas import STYLES, save
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from genrl.batches import Completions, Rewards, Scores
 from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES
+from genrl.plots import look, save, style
 
 ITEMS = 10
 """Items of a slate, one token each, as many as in the paper."""
@@ -111,35 +112,30 @@ def draw(path: Path, probability: float = 0.4) -> None:
         path: of the PNG.
         probability: pi_old of every token.
     """
-    from matplotlib import pyplot
-
     ratios = torch.linspace(0.01, 2, 399, dtype=torch.float64)
     others = {
         "GRPO": coefficients("grpo", {"kl_coef": 0.0}, ratios, probability),
         "GBPO": coefficients("gbpo", {}, ratios, probability),
     }
-    figure, axes = pyplot.subplots(2, len(READINGS), figsize=(11, 6.6), sharex=True, sharey=True, layout="constrained")
-    for column, (reading, options) in enumerate(READINGS.items()):
-        sage = coefficients("sage", options, ratios, probability)
-        for row, quality in enumerate(("good", "bad")):
-            curves = {
-                **{name: found["diverse", quality] for name, found in others.items()},
-                "SAGE, high entropy (ln 10)": sage["diverse", quality],
-                "SAGE, low entropy (0)": sage["uniform", quality],
-            }
-            axis = axes[row, column]
-            for (name, values), style, width in zip(curves.items(), STYLES, WIDTHS, strict=False):
-                axis.plot(ratios, values, label=name, linewidth=width, **style)
-            axis.set_ylim(-0.08, 2.68)
-            axis.set_xlim(0, 2)
-            axis.grid(alpha=0.3)
-        axes[0, column].set_title(f"SAGE, {reading}", fontsize=9.5)
-        axes[1, column].set_xlabel("importance ratio $r = \\pi / \\pi_{old}$")
-    for row, sign in enumerate((">", "<")):
-        axes[row, 0].set_ylabel(f"$A {sign} 0$: gradient coefficient $c$")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    given = f"slates of {ITEMS} tokens, each with $\\pi_{{old}} = {probability:g}$"
-    figure.legend(
-        handles, names, title=given, loc="outside lower center", ncols=len(names), frameon=False, handlelength=4.5
-    )
-    save(figure, path)
+    with style(**{"text.parse_math": True, "font.size": 10}):
+        figure = Figure(figsize=(11, 6.6), layout="constrained")
+        axes = figure.subplots(2, len(READINGS), sharex=True, sharey=True)
+        for column, (reading, options) in enumerate(READINGS.items()):
+            sage = coefficients("sage", options, ratios, probability)
+            for row, quality in enumerate(("good", "bad")):
+                curves = {
+                    **{name: found["diverse", quality] for name, found in others.items()},
+                    "SAGE, high entropy (ln 10)": sage["diverse", quality],
+                    "SAGE, low entropy (0)": sage["uniform", quality],
+                }
+                for number, ((name, values), width) in enumerate(zip(curves.items(), WIDTHS, strict=True)):
+                    axes[row, column].plot(ratios, values, label=name, **{**look(number).line, "linewidth": width})
+                axes[row, column].set(xlim=(0, 2), ylim=(-0.08, 2.68))
+            axes[0, column].set_title(f"SAGE, {reading}", fontsize=9.5)
+            axes[1, column].set_xlabel("importance ratio $r = \\pi / \\pi_{old}$")
+        for row, sign in enumerate((">", "<")):
+            axes[row, 0].set_ylabel(f"$A {sign} 0$: gradient coefficient $c$")
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        given = f"slates of {ITEMS} tokens, each with $\\pi_{{old}} = {probability:g}$"
+        figure.legend(handles, names, title=given, loc="outside lower center", ncols=len(names), handlelength=4.5)
+        save(figure, path, dpi=150)

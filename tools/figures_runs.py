@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures_canvas import STYLES, save
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from genrl.compare.curves import band, read_notes
 from genrl.compare.finished import Finished, found_rows
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.metrics.comparison import seed_interval
+from genrl.plots import LIGHT, add_legend, band, curve_grid, look, looks, read_notes, save, style
 
 Curve = dict[int, float]
 DYNAMICS = {
@@ -99,35 +100,14 @@ def draw_dynamics(rows: Mapping[str, Sequence[Finished]], path: Path, smooth: in
     Raises:
         DataError: if no run noted any of `DYNAMICS`.
     """
-    from matplotlib import pyplot
-
-    found = noted_curves(rows)
-    columns = min(2, len(found))
-    lines = math.ceil(len(found) / columns)
-    figure, axes = pyplot.subplots(
-        lines, columns, figsize=(4.8 * columns, 3.1 * lines + 0.5), sharex=True, squeeze=False, layout="constrained"
-    )
-    styles = dict(zip(rows, cycle(STYLES), strict=False))
-    for axis, (name, curves) in zip(axes.flat, found.items(), strict=False):
-        validated = name.startswith("val/")
-        for row, seeds in curves.items():
-            drawn = band([curve if validated else smoothed(curve, smooth) for curve in seeds])
-            if not drawn:  # the seeds have no step in common
-                continue
-            steps, means, lows, highs = zip(*drawn, strict=True)
-            axis.plot(steps, means, label=row, marker="o" if validated else "", markersize=3, **styles[row])
-            axis.fill_between(steps, lows, highs, color=styles[row]["color"], alpha=0.15, linewidth=0)
-        axis.set_title(_title(name), fontsize=10)
-        axis.set_xlabel("optimiser steps")
-        axis.xaxis.set_tick_params(labelbottom=True)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(found) :]:
-        axis.set_visible(False)
-    handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, handlelength=4
-    )
-    save(figure, path)
+    panels = {
+        _title(name): {
+            row: band(seeds if name.startswith("val/") else [smoothed(curve, smooth) for curve in seeds])
+            for row, seeds in curves.items()
+        }
+        for name, curves in noted_curves(rows).items()
+    }
+    save(curve_grid(panels, looks(rows), columns=2), path, dpi=150)
 
 
 def relative_metrics(
@@ -192,33 +172,33 @@ def draw_ablation(rows: Mapping[str, Sequence[Finished]], full: str, path: Path,
     Raises:
         DataError: if no metric can be relative to the full method.
     """
-    from matplotlib import pyplot
-
     found = relative_metrics(rows, full, split, kind)
-    figure, axis = pyplot.subplots(figsize=(2.1 * len(found) + 1.5, 4.2), layout="constrained")
-    width = 0.8 / len(rows)
-    for number, (row, style, hatch) in enumerate(zip(rows, cycle(STYLES), cycle(HATCHES), strict=False)):
-        for place, values in enumerate(found.values()):
-            if values.get(row):
-                centre = place + (number - (len(rows) - 1) / 2) * width
-                _bar(axis, centre, width * 0.9, values[row], color=style["color"], hatch=hatch, label=row)
-    low, high = limits([seeds for values in found.values() for seeds in values.values() if seeds])
-    axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    axis.axhline(1, color="black", linewidth=1)
-    names = [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
-    axis.set_xticks(range(len(found)), names)
-    axis.set_ylabel(f"{split} ({kind}) relative to {full}")
-    axis.set_title("bars: mean over seeds; dots: seeds; whiskers: 95% interval of the mean", fontsize=9)
-    axis.grid(axis="y", alpha=0.3)
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
-    save(figure, path)
+    with style():
+        figure = Figure(figsize=(2.1 * len(found) + 1.5, 4.2), layout="constrained")
+        axis = figure.subplots()
+        width = 0.8 / len(rows)
+        for number, (row, hatch) in enumerate(zip(rows, cycle(HATCHES), strict=False)):
+            colour = LIGHT[look(number).colour]
+            for place, values in enumerate(found.values()):
+                if values.get(row):
+                    centre = place + (number - (len(rows) - 1) / 2) * width
+                    _bar(axis, centre, width * 0.9, values[row], color=colour, hatch=hatch, label=row)
+        low, high = limits([seeds for values in found.values() for seeds in values.values() if seeds])
+        axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+        axis.axhline(1, color=LIGHT["ink"], linewidth=1)
+        axis.set_xticks(
+            range(len(found)), [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
+        )
+        axis.set_ylabel(f"{split} ({kind}) relative to {full}")
+        axis.set_title("bars: mean over seeds; dots: seeds; whiskers: 95% interval of the mean", fontsize=9)
+        add_legend(figure, columns=4)
+    save(figure, path, dpi=150)
 
 
-def _bar(axis: Any, place: float, width: float, values: Sequence[float], **style: str) -> None:  # noqa: ANN401
+def _bar(axis: Axes, place: float, width: float, values: Sequence[float], **options: Any) -> None:  # noqa: ANN401
     """One bar from 1 with its seeds and, if there are several, the interval of their mean."""
     interval = seed_interval(torch.tensor(values, dtype=torch.float64))
-    axis.bar(place, interval.mean - 1, width, bottom=1, alpha=0.55, **style)
+    axis.bar(place, interval.mean - 1, width, bottom=1, alpha=0.55, **options)
     axis.plot([place] * len(values), values, "o", color="black", markersize=3, zorder=3)
     if interval.has_width:
         axis.errorbar(place, interval.mean, interval.high - interval.mean, color="black", capsize=3, linewidth=1.2)

@@ -5,21 +5,21 @@ python -m genrl compare --plugin tools/figures_summed.py --objectives sage,summe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from genrl.batches import Completions, Rewards
-from genrl.objectives import OBJECTIVES, GroupNorm, PolicyObjective
-from genrl.objectives.decoupled import DecoupledCredit
+from genrl.objectives import OBJECTIVES, DecoupledCredit, GroupNorm, PolicyObjective, Setting
 from genrl.objectives.sage import SAGEConfig, sage
 
 
 class SummedCredit(DecoupledCredit):
     """SAGE's credit where the weighted sum of the rewards is normalised as one reward (arXiv:2601.21452, eq. 7)."""
 
-    @property
-    def needs(self) -> frozenset[str]:
+    def missing(self, setting: Setting) -> Iterator[str]:
         """Groups; the rewards need not be there one by one."""
-        return self.norm.needs
+        return self.norm.missing(setting)
 
     def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""

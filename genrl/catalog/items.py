@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -188,8 +189,6 @@ def cold_items(train_counts: Tensor, fraction: float, rule: Literal["rank", "per
 
 
 def _refuse_duplicates(item_ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for item_id in item_ids:
-        if item_id in seen:
-            raise DataError(f"the catalogue has item {item_id!r} twice. Keep one row per item.")
-        seen.add(item_id)
+    name, count = max(Counter(item_ids).items(), key=lambda pair: pair[1], default=("", 0))
+    if count > 1:
+        raise DataError(f"the catalogue has item {name!r} twice. Keep one row per item.")

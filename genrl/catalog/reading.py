@@ -27,7 +27,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a file -> how it is compressed, whatever its name."""
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 """What may follow the name of a column behind a colon."""
-CHUNK = 8_192
+CHUNK = 65_536
 """Rows of a text file that are held as Python objects at a time."""
 
 
@@ -131,7 +131,10 @@ def _files(path: Path, option: str, separator: str | None, encoding: str) -> lis
         )
     separator = separator.replace("\\t", "\t") if separator else separator
     if separator is not None and (not separator or set(separator) & set('"\r\n')):
-        raise ConfigError(f"data.separator is {separator!r}. Give what stands between fields, such as ';' or '\\t'.")
+        raise ConfigError(
+            f"data.separator is {separator!r}. Give what stands between fields, such as ; or \\t, and quote it where "
+            f"YAML would read it as something else: data.separator='\"|\"'."
+        )
     try:
         name = codecs.lookup(encoding).name
         io.TextIOWrapper(io.BytesIO(), encoding=name)
@@ -172,10 +175,18 @@ class _File:
             return
         rows = self._objects(wanted) if self.form == "json" else self._fields(wanted)
         start = 0
-        while batch := list(islice(rows, CHUNK)):
-            columns = zip(wanted, map(list, zip(*batch, strict=True)), strict=True)
-            yield len(batch), {name: [self._array(values, name, start)] for name, values in columns}
-            start += len(batch)
+        while True:
+            columns: dict[str, list[Any]] = {name: [] for name in wanted}
+            appends = [column.append for column in columns.values()]
+            # No list of rows is kept: the garbage collector would visit each of them, again and again.
+            for values in islice(rows, CHUNK):
+                for append, value in zip(appends, values, strict=True):
+                    append(value)
+            count = len(next(iter(columns.values())))
+            if not count:
+                return
+            yield count, {name: [self._array(values, name, start)] for name, values in columns.items()}
+            start += count
 
     def place(self, row: int) -> str:
         """Where a row is, counted from 0 without a header."""
@@ -206,7 +217,11 @@ class _File:
         if header is None:
             raise DataError(f"{self.path}: empty file. The first line of a {self.form} file names its columns.")
         hint = f" The file is split at {self.separator!r} (data.separator) and read as {self.encoding} (data.encoding)."
-        return line, len(header), _find(header, wanted, str(self.path), hint)
+        names = []
+        for name in header:
+            head, _, kind = name.rpartition(":")
+            names.append(head if kind in RECBOLE_TYPES and name not in wanted and head not in header else name)
+        return line, len(header), _find(names, wanted, str(self.path), hint)
 
     def _plain(self, wanted: Mapping[str, str]) -> pa.Table | None:
         """The columns by Arrow's fast reader; None where a quote, a blank row or a misfit needs ours."""
@@ -367,25 +382,21 @@ def _pieces(data: pa.Table, names: Mapping[str, str]) -> tuple[int, dict[str, Se
 
 
 def _find(have: Sequence[str], wanted: Mapping[str, str], place: str, hint: str = "") -> list[int]:
-    """Index of each wanted column, named as it is or with a RecBole type behind it.
+    """Index of each wanted column.
 
     Raises:
         DataError: if one is not there, or there twice.
     """
-    names = [head if kind in RECBOLE_TYPES else name for name in have for head, _, kind in [name.rpartition(":")]]
-    found = []
     for name, option in wanted.items():
-        among = have if name in have else names
-        if name not in among:
+        if name not in have:
             absent = ", or to null if there is none" * option.endswith((".time", ".title", ".category"))
             raise DataError(
-                f"{place}: no column {name!r} (asked for by {option}).{suggest(name, names)} "
+                f"{place}: no column {name!r} (asked for by {option}).{suggest(name, have)} "
                 f"Columns there: {', '.join(map(_shown, have))}. Set {option} to one of them{absent}.{hint}"
             )
-        if among.count(name) > 1:
+        if have.count(name) > 1:
             raise DataError(f"{place}: column {name!r} is named twice. Give each column its own name.")
-        found.append(among.index(name))
-    return found
+    return [have.index(name) for name in wanted]
 
 
 def _read_hub(source: str, option: str, wanted: Mapping[str, str]) -> Table:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from genrl.compare.curves import MATCH, TRAINING, Notes, band
-from genrl.compare.table import markdown
+from genrl.compare.page import markdown
+from genrl.compare.quantities import MATCH, TRAINING, matches
+from genrl.compare.record import Report, Row
+from genrl.plots import Notes, band
 from genrl.training.board import METRICS, remove_events
 
 TEXT = "comparison"
@@ -24,7 +25,7 @@ COMPARISON = ".comparison"
 """End of the names of event files, by which a later call finds what an earlier one left."""
 
 
-def write_comparison(folder: Path, notes: Mapping[str, Sequence[Notes]], report: Mapping[str, Any]) -> None:
+def write_comparison(folder: Path, notes: Mapping[str, Sequence[Notes]], report: Report) -> None:
     """Write the pages of a comparison: charts with a band over seeds for every row, and texts.
 
     Each row is a run `comparison/<row>` of its own to TensorBoard, so that it has one colour in all charts.
@@ -32,7 +33,7 @@ def write_comparison(folder: Path, notes: Mapping[str, Sequence[Notes]], report:
     Args:
         folder: of the experiment; what an earlier call left in its `comparison` is replaced.
         notes: row -> what its runs noted, one per seed.
-        report: as in report.json.
+        report: what there is to say.
     """
     place = folder / "comparison"
     remove_events(place, COMPARISON)
@@ -42,9 +43,9 @@ def write_comparison(folder: Path, notes: Mapping[str, Sequence[Notes]], report:
             writer.add_custom_scalars(charts)
         text = markdown(report)
         writer.add_text(TEXT, "\n".join(line for line in text.splitlines() if not line.startswith("![")))
-    for row, facts in report["rows"].items():
+    for row, facts in report.rows.items():
         with SummaryWriter(str(place / row), filename_suffix=COMPARISON) as writer:
-            writer.add_text(TEXT, "\n\n".join(_description(facts)))
+            writer.add_text(TEXT, _description(facts))
             for step, values in _bands(notes.get(row, ())):
                 writer.file_writer.add_summary(values, step)
 
@@ -73,7 +74,6 @@ def _charts(noted: Collection[str]) -> dict[str, dict[str, str]]:
     """Category -> quantity -> title."""
     cut = max((int(name.partition("@")[2]) for name in noted if name.startswith("val/ndcg@")), default=0)
     rewards = sorted(name for name in noted if name.startswith("train/reward"))
-    matches = sorted((name for name in noted if name.startswith(MATCH)), key=lambda name: int(name[len(MATCH) :]))
     return {
         "validation": {
             f"val/{metric}@{cut}": title.format(cut)
@@ -81,7 +81,7 @@ def _charts(noted: Collection[str]) -> dict[str, dict[str, str]]:
             if f"val/{metric}@{cut}" in noted
         },
         "reward": {name: name.removeprefix("train/") for name in rewards},
-        "match with the target": {name: f"step {name[len(MATCH) :]}" for name in matches},
+        "match with the target": {name: f"step {name[len(MATCH) :]}" for name in matches(noted)},
         "policy": {name: title for name, title in TRAINING.items() if name in noted},
     }
 
@@ -103,11 +103,10 @@ def _tag(name: str, curve: str) -> str:
     return f"{BANDS}/{name}/{curve}"
 
 
-def _description(facts: Mapping[str, Any]) -> Iterator[str]:
+def _description(facts: Row) -> str:
     """What a row is, as Markdown."""
-    yield f"**{facts['title'] or facts['name']}** {facts['paper']}"
-    if "pieces" in facts:
-        yield f"```\n{facts['pieces']}\n```"
-    options = {facts["kind"]: {"name": facts["name"], **facts["options"]}}
-    options |= {"rewards": facts["rewards"]} if "rewards" in facts else {}
-    yield f"```\n{OmegaConf.to_yaml(OmegaConf.create(options))}```"
+    options = {facts.kind: {"name": facts.name, **facts.options}}
+    options |= {} if facts.rewards is None else {"rewards": facts.rewards}
+    parts = [f"**{facts.title or facts.name}** {facts.paper}"]
+    parts += [] if facts.pieces is None else [f"```\n{facts.pieces}\n```"]
+    return "\n\n".join([*parts, f"```\n{OmegaConf.to_yaml(OmegaConf.create(options))}```"])

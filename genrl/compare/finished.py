@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genrl.compare.curves import Notes
 from genrl.compare.plan import UNLIMITED, Plan, completions
+from genrl.compare.record import Row
 from genrl.compare.run import choose
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
 from genrl.files import key_of, read_json
 from genrl.objectives import OBJECTIVES
+from genrl.plots import Notes
 from genrl.runs.folder import differences
 from genrl.runs.stages import SUPERVISED
 
@@ -249,33 +250,27 @@ def cold_rows(runs: Sequence[Finished], split: str) -> Tensor | None:
     return known[0].ranks[f"cold/{split}"].bool() if known else None
 
 
-def row_facts(runs: Sequence[Finished], notes: Sequence[Notes]) -> Tree:
-    """What a row of the report is, for readers of report.json.
+def row_facts(runs: Sequence[Finished], notes: Notes) -> Row:
+    """What a row of the report is.
 
     Args:
         runs: of the row, one per seed.
-        notes: what they noted.
+        notes: what the first of them noted.
     """
     first = runs[0]
-    config = first.config
-    kind = "objective" if first.stage == "rl" else "baseline"
-    options = config.objective if kind == "objective" else config.baseline
-    facts = {
-        "kind": kind,
-        **dict.fromkeys(("name", "title", "paper"), ""),
-        **first.metrics.get(kind, {}),
-        "options": {name: value for name, value in options.items() if name != "name"},
-        "seeds": [run.seed for run in runs],
-        "runs": [run.folder.name for run in runs],
-    }
-    if kind == "baseline":
-        return facts
-    return {
-        **facts,
-        "pieces": repr(OBJECTIVES.build(config.objective["name"], facts["options"])),
-        "rewards": config.rewards,
-        "spent": spent(first, notes[0]),
-    }
+    config, kind = first.config, "objective" if first.stage == "rl" else "baseline"
+    options = {**(config.objective if kind == "objective" else config.baseline)}
+    about = {**dict.fromkeys(("name", "title", "paper"), ""), **first.metrics.get(kind, {})}
+    name = options.pop("name")
+    own: Tree = {}
+    if kind == "objective":
+        own = {
+            "pieces": repr(OBJECTIVES.build(name, options)),
+            "rewards": config.rewards,
+            "spent": spent(first, notes),
+        }
+    seeds, folders = [run.seed for run in runs], [run.folder.name for run in runs]
+    return Row(kind, about["name"], about["title"], about["paper"], options, seeds, folders, **own)
 
 
 def read_samples(folder: Path) -> list[Tree]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from genrl.config import RunConfig, run_folder
 from genrl.errors import ConfigError, suggest
 from genrl.files import key_of
+from genrl.layouts import thinks
 from genrl.objectives import OBJECTIVES
 from genrl.policy.rollout import check_method
-from genrl.runs.stages import SUPERVISED, supervised_stages, thinks
+from genrl.runs.stages import SUPERVISED, supervised_stages
 
 Compose = Callable[[list[str]], RunConfig]
 """Words after `python -m genrl` -> the checked configuration they ask for."""
@@ -146,7 +147,7 @@ def completions(config: RunConfig) -> int:
     """Completions per prompt that the objective learns from; one, the target, for the supervised control."""
     options = dict(config.objective)
     objective = OBJECTIVES.build(options.pop("name"), options)
-    return 1 if "targets" in objective.needs else config.rollout.group_size
+    return 1 if objective.trains_on_targets else config.rollout.group_size
 
 
 def check_baseline(name: str, rows: Collection[str]) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from genrl.compare.board import write_comparison
-from genrl.compare.curves import draw, read_notes
 from genrl.compare.finished import (
     KINDS,
     SPLITS,
@@ -33,26 +30,24 @@ from genrl.compare.finished import (
     row_facts,
     shared_by_all,
 )
-from genrl.compare.html.page import html
+from genrl.compare.measures import MEASURES
+from genrl.compare.page import draw, html, markdown, write_text
 from genrl.compare.plan import Plan, Run, check_baseline
+from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Point, Report, Table
 from genrl.compare.run import choose
-from genrl.compare.table import markdown
 from genrl.errors import DataError
-from genrl.files import locked, write_json
-from genrl.metrics.comparison import Difference, holm, paired_difference, seed_interval, warnings_of
-from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.files import locked
+from genrl.metrics.comparison import Difference as Paired
+from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
+from genrl.plots import read_notes
 
-MEASURES = {"ndcg": ndcg_at_k, "recall": recall_at_k, "cold_recall": recall_at_k}
-"""Metrics with paired differences; cold recall is recall on the rows with a cold target."""
-SECONDARY = ("recall", "entropy", "cold_recall", "coverage", "top1pct_share")
-Tree = dict[str, Any]
 Outcomes = Mapping[int, Tensor]
 """Seed -> a number per row [R]; whatever has no seeds has one entry."""
+Expenses = Callable[[Rows], dict[str, Expense]]
+"""Says what thinking costs each row (`genrl.compare.studies.thinking.measure`)."""
 
 
-def write_report(
-    folder: Path, plan: Plan | None, baseline: str | None = None, measure: Callable[[Rows], Tree] | None = None
-) -> str:
+def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, measure: Expenses | None = None) -> str:
     """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
 
     Args:
@@ -60,8 +55,7 @@ def write_report(
         plan: the comparison; None reports every finished run of the folder, by name. The finished baselines of the
             folder are reported in both cases.
         baseline: the row that the others are compared with; None: the last stage before `rl`.
-        measure: says what thinking costs each row (`genrl.compare.studies.thinking.measure`). Such rows need not share
-            the stages before `rl`.
+        measure: says what thinking costs. Its rows need not share the stages before `rl`.
 
     Returns:
         The Markdown text.
@@ -70,6 +64,23 @@ def write_report(
         DataError: if no run is finished, or runs cannot be compared.
         ConfigError: if there is no such baseline.
     """
+    report = make_report(folder, plan, baseline, measure)
+    # Steps of baselines are not steps of stage rl, so they have no curves.
+    trained = {row: facts.runs for row, facts in report.rows.items() if facts.kind == "objective"}
+    noted = {row: [read_notes(folder / run) for run in runs] for row, runs in trained.items()}
+    text = markdown(report)
+    page = html(report, noted, {row: read_samples(folder / runs[0]) for row, runs in trained.items()})
+    with locked(folder):  # another comparison of the experiment may write its report, too
+        report.write(folder / "report.json")
+        draw(noted, folder / "report.png")
+        write_text(folder / "report.html", page)
+        write_text(folder / "report.md", text)
+        write_comparison(folder, noted, report)
+    return text
+
+
+def make_report(folder: Path, plan: Plan | None, baseline: str | None, measure: Expenses | None = None) -> Report:
+    """The record of what `write_report` writes; the arguments and errors are the same."""
     rows = found_rows(folder, "align", "rl") if plan is None else planned_rows(plan)
     baselines, notes = comparable(found_rows(folder, "baseline"), rows)
     everything = {**baselines, **rows}
@@ -82,32 +93,20 @@ def write_report(
     baseline = baseline or shared[-1]
     check_baseline(baseline, [*shared, *baselines, *(rows if plan is None else plan.rows)])
     expected = begun(folder) if plan is None else [run.folder for run in expected_runs(plan)]
-    noted = {row: [read_notes(run.folder) for run in found] for row, found in everything.items()}
     tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
-    report = {
+    return Report(
         **describe(runs),
-        "baseline": baseline,
-        "planned": plan is not None,
-        "unfinished": [path.name for path in expected if not is_done(path)],
-        "notes": notes + mixed(everything) + _notes(tables, baseline),
-        "choices": {} if plan is None else choices(plan),
-        "tables": tables,
-        "rows": {row: row_facts(found, noted[row]) for row, found in everything.items()},
-        "commands": {run.folder.name: run.metrics["command"] for run in runs},
-        "cost": cost(everything),
-        **({} if measure is None else {"thinking": measure(rows)}),
-    }
-    text = markdown(report)
-    samples = {row: read_samples(found[0].folder) for row, found in rows.items()}
-    page = html(report, noted, samples)
-    with locked(folder):  # another comparison of the experiment may write its report, too
-        write_json(folder / "report.json", report)
-        # Steps of baselines are not steps of stage rl, so they have no curves here.
-        draw({row: noted[row] for row in rows}, folder / "report.png")
-        _write_text(folder / "report.html", page)
-        _write_text(folder / "report.md", text)
-        write_comparison(folder, {row: noted[row] for row in rows}, report)
-    return text
+        baseline=baseline,
+        planned=plan is not None,
+        unfinished=[path.name for path in expected if not is_done(path)],
+        notes=notes + mixed(everything) + _notes(tables, baseline),
+        choices={} if plan is None else choices(plan),
+        tables=tables,
+        rows={row: row_facts(found, read_notes(found[0].folder)) for row, found in everything.items()},
+        commands={run.folder.name: run.metrics["command"] for run in runs},
+        cost=cost(everything),
+        thinking=None if measure is None else measure(rows),
+    )
 
 
 def expected_runs(plan: Plan) -> list[Run]:
@@ -120,24 +119,24 @@ def expected_runs(plan: Plan) -> list[Run]:
     return needed
 
 
-def choices(plan: Plan) -> Tree:
+def choices(plan: Plan) -> dict[str, Choice]:
     """What each row with a grid was chosen from, with the scores on validation; no score on test."""
-    found: Tree = {}
+    found = {}
     for row, candidates in plan.rows.items():
         if len(candidates) == 1:
             continue
         choice = choose(candidates)
         points = [
-            {"run": candidate.runs[0].folder.name, "point": dict(candidate.point), "score": score}
+            Point(candidate.runs[0].folder.name, dict(candidate.point), score)
             for candidate, score in zip(candidates, choice.scores, strict=True)
         ]
         metric = f"ndcg@{max(candidates[0].runs[0].config.evaluate.k)}"
         chosen = None if choice.best is None else dict(choice.best.point)
-        found[row] = {"metric": f"valid raw {metric}", "points": points, "chosen": chosen}
+        found[row] = Choice(f"valid raw {metric}", points, chosen)
     return found
 
 
-def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> Tree:
+def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> Table:
     """One table: reference lines, baselines, shared stages, and each row with its differences to the baseline.
 
     Args:
@@ -160,14 +159,13 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
         lines |= {row: _line(found, split, kind, top) for row, found in rows.items()}
         places |= {row: _places(found, f"{split}/{kind}") for row, found in rows.items()}
     cold = cold_rows(runs, split)
-    users = len(first.ranks[f"{split}/{kind}"])
-    counted: dict[str, Tensor | None] = {**dict.fromkeys(MEASURES, torch.ones(users).bool()), "cold_recall": cold}
     if baseline in places:
-        _add_differences(lines, places, counted, baseline, top)
-    return {"k": top, "users": users, "cold_rows": None if cold is None else int(cold.sum()), "lines": lines}
+        _add_differences(lines, places, cold, baseline, top)
+    users = len(first.ranks[f"{split}/{kind}"])
+    return Table(top, users, None if cold is None else int(cold.sum()), lines)
 
 
-def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collection[str] = ()) -> dict[str, Tree]:
+def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collection[str] = ()) -> dict[str, Difference]:
     """Each row minus the baseline in one metric, with an interval, Holm's p-value and warnings.
 
     Args:
@@ -179,21 +177,24 @@ def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collecti
     found = [paired_difference(*_paired(outcomes[row], outcomes[baseline])) for row in compared]
     corrected = holm(torch.tensor([difference.p_value for difference in found], dtype=torch.float64)).tolist()
     return {
-        row: {
-            **{name: _number(getattr(difference, name)) for name in ("effect", "low", "high", "relative")},
-            "p_holm": _number(p_value),
-            "seed_noise": _number(difference.seed_noise),
-            "rows": difference.users,
-            "seeds_covered": all(name in fixed or len(outcomes[name]) > 1 for name in (row, baseline)),
-            "warnings": _warnings(difference, (row, baseline), outcomes, fixed),
-        }
+        row: Difference(
+            effect=_rounded(difference.effect),
+            low=_rounded(difference.low),
+            high=_rounded(difference.high),
+            relative=_number(difference.relative),
+            p_holm=_rounded(p_value),
+            seed_noise=_number(difference.seed_noise),
+            rows=difference.users,
+            seeds_covered=all(name in fixed or len(outcomes[name]) > 1 for name in (row, baseline)),
+            warnings=_warnings(difference, (row, baseline), outcomes, fixed),
+        )
         for row, difference, p_value in zip(compared, found, corrected, strict=True)
     }
 
 
-def cost(rows: Rows) -> Tree:
+def cost(rows: Rows) -> dict[str, Cost]:
     """Seconds and peak memory of the stages, mean and largest over seeds."""
-    found: Tree = {}
+    found: dict[str, Cost] = {}
     common = shared_by_all([run for runs in rows.values() for run in runs])
     for row, runs in rows.items():
         for stage in runs[0].shared:
@@ -204,9 +205,9 @@ def cost(rows: Rows) -> Tree:
 
 
 def _add_differences(
-    lines: Mapping[str, Tree],
+    lines: Mapping[str, Line],
     places: Mapping[str, Mapping[int, Tensor]],
-    counted: Mapping[str, Tensor | None],
+    cold: Tensor | None,
     baseline: str,
     top: int,
 ) -> None:
@@ -215,24 +216,22 @@ def _add_differences(
     Args:
         lines: of a table.
         places: row -> seed -> place of each user's target [R].
-        counted: metric -> rows on which it is defined [R]; None: not known.
+        cold: which users have a cold target [R]; None: not known.
         baseline: row.
         top: K.
     """
-    fixed = {row for row, line in lines.items() if not line["seeds"]}
-    for metric, measure in MEASURES.items():
-        mask = counted[metric]
-        if mask is None or int(mask.sum()) < 2:
+    fixed = {row for row, line in lines.items() if not line.seeds}
+    for measure in MEASURES.values():
+        outcome = measure.outcome
+        if outcome is None or (measure.cold and (cold is None or int(cold.sum()) < 2)):
             continue
+        mask = cold if measure.cold and cold is not None else slice(None)
         outcomes = {
-            row: {seed: measure(ranks[mask][:, None], top) for seed, ranks in found.items()}
+            row: {seed: outcome(ranks[mask][:, None], top) for seed, ranks in found.items()}
             for row, found in places.items()
         }
         for row, difference in differences(outcomes, baseline, fixed).items():
-            lines[row].setdefault("differences", {})[f"{metric}@{top}"] = difference
-    for line in lines.values():
-        if "differences" in line:
-            line["difference"] = line["differences"][f"ndcg@{top}"]
+            lines[row].differences[f"{measure.name}@{top}"] = difference
 
 
 def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:
@@ -240,26 +239,22 @@ def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:
     return {run.seed: run.ranks[part] for run in runs}
 
 
-def _fixed_line(values: Mapping[str, float | None], top: int) -> Tree:
+def _fixed_line(values: Mapping[str, float | None], top: int) -> Line:
     """The line of what no seed changes."""
-    return {"metrics": _means([values], top), "seeds": []}
+    return Line(_means([values], top), seeds=[])
 
 
-def _line(runs: Sequence[Finished], split: str, kind: str, top: int) -> Tree:
+def _line(runs: Sequence[Finished], split: str, kind: str, top: int) -> Line:
     """The line of a row with seeds."""
     values = [run.scores(split)[kind] for run in runs]
     by_seed = [value[f"ndcg@{top}"] for value in values]
     interval = seed_interval(torch.tensor(by_seed, dtype=torch.float64))
-    return {
-        "metrics": _means(values, top),
-        "seeds": [run.seed for run in runs],
-        "by_seed": by_seed,
-        "interval": [_number(interval.low), _number(interval.high)],
-    }
+    ends = [_number(interval.low), _number(interval.high)]
+    return Line(_means(values, top), [run.seed for run in runs], by_seed, ends)
 
 
 def _warnings(
-    difference: Difference, compared: tuple[str, str], outcomes: Mapping[str, Outcomes], fixed: Collection[str]
+    difference: Paired, compared: tuple[str, str], outcomes: Mapping[str, Outcomes], fixed: Collection[str]
 ) -> list[str]:
     found = warnings_of(difference, difference.users, trained=not set(compared) <= set(fixed))
     for one, other in (compared, compared[::-1]):
@@ -285,13 +280,13 @@ def _common(ours: Outcomes, theirs: Outcomes) -> list[int]:
     return [seed for seed in ours if seed in theirs]
 
 
-def _notes(tables: Mapping[str, Mapping[str, Tree]], baseline: str) -> list[str]:
+def _notes(tables: Mapping[str, Mapping[str, Table]], baseline: str) -> list[str]:
     """What a reader must know of all tables."""
     found = []
     every = [part for kinds in tables.values() for part in kinds.values()]
-    if not any("differences" in line for part in every for line in part["lines"].values()):
+    if not any(line.differences for part in every for line in part.lines.values()):
         found.append(f"{baseline} has no finished run, or is the only row: no row has a difference to it.")
-    elif any(part["cold_rows"] is None for part in every):
+    elif any(part.cold_rows is None for part in every):
         found.append(
             "These runs are of a version that did not keep which targets are cold, so there is no difference of cold "
             "recall. One new run in the experiment keeps them for all, e.g. `fit --baseline most_popular`."
@@ -302,23 +297,20 @@ def _notes(tables: Mapping[str, Mapping[str, Tree]], baseline: str) -> list[str]
 def _means(values: Sequence[Mapping[str, float | None]], top: int) -> dict[str, float | None]:
     """Means over seeds of the metrics that the tables show; None where a metric has no rows."""
     found: dict[str, float | None] = {}
-    for name in (f"{metric}@{top}" for metric in ("ndcg", *SECONDARY)):
+    for name in (f"{metric}@{top}" for metric in MEASURES):
         known = [value for value in (part.get(name) for part in values) if value is not None]
         found[name] = _number(statistics.mean(known)) if known else None
     return found
 
 
-def _cost(stages: Sequence[Mapping[str, float]]) -> Tree:
+def _cost(stages: Sequence[Mapping[str, float]]) -> Cost:
     seconds = statistics.mean(stage["seconds"] for stage in stages)
-    return {"seconds": round(seconds, 1), "peak_mib": max(stage["peak_mib"] for stage in stages)}
+    return Cost(round(seconds, 1), max(stage["peak_mib"] for stage in stages))
 
 
 def _number(value: float) -> float | None:
-    return round(value, 8) + 0.0 if math.isfinite(value) else None  # no minus before 0
+    return _rounded(value) if math.isfinite(value) else None
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file in one move."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _rounded(value: float) -> float:
+    return round(value, 8) + 0.0  # no minus before 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from importlib import import_module
+from inspect import signature
 from math import prod
 from typing import Any
 
@@ -16,20 +18,35 @@ STAGES = ("align", "activate", "rl", "baseline")
 LIGHTNING = {
     "accelerator": "trainer.accelerator",
     "accumulate_grad_batches": "rollout.micro_batch",
-    "callbacks": "Python (genrl.training)",
+    "check_val_every_n_epoch": "align.validate_every or rl.validate_every",
     "default_root_dir": "output",
     "devices": "trainer.devices",
     "gradient_clip_val": "trainer.max_grad_norm",
+    "limit_train_batches": "align.max_epochs or rl.max_steps",
+    "limit_val_batches": "evaluate.valid_users",
     "log_every_n_steps": "trainer.log_every",
     "logger": "output",
     "max_epochs": "align.max_epochs",
     "max_steps": "rl.max_steps",
     "num_nodes": "trainer.num_nodes",
+    "overfit_batches": "evaluate.valid_users",
     "precision": "trainer.precision",
-    "strategy": "trainer.strategy",
+    "strategy": "trainer.devices or trainer.num_nodes",
     "val_check_interval": "rl.validate_every",
 }
-"""Arguments of lightning.Trainer that genrl sets from an option of its own."""
+"""Arguments of lightning.Trainer that genrl sets itself, or that would stop validation -> the option instead."""
+FIXED = {
+    "barebones": "it would keep no metrics and no checkpoints",
+    "callbacks": "write Python (genrl.training) instead",
+    "enable_checkpointing": "the best and the last weights are kept by genrl itself",
+    "enable_model_summary": "a stage says its model at its start",
+    "enable_progress_bar": "a stage shows its own progress",
+    "fast_dev_run": "it would stop validation, and no weights could be chosen. Write rl.max_steps=1 for a short run",
+    "num_sanity_val_steps": "every stage validates before it trains where that counts",
+    "reload_dataloaders_every_n_epochs": "a rollout is drawn anew for each round",
+    "use_distributed_sampler": "prompts are shared out by genrl itself",
+}
+"""Arguments of lightning.Trainer that no option changes -> why."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,16 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _activation(config)
     yield from _training(config)
     yield from _evaluation(config)
+
+
+def unknown_arguments(config: RunConfig) -> Iterator[Problem]:
+    """Yield each key of `trainer.extra` that lightning.Trainer does not know; only if there are any is it imported."""
+    if config.trainer.extra:
+        known = signature(import_module("lightning").Trainer).parameters.keys() - LIGHTNING.keys() - FIXED.keys()
+        for name in sorted(config.trainer.extra.keys() - known):
+            listed = ", ".join(sorted(known))
+            reason = f"is no argument of lightning.Trainer.{suggest(name, known)} Arguments left to you: {listed}"
+            yield Problem((f"trainer.extra.{name}",), reason)
 
 
 def option(config: RunConfig, key: str) -> Any:  # noqa: ANN401
@@ -138,12 +165,17 @@ def _training(config: RunConfig) -> Iterator[Problem]:
     for name, instead in LIGHTNING.items():
         if name in trainer.extra:
             yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself. Write {instead} instead")
+    for name, why in FIXED.items():
+        if name in trainer.extra:
+            yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself: {why}")
 
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:
     cutoffs, beam = config.evaluate.k, config.evaluate.beam
     if max(cutoffs) > beam:
+        kept = sorted(k for k in cutoffs if k <= beam) or [beam]
         reason = f"needs a beam of at least {max(cutoffs)}, evaluate.beam is {beam}. Add evaluate.beam={max(cutoffs)}"
+        reason += f" or evaluate.k=[{','.join(map(str, kept))}]"
         yield Problem(("evaluate.k", "evaluate.beam"), reason)
     if config.evaluate.exact and config.evaluate.thinking_samples > 1:
         reason = "cannot be certified where several trains of thought are merged. Set evaluate.thinking_samples=1 or 0"

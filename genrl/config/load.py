@@ -6,7 +6,6 @@ layers are merged as plain values and enter the typed schema once, at the end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genrl.config.checks import Problem, contradictions
+from genrl.config.checks import Problem, contradictions, unknown_arguments
 from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_override
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
 from genrl.errors import ConfigError, GenRLError
+from genrl.files import atomic
 from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
 
@@ -42,7 +42,8 @@ def load_config(
         flags: values of command-line flags by the flag's name (objective, baseline, layout, stage, seed, experiment,
             output, plugin); None is a flag that was not given. Plug-ins are added to those of the files.
         overrides: `key=value` texts.
-        registries: where components are looked up; without them their names and options are not checked.
+        registries: where components are looked up; without them their names and options are not checked, nor the keys
+            of `trainer.extra`.
 
     Returns:
         The configuration. With `registries`, objective, layout and rewards hold every option of their component.
@@ -65,7 +66,7 @@ def load_config(
         raise ConfigError(_report(problems, "Components and their options are checked next." if registries else ""))
     wrong = list(_plugins(config))
     if registries is not None:
-        wrong += _components(config, registries, written)
+        wrong += [*_components(config, registries, written), *unknown_arguments(config)]
     if wrong:
         raise ConfigError(_report([_located(problem, layers) for problem in wrong]))
     return config
@@ -80,12 +81,8 @@ def save_config(config: RunConfig, path: Path) -> None:
     values["rewards"] = {**dict.fromkeys(RunConfig().rewards), **config.rewards}
     text = OmegaConf.to_yaml(OmegaConf.create(values))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -309,8 +309,6 @@ class TrainerConfig:
     """Processes (or GPUs) per node."""
     num_nodes: int = option(1, ge=1)
     """Machines that train together, each with `devices` processes."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices share the work; `auto` is one device or ddp."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """Precision of updates, rollouts and rankings."""
     max_grad_norm: float = option(1.0, ge=0)

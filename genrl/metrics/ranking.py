@@ -33,8 +33,8 @@ def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
 class RankingMetrics(Metric):
     """Every ranking metric behind one `update` and one `compute`.
 
-    For each cut-off k: recall@k, ndcg@k, cold_recall@k, entropy@k (mean per list, in bits), entropy_normalized@k (entropy@k
-    over its bound log2 min(k, categories)), entropy_corpus@k (all slots pooled, in bits), coverage@k, top1pct_share@k,
+    For each cut-off k: recall@k, ndcg@k, cold_recall@k, entropy@k (mean per list, bits), entropy_normalized@k (over
+    its bound log2 min(k, categories)), entropy_corpus@k (all slots pooled, bits), coverage@k, top1pct_share@k,
     gini@k, and history_share@k if `update` was given histories. For the largest k: valid_rate. The denominators: rows
     (with a target) and cold_rows. A mean over no rows is NaN, and so are the entropies of a catalogue without
     categories.

@@ -1,25 +1,40 @@
 """Policy objectives: rewards in, loss out. Each built-in is four pieces; `OBJECTIVES` lists them by name."""
 
-from genrl.objectives import bapo, gbpo, grpo, sage, sapo, supervised, variants  # noqa: F401 (they register themselves)
-from genrl.objectives.adaptive import AdaptiveBounds, Range
-from genrl.objectives.base import OBJECTIVES, Credit, Objective, ObjectiveOutput, Penalty, Piece, Reduction, Surrogate
-from genrl.objectives.bounded import GradientBounded
-from genrl.objectives.credit import ConstantCredit, GroupNorm, OutcomeCredit, SignCredit
-from genrl.objectives.decoupled import DecoupledCredit
-from genrl.objectives.diversity import Diversity
-from genrl.objectives.needs import check_needs
+from genrl.objectives import bapo, ce, gbpo, grpo, sage, sapo, variants  # noqa: F401 (they register themselves)
+from genrl.objectives.bapo import AdaptiveBounds, Range
+from genrl.objectives.base import (
+    OBJECTIVES,
+    ClipOptions,
+    Credit,
+    GroupOptions,
+    Objective,
+    ObjectiveOutput,
+    Options,
+    Penalty,
+    Piece,
+    PolicyObjective,
+    Reduction,
+    Setting,
+    Surrogate,
+    live_prompts,
+    renormalized,
+)
+from genrl.objectives.ce import LogLikelihood
+from genrl.objectives.credit import ConstantCredit, DecoupledCredit, GroupNorm, OutcomeCredit, SignCredit
+from genrl.objectives.gbpo import GradientBounded
 from genrl.objectives.penalty import EntropyBonus, KLPenalty, penalties
-from genrl.objectives.policy import PolicyObjective, live_prompts, renormalized
-from genrl.objectives.reduction import ConstantLength, SequenceMean, StepMean, TokenMean
-from genrl.objectives.slate import DiversityBounds, PhiRatio
-from genrl.objectives.step_credit import StepCredit
-from genrl.objectives.surrogate import Bounds, CappedRatio, ClippedRatio, DetachedRatio, FixedBounds, LogLikelihood
+from genrl.objectives.reduction import ConstantLength, SequenceMean, TokenMean
+from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
+from genrl.objectives.sapo import StepCredit, StepMean
+from genrl.objectives.surrogate import Bounds, ClippedRatio, FixedBounds
+from genrl.objectives.variants import CappedRatio, DetachedRatio
 
 __all__ = [
     "OBJECTIVES",
     "AdaptiveBounds",
     "Bounds",
     "CappedRatio",
+    "ClipOptions",
     "ClippedRatio",
     "ConstantCredit",
     "ConstantLength",
@@ -32,10 +47,12 @@ __all__ = [
     "FixedBounds",
     "GradientBounded",
     "GroupNorm",
+    "GroupOptions",
     "KLPenalty",
     "LogLikelihood",
     "Objective",
     "ObjectiveOutput",
+    "Options",
     "OutcomeCredit",
     "Penalty",
     "PhiRatio",
@@ -44,12 +61,12 @@ __all__ = [
     "Range",
     "Reduction",
     "SequenceMean",
+    "Setting",
     "SignCredit",
     "StepCredit",
     "StepMean",
     "Surrogate",
     "TokenMean",
-    "check_needs",
     "live_prompts",
     "penalties",
     "renormalized",

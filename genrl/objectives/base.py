@@ -1,18 +1,68 @@
-"""What an objective is: rewards in, loss out; and what the pieces of the built-in ones have in common."""
+"""What an objective is: rewards in, loss out; its pieces, and the objective that is made of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from genrl.batches import Completions, Experience, Rewards, Scores
-from genrl.ops import masked_mean
+from genrl.errors import ConfigError
+from genrl.ops import group_view, masked_mean, world_size, world_sum
 from genrl.registry import Registry
 
 Stats = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What rewards, rollout and layout provide; pieces compare it with what they need before a model is loaded."""
+
+    rewards: tuple[str, ...]
+    """Names of all configured rewards."""
+    step_rewards: bool
+    """Whether a step reward with weight says whether a step matched."""
+    group_size: int
+    """Completions per prompt."""
+    items: int | None = None
+    """Items per completion; None: not known yet."""
+    categories: bool | None = None
+    """Whether items have categories; None: not known yet."""
+    thinking: bool | None = None
+    """Whether the layout has thinking; None: not known yet."""
+
+
+@dataclass
+class Options:
+    """Options that all objectives share."""
+
+    kl_coef: float = 0.0
+    """Weight of the KL penalty to the reference policy; 0 loads no reference."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+
+
+@dataclass
+class GroupOptions(Options):
+    """Options of objectives that compare the completions of a group."""
+
+    ddof: int = 1
+    """Deviations divide by count - ddof."""
+    eps: float = 1e-6
+    """Guard of the deviation."""
+
+
+@dataclass
+class ClipOptions(Options):
+    """Options of objectives with a clipped ratio."""
+
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is kept below 1 + clip_high."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +82,19 @@ class Objective(nn.Module, ABC):
     A module only so that state (SAGE's running diversity) is checkpointed and moved with the policy; it has no
     parameters. The trainer's order is::
 
-        experience = objective.prepare(rollout, rewards)            # whole rollout, all ranks together
+        experience = objective.prepare(completions, rewards)            # whole rollout, all ranks together
         part = renormalized(experience.groups(rows))               # only if a rollout makes several optimiser steps
-        part = objective.before_step(scores, part)                  # only if "scores" in objective.needs
+        part = objective.before_step(scores, part)                  # only if objective.uses_scores
         for micro in ...: objective.loss(score(micro), micro).loss.backward()
         optimizer.step(); objective.after_step()
     """
 
-    needs: frozenset[str] = frozenset()
-    """What has to be there, checked before a model is loaded: "steps" (a step reward), "components" (several rewards),
-    "component:<name>" (that reward), "group" (group_size >= 2), "ref_logps" (a reference policy), "entropy" (entropies
-    in rollout and scores), "scores" (`before_step` is called with the scores of the whole mini-batch), "slate" (several
-    items per completion), "categories" (item categories), "thinking" (a layout with thinking), "targets" (the
-    completions are the targets themselves, one per prompt)."""
+    uses_reference: bool = False
+    """Whether completions need `ref_logps`: a reference policy is kept."""
+    uses_scores: bool = False
+    """Whether `before_step` is called, with the scores of the whole mini-batch."""
+    trains_on_targets: bool = False
+    """Whether the completions are the targets themselves, one per prompt."""
     dynamic_sampling: int = 0
     """Generation batches drawn at most to replace prompts without any gradient; 0: none is replaced."""
 
@@ -53,12 +103,30 @@ class Objective(nn.Module, ABC):
         """Whether a group without any advantage still gives gradient, so that the trainer must not skip it."""
         return True
 
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What the objective needs and the setting lacks, each with its remedy."""
+        yield from ()
+
+    def check(self, setting: Setting, name: str) -> None:
+        """Compare what the objective needs with what the configuration will give it.
+
+        Args:
+            setting: what rewards, rollout and layout provide.
+            name: the objective's name, for the message.
+
+        Raises:
+            ConfigError: naming everything that is missing, with the remedy.
+        """
+        problems = dict.fromkeys(self.missing(setting))
+        if problems:
+            raise ConfigError("\n".join(f"objective {name!r} needs {problem}" for problem in problems))
+
     @abstractmethod
-    def prepare(self, rollout: Completions, rewards: Rewards) -> Experience:
+    def prepare(self, completions: Completions, rewards: Rewards) -> Experience:
         """Turn the rewards of a whole rollout into credit and weights. No gradient; may update state; collective.
 
         Args:
-            rollout: P prompts with G completions each.
+            completions: P prompts with G completions each.
             rewards: rewards of the B = P*G completions.
 
         Returns:
@@ -75,7 +143,7 @@ class Objective(nn.Module, ABC):
         """
 
     def before_step(self, scores: Scores, batch: Experience) -> Experience:
-        """Renew what depends on the current policy and the whole mini-batch; called if "scores" is in `needs`.
+        """Renew what depends on the current policy and the whole mini-batch; called if `uses_scores`.
 
         Args:
             scores: scores of the whole mini-batch, without gradient.
@@ -94,17 +162,18 @@ class Piece:
     which the objective registers; if that module has an `after_step` method it is called after the optimiser step.
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the piece needs; see `Objective.needs`."""
-        return frozenset()
+    uses_reference = uses_scores = trains_on_targets = False
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What the piece needs and the setting lacks; see `Objective.missing`."""
+        yield from ()
 
 
 class Credit(Piece, ABC):
     """Rewards -> advantages."""
 
     @abstractmethod
-    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]; what is outside the rollout's mask is ignored."""
 
     def stats(self, batch: Experience) -> Stats:
@@ -115,12 +184,12 @@ class Credit(Piece, ABC):
 class Surrogate(Piece, ABC):
     """Advantages and log-probabilities -> the term per token that is maximised."""
 
-    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         """Return tensors [B, ...] that the loss will need and that concern the whole rollout."""
         return {}
 
     def before_step(self, scores: Scores, batch: Experience) -> Stats:
-        """Return renewed extras [B, ...] for the policy as it is now; called if "scores" is in `needs`."""
+        """Return renewed extras [B, ...] for the policy as it is now; called if `uses_scores`."""
         return {}
 
     @abstractmethod
@@ -132,8 +201,8 @@ class Reduction(Piece, ABC):
     """Mask -> weight per token, before division by what all rows add to the denominator."""
 
     @abstractmethod
-    def __call__(self, rollout: Completions) -> Tensor:
-        """Return weights [B, T] >= 0, 0 outside the mask, with the dtype of `rollout.logps`."""
+    def __call__(self, completions: Completions) -> Tensor:
+        """Return weights [B, T] >= 0, 0 outside the mask, with the dtype of `completions.logps`."""
 
     def mass(self, weights: Tensor) -> Tensor:
         """What each row adds to the denominator [B]; by default the sum of its weights."""
@@ -149,3 +218,133 @@ class Penalty(Piece, ABC):
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "genrl.objectives")
+
+
+class PolicyObjective(Objective):
+    """Four pieces: loss = -sum_it w_it * (surrogate_it - sum of penalties_it).
+
+    Weights are divided by what all rows of the optimisation batch add to the denominator, on all ranks, and multiplied
+    by the number of ranks because DDP averages gradients: w = raw * world / world_sum(mass).
+
+    Args:
+        credit: rewards -> advantages.
+        surrogate: advantages and ratios -> term per token.
+        reduction: mask -> weight per token.
+        penalties: costs per token.
+        dynamic_sampling: see `Objective.dynamic_sampling`.
+        drop_dead: give groups without any advantage no weight; "kept": they leave the denominator too.
+    """
+
+    def __init__(
+        self,
+        credit: Credit,
+        surrogate: Surrogate,
+        reduction: Reduction,
+        penalties: Sequence[Penalty] = (),
+        dynamic_sampling: int = 0,
+        drop_dead: str = "",
+    ) -> None:
+        super().__init__()
+        self.credit = credit
+        self.surrogate = surrogate
+        self.reduction = reduction
+        self.penalties = tuple(penalties)
+        self.dynamic_sampling = dynamic_sampling
+        self.drop_dead = drop_dead
+        self.pieces: tuple[Piece, ...] = (credit, surrogate, reduction, *self.penalties)
+        self.state = nn.ModuleList(module for piece in self.pieces for module in _modules(piece))
+        self.uses_reference = any(piece.uses_reference for piece in self.pieces)
+        self.uses_scores = any(piece.uses_scores for piece in self.pieces)
+        self.trains_on_targets = any(piece.trains_on_targets for piece in self.pieces)
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What any of the pieces lacks."""
+        for piece in self.pieces:
+            yield from piece.missing(setting)
+
+    @property
+    def gradient_without_advantage(self) -> bool:
+        """Whether penalties act where there is no advantage."""
+        return bool(self.penalties)
+
+    @torch.no_grad()
+    def prepare(self, completions: Completions, rewards: Rewards) -> Experience:
+        """Compute advantages, weights with their denominators over all ranks, and the surrogate's extras."""
+        advantages = self.credit(completions, rewards).to(completions.logps.dtype)
+        advantages = advantages.masked_fill(~completions.chosen, 0)
+        weights = self.reduction(completions)
+        mass = self.reduction.mass(weights)
+        if self.drop_dead:
+            dead = ~_live(advantages, weights, completions.group_size).repeat_interleave(completions.group_size)
+            weights = weights.masked_fill(dead[:, None], 0)
+            mass = mass.masked_fill(dead, 0) if self.drop_dead == "kept" else mass
+        extras = self.surrogate.prepare(completions, advantages)
+        return renormalized(Experience(completions, advantages, weights, mass, extras))
+
+    def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
+        """Weighted sum over tokens of penalties minus surrogate."""
+        values, stats = self.surrogate(scores, batch)
+        stats = {**self.credit.stats(batch), **stats, "dead_groups": 1 - live_prompts(batch).to(values.dtype).mean()}
+        for penalty in self.penalties:
+            cost, told = penalty(scores, batch)
+            values = values - cost
+            stats |= told
+        if scores.entropy is not None:
+            stats["entropy"] = masked_mean(scores.entropy, batch.completions.chosen)
+        loss = -(batch.weights * values).sum()
+        return ObjectiveOutput(loss, {name: value.detach() for name, value in stats.items()})
+
+    @torch.no_grad()
+    def before_step(self, scores: Scores, batch: Experience) -> Experience:
+        """Renew the surrogate's extras (BAPO's bounds)."""
+        return replace(batch, extras={**batch.extras, **self.surrogate.before_step(scores, batch)})
+
+    def after_step(self) -> None:
+        """Let pieces with running statistics move on."""
+        for module in self.state:
+            step = getattr(module, "after_step", None)
+            if step is not None:
+                step()
+
+    def __repr__(self) -> str:
+        """Show the whole algorithm, one piece per line."""
+        lines = [
+            f"  credit    = {self.credit!r}",
+            f"  surrogate = {self.surrogate!r}",
+            f"  reduction = {self.reduction!r}",
+        ]
+        lines += [f"  penalty   = {penalty!r}" for penalty in self.penalties]
+        lines += [f"  dynamic_sampling = {self.dynamic_sampling}"] if self.dynamic_sampling else []
+        return "\n".join(["PolicyObjective(", *lines, ")"])
+
+
+def renormalized(experience: Experience) -> Experience:
+    """Divide weights anew, for the rows at hand: `mass` sums to 1 per rank on average. Collective.
+
+    Used by `prepare`, and by the trainer on the part of a rollout that makes one optimiser step of several.
+
+    Example:
+        A mini-batch of half the prompts weighs as much as the whole did: `renormalized(experience.groups(slice(0,
+        4)))`.
+    """
+    total = world_sum(experience.mass.sum())
+    scale = world_size() / torch.where(total > 0, total, torch.ones_like(total))
+    return replace(experience, weights=experience.weights * scale, mass=experience.mass * scale)
+
+
+def live_prompts(experience: Experience) -> Tensor:
+    """Which prompts have any advantage with weight [P] bool; the others give no gradient but that of penalties."""
+    return _live(experience.advantages, experience.weights, experience.completions.group_size)
+
+
+def _live(advantages: Tensor, weights: Tensor, group_size: int) -> Tensor:
+    return group_view((advantages != 0) & (weights > 0), group_size).flatten(1).any(1)
+
+
+def _modules(piece: object) -> list[nn.Module]:
+    """Modules inside a piece, however deep."""
+    if isinstance(piece, nn.Module):
+        return [piece]
+    if not is_dataclass(piece):
+        return []
+    return [module for part in fields(piece) for module in _modules(getattr(piece, part.name))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
-from genrl.objectives.base import Credit
+from genrl.objectives.base import Credit, Setting
 from genrl.ops import group_view, world_size, world_sum
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""Rewards of a group whose range is at most this share of their largest size are equal."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,17 @@ class GroupNorm:
     singleton: Literal["zero", "raw"] = "zero"
 
     @property
-    def needs(self) -> frozenset[str]:
+    def compares(self) -> bool:
+        """Whether a completion needs others to be compared with."""
+        return self.normalize != "none" and self.singleton == "zero"
+
+    def missing(self, setting: Setting) -> Iterator[str]:
         """Groups of two, unless nothing is compared."""
-        compares = self.normalize != "none" and self.singleton == "zero"
-        return frozenset({"group"}) if compares else frozenset()
+        if self.compares and setting.group_size < 2:
+            yield (
+                f"several completions per prompt to compare; rollout.group_size is {setting.group_size}. "
+                f"Set it to 2 or more, e.g. rollout.group_size=16"
+            )
 
     def __call__(self, values: Tensor, group_size: int) -> Tensor:
         """Return values [B, ...] of the same shape, normalised within groups of `group_size` rows.
@@ -47,7 +57,7 @@ class GroupNorm:
         Raises:
             ConfigError: if there is nothing to compare a completion with.
         """
-        if "group" in self.needs and group_size < 2:
+        if self.compares and group_size < 2:
             raise ConfigError(
                 "advantages compare the completions of a group: rollout.group_size is 1, set it to 2 or more."
             )
@@ -61,7 +71,10 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
 
     Outcome GRPO of DeepSeekMath (arXiv:2402.03300), which states neither eps nor degrees of freedom; the defaults are
     verl's.
-    A group of equal values gets exactly 0: rounding of the mean must not be blown up by the division.
+    A group of values that are equal up to rounding gets exactly 0, because the division would blow the rounding up.
+    Rewards are sums of float32 numbers. Added up in any order, n summands of one sign are off by at most (n - 1) u
+    relative, u = eps / 2 of float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), so two sums
+    that ought to be equal differ by at most (n - 1) eps; `ROUNDING` allows n = 17 summands.
 
     Args:
         values: rewards [B, ...]; each trailing place (a step) is normalised by itself.
@@ -81,13 +94,14 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
     if how.normalize == "std":
         deviation = groups.std(1, correction=how.ddof, keepdim=True)
         centred = centred / (deviation + how.eps if how.guard == "add" else deviation.clamp(min=how.eps))
-    equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+    high, low = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
+    equal = high - low <= ROUNDING * torch.maximum(high.abs(), low.abs())
     return centred.masked_fill(equal, 0).flatten(0, 1)
 
 
-def spread(values: Tensor, rollout: Completions) -> Tensor:
+def spread(values: Tensor, completions: Completions) -> Tensor:
     """Give each chosen token the value of its row: [B] -> [B, T]."""
-    return values[:, None] * rollout.chosen
+    return values[:, None] * completions.chosen
 
 
 @dataclass(frozen=True)
@@ -102,15 +116,16 @@ class OutcomeCredit(Credit):
     norm: GroupNorm = GroupNorm()
     component: str | None = None
 
-    @property
-    def needs(self) -> frozenset[str]:
+    def missing(self, setting: Setting) -> Iterator[str]:
         """Groups, and the component if one is named."""
-        return self.norm.needs | ({f"component:{self.component}"} if self.component else frozenset())
+        yield from self.norm.missing(setting)
+        if self.component is not None:
+            yield from missing_reward(self.component, setting)
 
-    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
         values = rewards.outcome if self.component is None else component(rewards, self.component)
-        return spread(self.norm(values, rollout.group_size), rollout)
+        return spread(self.norm(values, completions.group_size), completions)
 
 
 @dataclass(frozen=True)
@@ -129,13 +144,13 @@ class SignCredit(Credit):
     quantile: float = 0.75
     negative: float = 0.0
 
-    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
         outcome = rewards.outcome
         threshold = torch.quantile(_of_all_ranks(outcome), self.quantile)
         bad = outcome <= self.negative
         good = (outcome > threshold) & ~bad
-        return spread(good.to(outcome.dtype) - bad.to(outcome.dtype), rollout)
+        return spread(good.to(outcome.dtype) - bad.to(outcome.dtype), completions)
 
 
 def _of_all_ranks(values: Tensor) -> Tensor:
@@ -157,9 +172,15 @@ def _of_all_ranks(values: Tensor) -> Tensor:
 class ConstantCredit(Credit):
     """Advantage 1 everywhere: imitate the completions."""
 
-    def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         """Return ones [B, T] on chosen tokens."""
-        return rollout.chosen.to(rewards.outcome.dtype)
+        return completions.chosen.to(rewards.outcome.dtype)
+
+
+def missing_reward(name: str, setting: Setting) -> Iterator[str]:
+    """What is wrong if the reward `name` is not configured."""
+    if name not in setting.rewards:
+        yield f"the reward {name!r}; rewards are [{', '.join(setting.rewards)}]. Add rewards.{name}.weight=1"
 
 
 def component(rewards: Rewards, name: str) -> Tensor:
@@ -174,3 +195,69 @@ def component(rewards: Rewards, name: str) -> Tensor:
             f"the objective needs the reward {name!r}; computed rewards: {known}. Add rewards.{name}.weight=1"
         )
     return rewards.components[name]
+
+
+GDPO_NORM = GroupNorm(eps=1e-4)
+
+
+@dataclass(frozen=True)
+class DecoupledCredit(Credit):
+    """Each reward normalised within the group by itself, then summed, then scaled over the batch (GDPO, SAGE).
+
+    s_i = sum_m w_m (R_im - mean_g) / (std_g + eps); A_i = (s_i - mean_B) / (std_B + eps): equations 4-6 of
+    arXiv:2601.05242, equation 7 of arXiv:2601.21452. With groups of one size mean_B is 0 and is not subtracted, so
+    that a group of equal rewards stays at exactly 0.
+
+    Args:
+        norm: how completions are compared; its eps and ddof serve the batch as well.
+        whiten: "sequence": every completion counts once; "token": weighted by chosen tokens and centred, with the
+            variance guarded by 1e-8 (verl's code); "none": no step over the batch.
+    """
+
+    norm: GroupNorm = GDPO_NORM
+    whiten: Literal["sequence", "token", "none"] = "sequence"
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """Groups and the rewards one by one."""
+        yield from self.norm.missing(setting)
+        if not setting.rewards:
+            yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        """Return advantages [B, T].
+
+        Raises:
+            ConfigError: if the rewards are not there one by one.
+        """
+        summed = self.summed(rewards, completions.group_size)
+        if self.whiten == "sequence":
+            squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
+            summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
+        elif self.whiten == "token":
+            summed = whitened(summed, completions.chosen.sum(1).to(summed.dtype))
+        return spread(summed, completions)
+
+    def summed(self, rewards: Rewards, group_size: int) -> Tensor:
+        """Weighted sum of the normalised rewards [B], before the batch is looked at."""
+        weights: Mapping[str, float] = {name: value for name, value in rewards.weights.items() if value}
+        if not weights:
+            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
+        return sum(  # type: ignore[return-value]
+            self.norm(component(rewards, name), group_size) * weight for name, weight in weights.items()
+        )
+
+
+def whitened(values: Tensor, counts: Tensor) -> Tensor:
+    """Centre and scale rows by mean and deviation over all tokens of all ranks.
+
+    Args:
+        values: [B], one per completion.
+        counts: [B] chosen tokens of the completion.
+
+    Returns:
+        (values - mean) / sqrt(variance + 1e-8) [B], the variance divided by the number of tokens less one.
+    """
+    total, tokens = world_sum(torch.stack([(values * counts).sum(), counts.sum()]))
+    mean = total / tokens.clamp(min=1)
+    squares = world_sum(((values - mean).square() * counts).sum())
+    return (values - mean) * torch.rsqrt(squares / (tokens - 1).clamp(min=1) + 1e-8)

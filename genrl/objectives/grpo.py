@@ -5,30 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.objectives.base import OBJECTIVES
+from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective
 from genrl.objectives.credit import GroupNorm, Guard, Normalize, OutcomeCredit
 from genrl.objectives.penalty import penalties
-from genrl.objectives.policy import PolicyObjective
 from genrl.objectives.reduction import reduction
 from genrl.objectives.surrogate import ClippedRatio, FixedBounds
 
 
 @dataclass
-class GRPOConfig:
+class GRPOConfig(ClipOptions, GroupOptions):
     """Options of `grpo`."""
 
-    clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
     dual_clip: float | None = None
     """Largest ratio that a negative advantage feels (verl: 3.0); null: unbounded."""
     normalize: Normalize = "std"
     """Divide centred rewards by their deviation, only centre them, or take them raw."""
-    ddof: int = 1
-    """Deviation divides by group size - ddof."""
-    eps: float = 1e-6
-    """Guard of the deviation."""
     guard: Guard = "add"
     """Add eps to the deviation, or keep the deviation above it."""
     singleton: Literal["zero", "raw"] = "zero"
@@ -37,8 +28,6 @@ class GRPOConfig:
     """Mean over completions of means over tokens (paper), or mean over all tokens (verl)."""
     kl_coef: float = 0.001
     """Weight of the KL penalty to the reference policy; 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register("grpo", config=GRPOConfig, title="Group Relative Policy Optimization", paper="arXiv:2402.03300")

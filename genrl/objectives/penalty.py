@@ -36,7 +36,7 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KLPenalty(Penalty):
-    """Coefficient times the k3 estimate to `rollout.ref_logps`.
+    """Coefficient times the k3 estimate to `completions.ref_logps`.
 
     Args:
         coef: weight of one nat.
@@ -44,10 +44,7 @@ class KLPenalty(Penalty):
 
     coef: float
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """A reference policy."""
-        return frozenset({"ref_logps"})
+    uses_reference = True
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the cost [B, T] and the mean divergence per chosen token.
@@ -73,11 +70,6 @@ class EntropyBonus(Penalty):
     """
 
     coef: float
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Entropies in the scores."""
-        return frozenset({"entropy"})
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         """Return the (negative) cost [B, T].

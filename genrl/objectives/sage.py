@@ -2,22 +2,261 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.objectives.base import OBJECTIVES, Surrogate
-from genrl.objectives.credit import GroupNorm
-from genrl.objectives.decoupled import DecoupledCredit
-from genrl.objectives.diversity import Diversity, Source
+import torch
+from torch import Tensor, nn
+
+from genrl.batches import Completions, Experience, Scores
+from genrl.errors import ConfigError
+from genrl.objectives.base import OBJECTIVES, GroupOptions, PolicyObjective, Setting, Stats, Surrogate
+from genrl.objectives.credit import DecoupledCredit, GroupNorm
 from genrl.objectives.penalty import penalties
-from genrl.objectives.policy import PolicyObjective
 from genrl.objectives.reduction import SequenceMean
-from genrl.objectives.slate import DiversityBounds, Phi, PhiRatio
-from genrl.objectives.surrogate import ClippedRatio, Level
+from genrl.objectives.surrogate import Bound, Bounds, ClippedRatio, Level, log_ratios, pooled, ratio_stats
+from genrl.ops import group_view, world_sum
+
+Phi = Literal["literal", "resolved", "gbpo_slate"]
+
+
+Source = Literal["auto", "slate", "group", "policy"]
+
+
+def category_entropy(categories: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Shannon entropy of the categories in each row, in nats; unknown categories are left out.
+
+    Args:
+        categories: [R, N] int64; -1 is unknown (or no item).
+        dtype: of the result.
+
+    Returns:
+        Entropies [R]; 0 for a row without known category.
+
+    Example:
+        >>> category_entropy(torch.tensor([[0, 1], [2, 2], [-1, -1]]))
+        tensor([0.6931, 0.0000, 0.0000])
+    """
+    known = categories >= 0
+    same = (categories[:, :, None] == categories[:, None, :]) & known[:, None, :]
+    total = known.sum(1, keepdim=True).clamp(min=1).to(dtype)
+    rarity = (total / same.sum(2).to(dtype)).masked_fill(~known, 1)
+    return (torch.log(rarity) / total).sum(1)
+
+
+class Diversity(nn.Module):
+    """Diversity H of completions and its running mean over rollouts (SAGE, arXiv:2601.21452, eq. 6 and Alg. 1 line 35).
+
+    Args:
+        source: "slate": entropy over the categories of the completion's items (paper); "group": over the items of all
+            completions of the prompt; "policy": mean entropy of the distributions its tokens were drawn from; "auto":
+            slate where completions have several items, else group (one item has no entropy).
+        decay: share of the running mean that stays at each update; the paper gives none.
+        init: starting value in nats; None: the mean of the first rollout.
+    """
+
+    mean: Tensor
+    pending: Tensor
+
+    def __init__(self, source: Source = "auto", decay: float = 0.99, init: float | None = None) -> None:
+        super().__init__()
+        self.source = source
+        self.decay = decay
+        start = float("nan") if init is None else init
+        self.register_buffer("mean", torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("pending", torch.tensor(float("nan"), dtype=torch.float64))
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """Categories, and several items if the slate alone is looked at."""
+        if self.source == "slate" and setting.items == 1:
+            yield (
+                "several items per completion; this layout has one. "
+                "Set objective.diversity=group, or choose layout=slate"
+            )
+        if self.source != "policy" and setting.categories is False:
+            yield (
+                "item categories; the item table has none. Name their column in data.columns.category, "
+                "or set objective.diversity=policy"
+            )
+
+    def measure(self, completions: Completions) -> Tensor:
+        """Diversity of each completion [B], nats.
+
+        Raises:
+            ConfigError: if the rollout does not hold what it is measured on.
+        """
+        dtype = completions.logps.dtype
+        if self.source == "policy":
+            if completions.entropy is None:
+                raise ConfigError("diversity 'policy' needs rollout.entropy. Record entropies, or set diversity=group.")
+            chosen = completions.chosen.to(dtype)
+            return (completions.entropy.to(dtype) * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+        if completions.categories is None:
+            raise ConfigError(
+                f"diversity {self.source!r} needs item categories; the rollout has none. Name their "
+                f"column (data.columns.category), or set diversity=policy."
+            )
+        several = completions.items.shape[1] > 1
+        if self.source == "slate" and not several:
+            raise ConfigError(
+                "diversity 'slate' needs several items per completion, this layout has one. Set diversity=group."
+            )
+        if self.source == "slate" or (self.source == "auto" and several):
+            return category_entropy(completions.categories, dtype)
+        groups = group_view(completions.categories, completions.group_size).flatten(1)
+        return category_entropy(groups, dtype).repeat_interleave(completions.group_size)
+
+    def prepare(self, completions: Completions) -> tuple[Tensor, Tensor]:
+        """Measure a rollout and keep its mean, over all ranks, for `after_step`.
+
+        Returns:
+            Diversity of each completion [B] and the running mean before this rollout (a scalar), both in nats.
+        """
+        measured = self.measure(completions)
+        total, rows = world_sum(torch.stack([measured.double().sum(), measured.new_tensor(len(measured)).double()]))
+        self.pending.copy_(total / rows.clamp(min=1))
+        self.mean.copy_(torch.where(self.mean.isnan(), self.pending, self.mean))
+        return measured, self.mean.to(measured.dtype)
+
+    def after_step(self) -> None:
+        """Move the mean once per rollout: mean <- decay * mean + (1 - decay) * mean of the rollout."""
+        moved = self.decay * self.mean + (1 - self.decay) * self.pending
+        self.mean.copy_(torch.where(self.pending.isnan(), self.mean, moved))
+        self.pending.fill_(float("nan"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diversity:
+        """Move to a device, but stay float64: a bfloat16 mean would never move by 1 %."""
+        kept = {name: value.clone() for name, value in self.named_buffers()}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+    def extra_repr(self) -> str:
+        """Options, on one line."""
+        return f"source={self.source!r}, decay={self.decay}"
+
+
+def homogeneity_factor(diversity: Tensor, mean: Tensor, beta: float) -> Tensor:
+    """Lambda = 1 + beta * tanh(max(0, mean - H)): equation 6 of arXiv:2601.21452.
+
+    Args:
+        diversity: H of each completion [B], nats.
+        mean: running mean, nats.
+        beta: strength.
+
+    Returns:
+        Values in [1, 1 + beta) [B]; above 1 for completions less diverse than usual.
+    """
+    return 1 + beta * torch.tanh((mean - diversity).clamp(min=0))
+
+
+@dataclass(frozen=True)
+class DiversityBounds(Bounds):
+    """SAGE's bounds (Algorithm 1): boosted above for A >= 0, a floor that falls with homogeneity for A < 0.
+
+    A >= 0: [1 - clip, 1 + boost]; A < 0: [2 - lambda, 1 + clip]. `clip` is inert in both, because the minimum keeps the
+    lower bound of a positive and the upper bound of a negative from acting.
+
+    Args:
+        diversity: measures H and keeps its running mean.
+        boost: room above 1 for good completions.
+        clip: the paper's eps_clip (value not given there).
+        beta: strength of the entropy term.
+        floor: "lambda": 2 - lambda as printed, which is exactly 1 for a diverse negative; "clip_lambda":
+            2 - lambda - clip, which leaves those a gradient after the first step of a rollout.
+    """
+
+    diversity: Diversity
+    boost: float = 0.3
+    clip: float = 0.2
+    beta: float = 0.5
+    floor: Literal["lambda", "clip_lambda"] = "lambda"
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What diversity is measured on."""
+        return self.diversity.missing(setting)
+
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
+        """Measure the rollout."""
+        measured, mean = self.diversity.prepare(completions)
+        return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
+
+    def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
+        """Return (low, high) [B, T]."""
+        positive = batch.advantages >= 0
+        floor = 2 - batch.extras["lambda"][:, None] - (self.clip if self.floor == "clip_lambda" else 0.0)
+        whole = torch.ones_like(batch.advantages)
+        low = torch.where(positive, whole * (1 - self.clip), floor)
+        return low, torch.where(positive, whole * (1 + self.boost), whole * (1 + self.clip))
+
+    def stats(self, batch: Experience) -> Stats:
+        """Mean diversity and mean lambda of the completions."""
+        return {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
+
+
+@dataclass(frozen=True)
+class PhiRatio(Surrogate):
+    """SAGE's gradient form (equation 3): U = A r / sg(Phi), without any flat part.
+
+    The printed Phi for negatives, max(1, (1 - r) / lambda), is always 1, and the one for positives contradicts its own
+    text; `docs/objectives.md` has the argument.
+
+    Args:
+        diversity: measures H and keeps its running mean.
+        level: of the ratio and of the probability pi~ (a geometric mean).
+        phi: "literal": equations 4 and 5 as printed; "resolved": coefficient min(r, 1 + boost) for A >= 0 and
+            min(r, lambda pi~ / (1 - pi~)) for A < 0; "gbpo_slate": the same with boost 0 and lambda 1.
+        boost: room above 1 for good completions.
+        beta: strength of the entropy term.
+    """
+
+    diversity: Diversity
+    level: Level = "token"
+    phi: Phi = "resolved"
+    boost: float = 0.3
+    beta: float = 0.5
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What diversity is measured on."""
+        return self.diversity.missing(setting)
+
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
+        """Measure the rollout."""
+        measured, mean = self.diversity.prepare(completions)
+        return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
+
+    def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
+        """Ratios with gradient and their divisors Phi, both [B, T]."""
+        completions, advantages = batch.completions, batch.advantages
+        ratios = pooled(log_ratios(scores, completions), completions, self.level).exp()
+        now, old = (
+            pooled(logps.detach().masked_fill(~completions.chosen, 0), completions, self.level).exp()
+            for logps in (scores.logps, completions.logps)
+        )
+        positive, negative = self._phi(ratios.detach(), now, old, batch.extras["lambda"][:, None])
+        return ratios.expand_as(advantages), torch.where(advantages >= 0, positive, negative)
+
+    def _phi(self, ratios: Tensor, now: Tensor, old: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi for A >= 0 and for A < 0, [B, 1] each."""
+        top = 1 + self.boost
+        if self.phi == "literal":
+            positive = torch.where(ratios > top, torch.full_like(ratios, 1 / top), torch.ones_like(ratios))
+            return positive, ((1 - ratios) / strength).clamp(min=1)
+        if self.phi == "gbpo_slate":
+            return ratios.clamp(min=1), ((1 - now) / old).clamp(min=1)
+        return (ratios / top).clamp(min=1), ((1 - now) / (strength * old)).clamp(min=1)
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the surrogate [B, T]."""
+        ratios, phi = self.ratios(scores, batch)
+        told = {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
+        return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.completions), **told}
 
 
 @dataclass
-class SAGEConfig:
+class SAGEConfig(GroupOptions):
     """Options of `sage`."""
 
     form: Literal["clipped", "gradient"] = "clipped"
@@ -35,7 +274,7 @@ class SAGEConfig:
     """Strength of the entropy term in lambda."""
     floor: Literal["lambda", "clip_lambda"] = "lambda"
     """Lower bound of bad completions: 2 - lambda (Algorithm 1), or 2 - lambda - clip (better with several steps a
-    rollout)."""
+    completions)."""
     floor_tolerance: float = 1e-4
     """Ratios this close outside a bound count as on it: before the first step r is 1 only up to rounding, and so is
     the floor."""
@@ -48,14 +287,6 @@ class SAGEConfig:
     """Starting value of the running mean, nats; null: mean of the first rollout."""
     whiten: Literal["sequence", "token", "none"] = "sequence"
     """Scale the summed advantages over the batch."""
-    ddof: int = 1
-    """Deviations divide by count - ddof."""
-    eps: float = 1e-6
-    """Added to deviations."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy (the paper mentions none); 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register(

@@ -2,26 +2,163 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.objectives.base import OBJECTIVES, Credit, Reduction
-from genrl.objectives.credit import GroupNorm, Guard, Normalize
+import torch
+from torch import Tensor
+
+from genrl.batches import Completions, Rewards
+from genrl.errors import ConfigError
+from genrl.objectives.base import OBJECTIVES, ClipOptions, Credit, GroupOptions, PolicyObjective, Reduction, Setting
+from genrl.objectives.credit import GroupNorm, Guard, Normalize, component, missing_reward, spread
 from genrl.objectives.penalty import penalties
-from genrl.objectives.policy import PolicyObjective
-from genrl.objectives.reduction import SequenceMean, reduction
-from genrl.objectives.step_credit import Match, ShapedOutcome, StepCredit
+from genrl.objectives.reduction import SequenceMean, chosen_tokens, reduction
 from genrl.objectives.surrogate import ClippedRatio, FixedBounds
+from genrl.ops import segment_gather, segment_sum
+
+Match = Literal["per_level", "prefix", "nested"]
+SAPO_NORM = GroupNorm(guard="clamp")
+
+
+def matched(steps: Tensor, match: Match) -> Tensor:
+    """Turn per-level step rewards into the match reward of SAPO.
+
+    Args:
+        steps: step rewards [B, S]; positive where the level matches.
+        match: "per_level": as they are (paper and code); "prefix": only where all levels before match too; "nested":
+            prefix, with values that add up to 1/2^(S-k) after k levels (1/4, 1/2, 1 for three levels, SIDReasoner).
+
+    Returns:
+        Step rewards [B, S].
+
+    Example:
+        >>> matched(torch.tensor([[1.0, 0.0, 1.0]]), "prefix")
+        tensor([[1., 0., 0.]])
+        >>> matched(torch.tensor([[1.0, 1.0, 1.0]]), "nested")
+        tensor([[0.2500, 0.2500, 0.5000]])
+    """
+    if match == "per_level":
+        return steps
+    unbroken = (steps > 0).to(steps.dtype).cumprod(1)
+    prefix = steps * unbroken
+    if match == "prefix":
+        return prefix
+    reached = 0.5 ** torch.arange(steps.shape[1] - 1, -1, -1, dtype=steps.dtype, device=steps.device)
+    return prefix * torch.diff(reached, prepend=reached.new_zeros(1))
+
+
+@dataclass(frozen=True)
+class StepCredit(Credit):
+    """One advantage per step, normalised within the group step by step (SAPO, arXiv:2605.17648).
+
+    A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), given to the tokens of step k: think block k and SID token k.
+    r_ik = m_ik + f_ik: the match reward, and what `Rewards.shaping` holds (`format`).
+
+    Args:
+        norm: how completions are compared at one step; SAPO's code clamps the deviation.
+        match: per-level, prefix or nested match reward.
+        scope: "think_and_sid" (paper), or "think_only": tokens that decide an item get advantage 0 (the authors' code).
+        per_step: False sums r_ik over steps and gives one advantage per completion (ablation).
+        component: outcome reward that every step gets for m_ik (ablation); None: the match rewards of the steps.
+    """
+
+    norm: GroupNorm = SAPO_NORM
+    match: Match = "per_level"
+    scope: Literal["think_and_sid", "think_only"] = "think_and_sid"
+    per_step: bool = True
+    component: str | None = None
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """A match per step (or the named reward), groups, and thinking if nothing else is trained."""
+        if self.component is not None:
+            yield from missing_reward(self.component, setting)
+        elif not setting.step_rewards:
+            yield (
+                f"a match per step; none of rewards [{', '.join(setting.rewards)}] gives one. "
+                f"Add e.g. rewards.level_match.weight=1"
+            )
+        yield from self.norm.missing(setting)
+        if self.scope == "think_only" and setting.thinking is False:
+            yield (
+                "a layout with thinking; this one has none. Set objective.scope=think_and_sid, or choose layout=blocked"
+            )
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        """Return advantages [B, T]; 0 on tokens in no step.
+
+        Raises:
+            ConfigError: if no step reward says whether a step matched.
+        """
+        steps = self._matches(completions, rewards).double()  # sums are exact: no rounding enlivens a dead group
+        if rewards.shaping is not None:
+            steps = steps + rewards.shaping
+        if not self.per_step:
+            steps = steps.sum(1, keepdim=True).expand_as(steps)
+        advantages = segment_gather(self.norm(steps, completions.group_size), completions.step_ids)
+        return advantages.masked_fill(completions.item_mask, 0) if self.scope == "think_only" else advantages
+
+    def _matches(self, completions: Completions, rewards: Rewards) -> Tensor:
+        if self.component is not None:
+            return component(rewards, self.component)[:, None].expand(-1, completions.num_steps)
+        if rewards.steps is None:
+            raise ConfigError(
+                f"step advantages need a match per step; none of rewards [{', '.join(rewards.components)}] gives one. "
+                f"Add e.g. rewards.level_match.weight=1"
+            )
+        return matched(rewards.steps, self.match)
+
+
+@dataclass(frozen=True)
+class ShapedOutcome(Credit):
+    """One advantage per completion for an outcome reward and the mean over steps of `Rewards.shaping` (ablation).
+
+    The mean, because the other rows of the ablation add f_ik to each step: sum_k (R_i + f_ik) is K times R_i + mean_k
+    f_ik, so `format` weighs as much against a match in all of them. Without such a reward it is `OutcomeCredit`.
+
+    Args:
+        norm: how completions of a prompt are compared.
+        component: name of the outcome reward.
+    """
+
+    norm: GroupNorm
+    component: str
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """Groups and the named reward."""
+        yield from self.norm.missing(setting)
+        yield from missing_reward(self.component, setting)
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        """Return advantages [B, T]."""
+        values = component(rewards, self.component).double()
+        if rewards.shaping is not None:
+            values = values + rewards.shaping.double().mean(1)
+        return spread(self.norm(values, completions.group_size), completions)
+
+
+@dataclass(frozen=True)
+class StepMean(Reduction):
+    """Completions weigh the same, their steps share, the tokens of a step share: w = 1 / (B * K_i * n_ik).
+
+    The step-length normalisation of SAPO (arXiv:2605.17648): the factor 1/|y_i^(k)| is the paper's, the factor 1/K is
+    our reading. K_i counts the steps of the row that have chosen tokens (all K where the completion is whole), so that
+    a completion whose first code is forced does not weigh less. Tokens in no step weigh nothing.
+    """
+
+    def __call__(self, completions: Completions) -> Tensor:
+        """Return 1 / (steps of the row * tokens of the step), on chosen tokens in steps [B, T]."""
+        chosen = chosen_tokens(completions)
+        lengths = segment_sum(chosen, completions.step_ids, completions.num_steps)
+        steps = (lengths > 0).sum(1, keepdim=True).clamp(min=1)
+        return segment_gather(1 / (lengths.clamp(min=1) * steps), completions.step_ids) * chosen
 
 
 @dataclass
-class SAPOConfig:
+class SAPOConfig(ClipOptions, GroupOptions):
     """Options of `sapo`."""
 
-    clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
     dual_clip: float | None = None
     """Largest ratio that a negative advantage feels (the authors' code: 3.0); null: unbounded."""
     match: Match = "per_level"
@@ -35,10 +172,6 @@ class SAPOConfig:
     """Name of the outcome reward that `no_match_reward` and `outcome` use."""
     normalize: Normalize = "std"
     """Divide centred step rewards by their deviation, only centre them, or take them raw."""
-    ddof: int = 1
-    """Deviation divides by group size - ddof."""
-    eps: float = 1e-6
-    """Guard of the deviation."""
     guard: Guard = "clamp"
     """Keep the deviation above eps (the authors' code), or add eps to it; one advantage per completion always adds."""
     singleton: Literal["zero", "raw"] = "zero"
@@ -48,8 +181,6 @@ class SAPOConfig:
     tokens."""
     kl_coef: float = 0.001
     """Weight of the KL penalty to the reference policy; 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register(
@@ -80,7 +211,7 @@ def sapo(config: SAPOConfig) -> PolicyObjective:
     norm = GroupNorm(config.normalize, config.ddof, config.eps, guard, config.singleton)
     named = config.exact_reward if config.ablation == "no_match_reward" else None
     credit: Credit = StepCredit(norm, config.match, config.scope, per_step, named)
-    weights: Reduction = reduction(config.reduction)
+    weights: Reduction = StepMean() if config.reduction == "step" else reduction(config.reduction)
     if config.ablation == "outcome":
         credit, weights = ShapedOutcome(norm, config.exact_reward), SequenceMean()
     return PolicyObjective(

@@ -1,9 +1,9 @@
-"""Surrogates on the ratio of the policy to the one that sampled: clipped, capped, detached; and plain likelihood."""
+"""The ratio of the policy to the one that sampled, and PPO's clipped surrogate on it."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,34 +11,34 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Scores
-from genrl.objectives.base import Stats, Surrogate
+from genrl.objectives.base import Piece, Setting, Stats, Surrogate
 from genrl.ops import masked_mean
 
 Level = Literal["token", "sequence", "sequence_token", "item", "product"]
 Bound = float | Tensor
 
 
-def log_ratios(scores: Scores, rollout: Completions) -> Tensor:
+def log_ratios(scores: Scores, completions: Completions) -> Tensor:
     """Log of new over old probability of each chosen token [B, T], nats; 0 elsewhere."""
-    return (scores.logps - rollout.logps).masked_fill(~rollout.chosen, 0)
+    return (scores.logps - completions.logps).masked_fill(~completions.chosen, 0)
 
 
-def item_count(rollout: Completions) -> Tensor:
+def item_count(completions: Completions) -> Tensor:
     """Number of items of each completion that have chosen tokens [B, 1] float, at least 1."""
     present = torch.zeros(
-        rollout.tokens.shape[0], rollout.items.shape[1] + 1, dtype=torch.bool, device=rollout.chosen.device
+        completions.tokens.shape[0], completions.items.shape[1] + 1, dtype=torch.bool, device=completions.chosen.device
     )
-    places = torch.where(rollout.chosen & (rollout.item_ids >= 0), rollout.item_ids + 1, 0)
+    places = torch.where(completions.chosen & (completions.item_ids >= 0), completions.item_ids + 1, 0)
     present = present.scatter(1, places, True)[:, 1:]
-    return present.sum(1, keepdim=True).clamp(min=1).to(rollout.logps.dtype)
+    return present.sum(1, keepdim=True).clamp(min=1).to(completions.logps.dtype)
 
 
-def pooled(values: Tensor, rollout: Completions, level: Level) -> Tensor:
+def pooled(values: Tensor, completions: Completions, level: Level) -> Tensor:
     """Gather logs of tokens into logs of the unit that is bounded.
 
     Args:
         values: [B, T], 0 outside the mask.
-        rollout: the tokens.
+        completions: the tokens.
         level: "token": as it is; "sequence": mean over chosen tokens (geometric mean of ratios); "item": sum over all
             chosen tokens divided by the number of items (thinking counts with the item it leads to); "product": sum.
 
@@ -49,21 +49,21 @@ def pooled(values: Tensor, rollout: Completions, level: Level) -> Tensor:
         return values
     total = values.sum(1, keepdim=True)
     if level == "item":
-        return total / item_count(rollout)
+        return total / item_count(completions)
     if level == "product":
         return total
-    return total / rollout.chosen.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
+    return total / completions.chosen.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
 
 
-def ratio(logs: Tensor, rollout: Completions, level: Level) -> Tensor:
+def ratio(logs: Tensor, completions: Completions, level: Level) -> Tensor:
     """Ratio of new to old probability at a level, with gradient, spread to tokens [B, T].
 
     "sequence_token" is GSPO-token (arXiv:2507.18071, equations 13-14): the value of the sequence ratio, the gradient of
     the token's own log-probability, sg(s_i) * pi / sg(pi).
     """
     if level == "sequence_token":
-        return pooled(logs, rollout, "sequence").detach().exp() * torch.exp(logs - logs.detach())
-    return pooled(logs, rollout, level).exp().expand_as(logs)
+        return pooled(logs, completions, "sequence").detach().exp() * torch.exp(logs - logs.detach())
+    return pooled(logs, completions, level).exp().expand_as(logs)
 
 
 def clipped(ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None) -> Tensor:
@@ -108,31 +108,26 @@ def _like(bound: Bound, ratios: Tensor) -> Tensor:
     return bound if isinstance(bound, Tensor) else torch.full_like(ratios, bound)
 
 
-def ratio_stats(ratios: Tensor, rollout: Completions, flat: Tensor | None = None) -> Stats:
+def ratio_stats(ratios: Tensor, completions: Completions, flat: Tensor | None = None) -> Stats:
     """Mean and largest ratio of the chosen tokens, and the share that a bound flattened."""
     seen = ratios.detach()
     told = {
-        "ratio_mean": masked_mean(seen, rollout.chosen),
-        "ratio_max": seen.masked_fill(~rollout.chosen, 0).max() if seen.numel() else seen.sum(),
+        "ratio_mean": masked_mean(seen, completions.chosen),
+        "ratio_max": seen.masked_fill(~completions.chosen, 0).max() if seen.numel() else seen.sum(),
     }
-    return told if flat is None else {**told, "clip_fraction": masked_mean(flat.to(seen.dtype), rollout.chosen)}
+    return told if flat is None else {**told, "clip_fraction": masked_mean(flat.to(seen.dtype), completions.chosen)}
 
 
-class Bounds(ABC):
+class Bounds(Piece, ABC):
     """Lower and upper bound of the ratio. May prepare tensors per row for the whole rollout."""
 
-    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         """Return tensors [B, ...] that the bounds depend on."""
         return {}
 
     def before_step(self, scores: Scores, batch: Experience, ratios: Tensor) -> Stats:
         """Return such tensors anew for the policy as it is now, whose ratios [B, T] are given."""
         return {}
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the bounds need; see `Objective.needs`."""
-        return frozenset()
 
     @abstractmethod
     def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
@@ -177,13 +172,17 @@ class ClippedRatio(Surrogate):
     tolerance: float = 0.0
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What the bounds need."""
-        return self.bounds.needs
+    def uses_scores(self) -> bool:  # type: ignore[override]
+        """Whether the bounds look at the current ratios."""
+        return self.bounds.uses_scores
 
-    def prepare(self, rollout: Completions, advantages: Tensor) -> Stats:
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What the bounds lack."""
+        return self.bounds.missing(setting)
+
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         """Let the bounds look at the whole rollout."""
-        return self.bounds.prepare(rollout, advantages)
+        return self.bounds.prepare(completions, advantages)
 
     def before_step(self, scores: Scores, batch: Experience) -> Stats:
         """Let the bounds look at the current ratios of the whole mini-batch."""
@@ -196,69 +195,3 @@ class ClippedRatio(Surrogate):
         low, high = self.bounds(batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, low, high, self.dual_clip, self.tolerance)
         return values, {**ratio_stats(ratios, batch.completions, flat), **self.bounds.stats(batch)}
-
-
-@dataclass(frozen=True)
-class CappedRatio(Surrogate):
-    """Clipped surrogate on a ratio that is first capped from above without losing its gradient: ECPO.
-
-    OneRec technical report (arXiv:2506.13695):
-    pi'_old = max(sg(pi) / (1 + eps + delta), pi_old), so r' = pi / pi'_old = min(r, 1 + eps + delta) in value, with
-    coefficient r'. It differs from the plain clip only where A < 0 and r > 1 + eps + delta.
-
-    Args:
-        level: "token", or "product" (probability of the whole completion).
-        clip: eps, on both sides.
-        delta: room between the clip and the cap.
-    """
-
-    level: Level
-    clip: float
-    delta: float
-
-    def capped(self, scores: Scores, batch: Experience) -> Tensor:
-        """Ratio r' with gradient [B, T]."""
-        logs = pooled(log_ratios(scores, batch.completions), batch.completions, self.level)
-        excess = (logs.detach() - math.log1p(self.clip + self.delta)).clamp(min=0)
-        return torch.exp(logs - excess).expand_as(batch.advantages)
-
-    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T]."""
-        ratios = self.capped(scores, batch)
-        values, flat = clipped_surrogate(ratios, batch.advantages, 1.0 - self.clip, 1.0 + self.clip)
-        return values, ratio_stats(ratios, batch.completions, flat)
-
-
-@dataclass(frozen=True)
-class DetachedRatio(Surrogate):
-    """Log-likelihood weighted by advantage and a clipped, detached ratio: sg(clip(r, low, high)) A log pi (CISPO).
-
-    No token ever loses its gradient.
-
-    Args:
-        low: smallest weight.
-        high: largest weight.
-    """
-
-    low: float
-    high: float
-
-    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T]."""
-        ratios = log_ratios(scores, batch.completions).detach().exp()
-        values = (
-            ratios.clamp(self.low, self.high)
-            * batch.advantages
-            * scores.logps.masked_fill(~batch.completions.chosen, 0)
-        )
-        return values, ratio_stats(ratios, batch.completions, (ratios < self.low) | (ratios > self.high))
-
-
-@dataclass(frozen=True)
-class LogLikelihood(Surrogate):
-    """Advantage times log-probability: supervised imitation where every advantage is 1."""
-
-    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return A log pi [B, T]."""
-        logps = scores.logps.masked_fill(~batch.completions.chosen, 0)
-        return batch.advantages * logps, {"nll": -masked_mean(logps, batch.completions.chosen)}

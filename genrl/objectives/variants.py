@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.objectives.base import OBJECTIVES
-from genrl.objectives.credit import GroupNorm, OutcomeCredit
-from genrl.objectives.decoupled import DecoupledCredit
+import torch
+from torch import Tensor
+
+from genrl.batches import Experience, Scores
+from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective, Stats, Surrogate
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
 from genrl.objectives.penalty import penalties
-from genrl.objectives.policy import PolicyObjective
 from genrl.objectives.reduction import ConstantLength, TokenMean, reduction
-from genrl.objectives.surrogate import CappedRatio, ClippedRatio, DetachedRatio, FixedBounds
+from genrl.objectives.surrogate import (
+    ClippedRatio,
+    FixedBounds,
+    Level,
+    clipped_surrogate,
+    log_ratios,
+    pooled,
+    ratio_stats,
+)
 
 
 @dataclass
-class DrGRPOConfig:
+class DrGRPOConfig(ClipOptions):
     """Options of `dr_grpo`."""
 
-    clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
     length: float = 4.0
     """Tokens that a completion's sum is divided by; the paper takes the longest completion allowed (SIDs: 3-4)."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy (paper: none); 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register("dr_grpo", config=DrGRPOConfig, title="GRPO Done Right", paper="arXiv:2503.20783")
@@ -42,11 +45,9 @@ def dr_grpo(config: DrGRPOConfig) -> PolicyObjective:
 
 
 @dataclass
-class DAPOConfig:
+class DAPOConfig(ClipOptions, GroupOptions):
     """Options of `dapo`."""
 
-    clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
     clip_high: float = 0.28
     """The ratio is kept below 1 + clip_high."""
     dynamic_sampling: int = 4
@@ -54,14 +55,6 @@ class DAPOConfig:
     10)."""
     denominator: Literal["kept", "all"] = "kept"
     """Count only the tokens of groups with an advantage, or all."""
-    ddof: int = 1
-    """Deviation divides by group size - ddof."""
-    eps: float = 1e-6
-    """Added to the deviation."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy (paper: none); 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register(
@@ -87,7 +80,7 @@ def dapo(config: DAPOConfig) -> PolicyObjective:
 
 
 @dataclass
-class GSPOConfig:
+class GSPOConfig(ClipOptions, GroupOptions):
     """Options of `gspo`."""
 
     clip_low: float = 3e-4
@@ -96,14 +89,6 @@ class GSPOConfig:
     """The ratio is kept below 1 + clip_high; see clip_low."""
     level: Literal["sequence", "sequence_token"] = "sequence"
     """One ratio per completion, or GSPO-token: its value with each token's own gradient."""
-    ddof: int = 1
-    """Deviation divides by group size - ddof."""
-    eps: float = 1e-6
-    """Added to the deviation."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy (paper: none); 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register("gspo", config=GSPOConfig, title="Group Sequence Policy Optimization", paper="arXiv:2507.18071")
@@ -118,25 +103,17 @@ def gspo(config: GSPOConfig) -> PolicyObjective:
 
 
 @dataclass
-class GDPOConfig:
+class GDPOConfig(ClipOptions, GroupOptions):
     """Options of `gdpo`."""
 
-    clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
     whiten: Literal["sequence", "token", "none"] = "sequence"
     """Scale the summed advantages over the batch: completions count once (paper), by tokens (verl's code), or not."""
-    ddof: int = 1
-    """Deviations divide by count - ddof."""
     eps: float = 1e-4
     """Added to deviations, in the group and over the batch."""
     reduction: Literal["sequence", "token"] = "sequence"
     """Mean over completions of means over tokens, or mean over all tokens."""
     kl_coef: float = 0.001
     """Weight of the KL penalty to the reference policy, as in grpo; 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register(
@@ -155,8 +132,39 @@ def gdpo(config: GDPOConfig) -> PolicyObjective:
     )
 
 
+@dataclass(frozen=True)
+class CappedRatio(Surrogate):
+    """Clipped surrogate on a ratio that is first capped from above without losing its gradient: ECPO.
+
+    OneRec technical report (arXiv:2506.13695):
+    pi'_old = max(sg(pi) / (1 + eps + delta), pi_old), so r' = pi / pi'_old = min(r, 1 + eps + delta) in value, with
+    coefficient r'. It differs from the plain clip only where A < 0 and r > 1 + eps + delta.
+
+    Args:
+        level: "token", or "product" (probability of the whole completion).
+        clip: eps, on both sides.
+        delta: room between the clip and the cap.
+    """
+
+    level: Level
+    clip: float
+    delta: float
+
+    def capped(self, scores: Scores, batch: Experience) -> Tensor:
+        """Ratio r' with gradient [B, T]."""
+        logs = pooled(log_ratios(scores, batch.completions), batch.completions, self.level)
+        excess = (logs.detach() - math.log1p(self.clip + self.delta)).clamp(min=0)
+        return torch.exp(logs - excess).expand_as(batch.advantages)
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the surrogate [B, T]."""
+        ratios = self.capped(scores, batch)
+        values, flat = clipped_surrogate(ratios, batch.advantages, 1.0 - self.clip, 1.0 + self.clip)
+        return values, ratio_stats(ratios, batch.completions, flat)
+
+
 @dataclass
-class ECPOConfig:
+class ECPOConfig(GroupOptions):
     """Options of `ecpo`."""
 
     clip: float = 0.2
@@ -165,14 +173,6 @@ class ECPOConfig:
     """The ratio is capped at 1 + clip + delta before it is clipped."""
     level: Literal["token", "sequence"] = "token"
     """Ratio per token, or of the whole completion (product of its tokens)."""
-    ddof: int = 1
-    """Deviation divides by group size - ddof."""
-    eps: float = 1e-6
-    """Added to the deviation."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy (the report removes it); 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register("ecpo", config=ECPOConfig, title="Early-Clipped GRPO (OneRec)", paper="arXiv:2506.13695")
@@ -186,22 +186,39 @@ def ecpo(config: ECPOConfig) -> PolicyObjective:
     )
 
 
+@dataclass(frozen=True)
+class DetachedRatio(Surrogate):
+    """Log-likelihood weighted by advantage and a clipped, detached ratio: sg(clip(r, low, high)) A log pi (CISPO).
+
+    No token ever loses its gradient.
+
+    Args:
+        low: smallest weight.
+        high: largest weight.
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the surrogate [B, T]."""
+        ratios = log_ratios(scores, batch.completions).detach().exp()
+        values = (
+            ratios.clamp(self.low, self.high)
+            * batch.advantages
+            * scores.logps.masked_fill(~batch.completions.chosen, 0)
+        )
+        return values, ratio_stats(ratios, batch.completions, (ratios < self.low) | (ratios > self.high))
+
+
 @dataclass
-class CISPOConfig:
+class CISPOConfig(GroupOptions):
     """Options of `cispo`."""
 
     weight_min: float = 0.0
     """Smallest weight of a token (verl clips on both sides)."""
     weight_max: float = 5.0
     """Largest weight of a token (ScaleRL and TRL: 5)."""
-    ddof: int = 1
-    """Deviation divides by group size - ddof."""
-    eps: float = 1e-6
-    """Added to the deviation."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the reference policy (paper: none); 0 loads no reference."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
 
 
 @OBJECTIVES.register(

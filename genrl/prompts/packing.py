@@ -1,22 +1,30 @@
-"""Supervised batches: user histories packed into rows, every position a target."""
+"""Supervised batches: which examples an optimiser step trains on, packed into rows and shared out over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrl.batches import Batch
+from genrl.batches import Batch, State, concatenate, widened
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import AlignConfig
+from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.errors import DataError
-from genrl.prompts.prompts import PromptTemplate
+from genrl.layouts.base import Layout
+from genrl.prompts.template import PromptMaker, PromptTemplate
+from genrl.prompts.traces import Trace
+
+NOTHING = np.empty(0, np.int64)
+KNOWN = (Role.TRAIN, Role.RL)
+"""What baselines learn from: all that a policy has seen at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +42,105 @@ class PackedBatch(Batch):
     items: Tensor
     """[n] int64 catalogue rows of the target items."""
     text_places: Tensor
-    """[m, 2] int64: row and column of each target word token."""
+    """[m, 2] int64: row and column of each target word, to be told from the whole vocabulary."""
+    places: Tensor
+    """[c, 2] int64: row and column of each target token that a layout lets the policy choose."""
     share: Tensor
     """[] float: target tokens of the whole step over all ranks; divides the loss."""
+    states: State | None = None
+    """Of [c]: where the layout stands before the chosen tokens; None: there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBatch(Batch):
+    """Rows of items, each as long as its user's history reaches back, for models that do not read tokens."""
+
+    items: Tensor
+    """[B, L] int64 catalogue rows, L of at least 2, right-aligned: the latest item is last, -1 pads on the left."""
+    targets: Tensor
+    """[B, L] bool: items to be predicted from those left of them; never the first item of a row."""
+    share: Tensor
+    """[] float: targets of the whole step over all ranks; divides the loss."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self.items.shape[0]
+
+
+BatchT = TypeVar("BatchT", PackedBatch, SequenceBatch)
+
+
+class Planner(ABC, Generic[BatchT]):
+    """Plans and builds the optimiser steps of supervised training; a step depends on (seed, step) alone."""
+
+    steps_per_epoch: int
+    rank: int = 0
+    """This process, which gets every `world`-th example of a step."""
+    world: int = 1
+    """Number of processes."""
+    _latest: tuple[int, Sequence[Any]] | None = None
+
+    @property
+    def mine(self) -> slice:
+        """This rank's part of the examples of a step."""
+        return slice(self.rank, None, self.world)
+
+    def step(self, index: int) -> BatchT:
+        """The batch of optimiser step `index`, counted from the start of the stage."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = epoch, self.plan(epoch)
+        return self.batch(self._latest[1][within])
+
+    @abstractmethod
+    def plan(self, epoch: int) -> Sequence[Any]:
+        """What each step of a pass over the data trains on."""
+
+    @abstractmethod
+    def batch(self, planned: Any) -> BatchT:  # noqa: ANN401 (what `plan` says of the step)
+        """Build this rank's part of a step."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens that is seen as a whole: a window of a user's history or a text example."""
+    """A run of tokens that is seen as a whole, and what of it is to be learned, by places in it."""
 
     tokens: np.ndarray
     item_starts: np.ndarray
     items: np.ndarray
-    text_starts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    text_starts: np.ndarray = field(default_factory=lambda: NOTHING)
+    chosen: np.ndarray = field(default_factory=lambda: NOTHING)
+    states: State | None = None
 
 
-class Packer:
-    """Plans and builds the optimiser steps of supervised training; a step depends on (seed, step) alone.
+class SegmentPlanner(Planner[PackedBatch]):
+    """Steps whose examples are segments.
+
+    Args:
+        template: of the prompts.
+        longest: tokens of the longest segment there may be.
+        pack_length: tokens of a row, more where the longest segment needs it.
+    """
+
+    def __init__(self, template: PromptTemplate, longest: int, pack_length: int) -> None:
+        self.template = template
+        self.longest = longest
+        self.length = max(pack_length, longest)
+        self.alone = False
+        """One segment per row, for models whose layers do not take the mask that keeps segments apart."""
+
+    @abstractmethod
+    def segments(self, planned: Any) -> list[Segment]:  # noqa: ANN401
+        """The examples of a step, over all ranks."""
+
+    def batch(self, planned: Any) -> PackedBatch:  # noqa: ANN401
+        segments = self.segments(planned)
+        share = sum(len(s.items) * self.template.levels + len(s.text_starts) + len(s.chosen) for s in segments)
+        return pack(segments[self.mine], self.length, self.template.pad_id, share, alone=self.alone)
+
+
+class HistoryBatches(SegmentPlanner):
+    """The steps of stage `align`: windows of histories, every position a target.
 
     A user's training items are cut into windows of at most `max_history` + 1 items. Windows behind the first repeat
     half a window of items as context without training on them again, so every training position is a target once per
@@ -58,12 +148,10 @@ class Packer:
 
     Args:
         dataset: sequences and roles.
-        template: start token, prefix and SID tokens.
+        template: of the prompts.
         config: the align section.
         max_history: items of history that a prompt shows.
         text: segments of SID <-> title examples, trained on once per pass.
-        rank: this process.
-        world: number of processes.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -76,18 +164,11 @@ class Packer:
         config: AlignConfig,
         max_history: int,
         text: tuple[Segment, ...] = (),
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
+        longest = max(template.longest(max_history + 1), *(len(s.tokens) for s in text), 0)
+        super().__init__(template, longest, config.pack_length)
         self.config = config
-        self.rank, self.world = rank, world
-        self.alone = False
-        """One segment per row, for models whose layers do not take the mask that keeps segments apart."""
         self.text = text
-        self.levels = template.sid_tokens.shape[1]
-        self.sid_tokens = template.sid_tokens.numpy()
-        self.head = template.head.numpy()
-        self.pad_id = template.pad_id
         sequences = dataset.sequences
         self.items = sequences.items.numpy()
         self.roles = sequences.roles.numpy()
@@ -95,29 +176,15 @@ class Packer:
         self.ties = _ties(offsets, sequences.times.numpy(), self.roles)
         trained = np.isin(self.roles, [Role.TRAIN, Role.HISTORY])
         self.windows = _windows(offsets, trained, self.roles == Role.TRAIN, max_history + 1)
-        targets = int(self.windows[:, 2].sum())
-        if targets == 0:
+        if not len(self.windows):
             raise DataError(
                 "no training positions: every interaction is held out. Lower data.rl_holdout or check the split."
             )
         self.targets = np.concatenate([self.windows[:, 2], np.array([len(s.items) or 1 for s in text], np.int64)])
         self.steps_per_epoch = min((int(self.targets.sum()) - 1) // config.items_per_step + 1, len(self.targets))
-        self.longest = max(len(self.head) + (max_history + 1) * self.levels, *(len(s.tokens) for s in text), 0)
-        """Tokens of the longest segment there may be."""
-        self.length = max(config.pack_length, self.longest)
-        self._plan: tuple[int, list[np.ndarray], np.ndarray] | None = None
 
-    def step(self, index: int) -> PackedBatch:
-        """The batch of optimiser step `index`, counted from the start of the stage."""
-        epoch, within = divmod(index, self.steps_per_epoch)
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, *self._make_plan(epoch))
-        _, steps, items = self._plan
-        chosen = [self._segment(window, items, epoch) for window in steps[within].tolist()]
-        share = sum(len(s.items) * self.levels + len(s.text_starts) for s in chosen)
-        return pack(chosen[self.rank :: self.world], self.length, self.pad_id, share, alone=self.alone)
-
-    def _make_plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+    def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray, np.ndarray]]:
+        """The pass, all items in its order of ties, and the numbers of each step's windows and texts."""
         random = np.random.default_rng((self.config.seed, epoch))
         items = self.items
         if self.config.shuffle_ties:
@@ -131,7 +198,11 @@ class Packer:
         cuts = np.searchsorted(owner, steps)
         cuts = np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps  # a window with more targets than a step
         cuts = np.minimum(cuts, len(shuffled) - self.steps_per_epoch + steps)  # must not leave other steps empty
-        return np.split(shuffled, cuts), items
+        return [(epoch, items, windows) for windows in np.split(shuffled, cuts)]
+
+    def segments(self, planned: tuple[int, np.ndarray, np.ndarray]) -> list[Segment]:
+        epoch, items, windows = planned
+        return [self._segment(window, items, epoch) for window in windows.tolist()]
 
     def _segment(self, window: int, items: np.ndarray, epoch: int) -> Segment:
         if window >= len(self.windows):
@@ -144,9 +215,161 @@ class Packer:
             kept = random.random(len(shown)) >= self.config.item_dropout
             kept[-1] |= not (kept & target).any()
             shown, target = shown[kept], target[kept]
-        tokens = np.concatenate([self.head, self.sid_tokens[shown].reshape(-1)])
-        places = target.nonzero()[0]
-        return Segment(tokens, len(self.head) + places * self.levels, shown[places])
+        tokens, starts = self.template.write(torch.from_numpy(shown))
+        return Segment(tokens.numpy(), starts.numpy()[target], shown[target])
+
+
+class TraceBatches(SegmentPlanner):
+    """The steps of stage `activate`: a prompt, the thinking of a trace, the item.
+
+    Args:
+        traces: what is learned.
+        maker: makes the prompts.
+        layout: grammar of the completions, on the CPU.
+        tokenizer: of the policy.
+        config: the activate section.
+
+    Raises:
+        DataError: without traces, or naming the first one that no completion can hold.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        maker: PromptMaker,
+        layout: Layout,
+        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+        config: ActivateConfig,
+    ) -> None:
+        if not traces:
+            raise DataError(
+                "stage activate has no traces: every interaction is held out, or each trace names its target. Check "
+                "data.split, or the file of traces."
+            )
+        self.maker, self.layout, self.config = maker, layout, config
+        self.where = torch.tensor([trace.position for trace in traces])
+        blocks = [trace.blocks for trace in traces]
+        ids = iter(known(tokenizer, [text.strip() for parts in blocks for text in parts]))
+        self.blocks = [[next(ids) for _ in parts] for parts in blocks]
+        self.items = maker.dataset.sequences.items[self.where]
+        self.tokens = layout.compose(self.items[:, None], self.blocks)
+        self.states = layout.replay(self.tokens)
+        self.chosen = self._kind(self.states, "item", "word")
+        self.steps_per_epoch = -(-len(traces) // config.examples_per_step)
+        super().__init__(maker.template, maker.longest + self.tokens.shape[1], config.pack_length)
+
+    def plan(self, epoch: int) -> Sequence[tuple[Tensor, Tensor]]:
+        """Traces of each step, and whose thinking is shown with them."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        order, others = (torch.randperm(len(self.where), generator=generator) for _ in range(2))
+        foreign = torch.rand(len(self.where), generator=generator) < self.config.foreign
+        thinking = torch.where(foreign, others, torch.arange(len(others)))
+        return [(rows, thinking[rows]) for rows in order.tensor_split(self.steps_per_epoch)]
+
+    def segments(self, planned: tuple[Tensor, Tensor]) -> list[Segment]:
+        """Prompts with their completions, up to the last token that is learned."""
+        rows, thinking = planned
+        prompts = self.maker.at(self.where[rows])
+        segments = []
+        tokens, states, chosen = self._completions(rows, thinking)
+        for row, (prompt, shown) in enumerate(zip(prompts.tokens, prompts.mask, strict=True)):
+            places = chosen[row].nonzero()[:, 0]
+            text = torch.cat([prompt[shown], tokens[row, : int(places[-1]) + 1]])
+            marks = places + shown.sum()
+            own = states.each(lambda value, at=(row, places): value[at])  # type: ignore[misc]
+            segments.append(Segment(text.numpy(), NOTHING, NOTHING, NOTHING, marks.numpy(), own))
+        return segments
+
+    def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
+        """Traces `rows` [n] with the thinking of traces `thinking` [n]; of foreign thinking only the SID is learned.
+
+        Returns:
+            tokens, states before them and what is learned, each [n, T].
+        """
+        tokens, states, chosen = self.tokens[rows], self.states.rows(rows), self.chosen[rows].clone()
+        foreign = (rows != thinking).nonzero()[:, 0]
+        if foreign.numel():
+            blocks = [self.blocks[row] for row in thinking[foreign].tolist()]
+            other = widened(self.layout.compose(self.items[rows[foreign]][:, None], blocks), tokens.shape[1])
+            there = self.layout.replay(other)
+            tokens[foreign], chosen[foreign] = other, self._kind(there, "item")
+            states = states.put(foreign, there)
+        return tokens, states, chosen
+
+    def _kind(self, states: State, *kinds: str) -> Tensor:
+        """Places [n, T] where a token of these kinds comes next."""
+        wanted = torch.tensor([kind in kinds for kind in self.layout.kinds])
+        return (states.site >= 0) & wanted[states.site.clamp(min=0)]
+
+
+class SequenceBatches(Planner[SequenceBatch]):
+    """The steps of recommenders that read items, not tokens.
+
+    Args:
+        dataset: sequences and roles.
+        per: a row ends at every target and has it as its only target, or rows are windows of a user's targets. Windows
+            behind the first repeat half a window as context, so that every target counts once per pass.
+        length: items per row, at most; at least 2, an item and its target.
+        batch: rows per step, over all ranks.
+        seed: of the order.
+        known: roles of targets.
+
+    Raises:
+        DataError: if there is nothing to train on, or rows have no room for a target.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        per: Literal["target", "user"],
+        length: int,
+        batch: int,
+        seed: int = 0,
+        known: Collection[Role] = KNOWN,
+    ) -> None:
+        if length < 2:
+            raise DataError(f"length={length}: a row needs an item and its target. Choose at least 2.")
+        self.sequences = dataset.sequences
+        self.length, self.per_step, self.seed = length, batch, seed
+        roles = torch.tensor([int(role) for role in known], dtype=self.sequences.roles.dtype)
+        self.known = torch.isin(self.sequences.roles, roles)
+        first = torch.zeros_like(self.known)
+        first[self.sequences.offsets[:-1][self.sequences.offsets.diff() > 0]] = True
+        targets = torch.nonzero(self.known & ~first).flatten()
+        if not len(targets):
+            raise DataError("no training positions: every interaction is held out. Check data.split.")
+        self.rows = torch.stack([targets, targets + 1], dim=1) if per == "target" else self._windows(targets)
+        """[n, 2] first and past-the-last target of each row."""
+        self.steps_per_epoch = -(-len(self.rows) // batch)
+
+    def plan(self, epoch: int) -> Sequence[Tensor]:
+        order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)))
+        return order.split(self.per_step)
+
+    def batch(self, planned: Tensor) -> SequenceBatch:
+        rows = self.rows[planned]
+        share = (rows[:, 1] - rows[:, 0]).sum().float()
+        rows = rows[self.mine]
+        ends = rows[:, 1]
+        starts = self.sequences.offsets[self.sequences.users(ends - 1)]
+        width = int((ends - starts).clamp(max=self.length).max()) if len(rows) else 2
+        histories = self.sequences.histories(ends - 1, width - 1)
+        items = torch.cat([histories, self.sequences.items[ends - 1][:, None]], dim=1)
+        places = ends[:, None] - torch.arange(width, 0, -1)
+        targets = (places >= rows[:, :1]) & self.known[places.clamp(min=0)] & (places > starts[:, None])
+        return SequenceBatch(items, targets, share)
+
+    def _windows(self, targets: Tensor) -> Tensor:
+        """Runs of consecutive targets of a user, cut to at most a window (behind the first: half a window)."""
+        users = self.sequences.users(targets)
+        place = targets - self.sequences.offsets[users]
+        half = max(1, self.length // 2)
+        piece = torch.where(place < self.length, 0, 1 + (place - self.length) // half)
+        new = torch.ones_like(targets, dtype=torch.bool)
+        new[1:] = (users[1:] != users[:-1]) | (piece[1:] != piece[:-1]) | (targets[1:] != targets[:-1] + 1)
+        first = torch.nonzero(new).flatten()
+        last = torch.cat([first[1:], torch.tensor([len(targets)])]) - 1
+        return torch.stack([targets[first], targets[last] + 1], dim=1)
 
 
 def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, alone: bool) -> PackedBatch:
@@ -159,32 +382,40 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         share: target tokens of the whole step over all ranks.
         alone: one segment per row.
     """
-    fitted = first_fit([len(segment.tokens) for segment in segments], length, alone)
-    rows = [[segments[one] for one in row] for row in fitted]
+    rows = [[segments[one] for one in row] for row in first_fit([len(s.tokens) for s in segments], length, alone)]
     width = max((sum(len(s.tokens) for s in row) for row in rows), default=1)
     tokens = np.full((max(len(rows), 1), width), pad_id, np.int64)  # a rank without a segment: one padding
     positions = np.zeros_like(tokens)
     ids = np.full_like(tokens, -1)
-    item_places, items, text_places = [], [], []
+    packed: list[tuple[int, int, Segment]] = []
     for row, members in enumerate(rows):
         column = 0
         for number, segment in enumerate(members):
+            packed.append((row, column, segment))
             end = column + len(segment.tokens)
             tokens[row, column:end] = segment.tokens
             positions[row, column:end] = np.arange(end - column)
             ids[row, column:end] = number
-            item_places += [(row, column + place) for place in segment.item_starts]
-            text_places += [(row, column + place) for place in segment.text_starts]
-            items.append(segment.items)
             column = end
+
+    def places(name: str) -> Tensor:
+        found = [(row, column + place) for row, column, s in packed for place in getattr(s, name).tolist()]
+        return torch.tensor(found, dtype=torch.int64).view(-1, 2)
+
+    def values(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([NOTHING, *(getattr(segment, name) for _, _, segment in packed)]))
+
+    states = [segment.states for _, _, segment in packed if segment.states is not None]
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         segments=torch.from_numpy(ids),
-        item_places=torch.tensor(item_places, dtype=torch.int64).view(-1, 2),
-        items=torch.from_numpy(np.concatenate(items) if items else np.empty(0, np.int64)),
-        text_places=torch.tensor(text_places, dtype=torch.int64).view(-1, 2),
+        item_places=places("item_starts"),
+        items=values("items"),
+        text_places=places("text_starts"),
+        places=places("chosen"),
         share=torch.tensor(float(share)),
+        states=reduce(concatenate, states) if states else None,
     )
 
 
@@ -247,7 +478,6 @@ def text_segments(
         return np.array(tokenizer(words, add_special_tokens=False)["input_ids"], np.int64)
 
     sids = template.sid_tokens.numpy()
-    empty = np.empty(0, np.int64)
     ask_title, ask_sid, arrow = encode("What is the title of "), encode("Which item has the title "), encode("? ")
     start = np.array([template.start_id])
     end = start if tokenizer.eos_token_id is None else np.array([tokenizer.eos_token_id])
@@ -257,6 +487,15 @@ def text_segments(
         words = encode(title)
         question = np.concatenate([start, ask_title, sids[row], arrow])
         tokens = np.concatenate([question, words, end])
-        yield Segment(tokens, empty, empty, np.arange(len(question), len(tokens)))
+        yield Segment(tokens, NOTHING, NOTHING, np.arange(len(question), len(tokens)))
         question = np.concatenate([start, ask_sid, words, arrow])
         yield Segment(np.concatenate([question, sids[row]]), np.array([len(question)]), np.array([row]))
+
+
+def known(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
+    """Token ids of texts, without what the tokenizer has no token for; a text that comes again is read once."""
+    unknown = tokenizer.unk_token_id
+    distinct = list(dict.fromkeys(texts))
+    ids = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    read = {text: [one for one in tokens if one != unknown] for text, tokens in zip(distinct, ids, strict=True)}
+    return [read[text] for text in texts]

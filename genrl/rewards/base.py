@@ -82,11 +82,11 @@ class Reward(ABC):
         self.config = self.Config() if config is None else config
 
     @abstractmethod
-    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Judge the completions of a rollout.
 
         Args:
-            rollout: B = P*G completions of S steps each.
+            completions: B = P*G completions of S steps each.
             targets: one row per *completion*, [B, M]; -1 pads.
             context: codes and popularity of the catalogue, on the rollout's device.
 
@@ -139,25 +139,25 @@ class Verifier:
         return tuple(name for name, weight in self.weights.items() if weight != 0)
 
     @torch.no_grad()
-    def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
+    def __call__(self, completions: Completions, targets: Targets) -> Rewards:
         """Judge a rollout.
 
         Args:
-            rollout: P prompts with G completions each.
+            completions: P prompts with G completions each.
             targets: the prompts' targets [P, M], or one row per completion [B, M].
 
         Raises:
             ValueError: if `targets` has neither P nor B rows, or a reward returns a wrong shape or dtype.
         """
-        targets = self._per_completion(rollout, targets)
-        context = self._context_on(rollout.items.device)
-        rows = rollout.tokens.shape[0]
-        outcome = torch.zeros(rows, device=rollout.items.device)
+        targets = self._per_completion(completions, targets)
+        context = self._context_on(completions.items.device)
+        rows = completions.tokens.shape[0]
+        outcome = torch.zeros(rows, device=completions.items.device)
         sums: dict[str, Tensor] = {}
         components: dict[str, Tensor] = {}
         for name, reward in self.rewards.items():
-            value = reward(rollout, targets, context)
-            shape = (rows,) if reward.level == "outcome" else (rows, rollout.num_steps)
+            value = reward(completions, targets, context)
+            shape = (rows,) if reward.level == "outcome" else (rows, completions.num_steps)
             expect(value, f"reward {name!r}", shape, torch.float32)
             if reward.level == "step":
                 weighted, kind = self.weights[name] * value, "steps" if reward.match else "shaping"
@@ -173,15 +173,15 @@ class Verifier:
         return self.context
 
     @staticmethod
-    def _per_completion(rollout: Completions, targets: Targets) -> Targets:
+    def _per_completion(completions: Completions, targets: Targets) -> Targets:
         rows = targets.items.shape[0]
-        if rows == rollout.tokens.shape[0]:
+        if rows == completions.tokens.shape[0]:
             return targets
-        if rows == len(rollout):
-            return targets.repeat(rollout.group_size)
+        if rows == len(completions):
+            return targets.repeat(completions.group_size)
         raise ValueError(
-            f"targets have {rows} rows; a rollout of {len(rollout)} prompts x {rollout.group_size} completions needs "
-            f"{len(rollout)} or {rollout.tokens.shape[0]}."
+            f"targets have {rows} rows; a rollout of {len(completions)} prompts x {completions.group_size} completions "
+            f"needs {len(completions)} or {completions.tokens.shape[0]}."
         )
 
 

@@ -88,7 +88,7 @@ def rank_penalties(group_size: int, device: torch.device | str = "cpu") -> Tenso
 class ExactMatch(Reward):
     """1 if the completion names a target, else 0.
 
-    Where items share a SID (`sid.collisions: keep`), `rollout.items` holds the most popular item of the SID.
+    Where items share a SID (`sid.collisions: keep`), `completions.items` holds the most popular item of the SID.
     `level: item` pays for that item alone; `level: sid` pays whenever the SID is a target's, in full or divided by the
     number of items that share it. Without shared SIDs all settings agree.
     """
@@ -106,11 +106,13 @@ class ExactMatch(Reward):
         shared: Literal["full", "divided"] = "full"
         """`level: sid`: pay 1 for a SID that n items share, or 1/n (the chance that a random one of them is meant)."""
 
-    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B]; with several items per completion, the best one counts."""
-        hits = _hits(rollout.items, targets.items, context, self.config.level).float()
+        hits = _hits(completions.items, targets.items, context, self.config.level).float()
         if self.config.level == "sid" and self.config.shared == "divided":
-            sharing = context.sharing[torch.where(rollout.items < 0, context.sharing.shape[0] - 1, rollout.items)]
+            sharing = context.sharing[
+                torch.where(completions.items < 0, context.sharing.shape[0] - 1, completions.items)
+            ]
             hits = hits / sharing
         return hits.amax(dim=1)
 
@@ -134,18 +136,19 @@ class _CodeMatch(Reward):
             if self.levels < 0:
                 raise ConfigError(f"levels must be 0 (all) or positive, got {self.levels}.")
 
-    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B, S].
 
         Raises:
             LayoutError: if the layout's steps are not the levels of a SID.
         """
-        if rollout.num_steps != context.levels:
+        if completions.num_steps != context.levels:
             raise LayoutError(
-                f"{type(self).__name__} compares codes level by level: the layout has {rollout.num_steps} steps and "
-                f"SIDs have {context.levels} levels. Use a layout with one step per SID level (sid), or exact_match."
+                f"{type(self).__name__} compares codes level by level: the layout has {completions.num_steps} steps "
+                f"and SIDs have {context.levels} levels. Use a layout with one step per SID level (sid), "
+                f"or exact_match."
             )
-        values = code_matches(rollout.codes, targets.items, context, self.prefix).float()
+        values = code_matches(completions.codes, targets.items, context, self.prefix).float()
         if self.config.levels:
             values[:, self.config.levels :] = 0
         return values
@@ -191,13 +194,13 @@ class NDCGRank(Reward):
         level: Literal["item", "sid"] = "item"
         """A hit is the item, or any item of the same SID."""
 
-    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B]."""
-        size = rollout.group_size
-        hits = group_view(_hits(rollout.items, targets.items, context, self.config.level).any(dim=1), size)
+        size = completions.group_size
+        hits = group_view(_hits(completions.items, targets.items, context, self.config.level).any(dim=1), size)
         penalties = rank_penalties(size, hits.device).expand(hits.shape)
         if self.config.order == "probability":
-            logps = group_view((rollout.logps.float() * rollout.chosen).sum(dim=1), size)
+            logps = group_view((completions.logps.float() * completions.chosen).sum(dim=1), size)
             ranks = logps.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             penalties = penalties.gather(1, ranks)
         counts = hits.any(dim=1, keepdim=True) & ~hits

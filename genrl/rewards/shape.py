@@ -30,15 +30,15 @@ class Format(Reward):
         weight: float = 1.0
         """Factor of this reward in the sum; the authors of SAPO take 0.2."""
 
-    def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
+    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B, S].
 
         Raises:
             LayoutError: if the layout has no thinking.
         """
-        if rollout.closed is None:
+        if completions.closed is None:
             raise LayoutError(
                 "Format judges think blocks, and this layout has none. Drop it with rewards.format=null, or choose "
                 "layout=blocked."
             )
-        return (rollout.closed & (rollout.items >= 0).all(dim=1, keepdim=True)).float()
+        return (completions.closed & (completions.items >= 0).all(dim=1, keepdim=True)).float()

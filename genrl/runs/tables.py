@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from genrl.config.schema import RunConfig
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.objectives import OBJECTIVES, Objective
+from genrl.recommenders import BASELINES, TrainedBaseline
 from genrl.runs.stages import supervised_stages
 
 if TYPE_CHECKING:
@@ -33,14 +33,20 @@ HIGH_RATE = 1e-3
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
 
 
-def header(console: Console, config: RunConfig, session: Session, objective: Objective) -> None:
-    """Say what is about to run."""
-    entry = OBJECTIVES.entry(config.objective["name"])
-    trained = sum(value.numel() for value in session.policy.trainable().values())
-    console.print(
-        f"[bold]{entry.title}[/] ({entry.name}, {entry.paper}), experiment {config.experiment}, seed {config.seed}"
-    )
+def header(console: Console, session: Session, objective: Objective | None) -> None:
+    """Say what is about to run; None stands for a baseline."""
+    config, recommender = session.config, session.recommender
+    kind, registry = ("objective", OBJECTIVES) if objective is not None else ("baseline", BASELINES)
+    entry = registry.entry(getattr(config, kind)["name"])
+    paper = f", {entry.paper}" if entry.paper else ""
+    console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
     describe_data(console, session.dataset)
+    if isinstance(recommender, TrainedBaseline):
+        trained = sum(value.numel() for value in recommender.trained().values())
+        console.print(f"{trained:,} trained parameters", highlight=False)
+    if objective is None:
+        return
+    trained = sum(value.numel() for value in session.policy.trainable().values())
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
@@ -153,44 +159,31 @@ def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dic
     return found
 
 
+CURVES = (
+    "train/reward",
+    "val/ndcg@10",
+    "val/recall@10",
+    "policy/entropy",
+    "policy/kl",
+    "objective/dead_groups",
+    "train/grad_norm",
+    "val/entropy@10",
+    "val/cold_recall@10",
+)
+"""Quantities that are drawn of a run."""
+
+
 def curves(folder: Path, title: str) -> None:
     """Draw the run's learning curves into curves.png and TensorBoard."""
-    path = folder / "history.jsonl"
-    if not path.exists():
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from torch.utils.tensorboard import SummaryWriter
 
-    notes = [json.loads(line) for line in path.read_text().splitlines()]
-    panels = (
-        "train/reward",
-        "val/ndcg@10",
-        "val/recall@10",
-        "policy/entropy",
-        "policy/kl",
-        "objective/dead_groups",
-        "train/grad_norm",
-        "val/entropy@10",
-        "val/cold_recall@10",
-    )
-    drawn = [name for name in panels if any(name in note for note in notes)]
-    if not drawn:
+    from genrl.plots import band, curve_grid, looks, read_notes, save
+
+    notes = read_notes(folder)
+    panels = {name: {title: band([notes[name]])} for name in CURVES if notes.get(name)}
+    if not panels:
         return
-    figure, axes = pyplot.subplots(-(-len(drawn) // 3), 3, figsize=(12, 2.6 * -(-len(drawn) // 3)), squeeze=False)
-    for axis, name in zip(axes.flat, drawn, strict=False):
-        points = [(note["step"], note[name]) for note in notes if name in note]
-        axis.plot(*zip(*points, strict=True), marker="o" if name.startswith("val/") else None, markersize=3)
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(drawn) :]:
-        axis.axis("off")
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel("optimiser step", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(folder / "curves.png", dpi=110)
+    figure = curve_grid(panels, looks([title]), title=title)
+    save(figure, folder / "curves.png")
     with SummaryWriter(str(folder)) as board:
         board.add_figure("curves", figure)

@@ -153,11 +153,6 @@ class Trie:
             edges = torch.where(table.codes.take(probe) <= codes, probe, edges)
         return torch.where((table.codes.take(edges) == codes) & (nodes >= 0), edges, -1)
 
-    def children(self, level: int, nodes: Tensor) -> Tensor:
-        """Number of children of each node, any shape."""
-        offsets = self.levels[level].offsets
-        return (offsets[nodes + 1] - offsets[nodes]).long()
-
     def items_below(self, level: int, nodes: Tensor) -> Tensor:
         """Number of items whose path goes through each node of `level`, any shape."""
         first, behind = self._leaves_below(level, nodes)

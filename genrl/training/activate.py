@@ -5,24 +5,24 @@ from __future__ import annotations
 from torch import Tensor
 
 from genrl.policy.score import place_scores
-from genrl.prompts.reasoning import TraceBatch
+from genrl.prompts.packing import PackedBatch
 from genrl.training.sft import SupervisedModule
 
 
-class ActivateModule(SupervisedModule[TraceBatch]):
+class ActivateModule(SupervisedModule):
     """Cross-entropy over the legal set of every token that the policy is to choose; prompt and forced tokens count not.
 
     The layout of the stage has thinking.
     """
 
-    def total(self, hidden: Tensor, batch: TraceBatch) -> Tensor:
+    def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Of chosen words and SID tokens."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
             self.policy.head_for("vocab"),
             self.layout,
             hidden[rows, columns - 1],
-            batch.states,
+            self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
         )
         return -logps.sum()

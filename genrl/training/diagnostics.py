@@ -5,11 +5,14 @@ Steps, blocks and SID levels are counted from 1 in tags. Docs: the table in docs
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Rewards
-from genrl.ops import masked_mean, segment_sum
+from genrl.objectives import ObjectiveOutput, live_prompts
+from genrl.ops import masked_mean, segment_sum, world_size, world_sum
 
 Values = dict[str, Tensor]
 
@@ -36,7 +39,27 @@ def match_values(drawn: Completions, codes: Tensor) -> Values:
     return _numbered("train/match/step", (drawn.codes[:, :levels] == wanted[:, :levels]).float().mean(0))
 
 
-def rollout_values(drawn: Completions, cold: Tensor) -> Values:
+def rollout_values(whole: Experience, rewards: Rewards, codes: Tensor, cold: Tensor, *, written: bool) -> Values:
+    """All that is logged of a rollout, whatever the objective.
+
+    Args:
+        whole: P groups of completions with their credit.
+        rewards: of the completions.
+        codes: [P, K] codes of the targets.
+        cold: [I] bool, cold items of the catalogue.
+        written: whether the policy wrote the completions; else there is no entropy of what they were drawn from.
+    """
+    drawn = whole.completions if written else replace(whole.completions, entropy=None)
+    return {
+        **reward_values(rewards),
+        **match_values(drawn, codes),
+        **completion_values(drawn, cold),
+        "objective/dead_groups": 1 - live_prompts(whole).float().mean(),
+        **advantage_values(whole),
+    }
+
+
+def completion_values(drawn: Completions, cold: Tensor) -> Values:
     """What the completions are like.
 
     Args:
@@ -99,14 +122,36 @@ def advantage_values(experience: Experience) -> Values:
     }
 
 
-def squared_by_step(gradient: Tensor, drawn: Completions) -> Tensor:
-    """Squares of a gradient by log-probabilities [B, T], added up for each step [S]."""
-    return segment_sum(gradient.float() ** 2, drawn.step_ids, drawn.num_steps).sum(0)
+def objective_values(output: ObjectiveOutput) -> Values:
+    """An objective's statistics under their tags; groups without gradient are counted over the whole rollout."""
+    stats = {name: value for name, value in output.stats.items() if name != "dead_groups"}
+    return {f"policy/{k}" if k in ("entropy", "kl") else f"objective/{k}": value for k, value in stats.items()}
 
 
-def gradient_values(squares: Tensor) -> Values:
-    """Norm of the loss's gradient by the log-probabilities of each step's tokens, from its squares [S]."""
-    return _numbered("train/grad_norm/step", squares.sqrt())
+class StepGradients:
+    """Norm of the loss's gradient by the log-probabilities of each step's tokens, over all passes and ranks.
+
+    Args:
+        steps: S.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.squares = torch.zeros(steps)
+
+    def watch(self, logps: Tensor, drawn: Completions) -> None:
+        """Gather the gradient by log-probabilities [B, T] when the backward pass comes to them."""
+
+        def gather(gradient: Tensor) -> None:
+            squares = segment_sum(gradient.float() ** 2, drawn.step_ids, drawn.num_steps).sum(0)
+            self.squares = self.squares.to(gradient.device) + squares
+
+        logps.register_hook(gather)
+
+    def close(self, device: torch.device) -> dict[str, float]:
+        """Tag -> norm; then begin anew. All ranks together, by way of a device."""
+        squares = world_sum(self.squares.to(device)) / world_size() ** 2  # losses hold a factor `world`
+        self.squares = torch.zeros_like(self.squares)
+        return {tag: float(value) for tag, value in _numbered("train/grad_norm/step", squares.sqrt()).items()}
 
 
 def _numbered(tag: str, values: Tensor) -> Values:

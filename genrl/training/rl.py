@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,34 +12,44 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from genrl.batches import Completions, Experience, Requests, Rewards, Scores, concatenate
+from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
-from genrl.ops import seed_of, world_max, world_size, world_sum
+from genrl.ops import seed_of
 from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
-from genrl.prompts.prompts import PromptMaker
+from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
-from genrl.training.diagnostics import (
-    advantage_values,
-    gradient_values,
-    match_values,
-    reward_values,
-    rollout_values,
-    squared_by_step,
-)
-from genrl.training.stage import StageModule, flatten, scheduled
+from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
+from genrl.training.drawing import Rollout, draw_alive
+from genrl.training.gap import based_on, sampling_gap, truncated
+from genrl.training.journal import Journal
+from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream
 
-Batch = tuple[Experience, Requests]
-"""Completions with their credit, and the requests that they answer."""
+
+@dataclass(frozen=True, slots=True)
+class Part(Batch):
+    """Some groups of a rollout: a mini-batch makes an optimiser step, a micro-batch a pass of one."""
+
+    experience: Experience
+    requests: Requests
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.experience)
+
+    def groups(self, rows: Tensor) -> Part:
+        """Whole groups; `rows` selects requests."""
+        return Part(self.experience.groups(rows), self.requests.rows(rows))
 
 
 class RLModule(StageModule):
     """Owns rollout, verification and update; the objective says how rewards become a loss.
 
-    `experience` runs once per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it
-    updates the policy (accumulation, clipping and checkpoints are Lightning's own).
+    From top to bottom: requests -> write -> verify -> prepare -> micro-batches -> score -> loss. `experience` runs once
+    per rollout, without gradient, inside a sized stream; Lightning's ordinary loop below it updates the policy
+    (accumulation, clipping and checkpoints are Lightning's own).
 
     Args:
         objective: rewards in, loss out.
@@ -76,136 +85,106 @@ class RLModule(StageModule):
         self.config = config
         self.rollouts = rollouts
         self.seed = seed
+        self.updates = rollouts.epochs * rollouts.minibatches
+        """Optimiser steps per rollout."""
+        self.writes = not objective.trains_on_targets
+        """Whether the policy writes completions; else they are the targets themselves."""
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
-        self._pending: list[Batch] = []
+        self.journal = Journal()
+        self.gradients = StepGradients(self.layout.steps)
+        self._pending: list[Part] = []
+        self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
-        self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
-        self._squares = torch.zeros(self.layout.steps)
-        if "ref_logps" in objective.needs:
+        if objective.uses_reference:
             self.policy.keep_reference()
 
-    @property
-    def updates(self) -> int:
-        """Optimiser steps per rollout."""
-        return self.rollouts.epochs * self.rollouts.minibatches
-
-    @property
-    def micro_batches(self) -> int:
-        """Forward and backward passes per optimiser step and rank."""
-        return micro_batches(self.rollouts, self.trainer.world_size)
-
-    def train_dataloader(self) -> StepStream[Batch]:
-        """The next round of steps."""
-        # A round ends with the last update of a rollout.
+    def train_dataloader(self) -> StepStream[Part]:
+        """The next round of steps; it ends with the last update of a rollout."""
         steps = -(-self.config.validate_every // self.updates) * self.updates
         return StepStream(self._batches, lambda: self.global_step, steps, self.config.max_steps, self.micro_batches)
 
-    def _batches(self, step: int) -> Iterator[Batch]:
+    def _batches(self, step: int) -> Iterator[Part]:
+        """The micro-batches of an optimiser step; the first step of a rollout draws it."""
         index, update = divmod(step, self.updates)
         if update == 0:
-            started = time.perf_counter()
-            with self.numerics():
+            with self.journal.timed("time/rollout"), self.numerics():
                 self._pending = self.experience(index)
-            self._sums["time/rollout"].append(time.perf_counter() - started)
-        batch, prompts = self._pending[update]
-        if "scores" in self.objective.needs:
-            batch = self.objective.before_step(self._score_all(batch, prompts), batch)
+        part = self._pending[update]
+        if self.objective.uses_scores:
+            part = self._renewed(part, first=update == 0)
         self._update_began = time.perf_counter()
-        yield from self._micro_batches(batch, prompts)
-
-    def _micro_batches(self, batch: Experience, prompts: Requests) -> Iterator[Batch]:
-        """Split a mini-batch into whole groups; groups without any gradient are left out of the forward pass."""
-        rows = torch.arange(len(batch), device=batch.advantages.device)
-        if not self.objective.gradient_without_advantage:
-            rows = rows[live_prompts(batch)]
-        lengths = prompts.mask[rows].sum(1)
-        rows = rows[lengths.argsort(stable=True)]  # prompts of like length together: little padding in each part
-        yield from ((batch.groups(part), prompts.rows(part)) for part in rows.tensor_split(self.micro_batches))
+        yield from self._micro_batches(part)
 
     @torch.no_grad()
-    def experience(self, index: int) -> list[Batch]:
+    def experience(self, index: int) -> list[Part]:
         """Rollout number `index` as the mini-batches of its optimiser steps: draw, verify, give credit, split."""
         self.policy.eval()
-        drawn, rewards, prompts = self._draw(index, attempt=0)
-        for attempt in range(1, self.objective.dynamic_sampling):
-            live = live_prompts(self.objective.prepare(drawn, rewards))
-            if int(world_max((~live).sum())) == 0:
-                break
-            more = self._draw(index, attempt)
-            drawn, rewards, prompts = self._replace_dead(live, (drawn, rewards, prompts), more)
-            self._sums["rollout/resampled"].append(float((~live).float().mean()))
-        if "ref_logps" in self.objective.needs:
+        drawn = draw_alive(partial(self._draw, index), self.objective, self.journal)
+        requests, completions = drawn.requests, drawn.completions
+        self.check_finite(completions.logps, drawn, "log-probability of the rollout")
+        if self.objective.uses_reference:
             with self.policy.reference():
-                reference = self._scores(drawn, prompts)
-            drawn = replace(drawn, ref_logps=reference.logps)
-        self.check_finite(drawn.logps, drawn, "log-probability of the rollout")
-        self._watch(drawn, rewards, prompts)
-        whole = self.objective.prepare(drawn, rewards)
-        self.sampled = (whole, rewards, prompts)
-        self._note({"objective/dead_groups": 1 - live_prompts(whole).float().mean()}, advantage_values(whole))
-        if self.updates == 1:
-            return [(whole, prompts)]
-        generator = torch.Generator().manual_seed(seed_of(self.seed, index, 2))
-        parts: list[Batch] = []
-        for _ in range(self.rollouts.epochs):
-            order = torch.randperm(len(whole), generator=generator).to(whole.advantages.device)
-            for rows in order.tensor_split(self.rollouts.minibatches):
-                parts.append((renormalized(whole.groups(rows)), prompts.rows(rows)))
-        return parts
+                completions = replace(completions, ref_logps=self._score(completions, requests).logps)
+        whole = self.objective.prepare(completions, drawn.rewards)
+        self.sampled = (whole, drawn.rewards, requests)
+        codes = self.layout.codes[requests.wanted.items[:, 0]]
+        self.journal.add(rollout_values(whole, drawn.rewards, codes, self.metrics.cold, written=self.writes))
+        self._rescored = self.writes and self.updates > 1 and not self.policy.exact
+        if self._rescored:
+            logps = self._score(completions, requests).logps
+            whole = based_on(self._corrected(whole, logps), logps)
+        return self._mini_batches(Part(whole, requests), index)
 
-    def _draw(self, index: int, attempt: int) -> tuple[Completions, Rewards, Requests]:
-        """One rollout of this rank's share of the prompts, with its rewards."""
+    def _draw(self, index: int, attempt: int) -> Rollout:
+        """This rank's share of a rollout, with its rewards."""
         total = self.rollouts.prompts
         share = total // self.trainer.world_size
         rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
-        prompts = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
-        if "targets" in self.objective.needs:
-            drawn = target_rollout(self.layout, prompts, self.categories)
+        requests = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
+        if self.writes:
+            noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
+            shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
+            completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
         else:
-            drawn = rollout(
-                self.policy,
-                self.layout,
-                prompts,
-                self.rollouts,
-                generator=torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt)),
-                rows=rows,
-                total=total,
-                categories=self.categories,
-            )
-        return drawn, self.verifier(drawn, prompts.wanted), prompts
+            completions = target_rollout(self.layout, requests, self.categories)
+        return Rollout(requests, completions, self.verifier(completions, requests.wanted))
 
-    @staticmethod
-    def _replace_dead(
-        live: Tensor,
-        old: tuple[Completions, Rewards, Requests],
-        new: tuple[Completions, Rewards, Requests],
-    ) -> tuple[Completions, Rewards, Requests]:
-        """Put new groups in the place of dead ones, as many as there are."""
-        count = live.numel()
-        chosen = torch.arange(count, device=live.device)
-        dead = (~live).nonzero().flatten()
-        chosen[dead] = count + torch.arange(dead.numel(), device=live.device)
-        drawn, rewards, prompts = concatenate(old[0], new[0]), concatenate(old[1], new[1]), concatenate(old[2], new[2])
-        group = drawn.group_size
-        rows = (chosen[:, None] * group + torch.arange(group, device=live.device)).flatten()
-        return drawn.groups(chosen), rewards.rows(rows), prompts.rows(chosen)
+    def _mini_batches(self, whole: Part, index: int) -> list[Part]:
+        """Share out the groups of a rollout, anew in each pass over it; each mini-batch weighs as much as the whole."""
+        if self.updates == 1:
+            return [whole]
+        generator = torch.Generator().manual_seed(seed_of(self.seed, index, 2))
+        parts: list[Part] = []
+        for _ in range(self.rollouts.epochs):
+            order = torch.randperm(len(whole), generator=generator).to(whole.requests.mask.device)
+            parts += [whole.groups(rows) for rows in order.tensor_split(self.rollouts.minibatches)]
+        return [replace(part, experience=renormalized(part.experience)) for part in parts]
 
-    def training_step(self, micro: Batch, index: int) -> Tensor:
+    def _micro_batches(self, part: Part) -> Iterator[Part]:
+        """Split a mini-batch into whole groups; groups without any gradient are left out of the forward pass."""
+        rows = torch.arange(len(part), device=part.requests.mask.device)
+        if not self.objective.gradient_without_advantage:
+            rows = rows[live_prompts(part.experience)]
+        lengths = part.requests.mask[rows].sum(1)
+        rows = rows[lengths.argsort(stable=True)]  # prompts of like length together: little padding in each part
+        yield from (part.groups(some) for some in rows.tensor_split(self.micro_batches))
+
+    def training_step(self, part: Part, index: int) -> Tensor:
         """Loss of one micro-batch; micro-batch losses of a step add up to the step's loss."""
-        batch, prompts = micro
         self.policy.update_mode()  # no dropout: the update must see the distribution that was sampled from
-        if len(batch) == 0:  # every group was dead; the step still has to happen on all ranks
-            self._sums["train/loss"].append(0.0)
+        if len(part) == 0:  # every group was dead; the step still has to happen on all ranks
+            self.journal.add({"train/loss": 0.0})
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
-        scores = self._scores(batch.completions, prompts)
-        scores.logps.register_hook(partial(self._note_gradient, batch.completions))
-        output = self.objective.loss(scores, batch)
-        self.check_finite(output.loss, {**flatten(batch), "requests": prompts})
-        for name, value in output.stats.items():
-            if name != "dead_groups":  # counted over the whole rollout in `experience`
-                self._sums[_tag(name)].append(value)
-        self._sums["train/loss"].append(output.loss.detach() * self.micro_batches)
+        experience = part.experience
+        scores = self._score(experience.completions, part.requests)
+        if self.writes and self.global_step % self.updates == 0:  # the policy that wrote: its ratios are 1
+            corrected = experience if self._rescored else self._corrected(experience, scores.logps)
+            experience = based_on(corrected, scores.logps)
+        self.gradients.watch(scores.logps, experience.completions)
+        output = self.objective.loss(scores, experience)
+        self.check_finite(output.loss, part)
+        self.journal.add(objective_values(output), {"train/loss": output.loss.detach() * self.micro_batches})
         return output.loss * self.trainer.accumulate_grad_batches
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
@@ -215,40 +194,36 @@ class RLModule(StageModule):
         """
         super().optimizer_step(*arguments, **options)
         self.objective.after_step()
-        self._sums["time/update"].append(time.perf_counter() - self._update_began)
-        values = _over_ranks({name: _summary(name, gathered) for name, gathered in self._sums.items()})
-        squares = world_sum(self._squares.to(self.device)) / world_size() ** 2  # losses hold a factor `world`
-        values |= {tag: float(value) for tag, value in gradient_values(squares).items()}
-        self._squares = torch.zeros_like(self._squares)
-        values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._sums.clear()
-        self.log_dict(values, batch_size=1)
+        self.journal.add({"time/update": time.perf_counter() - self._update_began})
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict(
+            {**self.journal.close(), **self.gradients.close(self.device), "train/learning_rate": rate}, batch_size=1
+        )
 
-    def _note_gradient(self, drawn: Completions, gradient: Tensor) -> None:
-        """Gather the squared gradient of the loss by log-probabilities, called in the backward pass."""
-        self._squares = self._squares.to(gradient.device) + squared_by_step(gradient, drawn)
+    def _score(self, completions: Completions, requests: Requests) -> Scores:
+        """What the policy of the moment says of completions, under the distributions they were drawn from."""
+        return score(self.policy, self.layout, requests, completions, sampling_of(self.rollouts))
 
-    def _watch(self, drawn: Completions, rewards: Rewards, prompts: Requests) -> None:
-        """Gather what is logged of every rollout, whatever the objective."""
-        if "targets" in self.objective.needs:
-            drawn = replace(drawn, entropy=None)  # nothing was drawn
-        codes = self.layout.codes[prompts.wanted.items[:, 0]]
-        self._note(reward_values(rewards), match_values(drawn, codes), rollout_values(drawn, self.metrics.cold))
+    def _corrected(self, experience: Experience, logps: Tensor) -> Experience:
+        """See to the gap between what sampling said of the tokens and what scoring says, [B, T]."""
+        self.journal.add(sampling_gap(experience, logps))
+        if self.rollouts.correction == "none":
+            return experience
+        return truncated(experience, logps, self.rollouts.correction_bound)
 
-    def _note(self, *values: Mapping[str, Tensor]) -> None:
-        """Gather values by tag until the optimiser step ends."""
-        for tag, value in (pair for part in values for pair in part.items()):
-            self._sums[tag].append(value)
-
-    def _score_all(self, batch: Experience, prompts: Requests) -> Scores:
-        """Scores of a whole mini-batch without gradient."""
+    def _renewed(self, part: Part, *, first: bool) -> Part:
+        """A mini-batch with what the objective makes of its scores under the policy of the moment."""
         self.policy.eval()
+        old = part.experience.completions.logps
         with torch.no_grad(), self.numerics():
-            return self._scores(batch.completions, prompts)
+            scores = self._score(part.experience.completions, part.requests)
+        based = based_on(part.experience, scores.logps) if first and self.writes else part.experience
+        return replace(part, experience=based_on(self.objective.before_step(scores, based), old))
 
-    def _scores(self, drawn: Completions, prompts: Requests) -> Scores:
-        """What the policy of the moment says of a rollout's tokens, under the distributions they were drawn from."""
-        return score(self.policy, self.layout, prompts, drawn, sampling_of(self.rollouts))
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes per optimiser step and rank."""
+        return micro_batches(self.rollouts, self.trainer.world_size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, then constant."""
@@ -266,24 +241,3 @@ def micro_batches(config: RolloutConfig, world: int) -> int:
     """
     prompts = config.prompts // config.minibatches // world
     return 1 if config.micro_batch == 0 else -(-prompts // config.micro_batch)
-
-
-def _summary(name: str, gathered: list[Tensor | float]) -> float:
-    """Mean over the micro-batches of a step, or the largest where the name says so."""
-    values = torch.stack([torch.as_tensor(value, dtype=torch.float32).cpu() for value in gathered])
-    return float(values.max() if name.endswith("_max") else values.mean())
-
-
-def _over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """The same summary over all ranks; a rank without any live group lacks some of the values."""
-    if world_size() == 1:
-        return values
-    everyone: list[dict[str, float]] = [{} for _ in range(world_size())]
-    torch.distributed.all_gather_object(everyone, values)
-    names = dict.fromkeys(name for part in everyone for name in part)
-    return {name: _summary(name, [part[name] for part in everyone if name in part]) for name in names}
-
-
-def _tag(name: str) -> str:
-    """TensorBoard tag of an objective's statistic."""
-    return f"policy/{name}" if name in ("entropy", "kl") else f"objective/{name}"

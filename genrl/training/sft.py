@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -14,16 +14,12 @@ from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.ops import seed_of
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
-from genrl.prompts.packing import PackedBatch, Packer
-from genrl.prompts.reasoning import TraceBatch, TraceBatches
+from genrl.prompts.packing import PackedBatch, SegmentPlanner
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream
 
-Batches = Packer | TraceBatches
-BatchT = TypeVar("BatchT", PackedBatch, TraceBatch)
 
-
-class SupervisedModule(StageModule, Generic[BatchT]):
+class SupervisedModule(StageModule):
     """A stage that lowers the negative log-likelihood of given tokens.
 
     loss = -1/n sum over target tokens of log pi(token | what stands before it), n = target tokens of the step on all
@@ -35,7 +31,7 @@ class SupervisedModule(StageModule, Generic[BatchT]):
         stage: arguments of `StageModule`.
     """
 
-    def __init__(self, batches: Batches, config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
+    def __init__(self, batches: SegmentPlanner, config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
         super().__init__(**stage)
         self.batches = batches
         self.config = config
@@ -43,19 +39,19 @@ class SupervisedModule(StageModule, Generic[BatchT]):
         self.round_steps = max(1, round(batches.steps_per_epoch * config.validate_every))
 
     @abstractmethod
-    def total(self, hidden: Tensor, batch: BatchT) -> Tensor:
+    def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Negative log-likelihood of the targets of a batch, summed, from hidden states [R, L, H]."""
 
-    def train_dataloader(self) -> StepStream[BatchT]:
+    def train_dataloader(self) -> StepStream[PackedBatch]:
         """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
-    def _batches(self, step: int) -> Iterator[BatchT]:
+    def _batches(self, step: int) -> Iterator[PackedBatch]:
         torch.manual_seed(seed_of(self.config.seed, step, self.global_rank))  # dropout of this step
-        yield self.batches.step(step)  # type: ignore[misc]
+        yield self.batches.step(step)
 
-    def training_step(self, batch: BatchT, index: int) -> Tensor:
+    def training_step(self, batch: PackedBatch, index: int) -> Tensor:
         """Loss of one packed batch."""
         self.policy.train()
         mask = batch.segments >= 0 if self.batches.alone else packed_mask(batch.segments)
@@ -74,7 +70,7 @@ class SupervisedModule(StageModule, Generic[BatchT]):
         return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)
 
 
-class SFTModule(SupervisedModule[PackedBatch]):
+class SFTModule(SupervisedModule):
     """Cross-entropy over the legal codes of target items, and over the words of text examples."""
 
     def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:

@@ -23,7 +23,7 @@ from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.model import Policy
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding, rankings
 
 REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
@@ -177,7 +177,11 @@ class StageModule(RankingModule):
 
     def metadata(self) -> dict[str, str]:
         """How the weights are to be decoded."""
-        return {"decoding": json.dumps(decoding(self.policy, self.layout, self.validation.maker, self.evaluation))}
+        return {
+            "decoding": json.dumps(
+                decoding(self.policy, self.layout, self.validation.maker.max_history, self.evaluation)
+            )
+        }
 
     def on_fit_start(self) -> None:
         """Bring the constraint tables to the policy's device."""

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from genrl.batches import Experience, Scores
 from genrl.objectives import PolicyObjective
-from genrl.objectives.bounded import GradientBounded
-from genrl.objectives.credit import GroupNorm, normalized
-from genrl.objectives.decoupled import DecoupledCredit, whitened
-from genrl.objectives.diversity import category_entropy
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, normalized, whitened
+from genrl.objectives.gbpo import GradientBounded
 from genrl.objectives.penalty import k3
-from genrl.objectives.slate import PhiRatio
-from genrl.objectives.step_credit import matched
-from genrl.objectives.surrogate import CappedRatio, ClippedRatio, clipped, log_ratios, ratio
+from genrl.objectives.sage import PhiRatio, category_entropy
+from genrl.objectives.sapo import matched
+from genrl.objectives.surrogate import ClippedRatio, clipped, log_ratios, ratio
+from genrl.objectives.variants import CappedRatio
 from genrl.ops import segment_gather
 from tests.golden.cases import Case, build, numbers
 from tests.helpers import assert_same

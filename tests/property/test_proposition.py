@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrl.batches import Completions, Rewards
 from genrl.objectives import OBJECTIVES, Objective
-from genrl.objectives.step_credit import Match, matched
+from genrl.objectives.sapo import Match, matched
 
 SPACES = {
     "2 levels of 3 codes": [list(sid) for sid in product(range(3), repeat=2)],

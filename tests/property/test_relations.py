@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrl.batches import Rewards, Scores
 from genrl.objectives import OBJECTIVES, Objective, SequenceMean, StepMean
-from genrl.objectives.bounded import bounded_ratio
+from genrl.objectives.gbpo import bounded_ratio
 from genrl.ops import segment_sum
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, Sample, sample

@@ -46,22 +46,25 @@ def test_an_import_from_above_is_found(tmp_path, file, text, reason):
 def test_imports_from_below_and_declared_siblings_are_fine(tmp_path):
     files = {
         "genrl/sid/a.py": "from genrl.catalog import items\nfrom genrl.errors import DataError\nimport torch\n",
-        "genrl/training/a.py": "from genrl import __version__\nfrom genrl.policy import model\n",
+        "genrl/training/a.py": "from genrl import __version__\nfrom genrl.recommenders import base\n",
         "genrl/layouts/a.py": "from . import base\nfrom genrl.sid.trie import Trie\n",
     }
     assert list(check_repo.floors(build(tmp_path, files))) == []
 
 
-def test_a_missing_docstring_is_found(tmp_path):
+def test_a_missing_docstring_is_found_unless_it_is_inherited(tmp_path):
     text = '"""Module."""\nclass A:\n    """A."""\n    def b(self): ...\n    def _c(self): ...\ndef _d(): ...\n'
-    assert list(check_repo.docstrings(build(tmp_path, {"genrl/a.py": text}))) == ["genrl/a.py:4: b has no docstring"]
+    other = '"""Module."""\nclass B(A):\n    """B."""\nclass C(B[int]):\n    """C."""\n'
+    other += "    def b(self): ...\n    def e(self): ...\n"
+    problems = list(check_repo.docstrings(build(tmp_path, {"genrl/a.py": text, "genrl/b.py": other})))
+    assert problems == ["genrl/a.py:4: b has no docstring", "genrl/b.py:7: e has no docstring"]
 
 
 def test_a_module_without_tests_is_found(tmp_path):
-    files = {"genrl/a/b.py": "", "genrl/a/c.py": "", "genrl/a/__init__.py": "", "tests/__init__.py": ""}
-    files |= {"tests/unit/__init__.py": "", "tests/unit/a/test_c.py": ""}
+    files = {f"genrl/a/{name}.py": "" for name in "bcd"} | {"genrl/a/__init__.py": "", "tests/__init__.py": ""}
+    files |= {"tests/unit/__init__.py": "", "tests/unit/a/test_c.py": "from genrl.a.d import x\n"}
     problems = list(check_repo.mirrored_tests(build(tmp_path, files)))
-    assert problems == ["tests/unit/a: has no __init__.py", "genrl/a/b.py: has no tests/unit/a/test_b.py"]
+    assert problems == ["tests/unit/a: has no __init__.py", "genrl/a/b.py: has no tests in tests/unit/a"]
 
 
 def test_a_tolerance_of_its_own_is_found(tmp_path):

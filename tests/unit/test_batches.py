@@ -126,7 +126,6 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     for name in (
         "tokens",
         "chosen",
-        "support",
         "item_ids",
         "codes",
         "items",

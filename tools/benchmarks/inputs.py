@@ -22,7 +22,7 @@ from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.sid.trie import Trie
 
 LayoutT = TypeVar("LayoutT", bound=Layout)

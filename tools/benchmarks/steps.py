@@ -24,7 +24,7 @@ from benchmarks.peers import constraint, thinking_limits
 from genrl.batches import Completions, Targets
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
 from genrl.objectives import OBJECTIVES
-from genrl.prompts.prompts import EvaluationBatches
+from genrl.prompts.template import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
 from genrl.runs.evaluate import ranking_metrics

@@ -6,24 +6,24 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from genrl.compare.curves import read_notes
 from genrl.compare.finished import Finished, Rows, planned_rows, spent
 from genrl.compare.plan import SECTIONS, Budget, Compose, Plan, Run, make_plan, of_row
+from genrl.compare.record import Expense, Request
 from genrl.compare.run import completion_length, is_finished, run_comparison
 from genrl.compare.studies.requests import milliseconds, widest_beam, work
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.files import key_of, read_json, write_json
+from genrl.layouts import thinks
+from genrl.plots import read_notes
+from genrl.prompts.packing import SegmentPlanner
 from genrl.runs.recommend import load_run
 from genrl.runs.session import Session
-from genrl.runs.stages import thinks
 
 ROWS = ("plain", "thinking")
 OPEN = (*SECTIONS, "layout", "activate")
 """Sections that may be set for one row."""
-Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -136,27 +136,23 @@ def matched(thinking: Plan, plain: Plan) -> Match:
     return Match(**read_json(path))
 
 
-def measure(rows: Rows) -> Tree:
-    """What each row spent in training and what a request of it costs, for report.json.
+def measure(rows: Rows) -> dict[str, Expense]:
+    """What each row spent in training and what a request of it costs.
 
     Training tokens are means over seeds. Requests are those of the first seed.
     """
     sessions = {row: _session(runs[0].folder) for row, runs in rows.items()}
     times = milliseconds(sessions)
-    found: Tree = {}
+    found = {}
     for row, session in sessions.items():
-        runs = rows[row]
-        took = work(session)
-        found[row] = {
-            "beam": session.config.evaluate.beam,
-            "training": {**stage_tokens(session, runs[0]), "rl": _rl_tokens(runs)},
-            "rl_prompts": round(statistics.mean(spent(run, read_notes(run.folder))["prompts"] or 0 for run in runs)),
-            "request": {
-                "tokens": round(took.tokens, 1),
-                "multiply_adds": round(took.multiply_adds),
-                "milliseconds": round(times[row], 3),
-            },
-        }
+        runs, took = rows[row], work(session)
+        prompts = statistics.mean(spent(run, read_notes(run.folder))["prompts"] or 0 for run in runs)
+        found[row] = Expense(
+            beam=session.config.evaluate.beam,
+            training={**stage_tokens(session, runs[0]), "rl": _rl_tokens(runs)},
+            rl_prompts=round(prompts),
+            request=Request(round(took.tokens, 1), round(took.multiply_adds), round(times[row], 3)),
+        )
     return found
 
 
@@ -226,10 +222,10 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
     return round(statistics.mean(known))
 
 
-def _batches(session: Session, stage: str) -> Any:  # noqa: ANN401 (either maker of packed batches)
+def _batches(session: Session, stage: str) -> SegmentPlanner:
     return session.packer() if stage == "align" else session.activate_batches()
 
 
-def _tokens_per_pass(batches: Any) -> int:  # noqa: ANN401
+def _tokens_per_pass(batches: SegmentPlanner) -> int:
     """Tokens of the first pass over the data, without padding."""
     return sum(int((batches.step(step).segments >= 0).sum()) for step in range(batches.steps_per_epoch))

@@ -1,4 +1,3 @@
-import os
 import random
 from pathlib import Path
 
@@ -63,11 +62,21 @@ def test_ties_keep_the_order_of_the_file(tmp_path):
     assert_same(sequences.times, [0, 0, 0, 0])
 
 
-def test_position_wins_over_time(tmp_path):
-    rows = [("u", "a", 1, 2), ("u", "b", 2, 1), ("u", "c", 3, 0)]
-    path = write(tmp_path / "log.csv", rows, (*COLUMNS, "place"))
-    dataset = load_dataset(files_config(path, columns=ColumnsConfig(position="place"), rl_holdout=0))
-    assert_same(dataset.sequences.items, [2, 1, 0])
+def test_position_wins_over_time_and_feedback_and_attributes_stay_beside_their_rows(tmp_path):
+    rows = [("u", "a", 1, 2, 0.5), ("u", "x", 0, 0, 9), ("u", "b", 2, 1, ""), ("u", "a", 3, 0, 1), ("u", "b", 3, 4, 2)]
+    path = write(tmp_path / "log.csv", rows, (*COLUMNS, "place", "score"))
+    items = write(tmp_path / "items.csv", [("x", "Elm"), ("b", ""), ("a", "Oak")], ("item_id", "brand"))
+    columns = ColumnsConfig(position="place", title=None, category=None, feedback=["score"], attributes=["brand"])
+    config = files_config(path, items=items, columns=columns, rl_holdout=0, k_core=2)
+    dataset = load_dataset(config)
+    assert dataset.catalog.attributes == {"brand": ["", "Oak"]}
+    assert_same(dataset.sequences.items, [1, 0, 1, 0])
+    assert torch.equal(dataset.sequences.feedback["score"].nan_to_num(-1), torch.tensor([1, -1, 0.5, 2]))
+    for name in ("feedback", "attributes"):
+        before = getattr(columns, name)
+        setattr(columns, name, [])
+        assert load_dataset(config).fingerprint != dataset.fingerprint
+        setattr(columns, name, before)
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
@@ -147,12 +156,6 @@ def test_item_table_orders_the_catalogue_and_may_hold_unseen_items(tmp_path):
     assert bool(catalog.cold[0])
 
 
-def test_an_item_missing_from_the_table_is_named(tmp_path):
-    items = write(tmp_path / "items.csv", [("a", "A", "x"), ("b", "B", "x")], ("item_id", "title", "category"))
-    with pytest.raises(DataError, match=r"log\.parquet, row 3: item 'c' is not in .*items\.csv"):
-        load(tmp_path, HISTORIES, items=items)
-
-
 @pytest.mark.parametrize(
     ("histories", "options", "said"),
     [
@@ -175,6 +178,7 @@ def test_an_empty_part_is_refused(tmp_path, histories, options, said):
         (DataConfig(cold_fraction=1.5), r"data\.cold_fraction is 1\.5"),
         (DataConfig(k_core=-1), r"data\.k_core is -1"),
         (DataConfig(rl_holdout=-1), r"data\.rl_holdout is -1"),
+        (DataConfig(columns=ColumnsConfig(feedback=["click"])), r"data\.columns\.feedback is set, but the toy"),
         (DataConfig(split="column"), "the toy data set has no such column"),
         (files_config("x.csv", split="column"), r"data\.columns\.split is not set"),
         (files_config("x.csv", split="temporal", columns=ColumnsConfig(time=None)), r"data\.columns\.time is not set"),
@@ -187,11 +191,6 @@ def test_contradicting_options_are_refused(config, said):
 
 def test_the_fingerprint_sees_the_cold_items():
     assert load_dataset(DataConfig()).fingerprint != load_dataset(DataConfig(cold_fraction=0.1)).fingerprint
-
-
-def test_reading_leaves_the_folder_as_it_was(tmp_path):
-    load(tmp_path, HISTORIES)
-    assert os.listdir(tmp_path) == ["log.parquet"]
 
 
 @pytest.mark.skipif(not BEAUTY.is_dir(), reason="needs ../shared/data/amazon2014_beauty, not part of the project")

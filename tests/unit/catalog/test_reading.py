@@ -224,6 +224,15 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read(tmp_path)
 
 
+def test_a_type_behind_a_name_is_read_past_in_delimited_files_only(tmp_path):
+    path = written(tmp_path / "log.inter", "user_id:token\tuser_id\titem_id:token\nx\tu\ti\n")
+    assert read(path)[1] == {"user_id": ["u"], "item_id": ["i"]}
+    assert read(path, ["user_id:token"])[1] == {"user_id:token": ["x"]}
+    for name in ("log.jsonl", "log.parquet"):
+        with pytest.raises(DataError, match="no column 'user_id'"):
+            read(write(tmp_path / name, [("u", "i")], ("user_id:token", "item_id")))
+
+
 def test_an_unreachable_hub_data_set_is_named(monkeypatch):
     import datasets
 

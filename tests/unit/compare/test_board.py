@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,6 +8,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from genrl.compare.board import layout, write_comparison
+from genrl.compare.record import Report
 from genrl.compare.report import write_report
 from tests.comparisons import finish, finish_baseline, plan_of
 
@@ -58,12 +57,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def report(experiment: Path) -> Any:
-    return json.loads((experiment / "report.json").read_text())
+def report(experiment: Path) -> Report:
+    return Report.read(experiment / "report.json")
 
 
 def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_have(
-    tmp_path: Path, report: Any
+    tmp_path: Path, report: Report
 ) -> None:
     notes = {
         "grpo": [{"policy/kl": {0: 1.0, 5: 2.0, 10: 9.0}}, {"policy/kl": {0: 2.0, 5: 6.0}}, {"time/update": {0: 1}}]
@@ -77,7 +76,7 @@ def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_h
     }
 
 
-def test_every_chart_asks_for_series_that_the_rows_have(tmp_path: Path, report: Any) -> None:
+def test_every_chart_asks_for_series_that_the_rows_have(tmp_path: Path, report: Report) -> None:
     names = ["val/ndcg@5", "val/ndcg@10", "val/recall@10", "val/cold_recall@10", "val/entropy@10", "train/reward"]
     names += ["train/reward/exact_match", "policy/entropy", "policy/kl", "objective/dead_groups"]
     names += ["train/match/step1", "train/match/step2", "train/match/step10", "time/update"]
@@ -96,7 +95,7 @@ def test_every_chart_asks_for_series_that_the_rows_have(tmp_path: Path, report: 
         assert scalars(read(tmp_path / "comparison" / row)).keys() == tags
 
 
-def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path: Path, report: Any) -> None:
+def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path: Path, report: Report) -> None:
     write_comparison(tmp_path, {"grpo": [], "sapo": [{"policy/kl": {0: 1.0}}, {"policy/kl": {5: 1.0}}]}, report)
     for row in ("grpo", "sapo", "item_knn"):
         events = read(tmp_path / "comparison" / row)
@@ -107,7 +106,7 @@ def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path: Path, rep
     assert read(tmp_path / "comparison").Tags()["tensors"] == ["comparison/text_summary"]
 
 
-def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, experiment: Path, report: Any) -> None:
+def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, experiment: Path, report: Report) -> None:
     write_comparison(tmp_path, {}, report)
     written = text(read(tmp_path / "comparison"))
     assert "![" not in written
@@ -116,20 +115,20 @@ def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, experimen
     shown = markdown_to_safe_html(written)
     assert shown.count("<table>") == sum(line.startswith("|---") for line in lines)
     sapo = text(read(tmp_path / "comparison" / "sapo"))
-    assert report["rows"]["sapo"]["pieces"] in sapo
+    assert str(report.rows["sapo"].pieces) in sapo
     assert "clip_high: 0.3" in sapo
     assert "exact_match:" in sapo
     assert markdown_to_safe_html(sapo).count("<pre>") == 2
     assert "window: 3" in text(read(tmp_path / "comparison" / "item_knn"))
 
 
-def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path: Path, report: Any) -> None:
+def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path: Path, report: Report) -> None:
     notes = {row: [{"policy/kl": {0: 1.0, 5: 1.0}}] for row in ("grpo", "sapo")}
     write_comparison(tmp_path, notes, report)
     others = [tmp_path / "comparison" / name for name in ("notes.txt", "events.out.tfevents.1.other")]
     for path in others:
         path.touch()
-    del report["rows"]["sapo"]
+    del report.rows["sapo"]
     write_comparison(tmp_path, {"grpo": [{"policy/kl": {0: 2.0}}]}, report)
     assert not (tmp_path / "comparison" / "sapo").exists()
     assert all(path.exists() for path in others)

@@ -18,6 +18,7 @@ from genrl.compare.finished import (
     row_facts,
 )
 from genrl.compare.plan import UNLIMITED, Plan
+from genrl.compare.record import Row
 from genrl.errors import DataError
 from genrl.files import read_json
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
@@ -128,22 +129,18 @@ def test_facts_of_an_objective_say_what_it_is_and_what_was_spent(tmp_path: Path)
     plan = plan_of(tmp_path, "grpo,ce", *common, "grpo:objective.clip_low=0.1")
     for run in plan.runs:
         finish(run, RANKS)
-    facts = {row: row_facts(found, [{}, {}]) for row, found in planned_rows(plan).items()}
+    facts = {row: row_facts(found, {}) for row, found in planned_rows(plan).items()}
     grpo = facts["grpo"]
-    assert (grpo["kind"], grpo["name"], grpo["title"], grpo["paper"]) == (
-        "objective",
-        "grpo",
-        "An Objective",
-        "Someone 2026",
-    )
-    assert (grpo["seeds"], grpo["runs"]) == ([0, 1], ["grpo-s0", "grpo-s1"])
-    assert grpo["options"]["clip_low"] == 0.1
-    assert "name" not in grpo["options"]
-    assert "surrogate = ClippedRatio(level='token', bounds=FixedBounds(low=0.1, high=0.2)" in grpo["pieces"]
-    assert grpo["rewards"]["level_match"]["weight"] == 1.0
+    assert (grpo.kind, grpo.name, grpo.title, grpo.paper) == ("objective", "grpo", "An Objective", "Someone 2026")
+    assert (grpo.seeds, grpo.runs) == ([0, 1], ["grpo-s0", "grpo-s1"])
+    assert grpo.options["clip_low"] == 0.1
+    assert "name" not in grpo.options
+    assert "surrogate = ClippedRatio(level='token', bounds=FixedBounds(low=0.1, high=0.2)" in str(grpo.pieces)
+    assert grpo.rewards is not None
+    assert grpo.rewards["level_match"]["weight"] == 1.0
     # 5 rollouts of 2 steps each; SIDs have 2 levels
-    assert grpo["spent"] == {"steps": 10, "prompts": 40, "completions": 160, "tokens": 320}
-    assert facts["ce"]["spent"] == {"steps": 10, "prompts": 40, "completions": 40, "tokens": 80}
+    assert grpo.spent == {"steps": 10, "prompts": 40, "completions": 160, "tokens": 320}
+    assert facts["ce"].spent == {"steps": 10, "prompts": 40, "completions": 40, "tokens": 80}
 
 
 def test_a_run_by_the_clock_has_spent_what_its_notes_say(tmp_path: Path) -> None:
@@ -151,21 +148,15 @@ def test_a_run_by_the_clock_has_spent_what_its_notes_say(tmp_path: Path) -> None
     assert plan.runs[0].config.rl.max_steps == UNLIMITED
     finish(plan.runs[0], RANKS)
     notes = {"train/reward": {5: 1.0, 10: 1.0}, "val/ndcg@10": {0: 0.1, 8: 0.1}}
-    spent = row_facts(planned_rows(plan)["grpo"], [notes])["spent"]
+    spent = row_facts(planned_rows(plan)["grpo"], notes).spent
+    assert spent is not None
     assert (spent["steps"], spent["prompts"]) == (10, 80)
 
 
 def test_facts_of_a_baseline(tmp_path: Path) -> None:
-    facts = row_facts([read(finish_baseline(tmp_path, "sasrec", RANKS, seed)) for seed in (0, 1)], [{}, {}])
-    assert facts == {
-        "kind": "baseline",
-        "name": "sasrec",
-        "title": "A Baseline",
-        "paper": "",
-        "options": {"window": 3},
-        "seeds": [0, 1],
-        "runs": ["sasrec-s0", "sasrec-s1"],
-    }
+    facts = row_facts([read(finish_baseline(tmp_path, "sasrec", RANKS, seed)) for seed in (0, 1)], {})
+    runs = ["sasrec-s0", "sasrec-s1"]
+    assert facts == Row("baseline", "sasrec", "A Baseline", "", {"window": 3}, seeds=[0, 1], runs=runs)
 
 
 def test_samples_are_those_of_the_last_rollout(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from genrl.compare import report as writing
 from genrl.compare.plan import Plan
-from genrl.compare.report import differences, write_report
+from genrl.compare.record import Report
+from genrl.compare.report import differences, make_report, write_report
 from genrl.errors import ConfigError, DataError
 from genrl.metrics.comparison import holm, paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
@@ -29,17 +29,19 @@ def hits(*ranks: tuple[int, ...]) -> torch.Tensor:
 
 
 def report_of(plan: Plan, baseline: str | None = "align") -> Any:
+    """As report.json holds it."""
+    return found_in(plan.shared.folder.parent, plan, baseline)
+
+
+def found_in(folder: Path, plan: Plan | None, baseline: str | None) -> Any:
+    return make_report(folder, plan, baseline).to_json()
+
+
+def written(plan: Plan) -> tuple[str, str]:
+    """The report as Markdown and as a page."""
     folder = plan.shared.folder.parent
-    write_report(folder, plan, baseline)
-    return json.loads((folder / "report.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is asked to be drawn; drawing takes a second and has tests of its own."""
-    asked: list[Any] = []
-    monkeypatch.setattr(writing, "draw", lambda *arguments: asked.append(arguments))
-    return asked
+    assert write_report(folder, plan, "align") == (folder / "report.md").read_text()
+    return (folder / "report.md").read_text(), (folder / "report.html").read_text()
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_fewer_than_two_cold_rows_give_no_difference(tmp_path: Path, count: int)
     assert table["cold_rows"] == count
     assert list(table["lines"]["grpo"]["differences"]) == ["ndcg@10", "recall@10"]
     assert found["notes"] == []
-    assert "Too few for a difference of cold recall." in (plan.shared.folder.parent / "report.md").read_text()
+    assert "Too few for a difference of cold recall." in written(plan)[0]
 
 
 def test_runs_that_did_not_keep_cold_targets_are_reported_with_a_note(tmp_path: Path) -> None:
@@ -169,24 +171,24 @@ def test_each_metric_is_a_family_of_its_own() -> None:
     found = differences({row: dict(enumerate(table)) for row, table in rows.items()}, "row0")
     plain = [paired_difference(rows[row], rows["row0"]).p_value for row in found]
     assert list(found) == ["row1", "row2", "row3"]
-    assert_same([found[row]["p_holm"] for row in found], slow_holm(plain), 1e-7)
+    assert_same([found[row].p_holm for row in found], slow_holm(plain), 1e-7)
 
 
 def test_seeds_are_paired_only_where_both_rows_have_two_of_them() -> None:
     table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours = {0: table[0], 1: table[1], 2: table[2]}
     apart = differences({"ours": ours, "theirs": {2: table[3], 7: table[4]}}, "theirs")["ours"]
-    assert_same(apart["low"], paired_difference(table[:3], table[3:5]).low, 1e-7)  # independent seeds, none dropped
+    assert_same(apart.low, paired_difference(table[:3], table[3:5]).low, 1e-7)  # independent seeds, none dropped
     shared = differences({"ours": ours, "theirs": {2: table[3], 0: table[4], 9: table[5]}}, "theirs")["ours"]
-    assert_same(shared["low"], paired_difference(table[[0, 2]], table[[4, 3]]).low, 1e-7)
+    assert_same(shared.low, paired_difference(table[[0, 2]], table[[4, 3]]).low, 1e-7)
 
 
 def test_seeds_that_only_one_row_has_are_left_out_with_a_warning() -> None:
     table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = {"ours": dict(enumerate(table[:3])), "theirs": {0: table[3], 2: table[4]}, "other": dict(enumerate(table))}
-    found = differences({name: rows[name] for name in ("ours", "theirs")}, "theirs")["ours"]["warnings"]
+    found = differences({name: rows[name] for name in ("ours", "theirs")}, "theirs")["ours"].warnings
     assert sum("Compared on the seeds that both have, 0, 2;" in text for text in found) == 1
-    same = differences({"ours": rows["ours"], "theirs": dict(enumerate(table[3:]))}, "theirs")["ours"]["warnings"]
+    same = differences({"ours": rows["ours"], "theirs": dict(enumerate(table[3:]))}, "theirs")["ours"].warnings
     assert not any("Compared on" in text for text in same)
 
 
@@ -200,14 +202,14 @@ def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
     }
     fixed = {"align", "item_knn"}
     found = differences(outcomes, "align", fixed)
-    assert not any("seed" in text for text in found["item_knn"]["warnings"])
-    assert any("One training seed: " in text for text in found["grpo"]["warnings"])
-    assert [found[row]["seeds_covered"] for row in ("item_knn", "grpo", "sapo")] == [True, False, True]
-    assert not any("One training seed" in text for text in found["sapo"]["warnings"])
+    assert not any("seed" in text for text in found["item_knn"].warnings)
+    assert any("One training seed: " in text for text in found["grpo"].warnings)
+    assert [found[row].seeds_covered for row in ("item_knn", "grpo", "sapo")] == [True, False, True]
+    assert not any("One training seed" in text for text in found["sapo"].warnings)
     found = differences(outcomes, "grpo", fixed)
-    assert any("One training seed of grpo" in text for text in found["sapo"]["warnings"])
-    assert not any(found[row]["seeds_covered"] for row in found)  # grpo was trained once
-    assert not any("One training seed of" in text for text in found["align"]["warnings"])
+    assert any("One training seed of grpo" in text for text in found["sapo"].warnings)
+    assert not any(found[row].seeds_covered for row in found)  # grpo was trained once
+    assert not any("One training seed of" in text for text in found["align"].warnings)
 
 
 SASREC = ((0, 2, 1, 3, 20, 20), (0, 1, 1, 2, 20, 20))
@@ -258,8 +260,7 @@ def test_a_reference_line_stands_there_once_with_its_difference(mixed: Plan) -> 
     assert "interval" not in line
     assert line["difference"]["effect"] == 0
     assert not any("seed" in text for text in line["difference"]["warnings"])
-    text = (mixed.shared.folder.parent / "report.md").read_text()
-    assert text.count("| most popular |  | ") == 4  # one line in each table
+    assert written(mixed)[0].count("| most popular |  | ") == 4  # one line in each table
 
 
 @pytest.mark.parametrize("baseline", ["sasrec", "most_popular"])
@@ -279,14 +280,12 @@ def test_a_baseline_of_other_data_is_left_out_with_a_note(mixed: Plan, tmp_path:
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "tiger-s0" not in found["commands"]
     assert [note.partition(" ")[0] for note in found["notes"]] == ["tiger-s0"]
-    assert "**Note**: tiger-s0 is left out" in (mixed.shared.folder.parent / "report.md").read_text()
+    assert "**Note**: tiger-s0 is left out" in written(mixed)[0]
 
 
 def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan) -> None:
     planned = report_of(mixed)
-    folder = mixed.shared.folder.parent
-    write_report(folder, None, "align")
-    assert json.loads((folder / "report.json").read_text())["tables"] == planned["tables"]
+    assert found_in(mixed.shared.folder.parent, None, "align")["tables"] == planned["tables"]
 
 
 def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Path) -> None:
@@ -304,14 +303,13 @@ def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Pa
         wanted = float((outcomes(ranks) - outcomes(ACTIVATED)).mean())
         assert_same(lines[row]["difference"]["effect"], wanted, 1e-7)
     assert list(found["cost"]) == ["align", "activate", "grpo", "sapo"]
-    text = (folder / "report.md").read_text()
+    text = write_report(folder, plan)
     assert "N@10 minus activate" in text
     assert "align-1; activate-1" in text
     assert "align-1, activate-1" in (folder / "report.html").read_text()
     for baseline in ("align", "activate"):
         assert report_of(plan, baseline)["baseline"] == baseline
-    write_report(folder, None, None)
-    assert json.loads((folder / "report.json").read_text())["baseline"] == "activate"
+    assert found_in(folder, None, None)["baseline"] == "activate"
 
 
 def test_without_thinking_no_stage_teaches_it(tmp_path: Path) -> None:
@@ -327,10 +325,10 @@ def test_runs_that_began_with_other_thinking_do_not_stand_in_one_table(tmp_path:
     for stages, name in (("align,activate,rl", "taught"), ("align,rl", "untaught")):
         finish(plan_of(tmp_path, f"{name}=grpo", "layout=blocked", f"stages=[{stages}]").runs[0], ALIGNED)
     with pytest.raises(DataError, match="do not share"):
-        write_report(tmp_path / "toy", None)
+        make_report(tmp_path / "toy", None, None)
 
 
-def test_baselines_alone_are_reported(tmp_path: Path, drawn: list[Any]) -> None:
+def test_baselines_alone_are_reported(tmp_path: Path) -> None:
     folder = finish_baseline(tmp_path, "sasrec", SASREC[0]).parent
     finish_baseline(tmp_path, "tiger", SASREC[1])
     write_report(folder, None, "align")
@@ -338,10 +336,8 @@ def test_baselines_alone_are_reported(tmp_path: Path, drawn: list[Any]) -> None:
     assert report["shared"] == {}
     assert list(report["tables"]["test"]["raw"]["lines"]) == ["most_popular", "sasrec", "tiger"]
     assert report["notes"] == ["align has no finished run, or is the only row: no row has a difference to it."]
-    write_report(folder, None, "tiger")
-    lines = json.loads((folder / "report.json").read_text())["tables"]["test"]["raw"]["lines"]
-    assert "difference" in lines["sasrec"]
-    assert [rows for rows, _ in drawn] == [{}, {}]  # no curves of stage rl
+    assert "difference" in found_in(folder, None, "tiger")["tables"]["test"]["raw"]["lines"]["sasrec"]
+    assert not (folder / "report.png").exists()  # no curves of stage rl
 
 
 def test_the_page_is_written_with_worked_examples(plan: Plan) -> None:
@@ -355,8 +351,7 @@ def test_the_page_is_written_with_worked_examples(plan: Plan) -> None:
     }
     sample = {"history": ["A"], "target": "Blue Kettle", "target_codes": [1, 3], "completions": [completion]}
     (plan.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": [sample]}) + "\n")
-    report_of(plan)
-    page = (plan.shared.folder.parent / "report.html").read_text()
+    _, page = written(plan)
     assert page.startswith("<!doctype html>")
     assert "Some Teapot" in page
     assert "Blue Kettle" in page
@@ -371,11 +366,8 @@ def test_one_seed_has_no_interval_but_a_warning(plan: Plan) -> None:
 
 def test_a_partial_report_names_what_is_missing(plan: Plan) -> None:
     assert report_of(plan)["unfinished"] == ["sapo-s1"]
-    folder = plan.shared.folder.parent
-    assert "**Partial**: 1 run(s) are not finished: sapo-s1." in (folder / "report.md").read_text()
     finish(plan.runs[3], FOUND["sapo-s0"])
     assert report_of(plan)["unfinished"] == []
-    assert "Partial" not in (folder / "report.md").read_text()
 
 
 def test_another_baseline_is_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
@@ -436,8 +428,7 @@ def test_a_folder_without_a_plan_is_reported_by_name(plan: Plan) -> None:
     folder = plan.shared.folder.parent
     (folder / "shared-1-s0").mkdir()
     (folder / "shared-1-s0" / "metrics.json").write_text('{"stages": {"align": {}}}')
-    write_report(folder, None, "grpo")
-    lines = json.loads((folder / "report.json").read_text())["tables"]["test"]["raw"]["lines"]
+    lines = found_in(folder, None, "grpo")["tables"]["test"]["raw"]["lines"]
     assert {name: line["seeds"] for name, line in lines.items() if line["seeds"]} == {"grpo": [0, 1], "sapo": [0]}
 
 
@@ -445,13 +436,8 @@ def test_a_folder_without_a_plan_lists_what_is_not_finished(plan: Plan) -> None:
     folder = plan.shared.folder.parent
     (folder / "slow-s0").mkdir()
     (folder / "slow-s0" / "config.yaml").write_text("experiment: toy\n")
-    write_report(folder, None, "align")
-    assert json.loads((folder / "report.json").read_text())["unfinished"] == ["slow-s0"]
-    assert "Partial: not finished are slow-s0" in (folder / "report.html").read_text()
-    (folder / "slow-s0" / "config.yaml").unlink()
-    write_report(folder, None, "align")
-    assert "Complete" not in (folder / "report.html").read_text()  # what was never begun is not known
-    assert "All runs found here are finished" in (folder / "report.html").read_text()
+    found = found_in(folder, None, "align")
+    assert (found["unfinished"], found["planned"]) == (["slow-s0"], False)  # what was never begun is not known
 
 
 def test_a_run_of_an_older_version_lacks_a_metric(plan: Plan) -> None:
@@ -471,8 +457,7 @@ def test_seeds_with_other_options_are_noted(tmp_path: Path) -> None:
     other = plan_of(tmp_path, "grpo", "rl.learning_rate=0.5", "objective.clip_low=0.1", seeds=(1,))
     finish(other.runs[0], FOUND["grpo-s1"])
     folder = other.shared.folder.parent
-    write_report(folder, None, "align")
-    (note,) = json.loads((folder / "report.json").read_text())["notes"]
+    (note,) = found_in(folder, None, "align")["notes"]
     assert note.startswith("grpo-s1 and grpo-s0 stand in one row but differ in objective.clip_low, rl.learning_rate:")
 
 
@@ -491,8 +476,7 @@ def test_runs_that_began_with_other_weights_do_not_stand_in_one_table(plan: Plan
 def test_an_experiment_that_was_moved_is_still_reported(plan: Plan, tmp_path: Path) -> None:
     before = report_of(plan)
     moved = plan.shared.folder.parent.rename(tmp_path / "moved")
-    write_report(moved, None, "align")
-    assert json.loads((moved / "report.json").read_text())["tables"] == before["tables"]
+    assert found_in(moved, None, "align")["tables"] == before["tables"]
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
@@ -507,9 +491,10 @@ def test_a_baseline_that_is_no_row(plan: Plan) -> None:
         report_of(plan, "grppo")
 
 
-def test_the_curves_are_those_of_objectives(mixed: Plan, drawn: list[Any]) -> None:
-    report_of(mixed)
-    ((rows, path),) = drawn
-    assert path == mixed.shared.folder.parent / "report.png"
-    assert {row: len(notes) for row, notes in rows.items()} == {"grpo": 2, "sapo": 1}
-    assert rows["grpo"][1]["train/reward"] == {1: 2.0, 2: 3.0}
+def test_the_curves_are_those_of_objectives(mixed: Plan) -> None:
+    _, page = written(mixed)
+    folder = mixed.shared.folder.parent
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "grpo: 1.5 at step 1, 2.5 at step 2; sapo: 1 at step 1, 2 at step 2" in page
+    assert Report.read(folder / "report.json") == make_report(folder, mixed, "align")
+    assert not [path.name for path in folder.glob(".*") if "report" in path.name]  # nothing temporary is left

@@ -1,7 +1,11 @@
-import pytest
+from inspect import signature
 
+import pytest
+from lightning import Trainer
+
+from genrl.cli import REGISTRIES
 from genrl.config import dotted_keys, load_config
-from genrl.config.checks import LIGHTNING, contradictions
+from genrl.config.checks import FIXED, LIGHTNING, contradictions
 from genrl.config.schema import RunConfig
 from genrl.errors import ConfigError
 from genrl.options import out_of_bounds
@@ -13,8 +17,21 @@ def test_the_defaults_contradict_nothing():
 
 
 def test_every_lightning_argument_has_an_option_instead():
-    homes = {option for option in LIGHTNING.values() if not option.startswith("Python")}
+    homes = {option for options in LIGHTNING.values() for option in options.split(" or ")}
     assert homes <= set(dotted_keys())
+
+
+def test_what_is_refused_is_an_argument_of_lightning():
+    assert {*LIGHTNING, *FIXED} <= set(signature(Trainer).parameters)
+
+
+def test_other_arguments_of_lightning_are_known_by_name():
+    known = ["trainer.extra={max_time: {seconds: 9}, deterministic: true}"]
+    assert load_config(overrides=known, registries=REGISTRIES).trainer.extra["deterministic"] is True
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=["trainer.extra={determinstic: true}"], registries=REGISTRIES)
+    assert "command line: trainer.extra.determinstic = True: is no argument of lightning.Trainer." in str(caught.value)
+    assert "Did you mean 'deterministic'? Arguments left to you: " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +72,20 @@ def test_every_lightning_argument_has_an_option_instead():
         (["rollout.correction_bound=0"], "rollout.correction_bound = 0: must be above 0"),
         (["trainer.accelerator=gpus"], "must be one of auto, cpu, gpu"),
         (["trainer.extra={max_steps: 3}"], "Write rl.max_steps instead"),
+        (
+            ["trainer.extra={limit_val_batches: 0}"],
+            "trainer.extra.limit_val_batches = 0: is set by genrl itself. Write",
+        ),
+        (["trainer.extra={limit_val_batches: 0.5}"], "Write evaluate.valid_users instead"),
+        (["trainer.extra.limit_train_batches=0"], "Write align.max_epochs or rl.max_steps instead"),
+        (["trainer.extra={check_val_every_n_epoch: null}"], "Write align.validate_every or rl.validate_every instead"),
+        (["trainer.extra={fast_dev_run: true}"], "is set by genrl itself: it would stop validation"),
+        (["trainer.extra={num_sanity_val_steps: 2}"], "is set by genrl itself: every stage validates"),
+        (["trainer.extra={barebones: true}"], "is set by genrl itself: it would keep no metrics"),
         (["evaluate.k=[]"], "must hold one or more cut-offs"),
         (["evaluate.k=[5, 50]"], "needs a beam of at least 50, evaluate.beam is 20. Add evaluate.beam=50"),
+        (["evaluate.k=[5, 50]"], "Add evaluate.beam=50 or evaluate.k=[5]."),
+        (["evaluate.beam=3"], "Add evaluate.beam=10 or evaluate.k=[3]."),
         (["evaluate.thinking_temperature=0"], "evaluate.thinking_temperature = 0: must be above 0"),
         (["evaluate.exact=true", "evaluate.thinking_samples=2"], "Set evaluate.thinking_samples=1 or 0"),
         (["evaluate.exact=true", "layout.order=interleaved"], "Set layout.order=tail or evaluate.exact=false"),
@@ -73,3 +102,4 @@ def test_a_contradiction_says_what_to_write(overrides, reason):
 def test_a_remedy_works():
     assert load_config(overrides=["model.quantize=nf4", "model.lora.rank=16"]).model.quantize == "nf4"
     assert load_config(overrides=["evaluate.k=[5, 50]", "evaluate.beam=50"]).evaluate.k == [5, 50]
+    assert load_config(overrides=["evaluate.beam=3", "evaluate.k=[3]"]).evaluate.k == [3]

@@ -249,7 +249,7 @@ def test_the_saved_configuration_is_the_same_one(tmp_path, registries):
         "rewards.format.weight=0.5",
         "align.text_tasks=on",
         'prompt.prefix="1e-3: yes"',
-        "trainer.extra={limit_val_batches: 3, nested: {a: [1, null]}}",
+        "trainer.extra={max_time: {minutes: 3}, plugins: [1, null]}",
         "data.columns.text=[category_path, brand]",
         "rl.learning_rate=1e-5",
         "evaluate.valid_users=null",

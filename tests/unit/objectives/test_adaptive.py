@@ -48,7 +48,7 @@ def test_only_active_tokens() -> None:
 
 def test_prepare_takes_the_policy_that_sampled() -> None:
     batch, objective = sample("blocked", spread=2.0), OBJECTIVES.build("bapo")
-    assert "scores" in objective.needs
+    assert objective.uses_scores
     prepared = objective.prepare(batch.rollout, batch.rewards)
     renewed = objective.before_step(Scores(batch.rollout.logps), prepared)
     for key, value in prepared.extras.items():

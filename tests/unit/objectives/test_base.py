@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.batches import Completions, Experience, Rewards, Scores
-from genrl.objectives import OBJECTIVES, Objective, ObjectiveOutput
+from genrl.objectives import OBJECTIVES, Objective, ObjectiveOutput, Setting
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -32,7 +32,8 @@ def test_two_methods_are_enough() -> None:
 def test_what_it_has_without_asking() -> None:
     objective, batch = Reinforce(), sample("sid")
     experience = objective.prepare(batch.rollout, batch.rewards)
-    assert objective.needs == frozenset()
+    assert not any((objective.uses_reference, objective.uses_scores, objective.trains_on_targets))
+    objective.check(Setting((), step_rewards=False, group_size=1), "mine")
     assert objective.dynamic_sampling == 0
     assert objective.gradient_without_advantage  # unless it says otherwise, no group may be skipped
     assert objective.before_step(Scores(batch.logps), experience) is experience

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.objectives import GradientBounded
-from genrl.objectives.bounded import bounded_ratio, item_segments
+from genrl.objectives.gbpo import bounded_ratio, item_segments
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -39,4 +39,4 @@ def test_segments_are_the_chosen_item_tokens() -> None:
 
 @pytest.mark.parametrize("level", ["token", "item"])
 def test_it_never_asks_for_a_reference(level: str) -> None:
-    assert GradientBounded(level).needs == frozenset()
+    assert not GradientBounded(level).uses_reference

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genrl.objectives import GroupNorm, OutcomeCredit, SignCredit
+from genrl.objectives import OBJECTIVES, GroupNorm, OutcomeCredit, SignCredit
 from genrl.objectives.credit import normalized
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
@@ -24,6 +24,25 @@ def test_equal_rewards_get_exactly_zero_even_when_their_mean_is_rounded(guard: s
     rewards = torch.full((7,), 0.1)
     assert (rewards.mean() - rewards[0]).abs() >= 0
     assert (normalized(rewards, 7, GroupNorm(guard=guard)) == 0).all()
+
+
+@pytest.mark.parametrize("guard", ["add", "clamp"])
+@pytest.mark.parametrize("normalize", ["std", "mean"])
+def test_rewards_equal_up_to_rounding_are_equal(guard: str, normalize: str) -> None:
+    """One unit in the last place of 32 is 4e-6, four times the eps that guards the deviation."""
+    norm = GroupNorm(guard=guard, normalize=normalize)
+    steps = torch.tensor([0, 1, 0, 1]) * 32 * torch.finfo(torch.float32).eps
+    assert (normalized(33.0 + steps, 4, norm) == 0).all()
+    assert (normalized(-33.0 - steps.double(), 4, norm) == 0).all()
+    assert (normalized(0.01 + steps, 4, norm) != 0).all()
+    assert (normalized(33.0 + 1000 * steps, 4, norm) != 0).all()
+
+
+def test_a_group_equal_up_to_rounding_gives_no_gradient() -> None:
+    batch = sample("sid")
+    steps = (torch.arange(16) % 2).double() * 32 * torch.finfo(torch.float32).eps
+    batch = batch.with_rewards(outcome=33.0 + steps)
+    assert (batch.outcome(OBJECTIVES.build("grpo", {"kl_coef": 0.0}))[1] == 0).all()
 
 
 def test_clamp_and_add_differ_by_eps() -> None:

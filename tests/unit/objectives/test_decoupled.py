@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.objectives import DecoupledCredit, GroupNorm
-from genrl.objectives.decoupled import whitened
+from genrl.objectives.credit import whitened
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genrl.objectives import OBJECTIVES, Diversity
-from genrl.objectives.diversity import category_entropy, homogeneity_factor
+from genrl.objectives.sage import category_entropy, homogeneity_factor
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

@@ -11,13 +11,13 @@ import torch
 
 from genrl.batches import Scores
 from genrl.errors import ConfigError
-from genrl.objectives import OBJECTIVES, check_needs
+from genrl.objectives import OBJECTIVES, Setting
 from genrl.registry import load_plugin
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, sample
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-BUILT_IN = ("bapo", "cispo", "dapo", "dr_grpo", "ecpo", "gbpo", "gdpo", "grpo", "gspo", "sage", "sapo", "ce")
+BUILT_IN = OBJECTIVES.names()
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def _example(tmp_path: Path) -> Iterator[None]:
 def test_the_worked_example(layout: str) -> None:
     batch = sample(layout)
     objective = OBJECTIVES.build("good-only", {"focus": 2.0, "kl_coef": 0.0})
-    assert objective.needs == {"group"}
+    assert not objective.uses_reference
     experience = objective.prepare(batch.rollout, batch.rewards)
     loss, gradient = batch.run(objective, experience)
     unsure = (1 - batch.logps.exp()) ** 2
@@ -54,7 +54,7 @@ def test_the_worked_example_is_treated_like_a_built_in_one() -> None:
     objective = OBJECTIVES.build("good-only")
     assert "GoodOnly" in repr(objective)
     with pytest.raises(ConfigError, match=r"group_size is 1"):
-        check_needs("good-only", objective, step_rewards=False, components=("exact_match",), group_size=1)
+        objective.check(Setting(("exact_match",), step_rewards=False, group_size=1), "good-only")
     with pytest.raises(ConfigError, match=r"Did you mean 'focus'"):
         OBJECTIVES.build("good-only", {"fokus": 2.0})
 

@@ -44,10 +44,10 @@ def test_the_bonus_has_a_gradient() -> None:
 def test_kl_and_entropy_weights_are_options(name: str) -> None:
     batch = sample("blocked")
     objective = OBJECTIVES.build(name, {"kl_coef": 0.5, "entropy_coef": 0.25})
-    assert {"ref_logps", "entropy"} <= objective.needs
+    assert objective.uses_reference
     assert objective.gradient_without_advantage
     plain = OBJECTIVES.build(name, {"kl_coef": 0.0})
-    assert not {"ref_logps", "entropy"} & plain.needs
+    assert not plain.uses_reference
     assert not plain.gradient_without_advantage
     experience = batch.experience(plain)
     difference = batch.run(objective, experience)[0] - batch.run(plain, experience)[0]

@@ -18,6 +18,7 @@ from genrl.objectives import (
     OutcomeCredit,
     PolicyObjective,
     SequenceMean,
+    Setting,
     TokenMean,
     live_prompts,
     renormalized,
@@ -34,10 +35,14 @@ def test_the_algorithm_can_be_read_off() -> None:
     assert "StepMean" in lines[3]
 
 
-def test_needs_are_those_of_the_pieces() -> None:
+def test_what_it_uses_and_lacks_is_that_of_the_pieces() -> None:
     clip = ClippedRatio("token", FixedBounds(0.2, 0.2))
-    assert PolicyObjective(OutcomeCredit(), clip, TokenMean()).needs == {"group"}
-    assert PolicyObjective(OutcomeCredit(), clip, TokenMean(), [KLPenalty(1.0)]).needs == {"group", "ref_logps"}
+    plain = PolicyObjective(OutcomeCredit(), clip, TokenMean())
+    alone = Setting(("hit",), step_rewards=False, group_size=1)
+    assert len(list(plain.missing(alone))) == 1
+    assert not list(plain.missing(replace(alone, group_size=2)))
+    assert not plain.uses_reference
+    assert PolicyObjective(OutcomeCredit(), clip, TokenMean(), [KLPenalty(1.0)]).uses_reference
 
 
 def test_loss_is_the_weighted_sum() -> None:

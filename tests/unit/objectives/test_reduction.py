@@ -56,6 +56,6 @@ def test_a_step_that_is_forced_leaves_its_share_to_the_others() -> None:
 
 
 def test_names() -> None:
-    assert reduction("step") == StepMean()
-    with pytest.raises(ConfigError, match=r"'median' is unknown\. Known: token, sequence, step"):
+    assert reduction("sequence") == SequenceMean()
+    with pytest.raises(ConfigError, match=r"'median' is unknown\. Known: token, sequence\."):
         reduction("median")

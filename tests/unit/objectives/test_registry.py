@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from genrl.objectives import (
 from genrl.registry import load_plugin
 from tests.property.rollouts import sample
 
-BUILT_IN = ("bapo", "cispo", "dapo", "dr_grpo", "ecpo", "gbpo", "gdpo", "grpo", "gspo", "sage", "sapo", "ce")
+BUILT_IN = OBJECTIVES.names()
 SOURCE = '''
 from dataclasses import dataclass
 
@@ -114,18 +117,14 @@ def test_sapo_is_step_aligned() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    import ast
-    import inspect
-    import textwrap
-
     for name in BUILT_IN:
-        config = OBJECTIVES.entry(name).config
-        body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body
-        for place, node in enumerate(body):
-            if isinstance(node, ast.AnnAssign):
-                following = body[place + 1]
-                assert isinstance(following, ast.Expr), f"{name}.{node.target.id} has no docstring"
-                assert isinstance(following.value, ast.Constant), f"{name}.{node.target.id} has no docstring"
+        for config in OBJECTIVES.entry(name).config.__mro__[:-1]:
+            body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body
+            for place, node in enumerate(body):
+                if isinstance(node, ast.AnnAssign):
+                    following = body[place + 1]
+                    assert isinstance(following, ast.Expr), f"{name}.{node.target.id} has no docstring"
+                    assert isinstance(following.value, ast.Constant), f"{name}.{node.target.id} has no docstring"
 
 
 def test_unknown_name_and_option() -> None:

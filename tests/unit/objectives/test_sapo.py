@@ -17,11 +17,12 @@ from genrl.objectives import (
     GroupNorm,
     Reduction,
     SequenceMean,
+    Setting,
     StepCredit,
     StepMean,
     TokenMean,
 )
-from genrl.objectives.step_credit import ShapedOutcome
+from genrl.objectives.sapo import ShapedOutcome
 from tests.helpers import assert_same
 from tests.property.rollouts import Sample, thinking_shape
 
@@ -31,7 +32,8 @@ def test_defaults_are_the_paper() -> None:
     assert objective.credit == StepCredit(GroupNorm(guard="clamp"), "per_level", "think_and_sid")
     assert objective.surrogate == ClippedRatio("token", FixedBounds(0.2, 0.2))
     assert objective.reduction == StepMean()
-    assert objective.needs == {"steps", "group", "ref_logps"}
+    assert objective.uses_reference
+    assert len(list(objective.missing(Setting((), step_rewards=False, group_size=1)))) == 2
 
 
 def test_the_code_of_the_authors() -> None:
@@ -39,7 +41,8 @@ def test_the_code_of_the_authors() -> None:
     assert objective.credit == StepCredit(GroupNorm(guard="clamp"), scope="think_only")
     assert objective.reduction == TokenMean()
     assert objective.surrogate.dual_clip == 3.0
-    assert "thinking" in objective.needs
+    setting = Setting(("level_match",), step_rewards=True, group_size=4, thinking=False)
+    assert [problem[:22] for problem in objective.missing(setting)] == ["a layout with thinking"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,8 @@ def test_ablations(ablation: str, credit: Credit, reduction: Reduction) -> None:
     objective = OBJECTIVES.build("sapo", {"ablation": ablation, "exact_reward": "hit"})
     assert objective.credit == credit
     assert objective.reduction == reduction
-    assert ("steps" in objective.needs) == (ablation == "no_step_advantage")
+    problems = list(objective.missing(Setting(("hit",), step_rewards=False, group_size=4)))
+    assert bool(problems) == (ablation == "no_step_advantage")
 
 
 ORDERS = pytest.mark.parametrize("order", ["tail", "interleaved"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from genrl.batches import Rewards
-from genrl.objectives import GroupNorm, OutcomeCredit, StepCredit
+from genrl.objectives import GroupNorm, OutcomeCredit, Setting, StepCredit
 from genrl.objectives.credit import normalized
-from genrl.objectives.step_credit import ShapedOutcome, matched
+from genrl.objectives.sapo import ShapedOutcome, matched
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -85,4 +85,5 @@ def test_a_shaped_outcome_adds_the_mean_over_steps() -> None:
     bare = batch.with_rewards(shaping=None)
     plain = OutcomeCredit(component="exact_match")(batch.rollout, batch.rewards)
     assert_same(ShapedOutcome(GroupNorm(), "exact_match")(batch.rollout, bare.rewards), plain)
-    assert ShapedOutcome(GroupNorm(), "hit").needs == {"group", "component:hit"}
+    alone = Setting(("exact_match",), step_rewards=True, group_size=1)
+    assert len(list(ShapedOutcome(GroupNorm(), "hit").missing(alone))) == 2

@@ -10,7 +10,7 @@ from tests.property.rollouts import sample
 def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
     batch = sample("slate", group_size=1)
     objective = OBJECTIVES.build("ce")
-    assert objective.needs == {"targets"}
+    assert objective.trains_on_targets
     loss, gradient = batch.outcome(objective)
     assert_same(loss, -batch.logps[batch.rollout.chosen].mean())
     assert_same(gradient, -batch.rollout.chosen.double() / batch.rollout.chosen.sum())

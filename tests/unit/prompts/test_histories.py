@@ -8,7 +8,8 @@ import torch
 
 from genrl.catalog import Dataset, Role
 from genrl.errors import DataError
-from genrl.prompts.histories import SequenceBatch, SequenceBatches
+from genrl.prompts.packing import SequenceBatch, SequenceBatches
+from tests.unit.prompts.planners import ranked
 from tests.unit.recommenders.problems import dataset_of
 
 Row = tuple[tuple[int, ...], tuple[bool, ...]]
@@ -112,7 +113,7 @@ def test_a_step_depends_on_seed_and_number_alone(per: str) -> None:
 def test_ranks_share_a_step(world: int) -> None:
     dataset = users_of()
     whole = SequenceBatches(dataset, "user", 6, batch=5)
-    ranks = [SequenceBatches(dataset, "user", 6, batch=5, rank=rank, world=world) for rank in range(world)]
+    ranks = [ranked(SequenceBatches(dataset, "user", 6, batch=5), rank, world) for rank in range(world)]
     for step in range(whole.steps_per_epoch):
         parts = [part.step(step) for part in ranks]
         assert sorted(row for part in parts for row in rows_of(part)) == sorted(rows_of(whole.step(step)))
@@ -121,7 +122,7 @@ def test_ranks_share_a_step(world: int) -> None:
 
 
 def test_a_rank_without_rows_has_an_empty_batch() -> None:
-    batches = SequenceBatches(dataset_of([[0, 1]]), "user", 6, batch=5, rank=1, world=2)
+    batches = ranked(SequenceBatches(dataset_of([[0, 1]]), "user", 6, batch=5), 1, 2)
     batch = batches.step(0)
     assert len(batch) == 0
     assert batch.share == 1

@@ -12,10 +12,11 @@ from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
-from genrl.prompts.packing import PackedBatch, Packer, text_segments
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
+from genrl.prompts.packing import HistoryBatches, PackedBatch, text_segments
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy
+from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
 SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
@@ -35,7 +36,7 @@ def contexts(batch: PackedBatch) -> list[tuple[tuple[int, ...], int]]:
 
 
 def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history() -> None:
-    packer = Packer(TOY, TEMPLATE, CONFIG, max_history=50)
+    packer = HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=50)
     seen = Counter(pair for step in range(packer.steps_per_epoch) for pair in contexts(packer.step(step)))
     maker = PromptMaker(TOY, TEMPLATE, max_history=50)
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()
@@ -53,7 +54,7 @@ def test_held_out_items_are_neither_targets_nor_context() -> None:
     )
     dataset = Dataset(Catalog.from_table([str(i) for i in range(60)]), sequences, "hand-made")
     for shuffle in (False, True):
-        packer = Packer(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
+        packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
         batch = packer.step(0)
         assert sorted(batch.items.tolist()) == [1, 2, 6]
         shown = {int(token) - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160}
@@ -61,31 +62,31 @@ def test_held_out_items_are_neither_targets_nor_context() -> None:
 
 
 def test_long_histories_are_cut_into_windows_with_context() -> None:
-    packer = Packer(TOY, TEMPLATE, CONFIG, max_history=4)
+    packer = HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=4)
     pairs = [pair for step in range(packer.steps_per_epoch) for pair in contexts(packer.step(step))]
     assert len(pairs) == TOY.sequences.rows(Role.TRAIN).numel()
     assert max(len(before) for before, _ in pairs) <= 1 + 2 * 4
 
 
 def test_a_step_depends_on_seed_and_number_alone() -> None:
-    one, two = Packer(TOY, TEMPLATE, CONFIG, 50), Packer(TOY, TEMPLATE, CONFIG, 50)
+    one, two = HistoryBatches(TOY, TEMPLATE, CONFIG, 50), HistoryBatches(TOY, TEMPLATE, CONFIG, 50)
     late = one.steps_per_epoch + 1
     one.step(0)
     assert torch.equal(one.step(late).tokens, two.step(late).tokens)
-    other = Packer(TOY, TEMPLATE, replace(CONFIG, seed=1), 50)
+    other = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, seed=1), 50)
     assert not torch.equal(other.step(0).items, two.step(0).items)
 
 
 @pytest.mark.parametrize("items", [1, 3, 30, 100000])
 def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
-    packer = Packer(TOY, TEMPLATE, replace(CONFIG, items_per_step=items), 50)
+    packer = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=items), 50)
     batches = [packer.step(packer.steps_per_epoch + step) for step in range(packer.steps_per_epoch)]
     assert all(len(batch.items) and float(batch.share) == 2 * len(batch.items) for batch in batches)
     assert sum(len(batch.items) for batch in batches) == TOY.sequences.rows(Role.TRAIN).numel()
 
 
 def test_a_rank_without_a_segment_gets_one_padding_token() -> None:
-    batch = Packer(TOY, TEMPLATE, replace(CONFIG, items_per_step=1), 50, rank=1, world=2).step(0)
+    batch = ranked(HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=1), 50), 1, 2).step(0)
     assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
     assert batch.segments.tolist() == [[-1]]
     assert len(batch.items) == 0
@@ -93,8 +94,8 @@ def test_a_rank_without_a_segment_gets_one_padding_token() -> None:
 
 
 def test_ranks_share_a_step() -> None:
-    whole = Packer(TOY, TEMPLATE, CONFIG, 50).step(2)
-    parts = [Packer(TOY, TEMPLATE, CONFIG, 50, rank=rank, world=2).step(2) for rank in range(2)]
+    whole = HistoryBatches(TOY, TEMPLATE, CONFIG, 50).step(2)
+    parts = [ranked(HistoryBatches(TOY, TEMPLATE, CONFIG, 50), rank, 2).step(2) for rank in range(2)]
     assert sorted(whole.items.tolist()) == sorted([*parts[0].items.tolist(), *parts[1].items.tolist()])
     assert_same(parts[0].share, whole.share)
 
@@ -104,7 +105,7 @@ def test_ties_are_shuffled_among_training_positions_only() -> None:
     roles = torch.tensor([0, 0, 0, 0, Role.VALID, Role.TEST], dtype=torch.uint8)
     sequences = Sequences(torch.arange(6), roles, same, torch.tensor([0, 6]), ("a",))
     dataset = Dataset(Catalog.from_table([str(i) for i in range(60)]), sequences, "ties")
-    packer = Packer(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=True), max_history=10)
+    packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=True), max_history=10)
     orders = {tuple(packer.step(step).items.tolist()) for step in range(20)}
     assert len(orders) > 5
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
@@ -114,7 +115,7 @@ def test_nothing_to_train_on_is_an_error() -> None:
     roles = torch.tensor([Role.RL, Role.VALID, Role.TEST], dtype=torch.uint8)
     sequences = Sequences(torch.arange(3), roles, torch.arange(3), torch.tensor([0, 3]), ("a",))
     with pytest.raises(DataError, match="no training positions"):
-        Packer(Dataset(Catalog.from_table(["a", "b", "c"]), sequences, "none"), TEMPLATE, CONFIG, 10)
+        HistoryBatches(Dataset(Catalog.from_table(["a", "b", "c"]), sequences, "none"), TEMPLATE, CONFIG, 10)
 
 
 def test_text_examples_pair_titles_with_sids() -> None:
@@ -130,6 +131,6 @@ def test_text_examples_pair_titles_with_sids() -> None:
     assert words == "green pear tart"
     assert to_title.tokens[-1] == policy.tokenizer.eos_token_id
     assert to_sid.tokens[int(to_sid.item_starts[0]) :].tolist() == sids[2].tolist()
-    packed = Packer(TOY, PromptTemplate(1, (), SIDS, 0), CONFIG, 10, (to_title,)).targets
+    packed = HistoryBatches(TOY, PromptTemplate(1, (), SIDS, 0), CONFIG, 10, (to_title,)).targets
     assert isinstance(packed, np.ndarray)
-    assert len(packed) == len(Packer(TOY, PromptTemplate(1, (), SIDS, 0), CONFIG, 10).targets) + 1
+    assert len(packed) == len(HistoryBatches(TOY, PromptTemplate(1, (), SIDS, 0), CONFIG, 10).targets) + 1

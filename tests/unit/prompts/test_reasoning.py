@@ -10,10 +10,11 @@ from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
-from genrl.prompts.prompts import PromptMaker, PromptTemplate
-from genrl.prompts.reasoning import TraceBatch, TraceBatches, known
+from genrl.prompts.packing import PackedBatch, TraceBatches, known
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from tests.models import SIZES, make_codes, make_policy, make_thinking
+from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
 POLICY = make_policy(thinking=True)
@@ -29,10 +30,10 @@ CONFIG = ActivateConfig(examples_per_step=6, pack_length=60, foreign=0)
 
 def batches_of(config: ActivateConfig = CONFIG, rank: int = 0, world: int = 1, **options: str) -> TraceBatches:
     layout = make_thinking(POLICY, CODES, **options)
-    return TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config, rank, world)
+    return ranked(TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config), rank, world)
 
 
-def segments(batch: TraceBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]]:
+def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]]:
     """Tokens of each segment, its places that are learned, counted from its start, and the states there."""
     found = []
     for row in range(len(batch.tokens)):
@@ -43,6 +44,7 @@ def segments(batch: TraceBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], 
             assert batch.positions[row, columns].tolist() == list(range(stop - start))
             own = (batch.places[:, 0] == row) & (batch.places[:, 1] >= start) & (batch.places[:, 1] < stop)
             places = (batch.places[own, 1] - start).tolist()
+            assert batch.states is not None
             states = zip(*(getattr(batch.states, name)[own].tolist() for name in STATE), strict=True)
             found.append((tuple(batch.tokens[row, columns].tolist()), tuple(places), tuple(states)))
     return found
@@ -82,7 +84,7 @@ def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order: str) -> N
     found = Counter((tokens, places) for batch in steps for tokens, places, _ in segments(batch))
     assert found == Counter(wanted(trace, order) for trace in TRACES)
     for batch in steps:
-        assert int(batch.share) == len(batch.places) == len(batch.states.site)
+        assert int(batch.share) == len(batch.places) == (0 if batch.states is None else len(batch.states.site))
         assert batch.tokens.shape[1] <= batches.length
 
 
@@ -123,7 +125,7 @@ def test_a_rank_without_a_trace_gets_one_padding_token() -> None:
     batch = batches_of(replace(CONFIG, examples_per_step=1), rank=1, world=2).step(0)
     assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
     assert batch.segments.tolist() == [[-1]]
-    assert len(batch.places) == len(batch.states.site) == 0
+    assert len(batch.places) == (0 if batch.states is None else len(batch.states.site)) == 0
     assert float(batch.share) > 0
 
 
@@ -188,30 +190,3 @@ def test_a_trace_that_no_completion_can_hold_is_named(blocks: tuple[str, ...], m
     traces = [TRACES[0], Trace(POSITIONS[1], blocks)]
     with pytest.raises(DataError, match=message):
         TraceBatches(traces, MAKER, make_thinking(POLICY, CODES), POLICY.tokenizer, CONFIG)
-
-
-@pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_of_foreign_thinking_only_the_sid_is_learned(order: str) -> None:
-    batches = batches_of(replace(CONFIG, foreign=0.999), order=order)
-    own = {tokens: places for tokens, places in (wanted(trace, order) for trace in TRACES)}
-    sids = set(range(POLICY.first_ids[0], POLICY.first_ids[-1] + SIZES[-1]))
-    found = [segment for step in range(4) for segment in segments(batches.step(step))]
-    foreign = [(tokens, places) for tokens, places, _ in found if tokens not in own]
-    assert len(found) == len(TRACES)
-    assert len(foreign) >= len(TRACES) // 2  # another trace may think the same
-    for tokens, places in foreign:
-        assert len(places) == len(SIZES)
-        assert {tokens[place] for place in places} <= sids
-
-
-def test_some_thinking_is_foreign_and_changes_with_the_pass() -> None:
-    batches = batches_of(replace(CONFIG, foreign=0.5))
-    passes = []
-    for epoch in range(2):
-        steps = [batches.step(4 * epoch + step) for step in range(4)]
-        assert all(int(batch.share) == len(batch.places) for batch in steps)
-        passes.append({tokens for batch in steps for tokens, _, _ in segments(batch)})
-    own = {tokens for tokens, _ in (wanted(trace, "tail") for trace in TRACES)}
-    assert passes[0] & own
-    assert passes[0] - own
-    assert passes[0] != passes[1]

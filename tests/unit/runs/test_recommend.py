@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
-from genrl.training.callbacks import save_weights
+from genrl.files import write_json
 from genrl.runs.folder import claim
-from genrl.recommenders.policy import decoding
 from genrl.runs.recommend import evaluate_run, load_run, recommend
 from genrl.runs.session import Session
 from tests.helpers import assert_same
@@ -53,20 +53,25 @@ def test_a_run_can_be_moved_and_read_from_anywhere(
     config = OmegaConf.load(copied / "config.yaml")
     config.output = "runs"  # relative, as the default is
     OmegaConf.save(config, copied / "config.yaml")
-    (copied / "weights.safetensors").unlink()
-    metrics = json.loads((copied / "metrics.json").read_text())
-    metrics["stages"]["align"]["folder"] = "runs/toy/" + Path(metrics["stages"]["align"]["folder"]).name
-    (copied / "metrics.json").write_text(json.dumps(metrics))
+    for shared in (*copied.parent.glob("align-*"), *copied.parent.glob("sid-*")):
+        shutil.rmtree(shared) if shared.is_dir() else shared.unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     session = load_run(copied)
     assert run_folder(session.config) == copied
-    (align,) = copied.parent.glob("align-*")
-    saved = load_file(align / "weights.safetensors")
+    saved = load_file(copied / "weights.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in session.policy.state().items())
     assert not list(elsewhere.iterdir())
-    assert len(list(copied.parent.glob("sid-*"))) == 1
+    assert not list(copied.parent.glob("sid-*"))
+
+
+@pytest.mark.parametrize(("missing", "reason"), [("weights.safetensors", "no such checkpoint"), ("metrics.json", "an unfinished run"), ("catalog.json", "which items it was made for")])
+def test_a_run_without_a_part_of_its_own_is_refused(copied: Path, missing: str, reason: str) -> None:
+    (copied / missing).unlink()
+    for answer in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
+        with pytest.raises(CheckpointError, match=reason):
+            answer()
 
 
 def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(
@@ -136,9 +141,8 @@ def reasoned(thinking: Session) -> Path:
     folder = run_folder(thinking.config)
     folder.mkdir()
     claim(folder, thinking.config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout, thinking.maker, thinking.config.evaluate)
-    metadata = {"decoding": json.dumps(contract)}
-    save_weights(thinking.policy.state(), folder / "weights.safetensors", metadata)
+    thinking.recommender.save(folder)
+    write_json(folder / "metrics.json", {})
     return folder
 
 
@@ -158,18 +162,14 @@ def test_a_run_without_thinking_has_none_to_show(finished: Path) -> None:
     assert recommend(finished, [["i3"]], 5)[0].thinking is None
 
 
-def test_a_run_that_was_only_aligned_does_not_think(reasoned: Path, thinking: Session) -> None:
+def test_a_run_that_was_only_aligned_does_not_think(thinking: Session) -> None:
     config = replace(thinking.config, name="aligned", stages=["align"])
-    folder, align = run_folder(config), reasoned.parent / "align-0"
-    for made in (folder, align):
-        made.mkdir()
+    folder = run_folder(config)
+    folder.mkdir()
     claim(folder, config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout.plain, thinking.maker, config.evaluate)
-    save_weights(thinking.policy.state(), align / "weights.safetensors", {"decoding": json.dumps(contract)})
-    (folder / "metrics.json").write_text(json.dumps({"stages": {"align": {"folder": str(align)}}}))
-    found = load_run(folder)
-    assert isinstance(found, Session)
-    assert not found.layout.writes_text
+    thinking.plain.recommender.save(folder)
+    write_json(folder / "metrics.json", {})
+    assert not load_run(folder).layout.writes_text
     assert recommend(folder, [["i3"]], 5)[0].thinking is None
 
 

@@ -22,9 +22,9 @@ def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session
     wanted = session.layout.catalogue.render(sequences.items[first:last]).flatten().tolist()
     assert prompt.tokens[prompt.mask].tolist() == [session.policy.start_id, *wanted]
     whole = session.packer()
-    assert whole.head.tolist() == [session.policy.start_id]
-    assert whole.sid_tokens.tolist() == session.maker.template.sid_tokens.tolist()
-    assert whole.pad_id == session.policy.tokenizer.pad_token_id
+    assert whole.template is session.maker.template
+    assert whole.template.head.tolist() == [session.policy.start_id]
+    assert whole.template.pad_id == session.policy.tokenizer.pad_token_id
 
 
 def test_the_words_of_the_prefix_stand_before_every_history(tmp_path: Path) -> None:
@@ -119,3 +119,13 @@ def test_options_of_the_trainer_reach_the_policy(tmp_path: Path) -> None:
 def test_a_beam_wider_than_the_catalogue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.beam=5000 is wider than the catalogue, which has \d+ distinct"):
         Session.build(small_config(tmp_path, "evaluate.beam=5000"))
+
+
+@pytest.mark.parametrize("cutoffs", ["[5,1000]", "[1000]"])
+def test_the_remedy_for_a_short_catalogue_works(tmp_path: Path, cutoffs: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Session.build(small_config(tmp_path, f"evaluate.k={cutoffs}", "evaluate.beam=1000"))
+    remedy = str(caught.value).partition("Set ")[2].rstrip(".").split()
+    session = Session.build(small_config(tmp_path, *remedy))
+    assert session.config.evaluate.beam == session.layout.completions
+    assert max(session.config.evaluate.k) == (5 if "5," in cutoffs else session.layout.completions)

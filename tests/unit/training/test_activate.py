@@ -102,7 +102,7 @@ def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_pa
     losses, gradients = [], []
     for rank in range(2):
         module = attach(activate_module(session, tmp_path), world_size=2, global_rank=rank, global_step=1)
-        module.batches = session.activate_batches(rank, 2)
+        module.batches = session.activate_batches()
         session.policy.zero_grad()
         part = module.training_step(next(iter(module.train_dataloader())), 0)
         part.backward()
@@ -118,7 +118,7 @@ def test_a_rank_without_a_trace_takes_part_with_a_gradient_of_zero(
 ) -> None:
     one = other(session, tmp_path, "activate.examples_per_step=1")
     module = attach(activate_module(one, tmp_path), world_size=2, global_rank=1)
-    module.batches = one.activate_batches(1, 2)
+    module.batches = one.activate_batches()
     module.batches.alone = alone
     loss = module.training_step(next(iter(module.train_dataloader())), 0)
     loss.backward()

@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from genrl.batches import Completions
 from genrl.objectives import OBJECTIVES
 from genrl.training.diagnostics import (
+    StepGradients,
     advantage_values,
+    completion_values,
     entropy_values,
-    gradient_values,
     match_values,
     reward_values,
-    rollout_values,
-    squared_by_step,
     thinking_values,
 )
 from tests.helpers import assert_same
@@ -117,7 +118,7 @@ def test_a_match_is_the_code_of_the_target_of_the_prompt() -> None:
 def test_what_completions_are_like() -> None:
     drawn = sample("sid", prompts=2, group_size=3).rollout
     items = torch.tensor([[4], [4], [5], [-1], [7], [8]])
-    values = rollout_values(replace(drawn, items=items), torch.arange(20) >= 7)
+    values = completion_values(replace(drawn, items=items), torch.arange(20) >= 7)
     assert_same(values["train/valid_rate"], torch.tensor(5 / 6))
     assert_same(values["rollout/cold_share"], torch.tensor(2 / 6))
     assert_same(values["rollout/distinct"], torch.tensor(5 / 6))
@@ -140,13 +141,23 @@ def test_every_objective_shows_its_advantages_by_step(name: str) -> None:
 def test_the_gradient_of_a_step_is_that_by_its_log_probabilities(order: str) -> None:
     batch = sample(order)
     _, gradient = batch.outcome(OBJECTIVES.build("sapo"))
-    values = gradient_values(squared_by_step(gradient, batch.rollout))
+    values = gradient_values((gradient, batch.rollout))
     for step in range(batch.rollout.num_steps):
         wanted = gradient[batch.rollout.step_ids == step].norm()
         assert float(wanted) > 0
         assert_same(values[f"train/grad_norm/step{step + 1}"], wanted.float())
-    halves = [squared_by_step(gradient[rows], batch.prompts(part).rollout) for rows, part in PARTS]
-    assert_same(gradient_values(halves[0] + halves[1])["train/grad_norm/step1"], values["train/grad_norm/step1"])
+    halves = gradient_values(*((gradient[rows], batch.prompts(part).rollout) for rows, part in PARTS))
+    assert_same(halves["train/grad_norm/step1"], values["train/grad_norm/step1"])
 
 
 PARTS = ((slice(0, 8), slice(0, 2)), (slice(8, 16), slice(2, 4)))
+
+
+def gradient_values(*passes: tuple[Tensor, Completions]) -> dict[str, float]:
+    """What is logged of backward passes with given gradients by log-probabilities."""
+    gradients = StepGradients(passes[0][1].num_steps)
+    for gradient, drawn in passes:
+        logps = torch.zeros_like(gradient, requires_grad=True)
+        gradients.watch(logps, drawn)
+        (logps * gradient).sum().backward()
+    return gradients.close(torch.device("cpu"))

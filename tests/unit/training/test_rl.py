@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import genrl.training.rl as rl
-from genrl.batches import Completions, Requests, Rewards, Targets
+from genrl.batches import Completions, Experience, Requests, Rewards, Scores, Targets
 from genrl.errors import NonFiniteError
 from genrl.objectives import ObjectiveOutput, live_prompts
 from genrl.policy.score import score
@@ -125,23 +125,25 @@ def test_mini_batches_share_out_the_prompts_and_weigh_as_much_as_a_whole_rollout
 ) -> None:
     module = attach(make(session, tmp_path, NO_KL, "rollout.minibatches=2", "rollout.epochs=2", "objective=grpo"))
     parts = module.experience(0)
-    assert [len(part) for part, _ in parts] == [4, 4, 4, 4]
-    whole, everyone = attach(make(session, tmp_path, NO_KL, "objective=grpo")).experience(0)[0]
-    for (_, first), (_, second) in (parts[:2], parts[2:]):
-        seen = torch.cat([first.tokens, second.tokens])
+    assert [len(part) for part in parts] == [4, 4, 4, 4]
+    (one,) = attach(make(session, tmp_path, NO_KL, "objective=grpo")).experience(0)
+    whole, everyone = one.experience, one.requests
+    for first, second in (parts[:2], parts[2:]):
+        seen = torch.cat([first.requests.tokens, second.requests.tokens])
         assert sorted(seen.tolist()) == sorted(everyone.tokens.tolist())
-    assert parts[0][1].tokens.tolist() != parts[2][1].tokens.tolist()
-    for part, _ in parts:
-        assert_same(part.mass.sum(), torch.tensor(1.0))
-        assert_same(part.weights.sum(), whole.weights.sum())
+    assert parts[0].requests.tokens.tolist() != parts[2].requests.tokens.tolist()
+    for part in parts:
+        assert_same(part.experience.mass.sum(), torch.tensor(1.0))
+        assert_same(part.experience.weights.sum(), whole.weights.sum())
     lookup = {tuple(row): number for number, row in enumerate(everyone.tokens.tolist())}
-    prompts = [lookup[tuple(row)] for row in parts[1][1].tokens.tolist()]
-    assert_same(parts[1][0].advantages, whole.groups(torch.tensor(prompts)).advantages)
+    prompts = [lookup[tuple(row)] for row in parts[1].requests.tokens.tolist()]
+    assert_same(parts[1].experience.advantages, whole.groups(torch.tensor(prompts)).advantages)
 
 
 def test_later_steps_of_a_rollout_see_the_policy_it_was_drawn_from(session: Session, tmp_path: Path) -> None:
     module = attach(make(session, tmp_path, "objective=grpo", NO_KL, "rollout.epochs=2"))
-    (first, _), (second, asked) = module.experience(0)
+    parts = module.experience(0)
+    (first, second), asked = (part.experience for part in parts), parts[1].requests
     with torch.no_grad():
         for value in session.policy.trainable().values():
             value.add_(0.05)
@@ -158,7 +160,8 @@ def test_dead_groups_are_replaced_from_further_rollouts(session: Session, tmp_pa
     first[[0, 3, 6]] = 1.0
     second[1] = 2.0  # takes the place of prompt 3, and is dead itself
     module.verifier = Judge(first.flatten(), second.flatten(), alive.flatten() + 20)  # type: ignore[assignment]
-    ((batch, prompts),) = module.experience(0)
+    (part,) = module.experience(0)
+    batch, prompts = part.experience, part.requests
     assert bool(live_prompts(batch).all())
     experience, rewards, prompts = module.sampled  # type: ignore[misc]
     drawn = experience.completions
@@ -218,20 +221,22 @@ def test_a_loss_that_is_no_number_leaves_the_batch(
     with pytest.raises(NonFiniteError, match="step 0: the loss is nan"):
         train(module, 2)
     saved = load_file(tmp_path / "non-finite-step0-rank0.safetensors")
-    assert saved["completions.tokens"].shape == (32, session.layout.length)
-    assert {"advantages", "weights", "completions.logps", "completions.ref_logps", "requests.tokens"} <= set(saved)
+    assert saved["experience.completions.tokens"].shape == (32, session.layout.length)
+    names = {"advantages", "weights", "completions.logps", "completions.ref_logps"}
+    assert {"requests.tokens", *(f"experience.{name}" for name in names)} <= set(saved)
 
 
 def test_there_is_no_dropout_in_rollouts_and_updates(tmp_path: Path) -> None:
     session = Session.build(small_config(tmp_path, "model.dropout=0.5"))
     module = attach(make(session, tmp_path, "objective=grpo", NO_KL, "model.dropout=0.5"))
     session.policy.train()
-    ((batch, prompts),) = module.experience(0)
+    (part,) = module.experience(0)
+    batch, prompts = part.experience, part.requests
     gradients = []
     for _ in range(2):
         session.policy.train()
         session.policy.zero_grad()
-        module.training_step((batch, prompts), 0).backward()
+        module.training_step(part, 0).backward()
         gradients.append(flat_gradient(session.policy))
     assert_same(gradients[1], gradients[0])
     assert_same(
@@ -241,7 +246,8 @@ def test_there_is_no_dropout_in_rollouts_and_updates(tmp_path: Path) -> None:
 
 def test_cross_entropy_trains_on_the_targets_of_the_prompts(session: Session, tmp_path: Path) -> None:
     module = attach(make(session, tmp_path, "objective=ce"))
-    ((batch, prompts),) = module.experience(0)
+    (part,) = module.experience(0)
+    batch, prompts = part.experience, part.requests
     targets = session.dataset.sequences.items[module.prompts.at(0)]
     assert batch.completions.items[:, 0].tolist() == targets.tolist()
     assert batch.completions.group_size == 1
@@ -276,7 +282,8 @@ def test_the_gradient_of_each_step_is_logged_over_all_micro_batches(
     session: Session, tmp_path: Path, micro: int
 ) -> None:
     module = make(session, tmp_path, "objective=sapo", f"rollout.micro_batch={micro}")
-    ((whole, prompts),) = attach(make(session, tmp_path, "objective=sapo")).experience(0)
+    (part,) = attach(make(session, tmp_path, "objective=sapo")).experience(0)
+    whole, prompts = part.experience, part.requests
     scores = score(session.policy, session.layout, prompts, whole.completions)
     (gradient,) = torch.autograd.grad(module.objective.loss(scores, whole).loss, scores.logps)
     logged = train(module, 1).callback_metrics
@@ -289,7 +296,12 @@ def test_the_gradient_of_each_step_is_logged_over_all_micro_batches(
 
 def test_sampling_depends_on_the_seed_and_the_rollout_alone(session: Session, tmp_path: Path) -> None:
     def items(index: int, *overrides: str) -> list[int]:
-        return attach(make(session, tmp_path, *overrides)).experience(index)[0][0].completions.items.flatten().tolist()
+        return (
+            attach(make(session, tmp_path, *overrides))
+            .experience(index)[0]
+            .experience.completions.items.flatten()
+            .tolist()
+        )
 
     torch.manual_seed(1)
     first = items(1)
@@ -321,9 +333,9 @@ def test_training_raises_the_chance_of_what_is_rewarded(session: Session, tmp_pa
             return Rewards(outcome, None, {"judge": outcome})
 
     module.verifier = Likes()  # type: ignore[assignment]
-    before = module.verifier(attach(module).experience(0)[0][0].completions, None).outcome.mean()  # type: ignore[arg-type]
+    before = module.verifier(attach(module).experience(0)[0].experience.completions, None).outcome.mean()  # type: ignore[arg-type]
     train(module, 15)
-    after = module.verifier(module.experience(99)[0][0].completions, None).outcome.mean()  # type: ignore[arg-type]
+    after = module.verifier(module.experience(99)[0].experience.completions, None).outcome.mean()  # type: ignore[arg-type]
     assert float(after) > float(before) + 0.3
 
 
@@ -342,6 +354,83 @@ def test_rollouts_are_drawn_in_the_precision_of_the_update(
     train(module, 2, precision=precision)
     assert set(seen) == {precision == "bf16-mixed"}
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A session whose policy has weights in bfloat16, far from uniform; tests leave it as it is."""
+    options = ("model.layers=2", "model.hidden=32", "trainer.precision=bf16-true")
+    session = Session.build(small_config(tmp_path_factory.mktemp("rough"), *options))
+    with torch.no_grad():
+        for value in session.policy.trainable().values():
+            assert value.dtype == torch.bfloat16
+            if value.dim() > 1:
+                value.mul_(4.0)
+    return session
+
+
+def first_losses(module: RLModule, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients by log-probabilities and ratios that the objective sees in the first passes, without moving weights."""
+    seen: list[Tensor] = []
+    weights: list[Tensor] = []
+    original = module.objective.loss
+
+    def loss(scores: Scores, batch: Experience) -> ObjectiveOutput:
+        seen.append((scores.logps - batch.completions.logps).detach()[batch.completions.chosen])
+        weights.append(batch.weights.detach())
+        return original(scores, batch)
+
+    module.objective.loss = loss  # type: ignore[method-assign]
+    attach(module)
+    for step, part in zip(range(steps), module.train_dataloader(), strict=False):
+        module.trainer.global_step = step
+        module.training_step(part, 0)
+    return seen, weights
+
+
+@pytest.mark.parametrize("objective", ["grpo", "bapo"])
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_ratios_of_the_first_update_are_exactly_one_in_bfloat16(
+    rough: Session, tmp_path: Path, objective: str, minibatches: int
+) -> None:
+    options = (f"objective={objective}", NO_KL, f"rollout.minibatches={minibatches}")
+    module = make(rough, tmp_path, *options)
+    differences, _ = first_losses(module, minibatches)
+    assert float(differences[0].abs().max()) == 0
+    gap = module.journal.close()["policy/sampling_gap_max"]
+    assert gap > 1e-4  # bfloat16 has 8 bits
+    assert all(float(later.abs().max()) < gap for later in differences)  # they have one base, which scoring gave
+
+
+def test_sampling_and_scoring_agree_in_float32(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=grpo", NO_KL, "rollout.minibatches=2")
+    differences, _ = first_losses(module, 2)
+    assert float(differences[0].abs().max()) == 0
+    assert float(differences[1].abs().max()) < 1e-6
+    logged = module.journal.close()
+    assert logged["policy/sampling_gap"] <= logged["policy/sampling_gap_max"] < 1e-6
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_truncated_importance_weights_enter_once(rough: Session, tmp_path: Path, minibatches: int) -> None:
+    options = ("objective=grpo", NO_KL, f"rollout.minibatches={minibatches}")
+    _, plain = first_losses(make(rough, tmp_path, *options), minibatches)
+    bounds = {bound: ("rollout.correction=truncated", f"rollout.correction_bound={bound}") for bound in (0.5, 2)}
+    for bound, more in bounds.items():
+        _, weights = first_losses(make(rough, tmp_path, *options, *more), minibatches)
+        pairs = zip(weights, plain, strict=True)
+        factor = torch.cat([(found / before)[before > 0] for found, before in pairs])
+        if bound == 0.5:  # all ratios are above it
+            assert_same(factor, torch.full_like(factor, 0.5))
+        else:
+            assert float((factor - 1).abs().max()) > 1e-4
+            assert 0.5 < float(factor.min()) <= float(factor.max()) < 2
+
+
+def test_targets_were_not_sampled_and_have_no_gap(session: Session, tmp_path: Path) -> None:
+    module = make(session, tmp_path, "objective=ce")
+    first_losses(module, 1)
+    assert not any("sampling_gap" in tag for tag in module.journal.close())
 
 
 def test_activation_checkpointing_recomputes_layers_in_the_update_only(session: Session, tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_pa
     losses, gradients = [], []
     for rank in range(2):
         module = attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)
-        module.batches = session.packer(rank, 2)
         session.policy.zero_grad()
         part = module.training_step(next(iter(module.train_dataloader())), 0)
         part.backward()
@@ -81,7 +80,6 @@ def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_pa
 def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Session, tmp_path: Path) -> None:
     one = changed(session, tmp_path, "align.items_per_step=1")
     module = attach(sft_module(one, tmp_path), world_size=2, global_rank=1)
-    module.batches = one.packer(1, 2)
     batch = next(iter(module.train_dataloader()))
     assert not len(batch.items)
     loss = module.training_step(batch, 0)

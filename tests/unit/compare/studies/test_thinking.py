@@ -12,6 +12,7 @@ from genrl.compare import report as writing
 from genrl.compare import run as comparison
 from genrl.compare.finished import Finished, spent
 from genrl.compare.plan import Plan, Run, parse_budget
+from genrl.compare.record import Expense, Report, Request
 from genrl.compare.report import write_report
 from genrl.compare.studies import requests as asking
 from genrl.compare.studies import thinking as module
@@ -132,10 +133,9 @@ def test_the_row_without_thinking_waits_for_the_other(asked: Question, monkeypat
     assert compare_thinking(asked, None)[0].rows.keys() == plan.rows.keys()
 
 
-def cost(row: str, *, rl: int, time: float) -> dict[str, Any]:
+def cost(row: str, *, rl: int, time: float) -> Expense:
     training = {"align": 1000, "rl": rl} | ({} if row == "plain" else {"activate": 500})
-    request = {"tokens": 61.5, "multiply_adds": 2_000_000, "milliseconds": time}
-    return {"beam": 25, "training": training, "rl_prompts": rl // 10, "request": request}
+    return Expense(25, training, rl // 10, Request(61.5, 2_000_000, time))
 
 
 def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Question) -> None:
@@ -143,16 +143,16 @@ def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Que
     folder = plan.shared.folder.parent
     facts = {"plain": cost("plain", rl=4000, time=2.0), "thinking": cost("thinking", rl=4100, time=5.0)}
     text = write_report(folder, plan, "plain", lambda rows: {row: facts[row] for row in rows})
-    report = read_json(folder / "report.json")
-    assert report["thinking"] == facts
-    assert report["shared"] == {}
-    lines = report["tables"]["test"]["raw"]["lines"]
+    report = Report.read(folder / "report.json")
+    assert report.thinking == facts
+    assert report.shared == {}
+    lines = report.tables["test"]["raw"].lines
     assert list(lines) == ["most_popular", "plain", "thinking"]
-    assert list(report["cost"]) == [
+    assert list(report.cost) == [
         *("plain, align", "plain", "thinking, align", "thinking, activate", "thinking"),
     ]
     section = text.partition("## Does thinking pay?")[2].partition("\n## ")[0]
-    effect = lines["thinking"]["differences"]["recall@10"]["effect"]
+    effect = lines["thinking"].differences["recall@10"].effect
     assert f"{effect:+.4f}" in section
     assert "**thinking**: " in section
     assert "| plain | 1,000 | 4,000 | 400 | 25 | 61.5 | 2,000,000 | 2.0 | 1.00 |" in section

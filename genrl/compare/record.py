@@ -1,0 +1,229 @@
+"""The record of a comparison: everything a report says, as report.json holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genrl.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row minus the baseline in one metric, in its unit."""
+
+    effect: float
+    low: float
+    """Lower end of the interval."""
+    high: float
+    relative: float | None
+    """Share of the baseline's mean; None if that is 0."""
+    p_holm: float
+    """Corrected for the number of rows."""
+    seed_noise: float | None
+    """Standard deviation between seeds; None with one seed."""
+    rows: int
+    """Users compared."""
+    seeds_covered: bool
+    """Whether the interval holds the noise of training, as no side was trained only once."""
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a row scored on one part, in one kind of ranking."""
+
+    metrics: dict[str, float | None]
+    """`metric@K` -> mean over seeds; None where it has no rows."""
+    seeds: list[int]
+    """None: no seed could change it."""
+    by_seed: list[float] | None = None
+    """NDCG, by seed."""
+    interval: list[float | None] | None = None
+    """Ends of the interval of the mean NDCG over seeds; None with one seed."""
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """`metric@K` -> difference to the baseline, those that are known."""
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Of the interval of the mean, where there is one."""
+        low, high = self.interval or (None, None)
+        return None if low is None or high is None else (low, high)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One part (test or validation) and kind of ranking (raw or history excluded)."""
+
+    k: int
+    users: int
+    cold_rows: int | None
+    """Users with a cold target; None: no run kept it."""
+    lines: dict[str, Line]
+
+    @property
+    def main(self) -> str:
+        """The metric that the words are about."""
+        return f"ndcg@{self.k}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row is."""
+
+    kind: str
+    """`objective` or `baseline`."""
+    name: str
+    title: str
+    paper: str
+    options: dict[str, Any]
+    seeds: list[int]
+    runs: list[str]
+    pieces: str | None = None
+    """Of an objective, in words."""
+    rewards: dict[str, Any] | None = None
+    spent: dict[str, int | None] | None = None
+    """Steps, prompts, completions and tokens of one run in stage `rl`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a grid."""
+
+    run: str
+    point: dict[str, str]
+    score: float | None
+    """On validation; None: not finished."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a row was chosen from."""
+
+    metric: str
+    points: list[Point]
+    chosen: dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took: mean over seeds, and the largest memory."""
+
+    seconds: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one request of a trained policy costs."""
+
+    tokens: float
+    multiply_adds: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Expense:
+    """What a row of the study of thinking spent, and what its requests cost."""
+
+    beam: int
+    training: dict[str, int]
+    """Stage -> tokens."""
+    rl_prompts: int
+    request: Request
+
+    @property
+    def supervised(self) -> int:
+        """Tokens of the stages before `rl`."""
+        return sum(tokens for stage, tokens in self.training.items() if stage != "rl")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison."""
+
+    experiment: str
+    data: dict[str, Any]
+    """Name and fingerprint."""
+    sid: dict[str, Any]
+    """Levels, codes per level, fingerprint."""
+    shared: dict[str, str]
+    """Stage before `rl` that all objectives share -> its folder."""
+    versions: dict[str, Any]
+    baseline: str
+    """Row that the others are compared with."""
+    planned: bool
+    """Whether it is known which runs there should be."""
+    unfinished: list[str]
+    notes: list[str]
+    """What a reader must know of the whole."""
+    choices: dict[str, Choice]
+    tables: dict[str, dict[str, Table]]
+    """Part -> kind of ranking -> table."""
+    rows: dict[str, Row]
+    commands: dict[str, str]
+    """Run -> how it was made."""
+    cost: dict[str, Cost]
+    thinking: dict[str, Expense] | None = None
+    """Where rows were compared for what thinking costs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. The difference in NDCG stands beside the others once more, as `difference`."""
+        tree: dict[str, Any] = _plain(self)
+        for table in (table for kinds in tree["tables"].values() for table in kinds.values()):
+            for line in table["lines"].values():
+                if "differences" in line:
+                    line["difference"] = line["differences"][f"ndcg@{table['k']}"]
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Report:
+        """The report of `to_json`."""
+        found = _typed(cls, tree)
+        assert isinstance(found, Report)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write report.json in one move."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Read report.json."""
+        return cls.from_json(read_json(path))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any part of a record)
+    """Dataclasses as mappings, without fields that hold their default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dict(_fields(value))
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _fields(record: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if default is MISSING or value != default:
+            yield one.name, _plain(value)
+
+
+def _typed(kind: Any, value: Any) -> Any:  # noqa: ANN401
+    """A value as its annotation says."""
+    options = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _typed(options[0], value)
+    if dataclasses.is_dataclass(kind):
+        kinds = typing.get_type_hints(kind)
+        known = {name: _typed(kinds[name], part) for name, part in value.items() if name in kinds}
+        return kind(**known)  # type: ignore[operator]
+    if typing.get_origin(kind) is dict:
+        return {name: _typed(options[1], part) for name, part in value.items()}
+    return [_typed(options[0], part) for part in value] if typing.get_origin(kind) is list else value

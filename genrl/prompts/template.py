@@ -1,0 +1,121 @@
+"""Prompts: one place that turns a history into tokens, for SFT, RL, evaluation and recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from genrl.batches import Requests, Targets
+from genrl.catalog.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The text of a sequence of items: start token, prefix, then the SIDs of the items, oldest first.
+
+    SFT packs the same text, so a prompt at any position is a prefix of what the model was trained on. Another text is a
+    subclass with its own `write` and `longest`, in which all before the SID of an item is the prompt for that item.
+    """
+
+    start_id: int
+    prefix_ids: tuple[int, ...]
+    sid_tokens: Tensor
+    """[I, K] int64 SID tokens of each catalogue row."""
+    pad_id: int
+
+    @property
+    def head(self) -> Tensor:
+        """Tokens before the first item [h]."""
+        return torch.tensor([self.start_id, *self.prefix_ids])
+
+    @property
+    def levels(self) -> int:
+        """Tokens of a SID (K)."""
+        return self.sid_tokens.shape[1]
+
+    def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Catalogue rows [n] -> their text [t], and where in it the SID of each begins [n]."""
+        head = self.head
+        return torch.cat([head, self.sid_tokens[items].flatten()]), len(head) + torch.arange(len(items)) * self.levels
+
+    def longest(self, items: int) -> int:
+        """Tokens of the longest text of so many items."""
+        return len(self.head) + items * self.levels
+
+    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
+        if not len(histories):
+            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
+        texts = [self.write(history[history >= 0])[0] for history in histories]
+        tokens = pad_sequence(texts, batch_first=True, padding_value=self.pad_id, padding_side="left")
+        lengths = torch.tensor([len(text) for text in texts])
+        return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Prompts of histories, and at positions of a data set."""
+
+    dataset: Dataset
+    template: PromptTemplate
+    max_history: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt there may be."""
+        return self.template.longest(self.max_history)
+
+    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
+        return self.template.render(histories)
+
+    def at(self, positions: Tensor) -> Requests:
+        """The prompts whose targets stand at `positions` [P]."""
+        sequences = self.dataset.sequences
+        tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
+        feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
+        targets = Targets(sequences.items[positions][:, None], feedback)
+        return Requests(tokens, mask, self.full_history(positions), targets)
+
+    def full_history(self, positions: Tensor) -> Tensor:
+        """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
+        sequences = self.dataset.sequences
+        starts = sequences.offsets[sequences.users(positions)]
+        longest = int((positions - starts).max()) if positions.numel() else 0
+        return sequences.histories(positions, max(longest, 1))
+
+
+class EvaluationBatches:
+    """Prompts of evaluation rows in batches of similar length, shared out over ranks.
+
+    Args:
+        maker: makes the prompts.
+        positions: [R] target positions.
+        batch: rows per batch.
+        rank: this process.
+        world: number of processes.
+    """
+
+    def __init__(self, maker: PromptMaker, positions: Tensor, batch: int, rank: int = 0, world: int = 1) -> None:
+        self.maker = maker
+        sequences = maker.dataset.sequences
+        lengths = (positions - sequences.offsets[sequences.users(positions)]).clamp(max=maker.max_history)
+        order = lengths.argsort(stable=True)
+        self.rows = order[rank::world].split(batch)
+        self.positions = positions
+        self.batch = batch
+
+    def share(self, rank: int, world: int) -> EvaluationBatches:
+        """The rows of one rank."""
+        return EvaluationBatches(self.maker, self.positions, self.batch, rank, world)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Requests]:
+        for rows in self.rows:
+            yield self.maker.at(self.positions[rows])

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from genrl.compare.quantities import bands_of, matches, panels
+from tests.pages import notes
+
+
+def test_panels_have_an_order_and_the_largest_cutoff() -> None:
+    names = ["val/ndcg@5", "train/match/step10", "train/match/step2", "val/ndcg@10", "policy/kl", "policy/entropy"]
+    names += ["objective/dead_groups", "val/cold_recall@10", "val/cold_recall@5", "train/reward", "train/reward/a"]
+    assert list(panels([*names, "loss"])) == [
+        "train/reward",
+        "val/ndcg@10",
+        "val/cold_recall@10",
+        "policy/entropy",
+        "policy/kl",
+        "objective/dead_groups",
+        "train/match/step2",
+        "train/match/step10",
+    ]
+    assert panels(["loss"]) == {}
+    assert matches(names) == ["train/match/step2", "train/match/step10"]
+
+
+def test_curves_and_match_rates_are_kept_apart_with_bands_over_seeds() -> None:
+    learning, steps = bands_of({**notes(), "sage": [{}]})
+    assert list(learning) == ["Reward", "Validation NDCG@10"]
+    assert list(steps) == ["Match rate of step 1", "Match rate of step 2"]
+    assert learning["Reward"] == {row: [(5, 1.5, 1.0, 2.0), (10, 2.5, 2.0, 3.0)] for row in ("grpo", "sapo")}
+
+
+def test_rows_that_are_given_the_targets_have_no_curves_of_completions() -> None:
+    taught = {"train/reward": {5: 5.0}, "train/match/step1": {5: 1.0}, "val/ndcg@10": {5: 0.3}}
+    learning, steps = bands_of({**notes(), "ce": [taught]})
+    assert {title: "ce" in rows for title, rows in {**learning, **steps}.items()} == {
+        "Reward": False,
+        "Validation NDCG@10": True,
+        "Match rate of step 1": False,
+        "Match rate of step 2": False,
+    }
+    halfway = {**taught, "train/match/step2": {5: 0.5}}
+    assert "ce" in bands_of({"ce": [halfway]})[0]["Reward"]
