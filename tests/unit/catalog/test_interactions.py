@@ -167,18 +167,17 @@ def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
         read_items(source, columns())
 
 
-def test_without_time_the_order_of_the_file_counts(tmp_path):
-    path = write(tmp_path / "log.csv", [("u1", "b"), ("u1", "a")], COLUMNS[:2])
-    events = read_events(path, columns(time=None))
-    assert_same(events.order.tolist(), [0, 1])
-    assert_same(events.times.tolist(), [0, 1])
-
-
-def test_position_orders_and_time_still_marks_ties(tmp_path):
-    rows = [("u1", "a", 5, 1), ("u1", "b", 5, 0)]
-    events = read_events(write(tmp_path / "log.csv", rows, (*COLUMNS, "place")), columns(position="place"))
-    assert_same(events.order.tolist(), [1, 0])
-    assert_same(events.times.tolist(), [0, 0])
+@pytest.mark.parametrize(
+    ("rows", "options", "order", "times"),
+    [
+        ([("u1", "b"), ("u1", "a")], {"time": None}, [0, 1], [0, 1]),
+        ([("u1", "a", 5, 1), ("u1", "b", 5, 0)], {"position": "place"}, [1, 0], [0, 0]),
+    ],
+)
+def test_position_orders_while_time_marks_ties_and_without_both_the_file_counts(tmp_path, rows, options, order, times):
+    names = (*COLUMNS, "place")[: len(rows[0])]
+    events = read_events(write(tmp_path / "log.csv", rows, names), columns(**options))
+    assert (events.order.tolist(), events.times.tolist()) == (order, times)
 
 
 def test_split_words_are_checked(tmp_path):
