@@ -269,7 +269,7 @@ def full_in_torch(*arguments: object, **options: object) -> None:
         (callbacks, "save_file", full),
         (torch, "save", full_in_torch),
         (run, "write_json", full),
-        (run.report, "curves", full),
+        (run.tables, "curves", full),
     ],
 )
 def test_a_full_disk_is_explained_and_the_run_can_go_on(
