@@ -51,8 +51,8 @@ class GroupNorm:
                 f"Set it to 2 or more, e.g. rollout.group_size=16"
             )
 
-    def __call__(self, values: Tensor, group_size: int) -> Tensor:
-        """Return values [B, ...] of the same shape, normalised within groups of `group_size` rows.
+    def __call__(self, values: Tensor, group_size: int, sizes: Tensor | None = None) -> Tensor:
+        """Return values [B, ...] of the same shape, normalised within groups of `group_size` rows; see `normalized`.
 
         Raises:
             ConfigError: if there is nothing to compare a completion with.
@@ -63,23 +63,24 @@ class GroupNorm:
             )
         if self.normalize == "none" or group_size < 2:
             return values
-        return normalized(values, group_size, self)
+        return normalized(values, group_size, self, sizes)
 
 
-def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) -> Tensor:
+def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None, sizes: Tensor | None = None) -> Tensor:
     """Centre values within their group and divide them by its deviation: A = (R - mean_g) / (std_g + eps).
 
     Outcome GRPO of DeepSeekMath (arXiv:2402.03300), which states neither eps nor degrees of freedom; the defaults are
     verl's.
     A group of values that are equal up to rounding gets exactly 0, because the division would blow the rounding up.
-    Rewards are sums of float32 numbers. Added up in any order, n summands of one sign are off by at most (n - 1) u
-    relative, u = eps / 2 of float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), so two sums
-    that ought to be equal differ by at most (n - 1) eps; `ROUNDING` allows n = 17 summands.
+    Rewards are sums of float32 numbers. Added up in any order, n summands are off by at most (n - 1) u times the sum
+    of their sizes, u = eps / 2 of float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), so two
+    sums that ought to be equal differ by at most (n - 1) eps times that; `ROUNDING` allows n = 17 summands.
 
     Args:
         values: rewards [B, ...]; each trailing place (a step) is normalised by itself.
         group_size: completions per prompt, at least 2.
         how: options; by default `GroupNorm()`.
+        sizes: sums of the sizes of what `values` are sums of, in their shape; None: the summands have one sign.
 
     Returns:
         Advantages [B, ...].
@@ -95,7 +96,8 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
         deviation = groups.std(1, correction=how.ddof, keepdim=True)
         centred = centred / (deviation + how.eps if how.guard == "add" else deviation.clamp(min=how.eps))
     high, low = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
-    equal = high - low <= ROUNDING * torch.maximum(high.abs(), low.abs())
+    largest = group_view(values.abs() if sizes is None else sizes, group_size).amax(1, keepdim=True)
+    equal = high - low <= ROUNDING * largest
     return centred.masked_fill(equal, 0).flatten(0, 1)
 
 
@@ -124,8 +126,11 @@ class OutcomeCredit(Credit):
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
-        values = rewards.outcome if self.component is None else component(rewards, self.component)
-        return spread(self.norm(values, completions.group_size), completions)
+        values, sizes = (
+            each.outcome if self.component is None else component(each, self.component)
+            for each in (rewards, rewards.absolute)
+        )
+        return spread(self.norm(values, completions.group_size, sizes), completions)
 
 
 @dataclass(frozen=True)
@@ -242,8 +247,9 @@ class DecoupledCredit(Credit):
         weights: Mapping[str, float] = {name: value for name, value in rewards.weights.items() if value}
         if not weights:
             raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
+        values, sizes = rewards.components, rewards.absolute.components
         return sum(  # type: ignore[return-value]
-            self.norm(component(rewards, name), group_size) * weight for name, weight in weights.items()
+            self.norm(values[name], group_size, sizes[name]) * weight for name, weight in weights.items()
         )
 
 

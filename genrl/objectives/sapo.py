@@ -54,7 +54,7 @@ class StepCredit(Credit):
     """One advantage per step, normalised within the group step by step (SAPO, arXiv:2605.17648).
 
     A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), given to the tokens of step k: think block k and SID token k.
-    r_ik = m_ik + f_ik: the match reward, and what `Rewards.shaping` holds (`format`).
+    r_ik = m_ik + f_ik: the match reward, and what `Rewards.step_shaping` holds (`format`).
 
     Args:
         norm: how completions are compared at one step; SAPO's code clamps the deviation.
@@ -91,13 +91,16 @@ class StepCredit(Credit):
         Raises:
             ConfigError: if no step reward says whether a step matched.
         """
-        steps = self._matches(completions, rewards).double()  # sums are exact: no rounding enlivens a dead group
-        if rewards.shaping is not None:
-            steps = steps + rewards.shaping
-        if not self.per_step:
-            steps = steps.sum(1, keepdim=True).expand_as(steps)
-        advantages = segment_gather(self.norm(steps, completions.group_size), completions.step_ids)
-        return advantages.masked_fill(completions.item_mask, 0) if self.scope == "think_only" else advantages
+        steps, sizes = (self._steps(completions, each) for each in (rewards, rewards.absolute))
+        advantages = segment_gather(self.norm(steps, completions.group_size, sizes), completions.step_ids)
+        return advantages.masked_fill(completions.item_ids >= 0, 0) if self.scope == "think_only" else advantages
+
+    def _steps(self, completions: Completions, rewards: Rewards) -> Tensor:
+        """r_ik, or its sum over steps [B, S] in float64, whose sums of few float32 numbers are exact."""
+        steps = self._matches(completions, rewards).double()
+        if rewards.step_shaping is not None:
+            steps = steps + rewards.step_shaping
+        return steps if self.per_step else steps.sum(1, keepdim=True).expand_as(steps)
 
     def _matches(self, completions: Completions, rewards: Rewards) -> Tensor:
         if self.component is not None:
@@ -112,7 +115,7 @@ class StepCredit(Credit):
 
 @dataclass(frozen=True)
 class ShapedOutcome(Credit):
-    """One advantage per completion for an outcome reward and the mean over steps of `Rewards.shaping` (ablation).
+    """One advantage per completion for an outcome reward and the mean over steps of `Rewards.step_shaping` (ablation).
 
     The mean, because the other rows of the ablation add f_ik to each step: sum_k (R_i + f_ik) is K times R_i + mean_k
     f_ik, so `format` weighs as much against a match in all of them. Without such a reward it is `OutcomeCredit`.
@@ -132,10 +135,12 @@ class ShapedOutcome(Credit):
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
+        values, sizes = (self._shaped(each) for each in (rewards, rewards.absolute))
+        return spread(self.norm(values, completions.group_size, sizes), completions)
+
+    def _shaped(self, rewards: Rewards) -> Tensor:
         values = component(rewards, self.component).double()
-        if rewards.shaping is not None:
-            values = values + rewards.shaping.double().mean(1)
-        return spread(self.norm(values, completions.group_size), completions)
+        return values if rewards.step_shaping is None else values + rewards.step_shaping.double().mean(1)
 
 
 @dataclass(frozen=True)

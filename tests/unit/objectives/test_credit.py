@@ -41,7 +41,7 @@ def test_rewards_equal_up_to_rounding_are_equal(guard: str, normalize: str) -> N
 def test_a_group_equal_up_to_rounding_gives_no_gradient() -> None:
     batch = sample("sid")
     steps = (torch.arange(16) % 2).double() * 32 * torch.finfo(torch.float32).eps
-    batch = batch.with_rewards(outcome=33.0 + steps)
+    batch = batch.with_rewards({"hit": 33.0 + steps})
     assert (batch.outcome(OBJECTIVES.build("grpo", {"kl_coef": 0.0}))[1] == 0).all()
 
 
@@ -70,7 +70,7 @@ def test_outcome_credit_reaches_chosen_tokens_only() -> None:
 def test_sign_credit() -> None:
     batch = sample("sid", prompts=2)
     outcome = torch.tensor([3.0, 2.0, 1.0, 0.0, 2.0, 0.0, 3.0, -1.0], dtype=torch.float64)
-    batch = batch.with_rewards(outcome=outcome)
+    batch = batch.with_rewards({"hit": outcome})
     rollout = replace(batch.rollout, chosen=torch.ones_like(batch.rollout.chosen))
     assert_same(SignCredit()(rollout, batch.rewards)[:, 0], [1.0, 0.0, 0.0, -1.0, 0.0, -1.0, 1.0, -1.0])
     strict = SignCredit(quantile=0.0, negative=2.0)(rollout, batch.rewards)[:, 0]

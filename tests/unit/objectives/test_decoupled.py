@@ -14,19 +14,20 @@ from tests.property.rollouts import sample
 def test_a_reward_with_small_numbers_counts_as_much_when_decoupled() -> None:
     """What summing first would drown."""
     batch = sample("sid")
-    small = {**batch.rewards.components, "novelty": batch.rewards.components["novelty"] * 1e-3}
+    small = {**batch.rewards.values, "novelty": batch.rewards.values["novelty"] * 1e-3}
     whole, scaled = (
-        DecoupledCredit(GroupNorm(eps=0.0))(batch.rollout, batch.with_rewards(components=components).rewards)
-        for components in (batch.rewards.components, small)
+        DecoupledCredit(GroupNorm(eps=0.0))(batch.rollout, batch.with_rewards(values).rewards)
+        for values in (batch.rewards.values, small)
     )
     assert_same(scaled, whole)
 
 
 def test_weight_zero_is_not_optimised() -> None:
     batch = sample("sid")
-    without = {"exact_match": 1.0, "level_match": 1.0}
-    left_out = DecoupledCredit()(batch.rollout, batch.with_rewards(weights=without).rewards)
-    zero = DecoupledCredit()(batch.rollout, batch.with_rewards(weights={**without, "novelty": 0.0}).rewards)
+    values = dict(batch.rewards.values)
+    zero = DecoupledCredit()(batch.rollout, batch.with_rewards(values, novelty=0.0).rewards)
+    del values["novelty"]
+    left_out = DecoupledCredit()(batch.rollout, batch.with_rewards(values).rewards)
     assert_same(zero, left_out)
 
 

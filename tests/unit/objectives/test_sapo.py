@@ -87,14 +87,15 @@ def thoughts(order: str, match: Tensor, closed: list[list[bool]] = ENDED, weight
         **shape,
     )
     exact, ended = match.prod(1), shape["closed"].double()
-    rewards = Rewards(
-        exact + weight * ended.sum(1),
-        steps=match,
-        components={"exact_match": exact, "format": ended.sum(1)},
-        weights={"exact_match": 1.0, "format": weight},
-        shaping=weight * ended if weight else None,
-    )
-    return Sample(rollout, rewards, logps, torch.zeros_like(logps))
+    values = {"level_match": match, "exact_match": exact, "format": ended}
+    drawn = Sample(rollout, Rewards(values, dict.fromkeys(values, 1.0)), logps, torch.zeros_like(logps))
+    return drawn.with_rewards(values, format=weight)
+
+
+def whole(batch: Sample) -> Sample:
+    """Without the matches of single steps."""
+    values = {name: value for name, value in batch.rewards.values.items() if name != "level_match"}
+    return batch.with_rewards(values, format=batch.rewards.weights["format"])
 
 
 def raised(batch: Sample, name: str, **options: object) -> Tensor:
@@ -109,7 +110,7 @@ NEAR_MISS = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=tor
 def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong(order: str) -> None:
     batch = thoughts(order, NEAR_MISS)
     mask, steps = batch.rollout.chosen[0], batch.rollout.step_ids[0]
-    sapo, grpo = raised(batch, "sapo")[0], raised(batch, "grpo")[0]
+    sapo, grpo = raised(batch, "sapo")[0], raised(whole(batch), "grpo")[0]
     assert (sapo[mask & (steps < 2)] > 0).all()
     assert (sapo[mask & (steps == 2)] < 0).all()
     assert (grpo[mask] < 0).all()
@@ -124,7 +125,7 @@ def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong
 @ORDERS
 def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order: str) -> None:
     batch = thoughts(order, NEAR_MISS)
-    summed = batch.with_rewards(outcome=NEAR_MISS.sum(1))
+    summed = batch.with_rewards({"sum": NEAR_MISS.sum(1)})
     for slope in (raised(summed, "grpo"), raised(batch, "sapo", ablation="no_step_advantage")):
         assert (slope[0][batch.rollout.chosen[0]] > 0).all()  # two of three steps are better than the group's mean
     for ablation in ("no_match_reward", "outcome"):
@@ -135,7 +136,7 @@ def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order:
 def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order: str) -> None:
     match = NEAR_MISS.clone()
     match[1, 2] = 0
-    assert not raised(thoughts(order, match), "grpo").any()
+    assert not raised(whole(thoughts(order, match)), "grpo").any()
     assert raised(thoughts(order, match), "sapo").any()
 
 
@@ -198,7 +199,7 @@ def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> Non
     closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
     batch = thoughts(order, torch.zeros(4, 3, dtype=torch.float64), closed, 0.2)
     batch = replace(batch, rollout=replace(batch.rollout, categories=torch.arange(4)[:, None]))
-    slope = raised(batch, name)
+    slope = raised(whole(batch), name)
     assert (slope[1][batch.rollout.chosen[1]] < 0).all()
     assert (slope[0][batch.rollout.chosen[0]] > 0).all()
 
@@ -225,7 +226,7 @@ def test_with_one_level_sapo_is_grpo_on_the_same_reward(order: str, guard: str, 
     """Same guard and KL; `reduction: step` is then grpo's mean over completions."""
     batch = thoughts(order, NEAR_MISS[:, 1:2], weight=weight)
     batch = replace(batch, logps=batch.logps * 1.1)
-    loss, slope = batch.outcome(OBJECTIVES.build("grpo", {"guard": guard, "kl_coef": 0.05}))
+    loss, slope = whole(batch).outcome(OBJECTIVES.build("grpo", {"guard": guard, "kl_coef": 0.05}))
     found, steps = batch.outcome(OBJECTIVES.build("sapo", {"guard": guard, "kl_coef": 0.05, "match": match}))
     assert slope.any()
     assert_same(found, loss)

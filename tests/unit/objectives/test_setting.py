@@ -71,8 +71,9 @@ def test_all_problems_at_once() -> None:
 
 def test_the_same_where_it_is_missed() -> None:
     batch = sample("sid")
-    with pytest.raises(ConfigError, match=r"need a match per step; none of rewards \[exact_match, level_match, nov"):
-        OBJECTIVES.build("sapo").prepare(batch.rollout, replace(batch.rewards, steps=None))
+    whole = batch.with_rewards({"exact_match": batch.rewards.values["exact_match"]})
+    with pytest.raises(ConfigError, match=r"need a match per step; none of rewards \[exact_match\] gives one"):
+        OBJECTIVES.build("sapo").prepare(whole.rollout, whole.rewards)
     alone = replace(batch.rollout, group_size=1)
     with pytest.raises(ConfigError, match=r"rollout\.group_size is 1"):
         OBJECTIVES.build("grpo").prepare(alone, batch.rewards)
@@ -105,9 +106,10 @@ def test_decoupled_rewards_need_names_and_weights() -> None:
     batch = sample("sid")
     objective = OBJECTIVES.build("gdpo")
     with pytest.raises(ConfigError, match="by name and weight"):
-        objective.prepare(batch.rollout, replace(batch.rewards, weights={"novelty": 0.0}))
+        objective.prepare(batch.rollout, batch.with_rewards({"novelty": batch.logps[:, 0]}, novelty=0.0).rewards)
+    named = OBJECTIVES.build("sapo", {"ablation": "outcome", "exact_reward": "style"})
     with pytest.raises(ConfigError, match=r"rewards.style.weight=1"):
-        objective.prepare(batch.rollout, replace(batch.rewards, weights={"style": 1.0}))
+        named.prepare(batch.rollout, batch.rewards)
 
 
 def test_slate_diversity_of_single_items() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genrl.batches import Rewards
 from genrl.objectives import GroupNorm, OutcomeCredit, Setting, StepCredit
 from genrl.objectives.credit import normalized
 from genrl.objectives.sapo import ShapedOutcome, matched
@@ -28,7 +27,7 @@ thinking = pytest.mark.parametrize("layout", ["blocked", "interleaved"])
 def test_step_credit_reaches_the_tokens_of_its_step(layout: str) -> None:
     batch = sample(layout)
     advantages = StepCredit()(batch.rollout, batch.rewards)
-    expected = normalized(batch.rewards.steps + batch.rewards.shaping, 4, GroupNorm(guard="clamp"))
+    expected = normalized(batch.rewards.steps + batch.rewards.step_shaping, 4, GroupNorm(guard="clamp"))
     for k in range(batch.rollout.num_steps):
         places = batch.rollout.step_ids == k
         assert_same(advantages[places], expected[:, k : k + 1].expand(places.shape)[places])
@@ -55,7 +54,7 @@ def test_shaping_is_added_to_the_match_after_it_is_gated() -> None:
     batch = sample("blocked", prompts=1)
     steps = torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0]], dtype=torch.float64)
     shaping = torch.tensor([[0.2, 0.2], [0, 0.2], [0.2, 0], [0, 0]], dtype=torch.float64)
-    batch = batch.with_rewards(steps=steps, shaping=shaping)
+    batch = batch.with_rewards({"level_match": steps, "format": shaping})
     raw = StepCredit(GroupNorm("none"), "prefix")(batch.rollout, batch.rewards)
     wanted = torch.tensor([[0.2, 0.2], [1, 1.2], [1.2, 0], [0, 0]], dtype=torch.float64)
     assert_same(raw, wanted.gather(1, batch.rollout.step_ids.clamp(min=0)) * (batch.rollout.step_ids >= 0))
@@ -69,7 +68,8 @@ def test_equal_sums_in_another_order_of_steps_are_a_dead_group() -> None:
     batch = sample("sid", prompts=1, group_size=200)
     places = torch.zeros(200, steps, dtype=torch.int64)
     rollout = replace(batch.rollout, num_steps=steps, codes=places)
-    rewards = Rewards(match.sum(1), steps=match, components={"hit": match[:, 0] * 0}, shaping=0.1 * ended)
+    values = {"level_match": match, "hit": match[:, 0] * 0, "format": ended}
+    rewards = batch.with_rewards(values, format=0.1).rewards
     assert not StepCredit(GroupNorm(), per_step=False)(rollout, rewards).any()
     assert not ShapedOutcome(GroupNorm(), "hit")(rollout, rewards).any()
 
@@ -77,12 +77,12 @@ def test_equal_sums_in_another_order_of_steps_are_a_dead_group() -> None:
 def test_a_shaped_outcome_adds_the_mean_over_steps() -> None:
     batch = sample("blocked")
     exact = batch.rewards.components["exact_match"]
-    summed = batch.with_rewards(outcome=exact + batch.rewards.shaping.mean(1))
+    summed = batch.with_rewards({"sum": exact + batch.rewards.step_shaping.mean(1)})
     assert_same(
         ShapedOutcome(GroupNorm(), "exact_match")(batch.rollout, batch.rewards),
         OutcomeCredit()(batch.rollout, summed.rewards),
     )
-    bare = batch.with_rewards(shaping=None)
+    bare = batch.with_rewards({"exact_match": exact})
     plain = OutcomeCredit(component="exact_match")(batch.rollout, batch.rewards)
     assert_same(ShapedOutcome(GroupNorm(), "exact_match")(batch.rollout, bare.rewards), plain)
     alone = Setting(("exact_match",), step_rewards=True, group_size=1)
