@@ -13,10 +13,9 @@ from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import OBJECTIVES, ClipOptions, Credit, GroupOptions, PolicyObjective, Reduction, Setting
 from genrl.objectives.credit import GroupNorm, Guard, Normalize, component, missing_reward, spread
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import SequenceMean, chosen_tokens, reduction
-from genrl.objectives.surrogate import ClippedRatio, FixedBounds
+from genrl.objectives.terms import ClippedRatio, FixedBounds, SequenceMean, chosen_tokens, penalties, reduction
 from genrl.ops import segment_gather, segment_sum
+from genrl.options import option
 
 Match = Literal["per_level", "prefix", "nested"]
 SAPO_NORM = GroupNorm(guard="clamp")
@@ -71,7 +70,6 @@ class StepCredit(Credit):
     component: str | None = None
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """A match per step (or the named reward), groups, and thinking if nothing else is trained."""
         if self.component is not None:
             yield from missing_reward(self.component, setting)
         elif not setting.step_rewards:
@@ -129,12 +127,10 @@ class ShapedOutcome(Credit):
     component: str
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """Groups and the named reward."""
         yield from self.norm.missing(setting)
         yield from missing_reward(self.component, setting)
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T]."""
         values, sizes = (self._shaped(each) for each in (rewards, rewards.absolute))
         return spread(self.norm(values, completions.group_size, sizes), completions)
 
@@ -153,7 +149,6 @@ class StepMean(Reduction):
     """
 
     def __call__(self, completions: Completions) -> Tensor:
-        """Return 1 / (steps of the row * tokens of the step), on chosen tokens in steps [B, T]."""
         chosen = chosen_tokens(completions)
         lengths = segment_sum(chosen, completions.step_ids, completions.num_steps)
         steps = (lengths > 0).sum(1, keepdim=True).clamp(min=1)
@@ -164,7 +159,7 @@ class StepMean(Reduction):
 class SAPOConfig(ClipOptions, GroupOptions):
     """Options of `sapo`."""
 
-    dual_clip: float | None = None
+    dual_clip: float | None = option(None, gt=1)
     """Largest ratio that a negative advantage feels (the authors' code: 3.0); null: unbounded."""
     match: Match = "per_level"
     """Step reward per level (paper and code), only while all levels before match, or nested (1/4, 1/2, 1)."""

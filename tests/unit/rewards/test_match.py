@@ -204,5 +204,5 @@ def test_step_rewards_need_one_step_per_level():
 
 
 def test_negative_levels_are_refused():
-    with pytest.raises(ConfigError, match="levels must be"):
+    with pytest.raises(ConfigError, match="'levels': -1 must be at least 0"):
         REWARDS.build("prefix_match", {"levels": -1})
