@@ -1,37 +1,207 @@
-"""A policy as a recommender: its rankings, and how its weights are to be decoded."""
+"""A policy as a recommender: built from a configuration, ranking by search, kept with the way it is to be decoded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from genrl.batches import Ranking, Requests
-from genrl.config.schema import EvaluateConfig
-from genrl.errors import CheckpointError
-from genrl.files import key_of, read_metadata
-from genrl.layouts.base import Layout, ThinkingLayout
+from genrl.config.load import load_config
+from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.errors import CheckpointError, ConfigError
+from genrl.files import key_of, read_metadata, read_weights, save_weights
+from genrl.layouts import LAYOUTS, Items, thinks
+from genrl.layouts.base import Layout
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
-from genrl.policy.decode import rank
+from genrl.policy.distribution import RANKING
+from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import Thoughts, conclude, think
-from genrl.prompts.template import PromptMaker
+from genrl.policy.search import search, think
+from genrl.prompts.template import PromptTemplate
+from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
+from genrl.recommenders.bundle import read_problem, save_problem
+from genrl.sid.trie import Trie
+
+SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
+"""What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
 
 
-def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: EvaluateConfig) -> dict[str, Any]:
+class PolicyRecommender:
+    """A policy, the grammar that it writes in and the template that it reads.
+
+    Args:
+        config: of the run; its sections `evaluate`, `data.max_history` and `trainer` say how requests are ranked.
+        problem: catalogue and Semantic IDs.
+        policy: what ranks.
+        layout: grammar of the completions.
+        template: how requests are written.
+    """
+
+    def __init__(
+        self, config: RunConfig, problem: Problem, policy: Policy, layout: Layout, template: PromptTemplate
+    ) -> None:
+        self.config, self.problem = config, problem
+        self.policy, self.layout, self.template = policy, layout, template
+
+    @classmethod
+    def build(cls, config: RunConfig, problem: Problem) -> PolicyRecommender:
+        """The configured policy, not yet trained.
+
+        Raises:
+            ConfigError: if beam or prompts do not fit the catalogue or the model.
+        """
+        table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
+        policy = load_policy(
+            config.model,
+            table.codebook_sizes,
+            catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0),
+            config.prompt.prefix,
+            thinking=thinking,
+            add_tokens=config.layout.get("add_tokens", True),
+            saved=problem.tokenizer,
+        )
+        equip(policy, config.trainer)
+        options = {name: value for name, value in config.layout.items() if name != "name"}
+        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
+        catalogue = Items(trie, policy.first_ids, table.codes)
+        layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=policy.words)
+        if config.evaluate.beam > layout.completions:
+            raise ConfigError(_too_wide(config.evaluate, layout.completions))
+        pad = policy.tokenizer.pad_token_id
+        template = PromptTemplate(
+            start_id=policy.start_id,
+            prefix_ids=policy.prefix_ids,
+            sid_tokens=table.codes + torch.tensor(policy.first_ids),
+            pad_id=policy.start_id if pad is None else pad,
+        )
+        made = cls(config, problem, policy, layout, template)
+        made._check_length()
+        return made
+
+    def _check_length(self) -> None:
+        limit, history, layout = self.policy.positions, self.config.data.max_history, self.layout
+        needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
+        if limit is not None and needed > limit:
+            further = " or layout.budget" if layout.writes_text else ""
+            raise ConfigError(
+                f"prompts and completions of {needed} tokens (data.max_history={history} items x {layout.steps} "
+                f"codes, completions of {layout.length}) do not fit into the {limit} positions of model "
+                f"{self.config.model.name!r}. Lower data.max_history{further}."
+            )
+
+    def under(self, layout: Layout) -> PolicyRecommender:
+        """The same policy under another grammar, that of the items alone for one."""
+        return PolicyRecommender(self.config, self.problem, self.policy, layout, self.template)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether rankings come from thinking, which may fail."""
+        return self.layout.writes_text
+
+    @property
+    def device(self) -> torch.device:
+        """That of the policy."""
+        return self.policy.device
+
+    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [P, L] of requests with histories [P, H]."""
+        return self.template.render(histories[:, max(0, histories.shape[1] - self.config.data.max_history) :])
+
+    def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
+        """Rank the items that each request may get, best first; see `Recommender.rank`."""
+        return self.answer(requests, width, exact)[0]
+
+    @torch.no_grad()
+    def answer(self, requests: Requests, width: int, exact: bool = False) -> tuple[Ranking, list[list[str]] | None]:
+        """Rank, and say what was thought before the first item of each request; None: the policy does not think."""
+        policy, config = self.policy, self.config.evaluate
+        layout, requests = _allowed(self.layout, requests)
+        layout, requests = layout.to(policy.device), requests.to(policy.device)
+        policy.eval()
+        beam, first = max(config.beam, width), width if exact else 0
+        with numerics(self.config.trainer, policy.device):
+            noise = thinking_noise(layout, requests, config)
+            sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
+            ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first)
+        if not layout.writes_text:
+            return ranking, None
+        blocks = [layout.blocks(tokens) for tokens in found.tokens[:: found.group_size]]
+        return ranking, [[policy.tokenizer.decode(block).strip() for block in each] for each in blocks]
+
+    @torch.no_grad()
+    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
+        self.policy.eval()
+        with numerics(self.config.trainer, self.policy.device):
+            return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
+
+    def decoding(self) -> dict[str, Any]:
+        """All that rankings depend on besides weights and SID table."""
+        return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
+
+    def load_state(self, state: dict[str, Tensor], origin: str) -> None:
+        """Put trained weights in place, which `origin` holds."""
+        self.policy.load_state(state, origin)
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights with the way to decode them, tokenizer, catalogue and SID table."""
+        save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
+        self.policy.tokenizer.save_pretrained(folder / "tokenizer")
+        save_problem(folder, self.problem.dataset, self.problem.table)
+
+    @classmethod
+    def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> PolicyRecommender:
+        """Read what `save` wrote; what is to be searched in another way than the weights were chosen with is told."""
+        config = load_config([folder / "config.yaml"], {}, overrides)
+        dataset, table = read_problem(folder)
+        saved = folder / "tokenizer" if config.model.name == "tiny" else None
+        made = cls.build(config, Problem(dataset, table, config.model, saved))
+        if not {"activate", "rl"} & set(config.stages):
+            made = made.under(made.layout.plain)
+        weights = folder / WEIGHTS
+        for notice in check_decoding(weights, made.decoding()):
+            Console().print(notice)
+        made.policy.load_state(read_weights(weights), str(weights))
+        return made
+
+
+def _too_wide(config: EvaluateConfig, most: int) -> str:
+    kept = sorted(k for k in config.k if k <= most) or [most]
+    lower = f"evaluate.beam to {most} or less"
+    if max(config.k) > most:
+        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
+    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
+
+
+def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
+    """The layout of the items that all requests may get, and the requests with what is left of their lists.
+
+    Raises:
+        DataError: if a request may get none.
+    """
+    pool = requests.pool
+    if pool is not None and len(pool) and bool((pool == pool[:1]).all()):  # one pool for all: one filter is faster
+        keep = torch.zeros(len(layout.codes), dtype=torch.bool)
+        return layout.only(keep.index_fill(0, pool[0][pool[0] >= 0].cpu(), True)), replace(requests, pool=None)
+    return layout, requests
+
+
+def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
     Args:
         policy: gives the tokens that prompts and completions are made of.
         layout: grammar that the weights were trained with.
-        maker: makes the prompts.
+        max_history: items that prompts show.
         config: how they are searched.
 
     Returns:
@@ -45,8 +215,8 @@ def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: Evaluat
         "first_sid_tokens": list(policy.first_ids),
         "codes": list(policy.sizes),
     }
-    search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": maker.max_history}
-    if layout.thinking and policy.words is not None:
+    search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": max_history}
+    if layout.writes_text and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
         search["evaluate.thinking_samples"] = config.thinking_samples
@@ -105,46 +275,28 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
 
 def rankings(policy: Policy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
-    tokens, mask = prompts.tokens, prompts.mask
-    search: Callable[..., Ranking] = partial(_without_thinking, policy, tokens, mask, config.beam)
-    if isinstance(layout, ThinkingLayout):
-        noise = thinking_noise(layout, tokens, mask, config)
-        thoughts = think(policy, layout, tokens, mask, uniforms=noise, temperature=config.thinking_temperature)
-        search = partial(_with_thinking, policy, thoughts, config.beam)
+    noise = thinking_noise(layout, prompts, config)
+    sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
+    behind = think(policy, layout, prompts, sampling, noise)
+    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise, behind=behind)
     if not config.exact:
-        raw = search(layout)
+        raw, _ = find(prompts)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
     first = max(config.k)
-    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))), exact=first)
-    return {"raw": search(layout, exact=first), "excluded": exclude_history(unseen, prompts.history)}
+    unseen, _ = find(replace(prompts, deny=deniable(prompts.history, len(layout.codes))), exact=first)
+    raw, _ = find(prompts, exact=first)
+    return {"raw": raw, "excluded": exclude_history(unseen, prompts.history)}
 
 
-def _without_thinking(
-    policy: Policy, tokens: Tensor, mask: Tensor, beam: int, layout: Layout, exact: int = 0
-) -> Ranking:
-    return rank(policy, layout, tokens, mask, beam, exact=exact)
-
-
-def _with_thinking(policy: Policy, thoughts: Thoughts, beam: int, layout: ThinkingLayout, exact: int = 0) -> Ranking:
-    return conclude(policy, layout, thoughts, beam, exact=exact).ranking
-
-
-def thinking_noise(layout: Layout, tokens: Tensor, mask: Tensor, config: EvaluateConfig) -> Tensor | None:
+def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:
     """Noise [P, samples, longest completion] in [0, 1) that thinking is drawn with; None for the likeliest words.
 
     The seed of a prompt is a number made of its tokens, so its noise depends neither on the batch that it is in nor on
     the number of processes, and `recommend` thinks as `evaluate` did.
     """
-    if config.thinking_samples == 0:
+    if config.thinking_samples == 0 or not layout.writes_text:
         return None
     shape = (config.thinking_samples, layout.length)
-    seeds = [seed_of(*row[real].tolist()) for row, real in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    seeds = [seed_of(*row[real].tolist()) for row, real in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(tokens.device)
-
-
-def deniable(history: Tensor, items: int) -> Tensor:
-    """Histories [P, H] as filters: nothing is denied to a user who has seen all items, as nothing would be left."""
-    seen = history.sort(dim=1).values
-    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
-    return history.masked_fill((distinct >= items)[:, None], -1)
+    return torch.stack(noise).to(prompts.tokens.device)

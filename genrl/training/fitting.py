@@ -73,12 +73,12 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
 
 def find_rank(config: TrainerConfig) -> None:
     """Have Lightning find out which process this is, so that `is_first` is right before there is a trainer to train."""
-    rank_zero_only.rank = make_trainer(config).global_rank
+    rank_zero_only.rank = make_trainer(config).global_rank  # type: ignore[attr-defined]
 
 
 def is_first() -> bool:
     """Whether this is the one process of the run that writes files: global rank 0, as Lightning counts."""
-    return bool(rank_zero_only.rank == 0)
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def train(

@@ -1,12 +1,14 @@
-"""Two processes give the update and the metrics of one."""
+"""Two processes, of one machine or of two, give the update and the metrics of one."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +32,10 @@ RUNS = {
         "rollout.micro_batch=3",
     ),
     "sage": ("stages=[rl]", "objective.diversity=group"),
+    "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003"),
 }
-"""Through all stages with thinking, the later ones in processes that trained before; and straight into the last one."""
+"""Through all stages with thinking, the later ones in processes that trained before; straight into the last one; and
+on two nodes that share a folder, each started by its own launcher."""
 UNLIKE = ("time/", "objective/", "policy/entropy")
 """Times; and means over the tokens of a micro-batch, of which two ranks have others."""
 
@@ -43,11 +47,36 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     options = (*COMMON, *RUNS[name], f"objective={name}")
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     assert main(["fit", *small(one, *options)]) == 0
-    command = [sys.executable, "-m", "genrl", "fit", *small(two, *options, "trainer.devices=2")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(*(nodes(two, *options) if name == "grpo" else [[sys.executable, *fit(two, *options, "trainer.devices=2")]]))
     return name, one / "toy", two / "toy"
+
+
+def fit(output: Path, *options: str) -> list[str]:
+    return ["-m", "genrl", "fit", *small(output, *options)]
+
+
+def nodes(output: Path, *options: str) -> list[list[str]]:
+    """What starts a run on each of two nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    started = [sys.executable, "-m", "torch.distributed.run", *shared]
+    return [[*started, f"--node-rank={node}", *fit(output, *options, "trainer.num_nodes=2")] for node in range(2)]
+
+
+def run(*commands: list[str]) -> None:
+    """Run commands together; all of them have to end well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kept: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen(command, **kept) for command in commands]
+    try:
+        for process in started:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-3000:]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_the_weights_are_the_same(outputs: tuple[str, Path, Path]) -> None:
@@ -84,3 +113,12 @@ def test_what_is_logged_while_training_is_the_same(outputs: tuple[str, Path, Pat
         for before, after in zip(first, second, strict=True):
             kept = {key: value for key, value in before.items() if not key.startswith(UNLIKE)}
             assert {key: after[key] for key in kept} == pytest.approx(kept, abs=1e-5), folder
+
+
+def test_one_process_writes(outputs: tuple[str, Path, Path]) -> None:
+    _, one, two = outputs
+    for folder in (path for path in one.iterdir() if path.is_dir()):
+        names = [sorted(path.name for path in base.rglob("*")) for base in (folder, two / folder.name)]
+        kept = [[name for name in part if "tfevents" not in name] for part in names]
+        assert kept[0] == kept[1]
+        assert len(names[0]) == len(names[1])

@@ -2,20 +2,17 @@
 
 import json
 import sys
-from dataclasses import replace
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from dataclasses import fields, replace
+from functools import partial
 
 import bench
+import pytest
+import torch
 from benchmarks import checks, decoding, figures, reasoning
 from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import FULL, QUICK, make_thinking_inputs
 
-FIELDS = {"name", "setting", "ours", "theirs", "unit", "ratio", "quartiles", "goal", "better", "checked", "met"}
+FIELDS = {"met", *(field.name for field in fields(Figure))}
 PROVED = {
     "rollout": ["all samples are items", "as frequent as they should be", "log-probs of 32 samples equal"],
     "beam": ["ranked lists equal for"],
@@ -80,14 +77,7 @@ def test_thinking_that_differs_from_the_peers_is_found(monkeypatch, capsys):
     generate = reasoning.generate_thinking
 
     def silent(model, prompts, group, layout):
-        budget = replace(layout.config, budget=1)
-        short = type(layout)(
-            budget,
-            trie=layout.items.trie,
-            first_ids=layout.first_ids,
-            codes=layout.codes_of_items(),
-            words=layout.words,
-        )
+        short = make_thinking_inputs(replace(QUICK, budget=1)).layout
         return generate(model, prompts, group, short)
 
     monkeypatch.setattr(reasoning, "generate_thinking", silent)
@@ -124,14 +114,11 @@ def test_larger_sizes_are_asked_for_on_the_command_line(words, changes):
 def test_variants_are_measured_in_turn_and_the_first_round_does_not_count():
     order = []
 
-    def variant(name):
-        def measure():
-            order.append(name)
-            return float(len(order))
+    def measure(name):
+        order.append(name)
+        return float(len(order))
 
-        return measure
-
-    found = interleave("numbers", {"a": variant("a"), "b": variant("b")}, repeats=2)
+    found = interleave("numbers", {name: partial(measure, name) for name in "ab"}, repeats=2)
     assert order == ["a", "b"] * 3
     assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
@@ -158,12 +145,14 @@ def test_a_completion_that_is_no_item_is_found():
 
 
 def test_a_sampler_with_wrong_frequencies_is_found():
-    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
-    right = torch.multinomial(probabilities, 2000, replacement=True, generator=torch.Generator().manual_seed(0))
-    checks.expected_frequencies(probabilities, right.flatten(), "us")
-    wrong = torch.multinomial(probabilities.flip(1), 2000, replacement=True, generator=torch.Generator().manual_seed(0))
+    right = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    drawn, flipped = (
+        torch.multinomial(chances, 2000, replacement=True, generator=torch.Generator().manual_seed(0)).flatten()
+        for chances in (right, right.flip(1))
+    )
+    checks.expected_frequencies(right, drawn, "us")
     with pytest.raises(checks.DifferenceError, match="first codes are not as frequent"):
-        checks.expected_frequencies(probabilities, wrong.flatten(), "us")
+        checks.expected_frequencies(right, flipped, "us")
 
 
 def test_rankings_may_differ_by_ties_only():

@@ -1,15 +1,9 @@
 """The breakdown of finished runs counts what it says it counts."""
 
-import sys
-from pathlib import Path
-
+import breakdown
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import breakdown
 
 from genrl.catalog.sequences import Role
 from genrl.metrics.functional import ndcg_at_k
@@ -36,17 +30,12 @@ def test_every_group_has_the_rows_that_its_name_says(experiment):
     session = load_run(experiment / "item_knn-s0")
     groups = breakdown.row_groups(session.dataset, session.config, "test")
     sequences, catalog = session.dataset.sequences, session.dataset.catalog
-    seen = {
-        "target seen 0 to 3 times": (0, 3),
-        "target seen 4 to 8 times": (4, 8),
-        "target seen 9 to 20 times": (9, 20),
-    }
     for row, position in enumerate(sequences.rows(Role.TEST).tolist()):
         count = int(catalog.train_counts[sequences.items[position]])
         user = int(sequences.users(torch.tensor([position])))
         length = position - int(sequences.offsets[user])
-        for name, (low, high) in seen.items():
-            assert bool(groups[name][row]) == (low <= count <= high)
+        for low, high in ((0, 3), (4, 8), (9, 20)):
+            assert bool(groups[f"target seen {low} to {high} times"][row]) == (low <= count <= high)
         assert bool(groups["target seen 21 or more times"][row]) == (count > 20)
         assert bool(groups["history of 5 to 9"][row]) == (5 <= length <= 9)
         tied = bool(sequences.times[position] == sequences.times[position - 1])

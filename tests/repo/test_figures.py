@@ -3,17 +3,13 @@
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import figures
 import figures_gradient
 import figures_runs
+import pytest
+import torch
 
 from genrl.batches import Rewards
 from genrl.errors import ConfigError
@@ -25,23 +21,20 @@ from tests.helpers import assert_same
 OLD = 0.4
 STRENGTH = {"diverse": 1.0, "uniform": 1 + 0.5 * math.tanh(math.log(10) / 2)}
 """Lambda where half of the slates have entropy ln 10 and half none, so that their mean lies between."""
-RATIOS = torch.arange(0.0205, 2.0, 0.03, dtype=torch.float64)
+RATIOS = torch.arange(0.0105, 2.0, 0.001, dtype=torch.float64)
 
 
-def clip(ratio, good, low, high):
-    return 0.0 if (good and ratio > high) or (not good and ratio < low) else ratio
-
-
-def grpo(ratio, good, strength):
-    return clip(ratio, good, 0.8, 1.2)
+def clip(low, high):
+    return lambda ratio, good, strength: 0.0 if (good and ratio > high) or (not good and ratio < low) else ratio
 
 
 def gbpo(ratio, good, strength):
     return min(ratio, 1.0) if good else min(ratio, strength * ratio * OLD / (1 - ratio * OLD))
 
 
-def algorithm(ratio, good, strength):
-    return clip(ratio, good, 2 - strength, 1.3)
+def algorithm(boost, beta):
+    """Algorithm 1 of SAGE, with other strengths of its two parts."""
+    return lambda ratio, good, strength: clip(2 - (1 + beta * (strength - 1)), 1 + boost)(ratio, good, strength)
 
 
 def explained(ratio, good, strength):
@@ -52,46 +45,23 @@ def printed(ratio, good, strength):
     return ratio * 1.3 if good and ratio > 1.3 else ratio
 
 
-SAGE = dict(zip((algorithm, explained, printed), figures_gradient.READINGS.values(), strict=True))
-REFERENCES = [("grpo", {"kl_coef": 0.0}, grpo), ("gbpo", {}, lambda ratio, good, strength: gbpo(ratio, good, 1.0))]
-REFERENCES += [("sage", options, reference) for reference, options in SAGE.items()]
+SAGE = zip(figures_gradient.READINGS.values(), (algorithm(0.3, 1.0), explained, printed), strict=True)
+REFERENCES = [
+    ("grpo", {"kl_coef": 0.0}, clip(0.8, 1.2)),
+    ("grpo", {"kl_coef": 0.0, "clip_high": 0.28}, clip(0.8, 1.28)),
+    ("gbpo", {}, lambda ratio, good, strength: gbpo(ratio, good, 1.0)),
+    *(("sage", options, reference) for options, reference in SAGE),
+    ("sage", {"boost": 0.0}, algorithm(0.0, 1.0)),
+    ("sage", {"beta": 0.0}, algorithm(0.3, 0.0)),
+]
 
 
 @pytest.mark.parametrize(("name", "options", "reference"), REFERENCES)
-def test_every_curve_is_that_of_its_paper(name, options, reference):
+def test_every_curve_is_that_of_its_paper_with_its_kinks(name, options, reference):
     found = figures_gradient.coefficients(name, options, RATIOS, OLD)
     for (diversity, quality), values in found.items():
         expected = [reference(ratio, quality == "good", STRENGTH[diversity]) for ratio in RATIOS.tolist()]
         assert_same(values, expected)
-
-
-def kink(name, options, slate, value):
-    """The ratio where a curve stops, or for bad slates begins, to be `value(ratio)`."""
-    ratios = torch.arange(0.0105, 2.0, 0.001, dtype=torch.float64)
-    values = figures_gradient.coefficients(name, options, ratios, OLD)[slate]
-    same = (values - value(ratios)).abs() < 1e-9
-    return float(ratios[same][-1]) if bool(same[0]) else float(ratios[same][0])
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "slate", "value", "ratio"),
-    [
-        ("grpo", {"kl_coef": 0.0}, ("diverse", "good"), lambda r: r, 1.2),
-        ("grpo", {"kl_coef": 0.0, "clip_high": 0.28}, ("diverse", "good"), lambda r: r, 1.28),
-        ("grpo", {"kl_coef": 0.0}, ("diverse", "bad"), lambda r: r, 0.8),
-        ("gbpo", {}, ("diverse", "good"), lambda r: r, 1.0),
-        ("gbpo", {}, ("diverse", "bad"), lambda r: r, 1 / OLD - 1),
-        ("sage", {}, ("diverse", "good"), lambda r: r, 1.3),
-        ("sage", {"boost": 0.0}, ("diverse", "good"), lambda r: r, 1.0),
-        ("sage", {}, ("diverse", "bad"), lambda r: r, 1.0),
-        ("sage", {}, ("uniform", "bad"), lambda r: r, 2 - STRENGTH["uniform"]),
-        ("sage", {"beta": 0.0}, ("uniform", "bad"), lambda r: r, 1.0),
-        ("sage", {"form": "gradient"}, ("uniform", "good"), lambda r: r, 1.3),
-        ("sage", {"form": "gradient"}, ("uniform", "bad"), lambda r: r, 1 / OLD - STRENGTH["uniform"]),
-    ],
-)
-def test_kinks_sit_where_the_papers_put_them(name, options, slate, value, ratio):
-    assert_same(kink(name, options, slate, value), ratio, tolerance=0.001)
 
 
 def test_a_coefficient_does_not_depend_on_the_other_ratios():
@@ -162,23 +132,33 @@ def test_dynamics_are_the_curves_of_the_largest_k_by_run_and_seed(experiment):
     }
 
 
-def test_dynamics_are_drawn(experiment, tmp_path, capsys):
-    for run in ("sage-s0", "sage-s1", "plain-s0", "plain-s1"):
-        steps = ({"step": step, "rollout/cold_share": step / 100, "policy/entropy": 1.0} for step in range(5))
-        note(experiment, run, *steps, {"step": 5, "val/entropy@10": 1.5})
-    path = tmp_path / "new" / "curves.png"
-    assert figures.main(["dynamics", str(experiment), "--rows", "sage,plain", "--smooth", "2", "--out", str(path)]) == 0
-    assert_png(path)
+CURVES = {
+    run: [{"step": step, "rollout/cold_share": step / 100, "policy/entropy": 1.0} for step in range(5)]
+    for run in ("sage-s0", "sage-s1", "plain-s0", "plain-s1")
+}
+APART = {"sage-s0": [{"step": 3, "policy/entropy": 1.0}], "sage-s1": [{"step": 4, "policy/entropy": 1.0}]}
+APART["plain-s0"] = [{"step": 3, "policy/entropy": math.nan}]
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (["gradient"], {}),
+        (["dynamics", "EXPERIMENT", "--rows", "sage,plain", "--smooth", "2"], CURVES),
+        (["dynamics", "EXPERIMENT"], APART),  # seeds without a common step leave no line
+        (["ablation", "EXPERIMENT", "--full", "sage", "--without", "plain", "--kind", "excluded"], {}),
+    ],
+)
+def test_figures_are_drawn(words, noted, experiment, tmp_path, capsys):
+    for run, notes in noted.items():
+        note(experiment, run, *notes)
+    path = tmp_path / "new" / "figure.png"
+    assert figures.main([*(word.replace("EXPERIMENT", str(experiment)) for word in words), "--out", str(path)]) == 0
+    written = path.read_bytes()
+    assert written.startswith(b"\x89PNG")
+    assert b"Software" not in written
+    assert list(path.parent.iterdir()) == [path]  # nothing temporary is left
     assert str(path) in capsys.readouterr().out
-
-
-def test_seeds_without_a_common_step_leave_no_line(experiment, tmp_path):
-    note(experiment, "sage-s0", {"step": 3, "policy/entropy": 1.0})
-    note(experiment, "sage-s1", {"step": 4, "policy/entropy": 1.0})
-    note(experiment, "plain-s0", {"step": 3, "policy/entropy": math.nan})
-    path = tmp_path / "curves.png"
-    assert figures.main(["dynamics", str(experiment), "--out", str(path)]) == 0
-    assert_png(path)
 
 
 def test_smoothing_looks_back_only():
@@ -196,31 +176,11 @@ def test_an_ablation_is_relative_to_the_mean_of_the_full_method(experiment):
     assert_same(found["Entropy@10"]["plain"], [1.0, 1.0])
 
 
-def test_an_ablation_is_drawn(experiment, tmp_path):
-    path = tmp_path / "bars.png"
-    words = ["ablation", str(experiment), "--full", "sage", "--without", "plain", "--kind", "excluded"]
-    assert figures.main([*words, "--out", str(path)]) == 0
-    assert_png(path)
-
-
 def test_intervals_of_three_seeds_are_seen_and_those_of_two_leave_the_frame():
     assert figures_runs.limits([[0.9, 1.3], [1.0]]) == (0.9, 1.3)
     assert figures_runs.limits([[0.5]]) == (0.5, 1.0)
     half = 4.302652729911275 / math.sqrt(3)  # Student's quantile with two degrees of freedom, deviation 1
     assert_same(torch.tensor(figures_runs.limits([[1.0, 2.0, 3.0]])), [2 - half, 2 + half])
-
-
-def test_the_gradient_figure_is_drawn(tmp_path):
-    path = tmp_path / "gradient.png"
-    assert figures.main(["gradient", "--out", str(path)]) == 0
-    assert_png(path)
-
-
-def assert_png(path):
-    written = path.read_bytes()
-    assert written.startswith(b"\x89PNG")
-    assert b"Software" not in written
-    assert list(path.parent.glob("*.png")) == [path]  # nothing temporary is left
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import check_repo
+import config_reference
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import check_repo  # noqa: E402
-import config_reference  # noqa: E402
+from check_repo import ROOT
 
 
 @pytest.mark.parametrize("check", check_repo.CHECKS, ids=lambda check: check.__name__)

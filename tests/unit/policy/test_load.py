@@ -19,12 +19,16 @@ LORA = LoraConfig(rank=4, alpha=8)
 
 
 def forward(policy: Policy) -> torch.Tensor:
+    with torch.no_grad():
+        return logits(policy)
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    """Of the first level's tokens behind each of four tokens."""
     tokens = torch.tensor([[1, 5, policy.first_ids[0] + 2, policy.first_ids[1]]])
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
-    with torch.no_grad():
-        return policy.head_for("legal").logits(
-            policy.hidden(tokens, mask, torch.arange(4)[None]), policy.first_ids[0], SIZES[0]
-        )
+    read = lambda hidden, head: head.logits(hidden, policy.first_ids[0], SIZES[0])  # noqa: E731
+    return policy(tokens, mask, torch.arange(4)[None], read)
 
 
 def nudge(policy: Policy) -> None:
@@ -76,13 +80,41 @@ def test_lora_trains_adapters_and_sid_rows_and_nothing_else(tmp_path: Path, tied
     assert all("lora_" in name or "trainable_tokens" in name for name in names)
     before = forward(policy)
     rows = [value for name, value in names.items() if "trainable_tokens" in name]
-    assert rows
+    assert len(rows) == (1 if tied else 2)  # an untied head has rows of its own
     assert all(value.shape[0] == sum(SIZES) for value in rows)
+    logits(policy).log_softmax(-1)[..., 0].sum().backward()
+    assert all(value.grad is not None and float(value.grad.norm()) > 0 for value in rows)
     with torch.no_grad():
-        rows[-1].mul_(2.0)  # head rows must be those that are trained
+        for number, value in enumerate(rows, start=2):
+            value.mul_(number)  # head rows must be those that are trained
     assert (forward(policy) - before).abs().max() > 1e-3
     full = policy.model(torch.tensor([[1, 5, policy.first_ids[0] + 2, policy.first_ids[1]]])).logits
-    assert_same(forward(policy), full[..., policy.first_ids[0] : policy.first_ids[0] + SIZES[0]])
+    wanted = full[..., policy.first_ids[0] : policy.first_ids[0] + SIZES[0]]
+    assert_same(forward(policy), wanted)
+    merged = policy.model.merge_and_unload()
+    assert (merged.get_input_embeddings().weight is merged.get_output_embeddings().weight) == tied
+    assert_same(merged(torch.tensor([[1, 5, policy.first_ids[0] + 2, policy.first_ids[1]]])).logits, full)
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_in_bfloat16_adapters_keep_float32(tmp_path: Path, quantize: str) -> None:
+    """bfloat16 has 8 bits: a step of 1e-5 on a weight of .01 would be rounded away."""
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
+    folder = save_local_model(tmp_path, hidden_size=64, intermediate_size=128)
+    policy = load_policy(local_config(folder, lora=LORA, dtype="bfloat16", quantize=quantize), SIZES, TEXTS)
+    policy.to_bfloat16()
+    assert {value.dtype for value in policy.trainable().values()} == {torch.float32}
+    frozen = {value.dtype for value in policy.model.parameters() if not value.requires_grad}
+    assert frozen == ({torch.bfloat16} if quantize == "none" else {torch.bfloat16, torch.uint8})
+    assert not policy.exact
+    logits(policy).log_softmax(-1)[..., 0].sum().backward()
+    assert all(torch.isfinite(value.grad).all() for value in policy.trainable().values() if value.grad is not None)
+    full = make_policy()
+    assert full.exact
+    full.to_bfloat16()
+    assert {value.dtype for value in full.model.parameters()} == {torch.bfloat16}
+    assert not full.exact
 
 
 @pytest.mark.parametrize("lora", [LoraConfig(), LORA])
@@ -134,9 +166,7 @@ def test_nf4_trains_the_same_after_a_rollout_in_eval_mode(tmp_path: Path) -> Non
             policy.eval()
             forward(policy)
         policy.train()
-        tokens = torch.tensor([[1, 5, policy.first_ids[0] + 2, policy.first_ids[1]]])
-        hidden = policy.hidden(tokens, torch.ones(1, 1, 4, 4, dtype=torch.bool).tril(), torch.arange(4)[None])
-        policy.head_for("legal").logits(hidden, policy.first_ids[0], SIZES[0]).log_softmax(-1)[..., 0].sum().backward()
+        logits(policy).log_softmax(-1)[..., 0].sum().backward()
         gradients.append(torch.cat([value.grad.flatten() for value in policy.trainable().values()]))
     assert float(gradients[0].norm()) > 0
     assert_same(gradients[1], gradients[0])

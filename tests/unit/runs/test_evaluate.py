@@ -10,7 +10,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
-from genrl.policy.reasoning import reason
+from genrl.policy.search import search
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import deniable, rankings, thinking_noise
 from genrl.runs.evaluate import (
@@ -28,25 +28,25 @@ CONFIG = EvaluateConfig(beam=60, k=[5, 10])
 def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = None) -> Evaluation:
     positions = evaluated_rows(session.dataset, replace(config, valid_users=limit), "valid")
     rows = EvaluationBatches(session.maker, positions, config.batch)
-    return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+    return evaluate(session.recommender, rows, config, "valid")
 
 
 @pytest.fixture
 def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tensor]:
     """For each validation row all items, best first; the items seen before; the target: one plain forward per item."""
     layout, policy, sequences = session.layout, session.policy, session.dataset.sequences
-    codes = layout.render(torch.arange(60))
+    codes = layout.compose(torch.arange(60)[:, None])
     nodes = layout.start(60)
     legal = []
     for position in range(layout.length):
         legal.append(layout.legal(position, nodes))
-        nodes = layout.advance(position, nodes, codes[:, position])
+        nodes = layout.advance(nodes, codes[:, position], position)
     positions = session.dataset.sequences.rows(Role.VALID)[:20]
     rankings, histories = [], []
     for position in positions.tolist():
         user = int(sequences.users(torch.tensor([position])))
         seen = sequences.items[int(sequences.offsets[user]) : position]
-        prompt = torch.cat([torch.tensor([policy.start_id]), layout.render(seen).flatten()])
+        prompt = torch.cat([torch.tensor([policy.start_id]), layout.catalogue.render(seen).flatten()])
         with torch.no_grad():
             logits = policy.model(torch.cat([prompt.expand(60, -1), codes], dim=1)).logits.float()
         total = torch.zeros(60)
@@ -64,7 +64,7 @@ def test_a_full_beam_equals_scoring_every_item(
 ) -> None:
     wanted_rankings, histories, targets = exhaustive
     rows = EvaluationBatches(session.maker, session.dataset.sequences.rows(Role.VALID)[:20], 7)
-    found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
+    found = evaluate(session.recommender, rows, CONFIG, "valid")
     raw = [ranking.index(target) for ranking, target in zip(wanted_rankings, targets.tolist(), strict=True)]
     left = [
         [item for item in ranking if item not in seen] for ranking, seen in zip(wanted_rankings, histories, strict=True)
@@ -98,7 +98,7 @@ def test_ranks_stand_in_the_order_of_the_rows_and_misses_behind_all(session: Ses
     assert int(whole.ranks["raw"].max()) == 10
     one = session.dataset.sequences.rows(Role.VALID)[33:34]
     batches = EvaluationBatches(session.maker, one, 4)
-    alone = evaluate(session.policy, session.layout, batches, replace(CONFIG, beam=10), session.dataset.catalog, "one")
+    alone = evaluate(session.recommender, batches, replace(CONFIG, beam=10), "one")
     assert int(alone.ranks["raw"]) == int(whole.ranks["raw"][33])
 
 
@@ -108,7 +108,7 @@ def test_two_ranks_together_see_what_one_sees(session: Session, monkeypatch: pyt
     parts = []
     for rank in range(2):
         rows = EvaluationBatches(session.maker, positions, config.batch, rank, 2)
-        parts.append(evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "part"))
+        parts.append(evaluate(session.recommender, rows, config, "part"))
     whole = run(session, config)
     for kind in ("raw", "excluded"):
         joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
@@ -147,7 +147,7 @@ def test_an_exact_evaluation_finds_the_top_that_scoring_every_item_gives(
     narrow = replace(CONFIG, beam=10, k=[5, 10])
 
     def run_with(config: EvaluateConfig) -> Evaluation:
-        return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+        return evaluate(session.recommender, rows, config, "valid")
 
     beams, exact = run_with(narrow), run_with(replace(narrow, exact=True))
     assert beams.raw["certified@10"] < 1
@@ -196,16 +196,16 @@ def test_nothing_is_denied_to_users_who_have_seen_everything() -> None:
 def test_noise_of_thinking_depends_on_the_prompt_alone(thinking: Session) -> None:
     config = replace(CONFIG, thinking_samples=2)
     prompts = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:6])
-    whole = thinking_noise(thinking.layout, prompts.tokens, prompts.mask, config)
+    whole = thinking_noise(thinking.layout, prompts, config)
     assert whole is not None
     assert whole.shape == (6, 2, thinking.layout.length)
     one = prompts.rows(torch.tensor([3]))
-    tokens, mask = one.tokens[:, one.mask[0]], one.mask[:, one.mask[0]]  # without its padding
-    alone = thinking_noise(thinking.layout, tokens, mask, config)
+    one = replace(one, tokens=one.tokens[:, one.mask[0]], mask=one.mask[:, one.mask[0]])  # without its padding
+    alone = thinking_noise(thinking.layout, one, config)
     assert alone is not None
     assert torch.equal(alone[0], whole[3])
     assert len({row.flatten()[0].item() for row in whole}) == len({tuple(row) for row in prompts.tokens.tolist()})
-    assert thinking_noise(thinking.layout, tokens, mask, CONFIG) is None
+    assert thinking_noise(thinking.layout, one, CONFIG) is None
 
 
 @pytest.mark.parametrize("samples", [0, 2])
@@ -217,7 +217,7 @@ def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking
     parts = []
     for rank in range(2):
         rows = EvaluationBatches(thinking.maker, positions, 7, rank, 2)
-        parts.append(evaluate(thinking.policy, thinking.layout, rows, config, thinking.dataset.catalog, "part"))
+        parts.append(evaluate(thinking.recommender, rows, config, "part"))
     for kind in ("raw", "excluded"):
         joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
         assert joined.tolist() == whole.ranks[kind].tolist()
@@ -234,7 +234,7 @@ def test_raw_and_history_excluded_rankings_share_one_thinking(
     assert isinstance(layout, BlockedLayout)
     count, think = [], policy.think
     monkeypatch.setattr(policy, "think", lambda *args, **options: count.append(1) or think(*args, **options))
-    full = reason(thinking.policy, layout, prompts.tokens, prompts.mask, 60).ranking
+    full, _ = search(thinking.policy, layout, prompts, 60)
     found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
     assert found["raw"].items.tolist() == full.items[:, :10].tolist()
     unseen = exclude_history(full, prompts.history)
@@ -245,15 +245,9 @@ def test_raw_and_history_excluded_rankings_share_one_thinking(
 def test_failed_thinking_is_a_miss_that_is_counted(thinking: Session) -> None:
     layout = thinking.layout
     assert isinstance(layout, BlockedLayout)
-    failing = BlockedLayout(
-        replace(layout.config, on_budget="fail"),
-        trie=layout.items.trie,  # type: ignore[attr-defined]
-        first_ids=layout.first_ids,
-        codes=layout.codes_of_items(),
-        words=layout.words,
-    )
+    failing = BlockedLayout(replace(layout.config, on_budget="fail"), catalogue=layout.catalogue, words=layout.words)
     failing._closing[layout.words.closing] = False  # nothing but words is ever chosen
-    found = run(replace(thinking, layout=failing), replace(CONFIG, beam=10), limit=6)
+    found = run(replace(thinking, recommender=thinking.recommender.under(failing)), replace(CONFIG, beam=10), limit=6)
     assert found.raw["format_failure"] == found.excluded["format_failure"] == 1
     assert found.raw["recall@10"] == 0
     assert found.ranks["raw"].tolist() == [10] * 6

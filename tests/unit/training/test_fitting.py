@@ -7,25 +7,49 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only as lightning_rank
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.config.schema import EvaluateConfig, RunConfig, TrainerConfig
 from genrl.errors import ConfigError
 from genrl.training import fitting
 from genrl.training.callbacks import BestWeights
-from genrl.training.fitting import RunLogger, barrier, check_accelerator, monitor, process_rank, train
+from genrl.training.fitting import RunLogger, barrier, check_accelerator, find_rank, is_first, monitor, train
 
 
 def test_the_largest_cut_off_chooses_weights() -> None:
     assert monitor(RunConfig(evaluate=EvaluateConfig(k=[20, 5]))) == "val/ndcg@20"
 
 
-def test_the_rank_is_what_the_launcher_said_until_processes_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert process_rank() == 0
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert process_rank() == 3
+@pytest.mark.parametrize(
+    ("told", "options", "rank"),
+    [
+        ({}, {}, 0),
+        ({"LOCAL_RANK": "3", "SLURM_PROCID": "2"}, {}, 0),  # left by something else: one device is one process
+        ({"NODE_RANK": "1"}, {"num_nodes": 2, "devices": 2}, 2),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "1"}, {"num_nodes": 2, "devices": 2}, 3),
+        (
+            {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "GROUP_RANK": "1", "TORCHELASTIC_RUN_ID": "none"},
+            {"num_nodes": 2, "devices": 2},
+            2,
+        ),
+    ],
+)
+def test_the_first_process_is_that_of_global_rank_0_as_lightning_counts(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], options: dict[str, int], rank: int
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    before = rank_zero_only.rank
+    try:
+        find_rank(TrainerConfig(accelerator="cpu", **options))
+        assert rank_zero_only.rank == rank
+        assert is_first() == (rank == 0)
+    finally:
+        rank_zero_only.rank = lightning_rank.rank = before
 
 
 def test_one_process_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +70,7 @@ def test_what_was_trained_is_scored_where_it_was_trained(tmp_path: Path, monkeyp
     class Trainer:
         def __init__(self, **options: Any) -> None:
             self.strategy = SimpleNamespace(root_device=torch.device("meta"))
+            self.is_global_zero = True
 
         def fit(self, module: torch.nn.Module) -> None:
             module.cpu()  # as Lightning leaves it

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from genrl.errors import NonFiniteError
 from genrl.recommenders.policy import rankings
 from genrl.runs.evaluate import evaluate
 from genrl.runs.session import Session
+from genrl.training.callbacks import BestWeights, ResumePoint
 from genrl.training.stage import StageModule, flatten, scheduled
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
@@ -24,7 +26,7 @@ def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path)
     trainer = train(module, 100)
     config = session.config.evaluate
     rows = session.batches("valid")
-    found = evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid").raw
+    found = evaluate(session.recommender, rows, config, "valid").raw
     logged = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert set(logged) == {name for name in found if not name.startswith(("history_share", "certified"))}
     for name, value in logged.items():
@@ -61,6 +63,42 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_its_batch(
     assert torch.equal(saved["tokens"], batch.tokens)
     module.check_finite(torch.tensor(0.0), batch)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["align", "rl"])
+def test_a_gradient_that_is_no_number_stops_training_before_the_step(
+    session: Session, tmp_path: Path, kind: str, value: float
+) -> None:
+    module = sft_module(session, tmp_path) if kind == "align" else rl_module(session, tmp_path)
+    before = session.policy.state()
+    name, parameter = list(session.policy.trainable().items())[-1]
+    spoiled = parameter.register_hook(lambda gradient: gradient * value)  # the loss itself is finite
+    message = rf"step 0: the norm of the gradient is (nan|inf), from {name} on. The batch is saved in .*learning rate"
+    try:
+        with pytest.raises(NonFiniteError, match=message):
+            train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+    finally:
+        spoiled.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["non-finite-step0-rank0.safetensors"]
+    assert any(key.endswith("tokens") for key in load_file(tmp_path / "non-finite-step0-rank0.safetensors"))
+    assert all(torch.equal(after, before[key]) for key, after in session.policy.state().items())
+
+
+def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Session, tmp_path: Path) -> None:
+    class Overflow(L.Callback):
+        """What a step can do to weights though its gradient is finite."""
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
+            with torch.no_grad():
+                next(iter(session.policy.trainable().values())).view(-1)[3] = float("inf")
+
+    module = sft_module(session, tmp_path)
+    module.round_steps = 1
+    keepers = (BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+    with pytest.raises(NonFiniteError, match=r"step 1: weights of .* are NaN or infinite. Nothing was written"):
+        train(module, 2, Overflow(), *keepers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nested_batches_are_flattened_by_dotted_name(session: Session) -> None:
