@@ -153,7 +153,5 @@ def bapo(config: BAPOConfig) -> PolicyObjective:
 
 def _range(name: str, ends: list[float], step: float) -> Range:
     if ends[0] > ends[1]:
-        raise ConfigError(
-            f"objective 'bapo': {name}={ends} is no range. The first must not be larger."
-        )
+        raise ConfigError(f"objective 'bapo': {name}={ends} is no range. The first must not be larger.")
     return Range(ends[0], ends[1], step)

@@ -178,9 +178,7 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
     notes = Notes()
     catalog = inputs.maker.dataset.catalog
     prompts = len(inputs.prompts)
-    verifier = _Verifier(
-        {"item": (ItemReward(()), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes)
-    )
+    verifier = _Verifier({"item": (ItemReward(()), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
     verifier.notes = notes
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:
