@@ -173,6 +173,7 @@ class ClippedRatio(Surrogate):
 
     @property
     def uses_scores(self) -> bool:  # type: ignore[override]
+        """Whether the bounds look at the current ratios."""
         return self.bounds.uses_scores
 
     def missing(self, setting: Setting) -> Iterator[str]:
@@ -193,17 +194,10 @@ class ClippedRatio(Surrogate):
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """Estimate the KL divergence from the reference per token, in nats: exp(d) - d - 1 with d = ref - new.
+    """Estimate the KL divergence from the reference per token, in nats [B, T]: exp(d) - d - 1 with d = ref - new.
 
     Equation 4 of DeepSeekMath (arXiv:2402.03300), as in TRL; verl clamps d and the result, we do not. Its gradient with
     respect to `logps` is 1 - exp(d).
-
-    Args:
-        logps: log-probabilities of the sampled tokens under the policy [B, T], nats.
-        ref_logps: the same under the reference [B, T], nats.
-
-    Returns:
-        Values >= 0 [B, T].
 
     Example:
         >>> k3(torch.tensor([0.0]), torch.tensor([0.0]))

@@ -15,8 +15,7 @@ from genrl.objectives import OBJECTIVES, Objective
 
 LAYOUTS = ("sid", "blocked", "interleaved", "slate")
 OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in ("grpo", "dr_grpo", "dapo", "gspo", "gdpo", "cispo", "gbpo", "sapo", "sage")},
-    **{name: (name, {}) for name in ("ecpo", "bapo", "ce")},
+    **{name: (name, {}) for name in OBJECTIVES.names()},
     "grpo-token-entropy": ("grpo", {"reduction": "token", "entropy_coef": 0.01, "kl_coef": 0.0}),
     "grpo-dual": ("grpo", {"dual_clip": 1.1, "normalize": "mean", "guard": "clamp"}),
     "gspo-token": ("gspo", {"level": "sequence_token", "clip_low": 0.05, "clip_high": 0.05}),
