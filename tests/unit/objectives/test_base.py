@@ -156,6 +156,7 @@ def test_dead_share_is_told() -> None:
     assert objective.dynamic_sampling == 4
 
 
+COMPARING = ("grpo", "sapo", "sage", "dapo", "gdpo")
 FINE = Setting(("exact_match", "level_match"), step_rewards=True, group_size=4)
 
 
@@ -177,9 +178,25 @@ def test_sapo_without_step_reward() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["grpo", "sapo", "sage", "dapo", "gdpo"])
-def test_group_of_one(name: str) -> None:
-    assert "rollout.group_size is 1. Set it to 2 or more" in message(name, group_size=1)
+@pytest.mark.parametrize(
+    ("name", "options", "given", "text"),
+    [
+        *((name, {}, {"group_size": 1}, "rollout.group_size is 1. Set it to 2 or more") for name in COMPARING),
+        ("sage", {}, {"rewards": ()}, "at least one reward by name"),
+        (
+            "sapo",
+            {"ablation": "outcome", "exact_reward": "hit"},
+            {},
+            "needs the reward 'hit'; rewards are [exact_match, level_match]. Add rewards.hit.weight=1",
+        ),
+        ("sage", {"diversity": "slate"}, {"items": 1}, "objective.diversity=group"),
+        ("sage", {}, {"categories": False}, "data.columns.category"),
+        ("sapo", {"scope": "think_only"}, {"thinking": False}, "layout=blocked"),
+        ("ce", {}, {"thinking": True}, "layout=sid"),
+    ],
+)
+def test_what_is_missing_and_its_remedy(name: str, options: dict[str, object], given: dict[str, object], text: str):
+    assert text in message(name, options, **given)
 
 
 @pytest.mark.parametrize("name", ["ce", "gbpo"])
@@ -190,24 +207,6 @@ def test_groups_of_one_where_nothing_is_compared(name: str) -> None:
 
 def test_raw_singletons_may_be_alone() -> None:
     OBJECTIVES.build("grpo", {"singleton": "raw"}).check(replace(FINE, group_size=1), "grpo")
-
-
-def test_no_rewards_by_name() -> None:
-    assert "at least one reward by name" in message("sage", rewards=())
-
-
-def test_named_reward() -> None:
-    options = {"ablation": "outcome", "exact_reward": "hit"}
-    assert "needs the reward 'hit'; rewards are [exact_match, level_match]. Add rewards.hit.weight=1" in message(
-        "sapo", options
-    )
-
-
-def test_layout() -> None:
-    assert "objective.diversity=group" in message("sage", {"diversity": "slate"}, items=1)
-    assert "data.columns.category" in message("sage", categories=False)
-    assert "layout=blocked" in message("sapo", {"scope": "think_only"}, thinking=False)
-    assert "layout=sid" in message("ce", thinking=True)
 
 
 def test_all_problems_at_once() -> None:

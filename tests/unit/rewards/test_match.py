@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from genrl.batches import Completions, Targets
+from genrl.batches import Targets
 from genrl.errors import ConfigError, LayoutError
 from genrl.rewards import REWARDS
 from genrl.rewards.match import rank_penalties
 from tests.helpers import assert_same
 from tests.unit.rewards.test_base import context as context_of
+from tests.unit.rewards.test_base import make_rollout
 
 ITEMS, LEVELS, PROMPTS, GROUP, TARGETS = 12, 3, 5, 4, 2
 EVERY = [
@@ -28,23 +29,6 @@ def make_context(seed=0):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2, (ITEMS, LEVELS), generator=generator)  # 8 SIDs for 12 items: collisions are certain
     return context_of(codes)
-
-
-def make_rollout(items, choices, logps, group):
-    rows, steps = choices.shape
-    ones = torch.ones(rows, steps, dtype=torch.bool)
-    steps_ids = torch.arange(steps).expand(rows, steps).contiguous()
-    return Completions(
-        tokens=choices.clamp(min=0),
-        chosen=ones,
-        step_ids=steps_ids,
-        item_ids=torch.zeros_like(steps_ids),
-        codes=choices,
-        items=items,
-        logps=logps,
-        group_size=group,
-        num_steps=steps,
-    )
 
 
 def random_case(seed, context):
