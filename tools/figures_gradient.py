@@ -100,7 +100,7 @@ def synthetic(ratios: Tensor, probability: float) -> tuple[Completions, Rewards,
         categories=places * diverse[:, None],
         item_ids=places,
     )
-    rewards = Rewards(good, good[:, None].expand(rows, ITEMS) / ITEMS, {"hit": good}, {"hit": 1.0})
+    rewards = Rewards({"hit": good[:, None].expand(rows, ITEMS) / ITEMS}, {"hit": 1.0})
     logps = old + ratios.log().repeat_interleave(group)[:, None]
     return rollout, rewards, logps.requires_grad_()
 

@@ -53,7 +53,7 @@ class RLModule(StageModule):
 
     Args:
         objective: rewards in, loss out.
-        verifier: completions and targets in, rewards out.
+        verifier: completions and requests in, rewards out.
         prompts: order of the RL prompts.
         maker: positions -> prompt tokens.
         categories: [I] category of each catalogue row.
@@ -148,7 +148,7 @@ class RLModule(StageModule):
             completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
         else:
             completions = target_rollout(self.layout, requests, self.categories)
-        return Rollout(requests, completions, self.verifier(completions, requests.wanted))
+        return Rollout(requests, completions, self.verifier(completions, requests))
 
     def _mini_batches(self, whole: Part, index: int) -> list[Part]:
         """Share out the groups of a rollout, anew in each pass over it; each mini-batch weighs as much as the whole."""

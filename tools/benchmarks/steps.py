@@ -21,7 +21,7 @@ from benchmarks.checks import require
 from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
 from benchmarks.peers import constraint, thinking_limits
-from genrl.batches import Completions, Targets
+from genrl.batches import Completions, Requests, Targets
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
 from genrl.objectives import OBJECTIVES
 from genrl.prompts.template import EvaluationBatches
@@ -156,8 +156,8 @@ class _Verifier(Verifier):
 
     notes: Notes
 
-    def __call__(self, rollout: Completions, targets: Targets) -> Any:  # noqa: ANN401
-        judged = super().__call__(rollout, targets)
+    def __call__(self, rollout: Completions, requests: Requests) -> Any:  # noqa: ANN401
+        judged = super().__call__(rollout, requests)
         self.notes.judged(rollout.items[:, 0], judged.outcome)
         return judged
 
@@ -178,9 +178,7 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
     notes = Notes()
     catalog = inputs.maker.dataset.catalog
     prompts = len(inputs.prompts)
-    verifier = _Verifier(
-        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes, catalog.train_counts)
-    )
+    verifier = _Verifier({"item": (ItemReward(()), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
     verifier.notes = notes
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:

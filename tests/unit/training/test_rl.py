@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import genrl.training.rl as rl
-from genrl.batches import Completions, Experience, Requests, Rewards, Scores, Targets
+from genrl.batches import Completions, Experience, Requests, Rewards, Scores
 from genrl.errors import NonFiniteError
 from genrl.objectives import ObjectiveOutput
 from genrl.policy.score import score
@@ -30,9 +30,9 @@ class Judge:
         self.rewards = {"judge": None}
         self.step_names = ()
 
-    def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
+    def __call__(self, rollout: Completions, requests: Requests) -> Rewards:
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
-        return Rewards(outcome, None, {"judge": outcome})
+        return Rewards({"judge": outcome}, {"judge": 1.0})
 
 
 def make(session: Session, folder: Path, *overrides: str) -> RLModule:
@@ -294,9 +294,9 @@ def test_training_raises_the_chance_of_what_is_rewarded(session: Session, tmp_pa
     )
 
     class Likes(Judge):
-        def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
+        def __call__(self, rollout: Completions, requests: Requests) -> Rewards:
             outcome = (rollout.codes[:, 0] == 3).float()
-            return Rewards(outcome, None, {"judge": outcome})
+            return Rewards({"judge": outcome}, {"judge": 1.0})
 
     module.verifier = Likes()  # type: ignore[assignment]
     before = module.verifier(attach(module).experience(0)[0].experience.completions, None).outcome.mean()  # type: ignore[arg-type]
