@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrl.errors import ConfigError, DataError, GenRLError, UnsupportedError, suggest
-from genrl.registry import Registry, load_plugin
 
 if TYPE_CHECKING:
     from genrl.compare.finished import Rows
     from genrl.compare.plan import Plan, Run
     from genrl.compare.studies.thinking import Question
     from genrl.config import RunConfig
+    from genrl.registry import Registry
 
 BUILT_IN = {
     "grpo": "Group Relative Policy Optimization (arXiv:2402.03300)",
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except GenRLError as error:
         return _complain(str(error))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("genrl: interrupted. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
         return 130
@@ -160,7 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--show-thinking", action="store_true", help=help_thinking)
 
     listing = _command(commands, "list", "components by name, installed plug-ins among them", _list, overrides=False)
-    listing.add_argument("kind", nargs="?", choices=tuple(REGISTRIES), metavar="KIND", help=", ".join(REGISTRIES))
+    kinds = (*REGISTRIES, *(f"{kind}s" for kind in REGISTRIES))
+    listing.add_argument("kind", nargs="?", choices=kinds, metavar="KIND", help=", ".join(REGISTRIES))
     listing.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE", help="module or .py file to load first"
     )
@@ -249,6 +254,7 @@ def _run(words: list[str]) -> int:
         return 2
     options.words = words
     options.execute(options)
+    sys.stdout.flush()
     return 0
 
 
@@ -483,6 +489,7 @@ def _recommend(options: argparse.Namespace) -> None:
         only=None if options.only is None else _lines(options.only, "--only"),
         cold=options.cold,
         exact=options.exact,
+        overrides=options.overrides,
     )
     if options.show_thinking and any(each.thinking is None for each in found):
         raise UnsupportedError(
@@ -549,9 +556,13 @@ def _history(line: str, place: str) -> list[str]:
 
 
 def _list(options: argparse.Namespace) -> None:
+    from genrl.registry import load_plugin
+
     for plugin in options.plugin:
         load_plugin(plugin)
-    for kind in [options.kind] if options.kind else REGISTRIES:
+    for kind in REGISTRIES:
+        if options.kind not in (None, kind, f"{kind}s"):
+            continue
         registry = REGISTRIES[kind]()
         broken = registry.broken()
         print(f"{registry.kind}s")

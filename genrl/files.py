@@ -1,70 +1,61 @@
-"""The run folder: who owns it, what it holds, and how nothing in it is lost or half-written."""
+"""Files: written in one move, held against other processes, known by their content."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import math
 import os
-import platform
-import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
 
-PACKAGES = (
-    "genrl",
-    "torch",
-    "lightning",
-    "transformers",
-    "peft",
-    "torchmetrics",
-    "omegaconf",
-    "datasets",
-    "bitsandbytes",
-)
-UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every")
-"""Options that do not make another run."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
+"""Ends of the names in a model folder that say what the model is: weights, configuration, tokenizer, its own code."""
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which takes the place of `path` in one move once it is whole and on the disk.
+
+    Readers see the old file or the new one, never half of it; after an error the old one stays.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with atomic(Path(folder) / "note.txt") as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['note.txt']
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
-    """Write JSON in one move: readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
-    os.replace(temporary, path)
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, or of all files in a folder with their names.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    place = Path(path).expanduser()
-    try:
-        if not place.is_dir():
-            digest = hashlib.sha256()
-            with place.open("rb") as stream:
-                while part := stream.read(1 << 20):
-                    digest.update(part)
-            return digest.hexdigest()
-        files = sorted(one for one in place.rglob("*") if one.is_file())
-        listing = "".join(f"{one.relative_to(place)} {file_hash(one)}\n" for one in files)
-        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a file that is there.") from error
+    """Write JSON in one move."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
@@ -74,11 +65,83 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         CheckpointError: if the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Is this a finished run folder?") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Remove the folder and run again.") from error
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of all files in a folder with their names.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return _hash(Path(path).expanduser(), None)
+
+
+def model_hash(folder: str | Path) -> str:
+    """SHA-256 of what a model folder holds of weights, configuration, tokenizer and code.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return _hash(Path(folder).expanduser(), MODEL_FILES)
+
+
+def _hash(place: Path, ends: tuple[str, ...] | None) -> str:
+    try:
+        if not place.is_dir():
+            about = place.stat()
+            return _content(place, about.st_size, about.st_mtime_ns)
+        files = sorted(one for one in place.rglob("*") if one.is_file() and (ends is None or one.suffix in ends))
+        listing = "".join(f"{one.relative_to(place)} {_hash(one, None)}\n" for one in files)
+        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror}). Give a file that is there.") from error
+
+
+@cache
+def _content(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file; within a process, one of the same size and time is not read again."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def key_of(*parts: object) -> str:
+    """Eight hex digits that change with anything a stage depends on."""
+    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; waits, with a notice, while another one trains there."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting: another process is working in {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write weights as safetensors with metadata in their header, replacing the file in one move."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -87,6 +150,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, truncated or no safetensors file.
     """
+    from safetensors.torch import load_file
+
     with _checkpoint(path):
         return load_file(path)
 
@@ -97,6 +162,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: if the file is missing, truncated or no safetensors file.
     """
+    from safetensors import safe_open
+
     with _checkpoint(path), safe_open(path, "pt") as file:
         return file.metadata() or {}
 
@@ -104,6 +171,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 @contextmanager
 def _checkpoint(path: Path) -> Iterator[None]:
     """Name a file of weights that cannot be read."""
+    from safetensors import SafetensorError
+
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Train the stage first, or give another folder.")
     try:
@@ -112,76 +181,3 @@ def _checkpoint(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}). Remove it and train the stage again."
         ) from error
-
-
-def key_of(*parts: object) -> str:
-    """Eight hex digits that change with anything a stage depends on."""
-    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run were made with."""
-    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return found
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; waits, with a notice, while another one trains there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process is working in {folder}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-class Meter:
-    """Wall time and peak memory of a stage.
-
-    The peak is that of the GPU where there is one, else of this process since the meter was made (Linux), else since
-    the process began.
-    """
-
-    def __init__(self) -> None:
-        import time
-
-        self._clock = time.perf_counter
-        self._start = self._clock()
-        self._resettable = False
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-            self._resettable = True
-        except OSError:
-            self._resettable = False
-
-    def read(self) -> dict[str, float]:
-        """Seconds and MiB so far."""
-        return {"seconds": round(self._clock() - self._start, 1), "peak_mib": round(self._peak() / 2**20, 1)}
-
-    def _peak(self) -> float:
-        if torch.cuda.is_available():
-            return float(torch.cuda.max_memory_allocated())
-        if self._resettable:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return float(line.split()[1]) * 1024
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return float(used) * (1 if sys.platform == "darwin" else 1024)
-
-
-def rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:
-    """Metrics as they are written to metrics.json; a mean over no rows is null."""
-    return {name: None if math.isnan(value) else round(float(value), digits) for name, value in values.items()}

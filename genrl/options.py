@@ -39,7 +39,8 @@ def option(
         lt: value that it must be below.
         length: members of a list; at least one where lists have bounds but no length.
         choices: texts to choose from, where the type is not a Literal.
-        says: the sentence for whatever is out of bounds, instead of one made from them.
+        says: the sentence for whatever is out of bounds, instead of one made from them; of an option that must be
+            given, what to give.
 
     Example:
         >>> from dataclasses import make_dataclass
@@ -67,7 +68,7 @@ def out_of_bounds(schema: Any, values: Values, prefix: str = "") -> Iterator[tup
         if is_dataclass(hint):
             inner = value if isinstance(value, Mapping) else vars(value)
             yield from out_of_bounds(hint, inner, f"{prefix}{name}.")
-        elif reason := _reason(value, _bounds(schema, name)):
+        elif reason := _reason(value, bounds(schema, name)):
             yield f"{prefix}{name}", reason
 
 
@@ -127,6 +128,8 @@ def as_written(schema: Any, values: Values, written: Values, prefix: str = "") -
     found = dict(values)
     for name, value in values.items():
         hint, text = hints.get(name), written.get(f"{prefix}{name}")
+        if "${" in str(text):  # stands for the value of another option or of the environment
+            continue
         if is_dataclass(hint) and isinstance(value, Mapping):
             found[name] = as_written(hint, value, written, f"{prefix}{name}.")
         elif (isinstance(text, str) and _is_text(hint)) or (isinstance(text, list) and _is_texts(hint, text)):
@@ -151,7 +154,7 @@ def _is_texts(hint: Any, written: list[Any]) -> bool:  # noqa: ANN401
     return list[str] in (hint, *get_args(hint)) and all(isinstance(text, str) for text in written)
 
 
-def _bounds(schema: type, name: str) -> Values:
+def bounds(schema: type, name: str) -> Values:
     """Bounds of the option `name`: of the first class in the order of inheritance that gives any."""
     given = (getattr(kind, "__dataclass_fields__", {}).get(name) for kind in schema.__mro__)
     return next((each.metadata for each in given if each is not None and each.metadata), {})

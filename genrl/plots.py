@@ -204,7 +204,7 @@ def draw_curves(axis: Axes, bands: Mapping[str, Band], styles: Mapping[str, Look
     axis.margins(x=0.02)
     first, last = axis.dataLim.intervalx
     if 0 <= last - first < 1:  # one step
-        axis.set_xlim(first - 0.5, first + 0.5)
+        axis.set_xlim(first - 1, first + 1)
     keep_above_zero(axis)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from genrl.errors import ConfigError, UnknownComponentError, suggest
-from genrl.options import fill, out_of_bounds, plain
+from genrl.options import bounds, fill, out_of_bounds, plain
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -139,7 +139,10 @@ class Registry(Generic[T]):
 
         def unknown(key: str, names: Sequence[str]) -> str:
             listed = f"Options: {', '.join(names)}." if names else "It takes no options."
-            return f"has no option {key!r}.{suggest(key.rpartition('.')[2], names)} {listed}"
+            entries = sorted(self._entries.items())
+            others = [other for other, entry in entries if key in getattr(entry.config, "__dataclass_fields__", ())]
+            hint = suggest(key.rpartition(".")[2], names) or (f" It belongs to {', '.join(others)}." if others else "")
+            return f"has no option {key!r}.{hint} {listed}"
 
         if config is None or not is_dataclass(config):
             return [(key, f"{self.kind} {name!r} {unknown(key, ())}") for key in options]
@@ -154,7 +157,10 @@ class Registry(Generic[T]):
         for key, reason in out_of_bounds(config, values):
             if key not in wrong | missing:
                 found.append((key, f"{self.kind} {name!r}, option {key!r}: {plain(node, key)!r} {reason}."))
-        return [*found, *((key, f"{self.kind} {name!r} needs the option {key!r}.") for key in sorted(missing))]
+        for key in sorted(missing):
+            what = bounds(config, key).get("says")
+            found.append((key, f"{self.kind} {name!r} needs the option {key!r}{f': {what}' if what else ''}."))
+        return found
 
     def broken(self) -> dict[str, str]:
         """Installed plug-ins that do not import, with the reason; for `genrl list`."""

@@ -16,8 +16,8 @@ from genrl.cli import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy
 from genrl.runs.evaluate import ranking_metrics
-from genrl.runs.fit import build_objective, make_verifier
 from genrl.runs.session import Session
+from genrl.runs.stage import build_objective, make_verifier
 from genrl.training.activate import ActivateModule
 from genrl.training.rl import RLModule
 from genrl.training.sft import SFTModule

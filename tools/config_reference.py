@@ -22,13 +22,13 @@ file given with `--config` (nested: `rl: {max_steps: 100}`).
 
 Later wins: defaults, the files that a file names under `include:` (relative to itself), the file, further `--config`
 files, flags (`--objective`, `--baseline`, `--layout`, `--stage`, `--seed`, `--experiment`, `--output`), `key=value`.
-Naming another objective, layout or baseline drops the options of the one before. `${oc.env:NAME}` is the value of an
-environment variable, `${seed}` that of another option. Text stays as it is written: `001` and `no` need no quotes. All
-mistakes are reported together, with file and line, before anything is built; a run folder holds the complete
-configuration as `config.yaml`, which `--config` accepts.
+Naming another objective, layout, baseline or SID builder drops the options of the one before. `${oc.env:NAME}` is the
+value of an environment variable, `${seed}` that of another option. Text stays as it is written: `001` and `no` need no
+quotes. All mistakes are reported together, with file and line, before anything is built; a run folder holds the
+complete configuration as `config.yaml`, which `--config` accepts.
 
-The sections `objective`, `layout`, `baseline` and `rewards` hold components; their options are described on the pages
-of the [documentation](index.md), not here.
+The sections `sid`, `objective`, `layout`, `baseline` and `rewards` hold components; their options are described on the
+pages of the [documentation](index.md), not here.
 """
 
 

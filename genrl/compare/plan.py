@@ -11,9 +11,10 @@ from pathlib import Path
 from genrl.config import RunConfig, run_folder
 from genrl.errors import ConfigError, suggest
 from genrl.files import key_of
+from genrl.layouts import thinks
 from genrl.objectives import OBJECTIVES
 from genrl.policy.rollout import check_method
-from genrl.runs.stages import SUPERVISED, supervised_stages, thinks
+from genrl.runs.stages import SUPERVISED, supervised_stages
 
 Compose = Callable[[list[str]], RunConfig]
 """Words after `python -m genrl` -> the checked configuration they ask for."""

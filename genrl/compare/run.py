@@ -20,8 +20,9 @@ from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig, dotted_keys, load_config
 from genrl.config.checks import option
 from genrl.errors import ConfigError, GenRLError
-from genrl.files import UNIMPORTANT, read_json
+from genrl.files import read_json
 from genrl.progress import make_progress
+from genrl.runs.folder import UNIMPORTANT
 
 LOG = "log.txt"
 TAIL = 15

@@ -61,7 +61,6 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Yield everything that is wrong with well-typed options."""
     yield from _run(config)
     yield from _data(config)
-    yield from _sid(config)
     yield from _model(config)
     yield from _activation(config)
     yield from _training(config)
@@ -115,20 +114,6 @@ def _data(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
     if data.valid_fraction + data.test_fraction >= 1:
         yield Problem(("data.valid_fraction", "data.test_fraction"), "and data.test_fraction leave nothing to train on")
-
-
-def _sid(config: RunConfig) -> Iterator[Problem]:
-    sid = config.sid
-    if sid.builder == "import" and not sid.path:
-        yield Problem(("sid.path", "sid.builder"), "is needed by sid.builder=import: give the JSON file with the codes")
-    if sid.builder == "kmeans" and sid.path:
-        yield Problem(("sid.path", "sid.builder"), "is not read with sid.builder=kmeans. Add sid.builder=import")
-    source = sid.embedding.source
-    if source == "file" and not sid.embedding.path:
-        yield Problem(("sid.embedding.path", "sid.embedding.source"), "is needed by sid.embedding.source=file")
-    if source != "file" and sid.embedding.path:
-        reason = f"is not read with sid.embedding.source={source}. Add sid.embedding.source=file"
-        yield Problem(("sid.embedding.path", "sid.embedding.source"), reason)
 
 
 def _model(config: RunConfig) -> Iterator[Problem]:

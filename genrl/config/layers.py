@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genrl.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
-SLOTS = ("objective", "layout", "baseline")
+SLOTS = ("sid", "objective", "layout", "baseline")
 """Sections that hold a component: its name and options of its own."""
 
 
@@ -125,8 +125,10 @@ def combine(layers: Iterable[Layer], base: Tree) -> Tree:
 
 
 def _named(key: str, value: Any) -> Any:  # noqa: ANN401
-    """`objective: sapo` is short for `objective: {name: sapo}`."""
-    return {"name": value} if key in SLOTS and isinstance(value, str) else value
+    """`objective: sapo` is short for `objective: {name: sapo}`; an empty section sets nothing."""
+    if key not in SLOTS or isinstance(value, dict):
+        return value
+    return {"name": value} if isinstance(value, str) else {} if value is None else value
 
 
 def _merge(tree: Tree, values: Tree) -> Tree:

@@ -6,7 +6,6 @@ layers are merged as plain values and enter the typed schema once, at the end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_ove
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
 from genrl.errors import ConfigError, GenRLError
+from genrl.files import atomic
 from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
 
@@ -46,7 +46,7 @@ def load_config(
             of `trainer.extra`.
 
     Returns:
-        The configuration. With `registries`, objective, layout and rewards hold every option of their component.
+        The configuration. With `registries`, sid, objective, layout and rewards hold every option of their component.
 
     Raises:
         ConfigError: with all problems. Components are looked up only if everything else is in order, so that a
@@ -81,12 +81,8 @@ def save_config(config: RunConfig, path: Path) -> None:
     values["rewards"] = {**dict.fromkeys(RunConfig().rewards), **config.rewards}
     text = OmegaConf.to_yaml(OmegaConf.create(values))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -112,12 +108,14 @@ def _layers(
             value = [*(before if isinstance(before, list) else []), *value]
         values = {FLAGS.get(flag, flag): value}
         layers.append(Layer(f"--{flag}", values, written=values))
+    given = []
     for text in overrides:
         try:
-            layers.append(read_override(text))
+            given.append(read_override(text))
         except ConfigError as error:
             problems.append(str(error))
-    return layers, problems
+    naming = {*SLOTS, *(f"{slot}.name" for slot in SLOTS)}  # come first: an option may stand before its component
+    return [*layers, *sorted(given, key=lambda layer: naming.isdisjoint(layer.written))], problems
 
 
 def _open_sections() -> Tree:
@@ -151,17 +149,14 @@ def _components(config: RunConfig, registries: Registries, written: Tree) -> Ite
         wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"](), written)
         yield from wrong
         config.rewards[name] = complete
-    yield from _component("sid.builder", config.sid.builder, None, registries["sid"](), written)[0]
 
 
 def _component(
-    key: str, name: str, options: Tree | None, registry: Registry[Any], written: Tree
+    key: str, name: str, options: Tree, registry: Registry[Any], written: Tree
 ) -> tuple[list[Problem], str, Tree]:
-    """Return what is wrong with a component, its canonical name and its complete options (None: it has none here)."""
+    """Return what is wrong with a component, its canonical name and its complete options."""
     try:
         entry = registry.entry(name)
-        if options is None:
-            return [], entry.name, {}
         if entry.config is not None:
             options = as_written(entry.config, options, written, f"{key}.")
         wrong = [Problem((f"{key}.{option}", key), reason) for option, reason in registry.problems(name, options)]
@@ -169,7 +164,7 @@ def _component(
             return wrong, entry.name, options
         filled = registry.options(name, options)
     except GenRLError as error:
-        return [Problem((key,), str(error))], name, options or {}
+        return [Problem((key,), str(error))], name, options
     return [], entry.name, asdict(filled) if is_dataclass(filled) and not isinstance(filled, type) else {}
 
 

@@ -1,7 +1,7 @@
 """Every option of genrl, with its default and meaning; `docs/configuration.md` is generated from this file.
 
-The open slots (`objective`, `layout`, each reward) hold a component's name and that component's own options; they are
-checked against the component once the registries are known.
+The open slots (`sid`, `layout`, `objective`, `baseline`, each reward) hold a component's name and that component's own
+options; they are checked against the component once the registries are known.
 """
 
 from __future__ import annotations
@@ -84,44 +84,6 @@ class DataConfig:
     """Exactly that share (ties by item order), or every item at or below the percentile's frequency."""
     toy: ToyConfig = field(default_factory=ToyConfig)
     """Size and seed of the toy catalogue."""
-
-
-@dataclass
-class EmbeddingConfig:
-    """Item embeddings that the codes are fitted on."""
-
-    source: Literal["collaborative", "text", "both", "file"] = "text"
-    """Training co-occurrence, item text, the two joined, or a file. On real purchases `collaborative` learns best."""
-    text_encoder: str = "tfidf"
-    """`tfidf` (TF-IDF + truncated SVD) or the local folder of a sentence-transformers model (extra `text`)."""
-    dimensions: int = option(128, ge=1)
-    """Size of each embedding, at most."""
-    window: int = option(5, ge=1)
-    """Two items of a user co-occur when at most this many places apart."""
-    path: str | None = None
-    """For `file`: .npy or .safetensors matrix [items, d] in item-table order, or parquet with item id and vector."""
-
-
-@dataclass
-class SidConfig:
-    """How items become Semantic IDs."""
-
-    builder: str = "kmeans"
-    """`kmeans` (residual k-means on embeddings) or `import` (a published index); plug-ins may add more."""
-    path: str | None = None
-    """For `import`: JSON {item id: [code token, ...]}."""
-    levels: int = option(3, ge=1)
-    """Codes per item before collisions are resolved."""
-    codes: int = option(12, ge=2)
-    """Codes per level. 12 suits the toy catalogue; 256 is usual for ten thousand items."""
-    iterations: int = option(25, ge=1)
-    """Lloyd iterations per level."""
-    collisions: Literal["token", "keep"] = "token"
-    """Append a further code that tells colliding items apart, or let them share a SID."""
-    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
-    """Item embeddings."""
-    seed: int = option(0, ge=0)
-    """Seed of the clustering; independent of the run's seed so that runs share one table."""
 
 
 @dataclass
@@ -372,8 +334,8 @@ class RunConfig:
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data set."""
-    sid: SidConfig = field(default_factory=SidConfig)
-    """Semantic IDs."""
+    sid: dict[str, Any] = option({"name": "kmeans"})
+    """How items become Semantic IDs: name and options of a builder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Backbone."""
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -71,6 +71,8 @@ def _slots(config: RunConfig) -> Iterator[Problem]:
         if not isinstance(getattr(config, slot).get("name"), str):
             default = getattr(RunConfig(), slot)["name"]
             yield Problem((slot,), f"needs the name of a component, e.g. {slot}.name={default}")
+    if "builder" in config.sid:
+        yield Problem(("sid.builder",), "is not an option. Did you mean 'sid.name'?")
     for name, options in config.rewards.items():
         if not isinstance(options, dict):
             yield Problem((f"rewards.{name}",), f"must be a group of options or null, e.g. rewards.{name}.weight=1.0")

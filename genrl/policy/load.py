@@ -31,6 +31,7 @@ def load_policy(
     *,
     thinking: bool = False,
     add_tokens: bool = True,
+    saved: Path | None = None,
 ) -> Policy:
     """Load or create the backbone and give it the SID tokens of a catalogue.
 
@@ -41,6 +42,7 @@ def load_policy(
         prefix: words that open every prompt.
         thinking: whether completions have think blocks.
         add_tokens: add their marks to a tokenizer that lacks them, with a notice, instead of refusing it.
+        saved: folder of a tokenizer that was made for the tiny model before; None: it is trained on the texts.
 
     Raises:
         ConfigError: if the folder holds no model, or the width does not divide into heads.
@@ -49,7 +51,11 @@ def load_policy(
     if config.name == "tiny":
         if config.hidden % config.heads:
             raise ConfigError(f"model.hidden={config.hidden} does not divide into model.heads={config.heads}.")
-        tokenizer = train_tokenizer((text for text in texts if text), config.vocabulary, THINK if thinking else ())
+        tokenizer: Any = (
+            train_tokenizer((text for text in texts if text), config.vocabulary, THINK if thinking else ())
+            if saved is None
+            else AutoTokenizer.from_pretrained(saved)
+        )
         first_ids = add_sid_tokens(tokenizer, sizes)
         added = 0
         model: Any = tiny_model(config, len(tokenizer), config.seed)

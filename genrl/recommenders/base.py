@@ -1,45 +1,107 @@
-"""What a baseline is: something that ranks the catalogue after a history; some learn to do it."""
+"""What a recommender is: whatever ranks the catalogue for requests, and can be kept and loaded without any data set."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from genrl.batches import Ranking
+from genrl.batches import Ranking, Requests
 from genrl.catalog.dataset import Dataset
-from genrl.config.schema import ModelConfig
-from genrl.errors import CheckpointError, ConfigError
+from genrl.config.load import load_config
+from genrl.config.schema import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
+from genrl.errors import CheckpointError, ConfigError, UnsupportedError
+from genrl.files import read_weights, save_weights
+from genrl.metrics.functional import exclude_history
+from genrl.metrics.ranking import needed_width
+from genrl.ops import seed_of
 from genrl.policy.model import Policy
 from genrl.prompts.packing import SequenceBatch
+from genrl.prompts.template import PromptTemplate
+from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 
-
-class Ranker(Protocol):
-    """Ranks the catalogue for a batch of histories."""
-
-    def __call__(self, histories: Tensor, width: int) -> Ranking:
-        """Rank.
-
-        Args:
-            histories: catalogue rows [P, H], right-aligned (latest item last), -1 pads.
-            width: W, items per row; rows of a smaller catalogue end in -1.
-        """
-        ...
+WEIGHTS = "weights.safetensors"
+"""File of a run folder that holds the trained weights."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a baseline may build on."""
+    """What a recommender may build on."""
 
     dataset: Dataset
+    """Catalogue and sequences; the sequences are empty where a recommender is loaded, which learns nothing any more."""
     table: SidTable
     """Semantic IDs, for those that read or write them."""
     model: ModelConfig
     """Backbone, for those that have a language model."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer of a loaded recommender; None where it is yet to be made."""
+
+
+class Recommender(Protocol):
+    """Ranks the catalogue for requests: a policy, a baseline, or a plug-in's."""
+
+    problem: Problem
+
+    @property
+    def thinks(self) -> bool:
+        """Whether rankings come from thinking, which may fail."""
+        ...
+
+    @property
+    def template(self) -> PromptTemplate:
+        """How requests are written."""
+        ...
+
+    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [P, L] of requests with histories [P, H]."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where rankings are made."""
+        ...
+
+    def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
+        """Rank the items that each request may get, best first.
+
+        Args:
+            requests: histories, with the items that they may or must not get, on any device.
+            width: W, items per request; rows with fewer items end in -1.
+            exact: the list must be the best of all items that are allowed.
+
+        Raises:
+            UnsupportedError: if it cannot tell whether a list is exact.
+        """
+        ...
+
+    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor], origin: str) -> None:
+        """Put trained weights in place, which `origin` holds."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that is needed to rank again, beside the config.yaml of the run."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Recommender:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if something is missing, damaged or of another model.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,25 +141,23 @@ class TrainingConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 0.")
 
 
-class Recommender(nn.Module, ABC):
-    """A baseline that learns from item sequences.
+class Baseline(nn.Module, ABC):
+    """A recommender that a policy is compared with; its weights or counts are its parameters and persistent buffers.
 
     Attributes:
-        per: whether a training row is a user's sequence with a target at every place, or the history of one target.
-        exact: whether `rank` scores every item, so that its rankings are the best there are.
-        config: its options, those of training among them.
+        exact: whether `best` scores every item, so that its rankings are the best there are.
+        name: what it is registered as.
+        problem: what it was built on.
     """
 
-    exact: ClassVar[bool] = False
-    per: ClassVar[Literal["target", "user"]]
-    config: TrainingConfig
+    exact: ClassVar[bool] = True
+    thinks: ClassVar[bool] = False
+    name: str = "this baseline"
+    problem: Problem
+    trainer: TrainerConfig = TrainerConfig()
 
     @abstractmethod
-    def loss(self, batch: SequenceBatch) -> Tensor:
-        """Sum of the losses of all targets of a batch, a scalar; the caller divides it by `batch.share`."""
-
-    @abstractmethod
-    def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """Rank the catalogue.
 
         Args:
@@ -107,16 +167,59 @@ class Recommender(nn.Module, ABC):
         """
 
     @property
-    def backbone(self) -> Policy | None:
-        """Its language model, if it has one; the trainer's options of models apply to it."""
-        return None
+    def template(self) -> PromptTemplate:
+        """Requests are not written: a baseline reads their histories."""
+        return PromptTemplate(start_id=0, prefix_ids=(), sid_tokens=self.problem.table.codes, pad_id=0)
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that training moves, by name."""
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """The start of a request alone."""
+        return self.template.render(histories[:, :0])
+
+    @property
+    def device(self) -> torch.device:
+        """That of its weights or counts."""
+        return next((value.device for value in self.state_dict().values()), torch.device("cpu"))
+
+    @torch.no_grad()
+    def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
+        """Rank the items that each request may get, best first; see `Recommender.rank`."""
+        if exact and not self.exact:
+            raise UnsupportedError(
+                f"{self.name} searches with a beam, which cannot tell whether its list is exact. "
+                f"Leave --exact out; a wider beam (baseline.beam of its config.yaml) misses less."
+            )
+        requests = requests.to(str(self.device))
+        with numerics(self.trainer, self.device):
+            return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
+
+    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
+        self.eval()
+        width, items = self.width(config), len(self.problem.table)
+        unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
+        return {"raw": self.rank(requests, width), "excluded": exclude_history(unseen, requests.history)}
+
+    def width(self, config: EvaluateConfig) -> int:
+        """Items that a ranking must list to be scored."""
+        return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, catalogue and SID table."""
+        save_weights(self.state(), folder / WEIGHTS)
+        save_problem(folder, self.problem.dataset, self.problem.table)
+
+    @classmethod
+    def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Baseline:
+        """Read what `save` wrote."""
+        config = load_config([folder / "config.yaml"], {}, overrides)
+        dataset, table = read_problem(folder)
+        made = build_baseline(config, Problem(dataset, table, config.model, folder / "tokenizer"))
+        made.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        made.eval()
+        return made
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the trained weights on the CPU: all that has to be saved."""
+        """A copy of the weights on the CPU: all that has to be saved."""
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
@@ -133,4 +236,84 @@ class Recommender(nn.Module, ABC):
             ) from error
 
 
-BASELINES: Registry[Ranker | Recommender] = Registry("baseline", "genrl.recommenders")
+class TrainedBaseline(Baseline):
+    """A baseline that learns from item sequences.
+
+    Attributes:
+        per: whether a training row is a user's sequence with a target at every place, or the history of one target.
+        config: its options, those of training among them.
+    """
+
+    exact: ClassVar[bool] = False
+    per: ClassVar[Literal["target", "user"]]
+    config: TrainingConfig
+
+    @abstractmethod
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        """Sum of the losses of all targets of a batch, a scalar; the caller divides it by `batch.share`."""
+
+    @property
+    def backbone(self) -> Policy | None:
+        """Its language model, if it has one; the trainer's options of models apply to it."""
+        return None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training moves, by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+
+BASELINES: Registry[Baseline] = Registry("baseline", "genrl.recommenders")
+
+
+def build_baseline(config: RunConfig, problem: Problem) -> Baseline:
+    """The configured baseline, not yet trained.
+
+    Raises:
+        ConfigError: if a plug-in's is no `Baseline`.
+    """
+    options = {name: value for name, value in config.baseline.items() if name != "name"}
+    torch.manual_seed(seed_of(config.seed))
+    made: Any = BASELINES.build(config.baseline["name"], options, problem=problem)
+    if not isinstance(made, Baseline):
+        raise ConfigError(
+            f"baseline {config.baseline['name']!r} gives a {type(made).__name__}. It must give a "
+            f"genrl.recommenders.Baseline, e.g. a MostPopular, or an object of a subclass with a method `best`."
+        )
+    made.name, made.problem, made.trainer = BASELINES.entry(config.baseline["name"]).name, problem, config.trainer
+    if isinstance(made, TrainedBaseline) and made.backbone is not None:
+        equip(made.backbone, config.trainer)
+    return made
+
+
+def numerics(config: TrainerConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Precision of forward passes outside Lightning's loops."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
+
+
+def equip(policy: Policy, config: TrainerConfig) -> None:
+    """Give a policy what the trainer says of its passes."""
+    if config.precision == "bf16-true":
+        policy.to_bfloat16()
+    policy.branching = config.branching
+    if config.checkpointing:
+        policy.checkpoint_activations()
+    if config.compile:
+        policy.compile_decoder()
+
+
+def denied(requests: Requests, items: int) -> Tensor | None:
+    """Catalogue rows [P, D] that requests must not get, by their pools as well; -1 is none, None: nothing is denied."""
+    if requests.pool is None:
+        return requests.deny
+    every = torch.ones(len(requests), items + 1, dtype=torch.bool, device=requests.pool.device)
+    every.scatter_(1, torch.where(requests.pool < 0, items, requests.pool), False)
+    if requests.deny is not None:
+        every.scatter_(1, torch.where(requests.deny < 0, items, requests.deny), True)
+    return torch.where(every[:, :items], torch.arange(items, device=every.device), -1)
+
+
+def deniable(history: Tensor, items: int) -> Tensor:
+    """Histories [P, H] as filters: nothing is denied to a user who has seen all items, as nothing would be left."""
+    seen = history.sort(dim=1).values
+    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
+    return history.masked_fill((distinct >= items)[:, None], -1)

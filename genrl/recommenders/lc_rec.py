@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ from genrl.policy.model import Policy
 from genrl.policy.score import item_loss
 from genrl.prompts.packing import Segment, SequenceBatch, text_segments
 from genrl.prompts.template import PromptTemplate
-from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
+from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.sid.trie import Trie
 
 SHOWN_TITLES = 5
@@ -53,7 +55,7 @@ class LCRecConfig(TrainingConfig):
 
 
 @BASELINES.register("lc_rec", config=LCRecConfig, title="LC-Rec", paper="arXiv:2311.09049")
-class LCRec(Recommender):
+class LCRec(TrainedBaseline):
     """LC-Rec (Zheng et al. 2023, arXiv:2311.09049), on any local causal language model.
 
     loss = next-item prediction over Semantic IDs + alignment · one alignment example per user and step, whose task is
@@ -72,12 +74,14 @@ class LCRec(Recommender):
     def __init__(self, config: LCRecConfig, *, problem: Problem) -> None:
         super().__init__()
         self.config: LCRecConfig = config
+        self.problem = problem
         table, catalog = problem.table, problem.dataset.catalog
-        self.policy = load_policy(problem.model, table.codebook_sizes, catalog.texts)
+        saved = problem.tokenizer if problem.model.name == "tiny" else None
+        self.policy = load_policy(problem.model, table.codebook_sizes, catalog.texts, saved=saved)
         trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
         self.layout = SidLayout(SidLayoutConfig(), trie=trie, first_ids=self.policy.first_ids, codes=table.codes)
         pad = self.policy.tokenizer.pad_token_id
-        self.template = PromptTemplate(
+        self.prompts = PromptTemplate(
             start_id=self.policy.start_id,
             prefix_ids=(),
             sid_tokens=table.codes + torch.tensor(self.policy.first_ids),
@@ -89,7 +93,12 @@ class LCRec(Recommender):
                 f"histories of {needed} tokens (baseline.max_length={config.max_length} items x {table.levels} codes) "
                 f"do not fit into the {limit} positions of model {problem.model.name!r}. Lower baseline.max_length."
             )
-        self.alignment = AlignmentTasks(self.policy.tokenizer, catalog.titles, self.template, limit)
+
+    @cached_property
+    def alignment(self) -> AlignmentTasks:
+        """The tasks that tie Semantic IDs to words."""
+        titles = self.problem.dataset.catalog.titles
+        return AlignmentTasks(self.policy.tokenizer, titles, self.prompts, self.policy.positions)
 
     def loss(self, batch: SequenceBatch) -> Tensor:
         """Negative log-likelihood of the SIDs of all targets, and of the alignment examples."""
@@ -101,10 +110,10 @@ class LCRec(Recommender):
         return total + self.config.alignment * self._loss(examples) if examples else total
 
     @torch.no_grad()
-    def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
         device, whole = self.policy.device, self._layout()
-        tokens, mask = self.template.render(histories[:, -self.config.max_length :].cpu())
+        tokens, mask = self.prompts.render(histories[:, -self.config.max_length :].cpu())
         layout = whole if deny is None else whole.filtered(deny=deny.to(device))
         beams = min(max(self.config.beam, width), whole.completions)
         found = beam(self.policy, layout, tokens.to(device), mask.to(device), beams, normalize="catalogue")
@@ -127,6 +136,11 @@ class LCRec(Recommender):
         """Put saved weights in place."""
         self.policy.load_state(state, origin)
 
+    def save(self, folder: Path) -> None:
+        """Write weights, tokenizer, catalogue and SID table."""
+        super().save(folder)
+        self.policy.tokenizer.save_pretrained(folder / "tokenizer")
+
     def _layout(self) -> SidLayout:
         """The layout on the device of the weights."""
         self.layout = self.layout.to(str(self.policy.device))
@@ -135,15 +149,15 @@ class LCRec(Recommender):
     def _sequence(self, items: Tensor, targets: Tensor) -> Segment:
         """A user's items as SIDs, those of the targets to be learnt."""
         kept = items >= 0
-        rows, head = items[kept].cpu(), self.template.head
-        tokens = torch.cat([head, self.template.sid_tokens[rows].flatten()])
+        rows, head = items[kept].cpu(), self.prompts.head
+        tokens = torch.cat([head, self.prompts.sid_tokens[rows].flatten()])
         places = torch.nonzero(targets[kept].cpu()).flatten()
-        starts = len(head) + places * self.template.sid_tokens.shape[1]
+        starts = len(head) + places * self.prompts.sid_tokens.shape[1]
         return Segment(tokens.numpy(), starts.numpy(), rows[places].numpy())
 
     def _loss(self, segments: Sequence[Segment]) -> Tensor:
         device, layout = self.policy.device, self._layout()
-        tokens, items, words = _collate(segments, self.template.pad_id)
+        tokens, items, words = _collate(segments, self.prompts.pad_id)
         tokens = tokens.to(device)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(segment.tokens) for segment in segments])[:, None]
         positions = torch.arange(tokens.shape[1], device=device).expand(len(tokens), -1)

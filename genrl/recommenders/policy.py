@@ -1,4 +1,4 @@
-"""A policy as a recommender: its rankings, and how its weights are to be decoded."""
+"""A policy as a recommender: built from a configuration, ranking by search, kept with the way it is to be decoded."""
 
 from __future__ import annotations
 
@@ -10,28 +10,201 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from genrl.batches import Ranking, Requests
-from genrl.config.schema import EvaluateConfig
-from genrl.errors import CheckpointError
-from genrl.files import key_of, read_metadata
+from genrl.config.load import load_config
+from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.errors import CheckpointError, ConfigError
+from genrl.files import key_of, read_metadata, read_weights, save_weights
+from genrl.layouts import LAYOUTS, thinks
 from genrl.layouts.base import Layout, ThinkingLayout
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
 from genrl.policy.decode import rank
+from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import Thoughts, conclude, think
-from genrl.prompts.template import PromptMaker
+from genrl.policy.reasoning import Thoughts, conclude, read_blocks, reason, think
+from genrl.prompts.template import PromptTemplate
+from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
+from genrl.recommenders.bundle import read_problem, save_problem
+from genrl.sid.trie import Trie
+
+SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
+"""What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
 
 
-def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: EvaluateConfig) -> dict[str, Any]:
+class PolicyRecommender:
+    """A policy, the grammar that it writes in and the template that it reads.
+
+    Args:
+        config: of the run; its sections `evaluate`, `data.max_history` and `trainer` say how requests are ranked.
+        problem: catalogue and Semantic IDs.
+        policy: what ranks.
+        layout: grammar of the completions.
+        template: how requests are written.
+    """
+
+    def __init__(
+        self, config: RunConfig, problem: Problem, policy: Policy, layout: Layout, template: PromptTemplate
+    ) -> None:
+        self.config, self.problem = config, problem
+        self.policy, self.layout, self.template = policy, layout, template
+
+    @classmethod
+    def build(cls, config: RunConfig, problem: Problem) -> PolicyRecommender:
+        """The configured policy, not yet trained.
+
+        Raises:
+            ConfigError: if beam or prompts do not fit the catalogue or the model.
+        """
+        table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
+        policy = load_policy(
+            config.model,
+            table.codebook_sizes,
+            catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0),
+            config.prompt.prefix,
+            thinking=thinking,
+            add_tokens=config.layout.get("add_tokens", True),
+            saved=problem.tokenizer,
+        )
+        equip(policy, config.trainer)
+        options = {name: value for name, value in config.layout.items() if name != "name"}
+        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
+        parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
+        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
+        if config.evaluate.beam > layout.completions:
+            raise ConfigError(_too_wide(config.evaluate, layout.completions))
+        pad = policy.tokenizer.pad_token_id
+        template = PromptTemplate(
+            start_id=policy.start_id,
+            prefix_ids=policy.prefix_ids,
+            sid_tokens=table.codes + torch.tensor(policy.first_ids),
+            pad_id=policy.start_id if pad is None else pad,
+        )
+        made = cls(config, problem, policy, layout, template)
+        made._check_length()
+        return made
+
+    def _check_length(self) -> None:
+        limit, history, layout = self.policy.positions, self.config.data.max_history, self.layout
+        needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
+        if limit is not None and needed > limit:
+            further = " or layout.budget" if layout.thinking else ""
+            raise ConfigError(
+                f"prompts and completions of {needed} tokens (data.max_history={history} items x {layout.num_steps} "
+                f"codes, completions of {layout.length}) do not fit into the {limit} positions of model "
+                f"{self.config.model.name!r}. Lower data.max_history{further}."
+            )
+
+    def under(self, layout: Layout) -> PolicyRecommender:
+        """The same policy under another grammar, that of the items alone for one."""
+        return PolicyRecommender(self.config, self.problem, self.policy, layout, self.template)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether rankings come from thinking, which may fail."""
+        return self.layout.thinking
+
+    @property
+    def device(self) -> torch.device:
+        """That of the policy."""
+        return self.policy.device
+
+    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [P, L] of requests with histories [P, H]."""
+        return self.template.render(histories[:, max(0, histories.shape[1] - self.config.data.max_history) :])
+
+    def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
+        """Rank the items that each request may get, best first; see `Recommender.rank`."""
+        return self.answer(requests, width, exact)[0]
+
+    @torch.no_grad()
+    def answer(self, requests: Requests, width: int, exact: bool = False) -> tuple[Ranking, list[list[str]] | None]:
+        """Rank, and say what was thought before the first item of each request; None: the policy does not think."""
+        policy, config = self.policy, self.config.evaluate
+        requests = requests.to(str(policy.device))
+        tokens, mask = requests.tokens, requests.mask
+        layout = _allowed(self.layout, requests).to(str(policy.device))
+        policy.eval()
+        beam, first = max(config.beam, width), width if exact else 0
+        with numerics(self.config.trainer, policy.device):
+            if not isinstance(layout, ThinkingLayout):
+                return rank(policy, layout, tokens, mask, beam, exact=first), None
+            noise, temperature = thinking_noise(layout, tokens, mask, config), config.thinking_temperature
+            found = reason(policy, layout, tokens, mask, beam, uniforms=noise, temperature=temperature, exact=first)
+        assert policy.words is not None
+        blocks = [read_blocks(policy.words, written) for written in found.shown()]
+        return found.ranking, [[policy.tokenizer.decode(block).strip() for block in each] for each in blocks]
+
+    @torch.no_grad()
+    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
+        self.policy.eval()
+        with numerics(self.config.trainer, self.policy.device):
+            return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
+
+    def decoding(self) -> dict[str, Any]:
+        """All that rankings depend on besides weights and SID table."""
+        return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
+
+    def load_state(self, state: dict[str, Tensor], origin: str) -> None:
+        """Put trained weights in place, which `origin` holds."""
+        self.policy.load_state(state, origin)
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights with the way to decode them, tokenizer, catalogue and SID table."""
+        save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
+        self.policy.tokenizer.save_pretrained(folder / "tokenizer")
+        save_problem(folder, self.problem.dataset, self.problem.table)
+
+    @classmethod
+    def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> PolicyRecommender:
+        """Read what `save` wrote; what is to be searched in another way than the weights were chosen with is told."""
+        config = load_config([folder / "config.yaml"], {}, overrides)
+        dataset, table = read_problem(folder)
+        saved = folder / "tokenizer" if config.model.name == "tiny" else None
+        made = cls.build(config, Problem(dataset, table, config.model, saved))
+        if not {"activate", "rl"} & set(config.stages):
+            made = made.under(made.layout.items)
+        weights = folder / WEIGHTS
+        for notice in check_decoding(weights, made.decoding()):
+            Console().print(notice)
+        made.policy.load_state(read_weights(weights), str(weights))
+        return made
+
+
+def _too_wide(config: EvaluateConfig, most: int) -> str:
+    kept = sorted(k for k in config.k if k <= most) or [most]
+    lower = f"evaluate.beam to {most} or less"
+    if max(config.k) > most:
+        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
+    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
+
+
+def _allowed(layout: Layout, requests: Requests) -> Layout:
+    """The layout of the items that requests may get.
+
+    Raises:
+        DataError: if a request may get none.
+    """
+    pool, deny = requests.pool, requests.deny
+    if pool is not None and len(pool) and bool((pool == pool[:1]).all()):  # one pool for all: a smaller trie is faster
+        keep = torch.zeros(len(layout.codes_of_items()), dtype=torch.bool)
+        layout, pool = layout.only(keep.index_fill(0, pool[0][pool[0] >= 0].cpu(), True)), None
+    if pool is None and deny is None:
+        return layout
+    return layout.filtered(allow=pool, deny=deny)
+
+
+def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
     Args:
         policy: gives the tokens that prompts and completions are made of.
         layout: grammar that the weights were trained with.
-        maker: makes the prompts.
+        max_history: items that prompts show.
         config: how they are searched.
 
     Returns:
@@ -45,7 +218,7 @@ def decoding(policy: Policy, layout: Layout, maker: PromptMaker, config: Evaluat
         "first_sid_tokens": list(policy.first_ids),
         "codes": list(policy.sizes),
     }
-    search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": maker.max_history}
+    search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": max_history}
     if layout.thinking and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
@@ -141,10 +314,3 @@ def thinking_noise(layout: Layout, tokens: Tensor, mask: Tensor, config: Evaluat
     seeds = [seed_of(*row[real].tolist()) for row, real in zip(tokens.cpu(), mask.cpu(), strict=True)]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(tokens.device)
-
-
-def deniable(history: Tensor, items: int) -> Tensor:
-    """Histories [P, H] as filters: nothing is denied to a user who has seen all items, as nothing would be left."""
-    seen = history.sort(dim=1).values
-    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
-    return history.masked_fill((distinct >= items)[:, None], -1)

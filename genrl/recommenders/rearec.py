@@ -13,7 +13,7 @@ from genrl.errors import ConfigError
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem
-from genrl.recommenders.sasrec import EncoderConfig, EncoderRecommender
+from genrl.recommenders.sasrec import EncoderBaseline, EncoderConfig
 from genrl.recommenders.scoring import catalogue_cross_entropy, catalogue_loss
 
 
@@ -49,7 +49,7 @@ class ReaRecConfig(EncoderConfig):
 
 
 @BASELINES.register("rearec", config=ReaRecConfig, title="ReaRec", paper="arXiv:2503.22675")
-class ReaRec(EncoderRecommender):
+class ReaRec(EncoderBaseline):
     """Latent reasoning before the prediction.
 
     The state of the latest item is r_0; step k = 1..K reads r_{k-1} plus an embedding of the step as a further place,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
-from genrl.errors import ConfigError, DataError
+from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.metrics import RankingMetrics, exclude_history
 from genrl.metrics.functional import distinct
 from genrl.metrics.ranking import needed_width
-from genrl.recommenders.base import BASELINES, Problem, Ranker
+from genrl.recommenders.base import BASELINES, Baseline, Problem
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,68 @@ class ItemKNNConfig:
             raise ConfigError(f"window={self.window}; it must be at least 1, the distance of neighbours.")
 
 
-class MostPopular:
+class Counted(Baseline):
+    """A baseline of counts, which learns nothing further and ranks the catalogue once for all."""
+
+    @abstractmethod
+    def everything(self, histories: Tensor, width: int) -> Ranking:
+        """Rank the catalogue for histories [P, H]; see `Baseline.best`."""
+
+    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+        """Rank the catalogue and take out what is denied."""
+        if deny is None:
+            return self.everything(histories, width)
+        size = len(self.problem.table)
+        every = self.everything(histories, min(width + deny.shape[1], size + histories.shape[1]))
+        gone = torch.zeros(len(deny), size + 1, dtype=torch.bool).scatter_(1, torch.where(deny < 0, size, deny), True)
+        gone[:, size] = True  # the place of padding, in rankings as in what is denied
+        gone = gone.gather(1, torch.where(every.items < 0, size, every.items))
+        first = gone.to(torch.int8).sort(dim=1, stable=True).indices[:, :width]
+        gone = gone.gather(1, first)
+        items, scores = every.items.gather(1, first), every.scores.gather(1, first)
+        return Ranking(
+            _pad(items.masked_fill(gone, -1), width, -1),
+            _pad(scores.masked_fill(gone, -math.inf), width, -math.inf),
+        )
+
+    def load_state(self, state: dict[str, Tensor], origin: str) -> None:
+        """Put saved counts in place, whose number is theirs alone.
+
+        Raises:
+            CheckpointError: if they are those of another baseline.
+        """
+        known = dict(self.named_buffers())
+        if known.keys() != state.keys():
+            raise CheckpointError(f"{origin} holds {', '.join(state)}, of another model than {self.name}.")
+        for name, value in state.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(module), leaf, value)
+
+
+class MostPopular(Counted):
     """The same list for everybody: most interactions in the training part first, ties by catalogue row.
 
     Args:
         counts: [I] training interactions of each item.
     """
 
-    def __init__(self, counts: Tensor) -> None:
-        self.counts, self.order = counts.sort(descending=True, stable=True)
+    counts: Tensor
+    order: Tensor
 
-    def __call__(self, histories: Tensor, width: int) -> Ranking:
+    def __init__(self, counts: Tensor) -> None:
+        super().__init__()
+        ordered, order = counts.sort(descending=True, stable=True)
+        self.register_buffer("counts", ordered)
+        self.register_buffer("order", order)
+
+    def everything(self, histories: Tensor, width: int) -> Ranking:
         """Rank; the score is the training count."""
         items = _pad(self.order[:width], width, -1).expand(histories.shape[0], -1)
         scores = _pad(self.counts[:width].float(), width, -math.inf).expand(histories.shape[0], -1)
         return Ranking(items, scores)
 
 
-class RepeatLast:
+class RepeatLast(Counted):
     """The user's own items, latest first, each once; then the most popular ones.
 
     Args:
@@ -58,17 +103,18 @@ class RepeatLast:
     """
 
     def __init__(self, counts: Tensor) -> None:
+        super().__init__()
         self.popular = MostPopular(counts)
 
-    def __call__(self, histories: Tensor, width: int) -> Ranking:
+    def everything(self, histories: Tensor, width: int) -> Ranking:
         """Rank; the score is minus the rank."""
-        popular = self.popular(histories, width).items
+        popular = self.popular.everything(histories, width).items
         items = distinct(torch.cat([histories.flip(1), popular], dim=1))[:, :width]
         scores = -torch.arange(width, dtype=torch.float32).expand(items.shape)
         return Ranking(items, torch.where(items < 0, -math.inf, scores))
 
 
-class ItemKNN:
+class ItemKNN(Counted):
     """Items that other users chose near the items of the history: neighbours by weighted co-occurrence.
 
     score(i) = Σ_j 2^-j · c(h_j, i) / n(h_j),   h_0 the latest item of the history, h_1 the one before, ...
@@ -88,6 +134,11 @@ class ItemKNN:
         chunk: users scored at once; a chunk needs chunk x I floats.
     """
 
+    offsets: Tensor
+    neighbours: Tensor
+    similarities: Tensor
+    unreached: Tensor
+
     def __init__(
         self,
         sequences: Sequences,
@@ -97,6 +148,7 @@ class ItemKNN:
         known: Collection[Role] = (Role.TRAIN, Role.RL),
         chunk: int = 512,
     ) -> None:
+        super().__init__()
         self.chunk = chunk
         positions = torch.nonzero(torch.isin(sequences.roles, torch.tensor([int(role) for role in known]))).flatten()
         items, users = sequences.items[positions], sequences.users(positions)
@@ -106,13 +158,15 @@ class ItemKNN:
         if similarity == "cosine":
             norm = (norm * frequency[second]).sqrt()
         # Neighbours as rows of a table: item h has the entries offsets[h] .. offsets[h + 1] - 1.
-        self.offsets = torch.nn.functional.pad(torch.bincount(first, minlength=catalog_size).cumsum(0), (1, 0))
-        self.neighbours, self.similarities = second, weights / norm
+        offsets = torch.nn.functional.pad(torch.bincount(first, minlength=catalog_size).cumsum(0), (1, 0))
+        self.register_buffer("offsets", offsets)
+        self.register_buffer("neighbours", second)
+        self.register_buffer("similarities", weights / norm)
         order = frequency.argsort(descending=True, stable=True)
         ranks = torch.empty_like(order).scatter_(0, order, torch.arange(catalog_size))
-        self.unreached = -(ranks + 1).float() / catalog_size
+        self.register_buffer("unreached", -(ranks + 1).float() / catalog_size)
 
-    def __call__(self, histories: Tensor, width: int) -> Ranking:
+    def everything(self, histories: Tensor, width: int) -> Ranking:
         """Rank; the score is the sum above."""
         parts = [self._rank(part, width) for part in histories.split(self.chunk)]
         return Ranking(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
@@ -206,13 +260,13 @@ def reference_lines(
         histories = dataset.sequences.histories(part, history_length)
         targets = Targets(dataset.sequences.items[part].unsqueeze(1))
         for name, ranker in rankers.items():
-            ranking = ranker(histories, width)
+            ranking = ranker.everything(histories, width)
             metrics[name].update(ranking, targets, history=histories)
             metrics[f"{name}/history_excluded"].update(exclude_history(ranking, histories), targets, history=histories)
     return {name: metric.compute() for name, metric in metrics.items()}
 
 
-def reference_rankers(dataset: Dataset) -> Mapping[str, Ranker]:
+def reference_rankers(dataset: Dataset) -> Mapping[str, Counted]:
     """The reference rankers of a data set, by name."""
     counts = dataset.catalog.train_counts
     return {

@@ -14,7 +14,7 @@ from genrl.batches import Ranking
 from genrl.errors import ConfigError
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import ItemEncoder, length_groups
-from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
+from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.recommenders.scoring import CHUNK, best_items, catalogue_cross_entropy
 
 
@@ -60,7 +60,7 @@ class SASRecConfig(EncoderConfig):
             raise ConfigError(f"negatives={self.negatives}; the binary loss needs at least 1.")
 
 
-class EncoderRecommender(Recommender):
+class EncoderBaseline(TrainedBaseline):
     """Scores the catalogue by the product of a state of the history with the item embeddings.
 
     A user without a history gets the most popular items.
@@ -88,7 +88,7 @@ class EncoderRecommender(Recommender):
         return self.encoder(items)[0][:, -1]
 
     @torch.no_grad()
-    def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """Rank the catalogue; the score is the product of state and embedding."""
         denied = repeat(None) if deny is None else deny.split(CHUNK)
         parts = [
@@ -108,7 +108,7 @@ class EncoderRecommender(Recommender):
 
 
 @BASELINES.register("sasrec", config=SASRecConfig, title="SASRec", paper="arXiv:1808.09781")
-class SASRec(EncoderRecommender):
+class SASRec(EncoderBaseline):
     """Self-attentive sequential recommendation.
 
     Every place of a user's sequence predicts the next item from the items up to it; item embeddings are shared between

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from itertools import accumulate
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import T5Config, T5Model
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.t5.modeling_t5 import T5LayerSelfAttention
 
 from genrl.batches import Ranking
 from genrl.errors import ConfigError
@@ -18,11 +20,13 @@ from genrl.policy.model import Head
 from genrl.policy.score import distribution, item_loss
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
-from genrl.recommenders.base import BASELINES, Problem, Recommender, TrainingConfig
+from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.sid.trie import Trie
 
 PAD, EDGE, SPECIAL = 0, 1, 2
 """Tokens: padding; the edge, which ends every history and starts every SID; how many there are before the codes."""
+CACHE = "cache" if "cache" in signature(T5LayerSelfAttention.forward).parameters else "past_key_values"
+"""What layers call the keys and values of the tokens before; transformers renamed it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _History:
 @BASELINES.register(
     "tiger", config=TIGERConfig, title="Transformer Index for GEnerative Recommenders", paper="arXiv:2305.05065"
 )
-class TIGER(Recommender):
+class TIGER(TrainedBaseline):
     """T5 from scratch over SID tokens (Rajput et al., NeurIPS 2023).
 
     Differences from the paper: the SIDs are those of the problem's table; beam search takes only codes that lead to an
@@ -133,7 +137,7 @@ class TIGER(Recommender):
         return torch.stack([self._cross_entropy(batch.items[rows, -width:], layout) for rows, width in groups]).sum()
 
     @torch.no_grad()
-    def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
         items = histories.new_full((len(histories), width), -1)
         scores = torch.full(items.shape, float("-inf"), device=items.device)
@@ -191,8 +195,8 @@ class TIGER(Recommender):
         hidden = decoder.dropout(self.t5.shared(tokens))
         for block in decoder.block:
             own, cross, feed_forward = block.layer
-            hidden = own(hidden.view(rows), position_bias=bias, past_key_values=cache)[0]
-            hidden = cross(hidden.view(queries), history.states, position_bias=history.bias, past_key_values=cache)[0]
+            hidden = own(hidden.view(rows), position_bias=bias, **{CACHE: cache})[0]
+            hidden = cross(hidden.view(queries), history.states, position_bias=history.bias, **{CACHE: cache})[0]
             hidden = feed_forward(hidden)
         return decoder.dropout(decoder.final_layer_norm(hidden)).view(*tokens.shape, -1)
 

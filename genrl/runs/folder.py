@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from genrl.config.load import save_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.runs import tables as report
+from genrl.files import file_hash, model_hash, read_json, write_json
+from genrl.runs.record import versions
+from genrl.sid import sources
 from genrl.training.fitting import is_first
-from genrl.files import UNIMPORTANT, file_hash, read_json, versions, write_json
 
-READ = ("data.interactions", "data.items", "sid.path", "sid.embedding.path", "activate.path")
-"""Options that name files which a run learns from."""
+READ = ("data.interactions", "data.items", "activate.path")
+"""Options that name files which a run learns from, besides those of the SID table."""
+UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every")
+"""Options that do not make another run."""
 
 
 def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
@@ -55,13 +59,6 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
     return False
 
 
-def show_finished(folder: Path, console: Console) -> Path:
-    """Show the tables of a run that need not be made again."""
-    console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
-    report.show(console, read_json(folder / "metrics.json"))
-    return folder
-
-
 def claim(folder: Path, config: RunConfig, command: str) -> None:
     """Make an empty run folder ours; config.yaml comes last, so that a folder with it is whole."""
     saved = folder / "config.yaml"
@@ -77,9 +74,56 @@ def claim(folder: Path, config: RunConfig, command: str) -> None:
 
 
 def input_files(config: RunConfig) -> dict[str, tuple[str, str]]:
-    """Option -> path and SHA-256 of each file or folder that a run learns from, as far as it is on this disk."""
-    paths = {name: path for name, path in _flat(asdict(config)).items() if name in READ}
-    return {name: (path, file_hash(path)) for name, path in paths.items() if Path(path).expanduser().exists()}
+    """Option -> path and SHA-256 of each file or folder that a run depends on, as far as it is on this disk."""
+    options = _flat(asdict(config))
+    paths = {name: Path(options[name]) for name in READ if options.get(name)} | sources(config.sid)
+    paths |= {f"plugins {module}": source for module in config.plugins for source in [_source(module)] if source}
+    found = {name: path.expanduser() for name, path in paths.items()}
+    digests = {name: (str(path), file_hash(path)) for name, path in found.items() if path.exists()}
+    if config.model.name != "tiny" and Path(config.model.name).is_dir():
+        digests["model.name"] = (config.model.name, model_hash(config.model.name))
+    return digests
+
+
+def _source(module: str) -> Path | None:
+    """The file or folder of a plug-in, given as a module or a .py file."""
+    if module.endswith(".py"):
+        return Path(module)
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent if found.submodule_search_locations else Path(found.origin)
+
+
+def check_inputs(folder: Path, config: RunConfig, names: Collection[str]) -> None:
+    """Refuse to use a finished run beside other data or base weights than it was made with.
+
+    Args:
+        folder: of the run.
+        config: with the paths of today.
+        names: options whose content must be the same.
+
+    Raises:
+        CheckpointError: naming everything whose content is another one now, or is missing.
+    """
+    path = folder / "inputs.json"
+    before = read_json(path) if path.exists() else {}
+    now = input_files(config)
+    changed = [
+        f"{name} ({now[name][0]}) has another content now" if name in now else f"{name} is not there any more"
+        for name, digest in before.items()
+        if name in names and (name not in now or now[name][1] != digest)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{folder} was made with other inputs: {'; '.join(changed)}. Its numbers would not be those of this run. "
+            f"Bring the old content back, or train a run on the new one with another experiment=NAME; to score the run "
+            f"on other rows of the same items, name their file (data.interactions=FILE); a model folder that has moved "
+            f"is named with model.name=FOLDER."
+        )
 
 
 def differences(saved: Path, config: RunConfig) -> list[str]:

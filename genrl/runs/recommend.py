@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,20 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from genrl.batches import Ranking
+from genrl.batches import Ranking, Requests
+from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
-from genrl.errors import CheckpointError
-from genrl.layouts.base import ThinkingLayout
-from genrl.policy.decode import rank
-from genrl.policy.model import Policy
-from genrl.policy.reasoning import Reasoned, read_blocks, reason
-from genrl.runs import tables as report
-from genrl.runs.baseline import BaselineSession, load_baseline
-from genrl.recommenders.policy import check_decoding, decoding
-from genrl.recommenders.policy import thinking_noise
+from genrl.config.schema import RunConfig
+from genrl.errors import CheckpointError, DataError
+from genrl.recommenders import Baseline, Recommender
+from genrl.recommenders.policy import PolicyRecommender
+from genrl.runs import tables
 from genrl.runs.evaluate import evaluate
-from genrl.training.fitting import quiet_libraries
-from genrl.files import read_json, read_weights
+from genrl.runs.folder import check_inputs
 from genrl.runs.record import references, written
 from genrl.runs.session import Session
+from genrl.training.fitting import quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -40,38 +37,69 @@ class Recommendation:
     """Text of each think block that led to the first item; None: the run does not think."""
 
 
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session | BaselineSession:
-    """Rebuild a finished run, wherever its folder is now, with its trained weights.
+def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Recommender]:
+    """Load what a finished run has learnt, wherever its folder is now, without the data it learnt from.
+
+    Returns:
+        The configuration of the run under the overrides, and its recommender.
 
     Raises:
-        CheckpointError: if the folder is no run, or its weights are missing, damaged, of another model or to be
-            decoded in another way.
+        CheckpointError: if the folder is no finished run, its weights are missing, damaged or of another model, are to
+            be decoded in another way, or a base model has other weights than the run was trained on.
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(
             f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
         )
+    config = run_config(folder, overrides)
+    if not (folder / "metrics.json").exists():
+        raise CheckpointError(
+            f"{folder} is an unfinished run (no metrics.json there), whose weights are not final. Go on with it with "
+            f"the command in its command.txt and --resume."
+        )
+    check_inputs(folder, config, ["model.name"])
+    kind: type[Recommender] = Baseline if config.stages == ["baseline"] else PolicyRecommender
+    return config, kind.load(folder, tuple(overrides))
+
+
+def run_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run, wherever its folder is now."""
     experiment = Path(load_config([folder / "config.yaml"]).experiment).parts
-    depth = len(experiment)
-    home = folder.resolve()
-    flags = {}
-    if home.parts[-1 - depth : -1] == experiment:  # its SID table lies beside it, wherever that is
-        flags["output"] = str(home.parents[depth])
-    config = load_config([folder / "config.yaml"], flags, list(overrides))
-    if config.stages == ["baseline"]:
-        return load_baseline(folder, config)
-    session = Session.build(config)
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
-        stages = read_json(folder / "metrics.json")["stages"]
-        last = Path(stages["activate" if "activate" in stages else "align"]["folder"])
-        weights = folder.parent / last.name / "weights.safetensors"
-        if "activate" not in stages:
-            session = session.plain
-    for notice in check_decoding(weights, decoding(session.policy, session.layout, session.maker, config.evaluate)):
-        Console().print(notice)
-    session.policy.load_state(read_weights(weights), str(weights))
-    return session
+    home, flags = folder.resolve(), {}
+    if home.parts[-1 - len(experiment) : -1] == experiment:  # what its experiment shares lies beside it
+        flags["output"] = str(home.parents[len(experiment)])
+    return load_config([folder / "config.yaml"], flags, list(overrides))
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session:
+    """Load a finished run beside the data that it was made with.
+
+    Catalogue, cold items and SIDs are those of the run. A data file that the overrides name may hold other rows of the
+    same items.
+
+    Raises:
+        CheckpointError: as `load_recommender`, or if the data have changed.
+        DataError: if other data hold other items.
+    """
+    config, recommender = load_recommender(folder, overrides)
+    named = {word.partition("=")[0] for word in overrides}
+    check_inputs(folder, config, [name for name in ("data.interactions", "data.items") if name not in named])
+    dataset = _of_the_run(load_dataset(config.data), recommender.problem.dataset.catalog, folder)
+    recommender.problem = replace(recommender.problem, dataset=dataset)
+    return Session(config, dataset, recommender.problem.table, recommender)
+
+
+def _of_the_run(now: Dataset, catalog: Catalog, folder: Path) -> Dataset:
+    """Rows of today with the items of a run, its training counts and its cold items."""
+    if now.catalog.item_ids != catalog.item_ids:
+        new, gone = set(now.catalog.item_ids) - set(catalog.item_ids), set(catalog.item_ids) - set(now.catalog.item_ids)
+        raise DataError(
+            f"{folder} knows {len(catalog):,} items; these data have {len(now.catalog):,}, {len(new):,} of them new "
+            f"to it, and lack {len(gone):,} of its own. Score it on rows of the same items and with the options of "
+            f"section data that it was trained with."
+        )
+    kept = replace(now.catalog, train_counts=catalog.train_counts, cold=catalog.cold)
+    return Dataset(kept, now.sequences, now.name)
 
 
 def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str, Any]:
@@ -79,27 +107,23 @@ def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str,
     quiet_libraries()
     session = load_run(folder, overrides)
     config = session.config
-    if isinstance(session, Session):
-        layout, rows = session.layout.to(str(session.policy.device)), session.batches(split)
-        with session.numerics():
-            scored = evaluate(session.policy, layout, rows, config.evaluate, session.dataset.catalog, split)
-    else:
-        scored = session.evaluate((split,))[split]
+    scored = evaluate(session.recommender, session.batches(split), config.evaluate, split)
     lines = references(config, session.dataset, session.table.codes, split)
     results = {**lines, folder.name: written(scored)}
-    report.ranking_table(Console(), split, results, config.evaluate.k)
+    tables.ranking_table(Console(), split, results, config.evaluate.k)
     return results
 
 
 def recommend(
     folder: Path,
-    histories: list[list[str]],
+    histories: Sequence[Sequence[str]],
     top: int,
     *,
     exclude_seen: bool = False,
-    only: list[str] | None = None,
+    only: Sequence[str] | None = None,
     cold: bool = False,
     exact: bool = False,
+    overrides: Sequence[str] = (),
 ) -> list[Recommendation]:
     """The best items for histories given as item ids or titles, oldest first, with the thinking that led to them.
 
@@ -111,39 +135,57 @@ def recommend(
         only: item ids or titles that may be recommended (in stock, say); None: all.
         cold: recommend cold items only.
         exact: search until the list is provably the best of all allowed items.
+        overrides: `key=value` texts over the configuration of the run, a moved `model.name` for one.
 
     Returns:
         One recommendation for each history, of fewer than `top` items where fewer are allowed.
 
     Raises:
-        DataError: if no item is allowed, or a name is not in the catalogue.
+        DataError: if no item is allowed, or a name is not in the catalogue or stands for several items.
         UnsupportedError: if `exact` is asked of a baseline that searches with a beam, or of several trains of thought.
     """
     quiet_libraries()
-    session = load_run(folder)
-    catalog = session.dataset.catalog
-    find = _finder(catalog)
-    seen = _padded([[find(name) for name in history] for history in histories])
+    _, recommender = load_recommender(folder, overrides)
+    allowed = None if only is None else [recommender.problem.dataset.catalog.row_of(name) for name in only]
+    return answer(recommender, histories, top, exclude_seen, allowed, cold, exact)
+
+
+def answer(
+    recommender: Recommender,
+    histories: Sequence[Sequence[str]],
+    top: int,
+    exclude_seen: bool = False,
+    only: Sequence[int] | None = None,
+    cold: bool = False,
+    exact: bool = False,
+) -> list[Recommendation]:
+    """What a loaded recommender recommends; the arguments are those of `recommend`, `only` as catalogue rows."""
+    catalog = recommender.problem.dataset.catalog
+    seen = _padded([[catalog.row_of(name) for name in history] for history in histories])
+    pool = None if only is None and not cold else _pool(catalog, only, cold).expand(len(seen), -1)
+    requests = Requests(*recommender.write(seen), seen, pool=pool, deny=seen if exclude_seen else None)
+    if isinstance(recommender, PolicyRecommender):
+        ranking, thinking = recommender.answer(requests, top, exact)
+    else:
+        ranking, thinking = recommender.rank(requests, top, exact), None
+    named = _named(ranking.to("cpu"), catalog, top)
+    return [Recommendation(items, thinking[row] if thinking else None) for row, items in enumerate(named)]
+
+
+def _pool(catalog: Catalog, only: Sequence[int] | None, cold: bool) -> Tensor:
+    """Catalogue rows [C] that may be recommended."""
     allowed = catalog.cold.clone() if cold else torch.ones(len(catalog), dtype=torch.bool)
     if only is not None:
-        allowed &= torch.zeros_like(allowed).index_fill(0, torch.tensor([find(name) for name in only]).long(), True)
-    if isinstance(session, Session):
-        ranking, thinking = _rank(session, seen, allowed, top, exclude_seen, exact)
-    else:
-        ranking, thinking = session.recommend(seen, allowed, top, exclude_seen, exact), [None] * len(seen)
-    return [Recommendation(*each) for each in zip(_named(ranking, catalog, top), thinking, strict=True)]
+        allowed &= torch.zeros_like(allowed).index_fill(0, torch.tensor(only).long(), True)
+    if not bool(allowed.any()):
+        raise DataError("no item may be recommended: none of the catalogue is left. Allow more items.")
+    return allowed.nonzero()[:, 0]
 
 
-def _finder(catalog: Catalog) -> Callable[[str], int]:
-    """From the title or the id of an item to its row in the catalogue."""
-    titles = {title: row for row, title in enumerate(catalog.titles) if title}
-    return lambda name: titles[name] if name in titles else catalog.row(name)
-
-
-def _padded(histories: list[list[int]]) -> Tensor:
+def _padded(histories: Sequence[Sequence[int]]) -> Tensor:
     """Histories as one tensor [P, H], padded with -1 on the left."""
     width = max((len(history) for history in histories), default=0) or 1
-    rows = [[-1] * (width - len(history)) + history for history in histories]
+    rows = [[-1] * (width - len(history)) + list(history) for history in histories]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, width)
 
 
@@ -157,32 +199,3 @@ def _named(ranking: Ranking, catalog: Catalog, top: int) -> list[list[tuple[str,
         ]
         for items, scores in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
     ]
-
-
-def _rank(
-    session: Session, seen: Tensor, allowed: Tensor, top: int, exclude_seen: bool, exact: bool
-) -> tuple[Ranking, Sequence[list[str] | None]]:
-    """Rank the allowed items [I] for histories [P, H], and say what was thought."""
-    policy, config = session.policy, session.config.evaluate
-    tokens, mask = session.maker.render(seen[:, -session.config.data.max_history :])
-    tokens, mask = tokens.to(policy.device), mask.to(policy.device)
-    layout = session.layout if bool(allowed.all()) else session.layout.only(allowed)
-    if exclude_seen:
-        layout = layout.filtered(deny=seen)
-    layout = layout.to(str(policy.device))
-    policy.eval()
-    beam, first = max(config.beam, top), top if exact else 0
-    with session.numerics():
-        if not isinstance(layout, ThinkingLayout):
-            return rank(policy, layout, tokens, mask, beam, exact=first).to("cpu"), [None] * len(seen)
-        noise = thinking_noise(layout, tokens, mask, config)
-        warmth = config.thinking_temperature
-        found = reason(policy, layout, tokens, mask, beam, uniforms=noise, temperature=warmth, exact=first)
-    return found.ranking.to("cpu"), _texts(policy, found)
-
-
-def _texts(policy: Policy, found: Reasoned) -> list[list[str]]:
-    """Text of each think block of the thinking that makes the first item of each prompt likeliest."""
-    assert policy.words is not None
-    written = [read_blocks(policy.words, tokens) for tokens in found.shown()]
-    return [[policy.tokenizer.decode(block).strip() for block in blocks] for blocks in written]

@@ -1,4 +1,4 @@
-"""All that a configuration stands for, built once: data, SIDs, policy, layout, prompts."""
+"""All that a configuration stands for, built once: data, SIDs, recommender."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import EvaluateConfig, RunConfig, TrainerConfig
-from genrl.errors import ConfigError
-from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
+from genrl.config.schema import RunConfig
+from genrl.files import file_hash, key_of, locked, model_hash
+from genrl.layouts import Layout, ThinkingLayout
 from genrl.policy.branching import wrong_ways
-from genrl.policy.load import load_policy, sid_token
+from genrl.policy.load import sid_token
 from genrl.policy.model import Policy
 from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
-from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
+from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
-from genrl.sid import build_sid_table
-from genrl.sid.table import SidTable
-from genrl.sid.trie import Trie
+from genrl.recommenders import Problem, Recommender
+from genrl.recommenders.base import build_baseline, numerics
+from genrl.recommenders.policy import PolicyRecommender
 from genrl.runs.evaluate import evaluated_rows
-from genrl.files import file_hash, key_of, locked
-from genrl.runs.stages import supervised_stages, thinks
-
-SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
-"""What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
+from genrl.runs.stages import supervised_stages
+from genrl.sid import build_sid_table, sources
+from genrl.sid.table import SidTable
 
 
 @dataclass(frozen=True)
@@ -42,49 +40,42 @@ class Session:
     config: RunConfig
     dataset: Dataset
     table: SidTable
-    policy: Policy
-    layout: Layout
-    maker: PromptMaker
+    recommender: Recommender
 
     @classmethod
     def build(cls, config: RunConfig) -> Session:
-        """Load the data, get the SID table (built once per experiment), make the policy and the layout."""
+        """Load the data, get the SID table (built once per experiment) and make the recommender, not yet trained."""
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         dataset = load_dataset(config.data)
-        table = sid_table(config, dataset)
-        thinking = thinks(config)
-        sayings = (SAYINGS,) * (len(dataset.catalog) if thinking else 0)
-        policy = load_policy(
-            config.model,
-            table.codebook_sizes,
-            dataset.catalog.texts + sayings,
-            config.prompt.prefix,
-            thinking=thinking,
-            add_tokens=config.layout.get("add_tokens", True),
-        )
-        equip(policy, config.trainer)
-        trie = Trie.build(table.codes, table.codebook_sizes, dataset.catalog.train_counts)
-        options = {name: value for name, value in config.layout.items() if name != "name"}
-        parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
-        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
-        if config.evaluate.beam > layout.completions:
-            raise ConfigError(_too_wide(config.evaluate, layout.completions))
-        pad = policy.tokenizer.pad_token_id
-        template = PromptTemplate(
-            start_id=policy.start_id,
-            prefix_ids=policy.prefix_ids,
-            sid_tokens=table.codes + torch.tensor(policy.first_ids),
-            pad_id=policy.start_id if pad is None else pad,
-        )
-        maker = PromptMaker(dataset, template, config.data.max_history)
-        _check_length(config, policy, maker, layout)
-        return cls(config, dataset, table, policy, layout, maker)
+        problem = Problem(dataset, sid_table(config, dataset), config.model)
+        make = build_baseline if config.stages == ["baseline"] else PolicyRecommender.build
+        return cls(config, dataset, problem.table, make(config, problem))
+
+    @property
+    def policy(self) -> Policy:
+        """That of a run with stages of a policy."""
+        return self._policied.policy
+
+    @property
+    def layout(self) -> Layout:
+        """Grammar of the policy's completions."""
+        return self._policied.layout
+
+    @property
+    def _policied(self) -> PolicyRecommender:
+        assert isinstance(self.recommender, PolicyRecommender), f"{self.recommender!r} is a baseline"
+        return self.recommender
+
+    @cached_property
+    def maker(self) -> PromptMaker:
+        """Makes the requests."""
+        return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history)
 
     @property
     def plain(self) -> Session:
         """Of stage `align`, which knows no thinking."""
-        return replace(self, layout=self.layout.items)
+        return replace(self, recommender=self._policied.under(self.layout.items))
 
     @property
     def activates(self) -> bool:
@@ -93,7 +84,7 @@ class Session:
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision of forward passes outside Lightning's loops."""
-        return numerics(self.config.trainer, self.policy.device)
+        return numerics(self.config.trainer, self.recommender.device)
 
     def batches(self, split: str) -> EvaluationBatches:
         """The rows of a split that tables are about, `valid` or `test`."""
@@ -183,50 +174,16 @@ class Session:
             config.trainer.precision,
             config.trainer.max_grad_norm,
             scored,
+            *([] if config.model.name == "tiny" else [model_hash(config.model.name)]),
         )
-
-
-def numerics(config: TrainerConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Precision of forward passes outside Lightning's loops."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
-
-
-def equip(policy: Policy, config: TrainerConfig) -> None:
-    """Give a policy what the trainer says of its passes."""
-    if config.precision == "bf16-true":
-        policy.to_bfloat16()
-    policy.branching = config.branching
-    if config.checkpointing:
-        policy.checkpoint_activations()
-    if config.compile:
-        policy.compile_decoder()
 
 
 def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
     """The SID table of a configuration, built once and shared by all runs of the experiment."""
     folder = Path(config.output) / config.experiment
-    path = folder / f"sid-{key_of(dataset.fingerprint, config.sid)}.safetensors"
+    content = {name: file_hash(path) for name, path in sources(config.sid).items() if path.exists()}
+    path = folder / f"sid-{key_of(dataset.fingerprint, config.sid, *([content] if content else []))}.safetensors"
     with locked(folder):
         if not path.exists():
             build_sid_table(config.sid, dataset).save(path)
         return SidTable.load(path, dataset.catalog)
-
-
-def _too_wide(config: EvaluateConfig, most: int) -> str:
-    kept = sorted(k for k in config.k if k <= most) or [most]
-    lower = f"evaluate.beam to {most} or less"
-    if max(config.k) > most:
-        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
-    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
-
-
-def _check_length(config: RunConfig, policy: Policy, maker: PromptMaker, layout: Layout) -> None:
-    limit = policy.positions
-    needed = maker.longest + layout.length
-    if limit is not None and needed > limit:
-        further = " or layout.budget" if layout.thinking else ""
-        raise ConfigError(
-            f"prompts and completions of {needed} tokens (data.max_history={config.data.max_history} items x "
-            f"{layout.num_steps} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-            f"{config.model.name!r}. Lower data.max_history{further}."
-        )

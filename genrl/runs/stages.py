@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from genrl.config import RunConfig
-from genrl.layouts import LAYOUTS
+from genrl.layouts import thinks
 
 SUPERVISED = ("align", "activate")
 """Stages before `rl`, in order."""
-
-
-def thinks(config: RunConfig) -> bool:
-    """Whether completions of the configured layout hold thinking."""
-    return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False))
 
 
 def supervised_stages(config: RunConfig) -> list[str]:

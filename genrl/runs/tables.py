@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from genrl.config.schema import RunConfig
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.objectives import OBJECTIVES, Objective
+from genrl.recommenders import BASELINES, TrainedBaseline
 from genrl.runs.stages import supervised_stages
 
 if TYPE_CHECKING:
@@ -33,14 +33,20 @@ HIGH_RATE = 1e-3
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
 
 
-def header(console: Console, config: RunConfig, session: Session, objective: Objective) -> None:
-    """Say what is about to run."""
-    entry = OBJECTIVES.entry(config.objective["name"])
-    trained = sum(value.numel() for value in session.policy.trainable().values())
-    console.print(
-        f"[bold]{entry.title}[/] ({entry.name}, {entry.paper}), experiment {config.experiment}, seed {config.seed}"
-    )
+def header(console: Console, session: Session, objective: Objective | None) -> None:
+    """Say what is about to run; None stands for a baseline."""
+    config, recommender = session.config, session.recommender
+    kind, registry = ("objective", OBJECTIVES) if objective is not None else ("baseline", BASELINES)
+    entry = registry.entry(getattr(config, kind)["name"])
+    paper = f", {entry.paper}" if entry.paper else ""
+    console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
     describe_data(console, session.dataset)
+    if isinstance(recommender, TrainedBaseline):
+        trained = sum(value.numel() for value in recommender.trained().values())
+        console.print(f"{trained:,} trained parameters", highlight=False)
+    if objective is None:
+        return
+    trained = sum(value.numel() for value in session.policy.trainable().values())
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role, Sequences
-from genrl.config.schema import EmbeddingConfig
 from genrl.errors import ConfigError, DataError
+from genrl.options import option
 from genrl.sid.embedding_files import read_embeddings
 
 if TYPE_CHECKING:
@@ -26,6 +27,36 @@ NEIGHBOURS = 10
 """Text neighbours whose embeddings stand in for an item that never co-occurs."""
 
 
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Item embeddings that the codes are fitted on."""
+
+    source: Literal["collaborative", "text", "both", "file"] = "text"
+    """Training co-occurrence, item text, the two joined, or a file. On real purchases `collaborative` learns best."""
+    text_encoder: str = "tfidf"
+    """`tfidf` (TF-IDF + truncated SVD) or the local folder of a sentence-transformers model (extra `text`)."""
+    dimensions: int = option(128, ge=1)
+    """Size of each embedding, at most."""
+    window: int = option(5, ge=1)
+    """Two items of a user co-occur when at most this many places apart."""
+    path: str | None = None
+    """For `file`: .npy or .safetensors matrix [items, d] in item-table order, or parquet with item id and vector."""
+
+    def __post_init__(self) -> None:
+        if self.source == "file" and not self.path:
+            raise ValueError("sid.embedding.path is needed by sid.embedding.source=file: name the file of embeddings.")
+        if self.source != "file" and self.path:
+            raise ValueError(
+                f"sid.embedding.path = {self.path!r} is not read with sid.embedding.source={self.source}. "
+                "Add sid.embedding.source=file."
+            )
+
+    @property
+    def encoder_folder(self) -> str | None:
+        """The folder that a text encoder is read from, if one is."""
+        return self.text_encoder if self.source in ("text", "both") and self.text_encoder != "tfidf" else None
+
+
 def embed_items(config: EmbeddingConfig, dataset: Dataset) -> Tensor:
     """Embed every item of the catalogue.
 
@@ -37,15 +68,11 @@ def embed_items(config: EmbeddingConfig, dataset: Dataset) -> Tensor:
         [I, D] float32, D at most `config.dimensions` (twice that for `both`).
 
     Raises:
-        ConfigError: if an option is out of range or missing.
+        ConfigError: if a file or an encoder cannot be used.
         DataError: if there is nothing to embed, or a file does not fit the catalogue.
     """
-    if config.dimensions < 1 or config.window < 1:
-        raise ConfigError(
-            f"sid.embedding.dimensions ({config.dimensions}) and sid.embedding.window ({config.window}) must be "
-            f"at least 1."
-        )
     if config.source == "file":
+        assert config.path is not None
         return read_embeddings(config.path, dataset.catalog)
     if config.source == "text":
         return text_embeddings(dataset.catalog.texts, config)

@@ -13,7 +13,7 @@ from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError, DataError
 
 
-def read_embeddings(path: str | None, catalog: Catalog) -> Tensor:
+def read_embeddings(path: str, catalog: Catalog) -> Tensor:
     """Read one vector per item.
 
     .npy and .safetensors hold a matrix [items, d] in the order of the catalogue (the order of the item table); parquet
@@ -27,11 +27,9 @@ def read_embeddings(path: str | None, catalog: Catalog) -> Tensor:
         [I, D] float32.
 
     Raises:
-        ConfigError: if no path is set, or its form is unknown.
+        ConfigError: if the form of the file is unknown.
         DataError: if the file cannot be read or does not fit the catalogue.
     """
-    if not path:
-        raise ConfigError("sid.embedding.path is not set, but sid.embedding.source is 'file'. Name the file.")
     file = Path(path).expanduser()
     readers: dict[str, Callable[[Path, Catalog], Tensor]] = {
         ".npy": _read_numpy,

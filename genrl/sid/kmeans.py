@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
-from genrl.config.schema import SidConfig
 from genrl.errors import ConfigError
+from genrl.options import option
 from genrl.progress import progress_bar
-from genrl.sid.embed import embed_items
-from genrl.sid.registry import SID_BUILDERS, Codes
+from genrl.sid.embed import EmbeddingConfig, embed_items
+from genrl.sid.registry import SID_BUILDERS, SidConfig
+from genrl.sid.table import SidTable, make_table
 
 CHUNK = 16384
 """Points whose distances are held at once."""
@@ -24,25 +26,43 @@ WARM_UP = 3
 """Lloyd iterations after which the seedings are compared."""
 
 
-@SID_BUILDERS.register("kmeans", title="residual k-means", paper="arXiv:2502.18965 (OneRec), balanced variant left out")
-def kmeans(config: SidConfig, dataset: Dataset) -> Codes:
+@dataclass(frozen=True)
+class KMeansConfig(SidConfig):
+    """Options of `kmeans`."""
+
+    levels: int = option(3, ge=1)
+    """Codes per item before collisions are resolved."""
+    codes: int = option(12, ge=2)
+    """Codes per level. 12 suits the toy catalogue; 256 is usual for ten thousand items."""
+    iterations: int = option(25, ge=1)
+    """Lloyd iterations per level."""
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    """Item embeddings."""
+    seed: int = option(0, ge=0)
+    """Seed of the clustering; independent of the run's seed so that runs share one table."""
+
+
+@SID_BUILDERS.register(
+    "kmeans",
+    config=KMeansConfig,
+    title="residual k-means",
+    paper="arXiv:2502.18965 (OneRec), balanced variant left out",
+)
+def kmeans(config: KMeansConfig, dataset: Dataset) -> SidTable:
     """Cluster item embeddings into `levels` codes.
 
     Raises:
-        ConfigError: if there are no levels, no codes, or more codes than items.
+        ConfigError: if there are more codes than items.
     """
     items = len(dataset.catalog)
-    if config.levels < 1 or config.iterations < 1:
-        raise ConfigError(f"sid.levels ({config.levels}) and sid.iterations ({config.iterations}) must be at least 1.")
-    if not 1 <= config.codes <= items:
+    if config.codes > items:
         raise ConfigError(
-            f"sid.codes is {config.codes}, but the catalogue has {items:,} items; k-means needs 1 .. {items}. "
+            f"sid.codes is {config.codes}, but the catalogue has {items:,} items; k-means needs 2 .. {items}. "
             f"Set a smaller sid.codes (the square root of the number of items is a good start)."
         )
     points = embed_items(config.embedding, dataset)
-    return residual_kmeans(points, config.levels, config.codes, config.iterations, config.seed), (
-        config.codes,
-    ) * config.levels
+    codes = residual_kmeans(points, config.levels, config.codes, config.iterations, config.seed)
+    return make_table(codes, (config.codes,) * config.levels, dataset.catalog, config.collisions)
 
 
 def residual_kmeans(points: Tensor, levels: int, codes: int, iterations: int, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,34 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
-from genrl.config.schema import SidConfig
-from genrl.errors import ConfigError, DataError
-from genrl.sid.registry import SID_BUILDERS, Codes
+from genrl.errors import DataError
+from genrl.options import option
+from genrl.sid.registry import SID_BUILDERS, SidConfig
+from genrl.sid.table import SidTable, make_table
 
 Index = dict[str, list[str]]
 
 
-@SID_BUILDERS.register("import", title="published SID index (JSON)")
-def published(config: SidConfig, dataset: Dataset) -> Codes:
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(SidConfig):
+    """Options of `import`."""
+
+    path: str = option(says="give the JSON file {item id: [code, ...]}")
+    """JSON {item id: [code token, ...]}."""
+
+
+@SID_BUILDERS.register("import", config=ImportConfig, title="published SID index (JSON)")
+def published(config: ImportConfig, dataset: Dataset) -> SidTable:
     """Read the index at `config.path`; levels and codebook sizes are those of the file.
 
     Raises:
-        ConfigError: if no path is set.
         DataError: if the file cannot be read or does not fit the catalogue.
     """
-    if not config.path:
-        raise ConfigError("sid.path is not set, but sid.builder is 'import'. Name a JSON file {item id: [code, ...]}.")
     path = Path(config.path).expanduser()
     index = _read(path)
     _check_items(path, index, dataset.catalog)
-    return _codes([index[item_id] for item_id in dataset.catalog.item_ids])
+    codes, sizes = _codes([index[item_id] for item_id in dataset.catalog.item_ids])
+    return make_table(codes, sizes, dataset.catalog, config.collisions)
 
 
 def _read(path: Path) -> Index:
@@ -87,7 +95,7 @@ def _check_items(path: Path, index: Index, catalog: Catalog) -> None:
         )
 
 
-def _codes(rows: list[list[str]]) -> Codes:
+def _codes(rows: list[list[str]]) -> tuple[Tensor, tuple[int, ...]]:
     """Number the tokens of each level from 0, in their own order: <a_2> comes before <a_10>."""
     levels, sizes = [], []
     for level in zip(*rows, strict=True):
@@ -95,8 +103,7 @@ def _codes(rows: list[list[str]]) -> Codes:
         number = {name: code for code, name in enumerate(names)}
         levels.append(torch.tensor([number[name] for name in level], dtype=torch.int64))
         sizes.append(len(names))
-    codes: Tensor = torch.stack(levels, dim=1)
-    return codes, tuple(sizes)
+    return torch.stack(levels, dim=1), tuple(sizes)
 
 
 def _order(token: str) -> tuple[str, int, str]:

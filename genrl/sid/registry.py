@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Literal
 
 from genrl.registry import Registry
+from genrl.sid.table import SidTable
 
-Codes = tuple[Tensor, tuple[int, ...]]
-"""[I, K] int64 codes of every catalogue row, and the size of each of the K codebooks."""
+SID_BUILDERS: Registry[SidTable] = Registry("SID builder", "genrl.sid_builders")
+"""Called as `builder(config, dataset=dataset)`."""
 
-SID_BUILDERS: Registry[Codes] = Registry("SID builder", "genrl.sid_builders")
+
+@dataclass(frozen=True)
+class SidConfig:
+    """What builders share."""
+
+    collisions: Literal["token", "keep"] = "token"
+    """Append a further code that tells colliding items apart, or let them share a SID."""

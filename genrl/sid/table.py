@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import DataError
+from genrl.files import atomic
 from genrl.ops import expect
 
 FORMAT = "genrl-sid-table-1"
@@ -87,7 +87,7 @@ class SidTable:
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file, whole or not at all."""
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,24 +97,18 @@ class SidTable:
             "codebook_sizes": json.dumps(self.codebook_sizes),
             "report": json.dumps(asdict(self.report)),
         }
-        content = save({"codes": self.codes.contiguous()}, metadata=metadata)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic(path) as temporary:
+            save_file({"codes": self.codes.contiguous()}, temporary, metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | Path, catalog: Catalog) -> SidTable:
-        """Read a table and check that it belongs to this catalogue.
+    def load(cls, path: str | Path, catalog: Catalog | None = None) -> SidTable:
+        """Read a table and check that it belongs to this catalogue, if one is given.
 
         Raises:
             DataError: if the file is missing, damaged, no SID table, or made for another catalogue.
         """
         metadata, codes = _read(Path(path))
-        if metadata["catalog"] != catalog.fingerprint or len(codes) != len(catalog):
+        if catalog is not None and (metadata["catalog"] != catalog.fingerprint or len(codes) != len(catalog)):
             raise DataError(
                 f"{path}: made for another catalogue ({len(codes):,} items, fingerprint {metadata['catalog']}); "
                 f"this one has {len(catalog):,} items, fingerprint {catalog.fingerprint}. "

@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import Progress, TextColumn
-from safetensors.torch import save_file
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
+from genrl.files import save_weights
 from genrl.policy.model import Policy
 from genrl.policy.reasoning import read_blocks
 from genrl.progress import make_progress
@@ -86,13 +86,6 @@ class BestWeights(Callback):
 
     def _exhausted(self) -> bool:
         return self.patience > 0 and self.waited >= self.patience
-
-
-def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write weights as safetensors with metadata in their header, replacing the file in one move."""
-    temporary = path.with_suffix(".writing")
-    save_file(state, temporary, metadata=metadata)
-    os.replace(temporary, path)
 
 
 class StageProgress(Callback):

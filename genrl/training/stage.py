@@ -177,7 +177,11 @@ class StageModule(RankingModule):
 
     def metadata(self) -> dict[str, str]:
         """How the weights are to be decoded."""
-        return {"decoding": json.dumps(decoding(self.policy, self.layout, self.validation.maker, self.evaluation))}
+        return {
+            "decoding": json.dumps(
+                decoding(self.policy, self.layout, self.validation.maker.max_history, self.evaluation)
+            )
+        }
 
     def on_fit_start(self) -> None:
         """Bring the constraint tables to the policy's device."""

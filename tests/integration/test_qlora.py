@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_every_stage_trains_in_bfloat16(tmp_path: Path) -> None:
     run = tmp_path / "toy" / "grpo-s0"
     stages = [next(run.parent.glob("align-*")), next(run.parent.glob("activate-*")), run]
     weights = [load_file(stage / "weights.safetensors") for stage in stages]
-    for before, after in zip(weights, weights[1:], strict=False):
+    for before, after in itertools.pairwise(weights):
         moved = [name for name in before if not torch.equal(before[name], after[name])]
         assert any("lora_B" in name for name in moved)
         assert any("trainable_tokens" in name for name in moved)

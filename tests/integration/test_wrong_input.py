@@ -72,7 +72,7 @@ def content(folder: Path) -> dict[str, bytes]:
         ("objective.reduction=tokens", "'tokens' is not one of sequence, token. Did you mean 'token'?\n"),
         ("objective.clip_hi=0.3", "has no option 'clip_hi'"),
         ("rollout.method=beams", "rollout.method = 'beams'"),
-        ("sid.builder=kmean", "Did you mean 'kmeans'?"),
+        ("sid.name=kmean", "Did you mean 'kmeans'?"),
         ("stages=[aline]", "has no stage 'aline'"),
     ],
 )

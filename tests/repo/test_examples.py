@@ -46,7 +46,8 @@ def test_the_toy_file_says_what_fit_does_without_a_file():
 def test_the_beauty_experiment_is_complete():
     config = load_config([ROOT / "configs" / "experiment" / "beauty.yaml"])
     assert (config.experiment, config.data.source, config.data.columns.category) == ("beauty", "files", "category_l2")
-    assert (config.sid.levels, config.sid.codes, config.rollout.method, config.rollout.prompts) == (3, 256, "beam", 192)
+    assert (config.sid["levels"], config.sid["codes"]) == (3, 256)
+    assert (config.rollout.method, config.rollout.prompts) == ("beam", 192)
 
 
 def test_the_large_model_goes_over_the_experiment():

@@ -36,8 +36,8 @@ def light(*words):
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Stands for genrl.runs.fit and finished_run and records what the command line asks of them."""
-    module = ModuleType("genrl.training")
+    """Stands for genrl.runs.fit and genrl.runs.recommend and records what the command line asks of them."""
+    module = ModuleType("genrl.runs")
     module.calls = []
 
     def record(name, result):
@@ -54,8 +54,8 @@ def run_module(monkeypatch):
     module.build_sids = record(
         "build_sids", SimpleNamespace(report=SimpleNamespace(lines=lambda: ["items: 300", "300 distinct SIDs"]))
     )
-    for name in ("run", "finished_run"):
-        monkeypatch.setitem(sys.modules, f"genrl.training.{name}", module)
+    for name in ("fit", "recommend"):
+        monkeypatch.setitem(sys.modules, f"genrl.runs.{name}", module)
     return module
 
 
@@ -172,13 +172,13 @@ def test_evaluate_refuses_flags_that_the_run_folder_would_override(run_module, c
 
 def test_sid_prints_the_report(run_module, composed, capsys):
     assert cli.main(["sid", "sid.codes=16"]) == 0
-    assert run_module.calls[0][1][0].sid.codes == 16
+    assert run_module.calls[0][1][0].sid["codes"] == 16
     assert "300 distinct SIDs" in capsys.readouterr().out
 
 
 def test_recommend_prints_a_ranked_list(run_module, capsys):
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3, 4", "--top", "1", "--exclude-history"]) == 0
-    asked = {"exclude_seen": True, "only": None, "cold": False, "exact": False}
+    asked = {"exclude_seen": True, "only": None, "cold": False, "exact": False, "overrides": []}
     assert run_module.calls == [("recommend", (Path("runs/x"), [["3", "4"]], 1), asked)]
     shown = capsys.readouterr().out
     assert "after 3, 4:" in shown
@@ -206,7 +206,8 @@ def test_recommend_among_some_items(run_module, tmp_path):
     stock.write_text("17\n\n  a title\n")
     words = ["recommend", "--run", "runs/x", "--history", "3", "--only", str(stock), "--cold", "--exact"]
     assert cli.main(words) == 0
-    assert run_module.calls[0][2] == {"exclude_seen": False, "only": ["17", "a title"], "cold": True, "exact": True}
+    asked = {"exclude_seen": False, "only": ["17", "a title"], "cold": True, "exact": True, "overrides": []}
+    assert run_module.calls[0][2] == asked
 
 
 @pytest.mark.parametrize(("text", "reason"), [(None, "no such file"), ("\n \n", "names no item")])
@@ -412,3 +413,19 @@ def test_the_saved_configuration_with_real_components_is_the_same_one(tmp_path):
     save_config(config, tmp_path / "config.yaml")
     assert load_config([tmp_path / "config.yaml"], registries=cli.REGISTRIES) == config
     assert json.dumps(config.objective["kl_coef"]) == "0.01"
+
+
+def test_components_are_listed_by_their_plural_too(capsys):
+    assert cli.main(["list", "objective"]) == 0
+    one = capsys.readouterr().out
+    assert cli.main(["list", "objectives"]) == 0
+    assert capsys.readouterr().out == one
+    assert one.startswith("objectives\n  bapo")
+
+
+def test_a_reader_that_has_seen_enough_ends_a_listing_in_silence():
+    command = [sys.executable, "-m", "genrl", "list", "sid"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+    assert listing.returncode == 0

@@ -8,17 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genrl.config.schema import SidConfig
+from genrl.config.schema import RLConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.files import (
-    Meter,
+    atomic,
     file_hash,
     key_of,
     locked,
+    model_hash,
     read_json,
     read_metadata,
     read_weights,
-    versions,
+    save_weights,
     write_json,
 )
 
@@ -55,9 +56,9 @@ def test_metadata_are_read_from_the_header_of_weights(tmp_path: Path) -> None:
 
 
 def test_keys_change_with_what_they_are_made_of() -> None:
-    assert key_of(SidConfig(), 1) == key_of(SidConfig(), 1)
-    assert key_of(SidConfig(), 1) != key_of(SidConfig(levels=4), 1)
-    assert key_of(SidConfig(), 1) != key_of(SidConfig(), 2)
+    assert key_of(RLConfig(), 1) == key_of(RLConfig(), 1)
+    assert key_of(RLConfig(), 1) != key_of(RLConfig(max_steps=4), 1)
+    assert key_of(RLConfig(), 1) != key_of(RLConfig(), 2)
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -76,14 +77,6 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert out.strip() == "in"
 
 
-def test_versions_and_meter_tell_something() -> None:
-    assert versions()["torch"] == torch.__version__
-    meter = Meter()
-    block = torch.ones(30_000_000)
-    assert meter.read()["peak_mib"] > 100
-    assert block.numel()
-
-
 def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path: Path) -> None:
     file = tmp_path / "parts" / "a.csv"
     file.parent.mkdir()
@@ -97,3 +90,34 @@ def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path: Path) -
     assert file_hash(file) != before
     with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
         file_hash(tmp_path / "none.jsonl")
+
+
+def test_of_a_model_folder_what_the_model_is_made_of_counts(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    before = model_hash(tmp_path)
+    (tmp_path / "README.md").write_text("notes")
+    assert model_hash(tmp_path) == before
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert model_hash(moved) == before
+    (moved / "model.safetensors").write_bytes(b"Weights")  # as long as before
+    assert model_hash(moved) != before
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    writing = atomic(path)
+    writing.__enter__().write_text("half")
+    assert not writing.__exit__(KeyError, KeyError(), None)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("note.txt", "old")]
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("note.txt", "new")]
+
+
+def test_saved_weights_are_read_as_they_were(tmp_path: Path) -> None:
+    save_weights({"a": torch.tensor([1.5, -2.0])}, tmp_path / "w.safetensors", {"decoding": "x"})
+    assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1.5, -2.0]
+    assert read_metadata(tmp_path / "w.safetensors") == {"decoding": "x"}

@@ -69,7 +69,7 @@ def test_a_curve_runs_through_the_means_in_a_band_between_least_and_largest() ->
 
 def test_one_point_and_constant_values_can_be_drawn() -> None:
     (axis,) = drawn({"a": [(3, 0.0, 0.0, 0.0)]}).axes
-    assert axis.get_xlim() == (2.5, 3.5)
+    assert axis.get_xlim() == (2.0, 4.0)
     assert axis.get_ylim()[0] == 0.0
 
 

@@ -156,7 +156,7 @@ def test_good_options_have_no_problem(registry):
 
 def test_an_entry_without_options_takes_none(registry):
     assert registry.problems("plain", {"size": 1}) == [
-        ("size", "thing 'plain' has no option 'size'. It takes no options.")
+        ("size", "thing 'plain' has no option 'size'. It belongs to good. It takes no options.")
     ]
     with pytest.raises(ConfigError, match="takes no options"):
         registry.build("plain", {"size": 1})

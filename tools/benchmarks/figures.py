@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from genrl.files import versions
 from genrl.progress import progress_bar
+from genrl.runs.record import versions
 
 
 @dataclass(frozen=True)

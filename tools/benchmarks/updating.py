@@ -14,10 +14,10 @@ from benchmarks.checks import gradient, same_updates
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
 from genrl.batches import Completions, Requests
-from genrl.files import Meter
 from genrl.layouts.sid import SidLayout
 from genrl.policy.model import Policy
 from genrl.policy.score import score
+from genrl.runs.record import Meter
 
 MEMORY_GOAL = 8.0
 LONG_GOAL = 4.0

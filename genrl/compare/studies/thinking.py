@@ -15,11 +15,11 @@ from genrl.compare.studies.requests import milliseconds, widest_beam, work
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.files import key_of, read_json, write_json
+from genrl.layouts import thinks
 from genrl.plots import read_notes
 from genrl.prompts.packing import SegmentPlanner
 from genrl.runs.recommend import load_run
 from genrl.runs.session import Session
-from genrl.runs.stages import thinks
 
 ROWS = ("plain", "thinking")
 OPEN = (*SECTIONS, "layout", "activate")

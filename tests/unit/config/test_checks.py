@@ -58,10 +58,7 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["data.split=column"], "data.columns.split: is needed by data.split=column"),
         (["data.split=temporal", "data.columns.time=null"], "is needed by data.split=temporal"),
         (["data.valid_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
-        (["sid.builder=import"], "sid.path: is needed by sid.builder=import"),
-        (["sid.path=x.json"], "Add sid.builder=import"),
-        (["sid.embedding.source=file"], "sid.embedding.path: is needed"),
-        (["sid.embedding.path=x.npy"], "Add sid.embedding.source=file"),
+        (["sid.builder=import"], "sid.builder = 'import': is not an option. Did you mean 'sid.name'?"),
         (["model.quantize=nf4"], "model.quantize = 'nf4': nf4 needs adapters"),
         (["model.hidden=100", "model.heads=8"], "multiple of twice model.heads=8"),
         (

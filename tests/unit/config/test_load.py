@@ -3,6 +3,7 @@ from typing import Literal
 
 import pytest
 
+from genrl.cli import REGISTRIES
 from genrl.config import RunConfig, load_config, run_folder, save_config
 from genrl.errors import ConfigError
 from genrl.registry import Registry
@@ -82,7 +83,7 @@ def test_later_layers_win(tmp_path):
     config = load_config([first, second], {"seed": 4, "output": None}, ["seed=5", "rl.max_steps=7"])
     assert config.experiment == "base"
     assert config.output == "first"
-    assert (config.align.seed, config.model.seed, config.sid.seed, config.seed) == (1, 2, 3, 5)
+    assert (config.align.seed, config.model.seed, config.sid["seed"], config.seed) == (1, 2, 3, 5)
     assert load_config([first, second], {"seed": 4}).seed == 4
     assert config.rl.max_steps == 7
     assert config.rl.select == RunConfig().rl.select
@@ -190,7 +191,7 @@ def test_all_problems_of_components_are_shown_together(registries):
         "objective.normalize=sd",
         "rewards.level_mach.weight=1",
         "layout=side",
-        "sid.builder=kmean",
+        "sid.name=kmean",
     ]
     text = problems_of(overrides=overrides, registries=registries)
     assert text.startswith("5 problems")
@@ -225,6 +226,15 @@ def test_a_problem_that_follows_from_another_is_not_shown():
 def test_a_default_can_be_what_is_wrong():
     text = problems_of(overrides=["data.source=files"])
     assert text.startswith("command line: data.interactions: is needed by data.source=files")
+
+
+@pytest.mark.parametrize("folder", ["${oc.env:GENRL_TEST_DATA}", "${experiment}", "toy"])
+def test_options_of_a_component_may_come_before_its_name_and_refer_to_others(tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("GENRL_TEST_DATA", "toy")
+    empty = write(tmp_path, "a.yaml", "sid:\nobjective:\n")
+    overrides = [f"sid.path={folder}/a.json", "sid.collisions=keep", "sid.name=import"]
+    config = load_config([empty], overrides=overrides, registries=REGISTRIES)
+    assert config.sid == {"name": "import", "path": "toy/a.json", "collisions": "keep"}
 
 
 def test_a_plugin_is_loaded_before_names_are_looked_up(tmp_path, registries, monkeypatch):

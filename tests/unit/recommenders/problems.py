@@ -9,7 +9,7 @@ import torch
 from genrl.catalog import Catalog, Dataset, Role, Sequences
 from genrl.config.schema import ModelConfig
 from genrl.prompts.packing import SequenceBatch, SequenceBatches
-from genrl.recommenders.base import Problem, Recommender
+from genrl.recommenders.base import Problem, TrainedBaseline
 from genrl.sid.table import CollisionReport, SidTable
 
 ROLES = {"h": Role.HISTORY, "t": Role.TRAIN, "r": Role.RL, "v": Role.VALID, "e": Role.TEST}
@@ -60,7 +60,7 @@ def rows_of(*rows: Sequence[int], per: str = "user") -> SequenceBatch:
     return SequenceBatch(items, targets, targets.sum().float())
 
 
-def shaken(model: Recommender, seed: int = 0, scale: float = 0.3) -> Recommender:
+def shaken(model: TrainedBaseline, seed: int = 0, scale: float = 0.3) -> TrainedBaseline:
     """A model whose weights are large enough for every place to matter, ready to rank."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def shaken(model: Recommender, seed: int = 0, scale: float = 0.3) -> Recommender
     return model.eval()
 
 
-def train(model: Recommender, problem: Problem, steps: int, rate: float = 0.02) -> float:
+def train(model: TrainedBaseline, problem: Problem, steps: int, rate: float = 0.02) -> float:
     """Train on batches of 16 rows; the loss per target of the last step."""
     batches = SequenceBatches(problem.dataset, model.per, model.config.max_length + 1, batch=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)

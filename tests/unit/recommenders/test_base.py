@@ -7,12 +7,12 @@ from torch import Tensor
 from genrl.batches import Ranking
 from genrl.errors import ConfigError, UnknownComponentError
 from genrl.prompts.packing import SequenceBatch
-from genrl.recommenders import BASELINES, Problem, Recommender, TrainingConfig
+from genrl.recommenders import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.recommenders.sasrec import SASRec
 from tests.unit.recommenders.problems import problem_of
 
 
-class Unchanging(Recommender):
+class Unchanging(TrainedBaseline):
     """Ranks the catalogue in its own order."""
 
     per = "user"
@@ -24,16 +24,16 @@ class Unchanging(Recommender):
     def loss(self, batch: SequenceBatch) -> Tensor:
         return batch.targets.sum().float()
 
-    def rank(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
+    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         items = torch.arange(self.size)[:width].expand(len(histories), -1)
         return Ranking(items, -items.float())
 
 
 def test_a_recommender_must_say_how_it_learns_and_ranks() -> None:
     with pytest.raises(TypeError, match="abstract"):
-        Recommender()  # type: ignore[abstract]
+        TrainedBaseline()  # type: ignore[abstract]
     model = Unchanging(TrainingConfig(), problem=problem_of([[0, 1, 2]]))
-    assert model.rank(torch.zeros(2, 1, dtype=torch.int64), 2).items.tolist() == [[0, 1], [0, 1]]
+    assert model.best(torch.zeros(2, 1, dtype=torch.int64), 2).items.tolist() == [[0, 1], [0, 1]]
 
 
 def test_a_baseline_is_built_by_name_from_its_own_options() -> None:

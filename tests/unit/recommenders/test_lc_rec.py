@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
-from genrl.config.schema import DataConfig, ModelConfig, SidConfig, ToyConfig
+from genrl.config.schema import DataConfig, ModelConfig, ToyConfig
 from genrl.errors import ConfigError
 from genrl.policy.decode import rank
 from genrl.prompts.packing import SequenceBatch, SequenceBatches
@@ -25,7 +25,7 @@ MODEL = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=32, vocabulary=30
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     dataset = load_dataset(DataConfig(toy=ToyConfig(users=40, items=60)))
-    return Problem(dataset, build_sid_table(SidConfig(codes=6), dataset), MODEL)
+    return Problem(dataset, build_sid_table({"name": "kmeans", "codes": 6}, dataset), MODEL)
 
 
 def make(problem: Problem, **options: float) -> LCRec:
@@ -48,7 +48,7 @@ def slow_loss(model: LCRec, batch: SequenceBatch) -> Tensor:
     layout, total = model.layout, torch.zeros(())
     for items, targets in zip(batch.items, batch.targets, strict=True):
         for place in torch.nonzero(targets).flatten().tolist():
-            tokens, mask = model.template.render(items[None, :place])
+            tokens, mask = model.prompts.render(items[None, :place])
             found = rank(model.policy, layout, tokens, mask, layout.completions)
             total = total - found.scores[0][found.items[0] == items[place]][0]
     return total
@@ -75,7 +75,7 @@ def test_all_four_alignment_tasks_are_drawn_and_name_the_right_item(
 ) -> None:
     torch.manual_seed(0)
     titles, tokenizer = problem.dataset.catalog.titles, model.policy.tokenizer
-    by_sid = {tuple(sid): row for row, sid in enumerate(model.template.sid_tokens.tolist())}
+    by_sid = {tuple(sid): row for row, sid in enumerate(model.prompts.sid_tokens.tolist())}
     seen = set()
     for _ in range(12):
         for example, items, targets in zip(model.alignment.draw(batch), batch.items, batch.targets, strict=True):
@@ -102,11 +102,11 @@ def test_every_trained_weight_gets_a_gradient(problem: Problem, batch: SequenceB
 
 def test_a_wide_beam_ranks_all_items_and_leaves_out_what_is_denied(problem: Problem, model: LCRec) -> None:
     histories = problem.dataset.sequences.histories(problem.dataset.sequences.rows(Role.TEST)[:5], 9)
-    every = model.rank(histories, 70)
+    every = model.best(histories, 70)
     assert every.items.shape == (5, 70)
     assert [sorted(row) for row in every.items[:, :60].tolist()] == [list(range(60))] * 5
     assert bool((every.items[:, 60:] == -1).all())
-    unseen = model.rank(histories, 10, deny=histories)
+    unseen = model.best(histories, 10, deny=histories)
     for row, history in enumerate(histories.tolist()):
         wanted = [item for item in every.items[row, :60].tolist() if item not in history][:10]
         assert unseen.items[row].tolist() == wanted
@@ -114,16 +114,16 @@ def test_a_wide_beam_ranks_all_items_and_leaves_out_what_is_denied(problem: Prob
 
 def test_only_the_latest_items_of_a_history_count_and_none_at_all_is_fine(model: LCRec) -> None:
     long = torch.arange(12)[None]
-    assert torch.equal(model.rank(long, 5).items, model.rank(long[:, -6:], 5).items)
-    assert model.rank(torch.full((1, 3), -1), 5).items.min() >= 0
+    assert torch.equal(model.best(long, 5).items, model.best(long[:, -6:], 5).items)
+    assert model.best(torch.full((1, 3), -1), 5).items.min() >= 0
 
 
 def test_weights_go_to_another_instance(problem: Problem, model: LCRec) -> None:
     other = LCRec(LCRecConfig(max_length=6), problem=replace(problem, model=replace(MODEL, seed=1))).eval()
     history = torch.tensor([[3, 4]])
-    assert not torch.equal(other.rank(history, 60).items, model.rank(history, 60).items)
+    assert not torch.equal(other.best(history, 60).items, model.best(history, 60).items)
     other.load_state(model.state(), "weights")
-    assert torch.equal(other.rank(history, 60).scores, model.rank(history, 60).scores)
+    assert torch.equal(other.best(history, 60).scores, model.best(history, 60).scores)
 
 
 def test_a_history_that_the_backbone_cannot_hold_is_refused(problem: Problem) -> None:
@@ -149,7 +149,7 @@ def test_items_that_share_a_sid_are_all_ranked() -> None:
     report = CollisionReport(9, 6, 0, 1, 0.0, 9, (3, 2), (3.0, 2.0))
     table = SidTable(codes, (3, 2), dataset.catalog.fingerprint, report)
     model = make(Problem(dataset, table, MODEL))
-    found = model.rank(torch.tensor([[0, 1]]), 11)
+    found = model.best(torch.tensor([[0, 1]]), 11)
     assert sorted(found.items[0].tolist()) == [-1, -1, *range(9)]
-    denied = model.rank(torch.tensor([[0, 1]]), 11, torch.tensor([[3, 8]]))
+    denied = model.best(torch.tensor([[0, 1]]), 11, torch.tensor([[3, 8]]))
     assert denied.items[0].tolist() == [item for item in found.items[0].tolist() if item not in (3, 8)] + [-1, -1]

@@ -9,18 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genrl.catalog.dataset import load_dataset
-from genrl.config.schema import DataConfig, EvaluateConfig, ToyConfig
+from genrl.config.schema import EvaluateConfig
 from genrl.errors import CheckpointError
 from genrl.policy.model import Policy
-from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.recommenders.policy import check_decoding, decoding
-from tests.models import make_codes, make_layout, make_policy, make_thinking
+from tests.models import make_layout, make_policy, make_thinking
 
 CONFIG = EvaluateConfig(beam=10, thinking_samples=3)
-TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
-CODES = make_codes(len(TOY.catalog))
-MAKER = PromptMaker(TOY, PromptTemplate(1, (), CODES, 0), max_history=5)
+HISTORY = 5
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +31,12 @@ def write(path: Path, contract: dict[str, Any]) -> Path:
 
 def test_weights_that_are_decoded_as_they_were_trained_pass(policy: Policy, tmp_path: Path) -> None:
     for layout in (make_layout(policy), make_thinking(policy, order="interleaved", total=12)):
-        contract = decoding(policy, layout, MAKER, CONFIG)
-        assert check_decoding(write(tmp_path / "weights", contract), decoding(policy, layout, MAKER, CONFIG)) == []
+        contract = decoding(policy, layout, HISTORY, CONFIG)
+        assert check_decoding(write(tmp_path / "weights", contract), decoding(policy, layout, HISTORY, CONFIG)) == []
 
 
 def test_every_option_of_the_layout_is_written_down(policy: Policy) -> None:
-    contract = decoding(policy, make_thinking(policy, order="interleaved", budget=5), MAKER, CONFIG)
+    contract = decoding(policy, make_thinking(policy, order="interleaved", budget=5), HISTORY, CONFIG)
     assert contract["layout"]["name"] == "blocked"
     assert (contract["layout"]["order"], contract["layout"]["budget"]) == ("interleaved", 5)
     assert contract["search"] == {
@@ -49,7 +45,7 @@ def test_every_option_of_the_layout_is_written_down(policy: Policy) -> None:
         "evaluate.thinking_samples": 3,
         "evaluate.thinking_temperature": 1.0,
     }
-    plain = decoding(policy, make_layout(policy), MAKER, CONFIG)
+    plain = decoding(policy, make_layout(policy), HISTORY, CONFIG)
     assert (plain["layout"], plain["search"]) == (
         {"name": "sid"},
         {"evaluate.beam": 10, "data.max_history": 5},
@@ -58,15 +54,15 @@ def test_every_option_of_the_layout_is_written_down(policy: Policy) -> None:
 
 
 def test_what_differs_is_named(policy: Policy, tmp_path: Path) -> None:
-    path = write(tmp_path / "weights", decoding(policy, make_thinking(policy, budget=6), MAKER, CONFIG))
+    path = write(tmp_path / "weights", decoding(policy, make_thinking(policy, budget=6), HISTORY, CONFIG))
     other = make_thinking(policy, budget=4, on_budget="fail")
     with pytest.raises(
         CheckpointError, match=r"layout.budget is 6 there and 4 here; layout.on_budget is 'close' there and 'fail' here"
     ):
-        check_decoding(path, decoding(policy, other, MAKER, CONFIG))
+        check_decoding(path, decoding(policy, other, HISTORY, CONFIG))
     with pytest.raises(CheckpointError, match=r"layout.name is 'blocked' there and 'sid' here"):
-        check_decoding(path, decoding(policy, make_layout(policy), MAKER, CONFIG))
-    now = decoding(policy, make_thinking(policy), MAKER, CONFIG)
+        check_decoding(path, decoding(policy, make_layout(policy), HISTORY, CONFIG))
+    now = decoding(policy, make_thinking(policy), HISTORY, CONFIG)
     shifted = {**now, "template": {**now["template"], "prefix": [7], "think": 9}}
     think = now["template"]["think"]
     with pytest.raises(CheckpointError, match=rf"template.prefix is \[\] there and \[7\] here; .*think is {think} "):
@@ -75,8 +71,8 @@ def test_what_differs_is_named(policy: Policy, tmp_path: Path) -> None:
 
 def test_another_search_is_allowed_and_told(policy: Policy, tmp_path: Path) -> None:
     layout = make_thinking(policy)
-    path = write(tmp_path / "weights", decoding(policy, layout, MAKER, CONFIG))
-    told = check_decoding(path, decoding(policy, layout, MAKER, replace(CONFIG, beam=20, thinking_samples=0)))
+    path = write(tmp_path / "weights", decoding(policy, layout, HISTORY, CONFIG))
+    told = check_decoding(path, decoding(policy, layout, HISTORY, replace(CONFIG, beam=20, thinking_samples=0)))
     assert told == [
         "evaluate.beam=20; the weights were chosen with 10",
         "evaluate.thinking_samples=0; the weights were chosen with 3",
@@ -84,7 +80,7 @@ def test_another_search_is_allowed_and_told(policy: Policy, tmp_path: Path) -> N
 
 
 def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> None:
-    now = decoding(policy, make_thinking(policy), MAKER, CONFIG)
+    now = decoding(policy, make_thinking(policy), HISTORY, CONFIG)
     save_file({"a": torch.zeros(2)}, tmp_path / "plain")
     assert check_decoding(tmp_path / "plain", now) == []
     known = {**now, "layout": {"name": "blocked"}}  # written before the layout had options
@@ -93,6 +89,6 @@ def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> Non
 
 def test_a_shorter_history_is_told(policy: Policy, tmp_path: Path) -> None:
     layout = make_layout(policy)
-    path = write(tmp_path / "weights", decoding(policy, layout, MAKER, CONFIG))
-    told = check_decoding(path, decoding(policy, layout, replace(MAKER, max_history=3), CONFIG))
+    path = write(tmp_path / "weights", decoding(policy, layout, HISTORY, CONFIG))
+    told = check_decoding(path, decoding(policy, layout, 3, CONFIG))
     assert told == ["data.max_history=3; the weights were chosen with 5"]

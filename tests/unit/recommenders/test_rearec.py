@@ -52,7 +52,7 @@ def test_steps_read_the_items_and_the_steps_before_them() -> None:
 @pytest.mark.parametrize("method", ["ensemble", "progressive"])
 def test_ranks_come_from_the_mean_or_the_last_state(method: str) -> None:
     model = model_of(method=method)
-    ranking = model.rank(torch.tensor([[-1, -1, 1, 2], [-1, -1, -1, 4], [7, 0, 1, 11]]), ITEMS)
+    ranking = model.best(torch.tensor([[-1, -1, 1, 2], [-1, -1, -1, 4], [7, 0, 1, 11]]), ITEMS)
     for row, history in enumerate(HISTORIES):
         thoughts = slow_thoughts(model, history)
         state = thoughts.mean(dim=0) if method == "ensemble" else thoughts[-1]
@@ -122,7 +122,7 @@ def test_no_steps_are_sasrec(method: str) -> None:
     model = model_of(steps=0, temperature=1.0, method=method)
     sasrec.load_state_dict({name: value for name, value in model.state_dict().items() if name != "steps"})
     histories = torch.tensor([[-1, 4], [2, 3], [-1, -1]])
-    assert torch.equal(model.rank(histories, 5).items, sasrec.rank(histories, 5).items)
+    assert torch.equal(model.best(histories, 5).items, sasrec.best(histories, 5).items)
     assert_same(model.loss(ROWS), sasrec.loss(ROWS).detach())
 
 
@@ -133,7 +133,7 @@ def test_a_rule_is_learnt(method: str) -> None:
     config = ReaRecConfig(hidden=16, max_length=4, dropout=0.0, method=method, kl_weight=0.01, contrast_weight=0.1)  # type: ignore[arg-type]
     model = ReaRec(config, problem=problem)
     train(model, problem, steps=60, rate=0.01)
-    ranking = model.rank(torch.tensor([[-1, item] for item in range(7)]), 1)
+    ranking = model.best(torch.tensor([[-1, item] for item in range(7)]), 1)
     assert ranking.items[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 0]
 
 
@@ -167,14 +167,14 @@ def test_mixed_precision_trains_and_ranks(method: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.manual_seed(0)
         loss = model.loss(batch)
-        items = model.rank(torch.tensor([[-1, 4], [2, 3]]), 3).items
+        items = model.best(torch.tensor([[-1, 4], [2, 3]]), 3).items
     loss.backward()
     assert 0 < abs(loss.item() - whole) < 0.1 * abs(whole)
     assert items.shape == (2, 3)
 
 
 def test_without_a_history_the_most_popular_items_come_first() -> None:
-    ranking = model_of().rank(torch.full((1, 3), -1), 2)
+    ranking = model_of().best(torch.full((1, 3), -1), 2)
     assert ranking.items.tolist() == [[3, 5]]
 
 

@@ -63,7 +63,7 @@ def test_item_knn_is_its_definition(window, similarity):
     data = dataset()
     histories = data.sequences.histories(data.sequences.rows(Role.TEST), 5)
     histories[0, :4] = -1
-    ranking = ItemKNN(data.sequences, CATALOG, window=window, similarity=similarity, chunk=4)(histories, CATALOG)
+    ranking = ItemKNN(data.sequences, CATALOG, window=window, similarity=similarity, chunk=4).best(histories, CATALOG)
     for row in range(USERS):
         expected = slow_scores(data, histories[row].tolist(), window, similarity)
         reached = ranking.scores[row] > 0
@@ -77,29 +77,31 @@ def test_item_knn_is_its_definition(window, similarity):
 
 def test_item_knn_does_not_know_validation_and_test():
     histories = torch.tensor([[3, 4, 5], [-1, -1, 2]])
-    plain = ItemKNN(dataset().sequences, CATALOG)(histories, CATALOG)
-    other = ItemKNN(dataset(last=7).sequences, CATALOG)(histories, CATALOG)
+    plain = ItemKNN(dataset().sequences, CATALOG).best(histories, CATALOG)
+    other = ItemKNN(dataset(last=7).sequences, CATALOG).best(histories, CATALOG)
     assert torch.equal(plain.items, other.items)
     assert_same(plain.scores, other.scores)
-    wider = ItemKNN(dataset(last=7).sequences, CATALOG, known=(Role.TRAIN, Role.RL, Role.VALID))(histories, CATALOG)
+    wider = ItemKNN(dataset(last=7).sequences, CATALOG, known=(Role.TRAIN, Role.RL, Role.VALID)).best(
+        histories, CATALOG
+    )
     assert not torch.equal(wider.scores, other.scores)
 
 
 def test_an_empty_history_gets_the_popular_items():
     data = dataset()
     nothing = torch.full((2, 4), -1)
-    knn = ItemKNN(data.sequences, CATALOG)(nothing, 5)
-    popular = MostPopular(data.catalog.train_counts)(nothing, 5)
+    knn = ItemKNN(data.sequences, CATALOG).best(nothing, 5)
+    popular = MostPopular(data.catalog.train_counts).best(nothing, 5)
     assert torch.equal(knn.items, popular.items)
 
 
 def test_most_popular_breaks_ties_by_row():
-    ranking = MostPopular(torch.tensor([1, 5, 5, 2]))(torch.zeros(2, 1, dtype=torch.int64), 3)
+    ranking = MostPopular(torch.tensor([1, 5, 5, 2])).best(torch.zeros(2, 1, dtype=torch.int64), 3)
     assert ranking.items.tolist() == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_repeat_last_shows_each_item_once_latest_first():
-    ranking = RepeatLast(torch.tensor([9, 1, 2, 3, 4]))(torch.tensor([[-1, 3, 2, 3]]), 4)
+    ranking = RepeatLast(torch.tensor([9, 1, 2, 3, 4])).best(torch.tensor([[-1, 3, 2, 3]]), 4)
     assert ranking.items.tolist() == [[3, 2, 0, 4]]
     assert (ranking.scores.diff() < 0).all()
 
@@ -113,7 +115,7 @@ def test_a_small_catalogue_ends_in_no_item(name):
         "repeat": lambda: RepeatLast(counts),
         "knn": lambda: ItemKNN(data.sequences, CATALOG),
     }
-    ranking = rankers[name]()(torch.tensor([[-1, 3]]), CATALOG + 2)
+    ranking = rankers[name]().best(torch.tensor([[-1, 3]]), CATALOG + 2)
     assert sorted(ranking.items[0, :CATALOG].tolist()) == list(range(CATALOG))
     assert ranking.items[0, CATALOG:].tolist() == [-1, -1]
     assert ranking.scores[0, CATALOG:].isneginf().all()

@@ -32,7 +32,7 @@ def scores_after(model: SASRec, history: list[int]) -> torch.Tensor:
 def test_ranks_are_those_of_a_sort_of_all_scores() -> None:
     model = model_of()
     histories = torch.tensor([[-1, -1, 4], [1, 2, 3], [-1, 0, 0]])
-    ranking = model.rank(histories, 7)
+    ranking = model.best(histories, 7)
     for row, history in enumerate([[4], [1, 2, 3], [0, 0]]):
         scores = scores_after(model, history)
         expected = sorted(range(ITEMS), key=lambda item: -scores[item].item())[:7]
@@ -42,8 +42,8 @@ def test_ranks_are_those_of_a_sort_of_all_scores() -> None:
 
 def test_only_the_latest_items_are_read_whatever_the_padding() -> None:
     model = model_of()
-    long = model.rank(torch.tensor([[-1, 9, 8, 1, 2, 3, 4, 5]]), ITEMS)
-    short = model.rank(torch.tensor([[1, 2, 3, 4, 5]]), ITEMS)
+    long = model.best(torch.tensor([[-1, 9, 8, 1, 2, 3, 4, 5]]), ITEMS)
+    short = model.best(torch.tensor([[1, 2, 3, 4, 5]]), ITEMS)
     assert torch.equal(long.items, short.items)
     assert_same(long.scores, short.scores)
 
@@ -51,9 +51,9 @@ def test_only_the_latest_items_are_read_whatever_the_padding() -> None:
 def test_denied_items_are_left_out_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     histories = torch.randint(0, ITEMS, (9, 4), generator=torch.Generator().manual_seed(1))
-    whole = model.rank(histories, ITEMS, deny=histories)
+    whole = model.best(histories, ITEMS, deny=histories)
     monkeypatch.setattr("genrl.recommenders.sasrec.CHUNK", 2)
-    parts = model.rank(histories, ITEMS, deny=histories)
+    parts = model.best(histories, ITEMS, deny=histories)
     assert torch.equal(whole.items, parts.items)
     assert_same(whole.scores, parts.scores)
     for row in range(9):
@@ -64,11 +64,11 @@ def test_denied_items_are_left_out_in_every_chunk(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("width", [0, 3])
 def test_without_a_history_the_most_popular_items_come_first(width: int) -> None:
     nothing = torch.full((2, width), -1)
-    ranking = model_of().rank(nothing, 4)
+    ranking = model_of().best(nothing, 4)
     assert ranking.items[:, 0].tolist() == [3, 3]
     assert ranking.items[:, 1].tolist() == [5, 5]
     assert ranking.scores[0].tolist() == [3.0, 2.0, 1.0, 1.0]
-    assert 3 not in model_of().rank(nothing, 4, deny=torch.tensor([[3], [3]])).items
+    assert 3 not in model_of().best(nothing, 4, deny=torch.tensor([[3], [3]])).items
 
 
 def test_cross_entropy_is_that_of_a_loop_over_targets() -> None:
@@ -133,7 +133,7 @@ def test_a_rule_is_learnt(loss: str) -> None:
     model = SASRec(config, problem=problem)
     assert train(model, problem, steps=80) < 0.1
     histories = torch.tensor([[-1, item] for item in range(7)])
-    ranking = model.rank(histories, 1, deny=histories)  # a row's own items are no negatives: nothing keeps them down
+    ranking = model.best(histories, 1, deny=histories)  # a row's own items are no negatives: nothing keeps them down
     assert ranking.items[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 0]
 
 
@@ -157,7 +157,7 @@ def test_a_process_without_rows_has_no_loss_and_no_gradient(loss: str) -> None:
     for parameter in model.parameters():
         assert parameter.grad is not None  # other processes wait for it
         assert not parameter.grad.any()
-    assert len(model.rank(nothing, 3).items) == 0
+    assert len(model.best(nothing, 3).items) == 0
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary"])
@@ -169,7 +169,7 @@ def test_mixed_precision_trains_and_ranks(loss: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.manual_seed(0)
         loss = model.loss(batch)
-        items = model.rank(torch.tensor([[-1, 4], [2, 3]]), 3).items
+        items = model.best(torch.tensor([[-1, 4], [2, 3]]), 3).items
     loss.backward()
     assert 0 < abs(loss.item() - whole) < 0.1 * abs(whole)
     assert items.shape == (2, 3)
@@ -180,7 +180,7 @@ def test_a_saved_model_ranks_alike() -> None:
     other = SASRec(model.config, problem=PROBLEM).eval()
     other.load_state_dict(model.state_dict())
     histories = torch.tensor([[-1, 4], [2, 3], [-1, -1]])
-    assert torch.equal(model.rank(histories, 5).items, other.rank(histories, 5).items)
+    assert torch.equal(model.best(histories, 5).items, other.best(histories, 5).items)
 
 
 def test_options_are_checked() -> None:
@@ -199,5 +199,5 @@ def test_options_are_checked() -> None:
 def test_mixed_precision_scores_the_catalogue_in_full_precision() -> None:
     model = shaken(model_of())
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.rank(torch.tensor([[1, 2]]), 5).scores
+        found = model.best(torch.tensor([[1, 2]]), 5).scores
     assert not torch.equal(found, found.bfloat16().float())

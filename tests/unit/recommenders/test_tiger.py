@@ -60,7 +60,7 @@ def every_score(model: TIGER, history: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize("normalize", ["legal", "vocab"])
 def test_a_beam_as_wide_as_the_catalogue_finds_what_scoring_every_item_finds(normalize: str) -> None:
     model = make(normalize=normalize)
-    found = model.rank(padded(HISTORIES), ITEMS)
+    found = model.best(padded(HISTORIES), ITEMS)
     for row in (0, 3):
         scores = every_score(model, HISTORIES[row])
         assert sorted(found.items[row].tolist()) == list(range(ITEMS))
@@ -69,8 +69,8 @@ def test_a_beam_as_wide_as_the_catalogue_finds_what_scoring_every_item_finds(nor
 
 
 def test_the_items_have_a_distribution_of_their_own_unless_it_is_that_of_the_vocabulary() -> None:
-    assert_same(make().rank(padded(HISTORIES), ITEMS).scores.exp().sum(1), [1.0] * 4)
-    assert bool((make(normalize="vocab").rank(padded(HISTORIES), ITEMS).scores.exp().sum(1) < 0.9).all())
+    assert_same(make().best(padded(HISTORIES), ITEMS).scores.exp().sum(1), [1.0] * 4)
+    assert bool((make(normalize="vocab").best(padded(HISTORIES), ITEMS).scores.exp().sum(1) < 0.9).all())
 
 
 def test_the_loss_over_the_vocabulary_is_that_of_transformers() -> None:
@@ -95,26 +95,26 @@ def test_tokens_of_the_levels_follow_the_special_ones() -> None:
 @pytest.mark.parametrize("beam", [1, 3, 8])
 def test_a_narrow_beam_gives_items_with_their_own_scores_and_pads_what_it_does_not_find(beam: int) -> None:
     model = make(beam=beam)
-    found = model.rank(padded(HISTORIES), 1)
+    found = model.best(padded(HISTORIES), 1)
     for row, history in enumerate(HISTORIES):
         assert_same(found.scores[row, 0], score(model, history, int(found.items[row, 0])))
-    wide = model.rank(padded(HISTORIES), ITEMS + 4)
+    wide = model.best(padded(HISTORIES), ITEMS + 4)
     assert bool((wide.items[:, ITEMS:] == -1).all())
     assert bool(wide.scores[:, ITEMS:].isneginf().all())
 
 
 def test_a_beam_that_is_wider_than_the_ranking_finds_what_greedy_search_misses() -> None:
     histories = torch.arange(ITEMS)[:, None]
-    best = make().rank(histories, ITEMS).scores[:, :1]
-    assert_same(make(beam=ITEMS).rank(histories, 1).scores, best)
-    assert bool((make(beam=1).rank(histories, 1).scores < best - 0.01).any())
+    best = make().best(histories, ITEMS).scores[:, :1]
+    assert_same(make(beam=ITEMS).best(histories, 1).scores, best)
+    assert bool((make(beam=1).best(histories, 1).scores < best - 0.01).any())
 
 
 def test_padding_and_neighbours_in_a_batch_change_nothing() -> None:
     model = make()
-    together = model.rank(padded(HISTORIES, 9), ITEMS)
+    together = model.best(padded(HISTORIES, 9), ITEMS)
     for row, history in enumerate(HISTORIES):
-        alone = model.rank(padded((history,), len(history)), ITEMS)
+        alone = model.best(padded((history,), len(history)), ITEMS)
         assert_same(together.scores[row], alone.scores[0])
         assert together.items[row].tolist() == alone.items[0].tolist()
 
@@ -123,21 +123,21 @@ def test_a_large_batch_keeps_its_order() -> None:
     model = make()
     order = torch.arange(100) % 4
     assert (
-        model.rank(padded(HISTORIES)[order], 6).items.tolist() == model.rank(padded(HISTORIES), 6).items[order].tolist()
+        model.best(padded(HISTORIES)[order], 6).items.tolist() == model.best(padded(HISTORIES), 6).items[order].tolist()
     )
 
 
 def test_only_the_latest_items_and_their_order_count() -> None:
     model = make()
     long = torch.arange(12)[None]
-    assert_same(model.rank(long, 5).scores, model.rank(long[:, -5:], 5).scores)
-    assert (model.rank(long, 5).scores != model.rank(long.flip(1), 5).scores).any()
+    assert_same(model.best(long, 5).scores, model.best(long[:, -5:], 5).scores)
+    assert (model.best(long, 5).scores != model.best(long.flip(1), 5).scores).any()
     assert_same(model.loss(targets(tuple(range(12)))), model.loss(targets(tuple(range(6, 12)))))
 
 
 def test_denied_items_leave_the_others_with_their_scores() -> None:
     model = make()
-    every, unseen = (model.rank(padded(HISTORIES), ITEMS, deny) for deny in (None, padded(HISTORIES)))
+    every, unseen = (model.best(padded(HISTORIES), ITEMS, deny) for deny in (None, padded(HISTORIES)))
     for row, history in enumerate(HISTORIES):
         left = [place for place, item in enumerate(every.items[row].tolist()) if item not in history]
         assert unseen.items[row, : len(left)].tolist() == every.items[row, left].tolist()
@@ -147,8 +147,8 @@ def test_denied_items_leave_the_others_with_their_scores() -> None:
 
 def test_denied_items_take_no_place_in_the_beam() -> None:
     model = make(beam=1)
-    first = model.rank(padded(HISTORIES), 1).items
-    second = model.rank(padded(HISTORIES), 1, first)
+    first = model.best(padded(HISTORIES), 1).items
+    second = model.best(padded(HISTORIES), 1, first)
     assert bool((second.items != first).all())
     assert bool((second.items >= 0).all())
 
@@ -157,26 +157,26 @@ def test_items_that_share_a_sid_share_its_probability_and_stand_in_order_of_popu
     codes = make_codes(ITEMS)
     codes[5] = codes[6] = codes[0]
     model = make(problem(codes))
-    found = model.rank(padded(HISTORIES[:1]), ITEMS)
+    found = model.best(padded(HISTORIES[:1]), ITEMS)
     place = found.items[0].tolist().index(5)  # seen twice, like 6; 0 only once
     assert found.items[0, place : place + 3].tolist() == [5, 6, 0]
     assert len(set(found.scores[0, place : place + 3].tolist())) == 1
-    unseen = model.rank(padded(HISTORIES[:1]), ITEMS, torch.tensor([[5, -1]]))
+    unseen = model.best(padded(HISTORIES[:1]), ITEMS, torch.tensor([[5, -1]]))
     assert unseen.items[0, place : place + 2].tolist() == [6, 0]
 
 
 def test_one_level_is_a_softmax_over_items() -> None:
     model = make(problem(torch.arange(ITEMS)[:, None], (ITEMS,)))
-    found = model.rank(padded(HISTORIES), ITEMS)
+    found = model.best(padded(HISTORIES), ITEMS)
     assert_same(found.scores.exp().sum(1), [1.0] * 4)
     assert_same(found.scores[0], every_score(model, HISTORIES[0])[found.items[0]])
 
 
 def test_a_history_of_no_items_and_no_columns_is_ranked() -> None:
     model = make()
-    empty = model.rank(torch.full((2, 3), -1), 4)
+    empty = model.best(torch.full((2, 3), -1), 4)
     assert bool((empty.items >= 0).all())
-    assert_same(model.rank(torch.empty(2, 0, dtype=torch.int64), 4).scores, empty.scores)
+    assert_same(model.best(torch.empty(2, 0, dtype=torch.int64), 4).scores, empty.scores)
 
 
 def test_losses_of_parts_add_up_to_that_of_the_batch() -> None:
@@ -208,15 +208,15 @@ def test_it_learns_which_item_follows_which() -> None:
     torch.manual_seed(0)
     model = TIGER(TIGERConfig(**{**SMALL, "layers": 1, "hidden": 32}), problem=chosen)  # type: ignore[arg-type]
     assert train(model, chosen, 80, 0.005) < 0.6 < math.log(8)
-    found = model.rank(torch.tensor([[1, 2, 3], [5, 6, 7], [-1, -1, 4]]), 3)
+    found = model.best(torch.tensor([[1, 2, 3], [5, 6, 7], [-1, -1, 4]]), 3)
     assert found.items[:, 0].tolist() == [4, 0, 5]
 
 
 def test_weights_go_to_another_instance() -> None:
     model, other = make(), TIGER(TIGERConfig(**SMALL), problem=problem()).eval().double()  # type: ignore[arg-type]
-    assert not torch.equal(model.rank(padded(HISTORIES), 5).scores, other.rank(padded(HISTORIES), 5).scores)
+    assert not torch.equal(model.best(padded(HISTORIES), 5).scores, other.best(padded(HISTORIES), 5).scores)
     other.load_state(model.state(), "weights")
-    assert torch.equal(model.rank(padded(HISTORIES), 5).scores, other.rank(padded(HISTORIES), 5).scores)
+    assert torch.equal(model.best(padded(HISTORIES), 5).scores, other.best(padded(HISTORIES), 5).scores)
 
 
 def test_it_is_built_by_name_and_refuses_to_read_nothing() -> None:

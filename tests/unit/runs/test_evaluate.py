@@ -28,7 +28,7 @@ CONFIG = EvaluateConfig(beam=60, k=[5, 10])
 def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = None) -> Evaluation:
     positions = evaluated_rows(session.dataset, replace(config, valid_users=limit), "valid")
     rows = EvaluationBatches(session.maker, positions, config.batch)
-    return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+    return evaluate(session.recommender, rows, config, "valid")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_full_beam_equals_scoring_every_item(
 ) -> None:
     wanted_rankings, histories, targets = exhaustive
     rows = EvaluationBatches(session.maker, session.dataset.sequences.rows(Role.VALID)[:20], 7)
-    found = evaluate(session.policy, session.layout, rows, CONFIG, session.dataset.catalog, "valid")
+    found = evaluate(session.recommender, rows, CONFIG, "valid")
     raw = [ranking.index(target) for ranking, target in zip(wanted_rankings, targets.tolist(), strict=True)]
     left = [
         [item for item in ranking if item not in seen] for ranking, seen in zip(wanted_rankings, histories, strict=True)
@@ -98,7 +98,7 @@ def test_ranks_stand_in_the_order_of_the_rows_and_misses_behind_all(session: Ses
     assert int(whole.ranks["raw"].max()) == 10
     one = session.dataset.sequences.rows(Role.VALID)[33:34]
     batches = EvaluationBatches(session.maker, one, 4)
-    alone = evaluate(session.policy, session.layout, batches, replace(CONFIG, beam=10), session.dataset.catalog, "one")
+    alone = evaluate(session.recommender, batches, replace(CONFIG, beam=10), "one")
     assert int(alone.ranks["raw"]) == int(whole.ranks["raw"][33])
 
 
@@ -108,7 +108,7 @@ def test_two_ranks_together_see_what_one_sees(session: Session, monkeypatch: pyt
     parts = []
     for rank in range(2):
         rows = EvaluationBatches(session.maker, positions, config.batch, rank, 2)
-        parts.append(evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "part"))
+        parts.append(evaluate(session.recommender, rows, config, "part"))
     whole = run(session, config)
     for kind in ("raw", "excluded"):
         joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
@@ -147,7 +147,7 @@ def test_an_exact_evaluation_finds_the_top_that_scoring_every_item_gives(
     narrow = replace(CONFIG, beam=10, k=[5, 10])
 
     def run_with(config: EvaluateConfig) -> Evaluation:
-        return evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid")
+        return evaluate(session.recommender, rows, config, "valid")
 
     beams, exact = run_with(narrow), run_with(replace(narrow, exact=True))
     assert beams.raw["certified@10"] < 1
@@ -217,7 +217,7 @@ def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking
     parts = []
     for rank in range(2):
         rows = EvaluationBatches(thinking.maker, positions, 7, rank, 2)
-        parts.append(evaluate(thinking.policy, thinking.layout, rows, config, thinking.dataset.catalog, "part"))
+        parts.append(evaluate(thinking.recommender, rows, config, "part"))
     for kind in ("raw", "excluded"):
         joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
         assert joined.tolist() == whole.ranks[kind].tolist()
@@ -253,7 +253,7 @@ def test_failed_thinking_is_a_miss_that_is_counted(thinking: Session) -> None:
         words=layout.words,
     )
     failing._closing[layout.words.closing] = False  # nothing but words is ever chosen
-    found = run(replace(thinking, layout=failing), replace(CONFIG, beam=10), limit=6)
+    found = run(replace(thinking, recommender=thinking.recommender.under(failing)), replace(CONFIG, beam=10), limit=6)
     assert found.raw["format_failure"] == found.excluded["format_failure"] == 1
     assert found.raw["recall@10"] == 0
     assert found.ranks["raw"].tolist() == [10] * 6

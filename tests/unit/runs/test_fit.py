@@ -11,7 +11,8 @@ from genrl.config import RunConfig, load_config
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.runs import record
 from genrl.runs.recommend import evaluate_run
-from genrl.runs.fit import build_objective, build_sids, fit, make_verifier
+from genrl.runs.fit import build_sids, fit
+from genrl.runs.stage import build_objective, make_verifier
 from genrl.runs.session import Session
 from tests.runs import QUICK, changed, content, small_config
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
-from genrl.training.callbacks import save_weights
+from genrl.files import write_json
 from genrl.runs.folder import claim
-from genrl.recommenders.policy import decoding
 from genrl.runs.recommend import evaluate_run, load_run, recommend
 from genrl.runs.session import Session
 from tests.helpers import assert_same
-from tests.runs import content
+from genrl.runs.fit import fit
+from tests.runs import content, small_config
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
@@ -53,20 +54,32 @@ def test_a_run_can_be_moved_and_read_from_anywhere(
     config = OmegaConf.load(copied / "config.yaml")
     config.output = "runs"  # relative, as the default is
     OmegaConf.save(config, copied / "config.yaml")
-    (copied / "weights.safetensors").unlink()
-    metrics = json.loads((copied / "metrics.json").read_text())
-    metrics["stages"]["align"]["folder"] = "runs/toy/" + Path(metrics["stages"]["align"]["folder"]).name
-    (copied / "metrics.json").write_text(json.dumps(metrics))
+    for shared in (*copied.parent.glob("align-*"), *copied.parent.glob("sid-*")):
+        shutil.rmtree(shared) if shared.is_dir() else shared.unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     session = load_run(copied)
     assert run_folder(session.config) == copied
-    (align,) = copied.parent.glob("align-*")
-    saved = load_file(align / "weights.safetensors")
+    saved = load_file(copied / "weights.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in session.policy.state().items())
     assert not list(elsewhere.iterdir())
-    assert len(list(copied.parent.glob("sid-*"))) == 1
+    assert not list(copied.parent.glob("sid-*"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("weights.safetensors", "no such checkpoint"),
+        ("metrics.json", "an unfinished run"),
+        ("catalog.json", "which items it was made for"),
+    ],
+)
+def test_a_run_without_a_part_of_its_own_is_refused(copied: Path, missing: str, reason: str) -> None:
+    (copied / missing).unlink()
+    for answer in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
+        with pytest.raises(CheckpointError, match=reason):
+            answer()
 
 
 def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(
@@ -136,9 +149,8 @@ def reasoned(thinking: Session) -> Path:
     folder = run_folder(thinking.config)
     folder.mkdir()
     claim(folder, thinking.config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout, thinking.maker, thinking.config.evaluate)
-    metadata = {"decoding": json.dumps(contract)}
-    save_weights(thinking.policy.state(), folder / "weights.safetensors", metadata)
+    thinking.recommender.save(folder)
+    write_json(folder / "metrics.json", {})
     return folder
 
 
@@ -158,18 +170,14 @@ def test_a_run_without_thinking_has_none_to_show(finished: Path) -> None:
     assert recommend(finished, [["i3"]], 5)[0].thinking is None
 
 
-def test_a_run_that_was_only_aligned_does_not_think(reasoned: Path, thinking: Session) -> None:
+def test_a_run_that_was_only_aligned_does_not_think(thinking: Session) -> None:
     config = replace(thinking.config, name="aligned", stages=["align"])
-    folder, align = run_folder(config), reasoned.parent / "align-0"
-    for made in (folder, align):
-        made.mkdir()
+    folder = run_folder(config)
+    folder.mkdir()
     claim(folder, config, "genrl fit")
-    contract = decoding(thinking.policy, thinking.layout.items, thinking.maker, config.evaluate)
-    save_weights(thinking.policy.state(), align / "weights.safetensors", {"decoding": json.dumps(contract)})
-    (folder / "metrics.json").write_text(json.dumps({"stages": {"align": {"folder": str(align)}}}))
-    found = load_run(folder)
-    assert isinstance(found, Session)
-    assert not found.layout.thinking
+    thinking.plain.recommender.save(folder)
+    write_json(folder / "metrics.json", {})
+    assert not load_run(folder).layout.thinking
     assert recommend(folder, [["i3"]], 5)[0].thinking is None
 
 
@@ -186,3 +194,24 @@ def test_another_layout_is_refused_and_another_search_is_told(
     assert "evaluate.beam=12; the weights were chosen with 20" in shown
     assert "evaluate.thinking_samples=2; the weights were chosen with 0" in shown
     assert found[reasoned.name]["raw"]["format_failure"] == 0
+
+
+def test_rows_appended_to_the_log_are_refused_by_evaluate_and_change_no_recommendation(tmp_path: Path) -> None:
+    rows = [f"u{user},i{(user * 7 + step * step) % 30},{step}" for user in range(60) for step in range(6)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    files = ("data.source=files", f"data.interactions={log}", "data.columns.title=null", "data.columns.category=null")
+    config = small_config(
+        tmp_path, *files, "sid.embedding.source=collaborative", "baseline.name=item_knn", "stages=[baseline]"
+    )
+    folder = fit(config)
+    recommended = recommend(folder, [["i0"]], 5)
+    metrics = evaluate_run(folder, split="test", overrides=[])
+    log.write_text(log.read_text() + "new,i1,9\nnew,i2,10\nnew,i3,11\n")
+    assert recommend(folder, [["i0"]], 5) == recommended
+    with pytest.raises(CheckpointError, match=r"data.interactions \(.*log.csv\) has another content now"):
+        evaluate_run(folder, split="test", overrides=[])
+    told = evaluate_run(folder, split="test", overrides=[f"data.interactions={log}"])
+    assert told[folder.name]["raw"]["rows"] == metrics[folder.name]["raw"]["rows"] + 1
+    log.unlink()
+    assert recommend(folder, [["i0"]], 5) == recommended

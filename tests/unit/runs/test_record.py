@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import DataError
 from genrl.runs.evaluate import Evaluation, evaluated_rows
-from genrl.runs.record import references, save_ranks, written
+from genrl.runs.record import Meter, versions, references, save_ranks, written
 from genrl.runs.session import Session
 from tests.runs import small_config
 from tests.unit.recommenders.problems import dataset_of
@@ -53,3 +53,11 @@ def test_a_split_without_rows_is_a_clear_error(tmp_path: Path) -> None:
     dataset = dataset_of([[0, 1, 2]], ["tte"])
     with pytest.raises(DataError, match="the valid part has no rows"):
         references(small_config(tmp_path), dataset, torch.zeros(3, 1, dtype=torch.int64), "valid")
+
+
+def test_versions_and_meter_tell_something() -> None:
+    assert versions()["torch"] == torch.__version__
+    meter = Meter()
+    block = torch.ones(30_000_000)
+    assert meter.read()["peak_mib"] > 100
+    assert block.numel()

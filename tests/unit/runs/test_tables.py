@@ -153,7 +153,7 @@ def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> 
 
 def test_the_header_says_what_is_about_to_run(session: Session) -> None:
     console, shown = make_console(200)
-    report.header(console, session.config, session, build_objective(session.config))
+    report.header(console, session, build_objective(session.config))
     text = shown.getvalue()
     trained = sum(value.numel() for value in session.policy.trainable().values())
     for words in (
@@ -182,7 +182,7 @@ def test_random_weights_are_said(thinking: Session) -> None:
     for stages, said in ((["rl"], True), (["align", "rl"], False)):
         console, shown = make_console(200)
         config = replace(thinking.config, stages=stages)
-        report.header(console, config, thinking, build_objective(config))
+        report.header(console, replace(thinking, config=config), build_objective(config))
         assert ("starts from random weights" in shown.getvalue()) == said
 
 
@@ -193,5 +193,5 @@ def test_a_rate_too_high_for_pre_trained_weights_is_said(session: Session, model
     console, shown = make_console(200)
     config = session.config
     changed = replace(config, model=replace(config.model, name=model), align=replace(config.align, learning_rate=rate))
-    report.header(console, changed, session, build_objective(config))
+    report.header(console, replace(session, config=changed), build_objective(config))
     assert shown.getvalue().count("align.learning_rate=0.008 is one for weights that start at random") == said

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from genrl.catalog import Catalog, Dataset, Role, Sequences, load_dataset
-from genrl.config.schema import DataConfig, EmbeddingConfig, ToyConfig
+from genrl.config.schema import DataConfig, ToyConfig
 from genrl.errors import ConfigError, DataError
-from genrl.sid.embed import cooccurrence, embed_items, text_embeddings
+from genrl.sid.embed import EmbeddingConfig, cooccurrence, embed_items, text_embeddings
 from tests.helpers import assert_same
 
 T, R, V, E, H = (int(role) for role in (Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY))
@@ -125,12 +125,6 @@ def test_dimensions_are_an_upper_bound(toy, source):
 def test_embeddings_are_the_same_every_time(toy):
     config = EmbeddingConfig(source="both", dimensions=16)
     assert_same(embed_items(config, toy), embed_items(config, toy), tolerance=0)
-
-
-@pytest.mark.parametrize("options", [{"dimensions": 0}, {"window": 0}])
-def test_options_out_of_range_are_refused(toy, options):
-    with pytest.raises(ConfigError, match="must be at least 1"):
-        embed_items(EmbeddingConfig(**options), toy)
 
 
 def test_a_sentence_encoder_needs_its_extra(monkeypatch):

@@ -74,7 +74,6 @@ def test_several_tensors_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("path", "error", "said"),
     [
-        (None, ConfigError, r"sid\.embedding\.path is not set"),
         ("e.txt", ConfigError, r"no known form.*\.npy, \.safetensors, \.parquet"),
         ("gone.npy", DataError, "no such file"),
     ],

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from genrl.catalog import load_dataset
-from genrl.config.schema import DataConfig, EmbeddingConfig, SidConfig, ToyConfig
-from genrl.errors import UnknownComponentError
-from genrl.sid import SID_BUILDERS, SidTable, build_sid_table, sources
+from genrl.config.schema import DataConfig, ToyConfig
+from genrl.errors import ConfigError, UnknownComponentError
+from genrl.sid import SID_BUILDERS, SidTable, build_sid_table, make_table, sources
 from tests.helpers import assert_same
+
+KMEANS = {"name": "kmeans"}
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +18,19 @@ def toy():
 
 
 def test_the_default_toy_table_needs_no_collision_level(toy):
-    table = build_sid_table(SidConfig(), toy)
+    table = build_sid_table(KMEANS, toy)
     assert table.codebook_sizes == (12, 12, 12)
     assert table.report.colliding_items == 0
 
 
 def test_first_codes_of_the_default_toy_table_are_the_categories(toy):
-    first = build_sid_table(SidConfig(), toy).codes[:, 0]
+    first = build_sid_table(KMEANS, toy).codes[:, 0]
     assert len(torch.stack([first, toy.catalog.categories], dim=1).unique(dim=0)) == 12
 
 
 @pytest.mark.parametrize("source", ["collaborative", "text", "both"])
 def test_tables_of_every_source_are_reproducible_and_complete(toy, source, tmp_path):
-    config = SidConfig(codes=10, levels=2, embedding=EmbeddingConfig(source=source))
+    config = {**KMEANS, "codes": 10, "levels": 2, "embedding": {"source": source}}
     table = build_sid_table(config, toy)
     assert table.report.distinct == len(toy.catalog)
     assert_same(build_sid_table(config, toy).codes, table.codes)
@@ -40,38 +42,54 @@ def test_unknown_builders_are_named():
     with pytest.raises(
         UnknownComponentError, match=r"unknown SID builder 'kmean'.*Did you mean 'kmeans'.*import, kmeans"
     ):
-        build_sid_table(SidConfig(builder="kmean"), None)
+        build_sid_table({"name": "kmean"}, None)
 
 
 def test_a_plugin_adds_a_builder(toy):
     @SID_BUILDERS.register("one_code_per_item")
-    def build(config, dataset):
-        return torch.arange(len(dataset.catalog))[:, None], (len(dataset.catalog),)
+    def build(dataset):
+        return make_table(torch.arange(len(dataset.catalog))[:, None], (len(dataset.catalog),), dataset.catalog)
 
     try:
-        table = build_sid_table(SidConfig(builder="one_code_per_item"), toy)
+        table = build_sid_table({"name": "one_code_per_item"}, toy)
         assert table.codebook_sizes == (288,)
+        assert sources({"name": "one_code_per_item"}) == {}
     finally:
         del SID_BUILDERS._entries["one_code_per_item"]
 
 
 @pytest.mark.parametrize(
-    ("config", "named"),
+    ("options", "said"),
     [
-        (SidConfig(path="unread"), {}),
-        (SidConfig(builder="import", path="a.json", embedding=EmbeddingConfig("file", path="unread")), ["sid.path"]),
-        (SidConfig(embedding=EmbeddingConfig("file", text_encoder="unread", path="a.npy")), ["sid.embedding.path"]),
-        (SidConfig(embedding=EmbeddingConfig("both", text_encoder="folder")), ["sid.embedding.text_encoder"]),
-        (SidConfig(embedding=EmbeddingConfig("collaborative", text_encoder="unread")), []),
-        (
-            SidConfig(builder="mine", path="a", embedding=EmbeddingConfig("file", path="b")),
-            ["sid.path", "sid.embedding.path"],
-        ),
+        ({"codes": 0}, "option 'codes': 0 must be at least 2"),
+        ({"levels": 0}, "option 'levels': 0 must be at least 1"),
+        ({"iterations": 0}, "option 'iterations': 0 must be at least 1"),
+        ({"embedding": {"dimensions": 0}}, "option 'embedding.dimensions': 0 must be at least 1"),
+        ({"embedding": {"window": 0}}, "option 'embedding.window': 0 must be at least 1"),
+        ({"embedding": {"source": "file"}}, "sid.embedding.path is needed by sid.embedding.source=file"),
+        ({"embedding": {"path": "a.npy"}}, "not read with sid.embedding.source=text. Add sid.embedding.source=file"),
+        ({"path": "a.json"}, "no option 'path'. It belongs to import."),
+        ({"name": "import"}, "needs the option 'path': give the JSON file"),
     ],
 )
-def test_sources_are_the_files_that_a_builder_reads(config, named):
-    assert list(sources(config)) == list(named)
+def test_options_that_do_not_fit_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        build_sid_table({**KMEANS, **options}, None)
+
+
+@pytest.mark.parametrize(
+    ("sid", "named"),
+    [
+        ({}, []),
+        ({"name": "import", "path": "a.json"}, ["sid.path"]),
+        ({"embedding": {"source": "file", "text_encoder": "unread", "path": "a.npy"}}, ["sid.embedding.path"]),
+        ({"embedding": {"source": "both", "text_encoder": "folder"}}, ["sid.embedding.text_encoder"]),
+        ({"embedding": {"source": "collaborative", "text_encoder": "unread"}}, []),
+    ],
+)
+def test_sources_are_the_files_that_a_builder_reads(sid, named):
+    assert list(sources({**KMEANS, **sid})) == list(named)
 
 
 def test_sources_know_the_home_folder():
-    assert sources(SidConfig(builder="import", path="~/a.json")) == {"sid.path": Path.home() / "a.json"}
+    assert sources({"name": "import", "path": "~/a.json"}) == {"sid.path": Path.home() / "a.json"}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrl.files import read_metadata
+from genrl.files import read_metadata, save_weights
 from genrl.recommenders.policy import decoding
 from genrl.runs.session import Session
-from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress, save_weights
+from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress
 from tests.runs import attach, changed, flat_weights, rl_module, sft_module, train
 
 

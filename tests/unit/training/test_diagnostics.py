@@ -153,11 +153,11 @@ def test_the_gradient_of_a_step_is_that_by_its_log_probabilities(order: str) -> 
 PARTS = ((slice(0, 8), slice(0, 2)), (slice(8, 16), slice(2, 4)))
 
 
-def gradient_values(*passes: tuple[Tensor, Completions]) -> dict[str, float]:
+def gradient_values(*passes: tuple[Tensor, Completions]) -> dict[str, Tensor]:
     """What is logged of backward passes with given gradients by log-probabilities."""
     gradients = StepGradients(passes[0][1].num_steps)
     for gradient, drawn in passes:
         logps = torch.zeros_like(gradient, requires_grad=True)
         gradients.watch(logps, drawn)
         (logps * gradient).sum().backward()
-    return gradients.close(torch.device("cpu"))
+    return {tag: torch.tensor(value) for tag, value in gradients.close(torch.device("cpu")).items()}

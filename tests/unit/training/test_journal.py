@@ -5,13 +5,13 @@ import torch
 from genrl.training.journal import Journal
 
 
-def test_a_step_closes_with_means_and_largest_values_and_the_next_begins_anew() -> None:
+def test_values_are_averaged_but_for_the_largest_and_then_forgotten() -> None:
     journal = Journal()
-    journal.add({"loss": 1.0, "gap_max": torch.tensor(3.0)}, {"loss": torch.tensor(2.0)})
-    journal.add({"gap_max": 1.0})
-    with journal.timed("seconds"):
+    journal.add({"a": 1.0, "b_max": torch.tensor(3.0)}, {"c": 5.0})
+    journal.add({"a": torch.tensor(2.0), "b_max": 1.0})
+    with journal.timed("time"):
         pass
-    closed = journal.close()
-    assert closed.pop("seconds") >= 0
-    assert closed == {"loss": 1.5, "gap_max": 3.0}
+    found = journal.close()
+    assert found.pop("time") >= 0
+    assert found == {"a": 1.5, "b_max": 3.0, "c": 5.0}
     assert journal.close() == {}

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from genrl.errors import NonFiniteError
 from genrl.recommenders.policy import rankings
 from genrl.runs.evaluate import evaluate
 from genrl.runs.session import Session
+from genrl.training.callbacks import BestWeights, ResumePoint
 from genrl.training.stage import StageModule, flatten, scheduled
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
@@ -24,7 +26,7 @@ def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path)
     trainer = train(module, 100)
     config = session.config.evaluate
     rows = session.batches("valid")
-    found = evaluate(session.policy, session.layout, rows, config, session.dataset.catalog, "valid").raw
+    found = evaluate(session.recommender, rows, config, "valid").raw
     logged = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert set(logged) == {name for name in found if not name.startswith(("history_share", "certified"))}
     for name, value in logged.items():
@@ -84,11 +86,18 @@ def test_a_gradient_that_is_no_number_stops_training_before_the_step(
 
 
 def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Session, tmp_path: Path) -> None:
-    config = changed(session, tmp_path, "align.learning_rate=1e39", "align.warmup_steps=0")  # beyond float32
-    module = sft_module(config, tmp_path)
+    class Overflow(L.Callback):
+        """What a step can do to weights though its gradient is finite."""
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
+            with torch.no_grad():
+                next(iter(session.policy.trainable().values())).view(-1)[3] = float("inf")
+
+    module = sft_module(session, tmp_path)
     module.round_steps = 1
+    keepers = (BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
     with pytest.raises(NonFiniteError, match=r"step 1: weights of .* are NaN or infinite. Nothing was written"):
-        train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+        train(module, 2, Overflow(), *keepers)
     assert not list(tmp_path.iterdir())
 
 

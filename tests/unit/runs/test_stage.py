@@ -13,7 +13,7 @@ from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
-from genrl.runs.baseline import BaselineSession
+from genrl.runs.session import Session
 from genrl.runs.recommend import evaluate_run, load_run, recommend
 from genrl.runs.fit import fit
 from tests.runs import small_config
@@ -101,10 +101,10 @@ def test_recommendations_keep_to_what_is_allowed(finished: dict[str, Path], name
 
 @pytest.mark.parametrize("name", ["item_knn", "sasrec"])
 def test_allowing_nothing_is_an_error(finished: dict[str, Path], name: str) -> None:
-    session = load_run(finished[name])
-    assert isinstance(session, BaselineSession)
+    cold = load_run(finished[name]).dataset.catalog
+    warm = cold.item_ids[int((~cold.cold).nonzero()[0])]
     with pytest.raises(DataError, match="no item may be recommended"):
-        session.recommend(torch.tensor([[1]]), torch.zeros(60, dtype=torch.bool), 5, False)
+        recommend(finished[name], [[warm]], 5, cold=True, only=[warm])
 
 
 def test_a_resumed_run_ends_like_one_that_was_not_interrupted(finished: dict[str, Path], tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(finished: dict[str
 
     whole = finished["sasrec"]
     config = config_of(tmp_path, "sasrec")
-    from genrl.runs import baseline
+    from genrl.training import baseline
 
     step = baseline.BaselineModule.training_step
 
@@ -145,8 +145,6 @@ def test_seeds_differ_and_the_same_seed_repeats(finished: dict[str, Path], tmp_p
 def test_weights_of_another_model_are_named(finished: dict[str, Path], tmp_path: Path, name: str) -> None:
     folder = tmp_path / "toy" / finished[name].name
     shutil.copytree(finished[name], folder)
-    for path in finished[name].parent.glob("sid-*"):
-        shutil.copy(path, folder.parent)
     weights = load_file(folder / "weights.safetensors")
     wrong = {key: torch.zeros(2) if place == 0 else value for place, (key, value) in enumerate(weights.items())}
     save_file(wrong, folder / "weights.safetensors")
@@ -163,9 +161,9 @@ def test_a_reference_line_is_the_same_as_a_run_where_items_share_sids(tmp_path: 
 
 def test_rankings_are_wide_enough_for_as_many_sids_as_are_scored(tmp_path: Path) -> None:
     shared = ("sid.codes=2", "sid.collisions=keep", "evaluate.level=sid", "evaluate.k=[2]")
-    session = BaselineSession.build(config_of(tmp_path, "sasrec", *shared))
+    session = Session.build(config_of(tmp_path, "sasrec", *shared))
     (batch, *_) = session.batches("test")
-    for ranking in session.rankings(batch.history, session.width).values():
+    for ranking in session.recommender.rankings(batch, session.config.evaluate).values():
         for items in ranking.items:
             assert len(session.table.codes[items[items >= 0]].unique(dim=0)) >= 2
 
@@ -182,11 +180,11 @@ def test_an_exact_list_is_refused_where_a_beam_searches(finished: dict[str, Path
 
 def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:
     config = config_of(tmp_path, "lc_rec", "trainer.checkpointing=true", "trainer.branching=naive")
-    session = BaselineSession.build(config)
-    assert isinstance(session.model, LCRec)
-    session.model.train()
-    assert session.model.policy.checkpointing
-    assert session.model.policy.branching == "naive"
+    session = Session.build(config)
+    assert isinstance(session.recommender, LCRec)
+    session.recommender.train()
+    assert session.recommender.policy.checkpointing
+    assert session.recommender.policy.branching == "naive"
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -1,0 +1,73 @@
+"""The public Python interface: train a run, load a finished one, rank with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from genrl.cli import REGISTRIES
+from genrl.config import RunConfig, load_config
+from genrl.recommenders import Recommender
+from genrl.runs.fit import fit as run
+from genrl.runs.recommend import answer, load_recommender
+from genrl.training.fitting import quiet_libraries
+
+
+class Loaded:
+    """A finished run, ready to rank.
+
+    Args:
+        recommender: what the run has learnt.
+    """
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+
+    def rank(
+        self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_history: bool = False, exact: bool = False
+    ) -> list[list[tuple[str, float]]]:
+        """The best next items.
+
+        Args:
+            histories: item ids or titles, oldest first.
+            k: items per history.
+            exclude_history: leave out the items of the history.
+            exact: the list must be the best of all items.
+
+        Returns:
+            For each history (item id, score), best first.
+
+        Raises:
+            DataError: if an item is not in the catalogue, or a title stands for several.
+            UnsupportedError: if it cannot tell whether a list is exact.
+        """
+        found = answer(self.recommender, histories, k, exclude_history, exact=exact)
+        return [[(item, score) for item, _, score in each.items] for each in found]
+
+
+def load(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Load a finished run; the data that it was trained on are not needed.
+
+    Args:
+        folder: of the run, wherever it is now.
+        overrides: `key=value` texts over its configuration, e.g. `model.name=FOLDER` for a base model that has moved.
+
+    Raises:
+        CheckpointError: if it is no finished run, or something of it is missing or damaged.
+    """
+    quiet_libraries()
+    return Loaded(load_recommender(Path(folder), overrides)[1])
+
+
+def fit(config: RunConfig | Sequence[str] = (), *, resume: bool = False) -> Path:
+    """Train a run and return its folder.
+
+    Args:
+        config: a checked configuration, or `key=value` texts over the defaults.
+        resume: go on with an unfinished run of the same configuration.
+
+    Raises:
+        ConfigError: if the configuration is wrong, or the folder holds another run.
+    """
+    checked = config if isinstance(config, RunConfig) else load_config(overrides=list(config), registries=REGISTRIES)
+    return run(checked, resume=resume, command="genrl.fit from Python")

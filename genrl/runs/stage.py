@@ -1,0 +1,241 @@
+"""A stage as a value: its name, where it is kept under a key of all that it depends on, and what trains it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+
+from genrl.config import RunConfig, run_folder
+from genrl.files import key_of, locked, read_json, read_weights, write_json
+from genrl.objectives import OBJECTIVES, Objective, Setting
+from genrl.ops import world_rank, world_size
+from genrl.policy.rollout import check_rollout
+from genrl.prompts.packing import SequenceBatches
+from genrl.recommenders import TrainedBaseline
+from genrl.recommenders.base import WEIGHTS
+from genrl.rewards import RewardContext, Verifier, build_verifier
+from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
+from genrl.runs.record import Meter, save_ranks, written
+from genrl.runs.session import Session
+from genrl.training.activate import ActivateModule
+from genrl.training.baseline import BaselineModule
+from genrl.training.callbacks import BestWeights, RolloutSamples
+from genrl.training.fitting import barrier, is_first, monitor, train
+from genrl.training.rl import RLModule
+from genrl.training.sft import SFTModule
+from genrl.training.stream import PromptOrder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    title: str
+    """What its bars are called."""
+    folder: Path
+    """Where its weights and notes lie; of a shared stage it is named by the key of all that the stage depends on."""
+    session: Session
+    module: Callable[[], SFTModule | ActivateModule | RLModule | BaselineModule] | None
+    """Makes what is trained; None: there is nothing to train."""
+    monitor: str | None
+    """Validation metric that chooses the weights; None: the latest are taken."""
+    patience: int = 0
+    """Validations without a better value before training stops; 0 never stops early."""
+    shared: bool = True
+    """Whether all runs of the experiment with the same key use it; otherwise it is a run's own."""
+    start: bool = False
+    """Whether the weights that it begins with may be the best."""
+    callbacks: tuple[L.Callback, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether a shared stage need not be trained again."""
+        return self.shared and (self.folder / "metrics.json").exists()
+
+
+def run_stage(stage: Stage, console: Console) -> dict[str, Any]:
+    """Train or reuse a stage, leave its weights in the recommender and score them.
+
+    Returns:
+        `stage`: cost, best step and folder; `valid` and `test`: the metrics.
+    """
+    with held(stage.folder) if stage.shared else contextlib.nullcontext():
+        if stage.finished:
+            console.print(f"{stage.name}: reusing {stage.folder}")
+            cost = read_json(stage.folder / "metrics.json")
+        else:
+            cost = _train(stage)
+        if stage.module is not None:
+            weights = stage.folder / WEIGHTS
+            stage.session.recommender.load_state(read_weights(weights), str(weights))
+        if not stage.shared:
+            return {"stage": cost, **_scored(stage, stage.folder)}
+        scores = stage.folder / f"evaluation-{key_of(stage.session.config.evaluate)}"
+        if not (scores / "metrics.json").exists():
+            found = _scored(stage, scores)
+            if is_first():
+                write_json(scores / "metrics.json", found)
+            barrier()
+    return {"stage": {**cost, "evaluation": str(scores)}, **read_json(scores / "metrics.json")}
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Any:  # noqa: ANN401 (a context)
+    """Hold a folder against other runs; of the processes of one run, the first does."""
+    with locked(folder) if is_first() else contextlib.nullcontext():
+        yield
+
+
+def _train(stage: Stage) -> dict[str, Any]:
+    meter, step = Meter(), 0
+    if stage.module is not None:
+        module = stage.module()
+        best = BestWeights(stage.folder / WEIGHTS, stage.monitor, stage.patience)
+        config = stage.session.config
+        steps = config.rl.max_steps if isinstance(module, RLModule) else module.max_steps
+        train(stage.name, module, stage.folder, steps, best, config, *stage.callbacks, start=stage.start)
+        step = best.best_step
+    cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
+    if stage.shared:
+        if is_first():
+            write_json(stage.folder / "metrics.json", cost)
+        barrier()
+    return cost
+
+
+def _scored(stage: Stage, folder: Path) -> dict[str, Any]:
+    """Final metrics on validation and test rows; the ranks are kept in a folder."""
+    session, world = stage.session, world_size()  # 1 until the first stage of this process has started the others
+    scored: dict[str, Evaluation] = {}
+    for split in SPLITS:
+        rows = session.batches(split).share(world_rank(), world)
+        scored[split] = evaluate(session.recommender, rows, session.config.evaluate, f"{stage.title} {split}")
+    if is_first():
+        folder.mkdir(exist_ok=True)
+        save_ranks(folder, scored, session.dataset, session.config.evaluate)
+    return {split: written(value) for split, value in scored.items()}
+
+
+def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
+    """The stages of a configuration in their order, with what is wrong with any of them said before one trains.
+
+    Raises:
+        ConfigError: if objective, rewards and rollout do not fit each other.
+        DataError: if the texts that stage `activate` learns cannot be used.
+    """
+    config, stages = session.config, []
+    if objective is None:
+        return [_baseline(session)]
+    if "align" in config.stages:
+        stages.append(_align(session))
+    if session.activates:
+        stages.append(_activate(session))
+    if "rl" in config.stages:
+        stages.append(_rl(session, objective))
+    for stage in stages:
+        if stage.name == "activate" and not stage.finished:
+            session.activate_batches()
+    return stages
+
+
+def _align(session: Session) -> Stage:
+    plain, options = session.plain, session.config.align
+    folder = _shared(session.config, "align", session.align_key())
+
+    def module() -> SFTModule:
+        return SFTModule(session.packer(), options, **_arguments(plain, folder))
+
+    return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
+
+
+def _activate(session: Session) -> Stage:
+    options = session.config.activate
+    folder = _shared(session.config, "activate", session.activate_key())
+
+    def module() -> ActivateModule | SFTModule:
+        kind = ActivateModule if session.layout.thinking else SFTModule
+        return kind(session.activate_batches(), options, **_arguments(session, folder))
+
+    return Stage("activate", "activate", folder, session, module, monitor(session.config), options.patience)
+
+
+def _rl(session: Session, objective: Objective) -> Stage:
+    config, catalog, folder = session.config, session.dataset.catalog, run_folder(session.config)
+    verifier = make_verifier(session, objective)
+    order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
+
+    def module() -> RLModule:
+        parts = (objective, verifier, order, session.maker, catalog.categories)
+        return RLModule(*parts, config.rl, config.rollout, config.seed, **_arguments(session, folder))
+
+    best = config.rl.select == "best"
+    samples = RolloutSamples(catalog, folder / "samples.jsonl")
+    chosen = monitor(config) if best else None
+    title = config.objective["name"]
+    return Stage("rl", title, folder, session, module, chosen, shared=False, start=best, callbacks=(samples,))
+
+
+def _baseline(session: Session) -> Stage:
+    config, folder, recommender = session.config, run_folder(session.config), session.recommender
+    name = config.baseline["name"]
+    if not isinstance(recommender, TrainedBaseline):
+        return Stage("baseline", name, folder, session, None, None, shared=False)
+    options = recommender.config
+
+    def module() -> BaselineModule:
+        length, seed = options.max_length + 1, config.seed
+        batches = SequenceBatches(session.dataset, recommender.per, length, options.batch, seed=seed)
+        width = recommender.width(config.evaluate)
+        return BaselineModule(recommender, batches, seed, width, **_ranking_arguments(session, folder))
+
+    return Stage("baseline", name, folder, session, module, monitor(config), options.patience, shared=False)
+
+
+def _shared(config: RunConfig, name: str, key: str) -> Path:
+    return Path(config.output) / config.experiment / f"{name}-{key}"
+
+
+def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
+    config = session.config
+    return {
+        "validation": session.batches("valid"),
+        "metrics": ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes),
+        "max_grad_norm": config.trainer.max_grad_norm,
+        "folder": folder,
+    }
+
+
+def _arguments(session: Session, folder: Path) -> dict[str, Any]:
+    parts = {"policy": session.policy, "layout": session.layout, "evaluation": session.config.evaluate}
+    return parts | _ranking_arguments(session, folder)
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """The configured objective."""
+    options = {name: value for name, value in config.objective.items() if name != "name"}
+    return OBJECTIVES.build(config.objective["name"], options)
+
+
+def make_verifier(session: Session, objective: Objective) -> Verifier:
+    """The configured rewards, checked against what the objective needs before anything is trained."""
+    config, catalog = session.config, session.dataset.catalog
+    context = RewardContext.from_codes(session.table.codes, catalog.train_counts)
+    verifier = build_verifier(config.rewards, context, thinking=session.layout.thinking)
+    setting = Setting(
+        rewards=tuple(verifier.rewards),
+        step_rewards=bool(verifier.step_names),
+        group_size=1 if objective.trains_on_targets else config.rollout.group_size,
+        items=1,
+        categories=bool(catalog.category_names),
+        thinking=session.layout.thinking,
+    )
+    objective.check(setting, config.objective["name"])
+    check_rollout(config.rollout, session.layout)
+    return verifier
