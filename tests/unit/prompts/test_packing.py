@@ -85,7 +85,7 @@ def test_nothing_to_train_on_is_an_error() -> None:
 
 def test_text_examples_pair_titles_with_sids() -> None:
     policy = make_policy()
-    sids = make_layout(policy).render(torch.arange(60))
+    sids = make_layout(policy).catalogue.render(torch.arange(60))
     titles = ("red apple pie", "", "green pear tart")
     segments = list(text_segments(policy.tokenizer, titles, PromptTemplate(1, (), sids, 0)))
     assert len(segments) == 4

@@ -18,6 +18,7 @@ from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, AlignConfig, DataConfig, ToyConfig
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig, Words
+from genrl.layouts.items import Items
 from genrl.prompts.packing import (
     HistoryBatches,
     PackedBatch,
@@ -96,7 +97,7 @@ def trace_batches(order: Any = "tail", **options: Any) -> TraceBatches:
     traces = [Trace(place, tuple(said[place % 4 : 5 + (place + step) % 9] for step in range(2))) for place in positions]
     trie = Trie.build(CODES, (6, 10))
     config = BlockedLayoutConfig(order=order, budget=6)
-    layout = BlockedLayout(config, trie=trie, first_ids=(100, 106), codes=CODES, words=WORDS)
+    layout = BlockedLayout(config, catalogue=Items(trie, (100, 106), CODES), words=WORDS)
     activate = ActivateConfig(**{"examples_per_step": 6, "pack_length": 60, "foreign": 0.0, **options})
     return TraceBatches(traces, PromptMaker(TOY, TEMPLATE, 5), layout, Tokenizer(), activate)
 
@@ -179,6 +180,6 @@ def test_a_rank_without_rows_has_at_most_a_token_of_padding(make: Callable[..., 
     assert float(batch.share) > 0
     if isinstance(batch, PackedBatch):
         assert (batch.tokens.tolist(), batch.segments.tolist()) == ([[TEMPLATE.pad_id]], [[-1]])
-        assert not any(map(len, (batch.items, batch.places, batch.support)))
+        assert len(batch.items) == len(batch.places) == 0
     else:
         assert len(batch) == len(batch.items) == len(batch.targets) == 0
