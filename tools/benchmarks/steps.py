@@ -22,12 +22,13 @@ from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
 from benchmarks.peers import constraint, thinking_limits
 from genrl.batches import Completions, Requests, Targets
-from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
+from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig, TrainerConfig
 from genrl.objectives import OBJECTIVES
 from genrl.prompts.template import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
 from genrl.runs.evaluate import ranking_metrics
+from genrl.training.fitting import make_trainer
 from genrl.training.rl import RLModule
 from genrl.training.stream import PromptOrder
 
@@ -199,21 +200,8 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
             max_grad_norm=1.0,
             folder=Path(folder),
         )
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_steps=count,
-            max_epochs=-1,
-            callbacks=[_Stamps(notes)],
-            logger=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(module)
+        options = {"callbacks": [_Stamps(notes)], "limit_val_batches": 0, "default_root_dir": folder}
+        make_trainer(TrainerConfig(accelerator="cpu"), max_steps=count, **options).fit(module)
     return notes
 
 

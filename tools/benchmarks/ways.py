@@ -41,11 +41,9 @@ def ways(sizes: Sizes, repeats: int) -> list[Figure]:
     policy = make_policy(sizes)
     found = []
     for shape in SHAPES if sizes is FULL else QUICK_SHAPES:
-        found.append(_figure(policy, "score", shape, WAYS, partial(_score, policy, *_random(policy, shape)), repeats))
-        others = WAYS if shape[3] <= NAIVE_UP_TO else WAYS[:2]
-        found.append(
-            _figure(policy, "decode", shape, others, partial(_decode, policy, *_random(policy, shape)), repeats)
-        )
+        tokens, some = _random(policy, shape), WAYS if shape[3] <= NAIVE_UP_TO else WAYS[:2]
+        found.append(_figure(policy, "score", shape, WAYS, partial(_score, policy, *tokens), repeats))
+        found.append(_figure(policy, "decode", shape, some, partial(_decode, policy, *tokens), repeats))
     return found
 
 
@@ -66,15 +64,8 @@ def _figure(
     seconds = interleave(f"ways, {name}", {way: timed(partial(run, way)) for way in candidates}, repeats)
     rest = [way for way in candidates if way != picked]
     best = min(rest, key=lambda way: sorted(seconds[way])[len(seconds[way]) // 2])
-    return compare(
-        "ways",
-        f"{name}: {picked}, else {best}",
-        seconds[picked],
-        seconds[best],
-        unit="s",
-        goal=None,
-        checked="hidden states of all ways are equal",
-    )
+    checked = "hidden states of all ways are equal"
+    return compare("ways", f"{name}: {picked}, else {best}", seconds[picked], seconds[best], checked=checked)
 
 
 def _random(policy: Policy, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
