@@ -75,10 +75,9 @@ def naive_loss(session: Session) -> Tensor:
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_loss_and_gradient_equal_one_plain_forward_per_trace(session: Session, tmp_path: Path, order: str) -> None:
-    whole = replace(
-        other(session, tmp_path, "activate.examples_per_step=100"),
-        layout=Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout,
-    )
+    layout = Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout
+    whole = other(session, tmp_path, "activate.examples_per_step=100")
+    whole = replace(whole, recommender=whole.recommender.under(layout))  # type: ignore[attr-defined]
     loss, gradient = step_gradient(activate_module(whole, tmp_path))
     session.policy.zero_grad()
     wanted = naive_loss(whole)
