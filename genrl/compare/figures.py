@@ -82,17 +82,19 @@ def scatter(title: str, points: Mapping[str, tuple[float, float]], styles: Style
     """
     with style():
         figure = Figure(figsize=(420 / INCH, 330 / INCH))
-        axis = figure.add_axes((0.12, 0.14, 0.86, 0.78))
+        axis = figure.add_axes((0.12, 0.14, 0.86, 0.76))
         for row, (x, y) in points.items():
             axis.plot(x, y, linestyle="", clip_on=False, zorder=3, **styles[row].mark())
-        axis.margins(0.06)
+        axis.margins(x=0.06, y=0.12)
+        axis.locator_params(nbins=4)
+        axis.tick_params(axis="x", pad=10)
         axis.set_xlim(left=0.0)
         keep_above_zero(axis)
         axis.set_xlabel(axes[0])
-        axis.set_title(axes[1], loc="left", x=-0.12, fontsize=11.5)
+        axis.set_title(axes[1], loc="left", x=-0.14, fontsize=11.5, pad=16)
         scale = figure.dpi / INCH
         places = {row: _pair(axis.transData.transform(point) / scale) for row, point in points.items()}
-        for row, (across, up, anchor) in labels(places, Bbox([[50, 46], [420, 304]])).items():
+        for row, (across, up, anchor) in labels(places, Bbox([[50, 46], [420, 297]])).items():
             x, y = places[row]
             if math.dist((x, y), (across, up)) > 16:
                 ends = [x / 420, across / 420], [y / 330, up / 330]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from genrl.compare.verdict import (
     statements,
     warnings,
 )
+from genrl.files import atomic
 from genrl.plots import DARK, LIGHT, Notes, band, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
 
@@ -99,9 +99,8 @@ def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one move."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class View:
