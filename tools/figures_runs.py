@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -32,11 +31,7 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx")
 
 
 def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finished]]:
-    """Finished runs of an experiment by name, one per seed.
-
-    Args:
-        folder: of the experiment.
-        names: the rows wanted, in that order; none: all.
+    """Finished runs of an experiment by name (none: all), one per seed.
 
     Raises:
         DataError: if the folder is not there or holds no finished run.
@@ -62,14 +57,14 @@ def noted_curves(rows: Mapping[str, Sequence[Finished]]) -> dict[str, dict[str, 
         DataError: if no run noted any of them.
     """
     notes = {row: [read_notes(run.folder) for run in runs] for row, runs in rows.items()}
-    known = {name for runs in notes.values() for run in runs for name, curve in run.items() if _defined(curve)}
+    known = {name for runs in notes.values() for run in runs for name in run}
     found = {}
     for wanted in DYNAMICS:
         same = [name for name in known if name == wanted or (wanted.endswith("@") and name.startswith(wanted))]
         if same:
-            name = max(same, key=lambda name: int(name.rpartition("@")[2]) if "@" in name else 0)
-            curves = {row: [_defined(run.get(name, {})) for run in runs] for row, runs in notes.items()}
-            found[name] = {row: list(filter(None, seeds)) for row, seeds in curves.items() if any(seeds)}
+            name = max(same, key=lambda name: int(name.partition("@")[2] or 0))
+            curves = {row: [run[name] for run in runs if name in run] for row, runs in notes.items()}
+            found[name] = {row: seeds for row, seeds in curves.items() if seeds}
     if not found:
         raise DataError(f"the runs noted none of {', '.join(DYNAMICS)}, so there is nothing to draw.")
     return found
@@ -90,16 +85,7 @@ def smoothed(curve: Curve, width: int) -> Curve:
 
 
 def draw_dynamics(rows: Mapping[str, Sequence[Finished]], path: Path, smooth: int = 1) -> None:
-    """Draw a panel per quantity: a line per row, the mean over its seeds, in a band from the least to the largest.
-
-    Args:
-        rows: row -> its runs.
-        path: of the PNG.
-        smooth: values of a rollout that are averaged; validations are drawn as they are.
-
-    Raises:
-        DataError: if no run noted any of `DYNAMICS`.
-    """
+    """Draw a panel per quantity with the curves of the rows; validations are not smoothed."""
     panels = {
         _title(name): {
             row: band(seeds if name.startswith("val/") else [smoothed(curve, smooth) for curve in seeds])
@@ -116,12 +102,6 @@ def relative_metrics(
     """Metrics at the largest K over the mean of the full method: metric -> row -> one number per seed.
 
     A metric that is 0 with the full method, or has no rows there, holds nothing.
-
-    Args:
-        rows: row -> its runs.
-        full: the row that is 1.
-        split: "test" or "valid".
-        kind: "raw" or "excluded".
 
     Raises:
         DataError: if that is so for all metrics.
@@ -160,18 +140,7 @@ def limits(bars: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def draw_ablation(rows: Mapping[str, Sequence[Finished]], full: str, path: Path, split: str, kind: str) -> None:
-    """Draw bars from 1, the full method: the mean over seeds, a dot per seed, whiskers for the interval of the mean.
-
-    Args:
-        rows: row -> its runs, the full method among them.
-        full: the row that is 1.
-        path: of the PNG.
-        split: "test" or "valid".
-        kind: "raw" or "excluded".
-
-    Raises:
-        DataError: if no metric can be relative to the full method.
-    """
+    """Draw bars from 1, the full method: the mean over seeds, a dot per seed, whiskers for the interval of the mean."""
     found = relative_metrics(rows, full, split, kind)
     with style():
         figure = Figure(figsize=(2.1 * len(found) + 1.5, 4.2), layout="constrained")
@@ -186,9 +155,8 @@ def draw_ablation(rows: Mapping[str, Sequence[Finished]], full: str, path: Path,
         low, high = limits([seeds for values in found.values() for seeds in values.values() if seeds])
         axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         axis.axhline(1, color=LIGHT["ink"], linewidth=1)
-        axis.set_xticks(
-            range(len(found)), [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
-        )
+        names = [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
+        axis.set_xticks(range(len(found)), names)
         axis.set_ylabel(f"{split} ({kind}) relative to {full}")
         axis.set_title("bars: mean over seeds; dots: seeds; whiskers: 95% interval of the mean", fontsize=9)
         add_legend(figure, columns=4)
@@ -202,11 +170,6 @@ def _bar(axis: Axes, place: float, width: float, values: Sequence[float], **opti
     axis.plot([place] * len(values), values, "o", color="black", markersize=3, zorder=3)
     if interval.has_width:
         axis.errorbar(place, interval.mean, interval.high - interval.mean, color="black", capsize=3, linewidth=1.2)
-
-
-def _defined(curve: Curve) -> Curve:
-    """The values that are numbers; a mean over no rows is none."""
-    return {step: value for step, value in curve.items() if math.isfinite(value)}
 
 
 def _title(name: str) -> str:

@@ -82,12 +82,7 @@ def markdown(report: Report) -> str:
 
 
 def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
-    """Draw the curves of some rows into a PNG; what no run has noted is left out.
-
-    Args:
-        notes: row -> what its runs noted, one per seed.
-        path: of the picture.
-    """
+    """Draw the curves of some rows into a PNG; what no run has noted is left out."""
     titles = panels({name for runs in notes.values() for run in runs for name in run})
     drawn = {
         title: {row: band([run[name] for run in runs if name in run]) for row, runs in notes.items()}
@@ -104,13 +99,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 class View:
-    """What the page shows of a report.
-
-    Args:
-        report: what there is to say.
-        notes: row -> what its runs noted, one per seed.
-        samples: row -> worked examples.
-    """
+    """What the page shows of a report; the arguments are those of `html`."""
 
     def __init__(
         self, report: Report, notes: Mapping[str, Sequence[Notes]], samples: Mapping[str, Sequence[Record]]

@@ -83,7 +83,7 @@ def _slots(config: RunConfig) -> Iterator[Problem]:
 
 def _unknown(key: str, siblings: list[str]) -> str:
     if key in FORMER:
-        return "is an option of an earlier version. Leave it out; its runs have to be read by that version, or made anew"
+        return "is an option of an earlier version. Leave it out; its runs must be read by that version, or made anew"
     known = list(dotted_keys())
     prefix, _, name = key.rpartition(".")
     if key in known:
