@@ -43,13 +43,10 @@ def coefficients(
         objective: name in the registry.
         options: of the objective.
         ratios: pi / pi_old to look at [N].
-        probability: pi_old of every token; the bounds of GBPO depend on it.
+        probability: pi_old of every token; the bounds of GBPO depend on it. Times a ratio it must be below 1.
 
     Returns:
         (diversity, quality) of the slate -> coefficients [N] float64.
-
-    Raises:
-        ConfigError: if a ratio times the probability is not between 0 and 1.
 
     Example:
         >>> found = coefficients("gbpo", {}, torch.tensor([0.9, 1.3]))
@@ -58,8 +55,7 @@ def coefficients(
     """
     built = OBJECTIVES.build(objective, dict(options))
     rollout, rewards, logps = synthetic(ratios, probability)
-    prepared = built.prepare(rollout, rewards)
-    experience = built.before_step(Scores(logps.detach(), rollout.entropy), prepared)
+    experience = built.before_step(Scores(logps.detach(), rollout.entropy), built.prepare(rollout, rewards))
     loss = built.loss(Scores(logps, rollout.entropy), experience).loss
     (gradient,) = torch.autograd.grad(loss, logps)
     found = -gradient.sum(1) / (experience.weights * experience.advantages).sum(1)

@@ -31,12 +31,7 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx")
 
 
 def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finished]]:
-    """Finished runs of an experiment by name (none: all), one per seed.
-
-    Raises:
-        DataError: if the folder is not there or holds no finished run.
-        ConfigError: if it has no run of a wanted name.
-    """
+    """Finished runs of an experiment by name (none: all), one per seed; refuses what is not there."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Give the folder of an experiment, e.g. runs/toy.")
     rows = found_rows(folder, "rl")
@@ -51,11 +46,7 @@ def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finishe
 
 
 def noted_curves(rows: Mapping[str, Sequence[Finished]]) -> dict[str, dict[str, list[Curve]]]:
-    """Curves of the quantities of `DYNAMICS` that any run noted: quantity -> row -> one curve per seed.
-
-    Raises:
-        DataError: if no run noted any of them.
-    """
+    """Curves of the quantities of `DYNAMICS` that runs noted, one at least: quantity -> row -> one curve per seed."""
     notes = {row: [read_notes(run.folder) for run in runs] for row, runs in rows.items()}
     known = {name for runs in notes.values() for run in runs for name in run}
     found = {}
@@ -101,22 +92,17 @@ def relative_metrics(
 ) -> dict[str, dict[str, list[float]]]:
     """Metrics at the largest K over the mean of the full method: metric -> row -> one number per seed.
 
-    A metric that is 0 with the full method, or has no rows there, holds nothing.
-
-    Raises:
-        DataError: if that is so for all metrics.
+    A metric that is 0 with the full method, or has no rows there, holds nothing; not all may be so.
     """
     scores = {row: [run.scores(split)[kind] for run in runs] for row, runs in rows.items()}
     top = max(int(name.partition("@")[2]) for name in scores[full][0] if name.startswith("ndcg@"))
     found = {}
     for metric, title in METRICS.items():
-        values = {
-            row: [score[f"{metric}@{top}"] for score in seeds if score.get(f"{metric}@{top}") is not None]
-            for row, seeds in scores.items()
-        }
-        whole = statistics.fmean(values[full]) if values[full] else 0.0
-        relative = {row: [value / whole for value in seeds] for row, seeds in values.items()} if whole else {}
-        found[f"{title}@{top}"] = relative
+        asked = {row: [score.get(f"{metric}@{top}") for score in seeds] for row, seeds in scores.items()}
+        values = {row: [value for value in seeds if value is not None] for row, seeds in asked.items()}
+        whole = statistics.fmean(values[full] or [0.0])
+        shares = {row: [value / (whole or 1.0) for value in seeds] for row, seeds in values.items()}
+        found[f"{title}@{top}"] = shares if whole else {}
     if not any(found.values()):
         raise DataError(f"no metric of {full} on {split} ({kind}) is above 0, so nothing can be relative to it.")
     return found
