@@ -346,3 +346,44 @@ def grow(policy: Policy, tokens: Tensor, mask: Tensor, width: int, depth: int) -
     shape = Shape(tokens.shape[0], width, tokens.shape[1], depth)
     kinds: dict[str, type[Branches]] = {"tree": TreeBranches, "expand": ExpandedBranches, "naive": NaiveBranches}
     return kinds[choose(policy, shape, decode=True)](policy, tokens, mask, width, depth)
+
+
+class Growing:
+    """Rows [n] that grow behind prompts, each of them wanted or not, in whatever way is cheapest.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], padded on any side.
+        mask: [P, L].
+        width: rows per prompt.
+        length: tokens per row at most; the last one does not go through the model.
+        in_step: whether all rows end together.
+    """
+
+    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, width: int, length: int, in_step: bool) -> None:
+        self.shape = len(tokens), width
+        self.branches = grow(policy, tokens, mask, width, length - 1) if in_step else None
+        self.rows = None if in_step else grow_rows(policy, tokens, mask, width, length)
+        self.live = torch.arange(len(tokens) * width, device=tokens.device)
+
+    def begin(self) -> Tensor:
+        """Hidden states [n, H] behind the prompt of each row."""
+        if self.branches is not None:
+            hidden = self.branches.prefill()
+            return hidden[:, None].expand(-1, self.shape[1], -1).reshape(len(self.live), -1)
+        assert self.rows is not None
+        self.hidden = self.rows.prefill()
+        return self.hidden
+
+    def extend(self, tokens: Tensor, needed: Tensor | None) -> Tensor:
+        """Hidden states [n, H] behind one more token [n]; zero where they are not `needed` [n], now or later."""
+        if self.branches is not None:
+            live = None if needed is None else needed.view(self.shape)
+            return self.branches.extend(tokens.view(self.shape), live=live).reshape(len(self.live), -1)
+        assert self.rows is not None
+        kept = torch.ones_like(self.live, dtype=torch.bool) if needed is None else needed[self.live]
+        self.live = self.live[kept]
+        whole = torch.zeros_like(self.hidden)
+        if not self.live.numel():
+            return whole
+        return whole.index_copy(0, self.live, self.rows.extend(tokens[self.live], kept))

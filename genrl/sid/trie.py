@@ -52,7 +52,7 @@ class TrieLevel:
             return self.masks.index_select(0, nodes)
         first, last = self.offsets[nodes], self.offsets[nodes + 1] - 1
         edges = first[:, None] + torch.arange(self.widest, dtype=first.dtype, device=nodes.device)
-        edges = torch.minimum(edges, last[:, None])  # a narrow node repeats its last edge
+        edges = torch.minimum(edges, last[:, None]).clamp(min=0)  # a narrow node repeats its last edge
         codes = self.codes.index_select(0, edges.flatten()).view(edges.shape).long()
         return torch.zeros(len(nodes), self.size, dtype=torch.bool, device=nodes.device).scatter_(1, codes, True)
 

@@ -20,9 +20,9 @@ class ActivateModule(SupervisedModule):
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
             self.policy.head_for("vocab"),
-            self.layout,  # type: ignore[arg-type]
+            self.layout,
             hidden[rows, columns - 1],
-            batch.support,
+            self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
         )
         return -logps.sum()

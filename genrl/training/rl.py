@@ -16,7 +16,7 @@ from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Sco
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
-from genrl.policy.rollout import rollout, target_rollout
+from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
 from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
@@ -92,7 +92,7 @@ class RLModule(StageModule):
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
         self.journal = Journal()
-        self.gradients = StepGradients(self.layout.num_steps)
+        self.gradients = StepGradients(self.layout.steps)
         self._pending: list[Part] = []
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
@@ -128,7 +128,7 @@ class RLModule(StageModule):
                 completions = replace(completions, ref_logps=self._score(completions, requests).logps)
         whole = self.objective.prepare(completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
-        codes = self.layout.codes_of_items()[requests.wanted.items[:, 0]]
+        codes = self.layout.codes[requests.wanted.items[:, 0]]
         self.journal.add(rollout_values(whole, drawn.rewards, codes, self.metrics.cold, written=self.writes))
         self._rescored = self.writes and self.updates > 1 and not self.policy.exact
         if self._rescored:
@@ -202,9 +202,7 @@ class RLModule(StageModule):
 
     def _score(self, completions: Completions, requests: Requests) -> Scores:
         """What the policy of the moment says of completions, under the distributions they were drawn from."""
-        how = self.rollouts
-        temperatures = (how.temperature, how.normalize, how.thinking_temperature)
-        return score(self.policy, self.layout, requests, completions, *temperatures)
+        return score(self.policy, self.layout, requests, completions, sampling_of(self.rollouts))
 
     def _corrected(self, experience: Experience, logps: Tensor) -> Experience:
         """See to the gap between what sampling said of the tokens and what scoring says, [B, T]."""

@@ -81,7 +81,9 @@ class SFTModule(SupervisedModule):
         """Negative log-likelihood of the SIDs of all target items."""
         rows, columns = batch.item_places.unbind(1)
         before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
-        return item_loss(self.policy.head_for("legal"), hidden[rows[:, None], before], self.layout, batch.items)
+        return item_loss(
+            self.policy.head_for("legal"), hidden[rows[:, None], before], self.layout, batch.items[:, None]
+        )
 
     def _text_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Negative log-likelihood of the words of text examples."""

@@ -13,6 +13,7 @@ from genrl.batches import (
     Requests,
     Rewards,
     Scores,
+    State,
     Targets,
     concatenate,
 )
@@ -34,7 +35,7 @@ def make_rollout(first: int = 0) -> Completions:
         chosen=tokens % 2 == 0,
         step_ids=torch.arange(T).expand(B, T),
         item_ids=torch.zeros(B, T, dtype=torch.int64),
-        support=tokens + 100,
+        states=State(tokens + 100, tokens * 0),
         codes=tokens + 200,
         items=torch.arange(first, first + B)[:, None],
         logps=-tokens.float(),
@@ -125,7 +126,6 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     for name in (
         "tokens",
         "chosen",
-        "support",
         "item_ids",
         "codes",
         "items",
@@ -193,15 +193,18 @@ def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
     long = replace(make_rollout(first=50), item_ids=torch.zeros(B, T, dtype=torch.int64))
     short = long.groups(slice(0, 2))
     names = [each.name for each in fields(short) if each.metadata and getattr(short, each.name) is not None]
-    short = replace(short, **{name: getattr(short, name)[:, :1] for name in names})
+    cut = {name: getattr(short, name) for name in names}
+    cut["states"] = short.states.each(lambda value: value[:, :1])
+    short = replace(short, **{name: cut[name] if name == "states" else cut[name][:, :1] for name in names})
     rows = len(short.tokens)
     for joined, own in ((concatenate(short, long), slice(0, rows)), (concatenate(long, short), slice(B, None))):
         assert len(joined) == P + 2
         assert joined.tokens.shape == (B + rows, T)
         assert joined.tokens[own].tolist() == [[*row, 0, 0] for row in short.tokens.tolist()]
         assert joined.chosen[own].tolist() == [[*row, False, False] for row in short.chosen.tolist()]
-        for name in ("step_ids", "support", "item_ids"):
+        for name in ("step_ids", "item_ids"):
             assert getattr(joined, name)[own].tolist() == [[*row, -1, -1] for row in getattr(short, name).tolist()]
+        assert joined.states.site[own].tolist() == [[*row, -1, -1] for row in short.states.site.tolist()]
         assert joined.item_mask[own, 1:].any().item() is False
         assert joined.logps[own, 1:].abs().sum().item() == 0
         assert joined.codes[own].tolist() == short.codes.tolist()

@@ -20,8 +20,11 @@ from benchmarks.checks import (
 from benchmarks.figures import Figure, compare, interleave, plain, timed
 from benchmarks.inputs import LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout
 from benchmarks.peers import PrefixFunction, constraint, generate_beams, generate_samples
+from genrl.batches import Completions, Ranking
 from genrl.layouts.sid import SidLayout
-from genrl.policy.decode import Drawn, beam, sample
+from genrl.policy.distribution import Sampling
+from genrl.policy.search import search
+from genrl.policy.write import write
 from genrl.sid.trie import Trie
 
 PEERS = {"function": "transformers + prefix function", "processor": "transformers + logits processor"}
@@ -94,8 +97,8 @@ def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) 
     prompts, layout = inputs.prompts, inputs.layout
     limits = constraint("function", layout, inputs.sid_tokens, prompts.tokens.shape[1])
 
-    def ours() -> Drawn:
-        return beam(inputs.policy, layout, prompts.tokens, prompts.mask, width, normalize=normalize)
+    def ours() -> tuple[Ranking, Completions]:
+        return search(inputs.policy, layout, prompts, width, Sampling(normalize=normalize))  # type: ignore[arg-type]
 
     def theirs() -> tuple[Tensor, Tensor]:
         return generate_beams(inputs.policy.model, prompts, width, layout.length, limits, normalize)
@@ -103,9 +106,10 @@ def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) 
     seconds = interleave(
         f"beam, width {width}, {normalize}", {"genrl": timed(ours), "transformers": timed(theirs)}, repeats
     )
-    mine = ours()
-    checked = same_rankings((mine.tokens, mine.scores), theirs())
-    all_items(mine.tokens.flatten(0, 1), inputs.sid_tokens, "genrl")
+    _, mine = ours()
+    ranked = mine.tokens.view(len(prompts), width, -1), mine.logps.sum(1).view(-1, width)
+    checked = same_rankings(ranked, theirs())
+    all_items(mine.tokens, inputs.sid_tokens, "genrl")
     return compare(
         "beam",
         f"width {width}, over {normalize} tokens, {PEERS['function']}",
@@ -130,7 +134,7 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
         Trie.build(codes, (sizes.codes,) * LEVELS)
         built = time.perf_counter() - started
         layouts[items] = make_layout(inputs.policy, codes, sizes.codes)
-        trie = layouts[items].trie
+        trie = layouts[items].catalogue.trie
         require(trie.leaves == items, f"the trie of {items} distinct SIDs has {trie.leaves} leaves.")
         figures.append(
             plain("catalogue", f"{items:,} items: build", built, unit="s", checked="one leaf per distinct SID")
@@ -146,14 +150,13 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
             )
         )
 
-    def decode(items: int) -> Drawn:
-        return sample(inputs.policy, layouts[items], prompts.tokens, prompts.mask, uniforms)
+    def decode(items: int) -> Completions:
+        return write(inputs.policy, layouts[items], prompts, group, noise=uniforms)
 
     variants = {str(items): timed(partial(decode, items)) for items in layouts}
     seconds = interleave("catalogue, decoding", variants, repeats)
     for items, layout in layouts.items():
-        tokens = decode(items).tokens.flatten(0, 1)
-        members = torch.isin(_keys(layout.decode(tokens).codes, sizes.codes), _keys(layout.codes, sizes.codes))
+        members = torch.isin(_keys(decode(items).codes, sizes.codes), _keys(layout.codes, sizes.codes))
         require(bool(members.all()), f"{items} items: {int((~members).sum())} samples are no catalogue item.")
     smallest = str(sizes.catalogues[0])
     for items in sizes.catalogues[1:]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from genrl.batches import Completions, Requests
-from genrl.layouts.base import ThinkingLayout
+from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
+from genrl.policy.write import by_site
 
 
 class PrefixFunction:
@@ -49,11 +50,11 @@ class TrieProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [n, V] with -inf where a token is illegal."""
-        states = self.layout.start(len(input_ids))
+        state = self.layout.start(len(input_ids))
         completion = input_ids[:, self.prompt_length :]
         for position, tokens in enumerate(completion.unbind(1)):
-            states = self.layout.advance(position, states, tokens)
-        legal = self.layout.legal(completion.shape[1], states)
+            state = self.layout.advance(state, tokens, position)
+        legal = self.layout.legal(completion.shape[1], state)
         columns = slice(legal.first, legal.first + legal.mask.shape[1])
         masked = torch.full_like(scores, float("-inf"))
         masked[:, columns] = scores[:, columns].masked_fill(~legal.mask, float("-inf"))
@@ -144,20 +145,19 @@ class ThinkingProcessor(LogitsProcessor):
         rows: completions.
     """
 
-    def __init__(self, layout: ThinkingLayout, rows: int) -> None:
+    def __init__(self, layout: Layout, rows: int) -> None:
         self.layout = layout
-        self.states = layout.start(rows)
+        self.state = layout.start(rows)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [n, V] with -inf where a token is illegal."""
         layout, masked = self.layout, torch.full_like(scores, float("-inf"))
-        sites = layout.sites(self.states)
-        for site in sites.unique().tolist():
-            rows = (sites == site).nonzero()[:, 0]
-            if site == layout.fixed:
-                masked[rows, layout.forced(self.states[rows])] = 0.0
+        masked[self.state.site < 0, 0] = 0.0
+        for site, rows in by_site(self.state.site):
+            legal = layout.legal(site, self.state.rows(rows))
+            if legal.tokens is not None:
+                masked[rows[:, None], legal.tokens] = 0.0
                 continue
-            legal = layout.legal(site, self.states[rows])
             columns = slice(legal.first, legal.first + legal.mask.shape[1])
             masked[rows, columns] = scores[rows, columns].masked_fill(~legal.mask, float("-inf"))
         return masked
@@ -178,11 +178,11 @@ class ThoughtEnds(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **options: object) -> Tensor:
         """Rows [n] that have ended."""
         processor = self.processor
-        processor.states = processor.layout.advance(0, processor.states, input_ids[:, -1])
-        return processor.layout.finished(processor.states)
+        processor.state = processor.layout.advance(processor.state, input_ids[:, -1])
+        return processor.state.site < 0
 
 
-def thinking_limits(layout: ThinkingLayout, rows: int) -> dict[str, Any]:
+def thinking_limits(layout: Layout, rows: int) -> dict[str, Any]:
     """Arguments of one call of `generate` for `rows` completions with thinking."""
     processor = ThinkingProcessor(layout, rows)
     return {
@@ -192,7 +192,7 @@ def thinking_limits(layout: ThinkingLayout, rows: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def generate_thinking(model: Any, prompts: Requests, group: int, layout: ThinkingLayout) -> Tensor:  # noqa: ANN401
+def generate_thinking(model: Any, prompts: Requests, group: int, layout: Layout) -> Tensor:  # noqa: ANN401
     """Sampled completions with thinking [P * G, T], 0 behind their ends, by `transformers.generate`."""
     found = model.generate(
         input_ids=prompts.tokens,

@@ -17,6 +17,7 @@ from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_thinking_inputs
 from benchmarks.peers import generate_thinking, repeated_log_probs
 from genrl.batches import Completions
 from genrl.layouts.blocked import BlockedLayout
+from genrl.policy.distribution import Sampling
 from genrl.policy.model import Policy
 from genrl.policy.score import score
 
@@ -61,11 +62,7 @@ def thinking_rollouts(sizes: Sizes, repeats: int) -> list[Figure]:
 
 def _lengths(layout: BlockedLayout, tokens: Tensor) -> Tensor:
     """Tokens [B] of completions [B, T] up to their ends."""
-    states, lengths = layout.start(len(tokens)), torch.zeros(len(tokens), dtype=torch.int64)
-    for column in tokens.unbind(1):
-        lengths += (~layout.finished(states)).long()
-        states = layout.advance(0, states, column)
-    return lengths
+    return (layout.replay(tokens).site >= 0).sum(1)
 
 
 def _same_completions(
@@ -81,7 +78,7 @@ def _same_completions(
     chances = logits.masked_fill(~legal, float("-inf")).softmax(-1)
     for who, rounds in drawn.items():
         for tokens in rounds:
-            missing = int((layout.decode(tokens).items < 0).sum())
+            missing = int((layout.read(tokens, layout.replay(tokens)).items < 0).sum())
             require(missing == 0, f"{who}: {missing} of {len(tokens)} completions are no item.")
         expected_frequencies(chances, rounds[-1][:, 1], who)
     own, other = (torch.cat(lengths[who]).double() for who in ("genrl", "transformers"))
@@ -140,7 +137,7 @@ def thinking_updates(sizes: Sizes, repeats: int) -> list[Figure]:
 def _ours(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector."""
     inputs.policy.zero_grad(set_to_none=True)
-    logps = score(inputs.policy, inputs.layout, inputs.prompts, batch, normalize="vocab").logps
+    logps = score(inputs.policy, inputs.layout, inputs.prompts, batch, Sampling(normalize="vocab")).logps
     logps.sum().backward()
     return logps.detach(), _gradient(inputs.policy)
 

@@ -179,7 +179,7 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
     catalog = inputs.maker.dataset.catalog
     prompts = len(inputs.prompts)
     verifier = _Verifier(
-        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes_of_items(), catalog.train_counts)
+        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes, catalog.train_counts)
     )
     verifier.notes = notes
     policy = copy.deepcopy(inputs.policy)
@@ -196,7 +196,7 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
             policy=policy,
             layout=inputs.layout,
             validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
-            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes_of_items()),
+            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),
             evaluation=EvaluateConfig(),
             max_grad_norm=1.0,
             folder=Path(folder),
@@ -237,7 +237,8 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
     require(inputs.policy.tokenizer(text=texts)["input_ids"] == rows, "step: TRL would see other prompts than genrl.")
 
     def reward(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float]:
-        items = layout.decode(torch.tensor(completion_ids)).items[:, 0]
+        tokens = torch.tensor(completion_ids)
+        items = layout.read(tokens, layout.replay(tokens)).items[:, 0]
         rewards = item_reward(items, torch.tensor(target)[:, None])
         notes.judged(items, rewards)
         return rewards.tolist()
@@ -288,7 +289,7 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
 def _limited(inputs: Inputs[Any], generate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`generate` of a model under the grammar of completions."""
     layout = inputs.layout
-    if not layout.thinking:
+    if not layout.writes_text:
         limits = constraint("processor", layout, inputs.sid_tokens, inputs.prompts.tokens.shape[1])
         return partial(generate, **limits)
 

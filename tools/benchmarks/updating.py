@@ -15,8 +15,10 @@ from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
 from genrl.batches import Completions, Requests
 from genrl.layouts.sid import SidLayout
+from genrl.policy.distribution import Sampling
 from genrl.policy.model import Policy
 from genrl.policy.score import score
+from genrl.policy.write import completed
 from genrl.runs.record import Meter
 
 MEMORY_GOAL = 8.0
@@ -125,22 +127,12 @@ def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> 
     items = torch.randperm(LONG_ITEMS, generator=generator)[: LONG_GROUP * len(lengths)]
     longest = max(lengths)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
-    tokens = layout.render(items)
-    everything = torch.ones_like(tokens, dtype=torch.bool)
-    first = layout.first_ids[0]
+    tokens = layout.compose(items[:, None])
+    first, zeros = layout.tokens.first_ids[0], torch.zeros(tokens.shape)
     prompts = torch.randint(first, first + sizes.codes, (len(lengths), longest), generator=generator)
-    return Requests(prompts, mask, prompts[:, :0]), Completions(
-        tokens=tokens,
-        chosen=everything,
-        step_ids=layout.step_ids(tokens).contiguous(),
-        item_ids=torch.zeros_like(tokens),
-        support=layout.trie.path(layout.codes[items]),
-        codes=layout.codes[items],
-        items=items[:, None],
-        logps=torch.zeros(tokens.shape),
-        group_size=LONG_GROUP,
-        num_steps=layout.num_steps,
-    )
+    choices = torch.full_like(tokens, 2)
+    drawn = completed(layout, LONG_GROUP, tokens, layout.replay(tokens), choices, zeros, zeros, Sampling())
+    return Requests(prompts, mask, prompts[:, :0]), drawn
 
 
 def _update(
@@ -149,7 +141,7 @@ def _update(
     """Log-probabilities [B, T] and the gradient of their sum as one vector, with prompts shared in a given way."""
     policy.branching = way
     policy.zero_grad(set_to_none=True)
-    scores = score(policy, layout, prompts, drawn, normalize=normalize)
+    scores = score(policy, layout, prompts, drawn, Sampling(normalize=normalize))  # type: ignore[arg-type]
     scores.logps.sum().backward()
     policy.branching = "auto"
     gradients = [value.grad.flatten() for value in policy.trainable().values() if value.grad is not None]

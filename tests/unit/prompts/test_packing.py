@@ -121,7 +121,7 @@ def test_nothing_to_train_on_is_an_error() -> None:
 def test_text_examples_pair_titles_with_sids() -> None:
     policy = make_policy()
     layout = make_layout(policy)
-    sids = layout.render(torch.arange(60))
+    sids = layout.catalogue.render(torch.arange(60))
     template = PromptTemplate(1, (), sids, 0)
     titles = ("red apple pie", "", "green pear tart")
     segments = list(text_segments(policy.tokenizer, titles, template))

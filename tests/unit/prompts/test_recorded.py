@@ -15,6 +15,7 @@ from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, AlignConfig, DataConfig, ToyConfig
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig, Words
+from genrl.layouts.items import Items
 from genrl.prompts.packing import HistoryBatches, Planner, Segment, SequenceBatches, TraceBatches
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
@@ -88,7 +89,7 @@ def test_traces(order: Any, foreign: float, ranks: tuple[int, int], alone: bool,
     traces = [Trace(place, tuple(said[place % 4 : 5 + (place + step) % 9] for step in range(2))) for place in positions]
     trie = Trie.build(CODES, (6, 10))
     config = BlockedLayoutConfig(order=order, budget=6)
-    layout = BlockedLayout(config, trie=trie, first_ids=(100, 106), codes=CODES, words=WORDS)
+    layout = BlockedLayout(config, catalogue=Items(trie, (100, 106), CODES), words=WORDS)
     maker, activate = (
         PromptMaker(TOY, TEMPLATE, 5),
         ActivateConfig(examples_per_step=6, pack_length=60, foreign=foreign),

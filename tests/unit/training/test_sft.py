@@ -30,7 +30,7 @@ def naive_loss(session: Session) -> Tensor:
     total, count = torch.zeros(()), 0
     for start, end in zip(sequences.offsets[:-1].tolist(), sequences.offsets[1:].tolist(), strict=True):
         items = sequences.items[start:end][sequences.roles[start:end] == int(Role.TRAIN)]
-        codes = layout.render(items)
+        codes = layout.compose(items[:, None])
         tokens = torch.cat([torch.tensor([policy.start_id]), codes.flatten()])
         logits = policy.model(tokens[None]).logits[0].float()
         for number, item in enumerate(codes):
@@ -40,7 +40,7 @@ def naive_loss(session: Session) -> Tensor:
                 legal = layout.legal(position, state)
                 allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
                 total = total - (now[token] - allowed.logsumexp(0))
-                state = layout.advance(position, state, token[None])
+                state = layout.advance(state, token[None], position)
                 count += 1
     return total / count
 
