@@ -14,8 +14,8 @@ from benchmarks.inputs import FULL, Sizes, make_policy
 from genrl.batches import Requests
 from genrl.policy.branches import grow
 from genrl.policy.branching import WAYS, Shape, choose
-from genrl.policy.model import Policy
-from genrl.policy.score import completion_states
+from genrl.policy.model import Policy, states
+from genrl.policy.score import read_completions
 
 SHAPES = (
     (32, 16, 60, 4),
@@ -86,7 +86,7 @@ def _score(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> Te
     everything = torch.ones_like(tokens, dtype=torch.bool)
     requests = Requests(prompts, torch.ones_like(prompts, dtype=torch.bool), prompts[:, :0])
     policy.branching = way
-    first, inner = completion_states(policy, requests, tokens, everything)
+    first, inner = read_completions(policy, requests, tokens, everything, lambda first, inner, _: (first, inner))
     (first.sum() + inner.sum()).backward()
     policy.zero_grad(set_to_none=True)
     policy.branching = "auto"
@@ -99,8 +99,8 @@ def _decode(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> T
     _, group, length = completions.shape
     policy.branching = way
     branches = grow(policy, prompts, torch.ones_like(prompts, dtype=torch.bool), group, length - 1)
-    hidden = branches.prefill()
+    hidden = branches.prefill(states)
     for tokens in completions[:, :, :-1].unbind(2):
-        hidden = branches.extend(tokens)
+        hidden = branches.extend(tokens, states)
     policy.branching = "auto"
     return hidden

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -167,10 +168,10 @@ def test_the_policy_starts_at_its_reference_and_leaves_it(session: Session, tmp_
 
 
 def test_no_reference_is_kept_where_none_is_needed(session: Session, tmp_path: Path) -> None:
-    make(session, tmp_path, "objective=grpo", NO_KL)
-    assert session.policy.reference_state() == {}
-    make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1")
-    assert set(session.policy.reference_state()) == set(session.policy.trainable())
+    assert make(session, tmp_path, "objective=grpo", NO_KL).reference is None
+    reference = make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1").reference
+    assert reference is not None
+    assert set(reference.weights) == {f"model.{name}" for name in session.policy.trainable()}
 
 
 def test_a_loss_that_is_no_number_leaves_the_batch(
@@ -311,12 +312,13 @@ def test_rollouts_are_drawn_in_the_precision_of_the_update(
 ) -> None:
     module = make(session, tmp_path, "objective=bapo")  # scores before each step, too
     seen = []
-    original = type(session.policy).hidden
-    monkeypatch.setattr(
-        type(session.policy),
-        "hidden",
-        lambda self, *arguments: seen.append(torch.is_autocast_enabled("cpu")) or original(self, *arguments),
-    )
+    forward = type(session.policy).forward
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(type(session.policy), "forward", watched)
     train(module, 2, precision=precision)
     assert set(seen) == {precision == "bf16-mixed"}
     assert not torch.is_autocast_enabled("cpu")
