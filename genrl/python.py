@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from genrl.cli import REGISTRIES
+from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.recommenders import Recommender
 from genrl.runs.fit import fit as run

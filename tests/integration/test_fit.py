@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genrl.cli import BUILT_IN, main
+from genrl.cli import main
+from genrl.cli.flags import BUILT_IN
 from tests.models import save_local_model
 from tests.runs import small
 
