@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         folder = options.run
         _refuse_config(options)
-    from genrl.runs.recommend import evaluate_run
+    from genrl.runs.rescore import evaluate_run
 
     evaluate_run(folder, split=options.split, overrides=options.overrides)
 

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Stands for genrl.runs.fit and genrl.runs.recommend and records what the command line asks of them."""
+    """Stands for genrl.runs.fit, .recommend and .rescore, and records what the command line asks of them."""
     module = ModuleType("genrl.runs")
     module.calls = []
 
@@ -25,6 +25,6 @@ def run_module(monkeypatch):
     module.build_sids = record(
         "build_sids", SimpleNamespace(report=SimpleNamespace(lines=lambda: ["items: 300", "300 distinct SIDs"]))
     )
-    for name in ("fit", "recommend"):
+    for name in ("fit", "recommend", "rescore"):
         monkeypatch.setitem(sys.modules, f"genrl.runs.{name}", module)
     return module
