@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from genrl.cli import compose, parse
+from genrl.cli import parse
+from genrl.cli.configuration import compose
 from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows
 from genrl.config import RunConfig, run_folder, save_config
 from genrl.metrics.functional import ndcg_at_k, recall_at_k

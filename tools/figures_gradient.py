@@ -75,8 +75,16 @@ def synthetic(ratios: Tensor, probability: float) -> tuple[Completions, Rewards,
     places = torch.arange(ITEMS).expand(len(good), ITEMS)
     zeros, old = torch.zeros_like(places), torch.full(places.shape, math.log(probability), dtype=torch.float64)
     rollout = Completions(
-        **{"tokens": zeros, "codes": zeros, "chosen": zeros == 0, "logps": old, "ref_logps": old, "entropy": 0 * old},
-        **{"items": places, "item_ids": places, "step_ids": places, "categories": places * diverse[:, None]},
+        tokens=zeros,
+        chosen=zeros == 0,
+        logps=old,
+        ref_logps=old,
+        entropy=0 * old,
+        codes=zeros,
+        items=places,
+        item_ids=places,
+        step_ids=places,
+        categories=places * diverse[:, None],
         group_size=len(SLATES),
         num_steps=ITEMS,
     )

@@ -18,7 +18,7 @@ from genrl.files import key_of, read_json, write_json
 from genrl.layouts import thinks
 from genrl.plots import read_notes
 from genrl.prompts.packing import SegmentPlanner
-from genrl.runs.recommend import load_run
+from genrl.runs.rescore import load_run
 from genrl.runs.session import Session
 
 ROWS = ("plain", "thinking")

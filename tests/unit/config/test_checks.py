@@ -3,7 +3,7 @@ from inspect import signature
 import pytest
 from lightning import Trainer
 
-from genrl.cli import REGISTRIES
+from genrl.cli.configuration import REGISTRIES
 from genrl.config import dotted_keys, load_config
 from genrl.config.checks import FIXED, LIGHTNING, contradictions
 from genrl.config.schema import RunConfig

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from genrl.cli import REGISTRIES
+from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config, run_folder, save_config
 from genrl.errors import ConfigError
 from genrl.registry import Registry
