@@ -21,13 +21,23 @@ class Reference:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.weights = {f"model.{name}": value.detach().clone() for name, value in policy.trainable().items()}
+        own = policy.trainable()
+        self.weights = {name: value.detach().clone() for name, value in own.items()}
+        names = {id(value): name for name, value in own.items()}
+        self.places = {
+            f"{path}.{name}": names[id(value)]
+            for path, module in policy.named_modules()  # each once: a module at two paths must not be exchanged twice
+            for name, value in module.named_parameters(recurse=False)
+            if id(value) in names
+        }
+        """Where the policy holds each of them: tied weights in several places."""
 
     @torch.no_grad()
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (those of `Policy.forward`)
         """`Policy.forward` with these weights."""
         self.weights = {name: value.to(self.policy.device) for name, value in self.weights.items()}
-        return functional_call(self.policy, self.weights, inputs, options)
+        weights = {place: self.weights[name] for place, name in self.places.items()}
+        return functional_call(self.policy, weights, inputs, options, tie_weights=False)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (any attribute of a policy)
         """What the policy says of itself."""

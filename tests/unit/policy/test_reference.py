@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from genrl.config.schema import LoraConfig
 from genrl.policy.model import Policy, states
 from genrl.policy.reference import Reference
 from genrl.policy.tree import causal_mask, prompt_positions
 from tests.helpers import assert_same
-from tests.models import make_policy, make_prompts
+from tests.models import local_config, make_policy, make_prompts, save_local_model
 
 
 def hidden_states(policy: Policy | Reference) -> Tensor:
@@ -55,4 +58,14 @@ def test_only_what_is_trained_is_copied() -> None:
     policy = make_policy()
     for value in policy.decoder.layers.parameters():
         value.requires_grad_(False)
-    assert set(Reference(policy).weights) == {f"model.{name}" for name in policy.trainable()}
+    assert set(Reference(policy).weights) == set(policy.trainable())
+
+
+def test_adapters_of_tied_tables_are_the_policy_s_own_afterwards(tmp_path: Path) -> None:
+    folder = save_local_model(tmp_path, "qwen3", tie_word_embeddings=True)
+    policy = make_policy(local_config(folder, lora=LoraConfig(rank=4)))
+    before = policy.trainable()
+    hidden_states(Reference(policy))
+    after = policy.trainable()
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)

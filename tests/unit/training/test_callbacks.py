@@ -106,7 +106,7 @@ def test_without_a_monitor_the_latest_weights_are_kept_and_without_patience_noth
 def test_weights_say_how_they_are_decoded(session: Session, tmp_path: Path) -> None:
     best = BestWeights(tmp_path / "a", None)
     best.on_validation_end(make_trainer(), sft_module(session, tmp_path))
-    wanted = decoding(session.policy, session.layout, session.maker, session.config.evaluate)
+    wanted = decoding(session.policy, session.layout, session.config.data.max_history, session.config.evaluate)
     assert json.loads(read_metadata(tmp_path / "a")["decoding"]) == wanted
 
 
