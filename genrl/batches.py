@@ -275,29 +275,62 @@ def _members(rows: Rows, groups: int, size: int, device: torch.device) -> Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rewards(Batch):
-    """Rewards of completions; `components` are unweighted, for logs and decoupled advantages."""
+    """Rewards of completions by name, unweighted, and what they add up to."""
 
-    outcome: Tensor
-    """[B] float: weighted sum of all components."""
-    steps: Tensor | None = None
-    """[B, S] float: weighted sum of the step rewards that say whether a step matched; None if there are none."""
-    components: Mapping[str, Tensor] = field(default_factory=dict)
-    """name -> [B] float."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """name -> weight of that component in `outcome`."""
-    shaping: Tensor | None = None
-    """[B, S] float: weighted sum of the step rewards that are no matches (`format`); None if there are none."""
+    values: Mapping[str, Tensor]
+    """name -> float [B], [B, S] per step, or [B, N] per item."""
+    weights: Mapping[str, float]
+    """name -> its factor in every sum."""
+    shaping: frozenset[str] = frozenset()
+    """Names of the rewards per step that do not say whether the step matched (`format`)."""
+    per_item: frozenset[str] = frozenset()
+    """Names of the rewards per item; others with two axes are per step."""
 
     def __post_init__(self) -> None:
-        expect(self.outcome, "Rewards.outcome", (None,), *FLOATS)
-        rows = self.outcome.shape[0]
-        if self.steps is not None:
-            expect(self.steps, "Rewards.steps", (rows, None), *FLOATS)
-        if self.shaping is not None:
-            steps = None if self.steps is None else self.steps.shape[1]
-            expect(self.shaping, "Rewards.shaping", (rows, steps), *FLOATS)
-        for name, value in self.components.items():
-            expect(value, f"Rewards.components[{name!r}]", (rows,), *FLOATS)
+        if not self.values or self.values.keys() != self.weights.keys():
+            raise ValueError(f"Rewards have values of {list(self.values)} and weights of {list(self.weights)}")
+        rows, steps = next(iter(self.values.values())).shape[0], None
+        for name, value in self.values.items():
+            per_step = value.dim() > 1 and name not in self.per_item
+            shape = (rows, steps if per_step else None)[: max(1, min(2, value.dim()))]
+            expect(value, f"Rewards.values[{name!r}]", shape, *FLOATS)
+            steps = value.shape[1] if per_step else steps
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Name -> [B], added up over steps and items."""
+        return {name: value.sum(1) if value.dim() > 1 else value for name, value in self.values.items()}
+
+    @property
+    def outcome(self) -> Tensor:
+        """[B] weighted sum of all rewards."""
+        return _total([self.weights[name] * value for name, value in self.components.items()])
+
+    @property
+    def steps(self) -> Tensor | None:
+        """[B, S] weighted sum of the rewards that say whether a step matched; None if there are none."""
+        return self._per_step(shaping=False)
+
+    @property
+    def step_shaping(self) -> Tensor | None:
+        """[B, S] weighted sum of the rewards per step that are no matches; None if there are none."""
+        return self._per_step(shaping=True)
+
+    def _per_step(self, *, shaping: bool) -> Tensor | None:
+        names = [name for name, value in self.values.items() if value.dim() > 1 and name not in self.per_item]
+        parts = [self.weights[name] * self.values[name] for name in names if (name in self.shaping) == shaping]
+        return _total(parts) if parts else None
+
+    @property
+    def absolute(self) -> Rewards:
+        """The sizes of rewards and weights: their sums are what the rounding of the sums grows with."""
+        weights = {name: abs(weight) for name, weight in self.weights.items()}
+        return replace(self, values={name: value.abs() for name, value in self.values.items()}, weights=weights)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    """Parts added up one by one, in their order."""
+    return sum(parts[1:], start=parts[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from genrl.cli import REGISTRIES
+from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.recommenders import Recommender
-from genrl.runs.fit import fit as run
 from genrl.runs.recommend import answer, load_recommender
-from genrl.training.fitting import quiet_libraries
 
 
 class Loaded:
@@ -55,7 +53,6 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         CheckpointError: if it is no finished run, or something of it is missing or damaged.
     """
-    quiet_libraries()
     return Loaded(load_recommender(Path(folder), overrides)[1])
 
 
@@ -69,5 +66,7 @@ def fit(config: RunConfig | Sequence[str] = (), *, resume: bool = False) -> Path
     Raises:
         ConfigError: if the configuration is wrong, or the folder holds another run.
     """
+    from genrl.runs.fit import fit as run  # training loads libraries that ranking does without
+
     checked = config if isinstance(config, RunConfig) else load_config(overrides=list(config), registries=REGISTRIES)
     return run(checked, resume=resume, command="genrl.fit from Python")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.model import Head, Policy
 from genrl.policy.tiny import train_tokenizer
 from genrl.policy.write import completed
 from genrl.sid.trie import Trie
+from genrl.training.stage import flatten
 
 SIZES = (6, 5, 7)
 TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")
@@ -157,3 +160,44 @@ def save_local_model(folder: Path, architecture: str = "qwen2", **changes: Any) 
 def local_config(folder: Path, **changes: Any) -> ModelConfig:
     """Model section that loads such a folder."""
     return replace(ModelConfig(name=str(folder)), **changes)
+
+
+def head_of(policy: Policy, rows: str = "vocab") -> Head:
+    """The output head, of which a pass without tokens reads `rows`."""
+    empty = torch.zeros(1, 0, dtype=torch.int64)
+    return policy(empty, None, empty, lambda _, head: head, rows)
+
+
+def logits(policy: Policy, hidden: Tensor) -> Tensor:
+    """Those of the whole vocabulary."""
+    head = head_of(policy)
+    return head.logits(hidden, 0, len(head.weight))
+
+
+@contextmanager
+def shut(policy: Policy) -> Iterator[None]:
+    """Weights are NaN but inside the policy's forward and backward passes, as a strategy that shards them has it."""
+    weights = [(value, value.data.clone()) for value in policy.parameters()]
+
+    def gather(*_: object) -> None:
+        for value, whole in weights:
+            value.data.copy_(whole)
+
+    def scatter(*_: object) -> None:
+        for value, _whole in weights:
+            value.data.fill_(float("nan"))
+
+    def leave(module: Policy, inputs: object, output: object) -> None:
+        scatter()
+        for value in flatten(output).values():
+            if value.requires_grad:
+                value.register_hook(gather)
+
+    hooks = policy.register_forward_pre_hook(gather), policy.register_forward_hook(leave)
+    scatter()
+    try:
+        yield
+    finally:
+        gather()
+        for hook in hooks:
+            hook.remove()

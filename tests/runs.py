@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from genrl.cli import REGISTRIES
+from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy
 from genrl.runs.evaluate import ranking_metrics

@@ -1,5 +1,7 @@
 """Metrics of rankings: pure functions, a torchmetrics class, and comparisons of models over users and seeds."""
 
+from typing import TYPE_CHECKING, Any
+
 from genrl.metrics.comparison import (
     Difference,
     SeedInterval,
@@ -10,10 +12,9 @@ from genrl.metrics.comparison import (
     warnings_of,
 )
 from genrl.metrics.functional import exclude_history, sid_keys, target_ranks
-from genrl.metrics.ranking import (
-    RankingMetrics,
-    per_row_metrics,
-)
+
+if TYPE_CHECKING:
+    from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 
 __all__ = [
     "Difference",
@@ -29,3 +30,12 @@ __all__ = [
     "target_ranks",
     "warnings_of",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (a class or a function)
+    """What needs torchmetrics is imported when it is first used."""
+    if name not in ("RankingMetrics", "per_row_metrics"):
+        raise AttributeError(f"module 'genrl.metrics' has no attribute {name!r}")
+    from genrl.metrics import ranking
+
+    return getattr(ranking, name)

@@ -83,9 +83,9 @@ def log_prob(log_probs: Tensor, legal: Legal, tokens: Tensor) -> Tensor:
     return log_probs.gather(1, columns.clamp(min=0)[:, None])[:, 0].masked_fill(columns < 0, float("-inf"))
 
 
-def head_of(policy: Policy, layout: Layout, normalize: str) -> Head:
-    """The rows of the output head that a layout's tokens need: those of the SID tokens, or all."""
-    return policy.head_for("vocab" if "word" in layout.kinds else normalize)
+def head_rows(layout: Layout, normalize: str) -> str:
+    """The rows of the output head that a layout's tokens need: `legal`, those of the SID tokens, or all of `vocab`."""
+    return "vocab" if normalize == "vocab" or "word" in layout.kinds else "legal"
 
 
 def check_tokens(policy: Policy, layout: Layout) -> None:

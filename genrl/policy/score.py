@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,10 +16,12 @@ from genrl.layouts.base import Layout, Legal
 from genrl.policy.branches import alone
 from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import SharedLayer, model_cache
-from genrl.policy.distribution import Sampling, check_tokens, distribution, head_of, log_prob
-from genrl.policy.model import Head, Policy
+from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, log_prob
+from genrl.policy.model import Head, Policy, states
 from genrl.policy.tree import branch_mask, left_padded, prompt_positions
 from genrl.policy.write import by_site
+
+T = TypeVar("T")
 
 
 def score(
@@ -42,36 +46,50 @@ def score(
     check_tokens(policy, layout)
     assert completions.states is not None
     owner = torch.arange(len(completions.tokens), device=completions.tokens.device) // completions.group_size
-    states = replace(completions.states, owner=owner[:, None].expand_as(completions.tokens))
-    if layout.in_step:
-        return _score_in_step(policy, layout, requests, completions, states, sampling)
-    width = completions.tokens.shape[1]
-    places = completions.chosen.nonzero()
-    length = int(places[:, 1].max()) + 1 if len(places) else 1
-    first, inner = completion_states(policy, requests, completions.tokens[:, :length], completions.chosen[:, :length])
-    before = torch.cat([first.repeat_interleave(len(completions.tokens) // len(first), dim=0)[:, None], inner], dim=1)
-    at = tuple(places.unbind(1))
-    logps, entropy = place_scores(
-        head_of(policy, layout, sampling.normalize),
-        layout,
-        before[at],
-        states.each(lambda value: value[at]),
-        completions.tokens[at],
-        sampling,
-        requests,
-    )
-    empty = logps.new_zeros(len(completions.tokens), width)
+    before = replace(completions.states, owner=owner[:, None].expand_as(completions.tokens))
+    read = partial(_in_step if layout.in_step else _apart, layout, requests, completions, before, sampling)
+    length = completions.tokens.shape[1]
+    if not layout.in_step:
+        places = completions.chosen.any(0).nonzero()
+        length = int(places.max()) + 1 if len(places) else 1
+    written, chosen = completions.tokens[:, :length], completions.chosen[:, :length]
+    return read_completions(policy, requests, written, chosen, read, head_rows(layout, sampling.normalize))
+
+
+def _apart(
+    layout: Layout,
+    requests: Requests,
+    completions: Completions,
+    states: State,
+    sampling: Sampling,
+    first: Tensor,
+    inner: Tensor,
+    head: Head,
+) -> Scores:
+    """Scores where each completion has its sites in columns of its own."""
+    tokens, chosen = completions.tokens, completions.chosen
+    before = torch.cat([first.repeat_interleave(len(tokens) // len(first), dim=0)[:, None], inner], dim=1)
+    at = chosen.nonzero(as_tuple=True)
+    own = states.each(lambda value: value[at])
+    logps, entropy = place_scores(head, layout, before[at], own, tokens[at], sampling, requests)
+    empty = logps.new_zeros(tokens.shape)
     return Scores(logps=empty.index_put(at, logps), entropy=empty.index_put(at, entropy))
 
 
-def _score_in_step(
-    policy: Policy, layout: Layout, requests: Requests, completions: Completions, states: State, sampling: Sampling
+def _in_step(
+    layout: Layout,
+    requests: Requests,
+    completions: Completions,
+    states: State,
+    sampling: Sampling,
+    first: Tensor,
+    inner: Tensor,
+    head: Head,
 ) -> Scores:
-    """`score` place by place: all completions have their tokens of a site in the same column."""
+    """Scores place by place: all completions have their tokens of a site in the same column."""
     tokens, mask = completions.tokens, completions.chosen
-    first, inner = completion_states(policy, requests, tokens, mask)
     share = len(tokens) // len(first)  # completions that start from one hidden state and one legal set
-    head, normalize = head_of(policy, layout, sampling.normalize), sampling.normalize
+    normalize = sampling.normalize
     places = [(0, layout.legal(0, states.each(lambda value: value[::share, 0]), requests))]
     logps, entropies = [], []
     for start, legal in (*places, *_runs(layout, states, requests)):
@@ -215,18 +233,24 @@ def _chosen(log_probs: Tensor, tokens: Tensor, legal: Legal, share: int) -> Tens
     return log_probs.gather(2, torch.where(inside, columns, 0)[:, :, None])[:, :, 0].masked_fill(~inside, float("-inf"))
 
 
-def completion_states(policy: Policy, requests: Requests, written: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states before the tokens of completions, with gradient.
+def read_completions(
+    policy: Policy,
+    requests: Requests,
+    written: Tensor,
+    chosen: Tensor,
+    read: Callable[[Tensor, Tensor, Head], T],
+    rows: str = "legal",
+) -> T:
+    """Read hidden states before the tokens of completions, with gradient.
 
     Args:
         policy: the model.
         requests: P prompts.
         written: completions [B, T], B a multiple of P.
         chosen: [B, T] tokens whose hidden states are wanted.
-
-    Returns:
-        those before each first token, [P, H] where a group shares them, else [B, H]; those before all later ones,
-        [B, T - 1, H].
+        read: gets the hidden states before each first token, [P, H] where a group shares them, else [B, H]; those
+            before all later ones, [B, T - 1, H]; and the head; see `Policy.forward`.
+        rows: of the head, see `Policy.forward`.
     """
     prompts, group, depth = len(requests), len(written) // len(requests), written.shape[1] - 1
     tokens, mask = left_padded(requests.tokens, requests.mask)
@@ -234,18 +258,18 @@ def completion_states(policy: Policy, requests: Requests, written: Tensor, chose
     behind = written[:, :depth]
     way = choose(policy, Shape(prompts, group, context, depth), decode=False)
     if way == "naive":
-        rows, real, positions = alone(tokens, mask, behind.view(prompts, group, depth))
-        hidden = policy.hidden(rows, real, positions)
-        return hidden[:, context - 1], hidden[:, context:]
+        inputs = alone(tokens, mask, behind.view(prompts, group, depth))
+        return policy(*inputs, lambda hidden, head: read(hidden[:, context - 1], hidden[:, context:], head), rows)
     if way == "tree":
-        return _tree_states(policy, tokens, mask, behind.view(prompts, group, depth), _needed(chosen, prompts))
+        inputs, spread = _tree(tokens, mask, behind.view(prompts, group, depth), _needed(chosen, prompts))
+        return policy(*inputs, lambda hidden, head: read(*spread(hidden), head), rows)
     cache = model_cache(policy.base.config, SharedLayer)
-    first = policy.hidden(tokens, mask, prompt_positions(mask), cache)[:, -1]
-    if depth == 0:
-        return first, first.new_empty(prompts * group, 0, first.shape[-1])
+    first = policy(tokens, mask, prompt_positions(mask), states, cache=cache)[:, -1]
     cache.batch_repeat_interleave(group)
     real = torch.cat([mask.repeat_interleave(group, dim=0), mask.new_ones(prompts * group, depth)], dim=1)
-    return first, policy.hidden(behind, real, prompt_positions(real)[:, context:], cache)
+    return policy(
+        behind, real, prompt_positions(real)[:, context:], lambda inner, head: read(first, inner, head), rows, cache
+    )
 
 
 def _needed(chosen: Tensor, prompts: int) -> Tensor:
@@ -254,18 +278,20 @@ def _needed(chosen: Tensor, prompts: int) -> Tensor:
     return later.view(prompts, -1)
 
 
-def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states of prompts with the needed tokens of all their completions in one row.
+def _tree(
+    tokens: Tensor, mask: Tensor, behind: Tensor, needed: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """Prompts with the needed tokens of all their completions in one row.
 
     Args:
-        policy: the model.
         tokens: prompts [P, L], left-padded.
         mask: [P, L].
         behind: completions [P, G, D].
         needed: [P, G * D] bool: tokens to compute, each with all before it in its completion.
 
     Returns:
-        Hidden states behind the prompts [P, H] and behind the tokens [P * G, D, H], of no use where not needed.
+        Tokens, mask and positions of the pass; and a function that makes of its hidden states those behind the prompts
+        [P, H] and behind the tokens [P * G, D, H], of no use where not needed.
     """
     prompts, group, depth = behind.shape
     context = tokens.shape[1]
@@ -273,9 +299,11 @@ def _tree_states(policy: Policy, tokens: Tensor, mask: Tensor, behind: Tensor, n
     order = (~needed).byte().argsort(dim=1, stable=True)[:, :count]
     branch, place = order // max(1, depth), order % max(1, depth)
     row = torch.cat([tokens, behind.flatten(1).gather(1, order)], dim=1)
-    hidden = policy.hidden(
-        row, branch_mask(mask, branch, place), torch.cat([prompt_positions(mask), mask.sum(1, keepdim=True) + place], 1)
-    )
-    whole = hidden.new_zeros(prompts, group * depth, hidden.shape[-1])
-    inner = whole.scatter(1, order[:, :, None].expand(-1, -1, hidden.shape[-1]), hidden[:, context:])
-    return hidden[:, context - 1], inner.view(prompts * group, depth, hidden.shape[-1])
+    positions = torch.cat([prompt_positions(mask), mask.sum(1, keepdim=True) + place], 1)
+
+    def spread(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        whole = hidden.new_zeros(prompts, group * depth, hidden.shape[-1])
+        inner = whole.scatter(1, order[:, :, None].expand(-1, -1, hidden.shape[-1]), hidden[:, context:])
+        return hidden[:, context - 1], inner.view(prompts * group, depth, hidden.shape[-1])
+
+    return (row, branch_mask(mask, branch, place), positions), spread

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from genrl.batches import Batch, Completions, Ranking, Requests, State, beside, concatenate, padded, widened
 from genrl.errors import ConfigError, UnsupportedError
-from genrl.layouts.base import BROKEN, Layout
+from genrl.layouts.base import BROKEN, Layout, Legal
 from genrl.policy.branches import Branches, grow
-from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_of
-from genrl.policy.model import Head, Policy
+from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
+from genrl.policy.model import Head, Policy, Read
 from genrl.policy.tree import left_padded, prompt_positions
 from genrl.policy.write import completed, go_on
 
+T = TypeVar("T")
 WIDEN = 4
 """How many times wider each further beam of an exact ranking is."""
 WIDEST = 16384
@@ -291,9 +293,8 @@ def _search(
         certain: whether the ranking shall be certified.
     """
     beams = replace(begun)
-    head = head_of(policy, layout, sampling.normalize)
     branches: Branches | None = None
-    hidden = torch.empty(0)
+    parents = torch.empty(0)
     position = 0
     site = _site(layout, beams, position)
     while site is not None:
@@ -303,20 +304,31 @@ def _search(
             beams, branches = _write(policy, layout, requests, beams, sampling, uniforms), None
             site = _site(layout, beams, position)
             continue
+        legal = layout.legal(site, beams.state, requests)
+        read = partial(_children, legal, sampling.at(layout, site), sampling.normalize)
         if branches is None:
-            branches, hidden = _prefill(policy, layout, requests, beams, width)
+            branches, found = _prefill(policy, layout, requests, beams, width, sampling, read)
+        else:
+            live = beams.alive
+            if sampling.normalize != "vocab":
+                live = live & ~layout.settled(beams.state, site)
+            drawn = beams.history[-1][0].tokens[:, :, -1]
+            found = branches.extend(drawn, read, parents, live.view(drawn.shape))
         noise = None if gumbels is None else gumbels[:, position]
-        parents = _widen(layout, requests, beams, head, hidden, width, site, sampling, noise)
+        parents = _widen(layout, beams, legal, *found, width, site, noise)
         position += 1
         site = _site(layout, beams, position)
-        if site is None or branches is None or layout.kinds[site] == "word":
-            continue
-        live = beams.alive
-        if sampling.normalize != "vocab":
-            live = live & ~layout.settled(beams.state, site)
-        drawn = beams.history[-1][0].tokens[:, :, -1]
-        hidden = branches.extend(drawn, parents, live.view(drawn.shape)).flatten(0, 1)
     return beams
+
+
+def _children(legal: Legal, temperature: float, normalize: str, hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the children of each beam, and the entropy of their distribution."""
+    hidden = hidden.flatten(0, -2)
+    if legal.form:
+        nothing = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+        return nothing, nothing[:, 0]
+    log_probs, _, entropy = distribution(head, hidden, legal, temperature, normalize)
+    return log_probs, entropy
 
 
 def _site(layout: Layout, beams: Beams, position: int) -> int | None:
@@ -334,41 +346,39 @@ def _site(layout: Layout, beams: Beams, position: int) -> int | None:
 
 
 def _prefill(
-    policy: Policy, layout: Layout, requests: Requests, beams: Beams, width: int
-) -> tuple[Branches | None, Tensor]:
-    """Hidden states [P * W, H] behind all that beams have written, and what goes on from there.
+    policy: Policy, layout: Layout, requests: Requests, beams: Beams, width: int, sampling: Sampling, read: Read[T]
+) -> tuple[Branches | None, T]:
+    """What goes on from all that beams have written, and what `read` makes of the hidden states [P * W, H] behind it.
 
     Beams with text of their own are computed anew each time.
     """
     tokens, mask = beams.text(requests)
+    head = head_rows(layout, sampling.normalize)
     if beams.totals.shape[1] == 1:
-        branches = grow(policy, tokens, mask, width, sum(kind == "item" for kind in layout.kinds) - 1)
-        return branches, branches.prefill()
+        branches = grow(policy, tokens, mask, width, sum(kind == "item" for kind in layout.kinds) - 1, head)
+        return branches, branches.prefill(read)
     rows = beams.alive.nonzero()[:, 0]
     tokens, mask = left_padded(tokens[rows], mask[rows])
-    hidden = policy.hidden(tokens, mask, prompt_positions(mask))[:, -1]
-    return None, hidden.new_zeros(len(beams.alive), hidden.shape[-1]).index_copy(0, rows, hidden)
+
+    def placed(hidden: Tensor, head: Head) -> T:
+        whole = hidden.new_zeros(len(beams.alive), hidden.shape[-1])
+        return read(whole.index_copy(0, rows, hidden[:, -1]), head)
+
+    return None, policy(tokens, mask, prompt_positions(mask), placed, head)
 
 
 def _widen(
     layout: Layout,
-    requests: Requests,
     beams: Beams,
-    head: Head,
-    hidden: Tensor,
+    legal: Legal,
+    log_probs: Tensor,
+    entropy: Tensor,
     width: int,
     site: int,
-    sampling: Sampling,
     gumbels: Tensor | None,
 ) -> Tensor:
     """Give every beam its best children, in place; returns their parents [P, W]."""
     prompts, slots = beams.totals.shape
-    legal = layout.legal(site, beams.state, requests)
-    if legal.form:
-        log_probs = hidden.new_zeros(prompts * slots, 1, dtype=torch.float32)
-        entropy = log_probs[:, 0]
-    else:
-        log_probs, _, entropy = distribution(head, hidden, legal, sampling.at(layout, site), sampling.normalize)
     codes = log_probs.shape[1]
     log_probs = log_probs.view(prompts, slots, codes).masked_fill(~beams.alive.view(prompts, slots, 1), float("-inf"))
     reached = beams.totals[:, :, None] + log_probs

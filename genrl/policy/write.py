@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from genrl.batches import Completions, Requests, State, stacked
 from genrl.layouts.base import Layout
 from genrl.policy.branches import Growing
-from genrl.policy.distribution import Sampling, check_tokens, distribution, head_of, invert
+from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, invert
 from genrl.policy.model import Head, Policy
 
 
@@ -92,31 +93,30 @@ def go_on(
         until: sites [n] -> rows that stop [n] before their end.
     """
     count, most = len(state.site), layout.length
-    head = head_of(policy, layout, sampling.normalize)
     ends = until or (lambda site: site < 0)
     settles = until is None and layout.in_step and sampling.normalize != "vocab"
-    rows = Growing(policy, tokens, mask, count // len(tokens), most, in_step=layout.in_step and until is None)
+    in_step = layout.in_step and until is None
+    head = head_rows(layout, sampling.normalize)
+    rows = Growing(policy, tokens, mask, count // len(tokens), most, in_step, head)
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor, State]] = []
     going = None if until is None and layout.in_step else ~ends(state.site)
-    hidden = rows.begin()
+    drawn, needed = torch.empty(0), going
     for position in range(most):
         if going is not None and not bool(going.any()):
             break
         noise = None if uniforms is None else uniforms[:, position]
-        site = position if layout.in_step and until is None else None
-        drawn, choices, logps, entropy = _draw(head, layout, requests, hidden, state, site, going, noise, sampling)
+        site = position if in_step else None
+        draw = partial(_draw, layout, requests, state, site, going, noise, sampling)
+        drawn, choices, logps, entropy = rows.extend(drawn, needed, draw) if position else rows.begin(draw)
         before = state if going is None else _stopped(state, going)
         steps.append((drawn, choices, logps, entropy, before))
         ahead = layout.advance(state, drawn, site)
         state = ahead if going is None else ahead.where(going, state)
         if going is not None:
             going = going & ~ends(state.site)
-        if position + 1 == most:
-            break
         needed = going
-        if settles:
+        if settles and position + 1 < most:
             needed = ~layout.settled(state, position + 1)
-        hidden = rows.extend(drawn, needed)
     if not steps:
         empty = torch.zeros(count, 0, dtype=torch.int64, device=tokens.device)
         nothing = state.each(lambda value: value[:, None][:, :0])
@@ -133,15 +133,15 @@ def _stopped(state: State, going: Tensor) -> State:
 
 
 def _draw(
-    head: Head,
     layout: Layout,
     requests: Requests,
-    hidden: Tensor,
     state: State,
     site: int | None,
     going: Tensor | None,
     uniforms: Tensor | None,
     sampling: Sampling,
+    hidden: Tensor,
+    head: Head,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One token per row [n], rows at the same site together: tokens, number of legal ones, log-probability, entropy."""
     if site is not None:

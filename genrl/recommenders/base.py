@@ -18,7 +18,6 @@ from genrl.config.schema import EvaluateConfig, ModelConfig, RunConfig, TrainerC
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import read_weights, save_weights
 from genrl.metrics.functional import exclude_history
-from genrl.metrics.ranking import needed_width
 from genrl.ops import seed_of
 from genrl.policy.model import Policy
 from genrl.prompts.packing import SequenceBatch
@@ -201,6 +200,8 @@ class Baseline(nn.Module, ABC):
 
     def width(self, config: EvaluateConfig) -> int:
         """Items that a ranking must list to be scored."""
+        from genrl.metrics.ranking import needed_width  # loads torchmetrics, which ranking does without
+
         return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
 
     def save(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from genrl.errors import ConfigError
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
 from genrl.policy.search import search
 from genrl.prompts.packing import Segment, SequenceBatch, text_segments
@@ -162,18 +162,21 @@ class LCRec(TrainedBaseline):
         tokens = tokens.to(device)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(segment.tokens) for segment in segments])[:, None]
         positions = torch.arange(tokens.shape[1], device=device).expand(len(tokens), -1)
-        hidden = self.policy.hidden(tokens, mask.to(device), positions)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        if len(words):
-            rows, columns = words.to(device).unbind(1)
-            logits = self.policy.logits(hidden[rows, columns - 1])
-            total = total + nn.functional.cross_entropy(logits, tokens[rows, columns], reduction="sum")
-        if len(items):
-            rows, columns, targets = items.to(device).unbind(1)
-            before = columns[:, None] + torch.arange(layout.length, device=device) - 1
-            head, before = self.policy.head_for("legal"), hidden[rows[:, None], before]
-            total = total + item_loss(head, before, layout, targets[:, None])
-        return total
+
+        def total(hidden: Tensor, head: Head) -> Tensor:
+            total = hidden.new_zeros((), dtype=torch.float32)
+            if len(words):
+                rows, columns = words.to(device).unbind(1)
+                logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
+                total = total + nn.functional.cross_entropy(logits, tokens[rows, columns], reduction="sum")
+            if len(items):
+                rows, columns, targets = items.to(device).unbind(1)
+                before = hidden[rows[:, None], columns[:, None] + torch.arange(layout.length, device=device) - 1]
+                total = total + item_loss(head.cut(*self.policy.sid_rows), before, layout, targets[:, None])
+            return total
+
+        rows = "vocab" if len(words) else "legal"
+        return self.policy(tokens, mask.to(device), positions, total, rows)
 
 
 class AlignmentTasks:

@@ -14,9 +14,7 @@ from torch import Tensor
 from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import CheckpointError, ConfigError, DataError
-from genrl.metrics import RankingMetrics, exclude_history
-from genrl.metrics.functional import distinct
-from genrl.metrics.ranking import needed_width
+from genrl.metrics.functional import distinct, exclude_history
 from genrl.recommenders.base import BASELINES, Baseline, Problem
 
 
@@ -237,6 +235,8 @@ def reference_lines(
     Raises:
         DataError: if there is no row to score.
     """
+    from genrl.metrics.ranking import RankingMetrics, needed_width  # loads torchmetrics, which ranking does without
+
     positions = dataset.sequences.rows(role) if positions is None else positions
     if not len(positions):
         raise DataError(f"reference lines: the {role.name.lower()} part has no rows. Check data.split.")

@@ -1,30 +1,22 @@
-"""What can be done with a finished run: load, evaluate, recommend."""
+"""What a finished run answers, from its folder alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from genrl.batches import Ranking, Requests
-from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.recommenders import Baseline, Recommender
 from genrl.recommenders.policy import PolicyRecommender
-from genrl.runs import tables
-from genrl.runs.evaluate import evaluate
-from genrl.runs.folder import check_inputs
-from genrl.runs.record import references, written
-from genrl.runs.session import Session
-from genrl.training.fitting import quiet_libraries
+from genrl.runs.inputs import check_inputs, plugins
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
 
     Raises:
         CheckpointError: if the folder is no finished run, its weights are missing, damaged or of another model, are to
-            be decoded in another way, or a base model has other weights than the run was trained on.
+            be decoded in another way, or a plug-in or the base model is not the one that the run was trained with.
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(
@@ -57,7 +49,7 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
             f"{folder} is an unfinished run (no metrics.json there), whose weights are not final. Go on with it with "
             f"the command in its command.txt and --resume."
         )
-    check_inputs(folder, config, ["model.name"])
+    check_inputs(folder, config, ["model.name", *plugins(config)])
     kind: type[Recommender] = Baseline if config.stages == ["baseline"] else PolicyRecommender
     return config, kind.load(folder, tuple(overrides))
 
@@ -69,49 +61,6 @@ def run_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if home.parts[-1 - len(experiment) : -1] == experiment:  # what its experiment shares lies beside it
         flags["output"] = str(home.parents[len(experiment)])
     return load_config([folder / "config.yaml"], flags, list(overrides))
-
-
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session:
-    """Load a finished run beside the data that it was made with.
-
-    Catalogue, cold items and SIDs are those of the run. A data file that the overrides name may hold other rows of the
-    same items.
-
-    Raises:
-        CheckpointError: as `load_recommender`, or if the data have changed.
-        DataError: if other data hold other items.
-    """
-    config, recommender = load_recommender(folder, overrides)
-    named = {word.partition("=")[0] for word in overrides}
-    check_inputs(folder, config, [name for name in ("data.interactions", "data.items") if name not in named])
-    dataset = _of_the_run(load_dataset(config.data), recommender.problem.dataset.catalog, folder)
-    recommender.problem = replace(recommender.problem, dataset=dataset)
-    return Session(config, dataset, recommender.problem.table, recommender)
-
-
-def _of_the_run(now: Dataset, catalog: Catalog, folder: Path) -> Dataset:
-    """Rows of today with the items of a run, its training counts and its cold items."""
-    if now.catalog.item_ids != catalog.item_ids:
-        new, gone = set(now.catalog.item_ids) - set(catalog.item_ids), set(catalog.item_ids) - set(now.catalog.item_ids)
-        raise DataError(
-            f"{folder} knows {len(catalog):,} items; these data have {len(now.catalog):,}, {len(new):,} of them new "
-            f"to it, and lack {len(gone):,} of its own. Score it on rows of the same items and with the options of "
-            f"section data that it was trained with."
-        )
-    kept = replace(now.catalog, train_counts=catalog.train_counts, cold=catalog.cold)
-    return Dataset(kept, now.sequences, now.name)
-
-
-def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str, Any]:
-    """Score a finished run on a split and print the table; the run folder stays as it is."""
-    quiet_libraries()
-    session = load_run(folder, overrides)
-    config = session.config
-    scored = evaluate(session.recommender, session.batches(split), config.evaluate, split)
-    lines = references(config, session.dataset, session.table.codes, split)
-    results = {**lines, folder.name: written(scored)}
-    tables.ranking_table(Console(), split, results, config.evaluate.k)
-    return results
 
 
 def recommend(
@@ -144,7 +93,6 @@ def recommend(
         DataError: if no item is allowed, or a name is not in the catalogue or stands for several items.
         UnsupportedError: if `exact` is asked of a baseline that searches with a beam, or of several trains of thought.
     """
-    quiet_libraries()
     _, recommender = load_recommender(folder, overrides)
     allowed = None if only is None else [recommender.problem.dataset.catalog.row_of(name) for name in only]
     return answer(recommender, histories, top, exclude_seen, allowed, cold, exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.files import file_hash, key_of, locked, model_hash
-from genrl.layouts import Layout
+from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import sid_token
 from genrl.policy.model import Policy
@@ -28,6 +29,7 @@ from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.runs.evaluate import evaluated_rows
+from genrl.runs.inputs import plugins
 from genrl.runs.stages import supervised_stages
 from genrl.sid import build_sid_table, sources
 from genrl.sid.table import SidTable
@@ -174,7 +176,16 @@ class Session:
             config.trainer.max_grad_norm,
             scored,
             *([] if config.model.name == "tiny" else [model_hash(config.model.name)]),
+            *_layout_content(config),
         )
+
+
+def _layout_content(config: RunConfig) -> list[str]:
+    """Hashes of the code that a layout of the user's own may come from; none of a built-in layout."""
+    factory = LAYOUTS.entry(config.layout["name"]).factory
+    if factory.__module__.partition(".")[0] == "genrl":
+        return []
+    return sorted({file_hash(path) for path in (Path(inspect.getfile(factory)), *plugins(config).values())})
 
 
 def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:

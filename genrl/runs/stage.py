@@ -226,7 +226,7 @@ def build_objective(config: RunConfig) -> Objective:
 def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog = session.config, session.dataset.catalog
-    context = RewardContext.from_codes(session.table.codes, catalog.train_counts)
+    context = RewardContext.from_catalog(catalog, session.table.codes)
     verifier = build_verifier(config.rewards, context, thinking=session.layout.writes_text)
     setting = Setting(
         rewards=tuple(verifier.rewards),

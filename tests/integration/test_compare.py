@@ -118,22 +118,3 @@ def test_a_budget_in_seconds_ends_the_rl_stage_alone(whole: Path) -> None:
     (align,) = (whole / "toy").glob("align-*")
     assert metrics["stages"]["align"]["folder"].endswith(align.name)
     assert 0 < metrics["stages"]["rl"]["best_step"] < 1000000000
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ((), "compare needs --objectives"),
-        (("--objectives", "grpo", "--jobs", "0"), "give at least 1"),
-        (("--objectives", "grppo"), "Did you mean 'grpo'"),
-        (("--objectives", "grpo", "--seeds", "a"), "'a' is no seed"),
-        (("--objectives", "grpo", "--report-only"), "nothing to report"),
-        (("--objectives", "grpo", "seed=1"), "Use --seeds"),
-        (("--objectives", "grpo", "--baseline", "sapo"), "no such row"),
-    ],
-)
-def test_mistakes_are_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], reason: str
-) -> None:
-    assert main(["compare", "--output", str(tmp_path), *flags]) == 2
-    assert reason in capsys.readouterr().err

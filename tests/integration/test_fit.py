@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genrl.cli import BUILT_IN, main
+from genrl.cli import main
+from genrl.cli.flags import BUILT_IN
 from tests.models import save_local_model
 from tests.runs import small
 
@@ -118,7 +119,9 @@ def test_tensorboard_shows_the_same_tags_for_every_objective(output: Path) -> No
     levels = json.loads((output / "toy" / "grpo-s0" / "metrics.json").read_text())["sid"]["levels"]
     for name, every in found.items():
         own = {tag for tag in every - shared if not tag.startswith("objective/")}
-        expected = set() if name == "ce" else {f"policy/entropy/level{level}" for level in range(1, levels + 1)}
+        drawn = {"policy/sampling_gap", "policy/sampling_gap_max"}
+        drawn |= {f"policy/entropy/level{level}" for level in range(1, levels + 1)}
+        expected = set() if name == "ce" else drawn
         assert own - {"policy/kl"} == expected, name
         assert ("policy/kl" in own) == (name in ("grpo", "sapo")), name  # those with a reference by default
 

@@ -21,7 +21,7 @@ from genrl.cli import main
 from genrl.config.schema import DataConfig, ToyConfig
 from genrl.runs import fit as run
 from genrl.training import callbacks
-from tests.runs import small
+from tests.runs import content, small
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("objective=grpo", "align.max_epochs=1", "rl.max_steps=2", "rl.validate_every=1")
@@ -56,10 +56,6 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     """A finished run that a test may spoil."""
     shutil.copytree(finished.parent, tmp_path / "toy")
     return tmp_path / "toy" / finished.name
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -266,10 +262,10 @@ def full_in_torch(*arguments: object, **options: object) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (callbacks, "save_file", full),
+        (callbacks, "save_weights", full),
         (torch, "save", full_in_torch),
         (run, "write_json", full),
-        (run.report, "curves", full),
+        (run.tables, "curves", full),
     ],
 )
 def test_a_full_disk_is_explained_and_the_run_can_go_on(
@@ -286,7 +282,7 @@ def test_a_full_disk_is_explained_and_the_run_can_go_on(
         assert "the disk is full" in complaint(*command)
     assert not (tmp_path / "toy" / "grpo-s0" / "metrics.json").exists()
     assert main([*command, "--resume"]) == 0
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".writing")]
+    assert {path.name for path in tmp_path.rglob(".*")} <= {".lock"}  # no half-written file is left
 
 
 def test_a_folder_that_is_no_run_is_named(complaint: Complaint, tmp_path: Path) -> None:

@@ -58,8 +58,7 @@ def test_a_run_with_unequal_results_fails_and_writes_nothing(tmp_path, monkeypat
 
     def shifted(*arguments, **options):
         ranking, found = search(*arguments, **options)
-        more = torch.zeros_like(found.logps).index_fill(1, torch.tensor([0]), 0.01)
-        return ranking, replace(found, logps=found.logps + more)
+        return ranking, replace(found, logps=found.logps + 0.01 / found.logps.shape[1])
 
     monkeypatch.setattr(decoding, "search", shifted)
     assert run("beam", "--json", tmp_path / "figures.json") == 1

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from genrl.catalog.sequences import Role
 from genrl.metrics.functional import ndcg_at_k
 from genrl.runs.fit import fit
-from genrl.runs.recommend import load_run
+from genrl.runs.rescore import load_run
 from tests.helpers import assert_same
 from tests.runs import small_config
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from genrl import cli
+from genrl.cli import parse
+from genrl.cli.configuration import REGISTRIES, compose
 from genrl.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +36,8 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_example_file_fits_schema_and_components(path):
-    config = load_config([path], registries=cli.REGISTRIES)
-    assert config != load_config(registries=cli.REGISTRIES) or path.name in ("toy.yaml", "tiny.yaml")
+    config = load_config([path], registries=REGISTRIES)
+    assert config != load_config(registries=REGISTRIES) or path.name in ("toy.yaml", "tiny.yaml")
 
 
 def test_the_toy_file_says_what_fit_does_without_a_file():
@@ -59,10 +60,10 @@ def test_the_large_model_goes_over_the_experiment():
 @pytest.mark.parametrize(("page", "command"), GENRL, ids=[f"{page}: {command}" for page, command in GENRL])
 def test_every_documented_command_is_understood(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options = cli.parse(shlex.split(command)[3:])
+    options = parse(shlex.split(command)[3:])
     written = [file for file in getattr(options, "config", []) if file.startswith("configs/")]
     if options.command in ("fit", "sid") and len(written) == len(options.config) and not options.plugin:
-        cli.compose(options)
+        compose(options)
 
 
 def test_the_readme_starts_and_tests_with_one_line_each():

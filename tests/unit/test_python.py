@@ -16,8 +16,15 @@ from genrl.runs.recommend import recommend
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
 
-def test_importing_genrl_loads_nothing_heavy() -> None:
-    code = "import sys, genrl; print(sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("genrl", {"torch", "transformers", "lightning", "omegaconf"}),
+        ("genrl.python", {"lightning", "tensorboard", "torchmetrics", "datasets", "sklearn", "peft", "matplotlib"}),
+    ],
+)
+def test_importing_loads_nothing_that_is_not_needed(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print(sorted({unwanted} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 

@@ -72,19 +72,11 @@ def _rollouts(
         tokens = make()
         all_items(tokens, inputs.sid_tokens, who)
         expected_frequencies(first, tokens[:, 0], who)
-    checked = same_log_probs(inputs, inputs.draw(group), allowed)
-    return [
-        compare(
-            name,
-            f"group {group}, {PEERS[kind]}",
-            seconds["genrl"],
-            seconds[kind],
-            unit="s",
-            goal=goal if kind == "function" else None,
-            checked=f"all samples are items; first codes as frequent as they should be; {checked}",
-        )
-        for kind in peers
-    ]
+    checked = "all samples are items; first codes as frequent as they should be; "
+    checked += same_log_probs(inputs, inputs.draw(group), allowed)
+    found = partial(compare, name, ours=seconds["genrl"], checked=checked)
+    goals = {"function": goal}
+    return [found(f"group {group}, {PEERS[kind]}", theirs=seconds[kind], goal=goals.get(kind)) for kind in peers]
 
 
 def beams(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -103,22 +95,15 @@ def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) 
     def theirs() -> tuple[Tensor, Tensor]:
         return generate_beams(inputs.policy.model, prompts, width, layout.length, limits, normalize)
 
-    seconds = interleave(
-        f"beam, width {width}, {normalize}", {"genrl": timed(ours), "transformers": timed(theirs)}, repeats
-    )
+    variants = {"genrl": timed(ours), "transformers": timed(theirs)}
+    seconds = interleave(f"beam, width {width}, {normalize}", variants, repeats)
     _, mine = ours()
     ranked = mine.tokens.view(len(prompts), width, -1), mine.logps.sum(1).view(-1, width)
     checked = same_rankings(ranked, theirs())
     all_items(mine.tokens, inputs.sid_tokens, "genrl")
-    return compare(
-        "beam",
-        f"width {width}, over {normalize} tokens, {PEERS['function']}",
-        seconds["genrl"],
-        seconds["transformers"],
-        unit="s",
-        goal=BEAM_GOALS.get(width) if normalize == "legal" else None,
-        checked=checked,
-    )
+    setting = f"width {width}, over {normalize} tokens, {PEERS['function']}"
+    goal = BEAM_GOALS.get(width) if normalize == "legal" else None
+    return compare("beam", setting, seconds["genrl"], seconds["transformers"], goal=goal, checked=checked)
 
 
 def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -128,6 +113,7 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
     uniforms = torch.rand(len(prompts), group, LEVELS, generator=torch.Generator().manual_seed(0))
     layouts: dict[int, SidLayout] = {}
     figures = []
+    single = partial(plain, "catalogue", checked="one leaf per distinct SID")
     for items in sizes.catalogues:
         codes = distinct_codes(items, sizes.codes)
         started = time.perf_counter()
@@ -136,19 +122,9 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
         layouts[items] = make_layout(inputs.policy, codes, sizes.codes)
         trie = layouts[items].catalogue.trie
         require(trie.leaves == items, f"the trie of {items} distinct SIDs has {trie.leaves} leaves.")
-        figures.append(
-            plain("catalogue", f"{items:,} items: build", built, unit="s", checked="one leaf per distinct SID")
-        )
-        figures.append(
-            plain(
-                "catalogue",
-                f"{items:,} items: memory",
-                trie.bytes_per_item_level,
-                unit="bytes per item and level",
-                goal=BYTES_GOAL,
-                checked="one leaf per distinct SID",
-            )
-        )
+        bytes_each = trie.bytes_per_item_level
+        figures.append(single(f"{items:,} items: build", built, unit="s"))
+        figures.append(single(f"{items:,} items: memory", bytes_each, unit="bytes per item and level", goal=BYTES_GOAL))
 
     def decode(items: int) -> Completions:
         return write(inputs.policy, layouts[items], prompts, group, noise=uniforms)
@@ -158,20 +134,12 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
     for items, layout in layouts.items():
         members = torch.isin(_keys(decode(items).codes, sizes.codes), _keys(layout.codes, sizes.codes))
         require(bool(members.all()), f"{items} items: {int((~members).sum())} samples are no catalogue item.")
-    smallest = str(sizes.catalogues[0])
-    for items in sizes.catalogues[1:]:
-        figures.append(
-            compare(
-                "catalogue",
-                f"decode at {items:,} items, against {sizes.catalogues[0]:,}",
-                seconds[str(items)],
-                seconds[smallest],
-                unit="s",
-                better="lower",
-                goal=CATALOGUE_GOAL,
-                checked=f"all {len(prompts) * group} samples are items",
-            )
-        )
+    smallest, *others = sizes.catalogues
+    checked = f"all {len(prompts) * group} samples are items"
+    for items in others:
+        setting = f"decode at {items:,} items, against {smallest:,}"
+        times = seconds[str(items)], seconds[str(smallest)]
+        figures.append(compare("catalogue", setting, *times, better="lower", goal=CATALOGUE_GOAL, checked=checked))
     return figures
 
 

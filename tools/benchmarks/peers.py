@@ -37,12 +37,7 @@ class PrefixFunction:
 
 
 class TrieProcessor(LogitsProcessor):
-    """The same constraint for all rows at once, on genrl's trie.
-
-    Args:
-        layout: holds the trie.
-        prompt_length: columns before the completion.
-    """
+    """The same constraint for all rows at once, on genrl's trie."""
 
     def __init__(self, layout: SidLayout, prompt_length: int) -> None:
         self.layout = layout
@@ -138,12 +133,7 @@ def legal_log_probs(model: Any, prompts: Requests, tokens: Tensor, allowed: Pref
 
 
 class ThinkingProcessor(LogitsProcessor):
-    """genrl's grammar of completions with thinking, for all rows at once.
-
-    Args:
-        layout: the grammar.
-        rows: completions.
-    """
+    """genrl's grammar of completions with thinking, for all rows at once."""
 
     def __init__(self, layout: Layout, rows: int) -> None:
         self.layout = layout
@@ -164,11 +154,7 @@ class ThinkingProcessor(LogitsProcessor):
 
 
 class ThoughtEnds(StoppingCriteria):
-    """Ends each row with its completion, and moves the grammar on by the token that was drawn.
-
-    Args:
-        processor: what masks the tokens.
-    """
+    """Ends each row with its completion, and moves the grammar on by the token that was drawn."""
 
     eos_token_id = None  # transformers pads rows that have ended if a criterion has this name
 
@@ -191,23 +177,10 @@ def thinking_limits(layout: Layout, rows: int) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def generate_thinking(model: Any, prompts: Requests, group: int, layout: Layout) -> Tensor:  # noqa: ANN401
     """Sampled completions with thinking [P * G, T], 0 behind their ends, by `transformers.generate`."""
-    found = model.generate(
-        input_ids=prompts.tokens,
-        attention_mask=prompts.mask.long(),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        use_cache=True,
-        num_return_sequences=group,
-        max_new_tokens=layout.length,
-        eos_token_id=None,
-        **thinking_limits(layout, len(prompts) * group),
-    )
-    return found[:, prompts.tokens.shape[1] :]
+    limits = {"use_cache": True, "eos_token_id": None, **thinking_limits(layout, len(prompts) * group)}
+    return generate_samples(model, prompts, group, layout.length, limits)
 
 
 def repeated_log_probs(model: Any, prompts: Requests, rollout: Completions) -> tuple[Tensor, Tensor]:  # noqa: ANN401

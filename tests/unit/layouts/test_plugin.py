@@ -137,7 +137,7 @@ def test_an_update_raises_what_was_rewarded(setting: Any, objective: str) -> Non
     drawn = write(policy, layout, prompts, 16, noise=noise)
     drawn = replace(drawn, ref_logps=drawn.logps)
     hits = (drawn.items % 2 == 0).float()
-    rewards = Rewards(hits.sum(1), steps=hits, components={"even": hits.sum(1)}, weights={"even": 1.0})
+    rewards = Rewards({"even": hits}, {"even": 1.0})
     algorithm = OBJECTIVES.build(objective, {})
     experience = algorithm.prepare(drawn, rewards)
     optimizer = torch.optim.SGD(policy.trainable().values(), lr=0.01)

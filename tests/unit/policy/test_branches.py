@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from genrl.policy.branches import CachedRows, PlainRows, SharingRows, grow, grow
 from genrl.policy.branching import WAYS
 from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, states
 from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import write
@@ -153,9 +154,9 @@ def test_slots_may_change_their_number_and_order(way: str) -> None:
     policy.branching = way
     with torch.no_grad():
         branches = grow(policy, prompts.tokens, prompts.mask, 4, 3)
-        branches.prefill()
+        branches.prefill(states)
         for tokens, chosen in zip(levels, parents, strict=True):
-            hidden = branches.extend(tokens.expand(5, -1), chosen.expand(5, -1))
+            hidden = branches.extend(tokens.expand(5, -1), states, chosen.expand(5, -1))
         paths = [[5, 9, 10], [7, 8, 11], [5, 9, 12], [5, 9, 13]]
         for row in range(5):
             start = prompts.tokens[row][prompts.mask[row]]
@@ -217,10 +218,13 @@ def test_autocast_to_bfloat16_stays_close(way: str) -> None:
 def computed(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of every pass through the decoder."""
     sizes: list[int] = []
-    original = Policy.hidden
-    monkeypatch.setattr(
-        Policy, "hidden", lambda self, tokens, *rest: sizes.append(tokens.numel()) or original(self, tokens, *rest)
-    )
+    forward = Policy.forward
+
+    def counted(self: Policy, tokens: Tensor, *rest: Any, **options: Any) -> Any:
+        sizes.append(tokens.numel())
+        return forward(self, tokens, *rest, **options)
+
+    monkeypatch.setattr(Policy, "forward", counted)
     return sizes
 
 
@@ -303,10 +307,10 @@ def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
     prompts = make_prompts(policy)
     with torch.no_grad():
         branches = grow(policy, prompts.tokens, prompts.mask, 2, 2)
-        branches.prefill()
-        branches.extend(torch.full((5, 2), 5), live=torch.tensor([[True, False]] * 5))
+        branches.prefill(states)
+        branches.extend(torch.full((5, 2), 5), states, live=torch.tensor([[True, False]] * 5))
         with pytest.raises(ValueError, match="say which of the new ones are live"):
-            branches.extend(torch.full((5, 2), 6))
+            branches.extend(torch.full((5, 2), 6), states)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -342,12 +346,12 @@ def test_rows_leave_the_batch_and_the_others_stay_what_they_are(name: str, tmp_p
         policy.branching = way
         rows = grow_rows(policy, prompts.tokens, prompts.mask, 3, 6)
         assert isinstance(rows, PlainRows if way == "naive" else CachedRows if name == "window" else SharingRows)
-        found = [rows.prefill()]
+        found = [rows.prefill(states)]
         live = torch.ones(15, dtype=torch.bool)
         for place in range(6):
             going = lengths[live] > place
             live = lengths > place
-            found.append(rows.extend(tokens[live, place], going if not going.all() else None))
+            found.append(rows.extend(tokens[live, place], states, going if not going.all() else None))
         hidden[way] = found
     for cached, plain in zip(hidden["expand"], hidden["naive"], strict=True):
         assert_same(cached, plain)

@@ -165,13 +165,13 @@ def test_a_row_writes_the_same_whatever_the_batch_it_is_in(policy: Policy) -> No
 def test_rows_that_end_leave_the_batch(policy: Policy, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = make_thinking(policy, minimum=0, budget=6)
     sizes: list[int] = []
-    hidden = type(policy).hidden
+    forward = type(policy).forward
 
     def counted(self: Policy, tokens: Tensor, *rest: Any, **options: Any) -> Tensor:
         sizes.append(len(tokens))
-        return hidden(self, tokens, *rest, **options)
+        return forward(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(type(policy), "hidden", counted)
+    monkeypatch.setattr(type(policy), "forward", counted)
     written = draw(policy, layout, share=8, way=way)
     prefilled, computed = sizes[-written.tokens.shape[1]], sizes[1 - written.tokens.shape[1] :]
     live = [int((written.mask.sum(1) > position).sum()) for position in range(1, written.tokens.shape[1])]

@@ -6,15 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from genrl.config import RunConfig, load_config
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.runs import record
-from genrl.runs.recommend import evaluate_run
+from genrl.runs.rescore import evaluate_run
 from genrl.runs.fit import build_sids, fit
 from genrl.runs.stage import build_objective, make_verifier
 from genrl.runs.session import Session
+from genrl.registry import load_plugin
+from genrl.runs.recommend import recommend
+from tests.models import save_local_model
 from tests.runs import QUICK, changed, content, small_config
+
+
+OWN_LAYOUT = """
+from genrl.layouts import LAYOUTS
+from genrl.layouts.sid import SidLayout, SidLayoutConfig
+
+LAYOUTS.register("own", config=SidLayoutConfig)(type("OwnLayout", (SidLayout,), {"__module__": __name__}))
+"""
 
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
@@ -193,3 +205,31 @@ def test_reference_lines_are_computed_once_per_experiment(copied: Path, monkeypa
 def test_the_saved_configuration_is_the_whole_one(finished: Path) -> None:
     assert load_config([finished / "config.yaml"]).rl.max_steps == 2
     assert "seed: 0" in (finished / "config.yaml").read_text()
+
+
+def test_adapters_are_not_put_on_an_exchanged_base(tmp_path: Path) -> None:
+    base = save_local_model(tmp_path / "base")
+    tiny = ("align.text_tasks=off", "data.max_history=10", "stages=[align]", "model.lora.rank=2")
+    config = small_config(tmp_path / "runs", *QUICK, f"model.name={base}", *tiny)
+    folder, before = fit(config), Session.build(config).align_key()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    for use in (lambda: evaluate_run(folder, split="test", overrides=[]), lambda: recommend(folder, [["i3"]], 5)):
+        with pytest.raises(CheckpointError, match=r"made with other inputs: model\.name \(.*base\) has another content"):
+            use()
+    with pytest.raises(ConfigError, match=r"was begun when model\.name \(.*base\) had another content"):
+        fit(config)
+    assert Session.build(config).align_key() != before  # so that its align stage is not reused
+
+
+def test_a_plug_in_that_changed_is_refused_by_a_finished_run(tmp_path: Path) -> None:
+    plugin = tmp_path / "own_layout.py"
+    plugin.write_text(OWN_LAYOUT)
+    load_plugin(str(plugin))
+    config = small_config(tmp_path / "runs", *QUICK, "stages=[align]", f"plugins=[{plugin}]", "layout=own")
+    folder, before = fit(config), Session.build(config).align_key()
+    plugin.write_text(OWN_LAYOUT + "# changed\n")
+    for use in (lambda: evaluate_run(folder, split="test", overrides=[]), lambda: recommend(folder, [["i3"]], 5)):
+        with pytest.raises(CheckpointError, match=r"plugins .*own_layout\.py .* has another content now"):
+            use()
+    assert Session.build(config).align_key() != before

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ActivateConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.runs.folder import check_inputs, claim, differences, is_finished
+from genrl.runs.folder import claim, differences, is_finished
 from genrl.files import write_json
 
 
@@ -93,30 +93,3 @@ def test_a_plug_in_that_changed_since_is_refused_by_name(tmp_path: Path) -> None
     plugin.write_text("WEIGHT = 2")
     with pytest.raises(ConfigError, match=r"when plugins .*reward.py .* had another content"):
         is_finished(folder, config, resume=True)
-
-
-def test_inputs_that_changed_since_are_named_and_a_moved_model_is_known_by_its_content(tmp_path: Path) -> None:
-    base, moved = tmp_path / "base", tmp_path / "moved"
-    base.mkdir()
-    (base / "model.safetensors").write_bytes(b"weights")
-    log = tmp_path / "log.csv"
-    log.write_text("a,b")
-    config = RunConfig(output=str(tmp_path))
-    config.model.name, config.data.interactions = str(base), str(log)
-    folder = run_folder(config)
-    folder.mkdir(parents=True)
-    claim(folder, config, "python -m genrl fit")
-    names = ("model.name", "data.interactions")
-    check_inputs(folder, config, names)
-    base.rename(moved)
-    with pytest.raises(CheckpointError, match=r"model\.name is not there any more"):
-        check_inputs(folder, config, names)
-    config.model.name = str(moved)
-    check_inputs(folder, config, names)
-    (moved / "model.safetensors").write_bytes(b"Weights")
-    log.write_text("a,c")
-    with pytest.raises(
-        CheckpointError, match=r"data\.interactions \(.*log.csv\) .*; model\.name \(.*moved\) has another"
-    ):
-        check_inputs(folder, config, names)
-    check_inputs(folder, config, ())

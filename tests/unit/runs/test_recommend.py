@@ -14,7 +14,8 @@ from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
 from genrl.files import write_json
 from genrl.runs.folder import claim
-from genrl.runs.recommend import evaluate_run, load_run, recommend
+from genrl.runs.recommend import recommend
+from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
 from tests.helpers import assert_same
 from genrl.runs.fit import fit
@@ -141,6 +142,14 @@ def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finishe
 def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
     with pytest.raises(DataError, match="'i99'"):
         recommend(finished, [["i3", "i99"]], 5)
+
+
+def test_a_title_that_several_items_have_is_refused_with_the_candidates(copied: Path) -> None:
+    items = json.loads((copied / "catalog.json").read_text())
+    items["titles"][3:5] = ["Twin", "Twin"]
+    (copied / "catalog.json").write_text(json.dumps(items))
+    with pytest.raises(DataError, match=r"title 'Twin' is shared by 2 items: .*i3.*i4.* Give an id"):
+        recommend(copied, [["i7", "Twin"]], 5)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedErr
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
 from genrl.runs.session import Session
-from genrl.runs.recommend import evaluate_run, load_run, recommend
+from genrl.runs.recommend import recommend
+from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.fit import fit
 from tests.runs import small_config
 

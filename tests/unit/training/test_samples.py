@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from genrl.batches import Rewards
 from genrl.runs.session import Session
 from genrl.training.callbacks import RolloutSamples
 from genrl.training.samples import markdown, rollout_samples
@@ -30,7 +31,7 @@ def sampled(session: Session, tmp_path: Path):
     outcome = torch.zeros_like(rewards.outcome)
     outcome[4:8] = torch.tensor([0.0, 1.0, 0.5, 0.5])  # prompt 1 has the widest rewards, then prompt 2
     outcome[8:12] = torch.tensor([0.25, 0.25, 0.25, 0.0])
-    return experience, replace(rewards, outcome=outcome), prompts, session
+    return experience, Rewards({"exact_match": outcome}, {"exact_match": 1.0}), prompts, session
 
 
 def samples_of(sampled, count: int, completions: int):

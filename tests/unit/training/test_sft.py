@@ -9,8 +9,9 @@ from torch import Tensor
 
 from genrl.catalog.sequences import Role
 from genrl.runs.session import Session
-from genrl.training.sft import SFTModule
+from genrl.training.sft import SFTModule, _text_loss
 from tests.helpers import assert_same
+from tests.models import head_of, logits
 from tests.runs import attach, changed, flat_gradient, sft_module, train
 
 
@@ -100,9 +101,9 @@ def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path:
     rows, columns = batch.text_places.unbind(1)
     wanted = torch.tensor(0.0)
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        logits = session.policy.logits(hidden[row, column - 1])
-        wanted = wanted - logits.log_softmax(-1)[batch.tokens[row, column]]
-    assert_same(module._text_loss(hidden, batch) / len(rows), wanted / len(rows))
+        found = logits(session.policy, hidden[row, column - 1])
+        wanted = wanted - found.log_softmax(-1)[batch.tokens[row, column]]
+    assert_same(_text_loss(batch, hidden, head_of(session.policy)) / len(rows), wanted / len(rows))
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session: Session, tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""`recommend`: the best next items after histories."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from genrl.cli.flags import add_command
+from genrl.errors import ConfigError, DataError, UnsupportedError
+
+
+def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
+    """Add the command to a parser."""
+    recommend = add_command(commands, "recommend", "the best next items for given histories", run)
+    recommend.add_argument("--run", metavar="FOLDER", type=Path, required=True, help="run folder")
+    recommend.add_argument("--history", metavar="ITEMS", help="item ids or titles, oldest first, between commas")
+    help_file = 'one history per line: ["id", ..] or {"history": ["id", ..]}; for titles with commas, too'
+    recommend.add_argument("--history-file", metavar="JSONL", type=Path, help=help_file)
+    recommend.add_argument("--top", metavar="N", type=int, default=10, help="items per history (default: 10)")
+    recommend.add_argument("--exclude-history", action="store_true", help="leave out items of the history")
+    help_only = "recommend only the items of this file, one id or title per line (in stock, say)"
+    recommend.add_argument("--only", metavar="FILE", type=Path, help=help_only)
+    recommend.add_argument("--cold", action="store_true", help="recommend only items that are rare in training")
+    recommend.add_argument(
+        "--exact", action="store_true", help="widen the search until the list is provably the best of all items"
+    )
+    help_thinking = "print what a policy that thinks wrote before it named the first item"
+    recommend.add_argument("--show-thinking", action="store_true", help=help_thinking)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what is asked."""
+    histories = read_histories(options.history, options.history_file)
+    if options.top < 1:
+        raise ConfigError(f"--top {options.top}: give at least 1.")
+    from genrl.runs.recommend import recommend
+
+    found = recommend(
+        options.run,
+        histories,
+        options.top,
+        exclude_seen=options.exclude_history,
+        only=None if options.only is None else _lines(options.only, "--only"),
+        cold=options.cold,
+        exact=options.exact,
+        overrides=options.overrides,
+    )
+    if options.show_thinking and any(each.thinking is None for each in found):
+        raise UnsupportedError(
+            f"{options.run} writes no thinking that could be shown: its items are named at once. Leave --show-thinking "
+            f"out, or train with layout=blocked and stage activate."
+        )
+    for history, each in zip(histories, found, strict=True):
+        print(f"after {', '.join(history)}:")
+        blocks = each.thinking if options.show_thinking else None
+        for number, block in enumerate(blocks or [], start=1):
+            print(f"      thought {number}: {block}")
+        for rank, (item, title, score) in enumerate(each.items, start=1):
+            print(f"{rank:4d}  {score:9.4f}  {item}  {title}")
+
+
+def _lines(file: Path, flag: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    if not file.is_file():
+        raise DataError(f"{flag} {file}: no such file.")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{flag} {file}: the file names no item, so nothing could be recommended.")
+    return lines
+
+
+def read_histories(text: str | None, file: Path | None) -> list[list[str]]:
+    """Histories from the command line and from a file, as item ids or titles.
+
+    Args:
+        text: one history, between commas.
+        file: JSON lines, each a list or an object with the list under "history".
+
+    Raises:
+        DataError: naming file and line, or if there is no history at all.
+
+    Example:
+        >>> read_histories("17, 4", None)
+        [['17', '4']]
+    """
+    histories = [[item.strip() for item in text.split(",") if item.strip()]] if text is not None else []
+    if file is not None:
+        if not file.is_file():
+            raise DataError(f"--history-file {file}: no such file.")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                histories.append(_history(line, f"{file}:{number}"))
+    if not histories or not all(histories):
+        raise DataError('there is no item to recommend after. Give --history "id,id" or --history-file FILE.')
+    return histories
+
+
+def _history(line: str, place: str) -> list[str]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: this is not JSON: {error}. Write one list of item ids per line.") from error
+    if isinstance(value, dict):
+        value = value.get("history")
+    if not isinstance(value, list) or not all(isinstance(item, (str, int)) for item in value):
+        raise DataError(
+            f'{place}: {line.strip()[:80]!r} is no history. Write ["id", "id"] or {{"history": ["id", "id"]}}.'
+        )
+    return [str(item) for item in value]
