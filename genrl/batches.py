@@ -49,7 +49,11 @@ class Batch:
 
     def put(self: BatchT, rows: Tensor, other: BatchT) -> BatchT:
         """The batch with the rows `rows` [n] taken from another one of n rows."""
-        return _both(self, other, lambda _, own, new: own.index_copy(0, rows, new))
+        return _both(
+            self,
+            other,
+            lambda _, own, new: own.put(rows, new) if isinstance(own, Batch) else own.index_copy(0, rows, new),
+        )
 
     def where(self: BatchT, mask: Tensor, other: BatchT) -> BatchT:
         """These rows where `mask` [n] holds, those of the other batch elsewhere."""
@@ -89,6 +93,15 @@ def stacked(batches: Sequence[BatchT]) -> BatchT:
     return replace(batches[0], **columns)  # type: ignore[type-var]
 
 
+def beside(first: BatchT, second: BatchT, dim: int) -> BatchT:
+    """Join two batches of the same kind along another axis."""
+    return _both(first, second, lambda _, one, two: _along(one, two, dim))
+
+
+def _along(one: Any, two: Any, dim: int) -> Any:  # noqa: ANN401
+    return beside(one, two, dim) if isinstance(one, Batch) else torch.cat([one, two], dim=dim)
+
+
 def _both(first: BatchT, second: BatchT, join: Callable[..., Any]) -> BatchT:
     joined = {f.name: join(f, getattr(first, f.name), getattr(second, f.name)) for f in _fields(first)}
     return replace(first, **joined)  # type: ignore[type-var]
@@ -108,9 +121,9 @@ def _joined(kind: Field[Any], one: Any, two: Any) -> Any:  # noqa: ANN401
 
 
 def widened(values: Tensor, width: int, side: str = "right", fill: int = 0) -> Tensor:
-    """Values [n, w] filled up to [n, width] on one side."""
-    missing = width - values.shape[1]
-    return torch.nn.functional.pad(values, (missing, 0) if side == "left" else (0, missing), value=fill)
+    """Values [n, w, ...] filled up to [n, width, ...] on one side."""
+    missing = values.new_full((len(values), width - values.shape[1], *values.shape[2:]), fill)
+    return torch.cat([missing, values] if side == "left" else [values, missing], dim=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,15 +87,11 @@ class Legal:
         edges = self.mask if self.within is None else self.within
         return torch.where(edges, self.child[:, None] + edges.long().cumsum(1) - 1, -1)
 
-    def rows(self, rows: Tensor) -> Legal:
-        """The sets of some rows."""
-        parts = (None if part is None else part[rows] for part in (self.tokens, self.within, self.child))
-        tokens, within, child = parts
-        return Legal(self.mask if len(self.mask) == 1 else self.mask[rows], self.first, tokens, within, child)
-
-    def token(self, columns: Tensor) -> Tensor:
-        """Tokens [n, k] in columns [n, k]."""
-        return columns + self.first if self.tokens is None else self.tokens.gather(1, columns)
+    def token(self, columns: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Tokens [n, k] in columns [n, k] of the sets, or of those of `rows` [n]."""
+        if self.tokens is None:
+            return columns + self.first
+        return (self.tokens if rows is None else self.tokens[rows]).gather(1, columns)
 
     def column(self, tokens: Tensor) -> Tensor:
         """Columns [n] of tokens [n]; -1 where there is none."""

@@ -79,6 +79,7 @@ class SidLayout(Layout):
         codes = tokens - self.catalogue.first
         codes = torch.where((codes >= 0) & (codes < torch.tensor(self.tokens.sizes, device=codes.device)), codes, -1)
         leaves = self.catalogue.child(self.length - 1, states.node[:, -1], tokens[:, -1])
+        leaves = torch.where(states.site[:, -1] < 0, -1, leaves)
         steps = torch.arange(self.length, device=tokens.device).repeat(len(tokens), 1)
         return Reading(steps, torch.zeros_like(tokens), codes, self.catalogue.trie.items(leaves)[:, None])
 

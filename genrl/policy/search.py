@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from genrl.batches import Completions, Ranking, Requests, State
+from genrl.batches import Batch, Completions, Ranking, Requests, State, beside, concatenate, padded, widened
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.base import BROKEN, Layout, Legal
 from genrl.policy.branches import Branches, grow
 from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
 from genrl.policy.model import Head, Policy, Read
 from genrl.policy.tree import left_padded, prompt_positions
-from genrl.policy.write import Written, completed, go_on
+from genrl.policy.write import completed, go_on
 
 T = TypeVar("T")
 WIDEN = 4
@@ -27,7 +26,24 @@ WIDEST = 16384
 """Places of the widest beam of an exact ranking; memory grows with it. Rankings that need more stay uncertified."""
 ROWS = 1024
 """Beams that write at a time, where each beam has text of its own; it bounds memory, not results."""
-PARTS = ("tokens", "logps", "entropy", "choices", "written")
+
+
+PARTS = ("tokens", "logps", "entropy", "choices", "mask", "states")
+"""What `Written` calls the places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places(Batch):
+    """t tokens of n rows, or of W beams for each of P requests: tensors [n, t] or [P, W, t]."""
+
+    tokens: Tensor = field(metadata=padded("right"))
+    logps: Tensor = field(metadata=padded("right"))
+    entropy: Tensor = field(metadata=padded("right"))
+    choices: Tensor = field(metadata=padded("right"))
+    """Number of legal tokens, as in `Written`."""
+    real: Tensor = field(metadata=padded("right"))
+    """Whether a token was written there."""
+    states: State = field(metadata=padded("right", -1))
 
 
 @dataclass
@@ -42,28 +58,36 @@ class Beams:
     """[P, W] what beams are ranked by: totals, or perturbed ones."""
     bound: Tensor
     """[P] best score of a beginning that was given up."""
-    parts: dict[str, Tensor]
-    """[P, W, t] tokens, log-probabilities, entropies, numbers of legal tokens, and which places were written."""
+    history: tuple[tuple[Places, Tensor | None], ...] = ()
+    """What was written in turn, and the parents [P, W] it was written behind; None: the beams themselves."""
 
     @property
     def alive(self) -> Tensor:
         """[P * W] bool: beams that go on."""
         return self.state.site >= 0
 
+    def written(self) -> Places:
+        """All that each beam and its ancestors have written, [P, W, t]."""
+        rows = torch.arange(len(self.totals), device=self.totals.device)[:, None]
+        index, columns = None, []
+        for places, parents in reversed(self.history):
+            columns.append(places if index is None else places.each(partial(_pick, rows, index)))
+            if parents is not None:
+                index = parents if index is None else parents.gather(1, index)
+        return reduce(partial(beside, dim=2), reversed(columns))
+
     def text(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Tokens and mask [P * W, L + t] of the prompts with what the beams have written."""
         width = self.totals.shape[1]
-        rows = requests.tokens.repeat_interleave(width, dim=0), requests.mask.repeat_interleave(width, dim=0)
-        tokens, real = (self.parts[name].flatten(0, 1) for name in ("tokens", "written"))
-        return torch.cat([rows[0], tokens], dim=1), torch.cat([rows[1], real], dim=1)
+        tokens, mask = (part.repeat_interleave(width, dim=0) for part in (requests.tokens, requests.mask))
+        if not self.history:
+            return tokens, mask
+        own = self.written()
+        return torch.cat([tokens, own.tokens.flatten(0, 1)], dim=1), torch.cat([mask, own.real.flatten(0, 1)], dim=1)
 
-    def append(self, new: dict[str, Tensor], parents: Tensor | None = None) -> None:
-        """Add places [P, W, t] behind those of the parents [P, W]."""
-        for name in PARTS:
-            old = self.parts[name]
-            if parents is not None:
-                old = old.gather(1, parents[:, :, None].expand(-1, -1, old.shape[2]))
-            self.parts[name] = torch.cat([old, new[name]], dim=2)
+
+def _pick(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    return values[rows, columns]
 
 
 @torch.no_grad()
@@ -151,17 +175,12 @@ def think(
         One beam per request for each sample.
     """
     count, device = len(requests), requests.tokens.device
-    zeros, empty = torch.zeros(count, 1, device=device), torch.zeros(count, 1, 0, device=device)
-    parts = {name: empty.long() for name in ("tokens", "choices")} | {name: empty for name in ("logps", "entropy")}
-    bound = torch.full((count,), float("-inf"), device=device)
-    begun = Beams(layout.start(count), zeros, zeros, bound, parts | {"written": empty.bool()})
+    zeros = torch.zeros(count, 1, device=device)
+    begun = Beams(layout.start(count), zeros, zeros, torch.full((count,), float("-inf"), device=device))
     if not layout.writes_text:
         return [begun]
     samples = [None] if noise is None else noise.unbind(1)
-    return [
-        _write(policy, layout, requests, replace(begun, parts=dict(begun.parts)), sampling, uniforms)
-        for uniforms in samples
-    ]
+    return [_write(policy, layout, requests, replace(begun), sampling, uniforms) for uniforms in samples]
 
 
 def _uncertain(cause: str) -> UnsupportedError:
@@ -193,7 +212,7 @@ def _widened(
             start = replace(
                 begun,
                 state=replace(begun.state.rows(rows), owner=torch.arange(len(rows), device=rows.device)),
-                parts={name: part[rows] for name, part in begun.parts.items()},
+                history=tuple((places.rows(rows), parents) for places, parents in begun.history),
                 **{name: getattr(begun, name)[rows] for name in ("totals", "keys", "bound")},
             )
             wider = _search(policy, layout, own, start, beams, sampling, None, None, True)
@@ -218,7 +237,7 @@ def _write(
     item = torch.tensor([kind == "item" for kind in layout.kinds] + [True], device=beams.totals.device)
     width = beams.totals.shape[1]
     text, seen = beams.text(requests)
-    done = beams.parts["written"].sum(2).flatten()
+    done = seen[:, requests.mask.shape[1] :].sum(1)
     states, written = beams.state, []
     rows = beams.alive.nonzero()[:, 0]
     if rows.numel() == 0:
@@ -241,20 +260,12 @@ def _write(
         )
         beams.state = beams.state.put(part, found.state)
         written.append(found)
-    beams.append(_behind(written, rows, beams.totals.shape))
+    every = reduce(concatenate, (Places(*(getattr(part, name) for name in PARTS)) for part in written))
+    blank = every.each(lambda value: value.new_zeros(len(beams.alive), *value.shape[1:]))
+    blank = replace(blank, states=blank.states.each(lambda value: value - 1))
+    places = blank.put(rows, every).each(lambda value: value.unflatten(0, beams.totals.shape))
+    beams.history = (*beams.history, (places, None))
     return beams
-
-
-def _behind(written: Sequence[Written], rows: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-    """What rows [n] of P * W beams wrote, as places [P, W, t] of all of them."""
-    longest = max(found.tokens.shape[1] for found in written)
-    places = {}
-    for name in PARTS:
-        columns = [found.mask if name == "written" else getattr(found, name) for found in written]
-        values = torch.cat([functional.pad(part, (0, longest - part.shape[1])) for part in columns])
-        whole = values.new_zeros(shape.numel(), longest).index_copy(0, rows, values)
-        places[name] = whole.view(*shape, longest)
-    return places
 
 
 def _search(
@@ -281,7 +292,7 @@ def _search(
         gumbels: see `search`.
         certain: whether the ranking shall be certified.
     """
-    beams = replace(begun, parts=dict(begun.parts))
+    beams = replace(begun)
     branches: Branches | None = None
     parents = torch.empty(0)
     position = 0
@@ -301,7 +312,7 @@ def _search(
             live = beams.alive
             if sampling.normalize != "vocab":
                 live = live & ~layout.settled(beams.state, site)
-            drawn = beams.parts["tokens"][:, :, -1]
+            drawn = beams.history[-1][0].tokens[:, :, -1]
             found = branches.extend(drawn, read, parents, live.view(drawn.shape))
         noise = None if gumbels is None else gumbels[:, position]
         parents = _widen(layout, beams, legal, *found, width, site, noise)
@@ -381,21 +392,17 @@ def _widen(
     rows = torch.arange(prompts, device=flat.device)[:, None]
     above = (rows * slots + parents).flatten()
     exists = keys > float("-inf")
-    chosen = legal.rows(above)
-    drawn = chosen.token(columns.view(-1, 1)).view(prompts, keep)
-    choices = (
-        torch.zeros_like(drawn) if legal.form else chosen.mask.sum(1).expand(len(above)).view(prompts, keep) * exists
-    )
-    new = {
-        "tokens": drawn,
-        "logps": log_probs[rows, parents, columns],
-        "entropy": entropy.view(prompts, slots)[rows, parents],
-        "choices": choices,
-        "written": exists,
-    }
-    beams.append({name: value[:, :, None] for name, value in new.items()}, parents)
+    drawn = legal.token(columns.view(-1, 1), above).view(prompts, keep)
+    choices = torch.zeros_like(drawn)
+    if not legal.form:
+        choices = legal.mask.sum(1).expand(prompts * slots)[above].view(prompts, keep) * exists
+    before = beams.state.rows(above)
+    logps, entropy = log_probs[rows, parents, columns], entropy.view(prompts, slots)[rows, parents]
+    states = before.each(lambda value: value.unflatten(0, (prompts, keep))[:, :, None])
+    drawn, logps, entropy, choices, real = (part[:, :, None] for part in (drawn, logps, entropy, choices, exists))
+    beams.history = (*beams.history, (Places(drawn, logps, entropy, choices, real, states), parents))
     beams.totals, beams.keys = reached[rows, parents, columns], keys
-    state = layout.advance(beams.state.rows(above), drawn.flatten(), site if layout.in_step else None)
+    state = layout.advance(before, drawn.flatten(), site if layout.in_step else None)
     beams.state = replace(state, site=torch.where(exists.flatten(), state.site, BROKEN))
     return parents
 
@@ -448,38 +455,23 @@ def merge(rankings: Sequence[Ranking]) -> Ranking:
     return Ranking(kept, total.masked_fill(kept < 0, float("-inf")))
 
 
-def _best(rankings: Sequence[Ranking], searched: Sequence[Beams], merged: Ranking) -> dict[str, Tensor]:
-    """For each request the places [P, W, t] of the beams behind the text that makes its first item likeliest."""
-    if len(searched) == 1:
-        return searched[0].parts
-    top = torch.stack(
-        [each.scores.masked_fill(each.items != merged.items[:, :1], float("-inf")).amax(1) for each in rankings]
-    ).argmax(0)
-    length = max(beams.parts["tokens"].shape[2] for beams in searched)
-    width = max(beams.parts["tokens"].shape[1] for beams in searched)
-    found = {}
-    for name in PARTS:
-        every = [beams.parts[name] for beams in searched]
-        whole = torch.stack(
-            [functional.pad(part, (0, length - part.shape[2], 0, width - part.shape[1])) for part in every]
-        )
-        found[name] = whole[top, torch.arange(len(top), device=top.device)]
-    return found
+def _best(rankings: Sequence[Ranking], searched: Sequence[Beams], merged: Ranking) -> Places:
+    """For each request what the beams wrote behind the text that makes its first item likeliest, [P, W, t]."""
+    written = [beams.written() for beams in searched]
+    if len(written) == 1:
+        return written[0]
+    likely = [each.scores.masked_fill(each.items != merged.items[:, :1], float("-inf")).amax(1) for each in rankings]
+    top, width = torch.stack(likely).argmax(0), max(each.tokens.shape[1] for each in written)
+    flat = [each.each(lambda value: widened(value, width).flatten(0, 1)) for each in written]
+    whole = reduce(concatenate, flat).each(lambda value: value.unflatten(0, (len(written), len(top), width)))
+    return whole.each(lambda value: value[top, torch.arange(len(top), device=top.device)])
 
 
-def _completions(layout: Layout, parts: dict[str, Tensor], sampling: Sampling) -> Completions:
+def _completions(layout: Layout, places: Places, sampling: Sampling) -> Completions:
     """The beams as completions, without the gaps behind text that was shorter than that of others."""
-    group = parts["tokens"].shape[1]
-    flat = {name: part.flatten(0, 1) for name, part in parts.items()}
-    order = (~flat["written"]).byte().argsort(dim=1, stable=True)
-    moved = {name: part.gather(1, order) for name, part in flat.items()}
-    return completed(
-        layout,
-        group,
-        moved["tokens"],
-        layout.replay(moved["tokens"]),
-        moved["choices"],
-        moved["logps"],
-        moved["entropy"],
-        sampling,
-    )
+    group, flat = places.tokens.shape[1], places.each(lambda value: value.flatten(0, 1))
+    order = (~flat.real).byte().argsort(dim=1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    own = flat.each(lambda value: value[rows, order])
+    states = replace(own.states, site=torch.where(own.real, own.states.site, BROKEN))
+    return completed(layout, group, own.tokens, states, own.choices, own.logps, own.entropy, sampling)

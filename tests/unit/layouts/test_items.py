@@ -290,4 +290,9 @@ def test_samples_and_narrow_beams_stay_inside_the_filter(policy: Policy, given: 
         assert {tuple(row) for row in drawn.groups(slice(request, request + 1)).codes.tolist()} <= allowed
         assert {item for item in ranking.items[request].tolist() if item >= 0} <= set(items)
     assert (ranking.items >= 0).sum(1).tolist() == [min(8, len(items)) for items in left]
-    assert without.items.shape == (40, 1)
+    for request, items in enumerate(left):
+        named = without.groups(slice(request, request + 1)).items[:, 0]
+        assert named[min(8, len(items)) :].eq(-1).all()  # what does not exist names no item
+        assert {tuple(layout.codes[item].tolist()) for item in named[named >= 0].tolist()} <= {
+            tuple(layout.codes[item].tolist()) for item in items
+        }
