@@ -6,7 +6,7 @@ completion tokens, S steps, N items per completion, M targets per request, W ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -41,18 +41,26 @@ class Batch:
             floats = not isinstance(target, torch.dtype) or value.is_floating_point()
             return value.to(target, non_blocking=non_blocking) if floats else value
 
-        return self._each(moved)
+        return self.each(moved)
 
     def rows(self: BatchT, rows: Rows) -> BatchT:
         """Some rows, in the order asked for."""
-        return self._each(lambda value: value[rows])
+        return self.each(lambda value: value[rows])
+
+    def put(self: BatchT, rows: Tensor, other: BatchT) -> BatchT:
+        """The batch with the rows `rows` [n] taken from another one of n rows."""
+        return _both(self, other, lambda _, own, new: own.index_copy(0, rows, new))
+
+    def where(self: BatchT, mask: Tensor, other: BatchT) -> BatchT:
+        """These rows where `mask` [n] holds, those of the other batch elsewhere."""
+        return _both(self, other, lambda _, own, new: torch.where(mask, own, new))
 
     def repeat(self: BatchT, count: int) -> BatchT:
         """Each row `count` times, one behind the other."""
-        return self._each(lambda value: value.repeat_interleave(count, dim=0))
+        return self.each(lambda value: value.repeat_interleave(count, dim=0))
 
-    def _each(self: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
-        """The batch with every tensor in it changed."""
+    def each(self: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
+        """The batch with every tensor in it changed in the same way."""
         return replace(self, **{f.name: _changed(getattr(self, f.name), change) for f in _fields(self)})  # type: ignore[type-var]
 
 
@@ -64,7 +72,7 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: AN
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Batch):
-        return value._each(change)
+        return value.each(change)
     if isinstance(value, Mapping):
         return {key: _changed(item, change) for key, item in value.items()}
     return value
@@ -72,7 +80,17 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: AN
 
 def concatenate(first: BatchT, second: BatchT) -> BatchT:
     """Join two batches of the same kind along their rows; fields made by `padded` are filled to the longer of both."""
-    joined = {f.name: _joined(f, getattr(first, f.name), getattr(second, f.name)) for f in _fields(first)}
+    return _both(first, second, _joined)
+
+
+def stacked(batches: Sequence[BatchT]) -> BatchT:
+    """Batches of tensors [n, ...] of the same kind -> one of tensors [n, len(batches), ...]."""
+    columns = {f.name: torch.stack([getattr(batch, f.name) for batch in batches], dim=1) for f in _fields(batches[0])}
+    return replace(batches[0], **columns)  # type: ignore[type-var]
+
+
+def _both(first: BatchT, second: BatchT, join: Callable[..., Any]) -> BatchT:
+    joined = {f.name: join(f, getattr(first, f.name), getattr(second, f.name)) for f in _fields(first)}
     return replace(first, **joined)  # type: ignore[type-var]
 
 
@@ -80,11 +98,7 @@ def _joined(kind: Field[Any], one: Any, two: Any) -> Any:  # noqa: ANN401
     if isinstance(one, Mapping):
         return {key: _joined(kind, one[key], two[key]) for key in one}
     if isinstance(one, Batch):
-        if "side" in kind.metadata:
-            return replace(
-                one, **{f.name: _joined(kind, getattr(one, f.name), getattr(two, f.name)) for f in _fields(one)}
-            )  # type: ignore[type-var]
-        return concatenate(one, two)
+        return _both(one, two, lambda own, *parts: _joined(kind if kind.metadata else own, *parts))
     if not isinstance(one, Tensor):
         return one
     if "side" in kind.metadata:
@@ -197,8 +211,8 @@ class Completions(Batch):
     """[B, T] float entropy of the legal distribution each token was drawn from, nats."""
     categories: Tensor | None = None
     """[B, N] int64 second-level category of each item; -1 unknown."""
-    support: Tensor | None = field(default=None, metadata=padded("right", -1))
-    """[B, T] int64: names the legal set that each token was drawn from; the layout defines it."""
+    states: State | None = field(default=None, metadata=padded("right", -1))
+    """Of [B, T]: where each token was drawn, which names its legal set. None: no layout wrote these."""
     closed: Tensor | None = None
     """[B, S] bool: the policy itself ended the block of step s, within its budget. None: a layout without thinking."""
 
@@ -213,7 +227,7 @@ class Completions(Batch):
         expect(self.codes, "Completions.codes", (rows, self.num_steps), torch.int64)
         expect(self.items, "Completions.items", (rows, None), torch.int64)
         expect(self.logps, "Completions.logps", (rows, length), *FLOATS)
-        for name in ("ref_logps", "entropy", "support"):
+        for name in ("ref_logps", "entropy"):
             value = getattr(self, name)
             if value is not None:
                 expect(value, f"Completions.{name}", (rows, length))
@@ -229,7 +243,7 @@ class Completions(Batch):
     @property
     def written(self) -> Tensor:
         """[B, T] bool: tokens, no padding."""
-        return torch.ones_like(self.chosen) if self.support is None else self.support >= 0
+        return torch.ones_like(self.chosen) if self.states is None else self.states.site >= 0
 
     @property
     def item_mask(self) -> Tensor:
@@ -248,29 +262,62 @@ def _members(rows: Rows, groups: int, size: int, device: torch.device) -> Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rewards(Batch):
-    """Rewards of completions; `components` are unweighted, for logs and decoupled advantages."""
+    """Rewards of completions by name, unweighted, and what they add up to."""
 
-    outcome: Tensor
-    """[B] float: weighted sum of all components."""
-    steps: Tensor | None = None
-    """[B, S] float: weighted sum of the step rewards that say whether a step matched; None if there are none."""
-    components: Mapping[str, Tensor] = field(default_factory=dict)
-    """name -> [B] float."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """name -> weight of that component in `outcome`."""
-    shaping: Tensor | None = None
-    """[B, S] float: weighted sum of the step rewards that are no matches (`format`); None if there are none."""
+    values: Mapping[str, Tensor]
+    """name -> float [B], [B, S] per step, or [B, N] per item."""
+    weights: Mapping[str, float]
+    """name -> its factor in every sum."""
+    shaping: frozenset[str] = frozenset()
+    """Names of the rewards per step that do not say whether the step matched (`format`)."""
+    per_item: frozenset[str] = frozenset()
+    """Names of the rewards per item; others with two axes are per step."""
 
     def __post_init__(self) -> None:
-        expect(self.outcome, "Rewards.outcome", (None,), *FLOATS)
-        rows = self.outcome.shape[0]
-        if self.steps is not None:
-            expect(self.steps, "Rewards.steps", (rows, None), *FLOATS)
-        if self.shaping is not None:
-            steps = None if self.steps is None else self.steps.shape[1]
-            expect(self.shaping, "Rewards.shaping", (rows, steps), *FLOATS)
-        for name, value in self.components.items():
-            expect(value, f"Rewards.components[{name!r}]", (rows,), *FLOATS)
+        if not self.values or self.values.keys() != self.weights.keys():
+            raise ValueError(f"Rewards have values of {list(self.values)} and weights of {list(self.weights)}")
+        rows, steps = next(iter(self.values.values())).shape[0], None
+        for name, value in self.values.items():
+            per_step = value.dim() > 1 and name not in self.per_item
+            shape = (rows, steps if per_step else None)[: max(1, min(2, value.dim()))]
+            expect(value, f"Rewards.values[{name!r}]", shape, *FLOATS)
+            steps = value.shape[1] if per_step else steps
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Name -> [B], added up over steps and items."""
+        return {name: value.sum(1) if value.dim() > 1 else value for name, value in self.values.items()}
+
+    @property
+    def outcome(self) -> Tensor:
+        """[B] weighted sum of all rewards."""
+        return _total([self.weights[name] * value for name, value in self.components.items()])
+
+    @property
+    def steps(self) -> Tensor | None:
+        """[B, S] weighted sum of the rewards that say whether a step matched; None if there are none."""
+        return self._per_step(shaping=False)
+
+    @property
+    def step_shaping(self) -> Tensor | None:
+        """[B, S] weighted sum of the rewards per step that are no matches; None if there are none."""
+        return self._per_step(shaping=True)
+
+    def _per_step(self, *, shaping: bool) -> Tensor | None:
+        names = [name for name, value in self.values.items() if value.dim() > 1 and name not in self.per_item]
+        parts = [self.weights[name] * self.values[name] for name in names if (name in self.shaping) == shaping]
+        return _total(parts) if parts else None
+
+    @property
+    def absolute(self) -> Rewards:
+        """The sizes of rewards and weights: their sums are what the rounding of the sums grows with."""
+        weights = {name: abs(weight) for name, weight in self.weights.items()}
+        return replace(self, values={name: value.abs() for name, value in self.values.items()}, weights=weights)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    """Parts added up one by one, in their order."""
+    return sum(parts[1:], start=parts[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,10 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes files that their owner alone can read
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 import statistics
 from collections import defaultdict
@@ -21,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.transforms import Affine2D
+
+from genrl.files import atomic
 
 Notes = dict[str, dict[int, float]]
 """What a run noted: quantity -> step -> value."""
@@ -253,10 +254,8 @@ def add_legend(figure: Figure, columns: int = 8) -> None:
 def save(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a PNG in one move, without metadata, so that the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    with style():
+    with style(), atomic(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
-    temporary.replace(path)
 
 
 def to_svg(figure: Figure, title: str, words: Iterable[str]) -> str:

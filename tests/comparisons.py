@@ -68,10 +68,9 @@ def finish(
 
     Args:
         run: of a plan.
-        ranks: place of each user's target, 0-based.
+        ranks: place of each user's target, 0-based; `aligned`: before stage `rl`, and for the reference line.
         valid: validation NDCG, if it is to differ from that of the ranks.
         align: folder of stage `align`, made if it is not there.
-        aligned: place of each user's target before stage `rl`, and for the reference line.
         cold: whose target is cold; None: a run of a version that did not keep it.
     """
     config = run.config
@@ -102,17 +101,7 @@ def finish_baseline(
     cold: Sequence[int] | None = COLD,
     data: str = "f00d",
 ) -> Path:
-    """Leave the folder of a run of a baseline.
-
-    Args:
-        output: where the experiment lies.
-        name: of the baseline.
-        ranks: place of each user's target.
-        seed: of the run.
-        aligned: place of each user's target for the reference line.
-        cold: whose target is cold.
-        data: fingerprint.
-    """
+    """Leave the folder of a run of a baseline; arguments as for `finish`, and the fingerprint of the data."""
     config = RunConfig(output=str(output), seed=seed, stages=["baseline"], baseline={"name": name, "window": 3})
     metrics = {
         "name": name,
@@ -175,13 +164,9 @@ def _leave(
 def _scored(ranks: Sequence[int], cold: Sequence[int] | None) -> dict[str, dict[str, float | None]]:
     places = torch.tensor(ranks)[:, None]
     counted = recall_at_k(places, 10)[torch.tensor(cold or [0] * len(ranks)).bool()]
-    values = {"ndcg@10": float(ndcg_at_k(places, 10).mean()), "recall@10": float(recall_at_k(places, 10).mean())}
-    values |= {
-        "ndcg@5": 0.5,
-        "recall@5": 0.5,
-        "entropy@10": 1.5,
-        "coverage@10": 0.25,
+    values = {
+        **{"ndcg@10": float(ndcg_at_k(places, 10).mean()), "recall@10": float(recall_at_k(places, 10).mean())},
+        **{"ndcg@5": 0.5, "recall@5": 0.5, "entropy@10": 1.5, "coverage@10": 0.25, "top1pct_share@10": 0.1},
         "cold_recall@10": float(counted.mean()) if len(counted) else None,
-        "top1pct_share@10": 0.1,
     }
     return {kind: dict(values) for kind in ("raw", "excluded")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from genrl.batches import Completions, Requests, Targets
 from genrl.config.schema import ModelConfig
-from genrl.layouts.base import ThinkingLayout
+from genrl.layouts.base import BROKEN, Layout
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.model import Head, Policy
 from genrl.policy.tiny import train_tokenizer
+from genrl.policy.write import completed
 from genrl.sid.trie import Trie
+from genrl.training.stage import flatten
 
 SIZES = (6, 5, 7)
 TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")
@@ -48,20 +54,23 @@ def make_policy(config: ModelConfig = TINY, prefix: str = "", *, thinking: bool 
     return policy
 
 
+def make_items(policy: Policy, codes: Tensor) -> Items:
+    """The items of a small catalogue, higher rows more popular."""
+    return Items(Trie.build(codes, SIZES, torch.arange(len(codes))), policy.first_ids, codes)
+
+
 def make_layout(policy: Policy, codes: Tensor | None = None) -> SidLayout:
     """The SID layout of a small catalogue."""
     codes = make_codes() if codes is None else codes
-    trie = Trie.build(codes, SIZES, torch.arange(len(codes)))
-    return SidLayout(SidLayoutConfig(), trie=trie, first_ids=policy.first_ids, codes=codes)
+    return SidLayout(SidLayoutConfig(), catalogue=make_items(policy, codes))
 
 
 def make_thinking(policy: Policy, codes: Tensor | None = None, **options: Any) -> BlockedLayout:
     """Think blocks of up to six words over the same catalogue, for a policy that was made with `thinking`."""
     codes = make_codes() if codes is None else codes
     config = BlockedLayoutConfig(**{"budget": 6, **options})
-    trie = Trie.build(codes, SIZES, torch.arange(len(codes)))
     assert policy.words is not None
-    return BlockedLayout(config, trie=trie, first_ids=policy.first_ids, codes=codes, words=policy.words)
+    return BlockedLayout(config, catalogue=make_items(policy, codes), words=policy.words)
 
 
 def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> Requests:
@@ -77,50 +86,41 @@ def make_prompts(policy: Policy, items: int = 60, seed: int = 0) -> Requests:
 def every_item(layout: SidLayout, prompts: Requests) -> Completions:
     """Each item of the catalogue as a completion of each prompt, in the order of the catalogue."""
     items = torch.arange(len(layout.codes)).repeat(len(prompts))
-    tokens = layout.render(items)
-    full = torch.ones_like(tokens, dtype=torch.bool)
-    return Completions(
-        tokens=tokens,
-        chosen=full,
-        step_ids=layout.step_ids(tokens).contiguous(),
-        item_ids=torch.zeros_like(tokens),
-        support=layout.trie.path(layout.codes[items]),
-        codes=layout.codes[items],
-        items=items[:, None],
-        logps=torch.zeros(tokens.shape),
-        group_size=len(layout.codes),
-        num_steps=layout.num_steps,
-    )
+    tokens = layout.compose(items[:, None])
+    return as_completions(layout, tokens, len(layout.codes), torch.ones_like(tokens, dtype=torch.bool))
 
 
-def every_completion(layout: ThinkingLayout) -> dict[tuple[int, ...], list[int]]:
-    """Every completion of a small grammar, with the state before each of its tokens; no legal set may be empty."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    front: list[tuple[tuple[int, ...], list[int]]] = [((), [])]
-    states = layout.start(1)
+def as_completions(layout: Layout, tokens: Tensor, group: int, chosen: Tensor | None = None) -> Completions:
+    """Given tokens as completions, all that is no form chosen."""
+    states = layout.replay(tokens)
+    form = torch.tensor([kind == "form" for kind in layout.kinds] + [True])
+    choices = torch.where(form[states.site.clamp(max=len(layout.kinds))], 0, 2)
+    zeros = torch.zeros(tokens.shape)
+    done = completed(layout, group, tokens, states, choices, zeros, zeros, Sampling())
+    return done if chosen is None else replace(done, chosen=chosen)
+
+
+def every_completion(layout: Layout) -> list[tuple[int, ...]]:
+    """Every completion of a small grammar; no legal set may be empty."""
+    found: list[tuple[int, ...]] = []
+    front: list[tuple[int, ...]] = [()]
+    state = layout.start(1)
     while front:
-        assert max(len(row) for row, _ in front) <= layout.length
-        ended = layout.finished(states).tolist()
-        sites = layout.sites(states)
+        assert max(map(len, front)) <= layout.length
         following: list[tuple[int, int]] = []
-        for row, (tokens, support) in enumerate(front):
-            if ended[row]:
+        for row, (tokens, site) in enumerate(zip(front, state.site.tolist(), strict=True)):
+            if site < 0:
                 assert tokens not in found
-                found[tokens] = support
+                found.append(tokens)
                 continue
-            site = int(sites[row])
-            if site == layout.fixed:
-                following.append((row, int(layout.forced(states[row : row + 1]))))
-                continue
-            legal = layout.legal(site, states[row : row + 1])
-            columns = legal.mask[0].nonzero()[:, 0].tolist()
-            assert columns, f"nothing is legal behind {tokens}"
-            following += [(row, legal.first + column) for column in columns]
-        before = states.tolist()
-        rows = torch.tensor([row for row, _ in following], dtype=torch.int64)
-        states = layout.advance(0, states[rows], torch.tensor([token for _, token in following], dtype=torch.int64))
-        assert bool((states >= 0).all())
-        front = [((*front[row][0], token), [*front[row][1], before[row]]) for row, token in following]
+            legal = layout.legal(site, state.rows(torch.tensor([row])))
+            columns = legal.mask[0].nonzero()
+            assert len(columns), f"nothing is legal behind {tokens}"
+            following += [(row, int(legal.token(column[None]))) for column in columns]
+        rows, drawn = torch.tensor(following, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        state = layout.advance(state.rows(rows), drawn, len(front[0]) if layout.in_step else None)
+        assert bool((state.site != BROKEN).all())
+        front = [(*front[row], token) for row, token in following]
     return found
 
 
@@ -160,3 +160,44 @@ def save_local_model(folder: Path, architecture: str = "qwen2", **changes: Any) 
 def local_config(folder: Path, **changes: Any) -> ModelConfig:
     """Model section that loads such a folder."""
     return replace(ModelConfig(name=str(folder)), **changes)
+
+
+def head_of(policy: Policy, rows: str = "vocab") -> Head:
+    """The output head, of which a pass without tokens reads `rows`."""
+    empty = torch.zeros(1, 0, dtype=torch.int64)
+    return policy(empty, None, empty, lambda _, head: head, rows)
+
+
+def logits(policy: Policy, hidden: Tensor) -> Tensor:
+    """Those of the whole vocabulary."""
+    head = head_of(policy)
+    return head.logits(hidden, 0, len(head.weight))
+
+
+@contextmanager
+def shut(policy: Policy) -> Iterator[None]:
+    """Weights are NaN but inside the policy's forward and backward passes, as a strategy that shards them has it."""
+    weights = [(value, value.data.clone()) for value in policy.parameters()]
+
+    def gather(*_: object) -> None:
+        for value, whole in weights:
+            value.data.copy_(whole)
+
+    def scatter(*_: object) -> None:
+        for value, _whole in weights:
+            value.data.fill_(float("nan"))
+
+    def leave(module: Policy, inputs: object, output: object) -> None:
+        scatter()
+        for value in flatten(output).values():
+            if value.requires_grad:
+                value.register_hook(gather)
+
+    hooks = policy.register_forward_pre_hook(gather), policy.register_forward_hook(leave)
+    scatter()
+    try:
+        yield
+    finally:
+        gather()
+        for hook in hooks:
+            hook.remove()

@@ -12,13 +12,7 @@ VOID = {"meta", "br", "hr"}
 
 
 class Page(HTMLParser):
-    """What a page holds; fails on elements that are not closed in their order.
-
-    Attributes:
-        texts: texts outside of style sheets, one after the other.
-        elements: name and attributes of every element.
-        rows: cells of every table row.
-    """
+    """What a page holds: texts, elements with their attributes, cells of table rows; fails on what is not closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,14 +71,8 @@ def difference(effect: float, p_holm: float = 0.001, **further: Any) -> Differen
 
 def line(ndcg: float, *seeds: int, **further: Any) -> Line:
     """One of a table; cold recall has no rows."""
-    metrics = {
-        "ndcg@10": ndcg,
-        "recall@10": 2 * ndcg,
-        "entropy@10": 1.5,
-        "cold_recall@10": None,
-        "coverage@10": 0.25,
-        "top1pct_share@10": ndcg / 2,
-    }
+    metrics = {"ndcg@10": ndcg, "recall@10": 2 * ndcg, "entropy@10": 1.5, "cold_recall@10": None}
+    metrics |= {"coverage@10": 0.25, "top1pct_share@10": ndcg / 2}
     interval = {"by_seed": [ndcg] * len(seeds), "interval": [ndcg - 0.01, ndcg + 0.01]} if seeds else {}
     return Line(metrics, list(seeds), **{**interval, **further})
 

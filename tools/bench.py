@@ -44,6 +44,15 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
 }
 """Name -> what measures it, given sizes and the number of rounds."""
 NEED_TRL = ("step", "reasoning-step")
+RESIZED = {
+    "hidden": "width of the model",
+    "layers": "layers of the model",
+    "thinking_prompts": "prompts of the benchmarks with thinking",
+    "thinking_prompt": "tokens of each of them",
+    "budget": "words of a think block",
+    "words": "tokens of the vocabulary to think with",
+}
+"""Sizes that the command line may change."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -72,19 +81,14 @@ def main(words: list[str] | None = None) -> int:
 def chosen_sizes(options: argparse.Namespace) -> Sizes:
     """Sizes that the command line asks for; goals apply to the full sizes alone."""
     sizes = QUICK if options.quick else FULL
-    names = ("hidden", "layers", "thinking_prompts", "thinking_prompt", "budget", "words")
-    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    changes = {name: value for name in RESIZED if (value := getattr(options, name)) is not None}
     if "hidden" in changes:
         changes["feed_forward"] = 2 * changes["hidden"]
     return replace(sizes, **changes) if changes else sizes
 
 
 def require_peers(chosen: list[str]) -> None:
-    """Say at once what is missing.
-
-    Raises:
-        UnsupportedError: naming the extra.
-    """
+    """Say at once which extra is missing."""
     asked = [name for name in chosen if name in NEED_TRL]
     if asked and find_spec("trl") is None:
         raise UnsupportedError(
@@ -124,12 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, after one that does not (5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
-    parser.add_argument("--hidden", type=int, help="width of the model (128)")
-    parser.add_argument("--layers", type=int, help="layers of the model (4)")
-    parser.add_argument("--thinking-prompts", type=int, help="prompts of the benchmarks with thinking (8)")
-    parser.add_argument("--thinking-prompt", type=int, help="tokens of each of them (256)")
-    parser.add_argument("--budget", type=int, help="words of a think block (48)")
-    parser.add_argument("--words", type=int, help="tokens of the vocabulary to think with (2000)")
+    for name, what in RESIZED.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{what} ({getattr(FULL, name)})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and facts about the machine")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG)")
     return parser

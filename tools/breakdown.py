@@ -47,13 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def breakdown(folder: Path, names: Sequence[str] | None, split: str, kind: str) -> str:
-    """The two tables as Markdown.
-
-    Args:
-        folder: of an experiment.
-        names: rows; `align` is the stage that policies began with. None: all.
-        split: `valid` or `test`.
-        kind: `raw` or `excluded`.
+    """The two tables as Markdown, of all rows or some; `align` is the stage that policies began with.
 
     Raises:
         DataError: if no run is finished there.
@@ -95,13 +89,7 @@ def row_groups(dataset: Dataset, config: RunConfig, split: str) -> dict[str, Ten
 
 
 def by_group(ranks: Mapping[str, Tensor], groups: Mapping[str, Tensor], k: int) -> str:
-    """NDCG@k of each row in each group, mean over seeds.
-
-    Args:
-        ranks: row -> [S, R] places of the targets.
-        groups: group -> bool [R].
-        k: cut-off.
-    """
+    """NDCG@k of each row in each group, mean over seeds; of places of the targets [S, R] and groups bool [R]."""
     lines = [f"| NDCG@{k} | users | {' | '.join(ranks)} |", f"|---|---|{'---|' * len(ranks)}"]
     for name, inside in groups.items():
         means = (_ndcg(value[:, inside], k) for value in ranks.values())

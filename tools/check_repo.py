@@ -154,19 +154,6 @@ def portable(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}:{number}: path of one machine: {line.strip()[:80]}"
 
 
-def example_configs(root: Path) -> Iterator[str]:
-    """Every YAML file under configs/ fits the schema."""
-    sys.path.insert(0, str(root))
-    from genrl.config import load_config
-    from genrl.errors import ConfigError
-
-    for path in sorted((root / "configs").rglob("*.y*ml")):
-        try:
-            load_config([path])
-        except ConfigError as error:
-            yield f"{path.relative_to(root)}: {error}"
-
-
 CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (
     floors,
     docstrings,
@@ -175,7 +162,6 @@ CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (
     documentation,
     fresh,
     portable,
-    example_configs,
 )
 
 
@@ -183,13 +169,10 @@ def components(root: Path) -> Iterator[tuple[str, str]]:
     """Names (and places) of all built-in components, read from their `@REGISTRY.register("name")` decorators."""
     for path, tree in _modules(root):
         for node in ast.walk(tree):
-            if not (
-                isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register"
-            ):
-                continue
-            registry = node.func.value
-            if isinstance(registry, ast.Name) and registry.id in REGISTRIES and node.args:
-                yield ast.literal_eval(node.args[0]), f"{path.relative_to(root)}:{node.lineno}"
+            if isinstance(node, ast.Call) and node.args:
+                registry, _, method = ast.unparse(node.func).partition(".")
+                if registry in REGISTRIES and method == "register":
+                    yield ast.literal_eval(node.args[0]), f"{path.relative_to(root)}:{node.lineno}"
 
 
 def _modules(root: Path, *folders: str) -> Iterator[tuple[Path, ast.Module]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import figures_gradient
@@ -23,7 +22,7 @@ def main(words: list[str] | None = None) -> int:
     options = _parser().parse_args(words)
     path = options.out or Path(f"figures-{options.command}.png")
     try:
-        DRAW[options.command](options, path)
+        options.draw(options, path)
     except GenRLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -31,28 +30,15 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def gradient(options: argparse.Namespace, path: Path) -> None:
-    """Draw the gradient coefficients."""
-    figures_gradient.draw(path, options.probability)
-
-
 def dynamics(options: argparse.Namespace, path: Path) -> None:
-    """Draw the curves of an experiment.
-
-    Raises:
-        ConfigError: if --smooth is below 1.
-    """
+    """Draw the curves of an experiment."""
     if options.smooth < 1:
         raise ConfigError(f"--smooth {options.smooth}: must be at least 1, the value itself.")
     figures_runs.draw_dynamics(figures_runs.find_rows(options.folder, options.rows), path, options.smooth)
 
 
 def ablation(options: argparse.Namespace, path: Path) -> None:
-    """Draw the bars of an experiment.
-
-    Raises:
-        ConfigError: if a row is named twice.
-    """
+    """Draw the bars of an experiment."""
     names = [options.full, *options.without]
     if len(set(names)) < len(names):
         raise ConfigError(f"--full {options.full} --without {','.join(options.without)}: a run stands there twice.")
@@ -60,37 +46,29 @@ def ablation(options: argparse.Namespace, path: Path) -> None:
     figures_runs.draw_ablation(rows, options.full, path, options.split, options.kind)
 
 
-DRAW: dict[str, Callable[[argparse.Namespace, Path], None]] = {
-    "gradient": gradient,
-    "dynamics": dynamics,
-    "ablation": ablation,
-}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="FIGURE")
-    parts = {
-        "gradient": commands.add_parser("gradient", help="gradient coefficient over importance ratio (Figure 3)"),
-        "dynamics": commands.add_parser("dynamics", help="cold items and entropy while runs trained (Figure 4)"),
-        "ablation": commands.add_parser("ablation", help="metrics without each part of a method (Figure 5)"),
-    }
-    for name, part in parts.items():
+    gradient = commands.add_parser("gradient", help="gradient coefficient over importance ratio (Figure 3)")
+    curves = commands.add_parser("dynamics", help="cold items and entropy while runs trained (Figure 4)")
+    bars = commands.add_parser("ablation", help="metrics without each part of a method (Figure 5)")
+    gradient.set_defaults(draw=lambda options, path: figures_gradient.draw(path, options.probability))
+    curves.set_defaults(draw=dynamics)
+    bars.set_defaults(draw=ablation)
+    for name, part in commands.choices.items():
         part.add_argument("--out", type=Path, metavar="FILE", help=f"the picture (figures-{name}.png)")
-        if name != "gradient":
-            part.add_argument("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
-    parts["gradient"].add_argument(
-        "--probability", type=float, default=0.4, metavar="P", help="pi_old of each token, below 0.5 (0.4)"
-    )
-    parts["dynamics"].add_argument("--rows", type=_names, default=[], metavar="NAMES", help="runs by name (all)")
-    parts["dynamics"].add_argument(
-        "--smooth", type=int, default=1, metavar="N", help="mean over N notes of rollouts, not of validations (1)"
-    )
-    bars = parts["ablation"]
-    bars.add_argument("--full", required=True, metavar="NAME", help="run of the full method")
-    bars.add_argument("--without", required=True, type=_names, metavar="NAMES", help="runs without a part of it")
-    bars.add_argument("--split", choices=("test", "valid"), default="test", help="held-out part (test)")
-    bars.add_argument("--kind", choices=("raw", "excluded"), default="raw", help="history in the ranking or not (raw)")
+    for part in (curves, bars):
+        part.add_argument("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
+    option = gradient.add_argument
+    option("--probability", type=float, default=0.4, metavar="P", help="pi_old of each token, below 0.5 (0.4)")
+    option = curves.add_argument
+    option("--rows", type=_names, default=[], metavar="NAMES", help="runs by name (all)")
+    option("--smooth", type=int, default=1, metavar="N", help="mean over N notes of rollouts, not of validations (1)")
+    option = bars.add_argument
+    option("--full", required=True, metavar="NAME", help="run of the full method")
+    option("--without", required=True, type=_names, metavar="NAMES", help="runs without a part of it")
+    option("--split", choices=("test", "valid"), default="test", help="held-out part (test)")
+    option("--kind", choices=("raw", "excluded"), default="raw", help="history in the ranking or not (raw)")
     return parser
 
 

@@ -43,13 +43,10 @@ def coefficients(
         objective: name in the registry.
         options: of the objective.
         ratios: pi / pi_old to look at [N].
-        probability: pi_old of every token; the bounds of GBPO depend on it.
+        probability: pi_old of every token; the bounds of GBPO depend on it. Times a ratio it must be below 1.
 
     Returns:
         (diversity, quality) of the slate -> coefficients [N] float64.
-
-    Raises:
-        ConfigError: if a ratio times the probability is not between 0 and 1.
 
     Example:
         >>> found = coefficients("gbpo", {}, torch.tensor([0.9, 1.3]))
@@ -58,8 +55,7 @@ def coefficients(
     """
     built = OBJECTIVES.build(objective, dict(options))
     rollout, rewards, logps = synthetic(ratios, probability)
-    prepared = built.prepare(rollout, rewards)
-    experience = built.before_step(Scores(logps.detach(), rollout.entropy), prepared)
+    experience = built.before_step(Scores(logps.detach(), rollout.entropy), built.prepare(rollout, rewards))
     loss = built.loss(Scores(logps, rollout.entropy), experience).loss
     (gradient,) = torch.autograd.grad(loss, logps)
     found = -gradient.sum(1) / (experience.weights * experience.advantages).sum(1)
@@ -67,51 +63,30 @@ def coefficients(
 
 
 def synthetic(ratios: Tensor, probability: float) -> tuple[Completions, Rewards, Tensor]:
-    """A rollout with the slates of `SLATES` for every ratio, its rewards, and log pi [B, T] with gradient.
-
-    Raises:
-        ConfigError: if a ratio times the probability is not between 0 and 1.
-    """
+    """A rollout with the slates of `SLATES` for every ratio, its rewards, and log pi [B, T] with gradient."""
     ratios = ratios.double()
     if not 0 < probability < 1 or not bool(((ratios > 0) & (ratios * probability < 1)).all()):
         raise ConfigError(
             f"probability {probability:g} with ratios up to {float(ratios.max()):g}: both must be above 0, and so must "
             f"1 - ratio * probability. Give --probability a value below {1 / float(ratios.max()):g}."
         )
-    prompts, group = len(ratios), len(SLATES)
-    rows = prompts * group
-    places = torch.arange(ITEMS).expand(rows, ITEMS)
-    zeros = torch.zeros(rows, ITEMS, dtype=torch.int64)
-    chosen = torch.ones(rows, ITEMS, dtype=torch.bool)
-    diverse = torch.tensor([diversity == "diverse" for diversity, _ in SLATES]).repeat(prompts)
-    good = torch.tensor([float(quality == "good") for _, quality in SLATES], dtype=torch.float64).repeat(prompts)
-    old = torch.full((rows, ITEMS), math.log(probability), dtype=torch.float64)
+    diverse = torch.tensor([diversity == "diverse" for diversity, _ in SLATES]).repeat(len(ratios))
+    good = torch.tensor([quality == "good" for _, quality in SLATES]).double().repeat(len(ratios))
+    places = torch.arange(ITEMS).expand(len(good), ITEMS)
+    zeros, old = torch.zeros_like(places), torch.full(places.shape, math.log(probability), dtype=torch.float64)
     rollout = Completions(
-        tokens=zeros,
-        chosen=chosen,
-        step_ids=places,
-        codes=zeros,
-        items=places,
-        logps=old,
-        group_size=group,
+        **{"tokens": zeros, "codes": zeros, "chosen": zeros == 0, "logps": old, "ref_logps": old, "entropy": 0 * old},
+        **{"items": places, "item_ids": places, "step_ids": places, "categories": places * diverse[:, None]},
+        group_size=len(SLATES),
         num_steps=ITEMS,
-        ref_logps=old,
-        entropy=torch.zeros_like(old),
-        categories=places * diverse[:, None],
-        item_ids=places,
     )
-    rewards = Rewards(good, good[:, None].expand(rows, ITEMS) / ITEMS, {"hit": good}, {"hit": 1.0})
-    logps = old + ratios.log().repeat_interleave(group)[:, None]
+    rewards = Rewards({"hit": good[:, None].expand(places.shape) / ITEMS}, {"hit": 1.0})
+    logps = old + ratios.log().repeat_interleave(len(SLATES))[:, None]
     return rollout, rewards, logps.requires_grad_()
 
 
 def draw(path: Path, probability: float = 0.4) -> None:
-    """Draw GRPO, GBPO and the three readings of SAGE: a column per reading, a row per sign of the advantage.
-
-    Args:
-        path: of the PNG.
-        probability: pi_old of every token.
-    """
+    """Draw GRPO, GBPO and the three readings of SAGE: a column per reading, a row per sign of the advantage."""
     ratios = torch.linspace(0.01, 2, 399, dtype=torch.float64)
     others = {
         "GRPO": coefficients("grpo", {"kl_coef": 0.0}, ratios, probability),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -32,16 +31,7 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx")
 
 
 def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finished]]:
-    """Finished runs of an experiment by name, one per seed.
-
-    Args:
-        folder: of the experiment.
-        names: the rows wanted, in that order; none: all.
-
-    Raises:
-        DataError: if the folder is not there or holds no finished run.
-        ConfigError: if it has no run of a wanted name.
-    """
+    """Finished runs of an experiment by name (none: all), one per seed; refuses what is not there."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Give the folder of an experiment, e.g. runs/toy.")
     rows = found_rows(folder, "rl")
@@ -56,20 +46,16 @@ def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finishe
 
 
 def noted_curves(rows: Mapping[str, Sequence[Finished]]) -> dict[str, dict[str, list[Curve]]]:
-    """Curves of the quantities of `DYNAMICS` that any run noted: quantity -> row -> one curve per seed.
-
-    Raises:
-        DataError: if no run noted any of them.
-    """
+    """Curves of the quantities of `DYNAMICS` that runs noted, one at least: quantity -> row -> one curve per seed."""
     notes = {row: [read_notes(run.folder) for run in runs] for row, runs in rows.items()}
-    known = {name for runs in notes.values() for run in runs for name, curve in run.items() if _defined(curve)}
+    known = {name for runs in notes.values() for run in runs for name in run}
     found = {}
     for wanted in DYNAMICS:
         same = [name for name in known if name == wanted or (wanted.endswith("@") and name.startswith(wanted))]
         if same:
-            name = max(same, key=lambda name: int(name.rpartition("@")[2]) if "@" in name else 0)
-            curves = {row: [_defined(run.get(name, {})) for run in runs] for row, runs in notes.items()}
-            found[name] = {row: list(filter(None, seeds)) for row, seeds in curves.items() if any(seeds)}
+            name = max(same, key=lambda name: int(name.partition("@")[2] or 0))
+            curves = {row: [run[name] for run in runs if name in run] for row, runs in notes.items()}
+            found[name] = {row: seeds for row, seeds in curves.items() if seeds}
     if not found:
         raise DataError(f"the runs noted none of {', '.join(DYNAMICS)}, so there is nothing to draw.")
     return found
@@ -90,16 +76,7 @@ def smoothed(curve: Curve, width: int) -> Curve:
 
 
 def draw_dynamics(rows: Mapping[str, Sequence[Finished]], path: Path, smooth: int = 1) -> None:
-    """Draw a panel per quantity: a line per row, the mean over its seeds, in a band from the least to the largest.
-
-    Args:
-        rows: row -> its runs.
-        path: of the PNG.
-        smooth: values of a rollout that are averaged; validations are drawn as they are.
-
-    Raises:
-        DataError: if no run noted any of `DYNAMICS`.
-    """
+    """Draw a panel per quantity with the curves of the rows; validations are not smoothed."""
     panels = {
         _title(name): {
             row: band(seeds if name.startswith("val/") else [smoothed(curve, smooth) for curve in seeds])
@@ -115,28 +92,17 @@ def relative_metrics(
 ) -> dict[str, dict[str, list[float]]]:
     """Metrics at the largest K over the mean of the full method: metric -> row -> one number per seed.
 
-    A metric that is 0 with the full method, or has no rows there, holds nothing.
-
-    Args:
-        rows: row -> its runs.
-        full: the row that is 1.
-        split: "test" or "valid".
-        kind: "raw" or "excluded".
-
-    Raises:
-        DataError: if that is so for all metrics.
+    A metric that is 0 with the full method, or has no rows there, holds nothing; not all may be so.
     """
     scores = {row: [run.scores(split)[kind] for run in runs] for row, runs in rows.items()}
     top = max(int(name.partition("@")[2]) for name in scores[full][0] if name.startswith("ndcg@"))
     found = {}
     for metric, title in METRICS.items():
-        values = {
-            row: [score[f"{metric}@{top}"] for score in seeds if score.get(f"{metric}@{top}") is not None]
-            for row, seeds in scores.items()
-        }
-        whole = statistics.fmean(values[full]) if values[full] else 0.0
-        relative = {row: [value / whole for value in seeds] for row, seeds in values.items()} if whole else {}
-        found[f"{title}@{top}"] = relative
+        asked = {row: [score.get(f"{metric}@{top}") for score in seeds] for row, seeds in scores.items()}
+        values = {row: [value for value in seeds if value is not None] for row, seeds in asked.items()}
+        whole = statistics.fmean(values[full] or [0.0])
+        shares = {row: [value / (whole or 1.0) for value in seeds] for row, seeds in values.items()}
+        found[f"{title}@{top}"] = shares if whole else {}
     if not any(found.values()):
         raise DataError(f"no metric of {full} on {split} ({kind}) is above 0, so nothing can be relative to it.")
     return found
@@ -160,18 +126,7 @@ def limits(bars: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def draw_ablation(rows: Mapping[str, Sequence[Finished]], full: str, path: Path, split: str, kind: str) -> None:
-    """Draw bars from 1, the full method: the mean over seeds, a dot per seed, whiskers for the interval of the mean.
-
-    Args:
-        rows: row -> its runs, the full method among them.
-        full: the row that is 1.
-        path: of the PNG.
-        split: "test" or "valid".
-        kind: "raw" or "excluded".
-
-    Raises:
-        DataError: if no metric can be relative to the full method.
-    """
+    """Draw bars from 1, the full method: the mean over seeds, a dot per seed, whiskers for the interval of the mean."""
     found = relative_metrics(rows, full, split, kind)
     with style():
         figure = Figure(figsize=(2.1 * len(found) + 1.5, 4.2), layout="constrained")
@@ -186,9 +141,8 @@ def draw_ablation(rows: Mapping[str, Sequence[Finished]], full: str, path: Path,
         low, high = limits([seeds for values in found.values() for seeds in values.values() if seeds])
         axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         axis.axhline(1, color=LIGHT["ink"], linewidth=1)
-        axis.set_xticks(
-            range(len(found)), [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
-        )
+        names = [name if values else f"{name}\n(0 or no rows)" for name, values in found.items()]
+        axis.set_xticks(range(len(found)), names)
         axis.set_ylabel(f"{split} ({kind}) relative to {full}")
         axis.set_title("bars: mean over seeds; dots: seeds; whiskers: 95% interval of the mean", fontsize=9)
         add_legend(figure, columns=4)
@@ -202,11 +156,6 @@ def _bar(axis: Axes, place: float, width: float, values: Sequence[float], **opti
     axis.plot([place] * len(values), values, "o", color="black", markersize=3, zorder=3)
     if interval.has_width:
         axis.errorbar(place, interval.mean, interval.high - interval.mean, color="black", capsize=3, linewidth=1.2)
-
-
-def _defined(curve: Curve) -> Curve:
-    """The values that are numbers; a mean over no rows is none."""
-    return {step: value for step, value in curve.items() if math.isfinite(value)}
 
 
 def _title(name: str) -> str:

@@ -23,7 +23,7 @@ class SummedCredit(DecoupledCredit):
 
     def __call__(self, rollout: Completions, rewards: Rewards) -> Tensor:
         """Return advantages [B, T]."""
-        return super().__call__(rollout, Rewards(rewards.outcome, None, {"sum": rewards.outcome}, {"sum": 1.0}))
+        return super().__call__(rollout, Rewards({"sum": rewards.outcome}, {"sum": 1.0}))
 
 
 @OBJECTIVES.register(

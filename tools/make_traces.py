@@ -86,9 +86,8 @@ class Task:
 
     def titles(self, position: int) -> tuple[list[str], str]:
         """Titles of the history, oldest first, and of the target."""
-        history = self._rows(position)
         names = self.dataset.catalog.titles
-        shown = [names[row] or "(unknown)" for row in history]
+        shown = [names[row] or "(unknown)" for row in self._rows(position)]
         return shown, names[int(self.dataset.sequences.items[position])]
 
     def options(self, position: int) -> tuple[list[str], int]:
@@ -119,17 +118,9 @@ class Task:
 
 
 def make_traces(task: Task, teacher: Teacher, out: Path, limit: int | None, batch: int) -> str:
-    """Write traces for the first `limit` positions of a task (None: all) that the files do not have yet.
+    """Write traces for the first `limit` positions of a task (None: all), `batch` at a time, and say what was kept.
 
-    Args:
-        task: positions and prompts.
-        teacher: the model.
-        out: JSONL file of the traces that are kept.
-        limit: positions in all, with those of earlier calls.
-        batch: positions at a time.
-
-    Returns:
-        What was kept, and why the others were not.
+    Positions that the files have from earlier calls are not asked for again.
 
     Raises:
         ConfigError: if the file was begun with other settings.
@@ -237,13 +228,8 @@ def _report(task: Task, out: Path, notes: Path, settings: dict[str, Any], writte
     words = [len(block.split()) for trace in kept for block in trace.blocks]
     mean = sum(words) / len(words) if words else 0.0
     speed = written / seconds if written else None
-    statistics = {
-        "kept": len(kept),
-        "dropped": dict(reasons.most_common()),
-        "words_per_block": mean,
-        "traces_per_second": speed,
-    }
-    write_json(notes, {"settings": settings, **statistics})
+    counted = {"kept": len(kept), "dropped": dict(reasons.most_common())}
+    write_json(notes, {"settings": settings, **counted, "words_per_block": mean, "traces_per_second": speed})
     why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common()) or "none"
     share = f" ({len(kept) / total:.1%})" if total else ""
     pace = f"; {speed:.2f} traces/s" if speed else ""
@@ -274,15 +260,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="positions at a time (16)")
     parser.add_argument("--max-new-tokens", type=int, default=384, metavar="N", help="tokens of a trace (384)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0: the likeliest words (0.7)")
-    parser.add_argument(
-        "--check-answer",
-        type=int,
-        nargs="?",
-        const=10,
-        default=0,
-        metavar="N",
-        help="drop a trace unless the model finds the target with it among N titles (N: 10)",
-    )
+    find = "drop a trace unless the model finds the target with it among N titles (N: 10)"
+    parser.add_argument("--check-answer", type=int, nargs="?", const=10, default=0, metavar="N", help=find)
     parser.add_argument("--seed", type=int, default=0, help="of order, sampling and candidates (0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cuda, cpu")
     return parser

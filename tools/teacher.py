@@ -36,13 +36,7 @@ CHECK = (
 
 
 def write_prompt(history: Sequence[str], target: str, levels: int) -> str:
-    """Ask for a trace.
-
-    Args:
-        history: titles, oldest first.
-        target: title of the item that followed.
-        levels: steps to write.
-    """
+    """Ask for a trace of `levels` steps from a history of titles, oldest first, to the title that followed."""
     return WRITE.format(history=_listed(history), target=target, levels=levels)
 
 
@@ -96,16 +90,11 @@ class Teacher:
     tokenizer: Any
     max_new_tokens: int
     temperature: float
+    """Of sampling; 0 takes the likeliest token."""
 
     @classmethod
     def load(cls, folder: str, device: str, max_new_tokens: int, temperature: float) -> Teacher:
-        """Load a model from a folder; code that lies there is not run.
-
-        Args:
-            folder: of a Hugging Face causal LM.
-            device: where it runs; bfloat16 on a GPU, float32 on a CPU.
-            max_new_tokens: tokens of an answer, at most.
-            temperature: of sampling; 0 takes the likeliest token.
+        """Load a model from a folder, in bfloat16 on a GPU; code that lies there is not run.
 
         Raises:
             ConfigError: if there is no model that loads.
@@ -134,21 +123,16 @@ class Teacher:
         return cls(Path(folder).resolve().name, model.to(device).eval(), tokenizer, max_new_tokens, temperature)
 
     def settings(self) -> dict[str, Any]:
-        """What its answers depend on."""
+        """What its answers depend on; of the weights names, shapes and first values."""
+        named = self.model.named_parameters()
+        weights = [(name, list(value.shape), value.detach().flatten()[:4].float().tolist()) for name, value in named]
         return {
             "model": self.name,
-            "weights": self._fingerprint(),
+            "weights": key_of(weights),  # which tells models of one name apart
             "prompts": key_of(WRITE, CHECK),
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
         }
-
-    def _fingerprint(self) -> str:
-        """Tells models of one name apart: names, shapes and first values of all weights."""
-        weights = self.model.named_parameters()
-        return key_of(
-            [(name, list(value.shape), value.detach().flatten()[:4].float().tolist()) for name, value in weights]
-        )
 
     @torch.no_grad()
     def write(self, prompts: Sequence[str]) -> list[Answer]:
@@ -166,11 +150,7 @@ class Teacher:
 
     @torch.no_grad()
     def choose(self, prompts: Sequence[str], options: Sequence[int]) -> list[int]:
-        """The likeliest of the first letters as the next token of each prompt.
-
-        Args:
-            prompts: that end where a letter is asked for.
-            options: how many letters each has.
+        """The likeliest of the first `options` letters as the next token of each prompt.
 
         Raises:
             ConfigError: if letters are not told apart by one token, or a prompt is longer than the model reads.
@@ -204,11 +184,8 @@ class Teacher:
 
     def _as_chat(self, prompt: str) -> str:
         message = [{"role": "user", "content": prompt}]
-        return str(
-            self.tokenizer.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        )
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return str(self.tokenizer.apply_chat_template(message, **options))
 
 
 def _listed(titles: Sequence[str]) -> str:

@@ -11,21 +11,15 @@ import numpy as np
 import torch
 
 from genrl.catalog import splits
-from genrl.catalog.interactions import (
-    Events,
-    ItemTable,
-    item_rows,
-    read_events,
-    read_items,
-    require_option,
-    sorted_ids,
-)
+from genrl.catalog.interactions import Events, ItemTable, item_rows, read_events, read_items, sorted_ids
 from genrl.catalog.items import Catalog, cold_items
 from genrl.catalog.reading import bare
 from genrl.catalog.sequences import Role, Sequences
 from genrl.catalog.toy import generate
-from genrl.config.schema import DataConfig
+from genrl.config.checks import data_contradictions, option
+from genrl.config.schema import DataConfig, RunConfig
 from genrl.errors import ConfigError, DataError
+from genrl.options import out_of_bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,45 +58,20 @@ def load_dataset(config: DataConfig) -> Dataset:
         (60, 50)
     """
     _check(config)
-    items, events, name = _toy(config) if config.source == "toy" else _files(config)
+    items, events, name = (*generate(config.toy), "toy") if config.source == "toy" else _files(config)
     items, events = _filter(items, events, config.k_core)
     sequences = _sequences(events, config)
     return Dataset(_catalog(items, sequences, config), sequences, name)
 
 
 def _check(config: DataConfig) -> None:
-    if not (
-        config.valid_fraction > 0 and config.test_fraction > 0 and config.valid_fraction + config.test_fraction < 1
-    ):
-        raise ConfigError(
-            f"data.valid_fraction ({config.valid_fraction}) and data.test_fraction ({config.test_fraction}) "
-            f"must be above 0 and add up to less than 1."
-        )
-    if not 0 <= config.cold_fraction <= 1:
-        raise ConfigError(f"data.cold_fraction is {config.cold_fraction}; it is a share of items between 0 and 1.")
-    for option in ("k_core", "rl_holdout"):
-        if getattr(config, option) < 0:
-            raise ConfigError(f"data.{option} is {getattr(config, option)}; it cannot be negative. 0 switches it off.")
-    if config.source == "files" and config.split == "column":
-        require_option(config.columns.split, "data.columns.split", "data.split: column")
-    if config.source == "files" and config.split == "temporal":
-        require_option(config.columns.time, "data.columns.time", "data.split: temporal")
-    extra = [name for name in ("feedback", "attributes") if getattr(config.columns, name)]
-    if config.source == "toy" and extra:
-        raise ConfigError(f"data.columns.{extra[0]} is set, but the toy data set has no such columns. Set it to [].")
-    if config.source == "toy" and config.split == "column":
-        raise ConfigError(
-            "data.split is 'column', but the toy data set has no such column. Use leave_one_out or temporal."
-        )
-
-
-def _toy(config: DataConfig) -> tuple[ItemTable, Events, str]:
-    items, events = generate(config.toy)
-    return items, events, "toy"
+    contradictions = ((problem.keys[0], problem.reason) for problem in data_contradictions(config))
+    for key, reason in (*out_of_bounds(DataConfig, vars(config), "data."), *contradictions):
+        raise ConfigError(f"{key} = {option(RunConfig(data=config), key)!r}: {reason}.")
 
 
 def _files(config: DataConfig) -> tuple[ItemTable, Events, str]:
-    source = require_option(config.interactions, "data.interactions", "data.source: files")
+    source = str(config.interactions)
     events = read_events(source, config)
     if config.items is None:
         ids = sorted_ids(events.item_ids)

@@ -14,7 +14,7 @@ import numpy as np
 from genrl.catalog.reading import Table, read_table
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ColumnsConfig, DataConfig
-from genrl.errors import ConfigError, DataError, suggest
+from genrl.errors import DataError, suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -366,14 +366,3 @@ def _refuse_repeats(table: Table, ids: list[str], name: str) -> None:
                 f"Keep one row per item."
             )
         seen[item_id] = row
-
-
-def require_option(value: str | None, option: str, reason: str) -> str:
-    """Return an option that others need.
-
-    Raises:
-        ConfigError: if it is not set.
-    """
-    if not value:
-        raise ConfigError(f"{option} is not set, but {reason} needs it. Set {option}.")
-    return value

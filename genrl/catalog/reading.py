@@ -132,8 +132,8 @@ def _files(path: Path, option: str, separator: str | None, encoding: str) -> lis
     separator = separator.replace("\\t", "\t") if separator else separator
     if separator is not None and (not separator or set(separator) & set('"\r\n')):
         raise ConfigError(
-            f"data.separator is {separator!r}. Give what stands between fields, such as ; or \\t, and quote it where "
-            f"YAML would read it as something else: data.separator='\"|\"'."
+            f"data.separator is {separator!r}. Give what stands between fields, such as ; or \\t; in a file, quote it "
+            f"where YAML would read it as something else: separator: '|'."
         )
     try:
         name = codecs.lookup(encoding).name

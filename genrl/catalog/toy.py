@@ -9,7 +9,6 @@ import numpy as np
 from genrl.catalog.interactions import Events, ItemTable
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ToyConfig
-from genrl.errors import ConfigError
 
 Array = np.ndarray
 
@@ -93,16 +92,7 @@ class ToyWorld:
 
 
 def draw_world(config: ToyConfig) -> ToyWorld:
-    """Draw the rule of a seed.
-
-    Raises:
-        ConfigError: if there are too few items or users for a category tree and two splits.
-    """
-    if config.items < 4 * len(LEAVES) or config.users < 10:
-        raise ConfigError(
-            f"data.toy.items is {config.items} and data.toy.users {config.users}; "
-            f"the toy catalogue needs at least {4 * len(LEAVES)} items and 10 users."
-        )
+    """Draw the rule of a seed."""
     generator = np.random.default_rng((config.seed, 0))
     leaves = np.arange(config.items) * len(LEAVES) // config.items
     slots = np.arange(config.items) - np.searchsorted(leaves, leaves)

@@ -28,12 +28,8 @@ COMPARISON = ".comparison"
 def write_comparison(folder: Path, notes: Mapping[str, Sequence[Notes]], report: Report) -> None:
     """Write the pages of a comparison: charts with a band over seeds for every row, and texts.
 
-    Each row is a run `comparison/<row>` of its own to TensorBoard, so that it has one colour in all charts.
-
-    Args:
-        folder: of the experiment; what an earlier call left in its `comparison` is replaced.
-        notes: row -> what its runs noted, one per seed.
-        report: what there is to say.
+    Each row is a run `comparison/<row>` of its own to TensorBoard, so that it has one colour in all charts. What an
+    earlier call left in the folder of the experiment is replaced.
     """
     place = folder / "comparison"
     remove_events(place, COMPARISON)

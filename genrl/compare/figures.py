@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 from matplotlib.figure import Figure
@@ -28,13 +28,7 @@ Place = tuple[float, float, str]
 
 
 def curves(title: str, bands: Mapping[str, Band], styles: Styles) -> str:
-    """A line per row over optimiser steps, in a band over its seeds.
-
-    Args:
-        title: what is drawn.
-        bands: row -> its curve, at least one point each.
-        styles: row -> its look.
-    """
+    """A line per row over optimiser steps, in a band over its seeds; each has one point at least."""
     with style():
         figure = Figure(figsize=(WIDTH / INCH, HEIGHT / INCH), layout="constrained")
         draw_curves(figure.subplots(), bands, styles)
@@ -44,13 +38,7 @@ def curves(title: str, bands: Mapping[str, Band], styles: Styles) -> str:
 
 
 def forest(title: str, differences: Mapping[str, Difference], styles: Styles) -> str:
-    """Effect and interval of each row; the mark is filled where the corrected p-value calls it a difference.
-
-    Args:
-        title: what is compared.
-        differences: row -> its difference.
-        styles: row -> its look.
-    """
+    """Effect and interval of each row; the mark is filled where the corrected p-value calls it a difference."""
     with style(**{"axes.grid.axis": "x", "axes.spines.bottom": False}):
         figure = Figure(figsize=(WIDTH / INCH, (48 + 28 * len(differences)) / INCH), layout="constrained")
         axis = figure.subplots()
@@ -72,27 +60,23 @@ def forest(title: str, differences: Mapping[str, Difference], styles: Styles) ->
 
 
 def scatter(title: str, points: Mapping[str, tuple[float, float]], styles: Styles, axes: tuple[str, str]) -> str:
-    """A labelled mark per row.
-
-    Args:
-        title: what is drawn.
-        points: row -> x and y, neither below 0.
-        styles: row -> its look.
-        axes: what x and y are.
-    """
+    """A labelled mark per row at its x and y, neither below 0; `axes` says what these are."""
     with style():
         figure = Figure(figsize=(420 / INCH, 330 / INCH))
-        axis = figure.add_axes((0.12, 0.14, 0.86, 0.78))
+        axis = figure.add_axes((0.12, 0.14, 0.86, 0.76))
         for row, (x, y) in points.items():
             axis.plot(x, y, linestyle="", clip_on=False, zorder=3, **styles[row].mark())
-        axis.margins(0.06)
+        axis.margins(x=0.06, y=0.12)
+        axis.locator_params(nbins=4)
+        axis.tick_params(axis="x", pad=10)
         axis.set_xlim(left=0.0)
         keep_above_zero(axis)
         axis.set_xlabel(axes[0])
-        axis.set_title(axes[1], loc="left", x=-0.12, fontsize=11.5)
+        axis.set_title(axes[1], loc="left", x=-0.14, fontsize=11.5, pad=16)
         scale = figure.dpi / INCH
-        places = {row: _pair(axis.transData.transform(point) / scale) for row, point in points.items()}
-        for row, (across, up, anchor) in labels(places, Bbox([[50, 46], [420, 304]])).items():
+        placed = axis.transData.transform(list(points.values())) / scale
+        places = {row: (float(x), float(y)) for row, (x, y) in zip(points, placed, strict=True)}
+        for row, (across, up, anchor) in labels(places, Bbox([[50, 46], [420, 297]])).items():
             x, y = places[row]
             if math.dist((x, y), (across, up)) > 16:
                 ends = [x / 420, across / 420], [y / 330, up / 330]
@@ -109,23 +93,10 @@ def labels(points: Mapping[str, tuple[float, float]], inside: Bbox) -> dict[str,
     found = {}
     for row, (x, y) in points.items():
         options = list(_around(x, y, LETTER * len(shortened(row))))
-        free = (
-            option
-            for option in options
-            if inside.containsx(option[1].x0)
-            and inside.containsx(option[1].x1)
-            and inside.containsy(option[1].y0)
-            and inside.containsy(option[1].y1)
-            and not option[1].count_overlaps(taken)
-        )
-        found[row], box = next(free, options[0])
+        whole = ((place, box) for place, box in options if inside.contains(*box.min) and inside.contains(*box.max))
+        found[row], box = next((one for one in whole if not one[1].count_overlaps(taken)), options[0])
         taken.append(box)
     return found
-
-
-def _pair(values: Iterable[float]) -> tuple[float, float]:
-    x, y = values
-    return float(x), float(y)
 
 
 def shortened(name: str, most: int = 18) -> str:

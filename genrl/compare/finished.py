@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,6 @@ def mixed(rows: Rows) -> list[str]:
 def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], list[str]]:
     """Leave out baseline runs that are of other data or other rows than the objectives (or the first baseline).
 
-    Args:
-        baselines: rows of baselines.
-        rows: rows of objectives; may be empty.
-
     Returns:
         The baselines without those runs, and a sentence on each of those.
 
@@ -179,22 +175,22 @@ def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], 
         raise DataError(f"{both} is a baseline and an objective: {folders}. Remove one, or put it elsewhere.")
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     wanted = runs[0].rows_scored() if runs else ()
-    kept = {name: [run for run in found if run.rows_scored() == wanted] for name, found in baselines.items()}
-    notes = [
-        f"{run.folder.name} is left out: it is of other data, other rows, other cut-offs or another evaluate.level "
-        f"than {runs[0].folder.name}."
-        for found in baselines.values()
-        for run in found
-        if run.rows_scored() != wanted
-    ]
-    return {name: found for name, found in kept.items() if found}, notes
+    kept: dict[str, list[Finished]] = {}
+    notes = []
+    for name, found in baselines.items():
+        for run in found:
+            if run.rows_scored() == wanted:
+                kept.setdefault(name, []).append(run)
+            else:
+                notes.append(
+                    f"{run.folder.name} is left out: it is of other data, other rows, other cut-offs or another "
+                    f"evaluate.level than {runs[0].folder.name}."
+                )
+    return kept, notes
 
 
 def check_same_start(runs: Sequence[Finished]) -> None:
     """Refuse runs whose difference would say nothing about objectives.
-
-    Args:
-        runs: of objectives, then of baselines.
 
     Raises:
         DataError: if runs of objectives do not share data, SIDs and the stages before `rl`.
@@ -215,11 +211,7 @@ def shared_by_all(runs: Sequence[Finished]) -> dict[str, Path]:
 
 
 def describe(runs: Sequence[Finished]) -> Tree:
-    """What all runs have in common: data, SIDs, stages before `rl` (where they share them) and versions.
-
-    Args:
-        runs: of objectives, then of baselines.
-    """
+    """What all runs (of objectives, then of baselines) share: data, SIDs, versions, maybe stages before `rl`."""
     first = runs[0]
     path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], first.config.sid)}.safetensors"
     codes = load_file(path)["codes"].numpy().tobytes() if path.exists() else None
@@ -251,26 +243,18 @@ def cold_rows(runs: Sequence[Finished], split: str) -> Tensor | None:
 
 
 def row_facts(runs: Sequence[Finished], notes: Notes) -> Row:
-    """What a row of the report is.
-
-    Args:
-        runs: of the row, one per seed.
-        notes: what the first of them noted.
-    """
+    """What a row of the report is, from its runs and what the first of them noted."""
     first = runs[0]
     config, kind = first.config, "objective" if first.stage == "rl" else "baseline"
-    options = {**(config.objective if kind == "objective" else config.baseline)}
+    options = dict(config.objective if kind == "objective" else config.baseline)
     about = {**dict.fromkeys(("name", "title", "paper"), ""), **first.metrics.get(kind, {})}
     name = options.pop("name")
-    own: Tree = {}
-    if kind == "objective":
-        own = {
-            "pieces": repr(OBJECTIVES.build(name, options)),
-            "rewards": config.rewards,
-            "spent": spent(first, notes),
-        }
     seeds, folders = [run.seed for run in runs], [run.folder.name for run in runs]
-    return Row(kind, about["name"], about["title"], about["paper"], options, seeds, folders, **own)
+    row = Row(kind, about["name"], about["title"], about["paper"], options, seeds, folders)
+    if kind == "baseline":
+        return row
+    pieces = repr(OBJECTIVES.build(name, options))
+    return replace(row, pieces=pieces, rewards=config.rewards, spent=spent(first, notes))
 
 
 def read_samples(folder: Path) -> list[Tree]:
@@ -291,10 +275,6 @@ def spent(run: Finished, notes: Notes) -> dict[str, int | None]:
 
     A run that the clock may have ended is as long as its notes. How long completions with thinking were is noted of
     some rollouts; the others are taken to be as long on average.
-
-    Args:
-        run: of an objective.
-        notes: what it noted.
     """
     config = run.config
     steps = config.rl.max_steps
@@ -302,14 +282,8 @@ def spent(run: Finished, notes: Notes) -> dict[str, int | None]:
         steps = max((max(values) for values in notes.values()), default=0)
     rollouts = -(-steps // (config.rollout.epochs * config.rollout.minibatches))
     prompts = rollouts * config.rollout.prompts
-    lengths = list(notes.get("rollout/length", {}).values())
-    length = (
-        run.metrics["sid"]["levels"]
-        if config.layout["name"] == "sid"
-        else statistics.mean(lengths)
-        if lengths
-        else None
-    )
+    fixed = [run.metrics["sid"]["levels"]] if config.layout["name"] == "sid" else []
+    lengths = fixed or list(notes.get("rollout/length", {}).values())
     count = prompts * completions(config)
-    tokens = None if length is None else round(count * length)
+    tokens = round(count * statistics.mean(lengths)) if lengths else None
     return {"steps": steps, "prompts": prompts, "completions": count, "tokens": tokens}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from genrl.compare.verdict import (
     statements,
     warnings,
 )
+from genrl.files import atomic
 from genrl.plots import DARK, LIGHT, Notes, band, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
 
@@ -82,12 +82,7 @@ def markdown(report: Report) -> str:
 
 
 def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
-    """Draw the curves of some rows into a PNG; what no run has noted is left out.
-
-    Args:
-        notes: row -> what its runs noted, one per seed.
-        path: of the picture.
-    """
+    """Draw the curves of some rows into a PNG; what no run has noted is left out."""
     titles = panels({name for runs in notes.values() for run in runs for name in run})
     drawn = {
         title: {row: band([run[name] for run in runs if name in run]) for row, runs in notes.items()}
@@ -99,19 +94,12 @@ def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one move."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class View:
-    """What the page shows of a report.
-
-    Args:
-        report: what there is to say.
-        notes: row -> what its runs noted, one per seed.
-        samples: row -> worked examples.
-    """
+    """What the page shows of a report; the arguments are those of `html`."""
 
     def __init__(
         self, report: Report, notes: Mapping[str, Sequence[Notes]], samples: Mapping[str, Sequence[Record]]

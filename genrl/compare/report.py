@@ -139,12 +139,7 @@ def choices(plan: Plan) -> dict[str, Choice]:
 def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> Table:
     """One table: reference lines, baselines, shared stages, and each row with its differences to the baseline.
 
-    Args:
-        rows: of objectives.
-        baselines: rows of baselines; one with the name of a reference line gives that line its differences.
-        split: `valid` or `test`.
-        kind: `raw` or `excluded`.
-        baseline: row.
+    A run of a baseline with the name of a reference line gives that line its differences.
     """
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
@@ -211,15 +206,7 @@ def _add_differences(
     baseline: str,
     top: int,
 ) -> None:
-    """Give each line its differences, in all metrics that are known on two rows at least.
-
-    Args:
-        lines: of a table.
-        places: row -> seed -> place of each user's target [R].
-        cold: which users have a cold target [R]; None: not known.
-        baseline: row.
-        top: K.
-    """
+    """Give each line its differences at K = `top`, in all metrics that are known on two users at least."""
     fixed = {row for row, line in lines.items() if not line.seeds}
     for measure in MEASURES.values():
         outcome = measure.outcome

@@ -17,12 +17,11 @@ import torch
 from rich.progress import Progress, TaskID
 
 from genrl.compare.plan import Candidate, Plan, Run
-from genrl.config import RunConfig, dotted_keys, load_config
-from genrl.config.checks import option
+from genrl.config import RunConfig
 from genrl.errors import ConfigError, GenRLError
 from genrl.files import read_json
 from genrl.progress import make_progress
-from genrl.runs.folder import UNIMPORTANT
+from genrl.runs.folder import differences
 
 LOG = "log.txt"
 TAIL = 15
@@ -102,9 +101,7 @@ def refuse_other_configuration(run: Run) -> None:
     saved = run.folder / "config.yaml"
     if not saved.exists():
         return
-    before = load_config([saved])
-    keys = [key for key in dotted_keys() if key not in UNIMPORTANT]
-    changed = [key for key in keys if option(before, key) != option(run.config, key)]
+    changed = differences(saved, run.config)
     if changed:
         raise ConfigError(
             f"{run.folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was run. "
@@ -181,11 +178,7 @@ def completion_length(config: RunConfig) -> int:
 
 
 class Display:
-    """One display of a whole comparison on stderr: bars, or lines where that is no terminal.
-
-    Args:
-        plan: all runs.
-    """
+    """One display of a whole comparison on stderr: bars, or lines where that is no terminal."""
 
     def __init__(self, plan: Plan) -> None:
         self.needed = [

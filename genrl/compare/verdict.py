@@ -46,7 +46,8 @@ def lead(table: Table, baseline: str) -> str:
     if set(found) == {"unclear"}:
         rows = "the one row" if len(found) == 1 else f"any of the {len(found)} rows"
         return f"No difference to {other} is shown for {rows}."
-    parts = [f"{found.count(way)} {_verb(found.count(way), way)}" for way in WAYS if way in found]
+    counts = {way: found.count(way) for way in WAYS if way in found}
+    parts = [f"{n} {'cannot be told apart' if way == 'unclear' else _verb(n, way)}" for way, n in counts.items()]
     once = sum(one.one_seed and one.direction != "unclear" for one in said)
     care = f" Behind {once} of these differences stands one training seed: {OTHER_SEEDS}" if once else ""
     return f"Of {len(found)} rows compared with {other}, {listed(parts)}.{care}"
@@ -69,13 +70,7 @@ def statements(table: Table, baseline: str) -> list[Statement]:
 
 
 def remarks(kinds: Mapping[str, Table], main: str, baseline: str) -> Iterator[str]:
-    """What a reader must know beside the statements: reference lines, other rankings, other metrics.
-
-    Args:
-        kinds: kind of ranking -> table of the test part.
-        main: the kind that the statements are about.
-        baseline: the row that the others are compared with.
-    """
+    """What a reader must know beside the statements on the main kind of ranking: the references, what else differs."""
     yield from _against_references(kinds[main])
     for kind, table in kinds.items():
         if kind != main:
@@ -133,9 +128,7 @@ def capital(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def _verb(count: int, way: Direction) -> str:
-    if way == "unclear":
-        return "cannot be told apart"
+def _verb(count: int, way: str) -> str:
     return f"{'scores' if count == 1 else 'score'} {way}"
 
 
@@ -159,13 +152,10 @@ def _against_references(table: Table) -> Iterator[str]:
     if not references or not rows:
         return
     best = max(references, key=lambda row: known[row])
-    above = [row for row in rows if known[row] > known[best]]
+    above = [named(row) for row in rows if known[row] > known[best]]
+    result = f"{listed(above)} {_verb(len(above), 'above it')}" if above else "No trained row reaches it"
     if len(above) == len(rows):
         result = "Every trained row scores above it"
-    elif above:
-        result = f"{listed([named(row) for row in above])} {'scores' if len(above) == 1 else 'score'} above it"
-    else:
-        result = "No trained row reaches it"
     yield f"The best reference line is {named(best)} with {known[best]:.4f}. {result} (means, not tested)."
 
 

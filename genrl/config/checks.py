@@ -10,7 +10,7 @@ from inspect import signature
 from math import prod
 from typing import Any
 
-from genrl.config.schema import RunConfig
+from genrl.config.schema import DataConfig, RunConfig
 from genrl.errors import suggest
 
 STAGES = ("align", "activate", "rl", "baseline")
@@ -60,7 +60,7 @@ class Problem:
 def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Yield everything that is wrong with well-typed options."""
     yield from _run(config)
-    yield from _data(config)
+    yield from data_contradictions(config.data)
     yield from _model(config)
     yield from _activation(config)
     yield from _training(config)
@@ -99,8 +99,9 @@ def _run(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("rewards",), "is empty: stage rl has nothing to optimise. Add e.g. rewards.exact_match.weight=1")
 
 
-def _data(config: RunConfig) -> Iterator[Problem]:
-    data = config.data
+def data_contradictions(data: DataConfig) -> Iterator[Problem]:
+    """Yield everything that is wrong with well-typed options of section `data`."""
+    columns = data.columns
     if data.source == "files" and not data.interactions:
         yield Problem(
             ("data.interactions", "data.source"), "is needed by data.source=files: give the file to learn from"
@@ -108,9 +109,16 @@ def _data(config: RunConfig) -> Iterator[Problem]:
     for key in ("interactions", "items"):
         if data.source == "toy" and getattr(data, key):
             yield Problem((f"data.{key}", "data.source"), "is not read with data.source=toy. Add data.source=files")
-    if data.split == "column" and not data.columns.split:
+    for key in ("feedback", "attributes"):
+        if data.source == "toy" and getattr(columns, key):
+            reason = "names columns that the toy data set does not have. Set it to [], or add data.source=files"
+            yield Problem((f"data.columns.{key}", "data.source"), reason)
+    if data.source == "toy" and data.split == "column":
+        reason = "column needs a column, and the toy data set has none. Use leave_one_out or temporal"
+        yield Problem(("data.split", "data.source"), reason)
+    elif data.split == "column" and not columns.split:
         yield Problem(("data.columns.split", "data.split"), "is needed by data.split=column: name the column")
-    if data.split == "temporal" and not data.columns.time:
+    if data.split == "temporal" and not columns.time:
         yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
     if data.valid_fraction + data.test_fraction >= 1:
         yield Problem(("data.valid_fraction", "data.test_fraction"), "and data.test_fraction leave nothing to train on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from genrl.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
+SIGNS = re.compile(r"(?!~$|\[.*\]$|\{.*\}$)[^\w'\"]+")
+"""A value without letters, digits and quotes that is no null, list or group: a separator such as | or ::."""
 SLOTS = ("sid", "objective", "layout", "baseline")
 """Sections that hold a component: its name and options of its own."""
 
@@ -84,25 +87,28 @@ def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], li
 
 
 def read_override(text: str) -> Layer:
-    """Read one `key=value` of the command line; the value is YAML.
+    """Read one `key=value` of the command line; the value is YAML, or text where it is nothing but signs.
 
     Raises:
         ConfigError: if it is not of that form.
 
     Example:
-        >>> read_override("rl.betas=[0.9, 0.95]").values
-        {'rl': {'betas': [0.9, 0.95]}}
+        >>> read_override("rl.betas=[0.9, 0.95]").values, read_override("data.separator=::").values
+        ({'rl': {'betas': [0.9, 0.95]}}, {'data': {'separator': '::'}})
     """
     key, equals, value = text.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise ConfigError(f"command line: {text!r} is not an override. Write key=value, e.g. rl.max_steps=100.")
     try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        node = yaml.compose(value, Loader=yaml.SafeLoader)
+        source = f"'{value}'" if SIGNS.fullmatch(value) else value
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={source}"]))
+        node = yaml.compose(source, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"command line: the value of {key} is not YAML: {value!r}: {reason}. Quote it.") from error
-    return Layer("command line", values, written=dict(_written(node, key)))  # type: ignore[arg-type]
+    block = isinstance(node, yaml.MappingNode) and not node.flow_style  # such as `The user bought: `
+    written = {key: value} if block else dict(_written(node, key))
+    return Layer("command line", values, written=written)  # type: ignore[arg-type]
 
 
 def combine(layers: Iterable[Layer], base: Tree) -> Tree:

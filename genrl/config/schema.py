@@ -43,9 +43,9 @@ class ToyConfig:
     """The synthetic catalogue that ships as code."""
 
     users: int = option(1500, ge=10)
-    """Number of users."""
+    """Number of users, enough for two splits."""
     items: int = option(288, ge=48)
-    """Number of items."""
+    """Number of items, enough for a tree of categories."""
     seed: int = option(0, ge=0)
     """Seed of catalogue and users; independent of the run's seed."""
 
@@ -70,9 +70,9 @@ class DataConfig:
     """Drop users and items with fewer interactions, repeatedly; 0 keeps all."""
     split: Literal["leave_one_out", "temporal", "column"] = "leave_one_out"
     """Last item of each user to test and the one before to valid; or global points in time; or a column of the file."""
-    valid_fraction: float = option(0.1, ge=0, lt=1)
+    valid_fraction: float = option(0.1, gt=0, lt=1)
     """Share of interactions in the validation period (temporal)."""
-    test_fraction: float = option(0.1, ge=0, lt=1)
+    test_fraction: float = option(0.1, gt=0, lt=1)
     """Share of interactions in the test period (temporal)."""
     rl_holdout: int = option(1, ge=0)
     """Last training positions of each user kept from SFT and used as RL prompts; 0: RL prompts are SFT positions."""

@@ -15,6 +15,9 @@ from genrl.config.schema import RunConfig
 from genrl.errors import suggest
 from genrl.options import as_written, fill, out_of_bounds
 
+FORMER = ("prompt.context", "trainer.strategy")
+"""Options of earlier versions, which the folders of their runs hold."""
+
 
 def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (a dataclass)
     """Every option of the schema as a dotted key.
@@ -79,6 +82,8 @@ def _slots(config: RunConfig) -> Iterator[Problem]:
 
 
 def _unknown(key: str, siblings: list[str]) -> str:
+    if key in FORMER:
+        return "is an option of an earlier version. Leave it out; its runs must be read by that version, or made anew"
     known = list(dotted_keys())
     prefix, _, name = key.rpartition(".")
     if key in known:

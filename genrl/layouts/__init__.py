@@ -2,11 +2,12 @@
 
 from genrl.config.schema import RunConfig
 from genrl.layouts import blocked, sid
-from genrl.layouts.base import LAYOUTS, Decoded, Layout, Legal, ThinkingLayout
+from genrl.layouts.base import LAYOUTS, Layout, Legal, Reading, TokenRanges, Words
+from genrl.layouts.items import Items
 
-__all__ = ["LAYOUTS", "Decoded", "Layout", "Legal", "ThinkingLayout", "blocked", "sid", "thinks"]
+__all__ = ["LAYOUTS", "Items", "Layout", "Legal", "Reading", "TokenRanges", "Words", "blocked", "sid", "thinks"]
 
 
 def thinks(config: RunConfig) -> bool:
     """Whether completions of the configured layout hold thinking."""
-    return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "thinking", False))
+    return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "writes_text", False))

@@ -5,118 +5,213 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from genrl.batches import Requests, State, stacked
 from genrl.errors import UnsupportedError
 from genrl.registry import Registry
 
+LayoutT = TypeVar("LayoutT", bound="Layout")
 LAYOUTS: Registry[Layout] = Registry("layout", "genrl.layouts")
+
+Kind = Literal["item", "word", "form"]
+"""What a token is: of an item, of free text, or a mark or separator that nobody chooses."""
+ENDED, BROKEN = -1, -2
+"""Sites of completions that are whole or failed by the rules, and of those that hold a token which was not legal."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Tokens of free text, as the tokenizer has them. All stand before the SID tokens."""
+
+    opening: int
+    """Id of `<think>`."""
+    closing: int
+    """Id of `</think>`."""
+    line_break: int | None
+    """Id of the token behind a block; None: the tokenizer has none for a line break."""
+    legal: Tensor
+    """[first SID token] bool: what may stand inside a block."""
+
+
+@dataclass(frozen=True)
+class TokenRanges:
+    """What a layout needs of the tokenizer: for each SID level a range of token ids, code after code."""
+
+    first_ids: tuple[int, ...]
+    """Token id of code 0 of each level."""
+    sizes: tuple[int, ...]
+    """Codes of each level."""
 
 
 @dataclass(frozen=True)
 class Legal:
-    """What may come next: a contiguous range of the vocabulary and, per row, which of it is allowed."""
+    """What may come next behind n states: a range of the vocabulary, or tokens named one by one.
 
-    first: int
-    """Token id of column 0."""
+    One legal token is a forced one. No row is empty.
+    """
+
     mask: Tensor
-    """[n, columns] bool; no row is empty."""
+    """[n, columns] bool: which of the columns are allowed; [1, columns] where that is the same for all."""
+    first: int = 0
+    """Token id of column 0 of a range."""
+    tokens: Tensor | None = None
+    """[n, columns] int64 token of each column; None: the columns are a range."""
     within: Tensor | None = None
     """[n, columns] bool: what would be allowed without a filter of items; None where there is no filter."""
+    child: Tensor | None = None
+    """[n] int64 trie node behind the first column of `within` (or `mask`) that is allowed; further ones follow."""
+
+    @classmethod
+    def fixed(cls, tokens: Tensor) -> Legal:
+        """One token [n] each that is part of the form, nobody's choice."""
+        return cls(torch.ones_like(tokens, dtype=torch.bool)[:, None], tokens=tokens[:, None])
+
+    @property
+    def form(self) -> bool:
+        """Whether nothing is chosen at all."""
+        return self.tokens is not None and self.tokens.shape[1] == 1
+
+    @property
+    def nodes(self) -> Tensor:
+        """[n, columns] int64 trie node behind each column, -1 where there is none: what is known of edges enters here.
+
+        Raises:
+            ValueError: where the columns are no edges of a trie.
+        """
+        if self.child is None:
+            raise ValueError("no trie stands behind these tokens")
+        edges = self.mask if self.within is None else self.within
+        return torch.where(edges, self.child[:, None] + edges.long().cumsum(1) - 1, -1)
+
+    def rows(self, rows: Tensor) -> Legal:
+        """The sets of some rows."""
+        parts = (None if part is None else part[rows] for part in (self.tokens, self.within, self.child))
+        tokens, within, child = parts
+        return Legal(self.mask if len(self.mask) == 1 else self.mask[rows], self.first, tokens, within, child)
+
+    def token(self, columns: Tensor) -> Tensor:
+        """Tokens [n, k] in columns [n, k]."""
+        return columns + self.first if self.tokens is None else self.tokens.gather(1, columns)
+
+    def column(self, tokens: Tensor) -> Tensor:
+        """Columns [n] of tokens [n]; -1 where there is none."""
+        if self.tokens is None:
+            columns = tokens - self.first
+            return torch.where((columns >= 0) & (columns < self.mask.shape[-1]), columns, -1)
+        same = (self.tokens == tokens[:, None]) & self.mask
+        return torch.where(same.any(1), same.byte().argmax(1), -1)
 
 
 @dataclass(frozen=True)
-class Decoded:
+class Reading:
     """What completions say."""
 
+    step_ids: Tensor
+    """[B, T] int64 step of each token; -1 is in none."""
+    item_ids: Tensor
+    """[B, T] int64 item that each token decides; -1 is none."""
     codes: Tensor
     """[B, S] int64: what each step chose; -1 invalid."""
     items: Tensor
     """[B, N] int64 catalogue rows; -1 is no item."""
-    leaves: Tensor
-    """[B] int64 final states: equal leaves are equal completions."""
+    closed: Tensor | None = None
+    """[B, S] bool: steps whose text was ended by choice; None: the layout has none."""
 
 
 class Layout(ABC):
-    """The grammar of a completion. Sampling, beam search, scoring and SFT all use the same automaton.
+    """The grammar of a completion. Writing, searching, scoring and supervised text use it, and nothing else knows it.
 
-    A state is an int64 per row, so beams reorder states by indexing. The state before a token is that token's
-    *support*: it names the set the token is drawn from, and scoring rebuilds exactly that set from it.
-
-    What may stand at a place depends on its *site*: without thinking every place is a site of its own, so sites and
-    positions are the same numbers. With thinking, completions reach the same site at different positions.
+    What may stand at a place depends on its *site*, a small number that the state names. Sites are of three kinds:
+    tokens of items, words of free text, and the form (marks, separators), where one token is legal and nothing is
+    chosen. States are batches, so beams reorder them as they reorder everything else.
     """
 
-    first_ids: tuple[int, ...]
-    """Token id of code 0 of each SID level, as the tokenizer has them that completions are written with."""
-    sizes: tuple[int, ...]
-    """Codes of each SID level."""
-    num_steps: int
+    tokens: TokenRanges
+    steps: int
     """S: units of credit in a completion."""
+    items: int = 1
+    """N: items in a completion."""
     length: int
     """T: tokens of the longest completion."""
-    thinking: bool = False
-    """Whether completions hold free text before the items."""
+    kinds: tuple[Kind, ...]
+    """Kind of each site."""
+    in_step: bool = True
+    """Whether every completion stands at site t before its token t."""
+    writes_text: ClassVar[bool] = False
+    """Whether completions hold free text, so that only a policy with words can write them."""
+    codes: Tensor
+    """[I, K] SID codes of the catalogue: equal rows are one SID."""
+    widest: int
+    """Columns of the widest legal set."""
+    completions: int
+    """Number of distinct legal completions, text not counted."""
 
     @property
-    def items(self) -> Layout:
-        """The grammar of the items alone: the layout itself, unless it has thinking."""
+    def plain(self) -> Layout:
+        """The same items without text, for policies that are to learn to think later."""
         return self
 
     @abstractmethod
-    def to(self, device: str) -> Layout:
+    def to(self: LayoutT, device: str | torch.device) -> LayoutT:
         """The layout with its tables on another device."""
 
     @abstractmethod
-    def start(self, rows: int) -> Tensor:
-        """States [rows] before the first token."""
+    def start(self, requests: int, group: int = 1) -> State:
+        """States [requests * group] before the first token; those of a request stand side by side."""
 
     @abstractmethod
-    def legal(self, site: int, states: Tensor) -> Legal:
-        """What may stand at `site` after `states` [n]."""
-
-    @abstractmethod
-    def advance(self, site: int, states: Tensor, tokens: Tensor) -> Tensor:
-        """States after `tokens` [n] at `site`; -1 after an illegal token."""
-
-    def settled(self, site: int, states: Tensor) -> Tensor:
-        """Whether only one completion is left after `states` [n], so that all tokens from `site` on are forced.
-
-        Such rows need no more of the model. What is left counts without filters of items; no row is settled unless a
-        layout says so.
-        """
-        return torch.zeros_like(states, dtype=torch.bool)
-
-    @abstractmethod
-    def decode(self, tokens: Tensor) -> Decoded:
-        """What the completions [B, T] say."""
-
-    @abstractmethod
-    def rank(self, leaves: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Ranked final states [P, W] -> ranked items [P, width] and their scores."""
-
-    @abstractmethod
-    def render(self, items: Tensor) -> Tensor:
-        """Gold completions of catalogue rows [n] -> tokens [n, T]."""
-
-    def filtered(self, *, allow: Tensor | None = None, deny: Tensor | None = None) -> Layout:
-        """The layout of a batch of P requests with their own items.
-
-        `legal` and `rank` of the filtered layout take the rows of the requests one request after the other, equally
-        many of each.
+    def legal(self, site: int, state: State, requests: Requests | None = None) -> Legal:
+        """What may stand at `site` behind `state` [n], all of which stand there.
 
         Args:
-            allow: [P, M] catalogue rows that a request may get, -1 pads; all where left out.
-            deny: [P, M] catalogue rows that a request must not get, e.g. its history, -1 pads; none where left out.
+            site: of the next token.
+            state: states; `state.owner` says which request each belongs to.
+            requests: with the items that each may get (`pool`, `deny`); None: all items of the catalogue.
+        """
+
+    @abstractmethod
+    def advance(self, state: State, tokens: Tensor, site: int | None = None) -> State:
+        """States behind `tokens` [n]; what has ended stays as it is.
+
+        Args:
+            state: [n].
+            tokens: [n].
+            site: where all of them stand; None: at whatever site each says.
+        """
+
+    def settled(self, state: State, site: int | None = None) -> Tensor:
+        """Whether only one completion is left behind states [n], so that they need no more of the model.
+
+        What is left counts without filters of items.
+        """
+        return state.site < 0
+
+    @abstractmethod
+    def read(self, tokens: Tensor, states: State) -> Reading:
+        """What completions [B, T] say, with the states [B, T] before their tokens."""
+
+    @abstractmethod
+    def compose(self, items: Tensor, texts: Sequence[Any] | None = None) -> Tensor:
+        """Gold completions of catalogue rows [n, N] -> tokens [n, T], 0 behind the end.
+
+        Args:
+            items: catalogue rows.
+            texts: for layouts with text, the blocks of word ids of each completion.
 
         Raises:
-            DataError: if a request has no item left, or a row is not in the catalogue.
+            DataError: where the layout has no such completion.
+            UnsupportedError: for a layout with text that gets none.
         """
-        raise UnsupportedError(f"{type(self).__name__} has no filters of items. Use the layout `sid`.")
 
-    def only(self, keep: Tensor) -> Layout:
+    @abstractmethod
+    def rank(self, state: State, scores: Tensor, width: int, requests: Requests | None = None) -> tuple[Tensor, Tensor]:
+        """Final states [P * W] with scores [P, W], best first -> items [P, width] and their scores, -1 and -inf pad."""
+
+    def only(self: LayoutT, keep: Tensor) -> LayoutT:
         """The layout of some items, for a filter that all requests share (in stock, cold items); rows stay.
 
         Args:
@@ -125,71 +220,16 @@ class Layout(ABC):
         Raises:
             DataError: if none stays.
         """
-        raise UnsupportedError(f"{type(self).__name__} has no filters of items. Use the layout `sid`.")
+        raise UnsupportedError(f"{type(self).__name__} has no filter for all requests. Use the layout `sid`.")
 
-    def requests(self, rows: Tensor) -> Layout:
-        """The layout for requests `rows` [n] of the batch that it is filtered for; itself if it is for any request."""
-        return self
+    def blocks(self, tokens: Tensor) -> list[list[int]]:
+        """The texts of one completion [T] as token ids."""
+        return []
 
-    @abstractmethod
-    def codes_of_items(self) -> Tensor:
-        """[I, K] SID codes of the catalogue: equal rows are one SID."""
-
-    @abstractmethod
-    def step_ids(self, support: Tensor) -> Tensor:
-        """Step of each token, by the states [B, T] before them; -1 is in none."""
-
-    def item_mask(self, support: Tensor) -> Tensor:
-        """[B, T] bool: tokens that decide an item, by the states before them."""
-        return torch.ones_like(support, dtype=torch.bool)
-
-    @property
-    @abstractmethod
-    def widest(self) -> int:
-        """Columns of the widest legal set."""
-
-    @property
-    @abstractmethod
-    def completions(self) -> int:
-        """Number of distinct legal completions; where requests have their own items, of the one that has most."""
-
-
-class ThinkingLayout(Layout):
-    """The grammar of completions with free text before or between the SID tokens.
-
-    Rows of a batch stand at different sites at one position; the state alone says at which. Sites below `num_steps`
-    are SID levels, `fixed` is what is forced (marks, line breaks, padding), all others are words.
-    """
-
-    thinking = True
-    fixed: int
-    """Site of tokens that are nobody's choice."""
-
-    @property
-    @abstractmethod
-    def items(self) -> Layout:
-        """The grammar of the items alone: what is ranked once the thinking is written."""
-
-    @abstractmethod
-    def sites(self, states: Tensor) -> Tensor:
-        """Site of the token behind each state [...]."""
-
-    @abstractmethod
-    def forced(self, states: Tensor) -> Tensor:
-        """Tokens [n] at forced places; 0 behind the end."""
-
-    @abstractmethod
-    def finished(self, states: Tensor) -> Tensor:
-        """Whether completions [...] have ended."""
-
-    @abstractmethod
-    def thought(self, states: Tensor) -> Tensor:
-        """Whether a SID token is due in completions [...], or nothing any more."""
-
-    @abstractmethod
-    def closed(self, tokens: Tensor, support: Tensor) -> Tensor:
-        """[B, S] bool: steps whose thinking was ended by choice in completions [B, T]."""
-
-    @abstractmethod
-    def compose(self, items: Tensor, blocks: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
-        """Completions of catalogue rows [n] with given thinking -> tokens and the states before them, [n, T]."""
+    def replay(self, tokens: Tensor) -> State:
+        """States [B, T] before each token of completions [B, T]."""
+        state, states = self.start(len(tokens)), []
+        for position, column in enumerate(tokens.unbind(1)):
+            states.append(state)
+            state = self.advance(state, column, position if self.in_step else None)
+        return stacked(states)

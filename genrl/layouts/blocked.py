@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from genrl.batches import Requests, State
 from genrl.errors import ConfigError, DataError, UnsupportedError
-from genrl.layouts.base import LAYOUTS, Decoded, Layout, Legal, ThinkingLayout
+from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
+from genrl.layouts.items import Items, ItemState
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.sid.trie import Trie
 
 LEVELS = 8
 """Most SID levels of a layout with a block for each."""
 
 
-@dataclass(frozen=True)
-class Words:
-    """Tokens of thinking, as the tokenizer has them. All stand before the SID tokens."""
+@dataclass(frozen=True, slots=True)
+class BlockedState(ItemState):
+    """A state with thinking."""
 
-    opening: int
-    """Id of `<think>`."""
-    closing: int
-    """Id of `</think>`."""
-    line_break: int | None
-    """Id of the token behind a block; None: the tokenizer has none for a line break."""
-    legal: Tensor
-    """[first SID token] bool: what may stand inside a block."""
+    place: Tensor
+    """[n] int64 place in the form: which block or SID token is due."""
+    total: Tensor
+    """[n] int64 words of all blocks so far."""
+    used: Tensor
+    """[n] int64 words of this block so far."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,18 @@ class BlockedLayoutConfig:
 @LAYOUTS.register(
     "blocked", config=BlockedLayoutConfig, title="Think blocks, one for each SID token", paper="SAPO, arXiv:2605.17648"
 )
-class BlockedLayout(ThinkingLayout):
+class BlockedLayout(Layout):
     """K think blocks and K constrained SID tokens; block k and token k are step k.
 
     A block is `<think>`, words, `</think>` and, if the tokenizer has a token for it, a line break. `tail` writes all
     blocks and then the SID, `interleaved` each block before its SID token. Only words, a `</think>` before the budget
-    is used up and SID tokens with a choice are the policy's; all else is forced.
+    is used up and SID tokens with a choice are the policy's; all else is of the form.
 
-    A state holds four numbers: trie node, place in the form (which block or SID token is due), words of this block
-    and words of all blocks. Sites 0 .. K-1 are SID levels, K a word, K+1 a word or `</think>`, K+2 what is forced.
+    Sites 0 .. K-1 are SID levels, K a word, K+1 a word or `</think>`, K+2 what is of the form.
 
     Args:
         config: options.
-        trie: the catalogue's trie.
-        first_ids: [K] token id of code 0 of each level.
-        codes: [I, K] SID of each catalogue row.
+        catalogue: the items.
         words: tokens of thinking.
 
     Raises:
@@ -88,10 +84,11 @@ class BlockedLayout(ThinkingLayout):
             blocks.
     """
 
-    def __init__(
-        self, config: BlockedLayoutConfig, *, trie: Trie, first_ids: tuple[int, ...], codes: Tensor, words: Words
-    ) -> None:
-        levels = trie.depth
+    in_step = False
+    writes_text = True
+
+    def __init__(self, config: BlockedLayoutConfig, *, catalogue: Items, words: Words) -> None:
+        levels = catalogue.levels
         if levels > LEVELS:
             raise ConfigError(
                 f"layout blocked writes 1 to {LEVELS} blocks, but the SID table has {levels} levels. Lower sid.levels."
@@ -100,10 +97,11 @@ class BlockedLayout(ThinkingLayout):
             raise ConfigError("layout blocked has no words to think with: the tokenizer has only special tokens.")
         self.config = config
         self.words = words
-        self._items: Layout = SidLayout(SidLayoutConfig(), trie=trie, first_ids=first_ids, codes=codes)
-        self.first_ids = first_ids
-        self.sizes = tuple(level.size for level in trie.levels)
-        self.num_steps = levels
+        self.catalogue = catalogue
+        self.tokens = catalogue.tokens
+        self.codes = catalogue.codes
+        self.completions = catalogue.distinct
+        self.steps = levels
         self.total = levels * config.budget if config.total is None else config.total
         self.kept = config.minimum + (config.on_budget == "fail")
         """Words of the total that are kept for each block to come."""
@@ -116,155 +114,146 @@ class BlockedLayout(ThinkingLayout):
         form = _form(config.order, levels, words.line_break is not None)
         self.length = len(form) + min(self.total, levels * config.budget)
         self.open, self.word, self.fixed = levels, levels + 1, levels + 2
-        device = codes.device
+        item: Kind = "item"
+        self.kinds = (*(item,) * levels, "word", "word", "form")
+        self.widest = max(len(words.legal), *self.tokens.sizes)
+        device = self.codes.device
+        marks = {_OPEN: words.opening, _WORD: words.closing, _BREAK: words.line_break}
         self._kinds = torch.tensor([kind for kind, _ in form] + [_END, _FAILED], device=device)
         self._steps = torch.tensor([step for _, step in form] + [-1, -1], device=device)
+        self._marks = torch.tensor([marks.get(kind) or 0 for kind in self._kinds.tolist()], device=device)
         self._closing = words.legal.clone().to(device)
         self._closing[words.closing] = True
         self._opened = words.legal.to(device)
-        nodes = max(level.offsets.numel() - 1 for level in trie.levels)
-        self._radix = (len(form) + 2, self.total + 1, config.budget + 1)
-        if max(nodes, trie.leaves) * self._radix[0] * self._radix[1] * self._radix[2] >= 2**62:
-            raise ConfigError(f"layout.budget={config.budget} with layout.total={self.total} is too large to count.")
 
     @property
-    def items(self) -> Layout:
-        """The grammar of the SID alone."""
-        return self._items
+    @override
+    def plain(self) -> SidLayout:
+        return SidLayout(SidLayoutConfig(), catalogue=self.catalogue)
 
-    def to(self, device: str) -> BlockedLayout:
-        """The layout with its tables on another device."""
-        moved = copy.copy(self)
-        moved._items = self._items.to(device)
-        for name in ("_kinds", "_steps", "_closing", "_opened"):
-            setattr(moved, name, getattr(self, name).to(device))
-        return moved
+    @override
+    def to(self, device: str | torch.device) -> BlockedLayout:
+        return self._with(self.catalogue.to(device)) if torch.device(device) != self.codes.device else self
 
-    def start(self, rows: int) -> Tensor:
-        """Before the first block, at the root, for every row."""
-        return torch.zeros(rows, dtype=torch.int64, device=self._kinds.device)
+    @override
+    def only(self, keep: Tensor) -> BlockedLayout:
+        return self._with(self.catalogue.only(keep))
 
-    def sites(self, states: Tensor) -> Tensor:
-        """What kind of token stands behind states [...]."""
-        _, place, total, used = self._unpack(states)
+    def _with(self, catalogue: Items) -> BlockedLayout:
+        return BlockedLayout(self.config, catalogue=catalogue, words=self.words)
+
+    @override
+    def start(self, requests: int, group: int = 1) -> BlockedState:
+        owner = torch.arange(requests, device=self.codes.device).repeat_interleave(group)
+        zero = torch.zeros_like(owner)
+        return BlockedState(self._site(zero, zero, zero), owner, zero, zero, zero, zero)
+
+    def _site(self, place: Tensor, total: Tensor, used: Tensor) -> Tensor:
+        """What kind of token comes next."""
         kind = self._kinds[place]
-        sites = torch.where(kind == _SID, self._steps[place], self.fixed)
+        site = torch.where(kind == _SID, self._steps[place], self.fixed)
         words = torch.where(used < self.config.minimum, self.open, self.word)
-        return torch.where((kind == _WORD) & (used < self._limit(place, total, used)), words, sites)
+        site = torch.where((kind == _WORD) & (used < self._limit(place, total, used)), words, site)
+        return torch.where(kind >= _END, ENDED, site)
 
-    def legal(self, site: int, states: Tensor) -> Legal:
+    @override
+    def legal(self, site: int, state: State, requests: Requests | None = None) -> Legal:
         """Children of the node, or words; one row of the mask stands for all states where it is the same."""
-        if site < self.num_steps:
-            return self._items.legal(site, self._unpack(states)[0])
+        assert isinstance(state, BlockedState)
+        if site < self.steps:
+            return self.catalogue.legal(site, state.node, state.owner, requests)
         if site == self.fixed:
-            raise ValueError("nothing is chosen at a forced place; ask `forced` for its token")
-        return Legal(0, (self._closing if site == self.word else self._opened)[None])
+            return Legal.fixed(self._marks[state.place])
+        return Legal((self._closing if site == self.word else self._opened)[None])
 
-    def forced(self, states: Tensor) -> Tensor:
-        """Tokens [n] at forced places; 0 behind the end."""
-        kind = self._kinds[self._unpack(states)[1]]
-        tokens = torch.zeros_like(states)
-        for form, token in ((_OPEN, self.words.opening), (_WORD, self.words.closing), (_BREAK, self.words.line_break)):
-            if token is not None:
-                tokens = torch.where(kind == form, token, tokens)
-        return tokens
-
-    def advance(self, site: int, states: Tensor, tokens: Tensor) -> Tensor:
-        """States behind tokens; the states say where rows stand, so `site` is not used."""
-        node, place, total, used = self._unpack(states)
+    @override
+    def advance(self, state: State, tokens: Tensor, site: int | None = None) -> BlockedState:
+        assert isinstance(state, BlockedState)
+        place, total, used = state.place, state.total, state.used
         kind = self._kinds[place]
-        ends = kind >= _END
         closes = (kind == _WORD) & (tokens == self.words.closing) & (used >= self.config.minimum)
         inside = (tokens >= 0) & (tokens < len(self._opened))
         limit = self._limit(place, total, used)
         speaks = (kind == _WORD) & inside & self._opened[torch.where(inside, tokens, 0)] & (used < limit)
-        follows = ((kind == _OPEN) | (kind == _BREAK)) & (tokens == self.forced(states))
-        child = torch.full_like(node, -1)
-        for level in range(self.num_steps):
-            rows = ((kind == _SID) & (self._steps[place] == level)).nonzero()[:, 0]
+        follows = ((kind == _OPEN) | (kind == _BREAK)) & (tokens == self._marks[place])
+        child = torch.full_like(state.node, -1)
+        for level in range(self.steps):
+            rows = (state.site == level).nonzero()[:, 0]
             if rows.numel():
-                child[rows] = self._items.advance(level, node[rows], tokens[rows])
-        node = torch.where(child >= 0, child, node)
+                child[rows] = self.catalogue.child(level, state.node[rows], tokens[rows])
+        node = torch.where(child >= 0, child, state.node)
         used, total = used + speaks.long(), total + speaks.long()
         if self.config.on_budget == "fail":
             place = torch.where(speaks & (used >= limit), len(self._kinds) - 1, place)
         moves = closes | follows | (child >= 0)
         place = place + moves.long()
         used = torch.where(moves, 0, used)
-        known = (states >= 0) & (moves | speaks | ends)
-        return torch.where(known, self._pack(node, place, total, used), -1)
+        site_behind = torch.where(moves | speaks, self._site(place, total, used), BROKEN)
+        stays = state.site < 0
+        return BlockedState(
+            site=torch.where(stays, state.site, site_behind),
+            owner=state.owner,
+            node=node,
+            place=torch.where(stays, state.place, place),
+            total=total,
+            used=used,
+        )
 
-    def finished(self, states: Tensor) -> Tensor:
-        """Whether completions have ended, well or not."""
-        return self._kinds[self._unpack(states)[1]] >= _END
+    @override
+    def read(self, tokens: Tensor, states: State) -> Reading:
+        """What completions say; steps of one that breaks off or failed have no code."""
+        assert isinstance(states, BlockedState)
+        written = states.site >= 0
+        steps = torch.where(written, self._steps[states.place], -1)
+        decides = written & (states.site < self.steps)
+        last = states.site == self.steps - 1  # the token that ends a completion well
+        end = last.byte().argmax(1, keepdim=True)
+        leaves = self.catalogue.child(self.steps - 1, states.node.gather(1, end)[:, 0], tokens.gather(1, end)[:, 0])
+        whole = last.any(1) & (leaves >= 0)
+        rows, columns = (decides & whole[:, None]).nonzero().unbind(1)
+        sites = states.site[rows, columns]
+        codes = tokens.new_full((len(tokens), self.steps), -1)
+        codes[rows, sites] = tokens[rows, columns] - self.catalogue.first[sites]
+        items = self.catalogue.trie.items(torch.where(whole, leaves, -1))[:, None]
+        chosen = (tokens == self.words.closing) & (states.site == self.word)
+        closed = torch.stack([(chosen & (steps == step)).any(1) for step in range(self.steps)], dim=1)
+        return Reading(steps, decides.long() - 1, codes, items, closed)
 
-    def thought(self, states: Tensor) -> Tensor:
-        """Whether a SID token is due, or nothing any more."""
-        kind = self._kinds[self._unpack(states)[1]]
-        return (kind == _SID) | (kind >= _END)
-
-    def decode(self, tokens: Tensor) -> Decoded:
-        """What completions [B, T] say; steps of a completion that breaks off or failed have no choice."""
-        states = self.start(len(tokens))
-        choices = torch.full((len(tokens), self.num_steps), -1, device=tokens.device)
-        first = torch.tensor(self.first_ids, device=tokens.device)
-        for column in tokens.unbind(1):
-            sites = self.sites(states)
-            rows = ((sites < self.num_steps) & (states >= 0)).nonzero()[:, 0]
-            states = self.advance(0, states, column)
-            rows = rows[states[rows] >= 0]
-            choices[rows, sites[rows]] = column[rows] - first[sites[rows]]
-        whole = (states >= 0) & (self._kinds[self._unpack(states)[1]] == _END)
-        choices = torch.where(whole[:, None], choices, -1)
-        sids = self._items.decode(torch.where(whole[:, None], choices + first, -1))
-        return Decoded(choices, sids.items, sids.leaves)
-
-    def closed(self, tokens: Tensor, support: Tensor) -> Tensor:
-        """[B, K] bool: blocks of completions [B, T] that were ended by choice, not by their budget."""
-        chosen = (tokens == self.words.closing) & (self.sites(support) == self.word)
-        steps = self.step_ids(support)
-        return torch.stack([(chosen & (steps == step)).any(1) for step in range(self.num_steps)], dim=1)
-
-    def compose(self, items: Tensor, blocks: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
-        """Completions with given thinking.
-
-        Args:
-            items: catalogue rows [n].
-            blocks: K blocks of word ids for each; what is beyond the budget is cut off.
-
-        Returns:
-            tokens [n, T], 0 behind the end, and the states before them [n, T].
+    @override
+    def compose(self, items: Tensor, texts: Sequence[Any] | None = None) -> Tensor:
+        """Completions with given thinking; what is beyond the budget is cut off.
 
         Raises:
             DataError: naming the first trace with another number of blocks, a block below the minimum or a token that
                 is no word.
         """
+        if texts is None:
+            raise UnsupportedError(
+                "layout blocked has no completion for an item alone, because thinking belongs to it: give texts, or "
+                "use the layout `sid` for objectives that train on the targets (ce)."
+            )
         rows = []
-        sids = self._items.render(items).tolist()
-        for number, (trace, sid) in enumerate(zip(blocks, sids, strict=True)):
+        sids = self.catalogue.render(items[:, 0]).tolist()
+        for number, (trace, sid) in enumerate(zip(texts, sids, strict=True)):
             rows.append(self._written(number, trace, sid))
         length = max((len(row) for row in rows), default=1)
         padded = [row + [0] * (length - len(row)) for row in rows]
         tokens = torch.tensor(padded, dtype=torch.int64, device=self._kinds.device).view(len(rows), length)
-        states = self.start(len(rows))
-        support = []
-        for column in tokens.unbind(1):
-            support.append(states)
-            states = self.advance(0, states, column)
-        if bool((states < 0).any()):
-            raise DataError(f"trace {int((states < 0).nonzero()[0])} holds a token that no block may hold.")
-        return tokens, torch.stack(support, dim=1)
+        broken = (self.replay(tokens).site == BROKEN).any(1)
+        if bool(broken.any()):
+            raise DataError(f"trace {int(broken.nonzero()[0])} holds a token that no block may hold.")
+        return tokens
 
     def _written(self, number: int, trace: Sequence[Sequence[int]], sid: list[int]) -> list[int]:
         """One completion as token ids."""
-        if len(trace) != self.num_steps:
-            raise DataError(f"trace {number} has {len(trace)} blocks, SIDs have {self.num_steps} levels.")
+        if len(trace) != self.steps:
+            raise DataError(f"trace {number} has {len(trace)} blocks, SIDs have {self.steps} levels.")
         words, config = self.words, self.config
         breaks = [] if words.line_break is None else [words.line_break]
         row: list[int] = []
         left = self.total
         for step, block in enumerate(trace):
-            room = min(config.budget, left - self.kept * (self.num_steps - 1 - step))
+            room = min(config.budget, left - self.kept * (self.steps - 1 - step))
             kept = list(block[: room - (config.on_budget == "fail")])
             if len(kept) < config.minimum:
                 raise DataError(
@@ -277,72 +266,31 @@ class BlockedLayout(ThinkingLayout):
                 row.append(sid[step])
         return row + (sid if config.order == "tail" else [])
 
-    def rank(self, leaves: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """As the grammar of the SID ranks them."""
-        return self._items.rank(leaves, scores, width)
+    @override
+    def rank(self, state: State, scores: Tensor, width: int, requests: Requests | None = None) -> tuple[Tensor, Tensor]:
+        assert isinstance(state, BlockedState)
+        whole = (state.site == ENDED) & (self._kinds[state.place] == _END)
+        return self.catalogue.rank(torch.where(whole, state.node, -1).view(scores.shape), scores, width, requests)
 
-    def render(self, items: Tensor) -> Tensor:
-        """Refused: the catalogue does not say what to think."""
-        raise UnsupportedError(
-            "layout blocked has no completion for an item alone, because thinking belongs to it: use `compose`, or the "
-            "layout `sid` for objectives that train on the targets (ce)."
-        )
-
-    def filtered(self, *, allow: Tensor | None = None, deny: Tensor | None = None) -> BlockedLayout:
-        """The layout whose items are filtered."""
-        return self._with(self._items.filtered(allow=allow, deny=deny))
-
-    def only(self, keep: Tensor) -> BlockedLayout:
-        """The layout of some items."""
-        return self._with(self._items.only(keep))
-
-    def requests(self, rows: Tensor) -> BlockedLayout:
-        """The layout for some of the requests."""
-        return self._with(self._items.requests(rows))
-
-    def _with(self, items: Layout) -> BlockedLayout:
-        other = copy.copy(self)
-        other._items = items
-        return other
-
-    def codes_of_items(self) -> Tensor:
-        """SID codes of the catalogue."""
-        return self._items.codes_of_items()
-
-    def step_ids(self, support: Tensor) -> Tensor:
-        """Block k and SID token k are step k; padding is in none."""
-        return torch.where(support < 0, -1, self._steps[self._unpack(support)[1]])
-
-    def item_mask(self, support: Tensor) -> Tensor:
-        """SID tokens."""
-        return self._kinds[self._unpack(support)[1]] == _SID
-
-    @property
-    def widest(self) -> int:
-        """Ids of words and SID tokens."""
-        return max(len(self._opened), *self.sizes)
-
-    @property
-    def completions(self) -> int:
-        """Number of distinct SIDs; thinking is not counted."""
-        return self._items.completions
+    @override
+    def blocks(self, tokens: Tensor) -> list[list[int]]:
+        """Words of each think block; one that was never closed ends with the completion."""
+        blocks: list[list[int]] = []
+        inside = False
+        for token in tokens.tolist():
+            if token == self.words.opening:
+                blocks.append([])
+                inside = True
+            elif token == self.words.closing:
+                inside = False
+            elif inside:
+                blocks[-1].append(token)
+        return blocks
 
     def _limit(self, place: Tensor, total: Tensor, used: Tensor) -> Tensor:
         """Words that a block may have: its budget, as far as the blocks behind it keep what they need of the total."""
-        later = self.num_steps - 1 - self._steps[place]
+        later = self.steps - 1 - self._steps[place]
         return (self.total - (total - used) - self.kept * later).clamp(max=self.config.budget)
-
-    def _unpack(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Node, place in the form, words of all blocks and of this one."""
-        places, totals, used = self._radix
-        rest = states.clamp(min=0)
-        count, rest = rest % used, rest // used
-        total, rest = rest % totals, rest // totals
-        return rest // places, rest % places, total, count
-
-    def _pack(self, node: Tensor, place: Tensor, total: Tensor, used: Tensor) -> Tensor:
-        places, totals, most = self._radix
-        return ((node * places + place) * totals + total) * most + used
 
 
 _OPEN, _WORD, _BREAK, _SID, _END, _FAILED = range(6)

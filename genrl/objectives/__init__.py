@@ -19,15 +19,22 @@ from genrl.objectives.base import (
     live_prompts,
     renormalized,
 )
-from genrl.objectives.ce import LogLikelihood
-from genrl.objectives.credit import ConstantCredit, DecoupledCredit, GroupNorm, OutcomeCredit, SignCredit
-from genrl.objectives.gbpo import GradientBounded
-from genrl.objectives.penalty import EntropyBonus, KLPenalty, penalties
-from genrl.objectives.reduction import ConstantLength, SequenceMean, TokenMean
+from genrl.objectives.ce import ConstantCredit, LogLikelihood
+from genrl.objectives.credit import GroupNorm, OutcomeCredit
+from genrl.objectives.gbpo import GradientBounded, SignCredit
 from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
 from genrl.objectives.sapo import StepCredit, StepMean
-from genrl.objectives.surrogate import Bounds, ClippedRatio, FixedBounds
-from genrl.objectives.variants import CappedRatio, DetachedRatio
+from genrl.objectives.terms import (
+    Bounds,
+    ClippedRatio,
+    EntropyBonus,
+    FixedBounds,
+    KLPenalty,
+    SequenceMean,
+    TokenMean,
+    penalties,
+)
+from genrl.objectives.variants import CappedRatio, ConstantLength, DecoupledCredit, DetachedRatio
 
 __all__ = [
     "OBJECTIVES",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +12,9 @@ from genrl.batches import Completions, Experience, Scores
 from genrl.errors import ConfigError
 from genrl.objectives.base import OBJECTIVES, GroupOptions, PolicyObjective, Stats
 from genrl.objectives.credit import GroupNorm, OutcomeCredit
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import TokenMean
-from genrl.objectives.surrogate import Bound, Bounds, ClippedRatio, clipped
+from genrl.objectives.terms import Bound, Bounds, ClippedRatio, TokenMean, clipped, penalties
 from genrl.ops import world_sum
+from genrl.options import option
 
 
 @dataclass(frozen=True)
@@ -98,19 +97,15 @@ class AdaptiveBounds(Bounds):
         return {"clip_low": low.expand(rows), "clip_high": high.expand(rows)}
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        """Bounds for the policy that sampled."""
         return self.search(torch.ones_like(advantages), advantages, completions)
 
     def before_step(self, scores: Scores, batch: Experience, ratios: Tensor) -> Stats:
-        """Bounds for the current policy."""
         return self.search(ratios, batch.advantages, batch.completions)
 
     def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
-        """Return (low, high) [B, 1]."""
         return batch.extras["clip_low"][:, None], batch.extras["clip_high"][:, None]
 
     def stats(self, batch: Experience) -> Stats:
-        """The bounds."""
         return {"clip_low": batch.extras["clip_low"].mean(), "clip_high": batch.extras["clip_high"].mean()}
 
 
@@ -122,17 +117,17 @@ class BAPOConfig(GroupOptions):
     """Criterion and order of the search: see `AdaptiveBounds`."""
     target: float = 1.0
     """Weight of positives to reach: positive / negative (code), or share of positives (paper: 0.4)."""
-    low: list[float] = field(default_factory=lambda: [0.6, 0.8])
+    low: list[float] = option([0.6, 0.8], ge=0, length=2, says="must be a first and a last value, e.g. [0.6,0.8]")
     """First and last lower bound (paper: 0.6, 0.9)."""
-    high: list[float] = field(default_factory=lambda: [1.2, 2.0])
+    high: list[float] = option([1.2, 2.0], ge=0, length=2, says="must be a first and a last value, e.g. [1.2,2.0]")
     """First and last upper bound (paper: 1.2, 3.0)."""
-    step_low: float = 0.05
+    step_low: float = option(0.05, gt=0)
     """Step of the lower bound (paper: 0.02)."""
-    step_high: float = 0.05
+    step_high: float = option(0.05, gt=0)
     """Step of the upper bound."""
     count: Literal["surrogate", "active"] = "surrogate"
     """Clipped tokens count with their clipped value, or not at all."""
-    dual_clip: float | None = 3.0
+    dual_clip: float | None = option(3.0, gt=1)
     """Largest ratio that a negative advantage feels; null: unbounded (paper)."""
 
 
@@ -157,9 +152,6 @@ def bapo(config: BAPOConfig) -> PolicyObjective:
 
 
 def _range(name: str, ends: list[float], step: float) -> Range:
-    if len(ends) != 2 or ends[0] > ends[1] or step <= 0:
-        raise ConfigError(
-            f"objective 'bapo': {name}={ends} with step_{name}={step} is no range. Give first and last value, the "
-            f"first not larger, and a step above 0, e.g. {name}=[0.6,0.8] step_{name}=0.05"
-        )
+    if ends[0] > ends[1]:
+        raise ConfigError(f"objective 'bapo': {name}={ends} is no range. The first must not be larger.")
     return Range(ends[0], ends[1], step)

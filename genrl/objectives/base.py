@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.errors import ConfigError
 from genrl.ops import group_view, masked_mean, world_size, world_sum
+from genrl.options import option
 from genrl.registry import Registry
 
 Stats = dict[str, Tensor]
@@ -39,7 +40,7 @@ class Setting:
 class Options:
     """Options that all objectives share."""
 
-    kl_coef: float = 0.0
+    kl_coef: float = option(0.0, ge=0)
     """Weight of the KL penalty to the reference policy; 0 loads no reference."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
@@ -49,9 +50,9 @@ class Options:
 class GroupOptions(Options):
     """Options of objectives that compare the completions of a group."""
 
-    ddof: int = 1
+    ddof: int = option(1, ge=0, le=1)
     """Deviations divide by count - ddof."""
-    eps: float = 1e-6
+    eps: float = option(1e-6, ge=0)
     """Guard of the deviation."""
 
 
@@ -59,9 +60,9 @@ class GroupOptions(Options):
 class ClipOptions(Options):
     """Options of objectives with a clipped ratio."""
 
-    clip_low: float = 0.2
+    clip_low: float = option(0.2, ge=0, le=1)
     """The ratio is kept above 1 - clip_low."""
-    clip_high: float = 0.2
+    clip_high: float = option(0.2, ge=0)
     """The ratio is kept below 1 + clip_high."""
 
 
@@ -258,18 +259,15 @@ class PolicyObjective(Objective):
         self.trains_on_targets = any(piece.trains_on_targets for piece in self.pieces)
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """What any of the pieces lacks."""
         for piece in self.pieces:
             yield from piece.missing(setting)
 
     @property
     def gradient_without_advantage(self) -> bool:
-        """Whether penalties act where there is no advantage."""
         return bool(self.penalties)
 
     @torch.no_grad()
     def prepare(self, completions: Completions, rewards: Rewards) -> Experience:
-        """Compute advantages, weights with their denominators over all ranks, and the surrogate's extras."""
         advantages = self.credit(completions, rewards).to(completions.logps.dtype)
         advantages = advantages.masked_fill(~completions.chosen, 0)
         weights = self.reduction(completions)
@@ -282,7 +280,6 @@ class PolicyObjective(Objective):
         return renormalized(Experience(completions, advantages, weights, mass, extras))
 
     def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
-        """Weighted sum over tokens of penalties minus surrogate."""
         values, stats = self.surrogate(scores, batch)
         stats = {**self.credit.stats(batch), **stats, "dead_groups": 1 - live_prompts(batch).to(values.dtype).mean()}
         for penalty in self.penalties:
@@ -296,11 +293,9 @@ class PolicyObjective(Objective):
 
     @torch.no_grad()
     def before_step(self, scores: Scores, batch: Experience) -> Experience:
-        """Renew the surrogate's extras (BAPO's bounds)."""
         return replace(batch, extras={**batch.extras, **self.surrogate.before_step(scores, batch)})
 
     def after_step(self) -> None:
-        """Let pieces with running statistics move on."""
         for module in self.state:
             step = getattr(module, "after_step", None)
             if step is not None:

@@ -8,12 +8,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from genrl.batches import Experience, Scores
-from genrl.objectives.base import OBJECTIVES, Options, PolicyObjective, Setting, Stats, Surrogate
-from genrl.objectives.credit import ConstantCredit
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import reduction
+from genrl.batches import Completions, Experience, Rewards, Scores
+from genrl.objectives.base import OBJECTIVES, Credit, Options, PolicyObjective, Setting, Stats, Surrogate
+from genrl.objectives.terms import penalties, reduction
 from genrl.ops import masked_mean
+
+
+@dataclass(frozen=True)
+class ConstantCredit(Credit):
+    """Advantage 1 everywhere: imitate the completions."""
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        return completions.chosen.to(completions.logps.dtype)
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,6 @@ class LogLikelihood(Surrogate):
     """Advantage times log-probability: supervised imitation where every advantage is 1."""
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return A log pi [B, T]."""
         logps = scores.logps.masked_fill(~batch.completions.chosen, 0)
         return batch.advantages * logps, {"nll": -masked_mean(logps, batch.completions.chosen)}
 
@@ -41,7 +46,6 @@ class TargetLikelihood(LogLikelihood):
     trains_on_targets = True
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """A layout whose completions the targets are."""
         if setting.thinking:
             yield "a layout without thinking, because nobody wrote the thinking before a target. Choose layout=sid"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit, Setting
-from genrl.ops import group_view, world_size, world_sum
+from genrl.ops import group_view
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
@@ -51,8 +51,8 @@ class GroupNorm:
                 f"Set it to 2 or more, e.g. rollout.group_size=16"
             )
 
-    def __call__(self, values: Tensor, group_size: int) -> Tensor:
-        """Return values [B, ...] of the same shape, normalised within groups of `group_size` rows.
+    def __call__(self, values: Tensor, group_size: int, sizes: Tensor | None = None) -> Tensor:
+        """Return values [B, ...] of the same shape, normalised within groups of `group_size` rows; see `normalized`.
 
         Raises:
             ConfigError: if there is nothing to compare a completion with.
@@ -63,23 +63,24 @@ class GroupNorm:
             )
         if self.normalize == "none" or group_size < 2:
             return values
-        return normalized(values, group_size, self)
+        return normalized(values, group_size, self, sizes)
 
 
-def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) -> Tensor:
+def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None, sizes: Tensor | None = None) -> Tensor:
     """Centre values within their group and divide them by its deviation: A = (R - mean_g) / (std_g + eps).
 
     Outcome GRPO of DeepSeekMath (arXiv:2402.03300), which states neither eps nor degrees of freedom; the defaults are
     verl's.
     A group of values that are equal up to rounding gets exactly 0, because the division would blow the rounding up.
-    Rewards are sums of float32 numbers. Added up in any order, n summands of one sign are off by at most (n - 1) u
-    relative, u = eps / 2 of float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), so two sums
-    that ought to be equal differ by at most (n - 1) eps; `ROUNDING` allows n = 17 summands.
+    Rewards are sums of float32 numbers. Added up in any order, n summands are off by at most (n - 1) u times the sum
+    of their sizes, u = eps / 2 of float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), so two
+    sums that ought to be equal differ by at most (n - 1) eps times that; `ROUNDING` allows n = 17 summands.
 
     Args:
         values: rewards [B, ...]; each trailing place (a step) is normalised by itself.
         group_size: completions per prompt, at least 2.
         how: options; by default `GroupNorm()`.
+        sizes: sums of the sizes of what `values` are sums of, in their shape; None: the summands have one sign.
 
     Returns:
         Advantages [B, ...].
@@ -95,7 +96,8 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None) ->
         deviation = groups.std(1, correction=how.ddof, keepdim=True)
         centred = centred / (deviation + how.eps if how.guard == "add" else deviation.clamp(min=how.eps))
     high, low = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
-    equal = high - low <= ROUNDING * torch.maximum(high.abs(), low.abs())
+    largest = group_view(values.abs() if sizes is None else sizes, group_size).amax(1, keepdim=True)
+    equal = high - low <= ROUNDING * largest
     return centred.masked_fill(equal, 0).flatten(0, 1)
 
 
@@ -117,64 +119,16 @@ class OutcomeCredit(Credit):
     component: str | None = None
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """Groups, and the component if one is named."""
         yield from self.norm.missing(setting)
         if self.component is not None:
             yield from missing_reward(self.component, setting)
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T]."""
-        values = rewards.outcome if self.component is None else component(rewards, self.component)
-        return spread(self.norm(values, completions.group_size), completions)
-
-
-@dataclass(frozen=True)
-class SignCredit(Credit):
-    """+1, 0 or -1 per completion, by thresholds over the batch (OneRec-V2, arXiv:2508.20900 section 3.1.2).
-
-    A = +1 if the reward is above the `quantile` of the whole batch (and not negative), -1 if it is at most `negative`,
-    else 0. The paper ranks watch times within buckets of video length and takes the top quarter; negative feedback is
-    explicit there. Here the outcome reward stands for both signals.
-
-    Args:
-        quantile: share of the batch that is not good enough.
-        negative: rewards up to this are negative feedback.
-    """
-
-    quantile: float = 0.75
-    negative: float = 0.0
-
-    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T]."""
-        outcome = rewards.outcome
-        threshold = torch.quantile(_of_all_ranks(outcome), self.quantile)
-        bad = outcome <= self.negative
-        good = (outcome > threshold) & ~bad
-        return spread(good.to(outcome.dtype) - bad.to(outcome.dtype), completions)
-
-
-def _of_all_ranks(values: Tensor) -> Tensor:
-    """Values [B] of all ranks, one after the other; the number of rows may differ between ranks."""
-    world = world_size()
-    if world == 1:
-        return values
-    rank = torch.distributed.get_rank()
-    counts = torch.zeros(world, dtype=torch.int64, device=values.device)
-    counts[rank] = values.shape[0]
-    counts = world_sum(counts)
-    starts = torch.cumsum(counts, 0) - counts
-    everything = values.new_zeros(int(counts.sum()))
-    everything[starts[rank] : starts[rank] + values.shape[0]] = values
-    return world_sum(everything)
-
-
-@dataclass(frozen=True)
-class ConstantCredit(Credit):
-    """Advantage 1 everywhere: imitate the completions."""
-
-    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return ones [B, T] on chosen tokens."""
-        return completions.chosen.to(rewards.outcome.dtype)
+        values, sizes = (
+            each.outcome if self.component is None else component(each, self.component)
+            for each in (rewards, rewards.absolute)
+        )
+        return spread(self.norm(values, completions.group_size, sizes), completions)
 
 
 def missing_reward(name: str, setting: Setting) -> Iterator[str]:
@@ -195,69 +149,3 @@ def component(rewards: Rewards, name: str) -> Tensor:
             f"the objective needs the reward {name!r}; computed rewards: {known}. Add rewards.{name}.weight=1"
         )
     return rewards.components[name]
-
-
-GDPO_NORM = GroupNorm(eps=1e-4)
-
-
-@dataclass(frozen=True)
-class DecoupledCredit(Credit):
-    """Each reward normalised within the group by itself, then summed, then scaled over the batch (GDPO, SAGE).
-
-    s_i = sum_m w_m (R_im - mean_g) / (std_g + eps); A_i = (s_i - mean_B) / (std_B + eps): equations 4-6 of
-    arXiv:2601.05242, equation 7 of arXiv:2601.21452. With groups of one size mean_B is 0 and is not subtracted, so
-    that a group of equal rewards stays at exactly 0.
-
-    Args:
-        norm: how completions are compared; its eps and ddof serve the batch as well.
-        whiten: "sequence": every completion counts once; "token": weighted by chosen tokens and centred, with the
-            variance guarded by 1e-8 (verl's code); "none": no step over the batch.
-    """
-
-    norm: GroupNorm = GDPO_NORM
-    whiten: Literal["sequence", "token", "none"] = "sequence"
-
-    def missing(self, setting: Setting) -> Iterator[str]:
-        """Groups and the rewards one by one."""
-        yield from self.norm.missing(setting)
-        if not setting.rewards:
-            yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
-
-    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T].
-
-        Raises:
-            ConfigError: if the rewards are not there one by one.
-        """
-        summed = self.summed(rewards, completions.group_size)
-        if self.whiten == "sequence":
-            squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
-            summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
-        elif self.whiten == "token":
-            summed = whitened(summed, completions.chosen.sum(1).to(summed.dtype))
-        return spread(summed, completions)
-
-    def summed(self, rewards: Rewards, group_size: int) -> Tensor:
-        """Weighted sum of the normalised rewards [B], before the batch is looked at."""
-        weights: Mapping[str, float] = {name: value for name, value in rewards.weights.items() if value}
-        if not weights:
-            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
-        return sum(  # type: ignore[return-value]
-            self.norm(component(rewards, name), group_size) * weight for name, weight in weights.items()
-        )
-
-
-def whitened(values: Tensor, counts: Tensor) -> Tensor:
-    """Centre and scale rows by mean and deviation over all tokens of all ranks.
-
-    Args:
-        values: [B], one per completion.
-        counts: [B] chosen tokens of the completion.
-
-    Returns:
-        (values - mean) / sqrt(variance + 1e-8) [B], the variance divided by the number of tokens less one.
-    """
-    total, tokens = world_sum(torch.stack([(values * counts).sum(), counts.sum()]))
-    mean = total / tokens.clamp(min=1)
-    squares = world_sum(((values - mean).square() * counts).sum())
-    return (values - mean) * torch.rsqrt(squares / (tokens - 1).clamp(min=1) + 1e-8)

@@ -8,13 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions, Experience, Scores
+from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives.base import OBJECTIVES, Credit, GroupOptions, PolicyObjective, Stats, Surrogate
-from genrl.objectives.credit import GroupNorm, OutcomeCredit, SignCredit
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import SequenceMean
-from genrl.objectives.surrogate import ratio_stats
-from genrl.ops import segment_gather, segment_sum
+from genrl.objectives.credit import GroupNorm, OutcomeCredit, spread
+from genrl.objectives.terms import SequenceMean, penalties, ratio_stats
+from genrl.ops import segment_gather, segment_sum, world_size, world_sum
+from genrl.options import option
 
 
 def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
@@ -62,7 +61,6 @@ class GradientBounded(Surrogate):
     level: Literal["token", "item"] = "token"
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T]."""
         ratios, advantages = self.ratios(scores, batch)
         values = ratios * advantages
         if self.level == "token":
@@ -88,6 +86,45 @@ class GradientBounded(Surrogate):
         return bounded_ratio(segment_sum(logps, segments, count), segment_sum(old, segments, count), credit), credit
 
 
+@dataclass(frozen=True)
+class SignCredit(Credit):
+    """+1, 0 or -1 per completion, by thresholds over the batch (OneRec-V2, arXiv:2508.20900 section 3.1.2).
+
+    A = +1 if the reward is above the `quantile` of the whole batch (and not negative), -1 if it is at most `negative`,
+    else 0. The paper ranks watch times within buckets of video length and takes the top quarter; negative feedback is
+    explicit there. Here the outcome reward stands for both signals.
+
+    Args:
+        quantile: share of the batch that is not good enough.
+        negative: rewards up to this are negative feedback.
+    """
+
+    quantile: float = 0.75
+    negative: float = 0.0
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        outcome = rewards.outcome
+        threshold = torch.quantile(_of_all_ranks(outcome), self.quantile)
+        bad = outcome <= self.negative
+        good = (outcome > threshold) & ~bad
+        return spread(good.to(outcome.dtype) - bad.to(outcome.dtype), completions)
+
+
+def _of_all_ranks(values: Tensor) -> Tensor:
+    """Values [B] of all ranks, one after the other; the number of rows may differ between ranks."""
+    world = world_size()
+    if world == 1:
+        return values
+    rank = torch.distributed.get_rank()
+    counts = torch.zeros(world, dtype=torch.int64, device=values.device)
+    counts[rank] = values.shape[0]
+    counts = world_sum(counts)
+    starts = torch.cumsum(counts, 0) - counts
+    everything = values.new_zeros(int(counts.sum()))
+    everything[starts[rank] : starts[rank] + values.shape[0]] = values
+    return world_sum(everything)
+
+
 @dataclass
 class GBPOConfig(GroupOptions):
     """Options of `gbpo`."""
@@ -96,7 +133,7 @@ class GBPOConfig(GroupOptions):
     """Bound the probability of each token, or of the item (product of its tokens)."""
     advantage: Literal["group", "sign"] = "group"
     """Group-relative advantage as in GRPO, or the paper's +1 / 0 / -1 by thresholds over the batch."""
-    positive_quantile: float = 0.75
+    positive_quantile: float = option(0.75, ge=0, le=1)
     """sign: +1 above this quantile of the batch's rewards (paper: the top quarter)."""
     negative_reward: float = 0.0
     """sign: -1 for rewards up to this."""

@@ -7,16 +7,15 @@ from typing import Literal
 
 from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective
 from genrl.objectives.credit import GroupNorm, Guard, Normalize, OutcomeCredit
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import reduction
-from genrl.objectives.surrogate import ClippedRatio, FixedBounds
+from genrl.objectives.terms import ClippedRatio, FixedBounds, penalties, reduction
+from genrl.options import option
 
 
 @dataclass
 class GRPOConfig(ClipOptions, GroupOptions):
     """Options of `grpo`."""
 
-    dual_clip: float | None = None
+    dual_clip: float | None = option(None, gt=1)
     """Largest ratio that a negative advantage feels (verl: 3.0); null: unbounded."""
     normalize: Normalize = "std"
     """Divide centred rewards by their deviation, only centre them, or take them raw."""

@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from genrl.batches import Completions, Experience, Scores
 from genrl.errors import ConfigError
 from genrl.objectives.base import OBJECTIVES, GroupOptions, PolicyObjective, Setting, Stats, Surrogate
-from genrl.objectives.credit import DecoupledCredit, GroupNorm
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import SequenceMean
-from genrl.objectives.surrogate import Bound, Bounds, ClippedRatio, Level, log_ratios, pooled, ratio_stats
+from genrl.objectives.credit import GroupNorm
+from genrl.objectives.terms import (
+    Bound,
+    Bounds,
+    ClippedRatio,
+    Level,
+    SequenceMean,
+    log_ratios,
+    penalties,
+    pooled,
+    ratio_stats,
+)
+from genrl.objectives.variants import DecoupledCredit
 from genrl.ops import group_view, world_sum
+from genrl.options import option
 
 Phi = Literal["literal", "resolved", "gbpo_slate"]
 
@@ -175,16 +185,13 @@ class DiversityBounds(Bounds):
     floor: Literal["lambda", "clip_lambda"] = "lambda"
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """What diversity is measured on."""
         return self.diversity.missing(setting)
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        """Measure the rollout."""
         measured, mean = self.diversity.prepare(completions)
         return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
 
     def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
-        """Return (low, high) [B, T]."""
         positive = batch.advantages >= 0
         floor = 2 - batch.extras["lambda"][:, None] - (self.clip if self.floor == "clip_lambda" else 0.0)
         whole = torch.ones_like(batch.advantages)
@@ -192,7 +199,6 @@ class DiversityBounds(Bounds):
         return low, torch.where(positive, whole * (1 + self.boost), whole * (1 + self.clip))
 
     def stats(self, batch: Experience) -> Stats:
-        """Mean diversity and mean lambda of the completions."""
         return {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
 
 
@@ -219,11 +225,9 @@ class PhiRatio(Surrogate):
     beta: float = 0.5
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """What diversity is measured on."""
         return self.diversity.missing(setting)
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        """Measure the rollout."""
         measured, mean = self.diversity.prepare(completions)
         return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
 
@@ -249,7 +253,6 @@ class PhiRatio(Surrogate):
         return (ratios / top).clamp(min=1), ((1 - now) / (strength * old)).clamp(min=1)
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T]."""
         ratios, phi = self.ratios(scores, batch)
         told = {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
         return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.completions), **told}
@@ -266,22 +269,22 @@ class SAGEConfig(GroupOptions):
     ratio_level: Literal["auto", "item", "token"] = "auto"
     """Geometric mean over items (equation 8) or over tokens (its prose); auto: item for `clipped`, token for
     `gradient`."""
-    boost: float = 0.3
+    boost: float = option(0.3, ge=0)
     """Room of the ratio above 1 for good completions (eps_boost)."""
-    clip: float = 0.2
+    clip: float = option(0.2, ge=0, le=1)
     """eps_clip of Algorithm 1, whose value the paper does not give; without effect unless floor=clip_lambda."""
-    beta: float = 0.5
+    beta: float = option(0.5, ge=0)
     """Strength of the entropy term in lambda."""
     floor: Literal["lambda", "clip_lambda"] = "lambda"
     """Lower bound of bad completions: 2 - lambda (Algorithm 1), or 2 - lambda - clip (better with several steps a
     completions)."""
-    floor_tolerance: float = 1e-4
+    floor_tolerance: float = option(1e-4, ge=0)
     """Ratios this close outside a bound count as on it: before the first step r is 1 only up to rounding, and so is
     the floor."""
     diversity: Source = "auto"
     """H: entropy over the item categories of the slate or of the prompt's group, or the policy's entropy; auto: slate
     if it has several items, else group."""
-    ema_decay: float = 0.99
+    ema_decay: float = option(0.99, ge=0, le=1)
     """Share of the running mean of H that stays at each rollout."""
     ema_init: float | None = None
     """Starting value of the running mean, nats; null: mean of the first rollout."""

@@ -13,10 +13,9 @@ from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import OBJECTIVES, ClipOptions, Credit, GroupOptions, PolicyObjective, Reduction, Setting
 from genrl.objectives.credit import GroupNorm, Guard, Normalize, component, missing_reward, spread
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import SequenceMean, chosen_tokens, reduction
-from genrl.objectives.surrogate import ClippedRatio, FixedBounds
+from genrl.objectives.terms import ClippedRatio, FixedBounds, SequenceMean, chosen_tokens, penalties, reduction
 from genrl.ops import segment_gather, segment_sum
+from genrl.options import option
 
 Match = Literal["per_level", "prefix", "nested"]
 SAPO_NORM = GroupNorm(guard="clamp")
@@ -54,7 +53,7 @@ class StepCredit(Credit):
     """One advantage per step, normalised within the group step by step (SAPO, arXiv:2605.17648).
 
     A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), given to the tokens of step k: think block k and SID token k.
-    r_ik = m_ik + f_ik: the match reward, and what `Rewards.shaping` holds (`format`).
+    r_ik = m_ik + f_ik: the match reward, and what `Rewards.step_shaping` holds (`format`).
 
     Args:
         norm: how completions are compared at one step; SAPO's code clamps the deviation.
@@ -71,7 +70,6 @@ class StepCredit(Credit):
     component: str | None = None
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """A match per step (or the named reward), groups, and thinking if nothing else is trained."""
         if self.component is not None:
             yield from missing_reward(self.component, setting)
         elif not setting.step_rewards:
@@ -91,13 +89,16 @@ class StepCredit(Credit):
         Raises:
             ConfigError: if no step reward says whether a step matched.
         """
-        steps = self._matches(completions, rewards).double()  # sums are exact: no rounding enlivens a dead group
-        if rewards.shaping is not None:
-            steps = steps + rewards.shaping
-        if not self.per_step:
-            steps = steps.sum(1, keepdim=True).expand_as(steps)
-        advantages = segment_gather(self.norm(steps, completions.group_size), completions.step_ids)
-        return advantages.masked_fill(completions.item_mask, 0) if self.scope == "think_only" else advantages
+        steps, sizes = (self._steps(completions, each) for each in (rewards, rewards.absolute))
+        advantages = segment_gather(self.norm(steps, completions.group_size, sizes), completions.step_ids)
+        return advantages.masked_fill(completions.item_ids >= 0, 0) if self.scope == "think_only" else advantages
+
+    def _steps(self, completions: Completions, rewards: Rewards) -> Tensor:
+        """r_ik, or its sum over steps [B, S] in float64, whose sums of few float32 numbers are exact."""
+        steps = self._matches(completions, rewards).double()
+        if rewards.step_shaping is not None:
+            steps = steps + rewards.step_shaping
+        return steps if self.per_step else steps.sum(1, keepdim=True).expand_as(steps)
 
     def _matches(self, completions: Completions, rewards: Rewards) -> Tensor:
         if self.component is not None:
@@ -112,7 +113,7 @@ class StepCredit(Credit):
 
 @dataclass(frozen=True)
 class ShapedOutcome(Credit):
-    """One advantage per completion for an outcome reward and the mean over steps of `Rewards.shaping` (ablation).
+    """One advantage per completion for an outcome reward and the mean over steps of `Rewards.step_shaping` (ablation).
 
     The mean, because the other rows of the ablation add f_ik to each step: sum_k (R_i + f_ik) is K times R_i + mean_k
     f_ik, so `format` weighs as much against a match in all of them. Without such a reward it is `OutcomeCredit`.
@@ -126,16 +127,16 @@ class ShapedOutcome(Credit):
     component: str
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """Groups and the named reward."""
         yield from self.norm.missing(setting)
         yield from missing_reward(self.component, setting)
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T]."""
+        values, sizes = (self._shaped(each) for each in (rewards, rewards.absolute))
+        return spread(self.norm(values, completions.group_size, sizes), completions)
+
+    def _shaped(self, rewards: Rewards) -> Tensor:
         values = component(rewards, self.component).double()
-        if rewards.shaping is not None:
-            values = values + rewards.shaping.double().mean(1)
-        return spread(self.norm(values, completions.group_size), completions)
+        return values if rewards.step_shaping is None else values + rewards.step_shaping.double().mean(1)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,6 @@ class StepMean(Reduction):
     """
 
     def __call__(self, completions: Completions) -> Tensor:
-        """Return 1 / (steps of the row * tokens of the step), on chosen tokens in steps [B, T]."""
         chosen = chosen_tokens(completions)
         lengths = segment_sum(chosen, completions.step_ids, completions.num_steps)
         steps = (lengths > 0).sum(1, keepdim=True).clamp(min=1)
@@ -159,7 +159,7 @@ class StepMean(Reduction):
 class SAPOConfig(ClipOptions, GroupOptions):
     """Options of `sapo`."""
 
-    dual_clip: float | None = None
+    dual_clip: float | None = option(None, gt=1)
     """Largest ratio that a negative advantage feels (the authors' code: 3.0); null: unbounded."""
     match: Match = "per_level"
     """Step reward per level (paper and code), only while all levels before match, or nested (1/4, 1/2, 1)."""

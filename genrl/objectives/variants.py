@@ -3,33 +3,68 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genrl.batches import Experience, Scores
-from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective, Stats, Surrogate
-from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
-from genrl.objectives.penalty import penalties
-from genrl.objectives.reduction import ConstantLength, TokenMean, reduction
-from genrl.objectives.surrogate import (
+from genrl.batches import Completions, Experience, Rewards, Scores
+from genrl.errors import ConfigError
+from genrl.objectives.base import (
+    OBJECTIVES,
+    ClipOptions,
+    Credit,
+    GroupOptions,
+    PolicyObjective,
+    Reduction,
+    Setting,
+    Stats,
+    Surrogate,
+)
+from genrl.objectives.credit import GroupNorm, OutcomeCredit, spread
+from genrl.objectives.terms import (
     ClippedRatio,
     FixedBounds,
     Level,
+    TokenMean,
+    chosen_tokens,
     clipped_surrogate,
     log_ratios,
+    penalties,
     pooled,
     ratio_stats,
+    reduction,
 )
+from genrl.ops import world_sum
+from genrl.options import option
+
+
+@dataclass(frozen=True)
+class ConstantLength(Reduction):
+    """Sum over tokens divided by a constant: w = mask / (B * length) (Dr.GRPO, arXiv:2503.20783).
+
+    B counts all completions. verl's `seq-mean-token-sum-norm` does not divide by B; this is TRL's form.
+
+    Args:
+        length: the constant, in tokens.
+    """
+
+    length: float
+
+    def __call__(self, completions: Completions) -> Tensor:
+        return chosen_tokens(completions) / self.length
+
+    def mass(self, weights: Tensor) -> Tensor:
+        return torch.ones_like(weights[:, 0]) if weights.shape[1] else weights.new_ones(weights.shape[0])
 
 
 @dataclass
 class DrGRPOConfig(ClipOptions):
     """Options of `dr_grpo`."""
 
-    length: float = 4.0
+    length: float = option(4.0, gt=0)
     """Tokens that a completion's sum is divided by; the paper takes the longest completion allowed (SIDs: 3-4)."""
 
 
@@ -50,7 +85,7 @@ class DAPOConfig(ClipOptions, GroupOptions):
 
     clip_high: float = 0.28
     """The ratio is kept below 1 + clip_high."""
-    dynamic_sampling: int = 4
+    dynamic_sampling: int = option(4, ge=0)
     """Generation batches drawn at most to replace prompts whose completions all earn the same; 0: none (verl's recipe:
     10)."""
     denominator: Literal["kept", "all"] = "kept"
@@ -100,6 +135,72 @@ def gspo(config: GSPOConfig) -> PolicyObjective:
         reduction=reduction("sequence"),
         penalties=penalties(config.kl_coef, config.entropy_coef),
     )
+
+
+GDPO_NORM = GroupNorm(eps=1e-4)
+
+
+@dataclass(frozen=True)
+class DecoupledCredit(Credit):
+    """Each reward normalised within the group by itself, then summed, then scaled over the batch (GDPO, SAGE).
+
+    s_i = sum_m w_m (R_im - mean_g) / (std_g + eps); A_i = (s_i - mean_B) / (std_B + eps): equations 4-6 of
+    arXiv:2601.05242, equation 7 of arXiv:2601.21452. With groups of one size mean_B is 0 and is not subtracted, so
+    that a group of equal rewards stays at exactly 0.
+
+    Args:
+        norm: how completions are compared; its eps and ddof serve the batch as well.
+        whiten: "sequence": every completion counts once; "token": weighted by chosen tokens and centred, with the
+            variance guarded by 1e-8 (verl's code); "none": no step over the batch.
+    """
+
+    norm: GroupNorm = GDPO_NORM
+    whiten: Literal["sequence", "token", "none"] = "sequence"
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        yield from self.norm.missing(setting)
+        if not setting.rewards:
+            yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        """Return advantages [B, T].
+
+        Raises:
+            ConfigError: if the rewards are not there one by one.
+        """
+        summed = self.summed(rewards, completions.group_size)
+        if self.whiten == "sequence":
+            squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
+            summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
+        elif self.whiten == "token":
+            summed = whitened(summed, completions.chosen.sum(1).to(summed.dtype))
+        return spread(summed, completions)
+
+    def summed(self, rewards: Rewards, group_size: int) -> Tensor:
+        """Weighted sum of the normalised rewards [B], before the batch is looked at."""
+        weights = {name: value for name, value in rewards.weights.items() if value}
+        if not weights:
+            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
+        values, sizes = rewards.components, rewards.absolute.components
+        return sum(  # type: ignore[return-value]
+            self.norm(values[name], group_size, sizes[name]) * weight for name, weight in weights.items()
+        )
+
+
+def whitened(values: Tensor, counts: Tensor) -> Tensor:
+    """Centre and scale rows by mean and deviation over all tokens of all ranks.
+
+    Args:
+        values: [B], one per completion.
+        counts: [B] chosen tokens of the completion.
+
+    Returns:
+        (values - mean) / sqrt(variance + 1e-8) [B], the variance divided by the number of tokens less one.
+    """
+    total, tokens = world_sum(torch.stack([(values * counts).sum(), counts.sum()]))
+    mean = total / tokens.clamp(min=1)
+    squares = world_sum(((values - mean).square() * counts).sum())
+    return (values - mean) * torch.rsqrt(squares / (tokens - 1).clamp(min=1) + 1e-8)
 
 
 @dataclass
@@ -157,7 +258,6 @@ class CappedRatio(Surrogate):
         return torch.exp(logs - excess).expand_as(batch.advantages)
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T]."""
         ratios = self.capped(scores, batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, 1.0 - self.clip, 1.0 + self.clip)
         return values, ratio_stats(ratios, batch.completions, flat)
@@ -167,9 +267,9 @@ class CappedRatio(Surrogate):
 class ECPOConfig(GroupOptions):
     """Options of `ecpo`."""
 
-    clip: float = 0.2
+    clip: float = option(0.2, ge=0, le=1)
     """The ratio is kept in 1 +- clip; the report does not give it."""
-    delta: float = 0.1
+    delta: float = option(0.1, ge=0)
     """The ratio is capped at 1 + clip + delta before it is clipped."""
     level: Literal["token", "sequence"] = "token"
     """Ratio per token, or of the whole completion (product of its tokens)."""
@@ -201,7 +301,6 @@ class DetachedRatio(Surrogate):
     high: float
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T]."""
         ratios = log_ratios(scores, batch.completions).detach().exp()
         values = (
             ratios.clamp(self.low, self.high)
@@ -215,9 +314,9 @@ class DetachedRatio(Surrogate):
 class CISPOConfig(GroupOptions):
     """Options of `cispo`."""
 
-    weight_min: float = 0.0
+    weight_min: float = option(0.0, ge=0)
     """Smallest weight of a token (verl clips on both sides)."""
-    weight_max: float = 5.0
+    weight_max: float = option(5.0, gt=0)
     """Largest weight of a token (ScaleRL and TRL: 5)."""
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from genrl.policy.branching import Shape, choose
 from genrl.policy.cache import ReservedLayer, model_cache, tree_cache
-from genrl.policy.model import Policy
+from genrl.policy.model import Head, Policy, Read
 from genrl.policy.sharing import SharedPrompt, can_share
 from genrl.policy.tree import ancestry_mask, left_padded, prompt_positions, right_padded
+
+T = TypeVar("T")
 
 
 class Branches(ABC):
     """W slots per prompt and level, each the child of a slot of the level before.
+
+    Each pass gives what `read` makes of hidden states and head inside of it, see `Policy.forward`.
 
     Args:
         policy: the model.
@@ -24,10 +29,12 @@ class Branches(ABC):
         mask: [P, L].
         width: slots per level, at most.
         levels: tokens that will be added to each prompt.
+        rows: of the head, see `Policy.forward`.
     """
 
-    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, width: int, levels: int) -> None:
+    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, width: int, levels: int, rows: str) -> None:
         self.policy = policy
+        self.rows = rows
         self.tokens = tokens
         self.mask = mask
         self.most = width
@@ -37,51 +44,47 @@ class Branches(ABC):
         self.depth = 0
 
     @abstractmethod
-    def _prefill(self) -> Tensor:
-        """Hidden state [P, H] behind each prompt."""
+    def prefill(self, read: Read[T]) -> T:
+        """Read hidden states [P, H] behind the prompts."""
 
     @abstractmethod
-    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
-        """Hidden states [P, W, H] behind one more token [P, W] per slot; `parents` as in `extend`."""
+    def _extend(self, tokens: Tensor, parents: Tensor | None, read: Read[T]) -> T:
+        """Read hidden states [P, W, H] behind one more token [P, W] per slot; `parents` as in `extend`."""
 
-    def prefill(self) -> Tensor:
-        """Hidden state [P, H] behind each prompt."""
-        self.hidden = self._prefill()
-        return self.hidden
-
-    def extend(self, tokens: Tensor, parents: Tensor | None = None, live: Tensor | None = None) -> Tensor:
-        """Hidden states behind one more token per slot.
+    def extend(self, tokens: Tensor, read: Read[T], parents: Tensor | None = None, live: Tensor | None = None) -> T:
+        """Read hidden states [P, W, H] behind one more token per slot, zero at slots that are left out.
 
         Args:
             tokens: [P, W].
+            read: see `Policy.forward`.
             parents: [P, W] slots of the level before; None: as many slots as before, each the child of its namesake,
                 or all children of the prompt.
             live: [P, W] bool: slots whose hidden state is wanted, all of them children of live slots; None: all.
                 Rows stay rectangular, so each prompt computes as many slots as the one with most. On devices that run
                 ahead of the host their number is not known in time, and all slots are computed.
-
-        Returns:
-            [P, W, H], zero at slots that were left out.
         """
         prompts, width = tokens.shape
         count = width if live is None or live.device.type != "cpu" else int(live.sum(1).max())
         if count == width and self.column is None:
-            return self._extend(tokens, parents)
+            return self._extend(tokens, parents, read)
         if live is None:
             raise ValueError("slots were left out before; say which of the new ones are live")
-        whole = self.hidden.new_zeros(prompts, width, self.hidden.shape[-1])
-        if count == 0:
-            return whole
         order = (~live).byte().argsort(dim=1, stable=True)[:, :count]
         chosen = order if parents is None else parents.gather(1, order)
         if self.depth == 0:
             chosen = torch.zeros_like(order)
         elif self.column is not None:
             chosen = self.column.gather(1, chosen)
-        hidden = self._extend(tokens.gather(1, order), chosen)
         columns = torch.arange(count).expand(prompts, -1)
         self.column = torch.zeros(prompts, width, dtype=torch.int64).scatter(1, order, columns)
-        return whole.scatter(1, order[:, :, None].expand_as(hidden), hidden)
+
+        def placed(hidden: Tensor, head: Head) -> T:
+            whole = hidden.new_zeros(prompts, width, hidden.shape[-1])
+            return read(whole.scatter(1, order[:, :, None].expand_as(hidden), hidden), head)
+
+        if count == 0:
+            return self.policy(order, None, order, placed, self.rows)
+        return self._extend(tokens.gather(1, order), chosen, placed)
 
     def positions(self, width: int) -> Tensor:
         """Position [P, width] of the tokens at the present depth."""
@@ -91,7 +94,7 @@ class Branches(ABC):
 class TreeBranches(Branches):
     """All slots of a prompt in one row: nothing is copied, a mask shows each slot its ancestors."""
 
-    def _prefill(self) -> Tensor:
+    def prefill(self, read: Read[T]) -> T:
         """Fill the cache with the prompts."""
         self.tokens, self.mask = right_padded(self.tokens, self.mask)
         prompts, length = self.tokens.shape
@@ -99,11 +102,14 @@ class TreeBranches(Branches):
         self.widths: list[int] = []
         self.ancestors: list[Tensor] = []
         positions = torch.arange(length, device=self.tokens.device).expand(prompts, -1)
-        hidden = self.policy.hidden(self.tokens, None, positions, self.cache)
-        last = (self.mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        return hidden.gather(1, last)[:, 0]
 
-    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+        def last(hidden: Tensor, head: Head) -> T:
+            places = (self.mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+            return read(hidden.gather(1, places)[:, 0], head)
+
+        return self.policy(self.tokens, None, positions, last, self.rows, self.cache)
+
+    def _extend(self, tokens: Tensor, parents: Tensor | None, read: Read[T]) -> T:
         """Add one level to the rows."""
         prompts, width = tokens.shape
         slots = torch.arange(width, device=tokens.device).expand(prompts, -1)
@@ -112,23 +118,23 @@ class TreeBranches(Branches):
         self.ancestors.append(slots)
         self.widths.append(width)
         mask = ancestry_mask(self.mask, self.ancestors, self.widths)
-        hidden = self.policy.hidden(tokens, mask, self.positions(width), self.cache)
+        positions = self.positions(width)
         self.depth += 1
-        return hidden
+        return self.policy(tokens, mask, positions, read, self.rows, self.cache)
 
 
 class ExpandedBranches(Branches):
     """A row per slot, with a copy of what its prompt left in the cache."""
 
-    def _prefill(self) -> Tensor:
+    def prefill(self, read: Read[T]) -> T:
         """Fill the cache with the prompts, one row each."""
         room = self.tokens.shape[1] + self.levels
         self.cache = model_cache(self.policy.base.config, partial(ReservedLayer, room))
         self.seen = self.mask
         self.width = 1
-        return self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask), self.cache)[:, -1]
+        return self.policy(self.tokens, self.mask, prompt_positions(self.mask), _last(read), self.rows, self.cache)
 
-    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+    def _extend(self, tokens: Tensor, parents: Tensor | None, read: Read[T]) -> T:
         """Give every slot the row of its parent and add one token."""
         prompts, width = tokens.shape
         if parents is not None or width != self.width:
@@ -139,20 +145,26 @@ class ExpandedBranches(Branches):
         self.width = width
         self.seen = torch.cat([self.seen, self.seen.new_ones(prompts * width, 1)], dim=1)
         positions = self.positions(width).reshape(-1, 1)
-        hidden = self.policy.hidden(tokens.reshape(-1, 1), self.seen, positions, self.cache)
         self.depth += 1
-        return hidden.view(prompts, width, -1)
+        return self.policy(
+            tokens.reshape(-1, 1),
+            self.seen,
+            positions,
+            lambda hidden, head: read(hidden.view(prompts, width, -1), head),
+            self.rows,
+            self.cache,
+        )
 
 
 class NaiveBranches(Branches):
     """Every slot computed anew from its prompt on: no cache, no mask of our own."""
 
-    def _prefill(self) -> Tensor:
+    def prefill(self, read: Read[T]) -> T:
         """The prompts alone."""
         self.grown = self.tokens.new_empty(len(self.tokens), 1, 0)
-        return self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask))[:, -1]
+        return self.policy(self.tokens, self.mask, prompt_positions(self.mask), _last(read), self.rows)
 
-    def _extend(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
+    def _extend(self, tokens: Tensor, parents: Tensor | None, read: Read[T]) -> T:
         """Every slot's prompt with all of its tokens."""
         prompts, width = tokens.shape
         if parents is not None:
@@ -160,7 +172,9 @@ class NaiveBranches(Branches):
         self.grown = torch.cat([self.grown.expand(-1, width, -1), tokens[:, :, None]], dim=2)
         self.depth += 1
         rows, mask, positions = alone(self.tokens, self.mask, self.grown)
-        return self.policy.hidden(rows, mask, positions)[:, -1].view(prompts, width, -1)
+        return self.policy(
+            rows, mask, positions, _last(lambda hidden, head: read(hidden.view(prompts, width, -1), head)), self.rows
+        )
 
 
 class Rows(ABC):
@@ -174,10 +188,12 @@ class Rows(ABC):
         mask: [P, L].
         share: rows per prompt.
         levels: tokens that will be added to each row, at most.
+        rows: of the head, see `Policy.forward`.
     """
 
-    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, share: int, levels: int) -> None:
+    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, share: int, levels: int, rows: str) -> None:
         self.policy = policy
+        self.rows = rows
         self.tokens = tokens
         self.mask = mask
         self.levels = levels
@@ -185,15 +201,16 @@ class Rows(ABC):
         self.depth = 0
 
     @abstractmethod
-    def prefill(self) -> Tensor:
-        """Hidden state [P * share, H] behind the prompt of each row."""
+    def prefill(self, read: Read[T]) -> T:
+        """Read hidden states [P * share, H] behind the prompt of each row."""
 
     @abstractmethod
-    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
-        """Hidden states [n, H] behind one more token [n] per row.
+    def extend(self, tokens: Tensor, read: Read[T], going: Tensor | None = None) -> T:
+        """Read hidden states [n, H] behind one more token [n] per row.
 
         Args:
             tokens: one for each row that goes on.
+            read: see `Policy.forward`.
             going: [rows so far] bool: the rows that go on; None: all.
         """
 
@@ -213,10 +230,10 @@ class ShrinkingRows(Rows):
         """Make a batch of some of its rows [n]."""
 
     @abstractmethod
-    def _feed(self, tokens: Tensor) -> Tensor:
-        """Hidden states [rows of the batch, H] behind one more token for each."""
+    def _feed(self, tokens: Tensor, read: Read[T]) -> T:
+        """Read hidden states [rows of the batch, 1, H] behind one more token for each."""
 
-    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+    def extend(self, tokens: Tensor, read: Read[T], going: Tensor | None = None) -> T:
         """Add one token; when an eighth of the batch has ended, copy the rest into a smaller one."""
         if going is not None:
             self.held = self.held[going]
@@ -224,46 +241,63 @@ class ShrinkingRows(Rows):
                 self.prompts = self.prompts[self.held]
                 self._keep(self.held)
                 self._hold()
-        hidden = self._feed(tokens.new_zeros(len(self.prompts)).index_copy(0, self.held, tokens))
+        held, fed = self.held, tokens.new_zeros(len(self.prompts)).index_copy(0, self.held, tokens)
+        found = self._feed(fed, lambda hidden, head: read(hidden[held, 0], head))
         self.depth += 1
-        return hidden[self.held]
+        return found
 
 
 class CachedRows(ShrinkingRows):
     """A copy of the prompt's keys and values per row."""
 
-    def prefill(self) -> Tensor:
+    def prefill(self, read: Read[T]) -> T:
         """Compute each prompt once and copy what it left in the cache."""
         room = self.tokens.shape[1] + self.levels
         self.cache = model_cache(self.policy.base.config, partial(ReservedLayer, room))
-        hidden = self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask), self.cache)[:, -1]
+        prompts = self.prompts
+        found: T = self.policy(
+            self.tokens,
+            self.mask,
+            prompt_positions(self.mask),
+            lambda hidden, head: read(hidden[prompts, -1], head),
+            self.rows,
+            self.cache,
+        )
         self.cache.batch_select_indices(self.prompts)
         self.seen = self.mask[self.prompts]
         self.lengths = self.seen.sum(1)
         self._hold()
-        return hidden[self.prompts]
+        return found
 
     def _keep(self, rows: Tensor) -> None:
         """Copy the caches of the rows."""
         self.cache.batch_select_indices(rows)
         self.seen, self.lengths = self.seen[rows], self.lengths[rows]
 
-    def _feed(self, tokens: Tensor) -> Tensor:
+    def _feed(self, tokens: Tensor, read: Read[T]) -> T:
         """One token behind all that each row has."""
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=1)
         positions = (self.lengths + self.depth)[:, None]
-        return self.policy.hidden(tokens[:, None], self.seen, positions, self.cache)[:, 0]
+        return self.policy(tokens[:, None], self.seen, positions, read, self.rows, self.cache)
 
 
 class SharingRows(ShrinkingRows):
     """One copy of each prompt's keys and values for all its rows."""
 
-    def prefill(self) -> Tensor:
+    def prefill(self, read: Read[T]) -> T:
         """Compute each prompt once."""
-        self.shared = SharedPrompt(self.policy, self.tokens, self.mask, self.prompts)
+        prompts, found = self.prompts, []
+        self.shared = SharedPrompt(
+            self.policy,
+            self.tokens,
+            self.mask,
+            prompts,
+            lambda hidden, head: found.append(read(hidden[prompts], head)),
+            self.rows,
+        )
         self.cache = tree_cache(self.policy.base.config, self.levels)
         self._hold()
-        return self.shared.hidden[self.prompts]
+        return found[0]
 
     def _keep(self, rows: Tensor) -> None:
         """Copy the rows' own caches; prompts stay where they are."""
@@ -271,32 +305,42 @@ class SharingRows(ShrinkingRows):
         if self.depth:
             self.cache.batch_select_indices(rows)
 
-    def _feed(self, tokens: Tensor) -> Tensor:
+    def _feed(self, tokens: Tensor, read: Read[T]) -> T:
         """One token behind the shared prompt and the row's own tokens."""
         positions = (self.shared.lengths[self.prompts] + self.depth)[:, None]
         with self.shared.attended():
-            return self.policy.hidden(tokens[:, None], None, positions, self.cache, shared=self.shared)[:, 0]
+            return self.policy(tokens[:, None], None, positions, read, self.rows, self.cache, shared=self.shared)
 
 
 class PlainRows(Rows):
     """Every row computed anew from its prompt on: no cache."""
 
-    def prefill(self) -> Tensor:
+    def prefill(self, read: Read[T]) -> T:
         """The prompts alone."""
         self.grown = self.tokens.new_empty(len(self.prompts), 0)
-        hidden = self.policy.hidden(self.tokens, self.mask, prompt_positions(self.mask))[:, -1]
-        return hidden[self.prompts]
+        return self.policy(
+            self.tokens,
+            self.mask,
+            prompt_positions(self.mask),
+            lambda hidden, head: read(hidden[self.prompts, -1], head),
+            self.rows,
+        )
 
-    def extend(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+    def extend(self, tokens: Tensor, read: Read[T], going: Tensor | None = None) -> T:
         """The rows that go on with all of their tokens."""
         if going is not None:
             self.grown, self.prompts = self.grown[going], self.prompts[going]
         self.grown = torch.cat([self.grown, tokens[:, None]], dim=1)
         rows, mask, positions = alone(self.tokens[self.prompts], self.mask[self.prompts], self.grown[:, None])
-        return self.policy.hidden(rows, mask, positions)[:, -1]
+        return self.policy(rows, mask, positions, _last(read), self.rows)
 
 
-def grow_rows(policy: Policy, tokens: Tensor, mask: Tensor, share: int, depth: int) -> Rows:
+def _last(read: Read[T]) -> Read[T]:
+    """Read the last hidden state of each row alone."""
+    return lambda hidden, head: read(hidden[:, -1], head)
+
+
+def grow_rows(policy: Policy, tokens: Tensor, mask: Tensor, share: int, depth: int, rows: str = "legal") -> Rows:
     """Rows for `share` completions per prompt that feed up to `depth` tokens each and end at different lengths.
 
     Args:
@@ -305,13 +349,14 @@ def grow_rows(policy: Policy, tokens: Tensor, mask: Tensor, share: int, depth: i
         mask: [P, L].
         share: completions per prompt.
         depth: tokens per completion that go through the model, at most.
+        rows: of the head, see `Policy.forward`.
     """
     tokens, mask = left_padded(tokens, mask)
     shape = Shape(tokens.shape[0], share, tokens.shape[1], depth)
     if choose(policy, shape, decode=True, ways=("expand", "naive")) == "naive":
-        return PlainRows(policy, tokens, mask, share, depth)
+        return PlainRows(policy, tokens, mask, share, depth, rows)
     sharing = can_share(policy, shape.context + depth)
-    return (SharingRows if sharing else CachedRows)(policy, tokens, mask, share, depth)
+    return (SharingRows if sharing else CachedRows)(policy, tokens, mask, share, depth, rows)
 
 
 def alone(tokens: Tensor, mask: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -332,7 +377,7 @@ def alone(tokens: Tensor, mask: Tensor, completions: Tensor) -> tuple[Tensor, Te
     return rows, real, prompt_positions(real)
 
 
-def grow(policy: Policy, tokens: Tensor, mask: Tensor, width: int, depth: int) -> Branches:
+def grow(policy: Policy, tokens: Tensor, mask: Tensor, width: int, depth: int, rows: str = "legal") -> Branches:
     """Branches for `width` completions per prompt that feed `depth` tokens each, in the cheapest way.
 
     Args:
@@ -341,8 +386,58 @@ def grow(policy: Policy, tokens: Tensor, mask: Tensor, width: int, depth: int) -
         mask: [P, L].
         width: completions per prompt.
         depth: tokens per completion that go through the model.
+        rows: of the head, see `Policy.forward`.
     """
     tokens, mask = left_padded(tokens, mask)
     shape = Shape(tokens.shape[0], width, tokens.shape[1], depth)
     kinds: dict[str, type[Branches]] = {"tree": TreeBranches, "expand": ExpandedBranches, "naive": NaiveBranches}
-    return kinds[choose(policy, shape, decode=True)](policy, tokens, mask, width, depth)
+    return kinds[choose(policy, shape, decode=True)](policy, tokens, mask, width, depth, rows)
+
+
+class Growing:
+    """Rows [n] that grow behind prompts, each of them wanted or not, in whatever way is cheapest.
+
+    Args:
+        policy: the model.
+        tokens: prompts [P, L], padded on any side.
+        mask: [P, L].
+        width: rows per prompt.
+        length: tokens per row at most; the last one does not go through the model.
+        in_step: whether all rows end together.
+        head: rows of the head, see `Policy.forward`.
+    """
+
+    def __init__(
+        self, policy: Policy, tokens: Tensor, mask: Tensor, width: int, length: int, in_step: bool, head: str
+    ) -> None:
+        self.shape = len(tokens), width
+        self.branches = grow(policy, tokens, mask, width, length - 1, head) if in_step else None
+        self.rows = None if in_step else grow_rows(policy, tokens, mask, width, length, head)
+        self.live = torch.arange(len(tokens) * width, device=tokens.device)
+
+    def begin(self, read: Read[T]) -> T:
+        """Read hidden states [n, H] behind the prompt of each row."""
+        if self.branches is not None:
+            width, count = self.shape[1], len(self.live)
+            return self.branches.prefill(
+                lambda hidden, head: read(hidden[:, None].expand(-1, width, -1).reshape(count, -1), head)
+            )
+        assert self.rows is not None
+        return self.rows.prefill(read)
+
+    def extend(self, tokens: Tensor, needed: Tensor | None, read: Read[T]) -> T:
+        """Read hidden states [n, H] behind one more token [n]; zero where they are not `needed` [n], now or later."""
+        count = len(tokens)
+        if self.branches is not None:
+            live = None if needed is None else needed.view(self.shape)
+            return self.branches.extend(
+                tokens.view(self.shape), lambda hidden, head: read(hidden.reshape(count, -1), head), live=live
+            )
+        assert self.rows is not None
+        kept = torch.ones_like(self.live, dtype=torch.bool) if needed is None else needed[self.live]
+        live = self.live = self.live[kept]
+
+        def placed(hidden: Tensor, head: Head) -> T:
+            return read(hidden.new_zeros(count, hidden.shape[-1]).index_copy(0, live, hidden), head)
+
+        return self.rows.extend(tokens[live], placed, kept)

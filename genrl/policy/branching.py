@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from genrl.errors import ConfigError, UnsupportedError
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, states
 from genrl.policy.tree import branch_mask, prompt_positions
 
 WAYS = ("tree", "expand", "naive")
@@ -142,19 +142,20 @@ def _probe(policy: Policy) -> dict[str, str]:
     positions = prompt_positions(seen)
 
     def naive() -> Tensor:
-        return policy.hidden(torch.cat([prompt.expand(2, -1), branches], dim=1), seen, positions)[:, length:]
+        return policy(torch.cat([prompt.expand(2, -1), branches], dim=1), seen, positions, states)[:, length:]
 
     def tree() -> Tensor:
         place = torch.arange(depth, device=policy.device).repeat(2)[None]
         branch = torch.arange(2, device=policy.device).repeat_interleave(depth)[None]
         mask = branch_mask(seen[:1, :length], branch, place)
-        return policy.hidden(tokens, mask, torch.cat([positions[:1, :length], length + place], dim=1))[0, length:]
+        places = torch.cat([positions[:1, :length], length + place], dim=1)
+        return policy(tokens, mask, places, states)[0, length:]
 
     def expand() -> Tensor:
         cache = DynamicCache(config=policy.base.config.get_text_config())
-        policy.hidden(prompt, seen[:1, :length], positions[:1, :length], cache)
+        policy(prompt, seen[:1, :length], positions[:1, :length], states, cache=cache)
         cache.batch_repeat_interleave(2)
-        return policy.hidden(branches, seen, positions[:, length:], cache)
+        return policy(branches, seen, positions[:, length:], states, cache=cache)
 
     modes = {module: module.training for module in policy.modules()}
     policy.eval()

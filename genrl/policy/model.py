@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +40,45 @@ class Head:
     weight: Tensor
     """[n, H]."""
     bias: Tensor | None
+    trained: tuple[int, Tensor] | None = None
+    """A row, and the weights [m, H] that peft's `trainable_token_indices` has there and behind instead."""
 
     def logits(self, hidden: Tensor, first: int, size: int) -> Tensor:
         """Float32 logits of the vocabulary rows first .. first + size for hidden [..., H]."""
+        parts = [
+            nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+            for weight, bias in self.cut(first, size)._parts()
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).float()
+
+    def cut(self, first: int, size: int) -> Head:
+        """The rows first .. first + size alone."""
+        if (first, size) == (self.first, len(self.weight)):
+            return self
         rows = slice(first - self.first, first - self.first + size)
-        bias = None if self.bias is None else self.bias[rows].to(hidden.dtype)
-        return nn.functional.linear(hidden, self.weight[rows].to(hidden.dtype), bias).float()
+        return Head(first, self.weight[rows], None if self.bias is None else self.bias[rows], self.trained)
+
+    def _parts(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weights and biases of the rows in their order, those that are trained in their place."""
+        if self.trained is None:
+            return [(self.weight, self.bias)]
+        start, trained = self.trained
+        size = len(self.weight)
+        low, high = (min(max(0, row - self.first), size) for row in (start, start + len(trained)))
+        own = trained[self.first + low - start : self.first + high - start].to(self.weight.dtype)
+        sizes = low, high - low, size - high
+        biases = (None,) * 3 if self.bias is None else self.bias.split(sizes)
+        parts = zip((self.weight[:low], own, self.weight[high:]), biases, strict=True)
+        return [(weight, bias) for weight, bias in parts if len(weight)]
+
+
+Read = Callable[[Tensor, Head], T]
+"""Hidden states and rows of the head -> anything, inside a forward pass."""
+
+
+def states(hidden: Tensor, head: Head) -> Tensor:
+    """Reads hidden states alone."""
+    return hidden
 
 
 class Policy(nn.Module):
@@ -87,7 +119,9 @@ class Policy(nn.Module):
                     f"model {type(base).__name__} transforms its logits ({name}); genrl reads single rows of the head "
                     f"and would leave that out. Use a model without it (Qwen2, Qwen3, Llama ...)."
                 )
-        self._reference: dict[str, Tensor] = {}
+        first, stop = min(first_ids), max(start + codes for start, codes in zip(first_ids, sizes, strict=True))
+        self.sid_rows = first, stop - first
+        """Rows of the head that are SID tokens: the first, and how many."""
         self.branching = "auto"
         """How completions share their prompt: `auto` or one of `genrl.policy.branching.WAYS`."""
         self.refused_ways: dict[torch.device, dict[str, str]] = {}
@@ -193,43 +227,35 @@ class Policy(nn.Module):
         tokens: Tensor,
         mask: Tensor | None,
         positions: Tensor,
-        read: Callable[[Tensor, Head], T],
+        read: Read[T],
         rows: str = "legal",
         cache: Cache | None = None,
         **options: Any,  # noqa: ANN401 (the attention function knows them)
     ) -> T:
-        """What `read` makes of hidden states [P, Q, H] and rows of the output head: the one door to the weights.
+        """What `read` makes of last hidden states [P, Q, H] and rows of the output head: the one door to the weights.
 
         Args:
-            tokens: [P, Q].
-            mask: see `hidden`.
-            positions: [P, Q].
-            read: hidden states and head -> anything, for example log-probabilities at some places. It runs inside the
-                forward pass, where the weights are whole also if a strategy shards them.
-            rows: of the head: those of the SID tokens, or all for `vocab`.
-            cache: of the tokens before; extended.
-            options: passed on to the attention of every layer; only with a cache.
-        """
-        return read(self.hidden(tokens, mask, positions, cache, **options), self.head_for(rows))
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None,
-        positions: Tensor,
-        cache: Cache | None = None,
-        **options: Any,  # noqa: ANN401 (the attention function knows them)
-    ) -> Tensor:
-        """Last hidden states [P, Q, H] of `tokens` [P, Q]; extends `cache`.
-
-        Args:
-            tokens: [P, Q].
+            tokens: [P, Q]; with Q = 0 only the head is read.
             mask: [P, 1, Q, cached + Q] who sees whom; or [P, cached + Q] what is no padding, for the model's own mask;
                 or None for causal attention to everything, which has the fastest kernels.
             positions: [P, Q].
-            cache: of the tokens before.
+            read: hidden states and head -> anything, for example log-probabilities at some places. It runs inside the
+                forward pass, where the weights are whole also if a strategy shards them.
+            rows: of the head: those of the SID tokens for `legal`, or all for `vocab`.
+            cache: of the tokens before; extended.
             options: passed on to the attention of every layer; only with a cache.
         """
+        return read(self._hidden(tokens, mask, positions, cache, options), self._head(rows))
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def _hidden(
+        self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache | None, options: dict[str, Any]
+    ) -> Tensor:
+        if tokens.shape[1] == 0:
+            table = self.base.get_input_embeddings().weight
+            return table.new_zeros(*tokens.shape, self.base.config.get_text_config().hidden_size)
         if mask is not None and mask.dim() == 4:  # one addition for all layers instead of a conversion in each
             dtype = self.base.get_input_embeddings().weight.dtype
             mask = torch.zeros((), dtype=dtype, device=mask.device).where(mask, float("-inf"))
@@ -248,25 +274,16 @@ class Policy(nn.Module):
         output = self.decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits of the whole vocabulary for hidden [..., H]."""
-        head = self.head_for("vocab")
-        return head.logits(hidden, 0, len(head.weight))
-
-    def head_for(self, normalize: str) -> Head:
-        """The rows of the output head that log-probabilities need: those of the SID tokens, or all for `vocab`."""
-        if normalize == "vocab":
-            return self.head(0, self.base.get_output_embeddings().weight.shape[0])
-        first = min(self.first_ids)
-        stop = max(start + codes for start, codes in zip(self.first_ids, self.sizes, strict=True))
-        return self.head(first, stop - first)
-
-    def head(self, first: int, size: int) -> Head:
-        """The rows first .. first + size of the output head."""
+    def _head(self, rows: str) -> Head:
         head = self.base.get_output_embeddings()
-        rows = slice(first, first + size)
-        bias = getattr(head, "bias", None)
-        return Head(first, _trained_rows(head, rows), None if bias is None else bias[rows])
+        deltas = getattr(getattr(head, "token_adapter", None), "trainable_tokens_delta", None)
+        trained = None
+        if deltas is not None:
+            name = head.token_adapter.active_adapters[0]
+            trained = head.token_adapter.token_indices[name][0], deltas[name]
+        weight = head.weight if deltas is None else head.token_adapter.base_layer.weight
+        whole = Head(0, weight, getattr(head, "bias", None), trained)
+        return whole if rows == "vocab" else whole.cut(*self.sid_rows)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""
@@ -311,47 +328,3 @@ class Policy(nn.Module):
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(value)
-
-    def keep_reference(self) -> None:
-        """Remember the present trained weights as the reference policy.
-
-        Only what training changes is copied: the adapters under LoRA, all weights under full fine-tuning.
-        """
-        self._reference = {name: value.detach().clone() for name, value in self.trainable().items()}
-
-    def reference_state(self) -> dict[str, Tensor]:
-        """The reference weights, empty if there are none."""
-        return self._reference
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Be the reference policy inside the block; for forward passes without gradient."""
-        if not self._reference:
-            raise UnsupportedError("no reference policy was kept; call keep_reference() before training starts.")
-        own = self.trainable()
-        with torch.no_grad():
-            torch.clear_autocast_cache()  # which would go on with casts of the other weights
-            swapped = {name: own[name].data for name in own}
-            for name, value in own.items():
-                self._reference[name] = self._reference[name].to(value.device)
-                value.data = self._reference[name]
-            try:
-                yield
-            finally:
-                for name, value in own.items():
-                    value.data = swapped[name]
-                torch.clear_autocast_cache()
-
-
-def _trained_rows(head: Any, rows: slice) -> Tensor:  # noqa: ANN401
-    """Rows of an output head's weight, with those that peft's `trainable_token_indices` trains put in their place."""
-    deltas = getattr(getattr(head, "token_adapter", None), "trainable_tokens_delta", None)
-    if deltas is None:
-        return head.weight[rows]
-    adapter = head.token_adapter
-    name = adapter.active_adapters[0]
-    weight = adapter.base_layer.weight[rows]
-    start = rows.start or 0
-    trained = torch.as_tensor(adapter.token_indices[name], device=weight.device)
-    inside = (trained >= start) & (trained < start + weight.shape[0])
-    return weight.index_copy(0, trained[inside] - start, deltas[name][inside].to(weight.dtype))

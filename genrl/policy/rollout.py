@@ -1,8 +1,8 @@
-"""From prompts to a Completions by any of the rollout methods, with noise that depends on the prompt alone."""
+"""From requests to completions by any of the rollout methods, with noise that depends on the request alone."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from torch import Tensor
 from genrl.batches import Completions, Requests
 from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
-from genrl.layouts.base import Layout, ThinkingLayout
-from genrl.policy.decode import Drawn, beam, sample
+from genrl.layouts.base import Layout
+from genrl.policy.distribution import Sampling
 from genrl.policy.model import Policy
-from genrl.policy.writing import sample_thinking
+from genrl.policy.search import search
+from genrl.policy.write import targets_as_completions, write
 
 
 def check_method(config: RolloutConfig, *, thinking: bool) -> None:
@@ -35,7 +36,7 @@ def check_rollout(config: RolloutConfig, layout: Layout) -> None:
     Raises:
         ConfigError: naming both numbers.
     """
-    check_method(config, thinking=layout.thinking)
+    check_method(config, thinking=layout.writes_text)
     if config.method != "sample" and config.group_size > layout.completions:
         raise ConfigError(
             f"rollout.method={config.method} draws group_size={config.group_size} distinct items, but the catalogue "
@@ -43,10 +44,15 @@ def check_rollout(config: RolloutConfig, layout: Layout) -> None:
         )
 
 
+def sampling_of(config: RolloutConfig) -> Sampling:
+    """How a rollout draws its tokens, which is how they are scored."""
+    return Sampling(config.temperature, config.thinking_temperature, config.normalize)
+
+
 def rollout(
     policy: Policy,
     layout: Layout,
-    prompts: Requests,
+    requests: Requests,
     config: RolloutConfig,
     *,
     generator: torch.Generator,
@@ -54,80 +60,37 @@ def rollout(
     total: int,
     categories: Tensor,
 ) -> Completions:
-    """Draw `group_size` completions for each prompt.
+    """Draw `group_size` completions for each request.
 
     Args:
         policy: the sampling policy, in eval mode.
         layout: grammar of the completions.
-        prompts: this rank's prompts.
+        requests: this rank's requests.
         config: method, group size, temperature, normalisation.
         generator: CPU generator; draws the noise of the whole rollout on every rank, so completions do not depend on
             how many ranks share it.
-        rows: this rank's part of the rollout's prompts.
-        total: prompts of the rollout over all ranks.
+        rows: this rank's part of the rollout's requests.
+        total: requests of the rollout over all ranks.
         categories: [I] category of each catalogue row.
     """
-    device = prompts.tokens.device
-    shared: dict[str, Any] = {"temperature": config.temperature, "normalize": config.normalize}
+    device, group, sampling = requests.tokens.device, config.group_size, sampling_of(config)
     if config.method == "sample":
-        noise = torch.rand(total, config.group_size, layout.length, generator=generator)[rows].to(device)
-        if isinstance(layout, ThinkingLayout):
-            shared["thinking_temperature"] = config.thinking_temperature
-            drawn = sample_thinking(policy, layout, prompts.tokens, prompts.mask, noise, **shared)
-        else:
-            drawn = sample(policy, layout, prompts.tokens, prompts.mask, noise, **shared)
-    else:
-        gumbels = None
-        if config.method == "gumbel":
-            noise = torch.rand(total, layout.length, config.group_size, layout.widest, generator=generator)[rows]
-            gumbels = -(-noise.clamp(min=1e-20).log()).log().to(device)
-        drawn = beam(policy, layout, prompts.tokens, prompts.mask, config.group_size, gumbels=gumbels, **shared)
-    return to_rollout(drawn, layout, prompts, config.normalize, categories)
+        noise = torch.rand(total, group, layout.length, generator=generator)[rows].to(device)
+        return categorised(write(policy, layout, requests, group, sampling, noise), categories)
+    gumbels = None
+    if config.method == "gumbel":
+        noise = torch.rand(total, layout.length, group, layout.widest, generator=generator)[rows]
+        gumbels = -(-noise.clamp(min=1e-20).log()).log().to(device)
+    _, drawn = search(policy, layout, requests, group, sampling, gumbels=gumbels)
+    return categorised(drawn, categories)
 
 
-def to_rollout(drawn: Drawn, layout: Layout, prompts: Requests, normalize: str, categories: Tensor) -> Completions:
-    """Completions with all that credit and scoring need: steps, choices, items, categories."""
-    group = drawn.tokens.shape[1]
-    tokens, support = drawn.tokens.flatten(0, 1), drawn.support.flatten(0, 1)
-    decoded = layout.decode(tokens)
-    choices = drawn.choices.flatten(0, 1)
-    # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen
-    mask = choices > (1 if normalize == "legal" else 0)
-    return Completions(
-        tokens=tokens,
-        chosen=mask,
-        step_ids=layout.step_ids(support).contiguous(),
-        item_ids=layout.item_mask(support).long() - 1,
-        support=support,
-        codes=decoded.codes,
-        items=decoded.items,
-        logps=drawn.logps.flatten(0, 1).masked_fill(~mask, 0.0),
-        group_size=group,
-        num_steps=layout.num_steps,
-        entropy=drawn.entropy.flatten(0, 1).masked_fill(~mask, 0.0),
-        categories=torch.where(decoded.items < 0, -1, categories[decoded.items.clamp(min=0)]),
-        closed=layout.closed(tokens, support) if isinstance(layout, ThinkingLayout) else None,
-    )
+def target_rollout(layout: Layout, requests: Requests, categories: Tensor) -> Completions:
+    """The targets themselves as completions, one per request: what plain cross-entropy trains on."""
+    return categorised(targets_as_completions(layout, requests), categories)
 
 
-def target_rollout(layout: Layout, prompts: Requests, categories: Tensor) -> Completions:
-    """The targets themselves as completions, one per prompt: what plain cross-entropy trains on."""
-    tokens = layout.render(prompts.wanted.items[:, 0])
-    states = layout.start(len(prompts))
-    support, choices = [], []
-    for position in range(layout.length):
-        support.append(states)
-        choices.append(layout.legal(position, states).mask.sum(1))
-        states = layout.advance(position, states, tokens[:, position])
-    zeros = torch.zeros_like(tokens, dtype=torch.float32)
-    drawn = Drawn(
-        tokens=tokens[:, None],
-        support=torch.stack(support, dim=1)[:, None],
-        logps=zeros[:, None],
-        entropy=zeros[:, None],
-        choices=torch.stack(choices, dim=1)[:, None],
-        leaves=states[:, None],
-        scores=zeros.sum(1)[:, None],
-        bound=zeros.sum(1),
-    )
-    return to_rollout(drawn, layout, prompts, "legal", categories)
+def categorised(completions: Completions, categories: Tensor) -> Completions:
+    """Completions with the category [I] of each of their items."""
+    known = categories[completions.items.clamp(min=0)]
+    return replace(completions, categories=torch.where(completions.items < 0, -1, known))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from genrl.policy.cache import tree_cache
-from genrl.policy.model import Policy
+from genrl.policy.model import Head, Policy, Read, states
 from genrl.policy.tree import right_padded
 
 NAME = "genrl_shared_prompt"
@@ -27,21 +27,34 @@ class SharedPrompt:
         tokens: prompts [P, L], padded on any side.
         mask: [P, L].
         owners: prompts [n] of the rows, ascending.
+        read: gets the hidden states [P, H] behind the prompts, inside the pass.
+        head: rows of the head for it, see `Policy.forward`.
     """
 
-    def __init__(self, policy: Policy, tokens: Tensor, mask: Tensor, owners: Tensor) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        tokens: Tensor,
+        mask: Tensor,
+        owners: Tensor,
+        read: Read[object] = states,
+        head: str = "legal",
+    ) -> None:
         self.policy = policy
         tokens, mask = right_padded(tokens, mask)
         prompts, length = tokens.shape
         cache = tree_cache(policy.base.config, length)
         positions = torch.arange(length, device=tokens.device).expand(prompts, -1)
-        hidden = policy.hidden(tokens, None, positions, cache)
         self.lengths = mask.sum(1)
-        self.hidden = hidden.gather(1, (self.lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
-        """[P, H] behind the prompts."""
+
+        def last(hidden: Tensor, head: Head) -> torch.dtype:
+            read(hidden.gather(1, (self.lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0], head)
+            return hidden.dtype
+
+        dtype = policy(tokens, None, positions, last, head, cache)
         self.layers = [_stored(layer.keys, layer.values) for layer in cache.layers]
         """Keys [P, heads, width, L] and values [P, heads, L, width] of each layer."""
-        self.bias = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, float("-inf"))[:, None, None]
+        self.bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))[:, None, None]
         """[P, 1, 1, L]: 0 at tokens, -inf at padding."""
         self.serve(owners)
 
@@ -136,11 +149,11 @@ def _probe(policy: Policy) -> bool:
     policy.eval()
     try:
         with torch.autocast(device.type, enabled=False):
-            wanted = policy.hidden(torch.cat([prompt.expand(2, -1), own], dim=1), seen, positions)[:, -1:]
+            wanted = policy(torch.cat([prompt.expand(2, -1), own], dim=1), seen, positions, states)[:, -1:]
             shared = SharedPrompt(policy, prompt, seen[:1, :3], torch.zeros(2, dtype=torch.int64, device=device))
             with shared.attended():
                 cache = tree_cache(policy.base.config, 1)
-                found = policy.hidden(own, None, positions[:, 3:], cache, shared=shared)
+                found = policy(own, None, positions[:, 3:], states, cache=cache, shared=shared)
     except Exception:  # whatever a foreign architecture answers to attention that it does not know
         return False
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrl.batches import Batch
+from genrl.batches import Batch, State, concatenate, widened
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.errors import DataError
-from genrl.layouts.base import ThinkingLayout
+from genrl.layouts.base import Layout
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 
@@ -44,10 +45,10 @@ class PackedBatch(Batch):
     """[m, 2] int64: row and column of each target word, to be told from the whole vocabulary."""
     places: Tensor
     """[c, 2] int64: row and column of each target token that a layout lets the policy choose."""
-    support: Tensor
-    """[c] int64: states of the layout before these tokens."""
     share: Tensor
     """[] float: target tokens of the whole step over all ranks; divides the loss."""
+    states: State | None = None
+    """Of [c]: where the layout stands before the chosen tokens; None: there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Segment:
     items: np.ndarray
     text_starts: np.ndarray = field(default_factory=lambda: NOTHING)
     chosen: np.ndarray = field(default_factory=lambda: NOTHING)
-    support: np.ndarray = field(default_factory=lambda: NOTHING)
+    states: State | None = None
 
 
 class SegmentPlanner(Planner[PackedBatch]):
@@ -236,7 +237,7 @@ class TraceBatches(SegmentPlanner):
         self,
         traces: Sequence[Trace],
         maker: PromptMaker,
-        layout: ThinkingLayout,
+        layout: Layout,
         tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
         config: ActivateConfig,
     ) -> None:
@@ -251,8 +252,9 @@ class TraceBatches(SegmentPlanner):
         ids = iter(known(tokenizer, [text.strip() for parts in blocks for text in parts]))
         self.blocks = [[next(ids) for _ in parts] for parts in blocks]
         self.items = maker.dataset.sequences.items[self.where]
-        self.tokens, self.support = layout.compose(self.items, self.blocks)
-        self.chosen = layout.sites(self.support) != layout.fixed
+        self.tokens = layout.compose(self.items[:, None], self.blocks)
+        self.states = layout.replay(self.tokens)
+        self.chosen = self._kind(self.states, "item", "word")
         self.steps_per_epoch = -(-len(traces) // config.examples_per_step)
         super().__init__(maker.template, maker.longest + self.tokens.shape[1], config.pack_length)
 
@@ -269,30 +271,35 @@ class TraceBatches(SegmentPlanner):
         rows, thinking = planned
         prompts = self.maker.at(self.where[rows])
         segments = []
-        completions = zip(*self._completions(rows, thinking), strict=True)
-        for prompt, shown, (tokens, support, chosen) in zip(prompts.tokens, prompts.mask, completions, strict=True):
-            places = chosen.nonzero()[:, 0]
-            text = torch.cat([prompt[shown], tokens[: int(places[-1]) + 1]])
+        tokens, states, chosen = self._completions(rows, thinking)
+        for row, (prompt, shown) in enumerate(zip(prompts.tokens, prompts.mask, strict=True)):
+            places = chosen[row].nonzero()[:, 0]
+            text = torch.cat([prompt[shown], tokens[row, : int(places[-1]) + 1]])
             marks = places + shown.sum()
-            segments.append(Segment(text.numpy(), NOTHING, NOTHING, NOTHING, marks.numpy(), support[places].numpy()))
+            own = states.each(lambda value, at=(row, places): value[at])  # type: ignore[misc]
+            segments.append(Segment(text.numpy(), NOTHING, NOTHING, NOTHING, marks.numpy(), own))
         return segments
 
-    def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
         """Traces `rows` [n] with the thinking of traces `thinking` [n]; of foreign thinking only the SID is learned.
 
         Returns:
             tokens, states before them and what is learned, each [n, T].
         """
-        tokens, support, chosen = self.tokens[rows], self.support[rows], self.chosen[rows].clone()
+        tokens, states, chosen = self.tokens[rows], self.states.rows(rows), self.chosen[rows].clone()
         foreign = (rows != thinking).nonzero()[:, 0]
         if foreign.numel():
             blocks = [self.blocks[row] for row in thinking[foreign].tolist()]
-            other, states = self.layout.compose(self.items[rows[foreign]], blocks)
-            width = other.shape[1]
-            tokens[foreign, :width], support[foreign, :width] = other, states
-            chosen[foreign] = False
-            chosen[foreign, :width] = self.layout.item_mask(states)
-        return tokens, support, chosen
+            other = widened(self.layout.compose(self.items[rows[foreign]][:, None], blocks), tokens.shape[1])
+            there = self.layout.replay(other)
+            tokens[foreign], chosen[foreign] = other, self._kind(there, "item")
+            states = states.put(foreign, there)
+        return tokens, states, chosen
+
+    def _kind(self, states: State, *kinds: str) -> Tensor:
+        """Places [n, T] where a token of these kinds comes next."""
+        wanted = torch.tensor([kind in kinds for kind in self.layout.kinds])
+        return (states.site >= 0) & wanted[states.site.clamp(min=0)]
 
 
 class SequenceBatches(Planner[SequenceBatch]):
@@ -398,6 +405,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
     def values(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([NOTHING, *(getattr(segment, name) for _, _, segment in packed)]))
 
+    states = [segment.states for _, _, segment in packed if segment.states is not None]
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
@@ -406,8 +414,8 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         items=values("items"),
         text_places=places("text_starts"),
         places=places("chosen"),
-        support=values("support"),
         share=torch.tensor(float(share)),
+        states=reduce(concatenate, states) if states else None,
     )
 
 

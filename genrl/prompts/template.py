@@ -70,7 +70,7 @@ class PromptMaker:
         return self.template.longest(self.max_history)
 
     def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
+        """`PromptTemplate.render`."""
         return self.template.render(histories)
 
     def at(self, positions: Tensor) -> Requests:

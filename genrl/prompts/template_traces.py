@@ -17,7 +17,7 @@ from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError
 from genrl.progress import progress_bar
 from genrl.prompts.traces import RUN, Trace, function_words, words_of, written_words
-from genrl.sid.table import SidTable
+from genrl.sid.table import SidTable, places_within
 
 COUNT, LATEST = 3, 2
 """Words of "3 of 8" and of "last Polish"."""
@@ -113,27 +113,16 @@ class _Item:
 
 
 class Template:
-    """Writes blocks about items; the clusters of every level and what may be said of each item are found once.
-
-    Args:
-        catalog: the items.
-        table: the SIDs of the items.
-        words: words of a block, at most.
-
-    Raises:
-        ConfigError: if `words` is below 4, which leaves no room for what a code stands for.
-    """
+    """Writes blocks about items; the clusters of every level and what may be said of each item are found once."""
 
     def __init__(self, catalog: Catalog, table: SidTable, words: int) -> None:
         if words <= COUNT:
             raise ConfigError(f"a template trace needs at least {COUNT + 1} words per block, not {words}.")
         self.catalog = catalog
-        self.words = words
         self.shows_latest = words >= ENOUGH + COUNT + LATEST
         evidence = COUNT + LATEST * self.shows_latest
-        self.room = words - evidence
         self.kin_room = evidence - 2
-        self.levels = _levels(self.catalog, table.codes, self.room)
+        self.levels = _levels(self.catalog, table.codes, words - evidence)
         self._items: dict[int, _Item] = {}
 
     def blocks(self, targets: Tensor, histories: Tensor) -> list[tuple[str, ...]]:
@@ -155,12 +144,8 @@ class Template:
     def _blocks(self, item: _Item, total: int, kin: int, shared: Sequence[int], latest: Sequence[int]) -> Iterator[str]:
         """The K blocks of a target.
 
-        Args:
-            item: the target.
-            total: items in the history.
-            kin: those of `item.category`.
-            shared: those in the target's cluster, per level.
-            latest: the latest of these, per level.
+        Of `total` items in the history `kin` are of `item.category` and `shared` in the target's cluster, per level;
+        `latest` are the latest of these.
         """
         for level, (what, count, row) in enumerate(zip(item.what, shared, latest, strict=True)):
             if not what:
@@ -295,17 +280,12 @@ def _one_hot(numbers: Tensor, size: int) -> csr_matrix:
 
 
 def _telling_features(features: csr_matrix, groups: Tensor, above: Tensor, parents: Tensor) -> Iterator[Array]:
-    """Features that stand for each cluster, the most telling first.
+    """Features [I, F] (zeros and ones) that stand for each cluster, the most telling first.
 
     They are more frequent in the cluster than in the one above, more than `SHARE` of its items have them, and so have
     two items of the cluster above. How telling they are is their part in the divergence of the two,
-    share * log(share / share above); equal ones come in the order of columns.
-
-    Args:
-        features: [I, F] zeros and ones.
-        groups: [I] cluster of each item.
-        above: [I] cluster of each item on the level above.
-        parents: [G] cluster above each cluster.
+    share * log(share / share above); equal ones come in the order of columns. An item is in `groups` [I], on the level
+    above in `above` [I]; `parents` [G] are the clusters above each cluster.
     """
     sizes, sizes_above = np.bincount(groups), np.bincount(above)
     counts = _one_hot(groups, len(sizes)).T.tocsr() @ features
@@ -330,12 +310,8 @@ def _telling_features(features: csr_matrix, groups: Tensor, above: Tensor, paren
 def _ranks(groups: Tensor, parents: Tensor, counts: Tensor) -> list[str]:
     """How popular each cluster is among those with the same parent, by training interactions."""
     totals = torch.zeros(len(parents), dtype=torch.int64).index_add_(0, groups, counts)
-    order = torch.argsort(totals, descending=True, stable=True)
-    order = order[torch.argsort(parents[order], stable=True)]
-    ordered = parents[order]
-    places = torch.arange(len(parents)) - torch.searchsorted(ordered, ordered)
-    siblings = torch.bincount(parents)[ordered]
-    names = [""] * len(parents)
-    for group, place, many in zip(order.tolist(), places.tolist(), siblings.tolist(), strict=True):
-        names[group] = ONLY if many == 1 else RANKS[1 + place * 3 // many if place else 0]
-    return names
+    places, siblings = places_within(parents, totals).tolist(), torch.bincount(parents)[parents].tolist()
+    return [
+        ONLY if many == 1 else RANKS[1 + place * 3 // many if place else 0]
+        for place, many in zip(places, siblings, strict=True)
+    ]

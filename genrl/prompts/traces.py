@@ -125,11 +125,6 @@ def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
     name the latest training position of that user with that item. Other keys are ignored; line breaks inside a block
     become spaces.
 
-    Args:
-        path: of the file.
-        dataset: whose users, items and roles count.
-        levels: levels of the SID table, K.
-
     Raises:
         DataError: if the file is missing or empty; with the line, if a line cannot be used.
     """
@@ -150,14 +145,7 @@ def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
 def leaks(
     traces: Sequence[Trace], dataset: Dataset, table: SidTable, sid_token: Callable[[int, int], str]
 ) -> LeakReport:
-    """Find the traces that name their target; see `LeakCheck` for what counts.
-
-    Args:
-        traces: to check.
-        dataset: whose items the targets are.
-        table: the SIDs of the items.
-        sid_token: text of the SID token of (level, code).
-    """
+    """Find the traces that name their target; see `LeakCheck` for what counts."""
     check = LeakCheck(dataset, table, sid_token)
     found: dict[str, list[int]] = {kind: [] for kind in KINDS}
     unchecked = 0

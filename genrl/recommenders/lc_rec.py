@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrl.batches import Ranking
+from genrl.batches import Ranking, Requests
 from genrl.errors import ConfigError
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.policy.decode import beam
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
+from genrl.policy.search import search
 from genrl.prompts.packing import Segment, SequenceBatch, text_segments
 from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
@@ -79,7 +80,7 @@ class LCRec(TrainedBaseline):
         saved = problem.tokenizer if problem.model.name == "tiny" else None
         self.policy = load_policy(problem.model, table.codebook_sizes, catalog.texts, saved=saved)
         trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
-        self.layout = SidLayout(SidLayoutConfig(), trie=trie, first_ids=self.policy.first_ids, codes=table.codes)
+        self.layout = SidLayout(SidLayoutConfig(), catalogue=Items(trie, self.policy.first_ids, table.codes))
         pad = self.policy.tokenizer.pad_token_id
         self.prompts = PromptTemplate(
             start_id=self.policy.start_id,
@@ -112,12 +113,12 @@ class LCRec(TrainedBaseline):
     @torch.no_grad()
     def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
-        device, whole = self.policy.device, self._layout()
+        layout = self._layout()
         tokens, mask = self.prompts.render(histories[:, -self.config.max_length :].cpu())
-        layout = whole if deny is None else whole.filtered(deny=deny.to(device))
-        beams = min(max(self.config.beam, width), whole.completions)
-        found = beam(self.policy, layout, tokens.to(device), mask.to(device), beams, normalize="catalogue")
-        return Ranking(*layout.rank(found.leaves, found.scores, width))
+        requests = Requests(tokens, mask, histories.cpu(), deny=deny).to(self.policy.device)
+        beams = min(max(self.config.beam, width), layout.completions)
+        found, _ = search(self.policy, layout, requests, width, beams=beams)
+        return Ranking(found.items, found.scores)
 
     @property
     def backbone(self) -> Policy:
@@ -161,17 +162,21 @@ class LCRec(TrainedBaseline):
         tokens = tokens.to(device)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(segment.tokens) for segment in segments])[:, None]
         positions = torch.arange(tokens.shape[1], device=device).expand(len(tokens), -1)
-        hidden = self.policy.hidden(tokens, mask.to(device), positions)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        if len(words):
-            rows, columns = words.to(device).unbind(1)
-            logits = self.policy.logits(hidden[rows, columns - 1])
-            total = total + nn.functional.cross_entropy(logits, tokens[rows, columns], reduction="sum")
-        if len(items):
-            rows, columns, targets = items.to(device).unbind(1)
-            before = columns[:, None] + torch.arange(layout.length, device=device) - 1
-            total = total + item_loss(self.policy.head_for("legal"), hidden[rows[:, None], before], layout, targets)
-        return total
+
+        def total(hidden: Tensor, head: Head) -> Tensor:
+            total = hidden.new_zeros((), dtype=torch.float32)
+            if len(words):
+                rows, columns = words.to(device).unbind(1)
+                logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
+                total = total + nn.functional.cross_entropy(logits, tokens[rows, columns], reduction="sum")
+            if len(items):
+                rows, columns, targets = items.to(device).unbind(1)
+                before = hidden[rows[:, None], columns[:, None] + torch.arange(layout.length, device=device) - 1]
+                total = total + item_loss(head.cut(*self.policy.sid_rows), before, layout, targets[:, None])
+            return total
+
+        rows = "vocab" if len(words) else "legal"
+        return self.policy(tokens, mask.to(device), positions, total, rows)
 
 
 class AlignmentTasks:

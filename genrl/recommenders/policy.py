@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.files import key_of, read_metadata, read_weights, save_weights
-from genrl.layouts import LAYOUTS, thinks
-from genrl.layouts.base import Layout, ThinkingLayout
+from genrl.layouts import LAYOUTS, Items, thinks
+from genrl.layouts.base import Layout
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
-from genrl.policy.decode import rank
+from genrl.policy.distribution import RANKING
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import Thoughts, conclude, read_blocks, reason, think
+from genrl.policy.search import search, think
 from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
@@ -72,8 +72,8 @@ class PolicyRecommender:
         equip(policy, config.trainer)
         options = {name: value for name, value in config.layout.items() if name != "name"}
         trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
-        parts = {"trie": trie, "first_ids": policy.first_ids, "codes": table.codes}
-        layout = LAYOUTS.build(config.layout["name"], options, **parts, **({"words": policy.words} if thinking else {}))
+        catalogue = Items(trie, policy.first_ids, table.codes)
+        layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=policy.words)
         if config.evaluate.beam > layout.completions:
             raise ConfigError(_too_wide(config.evaluate, layout.completions))
         pad = policy.tokenizer.pad_token_id
@@ -91,9 +91,9 @@ class PolicyRecommender:
         limit, history, layout = self.policy.positions, self.config.data.max_history, self.layout
         needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
         if limit is not None and needed > limit:
-            further = " or layout.budget" if layout.thinking else ""
+            further = " or layout.budget" if layout.writes_text else ""
             raise ConfigError(
-                f"prompts and completions of {needed} tokens (data.max_history={history} items x {layout.num_steps} "
+                f"prompts and completions of {needed} tokens (data.max_history={history} items x {layout.steps} "
                 f"codes, completions of {layout.length}) do not fit into the {limit} positions of model "
                 f"{self.config.model.name!r}. Lower data.max_history{further}."
             )
@@ -105,7 +105,7 @@ class PolicyRecommender:
     @property
     def thinks(self) -> bool:
         """Whether rankings come from thinking, which may fail."""
-        return self.layout.thinking
+        return self.layout.writes_text
 
     @property
     def device(self) -> torch.device:
@@ -124,19 +124,18 @@ class PolicyRecommender:
     def answer(self, requests: Requests, width: int, exact: bool = False) -> tuple[Ranking, list[list[str]] | None]:
         """Rank, and say what was thought before the first item of each request; None: the policy does not think."""
         policy, config = self.policy, self.config.evaluate
-        requests = requests.to(str(policy.device))
-        tokens, mask = requests.tokens, requests.mask
-        layout = _allowed(self.layout, requests).to(str(policy.device))
+        layout, requests = _allowed(self.layout, requests)
+        layout, requests = layout.to(policy.device), requests.to(policy.device)
         policy.eval()
         beam, first = max(config.beam, width), width if exact else 0
         with numerics(self.config.trainer, policy.device):
-            if not isinstance(layout, ThinkingLayout):
-                return rank(policy, layout, tokens, mask, beam, exact=first), None
-            noise, temperature = thinking_noise(layout, tokens, mask, config), config.thinking_temperature
-            found = reason(policy, layout, tokens, mask, beam, uniforms=noise, temperature=temperature, exact=first)
-        assert policy.words is not None
-        blocks = [read_blocks(policy.words, written) for written in found.shown()]
-        return found.ranking, [[policy.tokenizer.decode(block).strip() for block in each] for each in blocks]
+            noise = thinking_noise(layout, requests, config)
+            sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
+            ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first)
+        if not layout.writes_text:
+            return ranking, None
+        blocks = [layout.blocks(tokens) for tokens in found.tokens[:: found.group_size]]
+        return ranking, [[policy.tokenizer.decode(block).strip() for block in each] for each in blocks]
 
     @torch.no_grad()
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
@@ -167,7 +166,7 @@ class PolicyRecommender:
         saved = folder / "tokenizer" if config.model.name == "tiny" else None
         made = cls.build(config, Problem(dataset, table, config.model, saved))
         if not {"activate", "rl"} & set(config.stages):
-            made = made.under(made.layout.items)
+            made = made.under(made.layout.plain)
         weights = folder / WEIGHTS
         for notice in check_decoding(weights, made.decoding()):
             Console().print(notice)
@@ -183,19 +182,17 @@ def _too_wide(config: EvaluateConfig, most: int) -> str:
     return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
 
 
-def _allowed(layout: Layout, requests: Requests) -> Layout:
-    """The layout of the items that requests may get.
+def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
+    """The layout of the items that all requests may get, and the requests with what is left of their lists.
 
     Raises:
         DataError: if a request may get none.
     """
-    pool, deny = requests.pool, requests.deny
-    if pool is not None and len(pool) and bool((pool == pool[:1]).all()):  # one pool for all: a smaller trie is faster
-        keep = torch.zeros(len(layout.codes_of_items()), dtype=torch.bool)
-        layout, pool = layout.only(keep.index_fill(0, pool[0][pool[0] >= 0].cpu(), True)), None
-    if pool is None and deny is None:
-        return layout
-    return layout.filtered(allow=pool, deny=deny)
+    pool = requests.pool
+    if pool is not None and len(pool) and bool((pool == pool[:1]).all()):  # one pool for all: one filter is faster
+        keep = torch.zeros(len(layout.codes), dtype=torch.bool)
+        return layout.only(keep.index_fill(0, pool[0][pool[0] >= 0].cpu(), True)), replace(requests, pool=None)
+    return layout, requests
 
 
 def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
@@ -219,7 +216,7 @@ def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateC
         "codes": list(policy.sizes),
     }
     search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": max_history}
-    if layout.thinking and policy.words is not None:
+    if layout.writes_text and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
         search["evaluate.thinking_samples"] = config.thinking_samples
@@ -278,39 +275,28 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
 
 def rankings(policy: Policy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
-    tokens, mask = prompts.tokens, prompts.mask
-    search: Callable[..., Ranking] = partial(_without_thinking, policy, tokens, mask, config.beam)
-    if isinstance(layout, ThinkingLayout):
-        noise = thinking_noise(layout, tokens, mask, config)
-        thoughts = think(policy, layout, tokens, mask, uniforms=noise, temperature=config.thinking_temperature)
-        search = partial(_with_thinking, policy, thoughts, config.beam)
+    noise = thinking_noise(layout, prompts, config)
+    sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
+    behind = think(policy, layout, prompts, sampling, noise)
+    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise, behind=behind)
     if not config.exact:
-        raw = search(layout)
+        raw, _ = find(prompts)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
     first = max(config.k)
-    unseen = search(layout.filtered(deny=deniable(prompts.history, len(layout.codes_of_items()))), exact=first)
-    return {"raw": search(layout, exact=first), "excluded": exclude_history(unseen, prompts.history)}
+    unseen, _ = find(replace(prompts, deny=deniable(prompts.history, len(layout.codes))), exact=first)
+    raw, _ = find(prompts, exact=first)
+    return {"raw": raw, "excluded": exclude_history(unseen, prompts.history)}
 
 
-def _without_thinking(
-    policy: Policy, tokens: Tensor, mask: Tensor, beam: int, layout: Layout, exact: int = 0
-) -> Ranking:
-    return rank(policy, layout, tokens, mask, beam, exact=exact)
-
-
-def _with_thinking(policy: Policy, thoughts: Thoughts, beam: int, layout: ThinkingLayout, exact: int = 0) -> Ranking:
-    return conclude(policy, layout, thoughts, beam, exact=exact).ranking
-
-
-def thinking_noise(layout: Layout, tokens: Tensor, mask: Tensor, config: EvaluateConfig) -> Tensor | None:
+def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:
     """Noise [P, samples, longest completion] in [0, 1) that thinking is drawn with; None for the likeliest words.
 
     The seed of a prompt is a number made of its tokens, so its noise depends neither on the batch that it is in nor on
     the number of processes, and `recommend` thinks as `evaluate` did.
     """
-    if config.thinking_samples == 0:
+    if config.thinking_samples == 0 or not layout.writes_text:
         return None
     shape = (config.thinking_samples, layout.length)
-    seeds = [seed_of(*row[real].tolist()) for row, real in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    seeds = [seed_of(*row[real].tolist()) for row, real in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(tokens.device)
+    return torch.stack(noise).to(prompts.tokens.device)

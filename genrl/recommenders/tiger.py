@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import accumulate
 from typing import ClassVar, Literal
@@ -13,11 +13,14 @@ from transformers import T5Config, T5Model
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.t5.modeling_t5 import T5LayerSelfAttention
 
-from genrl.batches import Ranking
+from genrl.batches import Ranking, Requests, State
 from genrl.errors import ConfigError
+from genrl.layouts.base import BROKEN
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.policy.distribution import distribution
 from genrl.policy.model import Head
-from genrl.policy.score import distribution, item_loss
+from genrl.policy.score import item_loss
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
@@ -107,12 +110,9 @@ class TIGER(TrainedBaseline):
         self.config: TIGERConfig = config
         table = problem.table
         sizes = table.codebook_sizes
-        self.layout = SidLayout(
-            SidLayoutConfig(),
-            trie=Trie.build(table.codes, sizes, problem.dataset.catalog.train_counts),
-            first_ids=tuple(accumulate(sizes[:-1], initial=SPECIAL)),
-            codes=table.codes,
-        )
+        trie = Trie.build(table.codes, sizes, problem.dataset.catalog.train_counts)
+        first_ids = tuple(accumulate(sizes[:-1], initial=SPECIAL))
+        self.layout = SidLayout(SidLayoutConfig(), catalogue=Items(trie, first_ids, table.codes))
         self.t5 = T5Model(
             T5Config(
                 vocab_size=SPECIAL + sum(sizes),
@@ -157,17 +157,17 @@ class TIGER(TrainedBaseline):
 
     def _cross_entropy(self, items: Tensor, layout: SidLayout) -> Tensor:
         """Loss of rows [n, L] whose last item is the target, summed."""
-        tokens = layout.render(items[:, -1])
+        tokens = layout.compose(items[:, -1:])
         start = torch.full_like(tokens[:, :1], EDGE)
         history = self._encode(items[:, :-1], layout)
         hidden = self._decode(torch.cat([start, tokens[:, :-1]], dim=1)[:, None], history)[:, 0]
-        return item_loss(self._head(), hidden, layout, items[:, -1], self.config.normalize)
+        return item_loss(self._head(), hidden, layout, items[:, -1:], self.config.normalize)
 
     def _encode(self, items: Tensor, layout: SidLayout) -> _History:
         """Encode histories [P, H]."""
         items = items[:, -self.config.max_length :]
         real = (items >= 0)[:, :, None].expand(-1, -1, layout.length).flatten(1)
-        tokens = layout.render(items.clamp(min=0)).flatten(1).masked_fill(~real, PAD)
+        tokens = layout.catalogue.render(items.clamp(min=0)).flatten(1).masked_fill(~real, PAD)
         tokens = torch.nn.functional.pad(tokens, (0, 1), value=EDGE)
         real = torch.nn.functional.pad(real, (0, 1), value=True)
         states = self.t5.encoder(input_ids=tokens, attention_mask=real).last_hidden_state
@@ -209,30 +209,30 @@ class TIGER(TrainedBaseline):
 
     def _search(self, histories: Tensor, width: int, deny: Tensor | None) -> tuple[Tensor, Tensor]:
         """Items and scores [P, width] of histories [P, H]."""
-        whole = self._layout()
-        layout = whole if deny is None else whole.filtered(deny=deny)
-        leaves, scores = self._beam(self._encode(histories, whole), layout, max(width, self.config.beam))
-        return layout.rank(leaves, scores, width)
+        layout = self._layout()
+        requests = Requests(histories[:, :0], histories[:, :0] >= 0, histories, deny=deny)
+        state, scores = self._beam(self._encode(histories, layout), layout, requests, max(width, self.config.beam))
+        return layout.rank(state, scores, width, requests)
 
-    def _beam(self, history: _History, layout: SidLayout, width: int) -> tuple[Tensor, Tensor]:
-        """Leaves and scores [P, W] of the best SIDs found; -1 and -inf where there are fewer than `width`."""
+    def _beam(self, history: _History, layout: SidLayout, requests: Requests, width: int) -> tuple[State, Tensor]:
+        """States [P * W] and scores [P, W] of the best SIDs found, broken and -inf where there are fewer."""
         prompts, device = len(history.states), history.states.device
         rows = torch.arange(prompts, device=device)[:, None]
         normalize = "vocab" if self.config.normalize == "vocab" else "catalogue"  # a filter changes no item's score
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         head = self._head()
-        states = layout.start(prompts)[:, None]
-        tokens = torch.full_like(states, EDGE)
+        state: State = layout.start(prompts)
+        tokens = torch.full((prompts, 1), EDGE, device=device)
         scores = torch.zeros(prompts, 1, device=device)
         for position in range(layout.length):
             hidden = self._decode(tokens[:, :, None], history, cache)[:, :, 0]
-            legal = layout.legal(position, states.clamp(min=0).flatten())
+            legal = layout.legal(position, state, requests)
             log_probs, _, _ = distribution(head, hidden.flatten(0, 1), legal, 1.0, normalize)
-            branches, codes = states.shape[1], log_probs.shape[1]
+            branches, codes = scores.shape[1], log_probs.shape[1]
             reached = (scores.view(-1, 1) + log_probs).view(prompts, -1)
             scores, best = reached.topk(min(width, branches * codes), dim=1)
-            parents, tokens = best // codes, best % codes + legal.first
-            states = layout.advance(position, states[rows, parents].clamp(min=0), tokens)
-            states = states.masked_fill(scores == float("-inf"), -1)
-            cache.self_attention_cache.batch_select_indices((rows * branches + parents).flatten())
-        return states, scores
+            parents, tokens = (rows * branches + best // codes).flatten(), best % codes + legal.first
+            state = layout.advance(state.rows(parents), tokens.flatten(), position)
+            state = replace(state, site=state.site.masked_fill(scores.flatten() == float("-inf"), BROKEN))
+            cache.self_attention_cache.batch_select_indices(parents)
+        return state, scores

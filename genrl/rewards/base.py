@@ -4,43 +4,58 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions, Rewards, Targets
+from genrl.batches import Batch, Completions, Requests, Rewards, Targets
+from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError
 from genrl.ops import expect
 from genrl.registry import Registry
 
 
 @dataclass(frozen=True)
-class RewardContext:
-    """What rewards may know of the catalogue besides the rollout and its targets."""
+class RewardContext(Batch):
+    """What rewards may know of the catalogue and of the user besides the completions and their targets."""
 
     codes: Tensor
     """[I + 1, K] int64 code of each item on each SID level; the last row is all -1 and stands for "no item"."""
     popularity: Tensor
-    """[I] interactions of each item in the training part."""
+    """[I] int64 interactions of each item in the training part."""
+    categories: Tensor
+    """[I] int64 category of each item, the level that diversity is measured on; -1 unknown."""
+    cold: Tensor
+    """[I] bool: the items that count as cold."""
+    attributes: Mapping[str, list[str]] = field(default_factory=dict)
+    """Column of `data.columns.attributes` -> [I] its texts, "" where unknown."""
+    history: Tensor | None = None
+    """[B, H] int64 items that the user of each *completion* chose before, oldest first; -1 pads. None: outside a
+    rollout."""
+    cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """What was computed of the catalogue once; shared with the contexts of all rollouts."""
 
     def __post_init__(self) -> None:
-        expect(self.codes, "RewardContext.codes", (self.popularity.shape[0] + 1, None), torch.int64)
+        size = self.popularity.shape[0]
+        expect(self.codes, "RewardContext.codes", (size + 1, None), torch.int64)
+        expect(self.categories, "RewardContext.categories", (size,), torch.int64)
+        expect(self.cold, "RewardContext.cold", (size,), torch.bool)
         if bool((self.codes[-1] != -1).any()):
-            raise ValueError("RewardContext.codes: the last row must be all -1; use RewardContext.from_codes.")
+            raise ValueError("RewardContext.codes: the last row must be all -1; use RewardContext.from_catalog.")
 
     @classmethod
-    def from_codes(cls, codes: Tensor, popularity: Tensor) -> RewardContext:
-        """Append the row of "no item" to the codes [I, K] of a SID table.
+    def from_catalog(cls, catalog: Catalog, codes: Tensor) -> RewardContext:
+        """What a catalogue says of its items, and their codes [I, K] with the row of "no item" appended.
 
         Example:
-            >>> RewardContext.from_codes(torch.tensor([[0, 1]]), torch.tensor([3])).codes.tolist()
+            >>> RewardContext.from_catalog(Catalog.from_table(["b7"]), torch.tensor([[0, 1]])).codes.tolist()
             [[0, 1], [-1, -1]]
         """
         none = codes.new_full((1, codes.shape[1]), -1)
-        return cls(torch.cat([codes, none]), popularity)
+        known = (catalog.train_counts, catalog.categories, catalog.cold, catalog.attributes)
+        return cls(torch.cat([codes, none]), *known)
 
     @property
     def levels(self) -> int:
@@ -52,28 +67,30 @@ class RewardContext:
         rows = torch.where(items < 0, self.codes.shape[0] - 1, items)
         return self.codes[rows]
 
-    @cached_property
+    def categories_of(self, items: Tensor) -> Tensor:
+        """Categories of catalogue rows, in the shape of `items`; -1 (no item) gives -1 (unknown)."""
+        return torch.where(items < 0, -1, self.categories[items.clamp(min=0)])
+
+    @property
     def sharing(self) -> Tensor:
         """[I + 1] float32: how many items have exactly the SID of this item; 1 without collisions."""
-        _, inverse, counts = self.codes.unique(dim=0, return_inverse=True, return_counts=True)
-        return counts[inverse].float()
-
-    def to(self, device: torch.device | str) -> RewardContext:
-        """Return the context on another device."""
-        return RewardContext(self.codes.to(device), self.popularity.to(device))
+        if "sharing" not in self.cache:
+            _, inverse, counts = self.codes.unique(dim=0, return_inverse=True, return_counts=True)
+            self.cache["sharing"] = counts[inverse].float()
+        return self.cache["sharing"]
 
 
 class Reward(ABC):
     """A verifiable reward: a pure function of what was generated and what the user really chose.
 
     A subclass names its options in a dataclass `Config` whose first field is `weight: float = 1.0`, says at which level
-    it speaks, and computes one value per completion ("outcome") or per completion and step ("step").
+    it speaks, and computes one value per completion ("outcome"), step ("step") or item ("item") of it.
     """
 
-    level: ClassVar[Literal["outcome", "step"]]
+    level: ClassVar[Literal["outcome", "step", "item"]]
     match: ClassVar[bool] = True
-    """Of a step reward: whether it says that the step matched the target. `Rewards.steps` holds those that do,
-    `Rewards.shaping` the others (`format`)."""
+    """Of a step reward: whether it says that the step matched the target. `Rewards.steps` adds up those that do,
+    `Rewards.step_shaping` the others (`format`)."""
     thinking: ClassVar[bool] = False
     """Whether it judges thinking, so that a layout without any is refused."""
     Config: ClassVar[type]
@@ -87,11 +104,11 @@ class Reward(ABC):
 
         Args:
             completions: B = P*G completions of S steps each.
-            targets: one row per *completion*, [B, M]; -1 pads.
-            context: codes and popularity of the catalogue, on the rollout's device.
+            targets: one row per *completion*, items [B, M], -1 pads; feedback [B, M], NaN where the log has none.
+            context: what is known of items and users, on the rollout's device.
 
         Returns:
-            float32 [B] for an outcome reward, [B, S] for a step reward.
+            float32 [B] for an outcome reward, [B, S] for a step reward, [B, N] for an item reward.
         """
 
 
@@ -101,8 +118,8 @@ REWARDS: Registry[Reward] = Registry("reward", "genrl.rewards")
 class Verifier:
     """Adds weighted rewards up.
 
-    steps[b, s] = sum_j w_j * match_j[b, s];  shaping[b, s] = sum_l w_l * other_l[b, s];
-    outcome[b] = sum_i w_i * outcome_i[b] + sum_s (steps[b, s] + shaping[b, s])
+    steps[b, s] = sum_j w_j * match_j[b, s];  step_shaping[b, s] = sum_l w_l * other_l[b, s];
+    outcome[b] = sum_i w_i * outcome_i[b] + sum_n w_n * item_n[b] + sum_s (steps[b, s] + step_shaping[b, s])
 
     A reward of weight 0 is computed and logged, and changes no sum.
 
@@ -125,64 +142,40 @@ class Verifier:
         self.context = context
 
     @property
-    def outcome_names(self) -> tuple[str, ...]:
-        """Names of the outcome rewards that count (weight other than 0)."""
-        return tuple(name for name in self._counting() if self.rewards[name].level == "outcome")
-
-    @property
     def step_names(self) -> tuple[str, ...]:
         """Names of the step rewards that count and say whether a step matched; empty: nothing for step advantages."""
-        steps = (name for name in self._counting() if self.rewards[name].level == "step")
-        return tuple(name for name in steps if self.rewards[name].match)
-
-    def _counting(self) -> tuple[str, ...]:
-        return tuple(name for name, weight in self.weights.items() if weight != 0)
+        counting = (name for name, weight in self.weights.items() if weight != 0)
+        return tuple(name for name in counting if self.rewards[name].level == "step" and self.rewards[name].match)
 
     @torch.no_grad()
-    def __call__(self, completions: Completions, targets: Targets) -> Rewards:
+    def __call__(self, completions: Completions, requests: Requests) -> Rewards:
         """Judge a rollout.
 
         Args:
             completions: P prompts with G completions each.
-            targets: the prompts' targets [P, M], or one row per completion [B, M].
+            requests: the P prompts, with targets and histories.
 
         Raises:
-            ValueError: if `targets` has neither P nor B rows, or a reward returns a wrong shape or dtype.
+            ValueError: if there are not P requests, they have no targets, or a reward returns a wrong shape or dtype.
         """
-        targets = self._per_completion(completions, targets)
-        context = self._context_on(completions.items.device)
-        rows = completions.tokens.shape[0]
-        outcome = torch.zeros(rows, device=completions.items.device)
-        sums: dict[str, Tensor] = {}
-        components: dict[str, Tensor] = {}
-        for name, reward in self.rewards.items():
-            value = reward(completions, targets, context)
-            shape = (rows,) if reward.level == "outcome" else (rows, completions.num_steps)
-            expect(value, f"reward {name!r}", shape, torch.float32)
-            if reward.level == "step":
-                weighted, kind = self.weights[name] * value, "steps" if reward.match else "shaping"
-                sums[kind] = sums[kind] + weighted if kind in sums else weighted
-                value = value.sum(dim=1)
-            components[name] = value
-            outcome = outcome + self.weights[name] * value
-        return Rewards(outcome, sums.get("steps"), components, dict(self.weights), sums.get("shaping"))
-
-    def _context_on(self, device: torch.device) -> RewardContext:
-        if self.context.codes.device != device:
-            self.context = self.context.to(device)
-        return self.context
-
-    @staticmethod
-    def _per_completion(completions: Completions, targets: Targets) -> Targets:
-        rows = targets.items.shape[0]
-        if rows == completions.tokens.shape[0]:
-            return targets
-        if rows == len(completions):
-            return targets.repeat(completions.group_size)
-        raise ValueError(
-            f"targets have {rows} rows; a rollout of {len(completions)} prompts x {completions.group_size} completions "
-            f"needs {len(completions)} or {completions.tokens.shape[0]}."
-        )
+        size, rows = completions.group_size, completions.tokens.shape[0]
+        if len(requests) != len(completions):
+            raise ValueError(
+                f"{len(requests)} requests; a rollout of {len(completions)} prompts x {size} completions needs "
+                f"{len(completions)}."
+            )
+        if self.context.codes.device != completions.items.device:
+            self.context = self.context.to(completions.items.device)
+        context = replace(self.context, history=requests.history.repeat_interleave(size, dim=0))
+        targets = requests.wanted.repeat(size)
+        shapes = {"outcome": (rows,), "step": (rows, completions.num_steps), "item": tuple(completions.items.shape)}
+        values = {name: reward(completions, targets, context) for name, reward in self.rewards.items()}
+        for name, value in values.items():
+            expect(value, f"reward {name!r}", shapes[self.rewards[name].level], torch.float32)
+        rewards = self.rewards.items()
+        shaping = frozenset(name for name, reward in rewards if reward.level == "step" and not reward.match)
+        per_item = frozenset(name for name, reward in rewards if reward.level == "item")
+        return Rewards(values, dict(self.weights), shaping, per_item)
 
 
 def build_verifier(

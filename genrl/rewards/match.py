@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Targets
-from genrl.errors import ConfigError, LayoutError
+from genrl.errors import LayoutError
 from genrl.ops import group_view
+from genrl.options import option
 from genrl.rewards.base import REWARDS, Reward, RewardContext
 
 Level = Literal["item", "sid"]
@@ -129,12 +130,8 @@ class _CodeMatch(Reward):
 
         weight: float = 1.0
         """Factor of this reward in the sum."""
-        levels: int = 0
+        levels: int = option(0, ge=0)
         """Pay for the first so many SID levels only (e.g. to leave the collision level out); 0: all."""
-
-        def __post_init__(self) -> None:
-            if self.levels < 0:
-                raise ConfigError(f"levels must be 0 (all) or positive, got {self.levels}.")
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B, S].
@@ -195,7 +192,6 @@ class NDCGRank(Reward):
         """A hit is the item, or any item of the same SID."""
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        """Return [B]."""
         size = completions.group_size
         hits = group_view(_hits(completions.items, targets.items, context, self.config.level).any(dim=1), size)
         penalties = rank_penalties(size, hits.device).expand(hits.shape)

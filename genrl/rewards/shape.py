@@ -16,7 +16,7 @@ class Format(Reward):
     """Step k gets 1 if the policy itself ended think block k within its budget and the completion names an item.
 
     A block that was closed for the policy, or never was, gets 0; so do all steps of a completion that names no item.
-    It is a step reward but no match: `Rewards.shaping` holds it, and every objective adds it to the match rewards.
+    It is a step reward but no match: `Rewards.step_shaping` holds it, and every objective adds it to the match rewards.
     """
 
     level = "step"

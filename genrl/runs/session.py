@@ -17,7 +17,7 @@ from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.files import file_hash, key_of, locked, model_hash
-from genrl.layouts import LAYOUTS, Layout, ThinkingLayout
+from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.branching import wrong_ways
 from genrl.policy.load import sid_token
 from genrl.policy.model import Policy
@@ -77,7 +77,7 @@ class Session:
     @property
     def plain(self) -> Session:
         """Of stage `align`, which knows no thinking."""
-        return replace(self, recommender=self._policied.under(self.layout.items))
+        return replace(self, recommender=self._policied.under(self.layout.plain))
 
     @property
     def activates(self) -> bool:
@@ -145,7 +145,6 @@ class Session:
     def activate_batches(self) -> TraceBatches:
         """Supervised batches of reasoning."""
         config = self.config.activate
-        assert isinstance(self.layout, ThinkingLayout)
         batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config)
         batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
         return batches
@@ -171,7 +170,7 @@ class Session:
             self.table.codes.tolist(),
             config.model,
             config.prompt,
-            {"thinking": True} if self.layout.thinking else config.layout,  # thinking comes later, its tokens are there
+            {"thinking": True} if self.layout.writes_text else config.layout,  # thinking comes later, its tokens are there
             config.align,
             config.trainer.precision,
             config.trainer.max_grad_norm,

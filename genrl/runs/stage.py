@@ -160,7 +160,7 @@ def _activate(session: Session) -> Stage:
     folder = _shared(session.config, "activate", session.activate_key())
 
     def module() -> ActivateModule | SFTModule:
-        kind = ActivateModule if session.layout.thinking else SFTModule
+        kind = ActivateModule if session.layout.writes_text else SFTModule
         return kind(session.activate_batches(), options, **_arguments(session, folder))
 
     return Stage("activate", "activate", folder, session, module, monitor(session.config), options.patience)
@@ -226,15 +226,15 @@ def build_objective(config: RunConfig) -> Objective:
 def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog = session.config, session.dataset.catalog
-    context = RewardContext.from_codes(session.table.codes, catalog.train_counts)
-    verifier = build_verifier(config.rewards, context, thinking=session.layout.thinking)
+    context = RewardContext.from_catalog(catalog, session.table.codes)
+    verifier = build_verifier(config.rewards, context, thinking=session.layout.writes_text)
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
         group_size=1 if objective.trains_on_targets else config.rollout.group_size,
         items=1,
         categories=bool(catalog.category_names),
-        thinking=session.layout.thinking,
+        thinking=session.layout.writes_text,
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, session.layout)

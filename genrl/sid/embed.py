@@ -58,14 +58,7 @@ class EmbeddingConfig:
 
 
 def embed_items(config: EmbeddingConfig, dataset: Dataset) -> Tensor:
-    """Embed every item of the catalogue.
-
-    Args:
-        config: section `sid.embedding`.
-        dataset: catalogue and sequences.
-
-    Returns:
-        [I, D] float32, D at most `config.dimensions` (twice that for `both`).
+    """Embed every item of the catalogue: [I, D] float32, D at most `config.dimensions` (twice that for `both`).
 
     Raises:
         ConfigError: if a file or an encoder cannot be used.
@@ -83,10 +76,7 @@ def embed_items(config: EmbeddingConfig, dataset: Dataset) -> Tensor:
 
 
 def text_embeddings(texts: Sequence[str], config: EmbeddingConfig) -> Tensor:
-    """Embed the words of each item; rows have length 1, items without words are zero.
-
-    Returns:
-        [I, D] float32.
+    """Embed the words of each item, [I, D] float32; rows have length 1, items without words are zero.
 
     Raises:
         DataError: if no item has words.
@@ -103,7 +93,7 @@ def text_embeddings(texts: Sequence[str], config: EmbeddingConfig) -> Tensor:
 
 
 def collaborative_embeddings(dataset: Dataset, config: EmbeddingConfig) -> Tensor:
-    """Embed items by what they are bought with: shifted PPMI of co-occurrence in training, then truncated SVD.
+    """Embed items, [I, D] float32, by what they are bought with: shifted PPMI of co-occurrence, then truncated SVD.
 
     M_ij = max(0, log(n_ij / (n_i p_j)) - s),  p_j = n_j^0.75 / sum_j n_j^0.75,  s = min(log SHIFT, half the median)
     M ~ U S V^T,  e_i = U_i S / |U_i S|
@@ -114,10 +104,7 @@ def collaborative_embeddings(dataset: Dataset, config: EmbeddingConfig) -> Tenso
 
     Only pairs whose later interaction has the role TRAIN count, so nothing of RL, VALID or TEST rows is seen. An item
     that is left without association gets the mean of its nearest text neighbours that have one; without text, the mean
-    of its category, else of all.
-
-    Returns:
-        [I, D] float32, rows of length 1.
+    of its category, else of all. Rows have length 1.
 
     Raises:
         DataError: if no two items co-occur more often than by chance.
@@ -192,15 +179,13 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _stand_ins(embeddings: Tensor, lonely: Tensor, dataset: Dataset) -> Tensor:
     """Embeddings for the items that never co-occur: [lonely, D]."""
-    known = torch.nonzero(~lonely).flatten()
-    strangers = torch.nonzero(lonely).flatten()
-    overall = embeddings[known].mean(dim=0)
-    result = overall.expand(len(strangers), -1).clone()
+    known, strangers = (torch.nonzero(rows).flatten() for rows in (~lonely, lonely))
+    categories, texts = dataset.catalog.categories, dataset.catalog.texts
+    result = embeddings[known].mean(dim=0).expand(len(strangers), -1).clone()
     for number, row in enumerate(strangers.tolist()):
-        same = known[dataset.catalog.categories[known] == dataset.catalog.categories[row]]
-        if int(dataset.catalog.categories[row]) >= 0 and len(same):
+        same = known[categories[known] == categories[row]]
+        if int(categories[row]) >= 0 and len(same):
             result[number] = embeddings[same].mean(dim=0)
-    texts = dataset.catalog.texts
     if any(texts[row].strip() for row in known.tolist()):
         words = _tfidf(texts)
         near = torch.from_numpy((words[strangers.numpy()] @ words[known.numpy()].T).toarray())

@@ -14,17 +14,10 @@ from genrl.errors import ConfigError, DataError
 
 
 def read_embeddings(path: str, catalog: Catalog) -> Tensor:
-    """Read one vector per item.
+    """Read one vector per item: [I, D] float32.
 
     .npy and .safetensors hold a matrix [items, d] in the order of the catalogue (the order of the item table); parquet
     holds a column of item ids and a column of lists, in any order. Pickled arrays are refused: they can run code.
-
-    Args:
-        path: option `sid.embedding.path`.
-        catalog: the items wanted.
-
-    Returns:
-        [I, D] float32.
 
     Raises:
         ConfigError: if the form of the file is unknown.
@@ -98,9 +91,7 @@ def _read_parquet(file: Path, catalog: Catalog) -> Tensor:
         )
     lists = table.column(vectors[0]).to_pylist()
     try:
-        matrix = np.asarray([lists[rows[item_id]] for item_id in catalog.item_ids], dtype=np.float32)
+        return torch.from_numpy(np.asarray([lists[rows[item_id]] for item_id in catalog.item_ids], dtype=np.float32))
     except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{file}: column {vectors[0]!r} is not one list of numbers per item, all equally long."
-        ) from error
-    return torch.from_numpy(matrix)
+        wrong = f"{file}: column {vectors[0]!r} is not one list of numbers per item, all equally long."
+        raise DataError(wrong) from error

@@ -66,19 +66,9 @@ def kmeans(config: KMeansConfig, dataset: Dataset) -> SidTable:
 
 
 def residual_kmeans(points: Tensor, levels: int, codes: int, iterations: int, seed: int) -> Tensor:
-    """Quantise points level by level.
+    """Quantise points [I, D] level by level into codes [I, K] int64, the same for any number of threads.
 
     r_1 = x;  c_l = argmin_c |r_l - mu_lc|^2;  r_{l+1} = r_l - mu_l,c_l
-
-    Args:
-        points: [I, D] float.
-        levels: number of codes per point (K).
-        codes: clusters per level, at most I.
-        iterations: Lloyd iterations per level.
-        seed: of the initial centres.
-
-    Returns:
-        Codes [I, K] int64 in [0, codes). The same for any number of threads.
     """
     generator = torch.Generator().manual_seed(seed)
     residual = points.to(torch.float32).clone()

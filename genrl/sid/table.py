@@ -41,12 +41,8 @@ class CollisionReport:
 
     def lines(self) -> list[str]:
         """The report as text, one fact per line."""
-        share = self.colliding_items / self.items
-        left = (
-            "none left"
-            if self.distinct == self.items
-            else f"{self.items - self.distinct:,} SIDs short, collisions kept"
-        )
+        share, short = self.colliding_items / self.items, self.items - self.distinct
+        left = f"{short:,} SIDs short, collisions kept" if short else "none left"
         levels = [
             f"level {level + 1}: {used} codes in use, perplexity {perplexity:.1f}"
             for level, (used, perplexity) in enumerate(zip(self.used_codes, self.perplexity, strict=True))
@@ -87,7 +83,7 @@ class SidTable:
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +94,7 @@ class SidTable:
             "report": json.dumps(asdict(self.report)),
         }
         with atomic(path) as temporary:
-            save_file({"codes": self.codes.contiguous()}, temporary, metadata=metadata)
+            temporary.write_bytes(save({"codes": self.codes.contiguous()}, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path, catalog: Catalog | None = None) -> SidTable:
@@ -123,14 +119,10 @@ class SidTable:
 def make_table(
     codes: Tensor, sizes: tuple[int, ...], catalog: Catalog, collisions: Literal["token", "keep"] = "token"
 ) -> SidTable:
-    """Turn a builder's codes into a table.
+    """Turn a builder's codes [I, K0], one row per catalogue row, and its K0 codebook sizes into a table.
 
-    Args:
-        codes: [I, K0] int64, one row per catalogue row.
-        sizes: K0 codebook sizes.
-        catalog: the catalogue; its training counts order the items that share a SID.
-        collisions: `token` appends a level that numbers the items of a SID, most frequent in training first, if any
-            SID has two items; `keep` lets them share.
+    With collisions `token` a level is appended that numbers the items of a SID, most frequent in training first, if any
+    SID has two items; `keep` lets them share.
 
     Raises:
         DataError: if the codes do not fit the catalogue or the sizes.
@@ -143,14 +135,13 @@ def make_table(
     _check_codes(codes, sizes, catalog)
     _, groups, members = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
     crowded = members[groups] > 1
-    built = len(members)
     if collisions == "token" and bool(crowded.any()):
-        codes = torch.cat([codes, _places(groups, catalog.train_counts)[:, None]], dim=1)
+        codes = torch.cat([codes, places_within(groups, catalog.train_counts)[:, None]], dim=1)
         sizes = (*sizes, int(members.max()))
     counts = catalog.train_counts
     report = CollisionReport(
         items=len(catalog),
-        built=built,
+        built=len(members),
         colliding_items=int(crowded.sum()),
         largest_collision=int(members.max()),
         colliding_traffic=int(counts[crowded].sum()) / max(int(counts.sum()), 1),
@@ -161,8 +152,8 @@ def make_table(
     return SidTable(codes, tuple(sizes), catalog.fingerprint, report)
 
 
-def _places(groups: Tensor, counts: Tensor) -> Tensor:
-    """Number the items inside each group from 0, highest count first, then by row: [I] int64."""
+def places_within(groups: Tensor, counts: Tensor) -> Tensor:
+    """Number the members [I] of each group from 0, highest count first, then by row: [I] int64."""
     order = torch.argsort(counts, descending=True, stable=True)
     order = order[torch.argsort(groups[order], stable=True)]
     ordered = groups[order]

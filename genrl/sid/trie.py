@@ -52,7 +52,7 @@ class TrieLevel:
             return self.masks.index_select(0, nodes)
         first, last = self.offsets[nodes], self.offsets[nodes + 1] - 1
         edges = first[:, None] + torch.arange(self.widest, dtype=first.dtype, device=nodes.device)
-        edges = torch.minimum(edges, last[:, None])  # a narrow node repeats its last edge
+        edges = torch.minimum(edges, last[:, None]).clamp(min=0)  # a narrow node repeats its last edge
         codes = self.codes.index_select(0, edges.flatten()).view(edges.shape).long()
         return torch.zeros(len(nodes), self.size, dtype=torch.bool, device=nodes.device).scatter_(1, codes, True)
 
@@ -177,23 +177,17 @@ class Trie:
     def expand(self, leaves: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Turn ranked leaves into ranked items: a leaf with n items becomes n places with its score.
 
-        Args:
-            leaves: [P, W] best first, -1 pads.
-            scores: [P, W].
-            width: places to keep.
-
-        Returns:
-            items [P, width] padded with -1, scores [P, width] padded with -inf.
+        Leaves and scores [P, W], best first, -1 pads, become items and scores [P, width], padded with -1 and -inf.
         """
-        first = self.leaf_offsets[leaves.clamp(min=0)].long()
-        counts = torch.where(leaves < 0, 0, self.leaf_offsets[leaves.clamp(min=0) + 1] - first)
+        known = leaves.clamp(min=0)
+        first = self.leaf_offsets[known].long()
+        counts = torch.where(leaves < 0, 0, self.leaf_offsets[known + 1] - first)
         ends = counts.cumsum(1)
         places = torch.arange(width, device=leaves.device).expand(leaves.shape[0], -1).contiguous()
         owner = torch.searchsorted(ends, places, right=True)
         exists = owner < leaves.shape[1]
         owner = owner.clamp(max=leaves.shape[1] - 1)
-        within = places - (ends - counts).gather(1, owner)
-        rows = first.gather(1, owner) + within
+        rows = places + (first - ends + counts).gather(1, owner)
         items = self.leaf_items[torch.where(exists, rows, 0)].long()
         return torch.where(exists, items, -1), scores.gather(1, owner).masked_fill(~exists, float("-inf"))
 
@@ -223,10 +217,7 @@ class Trie:
         return path[::-1]
 
     def subset(self, keep: Tensor) -> Trie:
-        """The trie of some items; their catalogue rows and the order inside a leaf stay.
-
-        Args:
-            keep: [I] bool: catalogue rows that stay.
+        """The trie of the items that `keep` [I] marks; their catalogue rows and the order inside a leaf stay.
 
         Raises:
             DataError: if none stays.
@@ -302,9 +293,8 @@ def _check(codes: Tensor, fields: list[_Field]) -> None:
     lows, highs = codes.amin(0).tolist(), codes.amax(0).tolist()
     for level, (field, low, high) in enumerate(zip(fields, lows, highs, strict=True), start=1):
         if low < 0 or high >= field.size:
-            raise DataError(
-                f"SID level {level} has code {low if low < 0 else high}, outside its codebook of {field.size}."
-            )
+            code = low if low < 0 else high
+            raise DataError(f"SID level {level} has code {code}, outside its codebook of {field.size}.")
 
 
 def _order(keys: list[Tensor], popularity: Tensor | None) -> Tensor:
@@ -325,7 +315,7 @@ def _tables(
 ) -> tuple[list[TrieLevel], Tensor]:
     """Levels and leaf offsets, by comparing each SID with the one before it in `order`, some at a time."""
     items, depth = order.numel(), len(fields)
-    index = _index_type(items)
+    index = torch.int32 if items < 2**31 else torch.int64
     codes: list[list[Tensor]] = [[] for _ in fields]
     offsets: list[list[Tensor]] = [[] for _ in range(depth + 1)]  # the last are the leaves'
     edges = [0] * depth
@@ -375,10 +365,6 @@ def _shrink(offsets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 def _widest(offsets: Tensor) -> int:
     return int((offsets[1:] - offsets[:-1]).max())
-
-
-def _index_type(count: int) -> torch.dtype:
-    return torch.int32 if count < 2**31 else torch.int64
 
 
 def _code_type(size: int) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from genrl.policy.model import Head
 from genrl.policy.score import place_scores
 from genrl.prompts.packing import PackedBatch
 from genrl.training.sft import SupervisedModule
@@ -15,14 +16,14 @@ class ActivateModule(SupervisedModule):
     The layout of the stage has thinking.
     """
 
-    def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of chosen words and SID tokens."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
-            self.policy.head_for("vocab"),
-            self.layout,  # type: ignore[arg-type]
+            head,
+            self.layout,
             hidden[rows, columns - 1],
-            batch.support,
+            self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
         )
         return -logps.sum()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.files import save_weights
+from genrl.layouts.base import Layout
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import read_blocks
 from genrl.progress import make_progress
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
@@ -202,8 +202,8 @@ class RolloutSamples(Callback):
         """Write the samples of the latest rollout."""
         if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
-        codes = module.layout.codes_of_items()
-        texts = partial(_thinking, module.policy) if module.layout.thinking else None
+        codes = module.layout.codes
+        texts = partial(_thinking, module.policy, module.layout) if module.layout.writes_text else None
         samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions, texts)
         with self.path.open("a") as file:
             record = {"step": trainer.global_step, "samples": [sample.record() for sample in samples]}
@@ -213,10 +213,9 @@ class RolloutSamples(Callback):
             board.experiment.add_text("rollouts", markdown(samples), trainer.global_step)
 
 
-def _thinking(policy: Policy, tokens: Tensor) -> tuple[str, ...]:
+def _thinking(policy: Policy, layout: Layout, tokens: Tensor) -> tuple[str, ...]:
     """Text of each think block of a completion [T]."""
-    assert policy.words is not None
-    return tuple(policy.tokenizer.decode(block).strip() for block in read_blocks(policy.words, tokens))
+    return tuple(policy.tokenizer.decode(block).strip() for block in layout.blocks(tokens))
 
 
 def keep_notes(path: Path, step: int) -> None:

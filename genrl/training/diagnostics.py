@@ -21,7 +21,7 @@ def reward_values(rewards: Rewards) -> Values:
     """Mean reward, that of each component, and of each step: its match and what shapes it."""
     values = {"train/reward": rewards.outcome.mean()}
     values |= {f"train/reward/{name}": value.mean() for name, value in rewards.components.items()}
-    parts = [part for part in (rewards.steps, rewards.shaping) if part is not None]
+    parts = [part for part in (rewards.steps, rewards.step_shaping) if part is not None]
     if parts:
         values |= _numbered("train/reward/step", torch.stack(parts).sum(0).mean(0))
     return values

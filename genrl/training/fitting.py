@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
@@ -48,27 +49,33 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
     """A trainer on the hardware of a configuration, without what genrl does itself.
 
     Weights in bfloat16 are the models' own affair: Lightning would round rewards and log-probabilities, too.
+
+    Raises:
+        ConfigError: if Lightning refuses an argument of `trainer.extra`.
     """
-    return L.Trainer(
-        **{
-            "accelerator": config.accelerator,
-            "devices": config.devices,
-            "num_nodes": config.num_nodes,
-            "strategy": "ddp" if config.devices * config.num_nodes > 1 else "auto",
-            "precision": "32-true" if config.precision == "bf16-true" else config.precision,
-            "max_epochs": -1,
-            "logger": False,
-            "log_every_n_steps": config.log_every,
-            "num_sanity_val_steps": 0,
-            "reload_dataloaders_every_n_epochs": 1,
-            "use_distributed_sampler": False,
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            **options,
-            **config.extra,
-        }
-    )
+    arguments: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "num_nodes": config.num_nodes,
+        "strategy": "ddp" if config.devices * config.num_nodes > 1 else "auto",
+        "precision": "32-true" if config.precision == "bf16-true" else config.precision,
+        "max_epochs": -1,
+        "logger": False,
+        "log_every_n_steps": config.log_every,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        **options,
+    }
+    try:
+        return L.Trainer(**{**arguments, **config.extra})
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        if not config.extra:
+            raise
+        raise ConfigError(f"trainer.extra = {config.extra!r} does not fit lightning.Trainer: {error}") from error
 
 
 def find_rank(config: TrainerConfig) -> None:

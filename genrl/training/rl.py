@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,7 +16,9 @@ from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Sco
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
-from genrl.policy.rollout import rollout, target_rollout
+from genrl.policy.model import Policy
+from genrl.policy.reference import Reference
+from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
 from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
@@ -53,7 +55,7 @@ class RLModule(StageModule):
 
     Args:
         objective: rewards in, loss out.
-        verifier: completions and targets in, rewards out.
+        verifier: completions and requests in, rewards out.
         prompts: order of the RL prompts.
         maker: positions -> prompt tokens.
         categories: [I] category of each catalogue row.
@@ -92,12 +94,11 @@ class RLModule(StageModule):
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
         self.journal = Journal()
-        self.gradients = StepGradients(self.layout.num_steps)
+        self.gradients = StepGradients(self.layout.steps)
         self._pending: list[Part] = []
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
-        if objective.uses_reference:
-            self.policy.keep_reference()
+        self.reference = Reference(self.policy) if objective.uses_reference else None
 
     def train_dataloader(self) -> StepStream[Part]:
         """The next round of steps; it ends with the last update of a rollout."""
@@ -123,12 +124,12 @@ class RLModule(StageModule):
         drawn = draw_alive(partial(self._draw, index), self.objective, self.journal)
         requests, completions = drawn.requests, drawn.completions
         self.check_finite(completions.logps, drawn, "log-probability of the rollout")
-        if self.objective.uses_reference:
-            with self.policy.reference():
-                completions = replace(completions, ref_logps=self._score(completions, requests).logps)
+        if self.reference is not None:
+            held_to = self._score(completions, requests, cast(Policy, self.reference))
+            completions = replace(completions, ref_logps=held_to.logps)
         whole = self.objective.prepare(completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
-        codes = self.layout.codes_of_items()[requests.wanted.items[:, 0]]
+        codes = self.layout.codes[requests.wanted.items[:, 0]]
         self.journal.add(rollout_values(whole, drawn.rewards, codes, self.metrics.cold, written=self.writes))
         self._rescored = self.writes and self.updates > 1 and not self.policy.exact
         if self._rescored:
@@ -148,7 +149,7 @@ class RLModule(StageModule):
             completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
         else:
             completions = target_rollout(self.layout, requests, self.categories)
-        return Rollout(requests, completions, self.verifier(completions, requests.wanted))
+        return Rollout(requests, completions, self.verifier(completions, requests))
 
     def _mini_batches(self, whole: Part, index: int) -> list[Part]:
         """Share out the groups of a rollout, anew in each pass over it; each mini-batch weighs as much as the whole."""
@@ -200,11 +201,9 @@ class RLModule(StageModule):
             {**self.journal.close(), **self.gradients.close(self.device), "train/learning_rate": rate}, batch_size=1
         )
 
-    def _score(self, completions: Completions, requests: Requests) -> Scores:
-        """What the policy of the moment says of completions, under the distributions they were drawn from."""
-        how = self.rollouts
-        temperatures = (how.temperature, how.normalize, how.thinking_temperature)
-        return score(self.policy, self.layout, requests, completions, *temperatures)
+    def _score(self, completions: Completions, requests: Requests, policy: Policy | None = None) -> Scores:
+        """What a policy, by default that of the moment, says of completions, under what they were drawn from."""
+        return score(policy or self.policy, self.layout, requests, completions, sampling_of(self.rollouts))
 
     def _corrected(self, experience: Experience, logps: Tensor) -> Experience:
         """See to the gap between what sampling said of the tokens and what scoring says, [B, T]."""

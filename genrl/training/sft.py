@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.ops import seed_of
+from genrl.policy.model import Head
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
 from genrl.prompts.packing import PackedBatch, SegmentPlanner
@@ -39,8 +41,12 @@ class SupervisedModule(StageModule):
         self.round_steps = max(1, round(batches.steps_per_epoch * config.validate_every))
 
     @abstractmethod
-    def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Negative log-likelihood of the targets of a batch, summed, from hidden states [R, L, H]."""
+
+    def rows(self, batch: PackedBatch) -> str:
+        """Rows of the head that the batch needs, see `Policy.forward`."""
+        return "vocab"
 
     def train_dataloader(self) -> StepStream[PackedBatch]:
         """The next round of steps."""
@@ -55,8 +61,8 @@ class SupervisedModule(StageModule):
         """Loss of one packed batch."""
         self.policy.train()
         mask = batch.segments >= 0 if self.batches.alone else packed_mask(batch.segments)
-        hidden = self.policy.hidden(batch.tokens, mask, batch.positions)
-        loss = self.total(hidden, batch) * self.trainer.world_size / batch.share
+        total = self.policy(batch.tokens, mask, batch.positions, partial(self.total, batch), self.rows(batch))
+        loss = total * self.trainer.world_size / batch.share
         self.check_finite(loss, batch)
         self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)  # the mean is that of the step
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -73,20 +79,25 @@ class SupervisedModule(StageModule):
 class SFTModule(SupervisedModule):
     """Cross-entropy over the legal codes of target items, and over the words of text examples."""
 
-    def total(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of items and words."""
-        return self._item_loss(hidden, batch) + self._text_loss(hidden, batch)
+        return self._item_loss(batch, hidden, head.cut(*self.policy.sid_rows)) + _text_loss(batch, hidden, head)
 
-    def _item_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    def rows(self, batch: PackedBatch) -> str:
+        """All for words."""
+        return "vocab" if len(batch.text_places) else "legal"
+
+    def _item_loss(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Negative log-likelihood of the SIDs of all target items."""
         rows, columns = batch.item_places.unbind(1)
         before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
-        return item_loss(self.policy.head_for("legal"), hidden[rows[:, None], before], self.layout, batch.items)
+        return item_loss(head, hidden[rows[:, None], before], self.layout, batch.items[:, None])
 
-    def _text_loss(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Negative log-likelihood of the words of text examples."""
-        rows, columns = batch.text_places.unbind(1)
-        if rows.numel() == 0:
-            return hidden.new_zeros((), dtype=torch.float32)
-        logits = self.policy.logits(hidden[rows, columns - 1])
-        return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
+
+def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
+    """Negative log-likelihood of the words of text examples, with the whole head."""
+    rows, columns = batch.text_places.unbind(1)
+    if rows.numel() == 0:
+        return hidden.new_zeros((), dtype=torch.float32)
+    logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
+    return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")

@@ -132,7 +132,7 @@ def build(golden: dict[str, Any], name: str) -> Case:
     objective = next(key for key in OPTIONS if name.startswith(key))
     setup = golden["slate_setup"] if objective == "sage" else golden["token_setup"]
     make = slate_rollout if objective == "sage" else token_rollout
-    rewards = slate_rewards(setup) if objective == "sage" else token_rewards(setup, config)
+    rewards = slate_rewards(setup) if objective == "sage" else token_rewards(setup, config, objective)
     built = OBJECTIVES.build(objective, OPTIONS[objective](config))
     return Case(built, make(setup), rewards, numbers(setup["logp_new"]), expected)
 
@@ -189,19 +189,19 @@ def slate_rollout(setup: dict[str, Any]) -> Completions:
     )
 
 
-def token_rewards(setup: dict[str, Any], config: Config) -> Rewards:
-    """Rewards of a case: the one it names; the summed match where the case is built on thresholds of it."""
+def token_rewards(setup: dict[str, Any], config: Config, objective: str) -> Rewards:
+    """Rewards of a case: the matches for SAPO, else what it names, or the summed match where it has thresholds."""
     components = {name: numbers(values) for name, values in setup["rewards"].items()}
     if "rewards" in config:
         weights = dict(zip(config["rewards"], map(float, config["weights"]), strict=True))
-        outcome = sum(weight * components[name] for name, weight in weights.items())
-        return Rewards(outcome, components=components, weights=weights)
+        return Rewards({name: components[name] for name in weights}, weights)
+    if objective == "sapo":
+        return Rewards({"match": numbers(setup["match"])}, {"match": 1.0})
     named = config.get("reward", "count").split()[0].removesuffix("_second_group")
-    outcome = components.get(named, components["count"])
-    return Rewards(outcome, steps=numbers(setup["match"]), components=components)
+    return Rewards({"outcome": components.get(named, components["count"])}, {"outcome": 1.0})
 
 
 def slate_rewards(setup: dict[str, Any]) -> Rewards:
     components = {f"reward{m}": values for m, values in enumerate(numbers(setup["rewards"]).unbind(1))}
     weights = dict(zip(components, setup["weights"], strict=True))
-    return Rewards(sum(w * components[m] for m, w in weights.items()), components=components, weights=weights)
+    return Rewards(components, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,8 +15,7 @@ from genrl.objectives import OBJECTIVES, Objective
 
 LAYOUTS = ("sid", "blocked", "interleaved", "slate")
 OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in ("grpo", "dr_grpo", "dapo", "gspo", "gdpo", "cispo", "gbpo", "sapo", "sage")},
-    **{name: (name, {}) for name in ("ecpo", "bapo", "ce")},
+    **{name: (name, {}) for name in OBJECTIVES.names()},
     "grpo-token-entropy": ("grpo", {"reduction": "token", "entropy_coef": 0.01, "kl_coef": 0.0}),
     "grpo-dual": ("grpo", {"dual_clip": 1.1, "normalize": "mean", "guard": "clamp"}),
     "gspo-token": ("gspo", {"level": "sequence_token", "clip_low": 0.05, "clip_high": 0.05}),
@@ -73,17 +73,15 @@ class Sample:
     def outcome(self, objective: Objective) -> tuple[Tensor, Tensor]:
         return self.run(objective, self.experience(objective))
 
-    def with_rewards(self, **changes: object) -> Sample:
-        return replace(self, rewards=replace(self.rewards, **changes))
+    def with_rewards(self, values: Mapping[str, Tensor], **weights: float) -> Sample:
+        """Other rewards; one without a weight has weight 1."""
+        known = {name: weights.get(name, 1.0) for name in values}
+        return replace(self, rewards=Rewards(values, known, frozenset({"format"}) & values.keys()))
 
     def shifted(self, offset: float, scale: float = 1.0) -> Sample:
         """Every reward scaled and moved."""
-        old = self.rewards
-        steps = None if old.steps is None else old.steps * scale + offset
-        shaping = None if old.shaping is None else old.shaping * scale + offset
-        components = {name: value * scale + offset for name, value in old.components.items()}
-        outcome = old.outcome * scale + offset
-        return self.with_rewards(outcome=outcome, steps=steps, components=components, shaping=shaping)
+        values = {name: value * scale + offset for name, value in self.rewards.values.items()}
+        return replace(self, rewards=replace(self.rewards, values=values))
 
     def on_policy(self) -> Sample:
         return replace(self, logps=self.rollout.logps)
@@ -221,13 +219,11 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
         **shape,
     )
     match, novelty = (uniform(rows, steps) < 0.4).double(), uniform(rows)
-    shaping = None if rollout.closed is None else 0.25 * rollout.closed.double()
-    for values in (match, novelty) if shaping is None else (match, novelty, shaping):
-        values[2 * group_size : 3 * group_size] = values.max()
-    components = {"exact_match": match.prod(1), "level_match": match.sum(1), "novelty": novelty}
-    weights = {"exact_match": 1.0, "level_match": 1.0, "novelty": 0.5}
-    if shaping is not None:
-        components["format"], weights["format"] = shaping.sum(1) / 0.25, 0.25
-    outcome = sum(weight * components[name] for name, weight in weights.items())
-    rewards = Rewards(outcome, steps=match, components=components, weights=weights, shaping=shaping)
-    return Sample(rollout, rewards, logs(old, spread * 2), entropy)
+    values = {"level_match": match, "novelty": novelty}
+    if rollout.closed is not None:
+        values["format"] = rollout.closed.double()
+    for value in values.values():
+        value[2 * group_size : 3 * group_size] = value.max()
+    values = {"exact_match": match.prod(1), **values}
+    drawn = Sample(rollout, Rewards(values, dict.fromkeys(values, 1.0)), logs(old, spread * 2), entropy)
+    return drawn.with_rewards(values, novelty=0.5, format=0.25)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from genrl.batches import Scores
 from genrl.objectives import live_prompts, renormalized
@@ -14,6 +16,7 @@ from tests.property.rollouts import LAYOUTS, OBJECTIVE_OPTIONS, Sample, make, sa
 
 every = pytest.mark.parametrize("name", OBJECTIVE_OPTIONS)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
+Summands = Callable[[tuple[int, ...], torch.Generator], list[Tensor]]
 COMPARING = [name for name in OBJECTIVE_OPTIONS if name not in ("ce", "gbpo-sign")]
 
 
@@ -48,24 +51,7 @@ def test_no_chosen_token_at_all(name: str) -> None:
 @layouts
 def test_float32_agrees_with_float64(name: str, layout: str) -> None:
     batch, objective = sample(layout), make(name)
-    rewards = batch.rewards
-    single = Sample(
-        replace(
-            batch.rollout,
-            logps=batch.rollout.logps.float(),
-            ref_logps=batch.rollout.ref_logps.float(),
-            entropy=batch.rollout.entropy.float(),
-        ),
-        replace(
-            rewards,
-            outcome=rewards.outcome.float(),
-            steps=rewards.steps.float(),
-            shaping=None if rewards.shaping is None else rewards.shaping.float(),
-            components={key: value.float() for key, value in rewards.components.items()},
-        ),
-        batch.logps.float(),
-        batch.entropy.float(),
-    )
+    single = Sample(*(part.to(torch.float32) for part in (batch.rollout, batch.rewards, batch.logps, batch.entropy)))
     loss, gradient = single.outcome(make(name))
     expected_loss, expected_gradient = batch.outcome(objective)
     assert loss.dtype == torch.float32
@@ -140,16 +126,41 @@ def test_equal_rewards_give_no_gradient(name: str, layout: str) -> None:
     objective = make(name)
     if objective.gradient_without_advantage:
         objective.penalties = ()
-    same = batch.with_rewards(
-        outcome=torch.full_like(batch.rewards.outcome, 0.3),
-        steps=torch.full_like(batch.rewards.steps, 0.1),
-        components={key: torch.full_like(value, 0.1) for key, value in batch.rewards.components.items()},
-        shaping=None if batch.rewards.shaping is None else torch.full_like(batch.rewards.shaping, 0.1),
-    )
+    same = batch.with_rewards({key: torch.full_like(value, 0.1) for key, value in batch.rewards.values.items()})
     experience = same.experience(objective)
     assert not live_prompts(experience).any()
     _, gradient = same.run(objective, experience)
     assert (gradient == 0).all()
+
+
+def cancelling(shape: tuple[int, ...], draw: torch.Generator) -> list[Tensor]:
+    """Two float32 rewards that differ much from row to row, and add up to .3 but for rounding."""
+    good = 10 + 10 * torch.rand(shape, generator=draw)
+    return [good, 0.3 - good]
+
+
+def permuted(shape: tuple[int, ...], draw: torch.Generator) -> list[Tensor]:
+    """Seven float32 rewards, the same numbers under other names in each row."""
+    numbers = torch.tensor([10.1, -7.3, 0.1, 3.7, -6.5, 0.7, 0.3])
+    return list(numbers[torch.rand(*shape, 7, generator=draw).argsort(-1)].unbind(-1))
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARING if not name.startswith(("gdpo", "sage"))])
+@pytest.mark.parametrize("summands", [cancelling, permuted])
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_equal_up_to_rounding_give_no_gradient(name: str, summands: Summands, seed: int) -> None:
+    """Whatever the summands; those that normalise rewards one by one compare none of these sums."""
+    batch, objective = sample("blocked"), make(name)
+    objective.penalties = ()
+    parts = summands((16, 2), torch.Generator().manual_seed(seed))
+    values = {f"reward{place}": part for place, part in enumerate(parts)}
+    even = batch.with_rewards({"exact_match": torch.full((16,), 0.1), **values})
+    assert len(even.rewards.outcome.unique()) > 1
+    experience = even.experience(objective)
+    assert not live_prompts(experience).any()
+    assert (even.run(objective, experience)[1] == 0).all()
+    apart = {**values, "reward0": values["reward0"] + torch.arange(16.0)[:, None]}
+    assert live_prompts(even.with_rewards({"exact_match": torch.arange(16.0), **apart}).experience(objective)).all()
 
 
 @pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("sapo-fork", "gdpo-token")])

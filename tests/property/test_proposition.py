@@ -105,8 +105,9 @@ class Expectation:
             group_size=group_size,
             num_steps=sids.shape[1],
         )
-        exact = match.prod(1)
-        experience = objective.prepare(rollout, Rewards(exact, steps=match, components={"exact_match": exact}))
+        values = {"level_match": match, "exact_match": match.prod(1)}
+        rewards = Rewards(values, dict.fromkeys(values, 1.0))
+        experience = objective.prepare(rollout, rewards)
         pull = experience.weights * experience.advantages * len(drawn)  # weights are of a mean over groups
         self.pull = pull.view(len(drawn), group_size, -1)
 

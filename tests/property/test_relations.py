@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Rewards, Scores
+from genrl.batches import Scores
 from genrl.objectives import OBJECTIVES, Objective, SequenceMean, StepMean
 from genrl.objectives.gbpo import bounded_ratio
 from genrl.ops import segment_sum
@@ -66,7 +66,7 @@ def test_equal_rewards_at_one_step_give_it_no_gradient(layout: str) -> None:
     batch = sample(layout)
     steps = batch.rewards.steps.clone()
     steps[:, 1] = 0.7
-    slope = gradient(build("sapo"), batch.with_rewards(steps=steps, shaping=None))
+    slope = gradient(build("sapo"), batch.with_rewards({"level_match": steps}))
     assert (slope[batch.rollout.step_ids == 1] == 0).all()
     assert slope.abs().sum() > 0
 
@@ -93,8 +93,7 @@ def test_with_one_step_sapo_is_grpo(layout: str, guard: str) -> None:
         codes=batch.rollout.codes[:, :1],
         closed=None if batch.rollout.closed is None else batch.rollout.closed[:, :1],
     )
-    rewards = Rewards(batch.rewards.outcome, steps=batch.rewards.outcome[:, None])
-    single = replace(batch, rollout=rollout, rewards=rewards)
+    single = replace(batch, rollout=rollout).with_rewards({"level_match": batch.rewards.outcome[:, None]})
     assert_same(StepMean()(rollout), SequenceMean()(rollout))
     loss, slope = single.outcome(build("grpo", guard=guard, kl_coef=0.01))
     sapo_loss, sapo_slope = single.outcome(build("sapo", guard=guard, kl_coef=0.01))
@@ -105,11 +104,9 @@ def test_with_one_step_sapo_is_grpo(layout: str, guard: str) -> None:
 @layouts
 def test_gdpo_with_one_reward_is_a_multiple_of_grpo(layout: str) -> None:
     batch = sample(layout)
-    name = "novelty"
-    value = batch.rewards.components[name]
-    batch = batch.with_rewards(outcome=value, components={name: value}, weights={name: 2.5})
-    plain = batch.experience(build("grpo", eps=1e-4)).advantages
-    decoupled = batch.experience(build("gdpo")).advantages
+    single = {"novelty": batch.rewards.values["novelty"]}
+    plain = batch.with_rewards(single).experience(build("grpo", eps=1e-4)).advantages
+    decoupled = batch.with_rewards(single, novelty=2.5).experience(build("gdpo")).advantages
     factors = (decoupled / plain)[plain != 0]
     assert_same(factors, factors[:1].expand_as(factors))
     assert factors[0] > 0
@@ -182,17 +179,18 @@ def test_items_of_gbpo_share_the_completion(layout: str) -> None:
 @layouts
 def test_ablations_of_sapo(layout: str) -> None:
     batch = sample(layout)
-    shaping = torch.zeros_like(batch.rewards.steps) if batch.rewards.shaping is None else batch.rewards.shaping
+    shaping = batch.rewards.step_shaping
+    shaping = torch.zeros_like(batch.rewards.steps) if shaping is None else shaping
     exact = batch.rewards.components["exact_match"]
-    outcome = batch.with_rewards(outcome=exact + shaping.mean(1))
+    outcome = batch.with_rewards({"sum": exact + shaping.mean(1)})
     assert_same(gradient(build("sapo", ablation="outcome"), batch), gradient(build("grpo"), outcome))
-    summed = batch.with_rewards(outcome=(batch.rewards.steps + shaping).sum(1))
+    summed = batch.with_rewards({"sum": (batch.rewards.steps + shaping).sum(1)})
     experience = batch.experience(build("sapo", ablation="no_step_advantage"))
     plain = summed.experience(build("grpo")).advantages
     inside = batch.rollout.chosen & (batch.rollout.step_ids >= 0)
     assert_same(experience.advantages[inside], plain[inside])
     copied = batch.experience(build("sapo", ablation="no_match_reward", guard="add")).advantages
     for k in range(batch.rollout.num_steps):
-        at_step = batch.with_rewards(outcome=exact + shaping[:, k]).experience(build("grpo")).advantages
+        at_step = batch.with_rewards({"sum": exact + shaping[:, k]}).experience(build("grpo")).advantages
         here = inside & (batch.rollout.step_ids == k)
         assert_same(copied[here], at_step[here])

@@ -54,13 +54,13 @@ def test_a_quick_run_writes_its_figures_and_what_it_checked(name, tmp_path, caps
 
 
 def test_a_run_with_unequal_results_fails_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    beam = decoding.beam
+    search = decoding.search
 
     def shifted(*arguments, **options):
-        found = beam(*arguments, **options)
-        return replace(found, scores=found.scores + 0.01)
+        ranking, found = search(*arguments, **options)
+        return ranking, replace(found, logps=found.logps + 0.01 / found.logps.shape[1])
 
-    monkeypatch.setattr(decoding, "beam", shifted)
+    monkeypatch.setattr(decoding, "search", shifted)
     assert run("beam", "--json", tmp_path / "figures.json") == 1
     assert "beam scores differ by 0.01" in capsys.readouterr().err
     assert not (tmp_path / "figures.json").exists()

@@ -87,8 +87,8 @@ def plugin():
 def test_the_plugin_normalises_summed_rewards_as_one(plugin):
     rollout, _, _ = figures_gradient.synthetic(torch.ones(1), OLD)
     click, stay = (torch.tensor(values, dtype=torch.float64) for values in ([1, 0, 0, 0], [0, 1, 1, 0]))
-    both = Rewards(click + stay, None, {"click": click, "stay": stay}, {"click": 1.0, "stay": 1.0})
-    one = Rewards(click, None, {"click": click}, {"click": 1.0})
+    both = Rewards({"click": click, "stay": stay}, {"click": 1.0, "stay": 1.0})
+    one = Rewards({"click": click}, {"click": 1.0})
 
     def advantages(name, rewards):
         objective = OBJECTIVES.build(name, {"eps": 0.0})

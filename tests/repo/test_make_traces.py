@@ -1,17 +1,12 @@
 """A local model writes traces in batches that do not depend on padding, and the tool keeps what can be used."""
 
 import json
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import make_traces
+import pytest
 import teacher
+import torch
 
 from genrl.catalog.dataset import load_dataset
 from genrl.config.schema import DataConfig, ToyConfig
@@ -59,7 +54,17 @@ def task(candidates=0, seed=0):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def write(out, script, limit, **options):
+    """What is said of the first `limit` positions, four at a time."""
+    return make_traces.make_traces(task(**options), script, out, limit, 4)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "traces.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +76,9 @@ def load(folder, temperature=0.0, new_tokens=6):
     return teacher.Teacher.load(str(folder), "cpu", new_tokens, temperature)
 
 
-def test_what_is_kept_can_be_read_and_prompts_show_history_and_target(tmp_path):
-    script, out = Script(), tmp_path / "traces.jsonl"
-    said = make_traces.make_traces(task(), script, out, 10, 4)
+def test_what_is_kept_can_be_read_and_prompts_show_history_and_target(out):
+    script = Script()
+    said = write(out, script, 10)
     traces = read_traces(out, DATASET, 2)
     assert [trace.position for trace in traces] == task().positions()[:10]
     assert {trace.blocks for trace in traces} == {("They like the kitchen.", "Something to cut with.")}
@@ -88,32 +93,34 @@ def test_what_is_kept_can_be_read_and_prompts_show_history_and_target(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("script", "reason"),
     [
-        ("1. They like the kitchen.", "wrong number of blocks"),
-        ("1. One\n2. Two\n3. Three", "wrong number of blocks"),
-        ("1. They want the\n2. {target}, clearly.", "title"),
+        (Script("1. They like the kitchen."), "wrong number of blocks"),
+        (Script("1. One\n2. Two\n3. Three"), "wrong number of blocks"),
+        (Script("No\u2028steps\u0085here\u2029at all"), "wrong number of blocks"),  # which is one line of the file
+        (Script("1. They want the\n2. {target}, clearly."), "title"),
+        (Script(whole=False), "cut off"),
     ],
 )
-def test_traces_that_cannot_be_used_are_dropped_with_the_reason(tmp_path, answer, reason):
-    out = tmp_path / "traces.jsonl"
-    said = make_traces.make_traces(task(), Script(answer), out, 5, 4)
-    assert f"kept 0 of 5 (0.0%); dropped: {reason}: 5; 0.0 words" in said
+def test_traces_that_cannot_be_used_are_dropped_with_the_reason_and_not_asked_for_again(out, script, reason):
+    script.asked.clear()
+    for _ in range(2):
+        assert f"kept 0 of 5 (0.0%); dropped: {reason}: 5; 0.0 words" in write(out, script, 5)
+    assert len(script.asked) == 5
     assert out.read_text() == ""
-    dropped = lines(tmp_path / "traces.dropped.jsonl")
-    assert [line["reason"] for line in dropped] == [reason] * 5
-    assert dropped[0]["answer"].startswith("1. ")
-    notes = json.loads((tmp_path / "traces.json").read_text())
+    dropped = lines(out.with_suffix(".dropped.jsonl"))
+    assert [(line["reason"], line["answer"][:2]) for line in dropped] == [(reason, script.answer[:2])] * 5
+    notes = json.loads(out.with_suffix(".json").read_text())
     assert (notes["kept"], notes["dropped"]) == (0, {reason: 5})
 
 
-def test_a_trace_is_kept_only_if_the_target_is_found_with_it(tmp_path):
-    out, wanted = tmp_path / "traces.jsonl", task(candidates=3).positions()[:20]
-    make_traces.make_traces(task(candidates=3), Script(), out, 20, 8)
+def test_a_trace_is_kept_only_if_the_target_is_found_with_it(out):
+    wanted = task(candidates=3).positions()[:20]
+    write(out, Script(), 20, candidates=3)
     right = {position for position in wanted if task(candidates=3).options(position)[1] == 0}
     assert {trace.position for trace in read_traces(out, DATASET, 2)} == right
     assert 0 < len(right) < 20
-    reasons = [line["reason"] for line in lines(tmp_path / "traces.dropped.jsonl")]
+    reasons = [line["reason"] for line in lines(out.with_suffix(".dropped.jsonl"))]
     assert reasons == ["wrong answer"] * (20 - len(right))
 
 
@@ -127,31 +134,19 @@ def test_candidates_are_the_target_and_others_that_the_user_does_not_have():
     assert len({task(candidates=5).options(position)[1] for position in task().positions()[:30]}) == 5
 
 
-def test_an_interrupted_call_goes_on_and_drops_half_a_line(tmp_path):
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "traces.jsonl"
-    make_traces.make_traces(task(), Script(), whole, 12, 4)
+def test_an_interrupted_call_goes_on_and_drops_half_a_line(out):
+    whole = out.with_name("whole.jsonl")
+    write(whole, Script(), 12)
     with pytest.raises(KeyboardInterrupt):
-        make_traces.make_traces(task(), Script(fails_at=9), out, 12, 4)
+        write(out, Script(fails_at=9), 12)
     assert len(lines(out)) == 8
     out.write_text(out.read_text()[:-20])
     again = Script()
-    make_traces.make_traces(task(), again, out, 12, 4)
+    write(out, again, 12)
     assert len(again.asked) == 5
     assert out.read_text() == whole.read_text()
-    make_traces.make_traces(task(), again, out, 14, 4)
+    write(out, again, 14)
     assert len(again.asked) == 7
-
-
-def test_a_trace_whose_last_step_was_cut_off_is_dropped(tmp_path):
-    said = make_traces.make_traces(task(), Script(whole=False), tmp_path / "traces.jsonl", 3, 4)
-    assert "kept 0 of 3 (0.0%); dropped: cut off: 3" in said
-
-
-def test_answers_with_separators_of_unicode_are_one_line_each(tmp_path):
-    out, script = tmp_path / "traces.jsonl", Script("No\u2028steps\u0085here\u2029at all")
-    for _ in range(2):
-        assert "dropped: wrong number of blocks: 3" in make_traces.make_traces(task(), script, out, 3, 4)
-    assert len(script.asked) == 3
 
 
 def test_two_teachers_of_one_name_are_told_apart(tmp_path):
@@ -164,24 +159,16 @@ def test_two_teachers_of_one_name_are_told_apart(tmp_path):
     assert load(folders[0], new_tokens=7).settings() != first
 
 
-def test_dropped_positions_are_not_asked_again(tmp_path):
-    out, script = tmp_path / "traces.jsonl", Script("nothing")
-    for _ in range(2):
-        make_traces.make_traces(task(), script, out, 5, 4)
-    assert len(script.asked) == 5
-
-
-def test_a_file_of_other_settings_and_a_damaged_line_are_refused(tmp_path):
-    out = tmp_path / "traces.jsonl"
-    make_traces.make_traces(task(), Script(), out, 2, 4)
+def test_a_file_of_other_settings_and_a_damaged_line_are_refused(out):
+    write(out, Script(), 2)
     with pytest.raises(ConfigError, match=r"was begun with seed=0 .now 1.\. Use the same settings"):
-        make_traces.make_traces(task(seed=1), Script(), out, 2, 4)
+        write(out, Script(), 2, seed=1)
     out.write_text("{broken}\n" + out.read_text())
     with pytest.raises(DataError, match=r"traces.jsonl:1: damaged"):
-        make_traces.make_traces(task(), Script(), out, 2, 4)
-    (tmp_path / "traces.json").unlink()
+        write(out, Script(), 2)
+    out.with_suffix(".json").unlink()
     with pytest.raises(ConfigError, match=r"traces.json, which says how it was made, is not"):
-        make_traces.make_traces(task(), Script(), out, 2, 4)
+        write(out, Script(), 2)
 
 
 def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(folder):
@@ -222,15 +209,13 @@ def test_a_chat_template_is_used_where_there_is_one(folder):
     assert model.tokenizer.decode(tokens).strip() == "user red apple answer"
 
 
-def test_a_random_model_runs_from_the_command_line_and_everything_it_writes_is_dropped(folder, tmp_path, capsys):
-    out = tmp_path / "traces.jsonl"
-    words = [*TOY, f"output={tmp_path}", "--model", str(folder), "--out", str(out), "--limit", "3", "--batch", "2"]
+def test_a_random_model_runs_from_the_command_line_and_everything_it_writes_is_dropped(folder, out, capsys):
+    words = [*TOY, f"output={out.parent}", "--model", str(folder), "--out", str(out), "--limit", "3", "--batch", "2"]
     words += ["--max-new-tokens", "8", "--check-answer"]
     assert make_traces.main(words) == 0
     assert "kept 0 of 3 (0.0%); dropped: wrong number of blocks: 3" in capsys.readouterr().out
-    notes = json.loads((tmp_path / "traces.json").read_text())
-    assert notes["settings"]["check_answer"] == 10
-    assert notes["settings"]["max_history"] == 3
+    settings = json.loads(out.with_suffix(".json").read_text())["settings"]
+    assert (settings["check_answer"], settings["max_history"]) == (10, 3)
 
 
 @pytest.mark.parametrize(

@@ -94,14 +94,6 @@ def test_paths_of_one_machine_are_found(tmp_path):
     assert [problem.split(": ")[0] for problem in problems] == ["docs/a.md:1", "pyproject.toml:1"]
 
 
-def test_an_example_that_does_not_load_is_found(tmp_path):
-    (problem,) = check_repo.example_configs(
-        build(tmp_path, {"configs/deep/a.yaml": "sed: 1\n", "configs/b.yaml": "seed: 1\n"})
-    )
-    assert problem.startswith("configs/deep/a.yaml: ")
-    assert "Did you mean 'seed'?" in problem
-
-
 def test_an_option_without_a_docstring_has_no_reference(tmp_path):
     build(tmp_path, {config_reference.SOURCE: 'class RunConfig:\n    """A."""\n    seed: int = 0\n'})
     with pytest.raises(ValueError, match="seed has no docstring"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, 
 
 
 @pytest.fixture
-def session(built: tuple[Session, dict[str, Tensor]]) -> Iterator[Session]:
+def session(built: tuple[Session, dict[str, Tensor]]) -> Session:
     """The session with the weights it began with."""
     session, weights = built
     session.policy.load_state(weights, "the beginning")
     session.policy.zero_grad()
     session.policy.eval()
-    yield session
-    session.policy._reference = {}
+    return session
 
 
 @pytest.fixture(scope="session")

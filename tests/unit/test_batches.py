@@ -13,6 +13,7 @@ from genrl.batches import (
     Requests,
     Rewards,
     Scores,
+    State,
     Targets,
     concatenate,
 )
@@ -34,7 +35,7 @@ def make_rollout(first: int = 0) -> Completions:
         chosen=tokens % 2 == 0,
         step_ids=torch.arange(T).expand(B, T),
         item_ids=torch.zeros(B, T, dtype=torch.int64),
-        support=tokens + 100,
+        states=State(tokens + 100, tokens * 0),
         codes=tokens + 200,
         items=torch.arange(first, first + B)[:, None],
         logps=-tokens.float(),
@@ -54,8 +55,14 @@ def make_experience() -> Experience:
 
 def make_rewards() -> Rewards:
     rows = torch.arange(float(B))
-    steps = rows[:, None].expand(B, S)
-    return Rewards(rows, steps, {"hit": rows + 1}, {"hit": 0.5}, shaping=steps + 2)
+    steps, items = rows[:, None].expand(B, S), rows[:, None].expand(B, 2)
+    values = {"hit": rows + 1, "match": steps, "format": steps + 2, "liked": items}
+    weights = {"hit": 0.5, "match": 1.0, "format": 1.0, "liked": 0.0}
+    return Rewards(values, weights, frozenset({"format"}), frozenset({"liked"}))
+
+
+def bad_rewards(name: str, *shape: int) -> dict[str, torch.Tensor]:
+    return {**make_rewards().values, name: torch.zeros(shape)}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +90,10 @@ def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, mes
     [
         (make_prompts, "history", torch.zeros(P - 1, 2, dtype=torch.int64), "Requests.history has shape [2, 2]"),
         (make_prompts, "targets", Targets(torch.zeros(1, 1, dtype=torch.int64)), "Requests.targets has shape"),
-        (make_rewards, "steps", torch.zeros(B - 1, S), "Rewards.steps has shape [5, 3], expected [6, *]"),
-        (make_rewards, "shaping", torch.zeros(B, S + 1), "Rewards.shaping has shape [6, 4], expected [6, 3]"),
-        (make_rewards, "components", {"hit": torch.zeros(2)}, "Rewards.components['hit'] has shape [2]"),
+        (make_rewards, "values", {"hit": torch.zeros(2)}, "Rewards have values of ['hit'] and weights of ['hit', 'mat"),
+        (make_rewards, "values", bad_rewards("match", B - 1, S), "Rewards.values['match'] has shape [5, 3], expected"),
+        (make_rewards, "values", bad_rewards("format", B, S + 1), "Rewards.values['format'] has shape [6, 4]"),
+        (make_rewards, "values", bad_rewards("liked", B, 2, 1), "Rewards.values['liked'] has shape [6, 2, 1]"),
         (make_experience, "weights", torch.zeros(B, 1), "Experience.weights has shape [6, 1], expected [6, 3]"),
         (make_experience, "mass", torch.zeros(B, 1), "Experience.mass has shape [6, 1], expected [6]"),
     ],
@@ -125,7 +133,6 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     for name in (
         "tokens",
         "chosen",
-        "support",
         "item_ids",
         "codes",
         "items",
@@ -158,15 +165,30 @@ def test_targets_are_repeated_for_each_completion() -> None:
 
 def test_rows_of_rewards_are_single_completions() -> None:
     part = make_rewards().rows(torch.tensor([5, 0, 5]))
-    assert part.outcome.tolist() == [5.0, 0.0, 5.0]
+    assert part.outcome.tolist() == [39.0, 6.5, 39.0]
     assert part.steps is not None
     assert part.steps.tolist() == [[5.0] * S, [0.0] * S, [5.0] * S]
-    assert part.shaping is not None
-    assert part.shaping.tolist() == [[7.0] * S, [2.0] * S, [7.0] * S]
+    assert part.step_shaping is not None
+    assert part.step_shaping.tolist() == [[7.0] * S, [2.0] * S, [7.0] * S]
     assert part.components["hit"].tolist() == [6.0, 1.0, 6.0]
-    assert part.weights == {"hit": 0.5}
-    bare = Rewards(torch.zeros(4)).rows(slice(1, 3))
-    assert bare.steps is bare.shaping is None
+    assert part.components["liked"].tolist() == [10.0, 0.0, 10.0]
+    assert part.weights == make_rewards().weights
+    bare = Rewards({"hit": torch.zeros(4)}, {"hit": 1.0}).rows(slice(1, 3))
+    assert bare.steps is bare.step_shaping is None
+
+
+def test_sizes_of_rewards_do_not_cancel() -> None:
+    rewards = Rewards({"good": torch.tensor([3.0]), "bad": torch.tensor([[1.0, -2.0]])}, {"good": 2.0, "bad": -1.0})
+    assert rewards.outcome.tolist() == [7.0]
+    assert rewards.absolute.outcome.tolist() == [9.0]
+    assert rewards.absolute.steps.tolist() == [[1.0, 2.0]]  # type: ignore[union-attr]
+
+
+def test_an_item_reward_of_single_items_is_one_of_completions() -> None:
+    one = Rewards({"liked": torch.tensor([[0.3], [0.7]])}, {"liked": 0.1}, per_item=frozenset({"liked"}))
+    whole = Rewards({"liked": torch.tensor([0.3, 0.7])}, {"liked": 0.1})
+    assert torch.equal(one.outcome, whole.outcome)
+    assert one.steps is None
 
 
 def test_moving_a_batch_moves_everything_inside_it() -> None:
@@ -177,7 +199,7 @@ def test_moving_a_batch_moves_everything_inside_it() -> None:
     assert (moved.completions.group_size, moved.completions.ref_logps) == (G, None)
     rewards = make_rewards().to("meta")
     assert rewards.components["hit"].device.type == "meta"
-    assert rewards.weights == {"hit": 0.5}
+    assert rewards.weights == make_rewards().weights
     assert make_prompts().to("meta").wanted.items.device.type == "meta"
     assert Scores(torch.zeros(1, 1)).to("meta").logps.device.type == "meta"
 
@@ -193,15 +215,18 @@ def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
     long = replace(make_rollout(first=50), item_ids=torch.zeros(B, T, dtype=torch.int64))
     short = long.groups(slice(0, 2))
     names = [each.name for each in fields(short) if each.metadata and getattr(short, each.name) is not None]
-    short = replace(short, **{name: getattr(short, name)[:, :1] for name in names})
+    cut = {name: getattr(short, name) for name in names}
+    cut["states"] = short.states.each(lambda value: value[:, :1])
+    short = replace(short, **{name: cut[name] if name == "states" else cut[name][:, :1] for name in names})
     rows = len(short.tokens)
     for joined, own in ((concatenate(short, long), slice(0, rows)), (concatenate(long, short), slice(B, None))):
         assert len(joined) == P + 2
         assert joined.tokens.shape == (B + rows, T)
         assert joined.tokens[own].tolist() == [[*row, 0, 0] for row in short.tokens.tolist()]
         assert joined.chosen[own].tolist() == [[*row, False, False] for row in short.chosen.tolist()]
-        for name in ("step_ids", "support", "item_ids"):
+        for name in ("step_ids", "item_ids"):
             assert getattr(joined, name)[own].tolist() == [[*row, -1, -1] for row in getattr(short, name).tolist()]
+        assert joined.states.site[own].tolist() == [[*row, -1, -1] for row in short.states.site.tolist()]
         assert joined.item_mask[own, 1:].any().item() is False
         assert joined.logps[own, 1:].abs().sum().item() == 0
         assert joined.codes[own].tolist() == short.codes.tolist()
@@ -220,7 +245,7 @@ def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
 def test_rewards_are_joined_with_their_components() -> None:
     joined = concatenate(make_rewards(), make_rewards())
     assert joined.outcome.shape == (2 * B,)
-    assert joined.shaping is not None
-    assert joined.shaping.tolist() == 2 * make_rewards().shaping.tolist()
+    assert joined.step_shaping is not None
+    assert joined.step_shaping.tolist() == 2 * make_rewards().step_shaping.tolist()
     assert joined.components["hit"].tolist() == 2 * make_rewards().components["hit"].tolist()
-    assert joined.weights == {"hit": 0.5}
+    assert (joined.weights, joined.shaping) == (make_rewards().weights, {"format"})

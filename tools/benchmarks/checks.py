@@ -12,6 +12,7 @@ from benchmarks.inputs import Inputs
 from benchmarks.peers import PrefixFunction, legal_log_probs
 from genrl.batches import Completions
 from genrl.layouts.sid import SidLayout
+from genrl.policy.model import Policy
 
 TOLERANCE = 1e-4
 
@@ -21,11 +22,7 @@ class DifferenceError(AssertionError):
 
 
 def require(holds: bool, what: str) -> None:
-    """Stop if something that must hold does not.
-
-    Raises:
-        DifferenceError: saying what.
-    """
+    """Raise a `DifferenceError` that says what does not hold."""
     if not holds:
         raise DifferenceError(what)
 
@@ -45,6 +42,20 @@ def same_log_probs(inputs: Inputs[SidLayout], drawn: Completions, allowed: Prefi
     apart = float((part.logps - wanted).abs().max())
     require(apart <= TOLERANCE, f"genrl's log-probabilities differ by {apart:.2g} from those of plain forward passes.")
     return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {apart:.0e})"
+
+
+def gradient(policy: Policy) -> Tensor:
+    """The gradient of the trained weights as one vector."""
+    return torch.cat([value.grad.flatten() for value in policy.trainable().values() if value.grad is not None])
+
+
+def same_updates(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], what: str) -> str:
+    """Log-probabilities [B, T] and gradients of two ways to compute an update are equal."""
+    apart = float((ours[0] - theirs[0]).abs().max())
+    relative = float((ours[1] - theirs[1]).norm() / theirs[1].norm())
+    require(apart <= TOLERANCE, f"log-probabilities of the two {what} differ by {apart:.2g}.")
+    require(relative <= TOLERANCE, f"gradients of the two {what} differ by {relative:.2g} of their norm.")
+    return f"log-probs equal to {apart:.0e}, gradients to {relative:.0e} of their norm"
 
 
 @torch.no_grad()

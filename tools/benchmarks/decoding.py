@@ -20,8 +20,11 @@ from benchmarks.checks import (
 from benchmarks.figures import Figure, compare, interleave, plain, timed
 from benchmarks.inputs import LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout
 from benchmarks.peers import PrefixFunction, constraint, generate_beams, generate_samples
+from genrl.batches import Completions, Ranking
 from genrl.layouts.sid import SidLayout
-from genrl.policy.decode import Drawn, beam, sample
+from genrl.policy.distribution import Sampling
+from genrl.policy.search import search
+from genrl.policy.write import write
 from genrl.sid.trie import Trie
 
 PEERS = {"function": "transformers + prefix function", "processor": "transformers + logits processor"}
@@ -69,19 +72,11 @@ def _rollouts(
         tokens = make()
         all_items(tokens, inputs.sid_tokens, who)
         expected_frequencies(first, tokens[:, 0], who)
-    checked = same_log_probs(inputs, inputs.draw(group), allowed)
-    return [
-        compare(
-            name,
-            f"group {group}, {PEERS[kind]}",
-            seconds["genrl"],
-            seconds[kind],
-            unit="s",
-            goal=goal if kind == "function" else None,
-            checked=f"all samples are items; first codes as frequent as they should be; {checked}",
-        )
-        for kind in peers
-    ]
+    checked = "all samples are items; first codes as frequent as they should be; "
+    checked += same_log_probs(inputs, inputs.draw(group), allowed)
+    found = partial(compare, name, ours=seconds["genrl"], checked=checked)
+    goals = {"function": goal}
+    return [found(f"group {group}, {PEERS[kind]}", theirs=seconds[kind], goal=goals.get(kind)) for kind in peers]
 
 
 def beams(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -94,27 +89,21 @@ def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) 
     prompts, layout = inputs.prompts, inputs.layout
     limits = constraint("function", layout, inputs.sid_tokens, prompts.tokens.shape[1])
 
-    def ours() -> Drawn:
-        return beam(inputs.policy, layout, prompts.tokens, prompts.mask, width, normalize=normalize)
+    def ours() -> tuple[Ranking, Completions]:
+        return search(inputs.policy, layout, prompts, width, Sampling(normalize=normalize))  # type: ignore[arg-type]
 
     def theirs() -> tuple[Tensor, Tensor]:
         return generate_beams(inputs.policy.model, prompts, width, layout.length, limits, normalize)
 
-    seconds = interleave(
-        f"beam, width {width}, {normalize}", {"genrl": timed(ours), "transformers": timed(theirs)}, repeats
-    )
-    mine = ours()
-    checked = same_rankings((mine.tokens, mine.scores), theirs())
-    all_items(mine.tokens.flatten(0, 1), inputs.sid_tokens, "genrl")
-    return compare(
-        "beam",
-        f"width {width}, over {normalize} tokens, {PEERS['function']}",
-        seconds["genrl"],
-        seconds["transformers"],
-        unit="s",
-        goal=BEAM_GOALS.get(width) if normalize == "legal" else None,
-        checked=checked,
-    )
+    variants = {"genrl": timed(ours), "transformers": timed(theirs)}
+    seconds = interleave(f"beam, width {width}, {normalize}", variants, repeats)
+    _, mine = ours()
+    ranked = mine.tokens.view(len(prompts), width, -1), mine.logps.sum(1).view(-1, width)
+    checked = same_rankings(ranked, theirs())
+    all_items(mine.tokens, inputs.sid_tokens, "genrl")
+    setting = f"width {width}, over {normalize} tokens, {PEERS['function']}"
+    goal = BEAM_GOALS.get(width) if normalize == "legal" else None
+    return compare("beam", setting, seconds["genrl"], seconds["transformers"], goal=goal, checked=checked)
 
 
 def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -124,51 +113,33 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
     uniforms = torch.rand(len(prompts), group, LEVELS, generator=torch.Generator().manual_seed(0))
     layouts: dict[int, SidLayout] = {}
     figures = []
+    single = partial(plain, "catalogue", checked="one leaf per distinct SID")
     for items in sizes.catalogues:
         codes = distinct_codes(items, sizes.codes)
         started = time.perf_counter()
         Trie.build(codes, (sizes.codes,) * LEVELS)
         built = time.perf_counter() - started
         layouts[items] = make_layout(inputs.policy, codes, sizes.codes)
-        trie = layouts[items].trie
+        trie = layouts[items].catalogue.trie
         require(trie.leaves == items, f"the trie of {items} distinct SIDs has {trie.leaves} leaves.")
-        figures.append(
-            plain("catalogue", f"{items:,} items: build", built, unit="s", checked="one leaf per distinct SID")
-        )
-        figures.append(
-            plain(
-                "catalogue",
-                f"{items:,} items: memory",
-                trie.bytes_per_item_level,
-                unit="bytes per item and level",
-                goal=BYTES_GOAL,
-                checked="one leaf per distinct SID",
-            )
-        )
+        bytes_each = trie.bytes_per_item_level
+        figures.append(single(f"{items:,} items: build", built, unit="s"))
+        figures.append(single(f"{items:,} items: memory", bytes_each, unit="bytes per item and level", goal=BYTES_GOAL))
 
-    def decode(items: int) -> Drawn:
-        return sample(inputs.policy, layouts[items], prompts.tokens, prompts.mask, uniforms)
+    def decode(items: int) -> Completions:
+        return write(inputs.policy, layouts[items], prompts, group, noise=uniforms)
 
     variants = {str(items): timed(partial(decode, items)) for items in layouts}
     seconds = interleave("catalogue, decoding", variants, repeats)
     for items, layout in layouts.items():
-        tokens = decode(items).tokens.flatten(0, 1)
-        members = torch.isin(_keys(layout.decode(tokens).codes, sizes.codes), _keys(layout.codes, sizes.codes))
+        members = torch.isin(_keys(decode(items).codes, sizes.codes), _keys(layout.codes, sizes.codes))
         require(bool(members.all()), f"{items} items: {int((~members).sum())} samples are no catalogue item.")
-    smallest = str(sizes.catalogues[0])
-    for items in sizes.catalogues[1:]:
-        figures.append(
-            compare(
-                "catalogue",
-                f"decode at {items:,} items, against {sizes.catalogues[0]:,}",
-                seconds[str(items)],
-                seconds[smallest],
-                unit="s",
-                better="lower",
-                goal=CATALOGUE_GOAL,
-                checked=f"all {len(prompts) * group} samples are items",
-            )
-        )
+    smallest, *others = sizes.catalogues
+    checked = f"all {len(prompts) * group} samples are items"
+    for items in others:
+        setting = f"decode at {items:,} items, against {smallest:,}"
+        times = seconds[str(items)], seconds[str(smallest)]
+        figures.append(compare("catalogue", setting, *times, better="lower", goal=CATALOGUE_GOAL, checked=checked))
     return figures
 
 

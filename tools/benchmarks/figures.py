@@ -54,8 +54,8 @@ def compare(
     ours: Sequence[float],
     theirs: Sequence[float],
     *,
-    unit: str,
     checked: str,
+    unit: str = "s",
     goal: float | None = None,
     better: Literal["higher", "lower"] = "higher",
 ) -> Figure:
@@ -86,11 +86,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Measure variants in turn, so that what else the machine does falls on all of them.
 
-    Args:
-        name: shown at the progress bar.
-        variants: name -> measurement.
-        repeats: rounds that count.
-        warm_up: begin with a round that does not count.
+    Beside the `repeats` rounds that count there is, with `warm_up`, a first one that does not.
     """
     found: dict[str, list[float]] = {variant: [] for variant in variants}
     with progress_bar(name, repeats + warm_up, "rounds") as advance:
@@ -103,7 +99,6 @@ def interleave(
 
 def as_json(figures: Sequence[Figure], repeats: int, quick: bool, load: float) -> dict[str, Any]:
     """Everything that is needed to judge the figures elsewhere."""
-    packages = {**versions(), "trl": _trl_version()}
     machine = {
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -112,7 +107,7 @@ def as_json(figures: Sequence[Figure], repeats: int, quick: bool, load: float) -
     }
     return {
         "machine": machine,
-        "versions": packages,
+        "versions": {**versions(), "trl": _trl_version()},
         "repeats": repeats,
         "quick": quick,
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
@@ -149,13 +144,13 @@ def table(figures: Sequence[Figure]) -> Table:
 
 def plot(figures: Sequence[Figure], path: Path) -> None:
     """Ratios over the peers as bars on a logarithmic axis, a black stroke at each goal, whiskers at the quartiles."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from genrl.plots import save
 
     drawn = [figure for figure in figures if figure.ratio is not None and figure.better == "higher"][::-1]
-    canvas, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * max(1, len(drawn))), layout="constrained")
+    canvas = Canvas(figsize=(8, 1.2 + 0.32 * max(1, len(drawn))), layout="constrained")
+    axes = canvas.subplots()
     for place, figure in enumerate(drawn):
         ratio, (low, high) = figure.ratio or 1.0, figure.quartiles or (1.0, 1.0)
         axes.barh(place, ratio - 1, left=1, color="#56B4E9", height=0.7)
@@ -166,6 +161,5 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
     axes.set_yticks(range(len(drawn)), [f"{figure.name}: {figure.setting}" for figure in drawn])
     axes.set_xscale("log")
     axes.set_xlabel("times faster (or smaller) than the peer; black stroke: goal")
-    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    canvas.savefig(path, dpi=150, metadata={"Software": None})  # which would name a site
-    plt.close(canvas)
+    axes.xaxis.set_major_formatter("{x:g}")
+    save(canvas, path, dpi=150)

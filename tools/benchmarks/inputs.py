@@ -17,6 +17,7 @@ from genrl.catalog.sequences import Role, Sequences
 from genrl.config.schema import ModelConfig, RolloutConfig
 from genrl.layouts.base import Layout
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
@@ -128,7 +129,7 @@ def make_inputs(sizes: Sizes) -> Inputs[SidLayout]:
     codes = clustered_codes(sizes.items, sizes.codes)
     policy = make_policy(sizes)
     layout = make_layout(policy, codes, sizes.codes)
-    tokens = layout.render(torch.arange(sizes.items))
+    tokens = layout.catalogue.render(torch.arange(sizes.items))
     template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
     return Inputs(sizes, policy, layout, PromptMaker(make_dataset(sizes), template, sizes.history))
 
@@ -146,14 +147,9 @@ def make_thinking_inputs(sizes: Sizes) -> Inputs[BlockedLayout]:
     bias[words.closing] = math.log(int(words.legal.sum()) / sizes.budget)
     head.bias = nn.Parameter(bias)
     codes = distinct_codes(sizes.items, sizes.codes, BLOCKS)
-    layout = BlockedLayout(
-        BlockedLayoutConfig(budget=sizes.budget),
-        trie=Trie.build(codes, policy.sizes),
-        first_ids=policy.first_ids,
-        codes=codes,
-        words=words,
-    )
-    tokens = layout.items.render(torch.arange(sizes.items))
+    catalogue = Items(Trie.build(codes, policy.sizes), policy.first_ids, codes)
+    layout = BlockedLayout(BlockedLayoutConfig(budget=sizes.budget), catalogue=catalogue, words=words)
+    tokens = layout.catalogue.render(torch.arange(sizes.items))
     template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
     history = (sizes.thinking_prompt - 1) // BLOCKS
     data = make_dataset(replace(sizes, prompts=sizes.thinking_prompts, history=history), shortest=history)
@@ -228,7 +224,7 @@ def clustered_codes(items: int, codes: int) -> Tensor:
 def make_layout(policy: Policy, codes: Tensor, size: int) -> SidLayout:
     """The layout of a catalogue with codebooks of one size."""
     trie = Trie.build(codes, (size,) * codes.shape[1])
-    return SidLayout(SidLayoutConfig(), trie=trie, first_ids=policy.first_ids, codes=codes)
+    return SidLayout(SidLayoutConfig(), catalogue=Items(trie, policy.first_ids, codes))
 
 
 def make_dataset(sizes: Sizes, shortest: int = 9) -> Dataset:

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from genrl.batches import Completions, Requests
-from genrl.layouts.base import ThinkingLayout
+from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
+from genrl.policy.write import by_site
 
 
 class PrefixFunction:
@@ -36,12 +37,7 @@ class PrefixFunction:
 
 
 class TrieProcessor(LogitsProcessor):
-    """The same constraint for all rows at once, on genrl's trie.
-
-    Args:
-        layout: holds the trie.
-        prompt_length: columns before the completion.
-    """
+    """The same constraint for all rows at once, on genrl's trie."""
 
     def __init__(self, layout: SidLayout, prompt_length: int) -> None:
         self.layout = layout
@@ -49,11 +45,11 @@ class TrieProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [n, V] with -inf where a token is illegal."""
-        states = self.layout.start(len(input_ids))
+        state = self.layout.start(len(input_ids))
         completion = input_ids[:, self.prompt_length :]
         for position, tokens in enumerate(completion.unbind(1)):
-            states = self.layout.advance(position, states, tokens)
-        legal = self.layout.legal(completion.shape[1], states)
+            state = self.layout.advance(state, tokens, position)
+        legal = self.layout.legal(completion.shape[1], state)
         columns = slice(legal.first, legal.first + legal.mask.shape[1])
         masked = torch.full_like(scores, float("-inf"))
         masked[:, columns] = scores[:, columns].masked_fill(~legal.mask, float("-inf"))
@@ -137,38 +133,28 @@ def legal_log_probs(model: Any, prompts: Requests, tokens: Tensor, allowed: Pref
 
 
 class ThinkingProcessor(LogitsProcessor):
-    """genrl's grammar of completions with thinking, for all rows at once.
+    """genrl's grammar of completions with thinking, for all rows at once."""
 
-    Args:
-        layout: the grammar.
-        rows: completions.
-    """
-
-    def __init__(self, layout: ThinkingLayout, rows: int) -> None:
+    def __init__(self, layout: Layout, rows: int) -> None:
         self.layout = layout
-        self.states = layout.start(rows)
+        self.state = layout.start(rows)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [n, V] with -inf where a token is illegal."""
         layout, masked = self.layout, torch.full_like(scores, float("-inf"))
-        sites = layout.sites(self.states)
-        for site in sites.unique().tolist():
-            rows = (sites == site).nonzero()[:, 0]
-            if site == layout.fixed:
-                masked[rows, layout.forced(self.states[rows])] = 0.0
+        masked[self.state.site < 0, 0] = 0.0
+        for site, rows in by_site(self.state.site):
+            legal = layout.legal(site, self.state.rows(rows))
+            if legal.tokens is not None:
+                masked[rows[:, None], legal.tokens] = 0.0
                 continue
-            legal = layout.legal(site, self.states[rows])
             columns = slice(legal.first, legal.first + legal.mask.shape[1])
             masked[rows, columns] = scores[rows, columns].masked_fill(~legal.mask, float("-inf"))
         return masked
 
 
 class ThoughtEnds(StoppingCriteria):
-    """Ends each row with its completion, and moves the grammar on by the token that was drawn.
-
-    Args:
-        processor: what masks the tokens.
-    """
+    """Ends each row with its completion, and moves the grammar on by the token that was drawn."""
 
     eos_token_id = None  # transformers pads rows that have ended if a criterion has this name
 
@@ -178,11 +164,11 @@ class ThoughtEnds(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **options: object) -> Tensor:
         """Rows [n] that have ended."""
         processor = self.processor
-        processor.states = processor.layout.advance(0, processor.states, input_ids[:, -1])
-        return processor.layout.finished(processor.states)
+        processor.state = processor.layout.advance(processor.state, input_ids[:, -1])
+        return processor.state.site < 0
 
 
-def thinking_limits(layout: ThinkingLayout, rows: int) -> dict[str, Any]:
+def thinking_limits(layout: Layout, rows: int) -> dict[str, Any]:
     """Arguments of one call of `generate` for `rows` completions with thinking."""
     processor = ThinkingProcessor(layout, rows)
     return {
@@ -191,23 +177,10 @@ def thinking_limits(layout: ThinkingLayout, rows: int) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def generate_thinking(model: Any, prompts: Requests, group: int, layout: ThinkingLayout) -> Tensor:  # noqa: ANN401
+def generate_thinking(model: Any, prompts: Requests, group: int, layout: Layout) -> Tensor:  # noqa: ANN401
     """Sampled completions with thinking [P * G, T], 0 behind their ends, by `transformers.generate`."""
-    found = model.generate(
-        input_ids=prompts.tokens,
-        attention_mask=prompts.mask.long(),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        use_cache=True,
-        num_return_sequences=group,
-        max_new_tokens=layout.length,
-        eos_token_id=None,
-        **thinking_limits(layout, len(prompts) * group),
-    )
-    return found[:, prompts.tokens.shape[1] :]
+    limits = {"use_cache": True, "eos_token_id": None, **thinking_limits(layout, len(prompts) * group)}
+    return generate_samples(model, prompts, group, layout.length, limits)
 
 
 def repeated_log_probs(model: Any, prompts: Requests, rollout: Completions) -> tuple[Tensor, Tensor]:  # noqa: ANN401

@@ -11,13 +11,13 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.checks import TOLERANCE, expected_frequencies, require
+from benchmarks.checks import TOLERANCE, expected_frequencies, gradient, require, same_updates
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_thinking_inputs
 from benchmarks.peers import generate_thinking, repeated_log_probs
 from genrl.batches import Completions
 from genrl.layouts.blocked import BlockedLayout
-from genrl.policy.model import Policy
+from genrl.policy.distribution import Sampling
 from genrl.policy.score import score
 
 GOAL = 3.0
@@ -61,11 +61,7 @@ def thinking_rollouts(sizes: Sizes, repeats: int) -> list[Figure]:
 
 def _lengths(layout: BlockedLayout, tokens: Tensor) -> Tensor:
     """Tokens [B] of completions [B, T] up to their ends."""
-    states, lengths = layout.start(len(tokens)), torch.zeros(len(tokens), dtype=torch.int64)
-    for column in tokens.unbind(1):
-        lengths += (~layout.finished(states)).long()
-        states = layout.advance(0, states, column)
-    return lengths
+    return (layout.replay(tokens).site >= 0).sum(1)
 
 
 def _same_completions(
@@ -81,7 +77,7 @@ def _same_completions(
     chances = logits.masked_fill(~legal, float("-inf")).softmax(-1)
     for who, rounds in drawn.items():
         for tokens in rounds:
-            missing = int((layout.decode(tokens).items < 0).sum())
+            missing = int((layout.read(tokens, layout.replay(tokens)).items < 0).sum())
             require(missing == 0, f"{who}: {missing} of {len(tokens)} completions are no item.")
         expected_frequencies(chances, rounds[-1][:, 1], who)
     own, other = (torch.cat(lengths[who]).double() for who in ("genrl", "transformers"))
@@ -118,31 +114,19 @@ def thinking_updates(sizes: Sizes, repeats: int) -> list[Figure]:
     """Forward and backward pass over one such rollout, log-probabilities over the vocabulary on both sides."""
     inputs, group = make_thinking_inputs(sizes), sizes.groups[0]
     batch = inputs.draw(group, normalize="vocab")
-    ours, gradient = _ours(inputs, batch)
-    theirs, wanted = _theirs(inputs, batch)
-    apart = float((ours - theirs).abs().max())
-    relative = float((gradient - wanted).norm() / wanted.norm())
-    require(apart <= TOLERANCE, f"log-probabilities of the two updates differ by {apart:.2g}.")
-    require(relative <= TOLERANCE, f"gradients of the two updates differ by {relative:.2g} of their norm.")
+    checked = same_updates(_ours(inputs, batch), _theirs(inputs, batch), "updates")
     variants = {"genrl": timed(partial(_ours, inputs, batch)), "peer": timed(partial(_theirs, inputs, batch))}
     seconds = interleave("reasoning-update", variants, repeats)
-    figure = compare(
-        "reasoning-update",
-        f"{len(inputs.prompts)} x {group}, prompt once or copied",
-        seconds["genrl"],
-        seconds["peer"],
-        unit="s",
-        checked=f"log-probs equal to {apart:.0e}, gradients to {relative:.0e} of their norm",
-    )
-    return [figure]
+    setting = f"{len(inputs.prompts)} x {group}, prompt once or copied"
+    return [compare("reasoning-update", setting, seconds["genrl"], seconds["peer"], checked=checked)]
 
 
 def _ours(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector."""
     inputs.policy.zero_grad(set_to_none=True)
-    logps = score(inputs.policy, inputs.layout, inputs.prompts, batch, normalize="vocab").logps
+    logps = score(inputs.policy, inputs.layout, inputs.prompts, batch, Sampling(normalize="vocab")).logps
     logps.sum().backward()
-    return logps.detach(), _gradient(inputs.policy)
+    return logps.detach(), gradient(inputs.policy)
 
 
 def _theirs(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, Tensor]:
@@ -154,9 +138,4 @@ def _theirs(inputs: Inputs[BlockedLayout], batch: Completions) -> tuple[Tensor, 
         logps = repeated_log_probs(inputs.policy.model, inputs.prompts.rows(rows), part)[0] * part.chosen
         logps.sum().backward()
         found.append(logps.detach())
-    return torch.cat(found), _gradient(inputs.policy)
-
-
-def _gradient(policy: Policy) -> Tensor:
-    """The gradient of the trained weights as one vector."""
-    return torch.cat([value.grad.flatten() for value in policy.trainable().values() if value.grad is not None])
+    return torch.cat(found), gradient(inputs.policy)

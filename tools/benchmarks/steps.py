@@ -21,13 +21,14 @@ from benchmarks.checks import require
 from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
 from benchmarks.peers import constraint, thinking_limits
-from genrl.batches import Completions, Targets
-from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig
+from genrl.batches import Completions, Requests, Targets
+from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig, TrainerConfig
 from genrl.objectives import OBJECTIVES
 from genrl.prompts.template import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
 from genrl.rewards.match import item_hits
 from genrl.runs.evaluate import ranking_metrics
+from genrl.training.fitting import make_trainer
 from genrl.training.rl import RLModule
 from genrl.training.stream import PromptOrder
 
@@ -156,8 +157,8 @@ class _Verifier(Verifier):
 
     notes: Notes
 
-    def __call__(self, rollout: Completions, targets: Targets) -> Any:  # noqa: ANN401
-        judged = super().__call__(rollout, targets)
+    def __call__(self, rollout: Completions, requests: Requests) -> Any:  # noqa: ANN401
+        judged = super().__call__(rollout, requests)
         self.notes.judged(rollout.items[:, 0], judged.outcome)
         return judged
 
@@ -178,9 +179,7 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
     notes = Notes()
     catalog = inputs.maker.dataset.catalog
     prompts = len(inputs.prompts)
-    verifier = _Verifier(
-        {"item": (ItemReward(()), 1.0)}, RewardContext.from_codes(inputs.layout.codes_of_items(), catalog.train_counts)
-    )
+    verifier = _Verifier({"item": (ItemReward(()), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
     verifier.notes = notes
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:
@@ -196,26 +195,13 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
             policy=policy,
             layout=inputs.layout,
             validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
-            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes_of_items()),
+            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),
             evaluation=EvaluateConfig(),
             max_grad_norm=1.0,
             folder=Path(folder),
         )
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_steps=count,
-            max_epochs=-1,
-            callbacks=[_Stamps(notes)],
-            logger=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(module)
+        options = {"callbacks": [_Stamps(notes)], "limit_val_batches": 0, "default_root_dir": folder}
+        make_trainer(TrainerConfig(accelerator="cpu"), max_steps=count, **options).fit(module)
     return notes
 
 
@@ -237,7 +223,8 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
     require(inputs.policy.tokenizer(text=texts)["input_ids"] == rows, "step: TRL would see other prompts than genrl.")
 
     def reward(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float]:
-        items = layout.decode(torch.tensor(completion_ids)).items[:, 0]
+        tokens = torch.tensor(completion_ids)
+        items = layout.read(tokens, layout.replay(tokens)).items[:, 0]
         rewards = item_reward(items, torch.tensor(target)[:, None])
         notes.judged(items, rewards)
         return rewards.tolist()
@@ -288,7 +275,7 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
 def _limited(inputs: Inputs[Any], generate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`generate` of a model under the grammar of completions."""
     layout = inputs.layout
-    if not layout.thinking:
+    if not layout.writes_text:
         limits = constraint("processor", layout, inputs.sid_tokens, inputs.prompts.tokens.shape[1])
         return partial(generate, **limits)
 

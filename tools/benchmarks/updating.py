@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.checks import TOLERANCE, require
+from benchmarks.checks import gradient, same_updates
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
 from genrl.batches import Completions, Requests
 from genrl.layouts.sid import SidLayout
+from genrl.policy.distribution import Sampling
 from genrl.policy.model import Policy
 from genrl.policy.score import score
+from genrl.policy.write import completed
 from genrl.runs.record import Meter
 
 MEMORY_GOAL = 8.0
@@ -36,17 +38,8 @@ def memory(sizes: Sizes, repeats: int) -> list[Figure]:
     checked = _same_update(inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
     variants = {way: partial(_peak_elsewhere, sizes, way, group, torch.get_num_threads()) for way in ("auto", "naive")}
     mib = interleave("memory", variants, min(repeats, 3), warm_up=False)
-    return [
-        compare(
-            "memory",
-            f"update of {sizes.prompts} x {group} above the model, prompt once or copied",
-            mib["auto"],
-            mib["naive"],
-            unit="MiB",
-            goal=MEMORY_GOAL,
-            checked=checked,
-        )
-    ]
+    setting = f"update of {sizes.prompts} x {group} above the model, prompt once or copied"
+    return [compare("memory", setting, mib["auto"], mib["naive"], unit="MiB", goal=MEMORY_GOAL, checked=checked)]
 
 
 def _peak_elsewhere(*arguments: object) -> float:
@@ -80,8 +73,9 @@ def long(sizes: Sizes, repeats: int) -> list[Figure]:
     With prompts of one length the copied rows need no mask for padding, and attention kernels skip half of their work;
     with prompts of several lengths, as they are in training, they do not.
     """
-    policy = _long_policy(sizes)
-    layout = make_layout(policy, _long_codes(sizes), LONG_CODES)
+    policy, generator = _long_policy(sizes), torch.Generator().manual_seed(0)
+    codes = torch.randint(LONG_CODES, (LONG_ITEMS, sizes.long_completion), generator=generator)
+    layout = make_layout(policy, codes, LONG_CODES)
     return [
         _long(policy, layout, sizes, lengths, repeats)
         for lengths in ((sizes.long_prompt,), (sizes.long_prompt, sizes.long_prompt * 2 // 3))
@@ -94,15 +88,9 @@ def _long(policy: Policy, layout: SidLayout, sizes: Sizes, lengths: tuple[int, .
     variants = {way: timed(partial(_update, policy, layout, prompts, drawn, way, "vocab")) for way in ("auto", "naive")}
     shown = " and ".join(map(str, lengths))
     seconds = interleave(f"long, prompts of {shown}", variants, repeats)
-    return compare(
-        "long",
-        f"score {LONG_GROUP} x {sizes.long_completion} tokens behind {shown}, prompt once or copied",
-        seconds["auto"],
-        seconds["naive"],
-        unit="s",
-        goal=LONG_GOAL if len(lengths) == 1 else None,
-        checked=checked,
-    )
+    setting = f"score {LONG_GROUP} x {sizes.long_completion} tokens behind {shown}, prompt once or copied"
+    goal = LONG_GOAL if len(lengths) == 1 else None
+    return compare("long", setting, seconds["auto"], seconds["naive"], goal=goal, checked=checked)
 
 
 def _long_policy(sizes: Sizes) -> Policy:
@@ -113,34 +101,18 @@ def _long_policy(sizes: Sizes) -> Policy:
     return policy
 
 
-def _long_codes(sizes: Sizes) -> Tensor:
-    """Random SIDs of many levels."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(LONG_CODES, (LONG_ITEMS, sizes.long_completion), generator=generator)
-
-
 def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> tuple[Requests, Completions]:
     """Random prompts and a group of random items behind each of them, all tokens counted."""
     generator = torch.Generator().manual_seed(0)
     items = torch.randperm(LONG_ITEMS, generator=generator)[: LONG_GROUP * len(lengths)]
     longest = max(lengths)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
-    tokens = layout.render(items)
-    everything = torch.ones_like(tokens, dtype=torch.bool)
-    first = layout.first_ids[0]
+    tokens = layout.compose(items[:, None])
+    first, zeros = layout.tokens.first_ids[0], torch.zeros(tokens.shape)
     prompts = torch.randint(first, first + sizes.codes, (len(lengths), longest), generator=generator)
-    return Requests(prompts, mask, prompts[:, :0]), Completions(
-        tokens=tokens,
-        chosen=everything,
-        step_ids=layout.step_ids(tokens).contiguous(),
-        item_ids=torch.zeros_like(tokens),
-        support=layout.trie.path(layout.codes[items]),
-        codes=layout.codes[items],
-        items=items[:, None],
-        logps=torch.zeros(tokens.shape),
-        group_size=LONG_GROUP,
-        num_steps=layout.num_steps,
-    )
+    choices = torch.full_like(tokens, 2)
+    drawn = completed(layout, LONG_GROUP, tokens, layout.replay(tokens), choices, zeros, zeros, Sampling())
+    return Requests(prompts, mask, prompts[:, :0]), drawn
 
 
 def _update(
@@ -149,19 +121,13 @@ def _update(
     """Log-probabilities [B, T] and the gradient of their sum as one vector, with prompts shared in a given way."""
     policy.branching = way
     policy.zero_grad(set_to_none=True)
-    scores = score(policy, layout, prompts, drawn, normalize=normalize)
+    scores = score(policy, layout, prompts, drawn, Sampling(normalize=normalize))  # type: ignore[arg-type]
     scores.logps.sum().backward()
     policy.branching = "auto"
-    gradients = [value.grad.flatten() for value in policy.trainable().values() if value.grad is not None]
-    return scores.logps.detach(), torch.cat(gradients)
+    return scores.logps.detach(), gradient(policy)
 
 
 def _same_update(policy: Policy, layout: SidLayout, prompts: Requests, drawn: Completions, normalize: str) -> str:
     """Compare log-probabilities and gradients of both ways."""
-    ours, gradient = _update(policy, layout, prompts, drawn, "auto", normalize)
-    theirs, wanted = _update(policy, layout, prompts, drawn, "naive", normalize)
-    apart = float((ours - theirs).abs().max())
-    relative = float((gradient - wanted).norm() / wanted.norm())
-    require(apart <= TOLERANCE, f"log-probabilities of the two ways differ by {apart:.2g}.")
-    require(relative <= TOLERANCE, f"gradients of the two ways differ by {relative:.2g} of their norm.")
-    return f"log-probs equal to {apart:.0e}, gradients to {relative:.0e} of their norm"
+    ours, theirs = (_update(policy, layout, prompts, drawn, way, normalize) for way in ("auto", "naive"))
+    return same_updates(ours, theirs, "ways")

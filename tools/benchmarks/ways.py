@@ -14,8 +14,8 @@ from benchmarks.inputs import FULL, Sizes, make_policy
 from genrl.batches import Requests
 from genrl.policy.branches import grow
 from genrl.policy.branching import WAYS, Shape, choose
-from genrl.policy.model import Policy
-from genrl.policy.score import completion_states
+from genrl.policy.model import Policy, states
+from genrl.policy.score import read_completions
 
 SHAPES = (
     (32, 16, 60, 4),
@@ -41,11 +41,9 @@ def ways(sizes: Sizes, repeats: int) -> list[Figure]:
     policy = make_policy(sizes)
     found = []
     for shape in SHAPES if sizes is FULL else QUICK_SHAPES:
-        found.append(_figure(policy, "score", shape, WAYS, partial(_score, policy, *_random(policy, shape)), repeats))
-        others = WAYS if shape[3] <= NAIVE_UP_TO else WAYS[:2]
-        found.append(
-            _figure(policy, "decode", shape, others, partial(_decode, policy, *_random(policy, shape)), repeats)
-        )
+        tokens, some = _random(policy, shape), WAYS if shape[3] <= NAIVE_UP_TO else WAYS[:2]
+        found.append(_figure(policy, "score", shape, WAYS, partial(_score, policy, *tokens), repeats))
+        found.append(_figure(policy, "decode", shape, some, partial(_decode, policy, *tokens), repeats))
     return found
 
 
@@ -66,15 +64,8 @@ def _figure(
     seconds = interleave(f"ways, {name}", {way: timed(partial(run, way)) for way in candidates}, repeats)
     rest = [way for way in candidates if way != picked]
     best = min(rest, key=lambda way: sorted(seconds[way])[len(seconds[way]) // 2])
-    return compare(
-        "ways",
-        f"{name}: {picked}, else {best}",
-        seconds[picked],
-        seconds[best],
-        unit="s",
-        goal=None,
-        checked="hidden states of all ways are equal",
-    )
+    checked = "hidden states of all ways are equal"
+    return compare("ways", f"{name}: {picked}, else {best}", seconds[picked], seconds[best], checked=checked)
 
 
 def _random(policy: Policy, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -95,7 +86,7 @@ def _score(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> Te
     everything = torch.ones_like(tokens, dtype=torch.bool)
     requests = Requests(prompts, torch.ones_like(prompts, dtype=torch.bool), prompts[:, :0])
     policy.branching = way
-    first, inner = completion_states(policy, requests, tokens, everything)
+    first, inner = read_completions(policy, requests, tokens, everything, lambda first, inner, _: (first, inner))
     (first.sum() + inner.sum()).backward()
     policy.zero_grad(set_to_none=True)
     policy.branching = "auto"
@@ -108,8 +99,8 @@ def _decode(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> T
     _, group, length = completions.shape
     policy.branching = way
     branches = grow(policy, prompts, torch.ones_like(prompts, dtype=torch.bool), group, length - 1)
-    hidden = branches.prefill()
+    hidden = branches.prefill(states)
     for tokens in completions[:, :, :-1].unbind(2):
-        hidden = branches.extend(tokens)
+        hidden = branches.extend(tokens, states)
     policy.branching = "auto"
     return hidden

@@ -40,12 +40,7 @@ def requests(session: Session, count: int) -> list[Requests]:
 
 
 def work(session: Session, beam: int | None = None) -> Work:
-    """What ranking the catalogue for one request takes, counted while it is done.
-
-    Args:
-        session: policy, layout and how to search.
-        beam: width instead of the configured one.
-    """
+    """What ranking the catalogue for one request takes, with the configured beam or another, counted as it is done."""
     prompts = requests(session, COUNTED)
     config = session.config.evaluate
     config = config if beam is None else replace(config, beam=beam)
@@ -59,12 +54,7 @@ def work(session: Session, beam: int | None = None) -> Work:
 
 
 def widest_beam(session: Session, multiply_adds: float) -> int:
-    """The widest beam whose requests take no more multiply-adds, at least the configured one.
-
-    Args:
-        session: policy and layout; the beam is at most as wide as the catalogue.
-        multiply_adds: per request.
-    """
+    """The widest beam whose requests take no more multiply-adds: from the configured one to the whole catalogue."""
     low, high = session.config.evaluate.beam, session.layout.completions
     while low < high:
         middle = (low + high + 1) // 2

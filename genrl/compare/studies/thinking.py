@@ -70,7 +70,7 @@ def compare_thinking(asked: Question, jobs: int | None) -> tuple[Plan, list[Run]
     """Make the runs with thinking, measure what they spent, and make those without.
 
     Args:
-        asked: what to compare.
+        asked: the question.
         jobs: runs at a time; None makes none.
 
     Returns:
@@ -108,11 +108,7 @@ def thinking_plan(asked: Question) -> Plan:
 
 
 def plain_plan(asked: Question, match: Match | None) -> Plan:
-    """The runs without thinking.
-
-    Args:
-        asked: what to compare.
-        match: what they may spend; None: as configured.
+    """The runs without thinking, which may spend what they are matched to; None: as configured.
 
     Raises:
         ConfigError: if an option for one row is none that rows may differ in.
@@ -123,12 +119,7 @@ def plain_plan(asked: Question, match: Match | None) -> Plan:
 
 
 def matched(thinking: Plan, plain: Plan) -> Match:
-    """What the row without thinking gets; measured once and kept beside the runs.
-
-    Args:
-        thinking: finished runs.
-        plain: the runs without thinking as they are configured.
-    """
+    """What the row without thinking gets, from finished runs with it; measured once and kept beside the runs."""
     configs = [replace(run.config, output="") for run in (*thinking.runs, plain.runs[0])]
     path = thinking.runs[0].folder.parent / f"matched-{key_of(*configs)}.json"
     if not path.exists():
@@ -137,10 +128,7 @@ def matched(thinking: Plan, plain: Plan) -> Match:
 
 
 def measure(rows: Rows) -> dict[str, Expense]:
-    """What each row spent in training and what a request of it costs.
-
-    Training tokens are means over seeds. Requests are those of the first seed.
-    """
+    """What each row spent in training, means over seeds, and what a request of its first seed costs."""
     sessions = {row: _session(runs[0].folder) for row, runs in rows.items()}
     times = milliseconds(sessions)
     found = {}

@@ -22,53 +22,37 @@ def times_of(tmp_path, values, suffix="csv"):
 
 
 @pytest.mark.parametrize(
-    ("values", "ranks"),
+    ("suffix", "values", "ranks"),
     [
-        ([30, 7, 30], [1, 0, 1]),
-        (["1e3", "5.5", "7"], [2, 0, 1]),
-        (["2014-07-23", "2013-01-01", "2014-07-24"], [1, 0, 2]),
-        (["2014-07-23T10:00:00", "2014-07-23T09:59:59.5", "2014-07-24T00:00:00"], [1, 0, 2]),
-        (["2014-07-23T10:00:00Z", "2014-07-23T09:00:00Z"], [1, 0]),
+        ("csv", [30, 7, 30], [1, 0, 1]),
+        ("csv", ["1e3", "5.5", "7"], [2, 0, 1]),
+        ("csv", ["2014-07-23", "2013-01-01", "2014-07-24"], [1, 0, 2]),
+        ("csv", ["2014-07-23T10:00:00", "2014-07-23T09:59:59.5", "2014-07-24T00:00:00"], [1, 0, 2]),
+        ("csv", ["2014-07-23T10:00:00Z", "2014-07-23T09:00:00Z"], [1, 0]),
+        ("parquet", [datetime.date(2014, 7, 23), datetime.date(2013, 1, 1)], [1, 0]),
+        ("parquet", [datetime.datetime(2014, 7, 23), datetime.datetime(2013, 1, 1)], [1, 0]),
+        ("parquet", [2.5, 1.5], [1, 0]),
     ],
 )
-def test_times_of_a_csv_file_are_ranked(tmp_path, values, ranks):
-    assert times_of(tmp_path, values) == ranks
+def test_times_are_ranked(tmp_path, suffix, values, ranks):
+    assert times_of(tmp_path, values, suffix) == ranks
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("name", "row", "said"),
     [
-        [datetime.date(2014, 7, 23), datetime.date(2013, 1, 1)],
-        [datetime.datetime(2014, 7, 23), datetime.datetime(2013, 1, 1)],
-        [2.5, 1.5],
+        ("log.csv", ("u3", "i1", "soon"), r"log\.csv:4: timestamp is 'soon'.*neither a number nor a date"),
+        ("log.csv", ("u3", "i1", "2014-01-01"), r"log\.csv:4: timestamp is '2014-01-01'.*same kind as the first row"),
+        ("log.csv", ("", "i1", 5), r"log\.csv:4: user_id is empty \(1 such rows\)"),
+        ("log.csv", ("u3", "", 5), r"log\.csv:4: item_id is empty"),
+        ("log.csv", ("u3", "i1", ""), r"log\.csv:4: timestamp is empty"),
+        ("log.jsonl", ("u3", None, 5), r"log\.jsonl:3: item_id is empty"),
+        ("log.parquet", ("u3", None, 5), r"log\.parquet, row 3: item_id is empty"),
     ],
 )
-def test_typed_times_are_ranked(tmp_path, values):
-    assert times_of(tmp_path, values, "parquet") == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        (("u3", "i1", "soon"), r"log\.csv:4: timestamp is 'soon'.*neither a number nor a date"),
-        (("u3", "i1", "2014-01-01"), r"log\.csv:4: timestamp is '2014-01-01'.*same kind as the first row"),
-        (("", "i1", 5), r"log\.csv:4: user_id is empty \(1 such rows\)"),
-        (("u3", "", 5), r"log\.csv:4: item_id is empty"),
-        (("u3", "i1", ""), r"log\.csv:4: timestamp is empty"),
-    ],
-)
-def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, said):
-    path = write(tmp_path / "log.csv", [("u1", "i1", 1), ("u2", "i2", 2), row])
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, name, row, said):
     with pytest.raises(DataError, match=said):
-        read_events(path, columns())
-
-
-def test_a_null_in_jsonl_and_parquet_is_named(tmp_path):
-    rows = [("u1", "i1", 1), ("u2", None, 2)]
-    with pytest.raises(DataError, match=r"log\.jsonl:2: item_id is empty"):
-        read_events(write(tmp_path / "log.jsonl", rows), columns())
-    with pytest.raises(DataError, match=r"log\.parquet, row 2: item_id is empty"):
-        read_events(write(tmp_path / "log.parquet", rows), columns())
+        read_events(write(tmp_path / name, [("u1", "i1", 1), ("u2", "i2", 2), row]), columns())
 
 
 def parquet_of(path, *parts, name="user_id"):
@@ -183,18 +167,17 @@ def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
         read_items(source, columns())
 
 
-def test_without_time_the_order_of_the_file_counts(tmp_path):
-    path = write(tmp_path / "log.csv", [("u1", "b"), ("u1", "a")], COLUMNS[:2])
-    events = read_events(path, columns(time=None))
-    assert_same(events.order.tolist(), [0, 1])
-    assert_same(events.times.tolist(), [0, 1])
-
-
-def test_position_orders_and_time_still_marks_ties(tmp_path):
-    rows = [("u1", "a", 5, 1), ("u1", "b", 5, 0)]
-    events = read_events(write(tmp_path / "log.csv", rows, (*COLUMNS, "place")), columns(position="place"))
-    assert_same(events.order.tolist(), [1, 0])
-    assert_same(events.times.tolist(), [0, 0])
+@pytest.mark.parametrize(
+    ("rows", "options", "order", "times"),
+    [
+        ([("u1", "b"), ("u1", "a")], {"time": None}, [0, 1], [0, 1]),
+        ([("u1", "a", 5, 1), ("u1", "b", 5, 0)], {"position": "place"}, [1, 0], [0, 0]),
+    ],
+)
+def test_position_orders_while_time_marks_ties_and_without_both_the_file_counts(tmp_path, rows, options, order, times):
+    names = (*COLUMNS, "place")[: len(rows[0])]
+    events = read_events(write(tmp_path / "log.csv", rows, names), columns(**options))
+    assert (events.order.tolist(), events.times.tolist()) == (order, times)
 
 
 def test_split_words_are_checked(tmp_path):

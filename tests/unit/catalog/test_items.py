@@ -76,13 +76,9 @@ def test_the_fingerprint_is_the_same_in_every_process():
     assert Catalog.from_table(["a", "b"], ["one", "two"], ["Tea", None]).fingerprint == catalog.fingerprint
 
 
-def test_cold_by_rank_takes_exactly_the_share_with_ties_by_row():
-    assert_same(cold_items(torch.tensor([4, 1, 1, 1, 9]), 0.4), [False, True, True, False, False])
-
-
-def test_cold_by_percentile_takes_all_ties():
-    counts = torch.tensor([4, 1, 1, 1, 9])
-    assert_same(cold_items(counts, 0.4, "percentile_value"), [False, True, True, True, False])
+@pytest.mark.parametrize(("rule", "rows"), [("rank", [1, 2]), ("percentile_value", [1, 2, 3])])
+def test_cold_by_rank_takes_the_share_with_ties_by_row_and_by_percentile_all_ties(rule, rows):
+    assert_same(cold_items(torch.tensor([4, 1, 1, 1, 9]), 0.4, rule).nonzero().flatten(), rows)
 
 
 @pytest.mark.parametrize("rule", ["rank", "percentile_value"])

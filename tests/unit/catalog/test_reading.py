@@ -233,24 +233,19 @@ def test_a_type_behind_a_name_is_read_past_in_delimited_files_only(tmp_path):
             read(write(tmp_path / name, [("u", "i")], ("user_id:token", "item_id")))
 
 
-def test_an_unreachable_hub_data_set_is_named(monkeypatch):
+def test_a_hub_data_set_is_read_by_name_and_one_that_cannot_be_reached_is_named(monkeypatch):
     import datasets
 
-    def unreachable(*args, **options):
-        raise ConnectionError("no network")
+    def load(name, **options):
+        if name == "owner/away":
+            raise ConnectionError("no network")
+        return datasets.Dataset.from_dict({"user_id": ["a"], "item_id": ["b"]})
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"owner/name: neither a file.*no network"):
-        read("owner/name")
-
-
-def test_a_hub_data_set_is_read_by_name(monkeypatch):
-    import datasets
-
-    made = datasets.Dataset.from_dict({"user_id": ["a"], "item_id": ["b"]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: made)
+    monkeypatch.setattr(datasets, "load_dataset", load)
     table, columns = read("owner/name")
     assert table.place(0) == "owner/name, row 1"
     assert columns["item_id"] == ["b"]
     with pytest.raises(DataError, match="owner/name: no column 'title'"):
         read("owner/name", ["title"])
+    with pytest.raises(DataError, match=r"owner/away: neither a file.*no network"):
+        read("owner/away")

@@ -16,6 +16,7 @@ from genrl.metrics.comparison import holm, paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from tests.comparisons import ACTIVATED, ALIGNED, COLD, finish, finish_baseline, plan_of
 from tests.helpers import assert_same
+from tests.pages import samples
 
 FOUND = {"grpo-s0": (0, 1, 2, 20, 4, 20), "grpo-s1": (0, 1, 3, 9, 4, 20), "sapo-s0": (1, 5, 20, 20, 5, 20)}
 
@@ -341,20 +342,11 @@ def test_baselines_alone_are_reported(tmp_path: Path) -> None:
 
 
 def test_the_page_is_written_with_worked_examples(plan: Plan) -> None:
-    completion = {
-        "item": "Some Teapot",
-        "codes": [1, 2],
-        "log_prob": -1.0,
-        "reward": 1.0,
-        "components": {"exact_match": 1.0},
-        "advantages": [0.5, -0.5],
-    }
-    sample = {"history": ["A"], "target": "Blue Kettle", "target_codes": [1, 3], "completions": [completion]}
-    (plan.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": [sample]}) + "\n")
+    (plan.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
     _, page = written(plan)
     assert page.startswith("<!doctype html>")
-    assert "Some Teapot" in page
-    assert "Blue Kettle" in page
+    assert "Blue Pan" in page
+    assert "Green Pan" in page
 
 
 def test_one_seed_has_no_interval_but_a_warning(plan: Plan) -> None:

@@ -55,7 +55,12 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["rewards={exact_match: null, level_match: null}"], "nothing to optimise. Add e.g. rewards.exact_match"),
         (["data.source=files"], "data.interactions: is needed by data.source=files"),
         (["data.interactions=x.csv"], "is not read with data.source=toy. Add data.source=files"),
-        (["data.split=column"], "data.columns.split: is needed by data.split=column"),
+        (["data.split=column"], "data.split = 'column': column needs a column, and the toy data set has none. Use"),
+        (
+            ["data.split=column", "data.source=files", "data.interactions=x.csv"],
+            "data.columns.split: is needed by data.split=column",
+        ),
+        (["data.columns.attributes=[brand]"], "names columns that the toy data set does not have. Set it to []"),
         (["data.split=temporal", "data.columns.time=null"], "is needed by data.split=temporal"),
         (["data.valid_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
         (["sid.builder=import"], "sid.builder = 'import': is not an option. Did you mean 'sid.name'?"),

@@ -89,6 +89,10 @@ def test_later_layers_win(tmp_path):
     assert config.rl.select == RunConfig().rl.select
 
 
+def test_text_may_read_like_a_group():
+    assert load_config(overrides=["prompt.prefix=The user bought: "]).prompt.prefix == "The user bought: "
+
+
 TEXTS = ("001", "12:30:45", "no", "1e3", "2026-01-31", "0x1F", "on", "1_000", "~x", ".5")
 
 
@@ -124,25 +128,13 @@ def test_null_and_quoted_text_and_numbers_are_what_yaml_says(tmp_path):
         load_config(overrides=["data.columns.user=null"])
 
 
-def test_flags_have_their_options():
-    flags = {
-        "objective": "gbpo",
-        "layout": "other",
-        "stage": ["rl"],
-        "seed": 0,
-        "experiment": "e",
-        "output": "o",
-        "plugin": ["json"],
-    }
-    config = load_config(flags=flags)
-    assert (config.objective, config.layout, config.stages) == ({"name": "gbpo"}, {"name": "other"}, ["rl"])
-    assert (config.seed, config.experiment, config.output, config.plugins) == (0, "e", "o", ["json"])
-
-
-def test_plugins_of_the_command_line_are_added(tmp_path):
-    plugin = write(tmp_path, "yours.py", "")
+def test_flags_have_their_options_and_plugins_are_added_to_those_of_the_files(tmp_path):
+    plugin = str(write(tmp_path, "yours.py", ""))
     file = write(tmp_path, "a.yaml", "plugins: [json]\n")
-    assert load_config([file], {"plugin": [str(plugin)]}).plugins == ["json", str(plugin)]
+    flags = {"objective": "gbpo", "layout": "other", "stage": ["rl"], "seed": 0, "experiment": "e", "output": "o"}
+    config = load_config([file], {**flags, "plugin": [plugin]})
+    assert (config.objective, config.layout, config.stages) == ({"name": "gbpo"}, {"name": "other"}, ["rl"])
+    assert (config.seed, config.experiment, config.output, config.plugins) == (0, "e", "o", ["json", plugin])
 
 
 def test_another_objective_drops_the_options_of_the_configured_one(tmp_path, registries):
@@ -202,11 +194,6 @@ def test_all_problems_of_components_are_shown_together(registries):
     assert "unknown SID builder 'kmean'. Did you mean 'kmeans'?" in text
 
 
-def test_a_misspelt_objective_is_placed_at_its_flag(registries):
-    text = problems_of(flags={"objective": "sappo"}, registries=registries)
-    assert text.startswith("--objective: objective = 'sappo': unknown objective 'sappo'. Did you mean 'sapo'?")
-
-
 def test_registries_are_not_touched_while_anything_else_is_wrong():
     def untouchable():
         raise AssertionError("a registry was asked for")
@@ -217,15 +204,22 @@ def test_registries_are_not_touched_while_anything_else_is_wrong():
     assert text.startswith("command line: rl.max_step = 3: is not an option.")
 
 
-def test_a_problem_that_follows_from_another_is_not_shown():
-    text = problems_of(overrides=["evaluate.k=[50]", "evaluate.beam=wide"])
-    assert "evaluate.beam" in text
+@pytest.mark.parametrize(
+    ("flags", "overrides", "said"),
+    [
+        (
+            {"objective": "sappo"},
+            [],
+            "--objective: objective = 'sappo': unknown objective 'sappo'. Did you mean 'sapo'?",
+        ),
+        ({}, ["evaluate.k=[50]", "evaluate.beam=wide"], "command line: evaluate.beam = 'wide': is not an integer."),
+        ({}, ["data.source=files"], "command line: data.interactions: is needed by data.source=files"),
+    ],
+)
+def test_a_problem_stands_at_its_place_and_alone_where_others_follow_from_it(registries, flags, overrides, said):
+    text = problems_of(flags=flags, overrides=overrides, registries=registries)
+    assert text.startswith(said)
     assert "needs a beam" not in text
-
-
-def test_a_default_can_be_what_is_wrong():
-    text = problems_of(overrides=["data.source=files"])
-    assert text.startswith("command line: data.interactions: is needed by data.source=files")
 
 
 @pytest.mark.parametrize("folder", ["${oc.env:GENRL_TEST_DATA}", "${experiment}", "toy"])
@@ -289,7 +283,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
         save_config(load_config(overrides=["seed=9"]), path)
     assert path.read_text() == before

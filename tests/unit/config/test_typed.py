@@ -44,6 +44,7 @@ def test_values_of_the_right_type_arrive():
         ({"trainer": 3}, "trainer", "is a group of options, not a value"),
         ({"objectve": "gbpo"}, "objectve", "is not an option. Did you mean 'objective'?"),
         ({"rl": {"max_step": 3}}, "rl.max_step", "is not an option. Did you mean 'max_steps'?"),
+        ({"prompt": {"context": 0}}, "prompt.context", "is an option of an earlier version. Leave it out;"),
         ({"max_steps": 3}, "max_steps", "Did you mean 'rl.max_steps'?"),
         ({"learning_rate": 3}, "learning_rate", "'activate.learning_rate' or 'rl.learning_rate'?"),
         ({"rl.max_steps": 3}, "rl.max_steps", "Nest it: rl: {max_steps: ...}"),

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrl.batches import Requests
 from genrl.errors import ConfigError, DataError, UnknownComponentError
-from genrl.layouts import LAYOUTS
+from genrl.layouts import LAYOUTS, Items
+from genrl.layouts.base import ENDED
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.sid.trie import Trie
 from tests.models import SIZES, make_codes
@@ -15,71 +17,91 @@ FIRST = (100, 106, 111)
 @pytest.fixture
 def layout() -> SidLayout:
     codes = make_codes()
-    return SidLayout(SidLayoutConfig(), trie=Trie.build(codes, SIZES), first_ids=FIRST, codes=codes)
+    return SidLayout(SidLayoutConfig(), catalogue=Items(Trie.build(codes, SIZES), FIRST, codes))
 
 
-def test_rendered_items_decode_to_themselves(layout: SidLayout) -> None:
-    items = torch.arange(60)
-    decoded = layout.decode(layout.render(items))
-    assert decoded.items[:, 0].tolist() == items.tolist()
-    assert decoded.codes.tolist() == layout.codes.tolist()
+def test_composed_items_are_read_back(layout: SidLayout) -> None:
+    items = torch.arange(60)[:, None]
+    tokens = layout.compose(items)
+    reading = layout.read(tokens, layout.replay(tokens))
+    assert reading.items.tolist() == items.tolist()
+    assert reading.codes.tolist() == layout.codes.tolist()
+    assert reading.step_ids.tolist() == [[0, 1, 2]] * 60
+    assert not reading.item_ids.any()
+    assert reading.closed is None
 
 
 def test_walking_the_automaton_reaches_the_leaf_of_the_item(layout: SidLayout) -> None:
-    tokens = layout.render(torch.arange(60))
-    states = layout.start(60)
+    tokens = layout.compose(torch.arange(60)[:, None])
+    state = layout.start(60)
     for position in range(layout.length):
-        legal = layout.legal(position, states)
-        assert bool(legal.mask.gather(1, (tokens[:, position] - legal.first)[:, None]).all())
-        states = layout.advance(position, states, tokens[:, position])
-    assert states.tolist() == layout.decode(tokens).leaves.tolist()
+        assert state.site.tolist() == [position] * 60
+        legal = layout.legal(position, state)
+        columns = legal.column(tokens[:, position])
+        assert bool(legal.mask.gather(1, columns[:, None]).all())
+        assert legal.token(columns[:, None])[:, 0].equal(tokens[:, position])
+        child = legal.nodes.gather(1, columns[:, None])[:, 0]
+        state = layout.advance(state, tokens[:, position], position)
+        assert state.node.equal(child)  # the nodes behind the columns are those that are reached
+    assert state.site.tolist() == [ENDED] * 60
+    assert layout.rank(state, torch.zeros(60, 1), 1)[0][:, 0].tolist() == list(range(60))
 
 
-def test_a_broken_prefix_has_choices_but_no_item(layout: SidLayout) -> None:
+def test_a_broken_prefix_has_codes_but_no_item(layout: SidLayout) -> None:
     foreign = torch.tensor([[5, 106, 111], [FIRST[0], FIRST[1] + SIZES[1], FIRST[2]]])
-    decoded = layout.decode(foreign)
-    assert decoded.items[:, 0].tolist() == [-1, -1]
-    assert decoded.codes[0].tolist() == [-1, 0, 0]
-    assert decoded.codes[1].tolist() == [0, -1, 0]
+    reading = layout.read(foreign, layout.replay(foreign))
+    assert reading.items[:, 0].tolist() == [-1, -1]
+    assert reading.codes.tolist() == [[-1, 0, 0], [0, -1, 0]]
 
 
-def test_every_token_is_a_step_of_its_own(layout: SidLayout) -> None:
-    assert layout.step_ids(torch.zeros(2, 3, dtype=torch.int64)).tolist() == [[0, 1, 2], [0, 1, 2]]
-    assert layout.num_steps == layout.length == 3
-    assert layout.completions == 60
-    assert layout.widest == max(SIZES)
+def test_it_says_what_it_is(layout: SidLayout) -> None:
+    assert layout.steps == layout.length == 3
+    assert (layout.items, layout.completions, layout.widest) == (1, 60, max(SIZES))
+    assert layout.kinds == ("item",) * 3
+    assert not layout.writes_text
+    assert layout.plain is layout
+    assert layout.blocks(torch.tensor([1])) == []
 
 
 def test_the_registry_builds_it_and_suggests_names(layout: SidLayout) -> None:
-    built = LAYOUTS.build("sid", {}, trie=layout.trie, first_ids=FIRST, codes=layout.codes)
+    built = LAYOUTS.build("sid", {}, catalogue=layout.catalogue, words=None)
     assert isinstance(built, SidLayout)
     with pytest.raises(UnknownComponentError, match="Did you mean 'sid'"):
         LAYOUTS.entry("sidd")
     with pytest.raises(ConfigError, match="no option 'depth'"):
-        LAYOUTS.build("sid", {"depth": 2}, trie=layout.trie, first_ids=FIRST, codes=layout.codes)
+        LAYOUTS.build("sid", {"depth": 2}, catalogue=layout.catalogue)
 
 
 def test_a_shared_filter_keeps_catalogue_rows(layout: SidLayout) -> None:
     keep = torch.arange(60) % 4 == 1
     kept = layout.only(keep)
     assert kept.completions == 15
-    rows = torch.arange(60)
-    assert kept.render(rows).equal(layout.render(rows))
-    assert kept.decode(kept.render(rows)).items[:, 0].tolist() == rows.where(keep, -1).tolist()
+    rows = torch.arange(60)[:, None]
+    assert kept.compose(rows).equal(layout.compose(rows))
+    state = kept.start(60)
+    for position, column in enumerate(kept.compose(rows).unbind(1)):
+        legal = kept.legal(position, state)
+        leads = legal.mask.gather(1, legal.column(column)[:, None])[:, 0]
+        assert leads[keep].all()
+        state = kept.advance(state, column, position)
+    assert kept.rank(state, torch.zeros(60, 1), 1)[0][:, 0].tolist() == rows[:, 0].where(keep, -1).tolist()
     with pytest.raises(DataError, match=r"shape \[59\] for 60 items"):
         layout.only(keep[:59])
+    with pytest.raises(DataError, match="the filter keeps no item"):
+        layout.only(torch.zeros(60, dtype=torch.bool))
 
 
-def test_places_find_each_item_in_the_trie(layout: SidLayout) -> None:
-    kept = layout.only(torch.arange(60) > 9)
+def test_places_find_each_item_among_those_there_are(layout: SidLayout) -> None:
+    kept = layout.only(torch.arange(60) > 9).catalogue
     assert kept.places[:10].tolist() == [-1] * 10
-    assert kept.trie.leaf_items[kept.places[10:].long()].tolist() == list(range(10, 60))
+    assert kept.stock.leaf_items[kept.places[10:].long()].tolist() == list(range(10, 60))
 
 
-def test_a_layout_moves_with_its_filters(layout: SidLayout) -> None:
-    filtered = layout.filtered(allow=torch.tensor([[1, 2], [3, 4]]), deny=torch.tensor([[2], [5]]))
-    for moved in (filtered.to("cpu"), layout.to("cpu").filtered(allow=filtered.allow, deny=filtered.deny)):
-        states = moved.start(2)
-        assert moved.legal(0, states).mask.equal(filtered.legal(0, states).mask)
-        assert moved.completions == 2
-        assert moved.decode(layout.render(torch.tensor([5]))).items.tolist() == [[5]]
+def test_a_layout_moves_with_its_filter(layout: SidLayout) -> None:
+    kept = layout.only(torch.arange(60) % 2 == 0)
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    asked = Requests(
+        nothing, nothing.bool(), nothing, pool=torch.tensor([[2, 4], [3, 6]]), deny=torch.tensor([[2], [5]])
+    )
+    state = kept.start(2)
+    assert kept.to("cpu").legal(0, state, asked).mask.equal(kept.legal(0, state, asked).mask)

@@ -1,4 +1,4 @@
-"""The options of sapo."""
+"""SAPO: its options, and advantages step by step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from genrl.objectives import (
     Credit,
     FixedBounds,
     GroupNorm,
+    OutcomeCredit,
     Reduction,
     SequenceMean,
     Setting,
@@ -22,9 +23,10 @@ from genrl.objectives import (
     StepMean,
     TokenMean,
 )
-from genrl.objectives.sapo import ShapedOutcome
+from genrl.objectives.credit import normalized
+from genrl.objectives.sapo import ShapedOutcome, matched
 from tests.helpers import assert_same
-from tests.property.rollouts import Sample, thinking_shape
+from tests.property.rollouts import Sample, sample, thinking_shape
 
 
 def test_defaults_are_the_paper() -> None:
@@ -87,14 +89,15 @@ def thoughts(order: str, match: Tensor, closed: list[list[bool]] = ENDED, weight
         **shape,
     )
     exact, ended = match.prod(1), shape["closed"].double()
-    rewards = Rewards(
-        exact + weight * ended.sum(1),
-        steps=match,
-        components={"exact_match": exact, "format": ended.sum(1)},
-        weights={"exact_match": 1.0, "format": weight},
-        shaping=weight * ended if weight else None,
-    )
-    return Sample(rollout, rewards, logps, torch.zeros_like(logps))
+    values = {"level_match": match, "exact_match": exact, "format": ended}
+    drawn = Sample(rollout, Rewards(values, dict.fromkeys(values, 1.0)), logps, torch.zeros_like(logps))
+    return drawn.with_rewards(values, format=weight)
+
+
+def whole(batch: Sample) -> Sample:
+    """Without the matches of single steps."""
+    values = {name: value for name, value in batch.rewards.values.items() if name != "level_match"}
+    return batch.with_rewards(values, format=batch.rewards.weights["format"])
 
 
 def raised(batch: Sample, name: str, **options: object) -> Tensor:
@@ -109,7 +112,7 @@ NEAR_MISS = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=tor
 def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong(order: str) -> None:
     batch = thoughts(order, NEAR_MISS)
     mask, steps = batch.rollout.chosen[0], batch.rollout.step_ids[0]
-    sapo, grpo = raised(batch, "sapo")[0], raised(batch, "grpo")[0]
+    sapo, grpo = raised(batch, "sapo")[0], raised(whole(batch), "grpo")[0]
     assert (sapo[mask & (steps < 2)] > 0).all()
     assert (sapo[mask & (steps == 2)] < 0).all()
     assert (grpo[mask] < 0).all()
@@ -124,7 +127,7 @@ def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong
 @ORDERS
 def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order: str) -> None:
     batch = thoughts(order, NEAR_MISS)
-    summed = batch.with_rewards(outcome=NEAR_MISS.sum(1))
+    summed = batch.with_rewards({"sum": NEAR_MISS.sum(1)})
     for slope in (raised(summed, "grpo"), raised(batch, "sapo", ablation="no_step_advantage")):
         assert (slope[0][batch.rollout.chosen[0]] > 0).all()  # two of three steps are better than the group's mean
     for ablation in ("no_match_reward", "outcome"):
@@ -135,7 +138,7 @@ def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order:
 def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order: str) -> None:
     match = NEAR_MISS.clone()
     match[1, 2] = 0
-    assert not raised(thoughts(order, match), "grpo").any()
+    assert not raised(whole(thoughts(order, match)), "grpo").any()
     assert raised(thoughts(order, match), "sapo").any()
 
 
@@ -193,12 +196,12 @@ def test_format_reaches_the_gradient_of_sapo(options: dict[str, object], weight:
 
 
 @ORDERS
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "gbpo", "gdpo", "ecpo", "cispo", "bapo", "sage"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name not in ("sapo", "ce")])
 def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> None:
     closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
     batch = thoughts(order, torch.zeros(4, 3, dtype=torch.float64), closed, 0.2)
     batch = replace(batch, rollout=replace(batch.rollout, categories=torch.arange(4)[:, None]))
-    slope = raised(batch, name)
+    slope = raised(whole(batch), name)
     assert (slope[1][batch.rollout.chosen[1]] < 0).all()
     assert (slope[0][batch.rollout.chosen[0]] > 0).all()
 
@@ -225,8 +228,83 @@ def test_with_one_level_sapo_is_grpo_on_the_same_reward(order: str, guard: str, 
     """Same guard and KL; `reduction: step` is then grpo's mean over completions."""
     batch = thoughts(order, NEAR_MISS[:, 1:2], weight=weight)
     batch = replace(batch, logps=batch.logps * 1.1)
-    loss, slope = batch.outcome(OBJECTIVES.build("grpo", {"guard": guard, "kl_coef": 0.05}))
+    loss, slope = whole(batch).outcome(OBJECTIVES.build("grpo", {"guard": guard, "kl_coef": 0.05}))
     found, steps = batch.outcome(OBJECTIVES.build("sapo", {"guard": guard, "kl_coef": 0.05, "match": match}))
     assert slope.any()
     assert_same(found, loss)
     assert_same(steps, slope)
+
+
+def test_every_step_is_normalised_by_itself() -> None:
+    steps = torch.tensor([[1.0, 10.0], [0.0, 30.0]], dtype=torch.float64)
+    found = normalized(steps, 2, GroupNorm(eps=0.0))
+    assert_same(found, [[0.5**0.5, -(0.5**0.5)], [-(0.5**0.5), 0.5**0.5]])
+
+
+thinking = pytest.mark.parametrize("layout", ["blocked", "interleaved"])
+
+
+@thinking
+def test_step_credit_reaches_the_tokens_of_its_step(layout: str) -> None:
+    batch = sample(layout)
+    advantages = StepCredit()(batch.rollout, batch.rewards)
+    expected = normalized(batch.rewards.steps + batch.rewards.step_shaping, 4, GroupNorm(guard="clamp"))
+    for k in range(batch.rollout.num_steps):
+        places = batch.rollout.step_ids == k
+        assert_same(advantages[places], expected[:, k : k + 1].expand(places.shape)[places])
+    assert (advantages[batch.rollout.step_ids < 0] == 0).all()
+
+
+@thinking
+def test_think_only_leaves_item_tokens_without_credit(layout: str) -> None:
+    batch = sample(layout)
+    advantages = StepCredit(scope="think_only")(batch.rollout, batch.rewards)
+    everywhere = StepCredit()(batch.rollout, batch.rewards)
+    assert (advantages[batch.rollout.item_mask] == 0).all()
+    assert_same(advantages[~batch.rollout.item_mask], everywhere[~batch.rollout.item_mask])
+
+
+def test_prefix_counts_a_level_only_after_all_before_it() -> None:
+    steps = torch.tensor([[0.5, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.0]], dtype=torch.float64)
+    assert_same(matched(steps, "prefix"), [[0.5, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.0]])
+    assert_same(matched(steps, "nested").sum(1), [0.5 / 8, 0.5 / 2])
+    assert_same(matched(steps, "per_level"), steps)
+
+
+def test_shaping_is_added_to_the_match_after_it_is_gated() -> None:
+    batch = sample("blocked", prompts=1)
+    steps = torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0]], dtype=torch.float64)
+    shaping = torch.tensor([[0.2, 0.2], [0, 0.2], [0.2, 0], [0, 0]], dtype=torch.float64)
+    batch = batch.with_rewards({"level_match": steps, "format": shaping})
+    raw = StepCredit(GroupNorm("none"), "prefix")(batch.rollout, batch.rewards)
+    wanted = torch.tensor([[0.2, 0.2], [1, 1.2], [1.2, 0], [0, 0]], dtype=torch.float64)
+    assert_same(raw, wanted.gather(1, batch.rollout.step_ids.clamp(min=0)) * (batch.rollout.step_ids >= 0))
+
+
+def test_equal_sums_in_another_order_of_steps_are_a_dead_group() -> None:
+    draw, steps = torch.Generator().manual_seed(0), 6
+    match = torch.stack([torch.tensor([1.0, 1, 0, 0, 0, 0])[torch.randperm(steps, generator=draw)] for _ in range(200)])
+    ended = torch.stack([torch.tensor([0, 1.0, 1, 1, 1, 1])[torch.randperm(steps, generator=draw)] for _ in range(200)])
+    assert len((match + 0.1 * ended).sum(1).unique()) > 1  # in float32
+    batch = sample("sid", prompts=1, group_size=200)
+    places = torch.zeros(200, steps, dtype=torch.int64)
+    rollout = replace(batch.rollout, num_steps=steps, codes=places)
+    values = {"level_match": match, "hit": match[:, 0] * 0, "format": ended}
+    rewards = batch.with_rewards(values, format=0.1).rewards
+    assert not StepCredit(GroupNorm(), per_step=False)(rollout, rewards).any()
+    assert not ShapedOutcome(GroupNorm(), "hit")(rollout, rewards).any()
+
+
+def test_a_shaped_outcome_adds_the_mean_over_steps() -> None:
+    batch = sample("blocked")
+    exact = batch.rewards.components["exact_match"]
+    summed = batch.with_rewards({"sum": exact + batch.rewards.step_shaping.mean(1)})
+    assert_same(
+        ShapedOutcome(GroupNorm(), "exact_match")(batch.rollout, batch.rewards),
+        OutcomeCredit()(batch.rollout, summed.rewards),
+    )
+    bare = batch.with_rewards({"exact_match": exact})
+    plain = OutcomeCredit(component="exact_match")(batch.rollout, batch.rewards)
+    assert_same(ShapedOutcome(GroupNorm(), "exact_match")(batch.rollout, bare.rewards), plain)
+    alone = Setting(("exact_match",), step_rewards=True, group_size=1)
+    assert len(list(ShapedOutcome(GroupNorm(), "hit").missing(alone))) == 2

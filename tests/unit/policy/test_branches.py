@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from genrl.batches import Completions, Requests
 from genrl.config.schema import LoraConfig
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.branches import CachedRows, PlainRows, SharingRows, grow, grow_rows
 from genrl.policy.branching import WAYS
-from genrl.policy.decode import beam, sample
+from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
-from genrl.policy.rollout import to_rollout
+from genrl.policy.model import Policy, states
 from genrl.policy.score import score
+from genrl.policy.search import search
+from genrl.policy.write import write
 from genrl.sid.trie import Trie
 from tests.helpers import assert_same
 from tests.models import (
@@ -57,7 +60,7 @@ def ways_of(policy: Policy) -> tuple[str, ...]:
     return tuple(way for way in WAYS if not (way == "tree" and policy.window))
 
 
-def some_items(policy: Policy) -> tuple[object, Completions]:
+def some_items(policy: Policy) -> tuple[SidLayout, Completions]:
     """Eight completions for each of five prompts, some of them cut short."""
     layout = make_layout(policy)
     whole = every_item(layout, make_prompts(policy))
@@ -65,17 +68,14 @@ def some_items(policy: Policy) -> tuple[object, Completions]:
     rows = (torch.arange(5)[:, None] * 60 + chosen).flatten()
     mask = whole.chosen[rows].clone()
     mask[::3, 2] = False
-    tokens = whole.tokens[rows].masked_fill(~mask, 0)
-    parts = ("step_ids", "item_ids", "support", "codes", "items", "logps")
-    return layout, replace(
-        whole, tokens=tokens, chosen=mask, group_size=8, **{name: getattr(whole, name)[rows] for name in parts}
-    )
+    part = replace(replace(whole, group_size=1).rows(rows), group_size=8)
+    return layout, replace(part, tokens=part.tokens.masked_fill(~mask, 0), chosen=mask)
 
 
-def scored(policy: Policy, way: str, layout: object, batch: Completions, normalize: str) -> tuple[Tensor, Tensor]:
+def scored(policy: Policy, way: str, layout: SidLayout, batch: Completions, normalize: str) -> tuple[Tensor, Tensor]:
     policy.branching = way
     policy.zero_grad()
-    logps = score(policy, layout, make_prompts(policy), batch, 0.8, normalize).logps  # type: ignore[arg-type]
+    logps = score(policy, layout, make_prompts(policy), batch, Sampling(0.8, normalize=normalize)).logps  # type: ignore[arg-type]
     weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
     (logps * weights).sum().backward()
     return logps.detach(), torch.cat([p.grad.flatten().float() for p in policy.trainable().values()])
@@ -102,10 +102,7 @@ def test_samples_and_beams_are_the_same_in_every_way(kind: str, tmp_path: Path) 
     found = {}
     for way in ways_of(policy):
         policy.branching = way
-        found[way] = (
-            sample(policy, layout, prompts.tokens, prompts.mask, uniforms),
-            beam(policy, layout, prompts.tokens, prompts.mask, 9),
-        )
+        found[way] = write(policy, layout, prompts, 6, noise=uniforms), search(policy, layout, prompts, 9)[1]
     for way in ways_of(policy)[:-1]:
         for drawn, wanted in zip(found[way], found["naive"], strict=True):
             assert drawn.tokens.tolist() == wanted.tokens.tolist()
@@ -139,13 +136,12 @@ def test_padding_may_stand_anywhere(way: str, side: str) -> None:
     policy.branching = way
     with torch.no_grad():
         assert_same(
-            score(policy, layout, moved(prompts, side), batch).logps,  # type: ignore[arg-type]
-            score(policy, layout, make_prompts(policy), batch).logps,  # type: ignore[arg-type]
+            score(policy, layout, moved(prompts, side), batch).logps,
+            score(policy, layout, make_prompts(policy), batch).logps,
         )
     policy.branching = "auto"
     shifted = moved(prompts, side)
-    found = beam(policy, layout, shifted.tokens, shifted.mask, 4)  # type: ignore[arg-type]
-    wanted = beam(policy, layout, prompts.tokens, prompts.mask, 4)  # type: ignore[arg-type]
+    found, wanted = (search(policy, layout, each, 4)[1] for each in (shifted, prompts))
     assert found.tokens.tolist() == wanted.tokens.tolist()
 
 
@@ -158,9 +154,9 @@ def test_slots_may_change_their_number_and_order(way: str) -> None:
     policy.branching = way
     with torch.no_grad():
         branches = grow(policy, prompts.tokens, prompts.mask, 4, 3)
-        branches.prefill()
+        branches.prefill(states)
         for tokens, chosen in zip(levels, parents, strict=True):
-            hidden = branches.extend(tokens.expand(5, -1), chosen.expand(5, -1))
+            hidden = branches.extend(tokens.expand(5, -1), states, chosen.expand(5, -1))
         paths = [[5, 9, 10], [7, 8, 11], [5, 9, 12], [5, 9, 13]]
         for row in range(5):
             start = prompts.tokens[row][prompts.mask[row]]
@@ -199,7 +195,7 @@ def test_an_update_has_no_dropout() -> None:
     policy.checkpoint_activations()
     policy.update_mode()
     with torch.no_grad():
-        first, second = (score(policy, layout, make_prompts(policy), batch).logps for _ in range(2))  # type: ignore[arg-type]
+        first, second = (score(policy, layout, make_prompts(policy), batch).logps for _ in range(2))
     assert_same(first, second)
 
 
@@ -209,10 +205,10 @@ def test_autocast_to_bfloat16_stays_close(way: str) -> None:
     layout, batch = some_items(policy)
     policy.branching = "naive"
     with torch.no_grad():
-        wanted = score(policy, layout, make_prompts(policy), batch).logps  # type: ignore[arg-type]
+        wanted = score(policy, layout, make_prompts(policy), batch).logps
         policy.branching = way
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = score(policy, layout, make_prompts(policy), batch).logps  # type: ignore[arg-type]
+            found = score(policy, layout, make_prompts(policy), batch).logps
     assert found.dtype == torch.float32
     difference = (found - wanted).abs()
     assert 0 < float(difference.max()) < 0.3
@@ -222,10 +218,13 @@ def test_autocast_to_bfloat16_stays_close(way: str) -> None:
 def computed(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of every pass through the decoder."""
     sizes: list[int] = []
-    original = Policy.hidden
-    monkeypatch.setattr(
-        Policy, "hidden", lambda self, tokens, *rest: sizes.append(tokens.numel()) or original(self, tokens, *rest)
-    )
+    forward = Policy.forward
+
+    def counted(self: Policy, tokens: Tensor, *rest: Any, **options: Any) -> Any:
+        sizes.append(tokens.numel())
+        return forward(self, tokens, *rest, **options)
+
+    monkeypatch.setattr(Policy, "forward", counted)
     return sizes
 
 
@@ -237,22 +236,22 @@ def test_completions_that_are_settled_cost_nothing_more(way: str, monkeypatch: p
     gumbels = -torch.rand(5, 3, 9, 7, generator=torch.Generator().manual_seed(1)).log().neg().log()
     policy.branching = way
 
-    def draw() -> list[object]:
+    def draw() -> list[Completions]:
         return [
-            sample(policy, layout, prompts.tokens, prompts.mask, uniforms),
-            beam(policy, layout, prompts.tokens, prompts.mask, 12),
-            beam(policy, layout, prompts.tokens, prompts.mask, 9, gumbels=gumbels),
+            write(policy, layout, prompts, 9, noise=uniforms),
+            search(policy, layout, prompts, 12)[1],
+            search(policy, layout, prompts, 9, gumbels=gumbels)[1],
         ]
 
     sizes = computed(policy, monkeypatch)
     found = draw()
     some = sum(sizes)
     sizes.clear()
-    monkeypatch.setattr(type(layout), "settled", lambda self, position, states: torch.zeros_like(states).bool())
+    monkeypatch.setattr(type(layout), "settled", lambda self, state, site: torch.zeros_like(state.site).bool())
     for drawn, wanted in zip(found, draw(), strict=True):
-        assert drawn.leaves.tolist() == wanted.leaves.tolist()  # type: ignore[attr-defined]
-        assert_same(drawn.logps, wanted.logps)  # type: ignore[attr-defined]
-        assert_same(drawn.entropy, wanted.entropy)  # type: ignore[attr-defined]
+        assert drawn.items.tolist() == wanted.items.tolist()
+        assert_same(drawn.logps, wanted.logps)
+        assert_same(drawn.entropy, wanted.entropy)
     assert some < sum(sizes)
 
 
@@ -260,8 +259,7 @@ def test_tokens_that_no_chosen_token_follows_are_left_out_of_the_update(monkeypa
     policy = make_policy()
     layout, prompts = make_layout(policy, make_codes(25)), make_prompts(policy)
     uniforms = torch.rand(5, 9, 3, generator=torch.Generator().manual_seed(0))
-    drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)
-    batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
+    batch = write(policy, layout, prompts, 9, noise=uniforms)
     full = replace(batch, chosen=torch.ones_like(batch.chosen))
     sizes = computed(policy, monkeypatch)
     results = [scored(policy, "tree", layout, whole, "legal") for whole in (batch, full)]
@@ -276,16 +274,15 @@ def test_tokens_that_no_chosen_token_follows_are_left_out_of_the_update(monkeypa
 def test_sids_of_one_level_and_catalogues_of_one_item(way: str, items: int) -> None:
     policy = load_policy(TINY, (8,), TEXTS).eval()
     codes = torch.arange(items)[:, None]
-    layout = SidLayout(SidLayoutConfig(), trie=Trie.build(codes, (8,)), first_ids=policy.first_ids, codes=codes)
+    layout = SidLayout(SidLayoutConfig(), catalogue=Items(Trie.build(codes, (8,)), policy.first_ids, codes))
     prompts = make_prompts(policy, items)
     policy.branching = way
-    drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 4, 1))
-    batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(items, dtype=torch.int64))
+    batch = write(policy, layout, prompts, 4, noise=torch.rand(5, 4, 1))
     logps = score(policy, layout, make_prompts(policy), batch).logps
     assert_same(logps, batch.logps)
     logps.sum().backward()
-    found = beam(policy, layout, prompts.tokens, prompts.mask, 8)
-    assert (found.leaves >= 0).sum(1).tolist() == [items] * 5
+    found, _ = search(policy, layout, prompts, 8)
+    assert (found.items >= 0).sum(1).tolist() == [items] * 5
 
 
 def test_the_tree_is_right_inside_a_window(tmp_path: Path) -> None:
@@ -295,15 +292,14 @@ def test_the_tree_is_right_inside_a_window(tmp_path: Path) -> None:
     assert_same(scored(policy, "tree", layout, batch, "legal")[0], scored(policy, "naive", layout, batch, "legal")[0])
 
 
-def test_scores_of_a_filtered_layout_are_those_of_its_beams() -> None:
+def test_scores_under_a_filter_are_those_of_its_beams() -> None:
     policy = make_policy()
     layout, prompts = make_layout(policy), make_prompts(policy)
-    filtered = layout.filtered(deny=torch.arange(50).view(5, 10))
-    for normalize in ("legal", "catalogue"):
-        found = beam(policy, filtered, prompts.tokens, prompts.mask, 8, normalize=normalize)
-        batch = to_rollout(found, layout, prompts, normalize, torch.zeros(60, dtype=torch.int64))
+    prompts = replace(prompts, deny=torch.arange(50).view(5, 10))
+    for sampling in (Sampling(), Sampling(normalize="catalogue")):
+        _, batch = search(policy, layout, prompts, 8, sampling)
         with torch.no_grad():
-            assert_same(score(policy, filtered, prompts, batch, normalize=normalize).logps, batch.logps)
+            assert_same(score(policy, layout, prompts, batch, sampling).logps, batch.logps)
 
 
 def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
@@ -311,10 +307,10 @@ def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
     prompts = make_prompts(policy)
     with torch.no_grad():
         branches = grow(policy, prompts.tokens, prompts.mask, 2, 2)
-        branches.prefill()
-        branches.extend(torch.full((5, 2), 5), live=torch.tensor([[True, False]] * 5))
+        branches.prefill(states)
+        branches.extend(torch.full((5, 2), 5), states, live=torch.tensor([[True, False]] * 5))
         with pytest.raises(ValueError, match="say which of the new ones are live"):
-            branches.extend(torch.full((5, 2), 6))
+            branches.extend(torch.full((5, 2), 6), states)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -323,8 +319,7 @@ def test_decoding_under_autocast_agrees_with_scoring(way: str) -> None:
     layout, prompts = make_layout(policy), make_prompts(policy)
     policy.branching = way
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        drawn = sample(policy, layout, prompts.tokens, prompts.mask, torch.rand(5, 6, 3))
-        batch = to_rollout(drawn, layout, prompts, "legal", torch.zeros(60, dtype=torch.int64))
+        batch = write(policy, layout, prompts, 6, noise=torch.rand(5, 6, 3))
         difference = (score(policy, layout, make_prompts(policy), batch).logps - batch.logps).abs()
     assert batch.logps.dtype == torch.float32
     assert float(difference.max()) < 0.3
@@ -351,12 +346,12 @@ def test_rows_leave_the_batch_and_the_others_stay_what_they_are(name: str, tmp_p
         policy.branching = way
         rows = grow_rows(policy, prompts.tokens, prompts.mask, 3, 6)
         assert isinstance(rows, PlainRows if way == "naive" else CachedRows if name == "window" else SharingRows)
-        found = [rows.prefill()]
+        found = [rows.prefill(states)]
         live = torch.ones(15, dtype=torch.bool)
         for place in range(6):
             going = lengths[live] > place
             live = lengths > place
-            found.append(rows.extend(tokens[live, place], going if not going.all() else None))
+            found.append(rows.extend(tokens[live, place], states, going if not going.all() else None))
         hidden[way] = found
     for cached, plain in zip(hidden["expand"], hidden["naive"], strict=True):
         assert_same(cached, plain)

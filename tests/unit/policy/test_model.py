@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,16 +7,22 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from genrl.errors import CheckpointError, UnsupportedError
-from genrl.policy.model import HEAD_TRANSFORMS, Policy
+from genrl.policy.branching import WAYS
+from genrl.policy.model import HEAD_TRANSFORMS, Policy, states
+from genrl.policy.reference import Reference
+from genrl.policy.score import score
+from genrl.policy.search import search
 from genrl.policy.tree import causal_mask, prompt_positions
+from genrl.policy.write import write
 from tests.helpers import assert_same
-from tests.models import SIZES, make_policy, make_prompts
+from tests.models import SIZES, head_of, logits, make_layout, make_policy, make_prompts, make_thinking, shut
+from tests.runs import flat_gradient
 
 
 def hidden_states(policy: Policy) -> Tensor:
     prompts = make_prompts(policy)
     with torch.no_grad():
-        return policy.hidden(prompts.tokens, causal_mask(prompts.mask), prompt_positions(prompts.mask))
+        return policy(prompts.tokens, causal_mask(prompts.mask), prompt_positions(prompts.mask), states)
 
 
 def nudge(policy: Policy) -> None:
@@ -33,7 +36,7 @@ def test_hidden_states_are_those_of_the_whole_model() -> None:
     prompts = make_prompts(policy)
     with torch.no_grad():
         wanted = policy.model(prompts.tokens[:1]).logits  # the first prompt has no padding
-    assert_same(policy.logits(hidden_states(policy)[:1]), wanted)
+    assert_same(logits(policy, hidden_states(policy)[:1]), wanted)
 
 
 def test_a_cache_continues_where_the_prompt_ended() -> None:
@@ -43,8 +46,8 @@ def test_a_cache_continues_where_the_prompt_ended() -> None:
     cache = DynamicCache()
     seen = torch.ones(1, 11, dtype=torch.bool)
     with torch.no_grad():
-        first = policy.hidden(tokens[:, :7], causal_mask(seen[:, :7]), torch.arange(7)[None], cache)
-        rest = policy.hidden(tokens[:, 7:], causal_mask(seen)[:, :, 7:], torch.arange(7, 11)[None], cache)
+        first = policy(tokens[:, :7], causal_mask(seen[:, :7]), torch.arange(7)[None], states, cache=cache)
+        rest = policy(tokens[:, 7:], causal_mask(seen)[:, :, 7:], torch.arange(7, 11)[None], states, cache=cache)
     assert_same(torch.cat([first, rest], dim=1), whole)
 
 
@@ -57,11 +60,10 @@ def test_some_rows_of_the_head_are_a_slice_of_all(bias: bool) -> None:
     hidden = hidden_states(policy)
     first, size = policy.first_ids[1], SIZES[1]
     with torch.no_grad():
-        assert_same(
-            policy.head(first, size).logits(hidden, first, size), policy.logits(hidden)[..., first : first + size]
-        )
-        assert_same(policy.logits(hidden), policy.base.lm_head(hidden))
-        assert policy.head_for("legal").logits(hidden.bfloat16(), first, size).dtype == torch.float32
+        some = head_of(policy).cut(first, size).logits(hidden, first, size)
+        assert_same(some, logits(policy, hidden)[..., first : first + size])
+        assert_same(logits(policy, hidden), policy.base.lm_head(hidden))
+        assert head_of(policy, "legal").logits(hidden.bfloat16(), first, size).dtype == torch.float32
 
 
 def test_the_state_is_a_copy_of_what_is_trained() -> None:
@@ -95,36 +97,6 @@ def test_foreign_weights_are_refused_and_nothing_is_loaded(spoil: object, messag
     assert all(torch.equal(value, own[name]) for name, value in policy.state().items())
 
 
-def test_without_a_reference_there_is_none() -> None:
-    policy = make_policy()
-    assert policy.reference_state() == {}
-    with pytest.raises(UnsupportedError, match="no reference policy was kept"), policy.reference():
-        pass
-
-
-def test_the_reference_is_left_whatever_happens_inside() -> None:
-    policy = make_policy()
-    policy.keep_reference()
-    reference = hidden_states(policy)
-    nudge(policy)
-    moved = hidden_states(policy)
-    parameters = list(policy.trainable().values())
-
-    def fail() -> None:
-        with policy.reference():
-            assert_same(hidden_states(policy), reference)
-            assert not torch.is_grad_enabled()
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert_same(hidden_states(policy), moved)
-    assert all(own is before for own, before in zip(policy.trainable().values(), parameters, strict=True))
-    nudge(policy)
-    with policy.reference():
-        assert_same(hidden_states(policy), reference)
-
-
 @pytest.mark.parametrize("name", HEAD_TRANSFORMS)
 def test_a_model_that_transforms_its_logits_is_refused(name: str) -> None:
     policy = make_policy()
@@ -142,7 +114,7 @@ def test_a_compiled_policy_computes_the_same() -> None:
 
     def gradient() -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        hidden = policy.hidden(prompts.tokens, mask, positions)
+        hidden = policy(prompts.tokens, mask, positions, states)
         hidden.square().sum().backward()
         return hidden.detach(), policy.decoder.layers[0].mlp.up_proj.weight.grad
 
@@ -156,17 +128,10 @@ def test_a_compiled_policy_computes_the_same() -> None:
     assert_same(found[0], wanted[0])
     assert_same(found[1], wanted[1])
     assert set(policy.state_dict()) == names
-    with policy_reference(policy):
-        assert_same(policy.hidden(prompts.tokens, mask, positions), wanted[0])
+    reference = Reference(policy)
     nudge(policy)
-    assert not torch.allclose(policy.hidden(prompts.tokens, mask, positions), wanted[0])  # weights are no constants
-
-
-@contextmanager
-def policy_reference(policy: Policy) -> Iterator[None]:
-    policy.keep_reference()
-    with policy.reference():
-        yield
+    assert not torch.allclose(policy(prompts.tokens, mask, positions, states), wanted[0])  # weights are no constants
+    assert_same(reference(prompts.tokens, mask, positions, states), wanted[0])
 
 
 @pytest.mark.parametrize(
@@ -195,23 +160,6 @@ def test_work_counts_what_a_token_costs() -> None:
     assert policy.work.pair == policy.work.cached == 2 * 2 * 32
 
 
-def test_the_reference_is_not_computed_with_casts_of_other_weights() -> None:
-    policy = make_policy()
-    policy.keep_reference()
-    prompts = make_prompts(policy)
-    mask, positions = causal_mask(prompts.mask), prompt_positions(prompts.mask)
-    with torch.autocast("cpu", dtype=torch.bfloat16), policy.reference():
-        wanted = policy.hidden(prompts.tokens, mask, positions)
-    nudge(policy)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        moved = policy.hidden(prompts.tokens, mask, positions)
-        with policy.reference():
-            found = policy.hidden(prompts.tokens, mask, positions)
-        again = policy.hidden(prompts.tokens, mask, positions)
-    assert_same(found, wanted)
-    assert_same(again, moved)
-
-
 def test_checkpointing_refuses_layers_that_drop_out_by_themselves() -> None:
     policy = make_policy()
     policy.decoder.layers[1].dropout = 0.1
@@ -224,3 +172,31 @@ def test_checkpointing_refuses_layers_that_drop_out_by_themselves() -> None:
             policy.checkpoint_activations()
     finally:
         del type(policy.base).supports_gradient_checkpointing
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_are_read_inside_the_forward_pass_alone(way: str, thinks: bool) -> None:
+    policy = make_policy(thinking=thinks)
+    layout = make_thinking(policy, budget=2, order="interleaved") if thinks else make_layout(policy)
+    prompts, noise = make_prompts(policy), torch.rand(5, 4, layout.length, generator=torch.Generator().manual_seed(0))
+    policy.branching = way
+
+    def everything() -> list[Tensor]:
+        drawn = write(policy, layout, prompts, 4, noise=noise)
+        ranking, _ = search(policy, layout, prompts, 6)
+        scores = score(policy, layout, prompts, drawn)
+        policy.zero_grad()
+        scores.logps.sum().backward()
+        held = score(reference, layout, prompts, drawn)  # type: ignore[arg-type]
+        return [drawn.logps, ranking.scores, scores.logps, held.logps, flat_gradient(policy)]
+
+    reference = Reference(policy)
+    wanted = everything()
+    with shut(policy):
+        policy.refused_ways.clear()
+        policy.shares_prompt.clear()
+        assert all(bool(value.isnan().all()) for value in policy.parameters())
+        found = everything()
+    for one, other in zip(found, wanted, strict=True):
+        assert_same(one, other)

@@ -93,11 +93,12 @@ def think(rows: slice = slice(0, 5), **options: object) -> Completions:
 def test_prompts_think_the_same_however_many_ranks_share_the_rollout() -> None:
     whole = think()
     joined = concatenate(think(slice(0, 2)), think(slice(2, 5)))
-    length = joined.tokens.shape[1]
-    for name in ("tokens", "chosen", "support", "step_ids", "item_mask", "codes", "items", "closed", "categories"):
+    for name in ("tokens", "chosen", "step_ids", "item_mask", "codes", "items", "closed", "categories"):
         assert getattr(whole, name).tolist() == getattr(joined, name).tolist()
     assert_same(joined.logps, whole.logps)
-    assert length == whole.tokens.shape[1]
+    assert joined.states is not None
+    assert whole.states is not None
+    assert joined.states.site.tolist() == whole.states.site.tolist()
 
 
 @pytest.mark.parametrize("normalize", ["legal", "vocab"])
@@ -107,11 +108,12 @@ def test_only_what_was_chosen_in_thinking_counts(normalize: str) -> None:
     layout = make_thinking(policy, order="interleaved", budget=4, minimum=1)
     assert batch.entropy is not None
     assert batch.closed is not None
-    sites = layout.sites(batch.support)
-    words = (sites >= layout.num_steps) & (sites < layout.fixed)
+    assert batch.states is not None
+    sites = batch.states.site
+    words = (sites >= layout.steps) & (sites < layout.fixed)
     assert batch.chosen[words].all()
     assert not batch.chosen[sites == layout.fixed].any()
-    codes = sites < layout.num_steps
+    codes = (sites >= 0) & (sites < layout.steps)
     assert codes.equal(batch.item_mask)
     assert batch.chosen[codes].all().item() is (normalize == "vocab")
     assert not batch.logps[~batch.chosen].any()

@@ -13,18 +13,22 @@ from torch.utils.checkpoint import checkpoint
 from genrl.batches import Completions, Requests
 from genrl.config.schema import ModelConfig, RolloutConfig
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
+from genrl.layouts.items import Items
+from genrl.layouts.sid import SidLayout
 from genrl.policy.branching import WAYS
+from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
 from genrl.policy.score import score
-from genrl.policy.writing import sample_thinking
+from genrl.policy.write import write
 from genrl.sid.trie import Trie
 from tests.helpers import assert_same
 from tests.models import (
     ARCHITECTURES,
     TEXTS,
     TINY,
+    as_completions,
     every_completion,
     every_item,
     local_config,
@@ -37,7 +41,7 @@ from tests.models import (
 )
 
 
-def naive_logps(policy: Policy, layout: object, batch: Completions, normalize: str, temperature: float) -> Tensor:
+def naive_logps(policy: Policy, layout: SidLayout, batch: Completions, normalize: str, temperature: float) -> Tensor:
     """Each completion in a row of its own behind a copy of its prompt, one plain forward per row."""
     rows, prompts = [], make_prompts(policy)
     for row in range(batch.tokens.shape[0]):
@@ -48,7 +52,7 @@ def naive_logps(policy: Policy, layout: object, batch: Completions, normalize: s
         places = []
         for position in range(batch.tokens.shape[1]):
             now = logits[start + position - 1]
-            legal = layout.legal(position, batch.support[row, position][None])  # type: ignore[attr-defined]
+            legal = layout.legal(position, batch.states.each(lambda value, at=(row, position): value[at][None]))
             inside = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
             total = (inside if normalize == "legal" else now).logsumexp(0)
             places.append(now[batch.tokens[row, position]] - total)
@@ -56,7 +60,7 @@ def naive_logps(policy: Policy, layout: object, batch: Completions, normalize: s
     return torch.stack(rows) * batch.chosen
 
 
-def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) -> tuple[object, Completions]:
+def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) -> tuple[SidLayout, Completions]:
     layout = make_layout(policy)
     config = RolloutConfig(group_size=4, normalize=normalize, temperature=temperature)  # type: ignore[arg-type]
     prompts = make_prompts(policy)
@@ -73,12 +77,11 @@ def drawn(policy: Policy, normalize: str = "legal", temperature: float = 1.0) ->
 def test_scores_and_gradients_equal_one_forward_per_row(normalize: str, temperature: float) -> None:
     policy = make_policy()
     layout, batch = drawn(policy, normalize, temperature)
-    assert_same(score(policy, layout, make_prompts(policy), batch, temperature, normalize).logps, batch.logps)
-
+    sampling = Sampling(temperature, normalize=normalize)  # type: ignore[arg-type]
     weights = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.logps)
     gradients = []
     for logps in (
-        score(policy, layout, make_prompts(policy), batch, temperature, normalize).logps,
+        score(policy, layout, make_prompts(policy), batch, sampling).logps,
         naive_logps(policy, layout, batch, normalize, temperature),
     ):
         assert_same(logps, batch.logps)
@@ -182,8 +185,8 @@ def test_scores_of_thinking_are_what_was_sampled(way: str, normalize: str, order
     layout, batch = thought(policy, normalize, (0.7, 1.3), order=order)
     policy.branching = way
     with torch.no_grad():
-        scores = score(policy, layout, make_prompts(policy), batch, 0.7, normalize, 1.3)
-        same = score(policy, layout, make_prompts(policy), batch, 0.7, normalize)
+        scores = score(policy, layout, make_prompts(policy), batch, Sampling(0.7, 1.3, normalize))
+        same = score(policy, layout, make_prompts(policy), batch, Sampling(0.7, normalize=normalize))
     assert batch.entropy is not None
     assert scores.entropy is not None
     assert_same(scores.logps, batch.logps)
@@ -202,7 +205,7 @@ def test_gradients_of_thinking_equal_those_of_plain_rows() -> None:
     for way in WAYS:
         policy.branching = way
         found[way] = gradient(
-            policy, (score(policy, layout, make_prompts(policy), batch, 0.7, "legal", 1.3).logps * weights).sum()
+            policy, (score(policy, layout, make_prompts(policy), batch, Sampling(0.7, 1.3)).logps * weights).sum()
         )
     norm = found["naive"].norm()
     assert_same(found["expand"] / norm, found["naive"] / norm, 1e-5)
@@ -220,7 +223,7 @@ def test_logits_in_parts_change_neither_scores_nor_gradients(normalize: str, mon
         monkeypatch.setattr(
             "genrl.policy.score.checkpoint", lambda *all_, **options: parts.append(1) or checkpoint(*all_, **options)
         )
-        scores = score(policy, layout, make_prompts(policy), batch, normalize=normalize)
+        scores = score(policy, layout, make_prompts(policy), batch, Sampling(normalize=normalize))
         assert scores.entropy is not None
         found.append(
             (scores.logps.detach(), scores.entropy.detach(), gradient(policy, (scores.logps * scores.entropy).sum()))
@@ -263,10 +266,10 @@ def tiny_thinking(levels: int, **options: Any) -> tuple[Policy, BlockedLayout]:
     legal = torch.zeros_like(policy.words.legal)
     legal[[12, 20]] = True
     codes = torch.tensor([[[0], [1], [2]], [[0, 0], [0, 1], [1, 0]]][levels - 1])
-    trie = Trie.build(codes, sizes)
+    catalogue = Items(Trie.build(codes, sizes), policy.first_ids, codes)
     words = replace(policy.words, legal=legal)
     shown = BlockedLayoutConfig(budget=2, **options)
-    return policy, BlockedLayout(shown, trie=trie, first_ids=policy.first_ids, codes=codes, words=words)
+    return policy, BlockedLayout(shown, catalogue=catalogue, words=words)
 
 
 @pytest.mark.parametrize(
@@ -284,34 +287,20 @@ def test_probabilities_of_all_completions_sum_to_one_and_samples_follow_them(
 ) -> None:
     policy, layout = tiny_thinking(levels, **options)
     everything = every_completion(layout)
-    tokens, support = padded([list(row) for row in everything], 0), padded(list(everything.values()), -1)
     prompt = torch.tensor([[1, 9, 30, 14]])
     prompts = Requests(prompt, torch.ones_like(prompt, dtype=torch.bool), prompt[:, :0])
-    drawn = Completions(
-        tokens=tokens,
-        chosen=layout.sites(support) < layout.fixed,
-        step_ids=layout.step_ids(support),
-        item_ids=layout.item_mask(support).long() - 1,
-        support=support,
-        codes=layout.decode(tokens).codes,
-        items=layout.decode(tokens).items,
-        logps=torch.zeros(tokens.shape),
-        group_size=len(tokens),
-        num_steps=levels,
-    )
-    chances = score(policy, layout, prompts, drawn, 0.7, "legal", 1.3).logps.sum(1).exp()
+    drawn = as_completions(layout, padded([list(row) for row in everything], 0), len(everything))
+    chances = score(policy, layout, prompts, drawn, Sampling(0.7, 1.3)).logps.sum(1).exp()
     assert_same(chances.sum(), torch.tensor(1.0))
     assert float(chances.max()) > 3 * float(chances.min())
 
     count = 20_000
-    uniforms = torch.rand(1, count, layout.length, generator=torch.Generator().manual_seed(0))
-    written = sample_thinking(
-        policy, layout, prompts.tokens, prompts.mask, uniforms, temperature=0.7, thinking_temperature=1.3
-    )
+    noise = torch.rand(1, count, layout.length, generator=torch.Generator().manual_seed(0))
+    written = write(policy, layout, prompts, count, Sampling(0.7, 1.3), noise)
     place = {row: number for number, row in enumerate(everything)}
     seen = torch.zeros(len(place), dtype=torch.float64)
-    for row, states in zip(written.tokens[0].tolist(), written.support[0].tolist(), strict=True):
-        seen[place[tuple(row[: sum(state >= 0 for state in states)])]] += 1
+    for row, length in zip(written.tokens.tolist(), written.written.sum(1).tolist(), strict=True):
+        seen[place[tuple(row[:length])]] += 1
     expected = chances.double() * count
     assert float(expected.min()) > 5
     distance = float(((seen - expected) ** 2 / expected).sum())

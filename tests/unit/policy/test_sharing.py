@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrl.policy.branches import CachedRows, SharingRows, grow_rows
 from genrl.policy.cache import tree_cache
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, states
 from genrl.policy.sharing import SharedPrompt, can_share, shared_attention
 from tests.helpers import assert_same
 from tests.models import ARCHITECTURES, local_config, make_policy, make_prompts, save_local_model
@@ -53,14 +53,15 @@ def test_states_are_those_of_rows_with_a_prompt_each(name: str, tmp_path: Path) 
     arguments = (policy, prompts.tokens, prompts.mask, 3, 5)
     sharing = grow_rows(*arguments)
     assert type(sharing) is SharingRows
-    cached = CachedRows(*arguments)
-    assert_same(sharing.prefill(), cached.prefill())
+    cached = CachedRows(*arguments, "legal")
+    assert_same(sharing.prefill(states), cached.prefill(states))
     tokens = torch.randint(4, 60, (15, 5), generator=torch.Generator().manual_seed(0))
     live = torch.arange(15)
     for place in range(5):
         going = (torch.arange(len(live)) % 4 != place) if place else None
         live = live if going is None else live[going]
-        assert_same(sharing.extend(tokens[live, place], going), cached.extend(tokens[live, place], going))
+        found, wanted = (rows.extend(tokens[live, place], states, going) for rows in (sharing, cached))
+        assert_same(found, wanted)
     assert len(sharing.prompts) < 15
 
 
@@ -72,9 +73,9 @@ def test_the_first_step_may_already_have_fewer_rows() -> None:
     going = torch.arange(10) < 3
     found = []
     for kind in (SharingRows, CachedRows):
-        rows = kind(*arguments)
-        rows.prefill()
-        found.append(rows.extend(torch.tensor([7, 8, 9]), going))
+        rows = kind(*arguments, "legal")
+        rows.prefill(states)
+        found.append(rows.extend(torch.tensor([7, 8, 9]), states, going))
     assert_same(found[0], found[1])
 
 
@@ -85,9 +86,9 @@ def test_it_works_under_mixed_precision() -> None:
     found = []
     with torch.autocast("cpu", torch.bfloat16):
         for kind in (SharingRows, CachedRows):
-            rows = kind(policy, prompts.tokens, prompts.mask, 2, 3)
-            rows.prefill()
-            found.append(rows.extend(torch.arange(10) + 5).float())
+            rows = kind(policy, prompts.tokens, prompts.mask, 2, 3, "legal")
+            rows.prefill(states)
+            found.append(rows.extend(torch.arange(10) + 5, states).float())
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.05
 
 
@@ -99,10 +100,12 @@ def test_the_model_attends_as_before_afterwards() -> None:
         assert policy.decoder.config._attn_implementation != before
     assert policy.decoder.config._attn_implementation == before
     with pytest.raises(TypeError), shared.attended():
-        policy.hidden(
+        policy(
             torch.zeros(2, 1, dtype=torch.int64),
             None,
             torch.zeros(2, 1, dtype=torch.int64),
+            states,
+            "legal",
             tree_cache(policy.base.config, 1),
         )
     assert policy.decoder.config._attn_implementation == before
@@ -118,18 +121,19 @@ def test_layers_with_a_window_keep_their_own_caches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", ["refuse", "ignore"])
 def test_a_model_that_attends_in_its_own_way_is_found_out(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_policy().train()
-    hidden = type(policy).hidden
+    original = type(policy).forward
     tried = []
 
     def foreign(self: Policy, *arguments: Any, **options: Any) -> Tensor:
-        if options:
+        if "shared" in options:
             tried.append(1)
             if answer == "refuse":
                 raise TypeError("unexpected keyword argument 'shared'")
             self.decoder.config._attn_implementation = "sdpa"
-        return hidden(self, *arguments)
+        options.pop("shared", None)
+        return original(self, *arguments, **options)
 
-    monkeypatch.setattr(type(policy), "hidden", foreign)
+    monkeypatch.setattr(type(policy), "forward", foreign)
     assert not can_share(policy, 20)
     assert not can_share(policy, 20)
     assert len(tried) == 1

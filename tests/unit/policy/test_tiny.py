@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, states
 from genrl.policy.tiny import END, PAD, START, UNKNOWN, add_dropout, tiny_model, train_tokenizer
 from genrl.policy.tree import causal_mask, prompt_positions
 from tests.helpers import assert_same
@@ -17,7 +17,7 @@ from tests.models import SIZES, TEXTS, TINY, make_prompts
 def forward(policy: Policy) -> Tensor:
     prompts = make_prompts(policy)
     with torch.no_grad():
-        return policy.hidden(prompts.tokens, causal_mask(prompts.mask), prompt_positions(prompts.mask))
+        return policy(prompts.tokens, causal_mask(prompts.mask), prompt_positions(prompts.mask), states)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "red jam pie", "cherry  plum"])

@@ -9,7 +9,6 @@ import torch
 from genrl.catalog import Dataset, Role
 from genrl.errors import DataError
 from genrl.prompts.packing import SequenceBatch, SequenceBatches
-from tests.unit.prompts.planners import ranked
 from tests.unit.recommenders.problems import dataset_of
 
 Row = tuple[tuple[int, ...], tuple[bool, ...]]
@@ -95,38 +94,6 @@ def test_held_out_interactions_are_neither_targets_nor_read() -> None:
     assert rows_of(batches.step(0)) == [((0, 1, 2), (False, True, True))]
     some = SequenceBatches(dataset_of([[0, 1, 2, 3]], ["ttrv"]), "user", 10, batch=4, known=[Role.RL])
     assert rows_of(some.step(0)) == [((0, 1, 2), (False, False, True))]
-
-
-@pytest.mark.parametrize("per", ["target", "user"])
-def test_a_step_depends_on_seed_and_number_alone(per: str) -> None:
-    dataset = users_of()
-    make = lambda seed: SequenceBatches(dataset, per, 6, batch=20, seed=seed)  # type: ignore[arg-type]  # noqa: E731
-    first, again, other = make(3), make(3), make(4)
-    for step in (1, 0, 2 * first.steps_per_epoch):
-        assert rows_of(first.step(step)) == rows_of(again.step(step))
-    assert one_pass(first) != one_pass(other)
-    assert one_pass(first) != one_pass(first, epoch=1)
-    assert sorted(one_pass(first)) == sorted(one_pass(first, epoch=1))
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_a_step(world: int) -> None:
-    dataset = users_of()
-    whole = SequenceBatches(dataset, "user", 6, batch=5)
-    ranks = [ranked(SequenceBatches(dataset, "user", 6, batch=5), rank, world) for rank in range(world)]
-    for step in range(whole.steps_per_epoch):
-        parts = [part.step(step) for part in ranks]
-        assert sorted(row for part in parts for row in rows_of(part)) == sorted(rows_of(whole.step(step)))
-        targets = sum(int(part.targets.sum()) for part in parts)
-        assert [float(part.share) for part in [whole.step(step), *parts]] == [targets] * (world + 1)
-
-
-def test_a_rank_without_rows_has_an_empty_batch() -> None:
-    batches = ranked(SequenceBatches(dataset_of([[0, 1]]), "user", 6, batch=5), 1, 2)
-    batch = batches.step(0)
-    assert len(batch) == 0
-    assert batch.share == 1
-    assert batch.items.shape == batch.targets.shape == (0, 2)
 
 
 def test_what_cannot_be_trained_on_is_refused() -> None:

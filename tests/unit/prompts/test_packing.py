@@ -3,20 +3,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from genrl.catalog.dataset import Dataset, load_dataset
-from genrl.catalog.items import Catalog
-from genrl.catalog.sequences import Role, Sequences
+from genrl.catalog.dataset import load_dataset
+from genrl.catalog.sequences import Role
 from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
 from genrl.prompts.packing import HistoryBatches, PackedBatch, text_segments
 from genrl.prompts.template import PromptMaker, PromptTemplate
-from tests.helpers import assert_same
 from tests.models import make_layout, make_policy
-from tests.unit.prompts.planners import ranked
+from tests.unit.recommenders.problems import dataset_of
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
 SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
@@ -47,12 +44,8 @@ def test_every_training_position_is_a_target_once_per_pass_behind_its_own_histor
 
 
 def test_held_out_items_are_neither_targets_nor_context() -> None:
-    items = torch.arange(8)
-    roles = torch.tensor([Role.HISTORY, Role.TRAIN, Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.TRAIN, Role.TEST])
-    sequences = Sequences(
-        items, roles.to(torch.uint8), torch.zeros(8, dtype=torch.int64), torch.tensor([0, 6, 8]), ("a", "b")
-    )
-    dataset = Dataset(Catalog.from_table([str(i) for i in range(60)]), sequences, "hand-made")
+    dataset = dataset_of([[0, 1, 2, 3, 4, 5], [6, 7]], ["httrve", "te"], size=60)
+    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(8, dtype=torch.int64)))
     for shuffle in (False, True):
         packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
         batch = packer.step(0)
@@ -68,15 +61,6 @@ def test_long_histories_are_cut_into_windows_with_context() -> None:
     assert max(len(before) for before, _ in pairs) <= 1 + 2 * 4
 
 
-def test_a_step_depends_on_seed_and_number_alone() -> None:
-    one, two = HistoryBatches(TOY, TEMPLATE, CONFIG, 50), HistoryBatches(TOY, TEMPLATE, CONFIG, 50)
-    late = one.steps_per_epoch + 1
-    one.step(0)
-    assert torch.equal(one.step(late).tokens, two.step(late).tokens)
-    other = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, seed=1), 50)
-    assert not torch.equal(other.step(0).items, two.step(0).items)
-
-
 @pytest.mark.parametrize("items", [1, 3, 30, 100000])
 def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
     packer = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=items), 50)
@@ -85,26 +69,9 @@ def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
     assert sum(len(batch.items) for batch in batches) == TOY.sequences.rows(Role.TRAIN).numel()
 
 
-def test_a_rank_without_a_segment_gets_one_padding_token() -> None:
-    batch = ranked(HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=1), 50), 1, 2).step(0)
-    assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
-    assert batch.segments.tolist() == [[-1]]
-    assert len(batch.items) == 0
-    assert float(batch.share) > 0
-
-
-def test_ranks_share_a_step() -> None:
-    whole = HistoryBatches(TOY, TEMPLATE, CONFIG, 50).step(2)
-    parts = [ranked(HistoryBatches(TOY, TEMPLATE, CONFIG, 50), rank, 2).step(2) for rank in range(2)]
-    assert sorted(whole.items.tolist()) == sorted([*parts[0].items.tolist(), *parts[1].items.tolist()])
-    assert_same(parts[0].share, whole.share)
-
-
 def test_ties_are_shuffled_among_training_positions_only() -> None:
-    same = torch.zeros(6, dtype=torch.int64)
-    roles = torch.tensor([0, 0, 0, 0, Role.VALID, Role.TEST], dtype=torch.uint8)
-    sequences = Sequences(torch.arange(6), roles, same, torch.tensor([0, 6]), ("a",))
-    dataset = Dataset(Catalog.from_table([str(i) for i in range(60)]), sequences, "ties")
+    dataset = dataset_of([range(6)], ["ttttve"], size=60)
+    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(6, dtype=torch.int64)))
     packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=True), max_history=10)
     orders = {tuple(packer.step(step).items.tolist()) for step in range(20)}
     assert len(orders) > 5
@@ -112,25 +79,20 @@ def test_ties_are_shuffled_among_training_positions_only() -> None:
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
-    roles = torch.tensor([Role.RL, Role.VALID, Role.TEST], dtype=torch.uint8)
-    sequences = Sequences(torch.arange(3), roles, torch.arange(3), torch.tensor([0, 3]), ("a",))
     with pytest.raises(DataError, match="no training positions"):
-        HistoryBatches(Dataset(Catalog.from_table(["a", "b", "c"]), sequences, "none"), TEMPLATE, CONFIG, 10)
+        HistoryBatches(dataset_of([[0, 1, 2]], ["rve"]), TEMPLATE, CONFIG, 10)
 
 
 def test_text_examples_pair_titles_with_sids() -> None:
     policy = make_policy()
-    layout = make_layout(policy)
-    sids = layout.render(torch.arange(60))
-    template = PromptTemplate(1, (), sids, 0)
+    sids = make_layout(policy).catalogue.render(torch.arange(60))
     titles = ("red apple pie", "", "green pear tart")
-    segments = list(text_segments(policy.tokenizer, titles, template))
+    segments = list(text_segments(policy.tokenizer, titles, PromptTemplate(1, (), sids, 0)))
     assert len(segments) == 4
     to_title, to_sid = segments[2:]
     words = policy.tokenizer.decode(to_title.tokens[to_title.text_starts[0] : -1].tolist()).strip()
     assert words == "green pear tart"
     assert to_title.tokens[-1] == policy.tokenizer.eos_token_id
     assert to_sid.tokens[int(to_sid.item_starts[0]) :].tolist() == sids[2].tolist()
-    packed = HistoryBatches(TOY, PromptTemplate(1, (), SIDS, 0), CONFIG, 10, (to_title,)).targets
-    assert isinstance(packed, np.ndarray)
-    assert len(packed) == len(HistoryBatches(TOY, PromptTemplate(1, (), SIDS, 0), CONFIG, 10).targets) + 1
+    packed, plain = (HistoryBatches(TOY, TEMPLATE, CONFIG, 10, more) for more in ((to_title,), ()))
+    assert len(packed.targets) == len(plain.targets) + 1

@@ -14,7 +14,6 @@ from genrl.prompts.packing import PackedBatch, TraceBatches, known
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from tests.models import SIZES, make_codes, make_policy, make_thinking
-from tests.unit.prompts.planners import ranked
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
 POLICY = make_policy(thinking=True)
@@ -24,15 +23,15 @@ MAKER = PromptMaker(TOY, TEMPLATE, max_history=5)
 POSITIONS = TOY.sequences.rows(Role.TRAIN)[:23].tolist()
 TEXTS = ("red apple", "green pear tart", "blue plum jam sweet cherry pie", "pie")
 TRACES = [Trace(position, tuple(TEXTS[(position + step) % 4] for step in range(len(SIZES)))) for position in POSITIONS]
+STATE = ("site", "node", "place", "total", "used")
 CONFIG = ActivateConfig(examples_per_step=6, pack_length=60, foreign=0)
 
 
-def batches_of(config: ActivateConfig = CONFIG, rank: int = 0, world: int = 1, **options: str) -> TraceBatches:
-    layout = make_thinking(POLICY, CODES, **options)
-    return ranked(TraceBatches(TRACES, MAKER, layout, POLICY.tokenizer, config), rank, world)
+def batches_of(config: ActivateConfig = CONFIG, **options: str) -> TraceBatches:
+    return TraceBatches(TRACES, MAKER, make_thinking(POLICY, CODES, **options), POLICY.tokenizer, config)
 
 
-def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]]:
     """Tokens of each segment, its places that are learned, counted from its start, and the states there."""
     found = []
     for row in range(len(batch.tokens)):
@@ -43,9 +42,9 @@ def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...],
             assert batch.positions[row, columns].tolist() == list(range(stop - start))
             own = (batch.places[:, 0] == row) & (batch.places[:, 1] >= start) & (batch.places[:, 1] < stop)
             places = (batch.places[own, 1] - start).tolist()
-            found.append(
-                (tuple(batch.tokens[row, columns].tolist()), tuple(places), tuple(batch.support[own].tolist()))
-            )
+            assert batch.states is not None
+            states = zip(*(getattr(batch.states, name)[own].tolist() for name in STATE), strict=True)
+            found.append((tuple(batch.tokens[row, columns].tolist()), tuple(places), tuple(states)))
     return found
 
 
@@ -83,7 +82,7 @@ def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order: str) -> N
     found = Counter((tokens, places) for batch in steps for tokens, places, _ in segments(batch))
     assert found == Counter(wanted(trace, order) for trace in TRACES)
     for batch in steps:
-        assert int(batch.share) == len(batch.places) == len(batch.support)
+        assert int(batch.share) == len(batch.places) == (0 if batch.states is None else len(batch.states.site))
         assert batch.tokens.shape[1] <= batches.length
 
 
@@ -96,13 +95,13 @@ def test_the_states_are_those_the_tokens_are_drawn_from(order: str) -> None:
         now, seen = layout.start(1), []
         for place in range(start, len(tokens)):
             if place in places:
-                seen.append(int(now))
-                site = int(layout.sites(now))
+                seen.append(tuple(int(getattr(now, name)) for name in STATE))
+                site = int(now.site)
                 legal = layout.legal(site, now)
                 assert bool(legal.mask[0, tokens[place] - legal.first])
-            now = layout.advance(0, now, torch.tensor([tokens[place]]))
+            now = layout.advance(now, torch.tensor([tokens[place]]))
         assert seen == list(states)
-        assert bool(layout.finished(now))
+        assert int(now.site) < 0
 
 
 def test_packed_or_alone_the_same_is_learned() -> None:
@@ -111,29 +110,6 @@ def test_packed_or_alone_the_same_is_learned() -> None:
     one, two = packed.step(1), alone.step(1)
     assert len(one.tokens) < len(two.tokens) == 6
     assert sorted(segments(one)) == sorted(segments(two))
-
-
-def test_ranks_share_a_step_and_its_denominator() -> None:
-    whole = batches_of().step(2)
-    parts = [batches_of(rank=rank, world=2).step(2) for rank in range(2)]
-    assert sorted(segments(whole)) == sorted(segments(parts[0]) + segments(parts[1]))
-    assert float(parts[0].share) == float(parts[1].share) == float(whole.share)
-
-
-def test_a_rank_without_a_trace_gets_one_padding_token() -> None:
-    batch = batches_of(replace(CONFIG, examples_per_step=1), rank=1, world=2).step(0)
-    assert batch.tokens.tolist() == [[TEMPLATE.pad_id]]
-    assert batch.segments.tolist() == [[-1]]
-    assert len(batch.places) == len(batch.support) == 0
-    assert float(batch.share) > 0
-
-
-def test_a_step_depends_on_seed_and_number_alone() -> None:
-    one, two = batches_of(), batches_of()
-    one.step(0)
-    assert torch.equal(one.step(5).tokens, two.step(5).tokens)
-    assert sorted(segments(one.step(1))) != sorted(segments(one.step(5)))  # the same place of the next pass
-    assert not torch.equal(batches_of(replace(CONFIG, seed=1)).step(0).tokens, two.step(0).tokens)
 
 
 def test_a_row_holds_the_longest_trace_however_short_rows_are_asked_for() -> None:

@@ -9,14 +9,14 @@ import torch
 from scipy.sparse import csr_matrix
 
 from genrl.catalog.dataset import Dataset, load_dataset
-from genrl.catalog.items import Catalog
-from genrl.catalog.sequences import Role, Sequences
+from genrl.catalog.sequences import Role
 from genrl.config.schema import DataConfig, ToyConfig
 from genrl.errors import ConfigError
 from genrl.policy.load import sid_token
 from genrl.prompts.template_traces import OWN, RANKS, SHARE, _telling_features, template_traces
 from genrl.prompts.traces import leaks, words_of
 from genrl.sid.table import make_table
+from tests.unit.recommenders.problems import dataset_of
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=144)))
 ROWS = torch.arange(144)
@@ -34,21 +34,13 @@ TITLES = [
     "Cast Lid",
     "Lid",
 ]
+CATEGORIES = ["Bath"] * 4 + ["Kitchen"] * 4
 CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]])
 
 
 def shop(history: list[int], **columns: list[str]) -> Dataset:
     """One user who chose these rows, the last one as a training target."""
-    counts = torch.tensor([9, 8, 7, 6, 5, 4, 3, 2])
-    catalog = Catalog.from_table([f"i{row}" for row in range(8)], train_counts=counts, **columns)
-    sequences = Sequences(
-        items=torch.tensor(history),
-        roles=torch.zeros(len(history), dtype=torch.uint8),
-        times=torch.arange(len(history)),
-        offsets=torch.tensor([0, len(history)]),
-        user_ids=("ann",),
-    )
-    return Dataset(catalog, sequences, "shop")
+    return dataset_of([history], size=8, train_counts=torch.arange(9, 1, -1), **columns)
 
 
 def blocks(history: list[int], words: int = 8, max_history: int = 20, **columns: list[str]) -> tuple[str, ...]:
@@ -60,17 +52,10 @@ def blocks(history: list[int], words: int = 8, max_history: int = 20, **columns:
 
 
 def test_blocks_say_what_each_prefix_stands_for_and_what_in_the_history_shares_it() -> None:
-    categories = ["Bath"] * 4 + ["Kitchen"] * 4
-    assert blocks([4, 3, 1, 0], titles=TITLES, categories=categories) == (
-        "Bath Soap: 2 of 3, last Red",
-        "Red: 1 of 3",
-        "favourite: new",
-    )
-    assert blocks([4, 5, 2], titles=TITLES, categories=categories) == (
-        "Bath Soap: new",
-        "Blue: new",
-        "favourite: new",
-    )
+    shared = blocks([4, 3, 1, 0], titles=TITLES, categories=CATEGORIES)
+    assert shared == ("Bath Soap: 2 of 3, last Red", "Red: 1 of 3", "favourite: new")
+    new = blocks([4, 5, 2], titles=TITLES, categories=CATEGORIES)
+    assert new == ("Bath Soap: new", "Blue: new", "favourite: new")
 
 
 def test_without_the_first_code_items_of_the_category_speak_for_it() -> None:
@@ -84,8 +69,7 @@ def test_a_word_that_a_category_has_is_not_said_beside_it() -> None:
 
 
 def test_short_blocks_do_without_the_latest_item() -> None:
-    categories = ["Bath"] * 4 + ["Kitchen"] * 4
-    said = [blocks([4, 3, 1, 0], words, titles=TITLES, categories=categories)[0] for words in (4, 5, 7, 8)]
+    said = [blocks([4, 3, 1, 0], words, titles=TITLES, categories=CATEGORIES)[0] for words in (4, 5, 7, 8)]
     assert said == ["Bath: 2 of 3", "Bath Soap: 2 of 3", "Bath Soap: 2 of 3", "Bath Soap: 2 of 3, last Red"]
 
 

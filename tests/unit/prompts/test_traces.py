@@ -11,7 +11,7 @@ from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role, Sequences
 from genrl.errors import DataError
 from genrl.policy.load import sid_token
-from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions, words_of
+from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions
 from genrl.sid.table import make_table
 
 TITLES = [
@@ -57,11 +57,6 @@ def every_item() -> Dataset:
         torch.arange(size), torch.zeros(size, dtype=torch.uint8), ROWS, torch.tensor([0, size]), ("ann",)
     )
     return Dataset(DATASET.catalog, sequences, "all")
-
-
-def kinds(row: int, *blocks: str) -> set[str]:
-    report = leaks([Trace(row, blocks)], every_item(), TABLE, sid_token)
-    return {kind for kind, places in report.found.items() if places}
 
 
 def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_path: Path) -> None:
@@ -136,22 +131,33 @@ def test_sentences_end_at_marks_and_line_breaks_but_not_inside_numbers() -> None
     assert split_text("Costs 1.5 dollars\n\nGood?! 好。坏。", 5) == ("Costs 1.5 dollars", "Good?!", "好。", "坏。", "")
 
 
-@pytest.mark.parametrize("text", ["buys opi NAIL lacquer: red!", "Opi nail-lacquer (red)"])
-def test_a_title_is_found_whatever_its_case_and_punctuation(text: str) -> None:
-    assert kinds(0, text) == {"title"}
-
-
-def test_a_title_is_found_across_blocks_but_not_in_part_or_inside_words() -> None:
-    assert kinds(0, "An OPI nail", "lacquer red") == {"title"}
-    assert not kinds(0, "OPI nail lacquer", "is red")
-    assert not kinds(5, "moroccanoils are oils")
-    assert kinds(5, "likes Moroccanoil") == {"title"}
-
-
-def test_half_of_a_long_title_in_a_row_names_it() -> None:
-    assert words_of(TITLES[3]) == ["the", "very", "best", "of", "rose", "water", "4", "oz"]
-    assert kinds(3, "it is best of rose water") == {"title"}
-    assert not kinds(3, "of rose water", "the very best")
+@pytest.mark.parametrize(
+    ("row", "blocks", "named"),
+    [
+        (0, ["buys opi NAIL lacquer: red!"], "title"),  # whatever its case and punctuation
+        (0, ["Opi nail-lacquer (red)"], "title"),
+        (0, ["An OPI nail", "lacquer red"], "title"),  # across blocks, but not in part or inside words
+        (0, ["OPI nail lacquer", "is red"], None),
+        (5, ["moroccanoils are oils"], None),
+        (5, ["likes Moroccanoil"], "title"),
+        (3, ["it is best of rose water"], "title"),  # half of a long title in a row
+        (3, ["of rose water", "the very best"], None),
+        (0, ["asks for b00x7."], "item id"),  # ids that are no words anywhere, others behind a name
+        (0, ["asks for b00x77"], None),
+        (3, ["number 134567 again"], "item id"),
+        (1, ["12 of 20, for 12 dollars"], None),
+        (1, ["next is item 12"], "item id"),
+        (1, ["next is #12"], "item id"),
+        (2, ["a red one"], None),
+        (2, ["the product id: red"], "item id"),
+        (8, ["then <a_1>"], "SID token"),  # on every level
+        (8, ["then", "<b_2>!"], "SID token"),
+        (8, ["before: <a_2><b_1>"], None),
+    ],
+)
+def test_what_of_a_target_a_trace_names(row: int, blocks: list[str], named: str | None) -> None:
+    report = leaks([Trace(row, tuple(blocks))], every_item(), TABLE, sid_token)
+    assert {kind for kind, places in report.found.items() if places} == ({named} if named else set())
 
 
 def test_titles_of_one_common_word_and_missing_titles_are_not_looked_for_but_counted() -> None:
@@ -159,23 +165,6 @@ def test_titles_of_one_common_word_and_missing_titles_are_not_looked_for_but_cou
     report = leaks(traces, every_item(), TABLE, sid_token)
     assert not report.leaking
     assert report.unchecked == 3
-
-
-def test_ids_that_are_no_words_are_found_anywhere_and_others_behind_a_name() -> None:
-    assert kinds(0, "asks for b00x7.") == {"item id"}
-    assert not kinds(0, "asks for b00x77")
-    assert kinds(3, "number 134567 again") == {"item id"}
-    assert not kinds(1, "12 of 20, for 12 dollars")
-    assert kinds(1, "next is item 12") == {"item id"}
-    assert kinds(1, "next is #12") == {"item id"}
-    assert not kinds(2, "a red one")
-    assert kinds(2, "the product id: red") == {"item id"}
-
-
-def test_sid_tokens_of_the_target_are_found_on_every_level() -> None:
-    assert kinds(8, "then <a_1>") == {"SID token"}
-    assert kinds(8, "then", "<b_2>!") == {"SID token"}
-    assert not kinds(8, "before: <a_2><b_1>")
 
 
 def test_the_report_counts_and_shows_the_first_leak() -> None:

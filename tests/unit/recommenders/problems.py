@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -15,13 +16,16 @@ from genrl.sid.table import CollisionReport, SidTable
 ROLES = {"h": Role.HISTORY, "t": Role.TRAIN, "r": Role.RL, "v": Role.VALID, "e": Role.TEST}
 
 
-def dataset_of(users: Sequence[Sequence[int]], roles: Sequence[str] | None = None, size: int | None = None) -> Dataset:
+def dataset_of(
+    users: Sequence[Sequence[int]], roles: Sequence[str] | None = None, size: int | None = None, **columns: Any
+) -> Dataset:
     """A data set of users' items, in order.
 
     Args:
         users: catalogue rows of each user.
         roles: a letter per interaction of each user (keys of `ROLES`); by default all are for training.
         size: I; by default as many as are used.
+        columns: of the item table.
     """
     letters = ["t" * len(user) for user in users] if roles is None else roles
     flat = torch.tensor([item for user in users for item in user])
@@ -35,7 +39,7 @@ def dataset_of(users: Sequence[Sequence[int]], roles: Sequence[str] | None = Non
         user_ids=tuple(str(user) for user in range(len(users))),
     )
     counts = torch.bincount(flat[torch.isin(parts, torch.tensor([0, 1]))], minlength=size)
-    catalog = Catalog.from_table([str(item) for item in range(size)], train_counts=counts)
+    catalog = Catalog.from_table([str(item) for item in range(size)], **{"train_counts": counts, **columns})
     return Dataset(catalog, sequences, "small")
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Requests
 from genrl.catalog.dataset import load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import DataConfig, ModelConfig, ToyConfig
 from genrl.errors import ConfigError
-from genrl.policy.decode import rank
+from genrl.policy.search import search
 from genrl.prompts.packing import SequenceBatch, SequenceBatches
 from genrl.recommenders import Problem
 from genrl.recommenders.lc_rec import LCRec, LCRecConfig
@@ -49,7 +50,7 @@ def slow_loss(model: LCRec, batch: SequenceBatch) -> Tensor:
     for items, targets in zip(batch.items, batch.targets, strict=True):
         for place in torch.nonzero(targets).flatten().tolist():
             tokens, mask = model.prompts.render(items[None, :place])
-            found = rank(model.policy, layout, tokens, mask, layout.completions)
+            found, _ = search(model.policy, layout, Requests(tokens, mask, tokens[:, :0]), layout.completions)
             total = total - found.scores[0][found.items[0] == items[place]][0]
     return total
 

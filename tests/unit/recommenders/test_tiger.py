@@ -80,7 +80,7 @@ def test_the_loss_over_the_vocabulary_is_that_of_transformers() -> None:
     rows = [(*history, 7) for history in HISTORIES[:3]]
     total = 0.0
     for row in rows:
-        tokens = model.layout.render(torch.tensor(row))
+        tokens = model.layout.catalogue.render(torch.tensor(row))
         read = torch.cat([tokens[:-1].flatten(), torch.tensor([EDGE])])[None]
         total += whole(input_ids=read, labels=tokens[-1:]).loss.item() * 3
     assert_same(model.loss(targets(*rows)), total, 1e-4)
@@ -88,7 +88,7 @@ def test_the_loss_over_the_vocabulary_is_that_of_transformers() -> None:
 
 def test_tokens_of_the_levels_follow_the_special_ones() -> None:
     model = make()
-    assert (model.layout.first_ids, model.t5.config.vocab_size) == ((2, 8, 13), 20)
+    assert (model.layout.tokens.first_ids, model.t5.config.vocab_size) == ((2, 8, 13), 20)
     assert (PAD, EDGE) == (0, 1)
 
 

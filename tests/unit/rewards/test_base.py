@@ -1,43 +1,64 @@
 """The verifier: sums, weights, logs, and what it refuses."""
 
+import math
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from genrl.batches import Completions, Targets
+from genrl.batches import Completions, Requests, Targets
+from genrl.catalog import Catalog
 from genrl.errors import ConfigError, UnknownComponentError
+from genrl.registry import load_plugin
 from genrl.rewards import REWARDS, Reward, RewardContext, Verifier, build_verifier
+from genrl.runs.fit import fit
 from tests.helpers import assert_same
+from tests.runs import small_config
 
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 CODES = torch.tensor([[0, 0], [0, 1], [1, 0]])
 
 
-def context():
-    return RewardContext.from_codes(CODES, torch.tensor([3, 2, 1]))
+def context(codes=CODES, **known):
+    """What a catalogue with these codes says, all else unknown unless told."""
+    return RewardContext.from_catalog(Catalog.from_table([f"i{row}" for row in range(len(codes))], **known), codes)
+
+
+def requests(targets, history=None, feedback=None):
+    """Requests with targets [P, M]."""
+    rows = len(targets)
+    history = torch.full((rows, 1), -1) if history is None else history
+    ones = torch.ones(rows, 1, dtype=torch.int64)
+    return Requests(ones, ones.bool(), history, Targets(targets, feedback or {}))
+
+
+def make_rollout(items, choices, logps, group):
+    rows, steps = choices.shape
+    ones = torch.ones(rows, steps, dtype=torch.bool)
+    steps_ids = torch.arange(steps).expand(rows, steps).contiguous()
+    return Completions(
+        tokens=choices.clamp(min=0),
+        chosen=ones,
+        step_ids=steps_ids,
+        item_ids=torch.zeros_like(steps_ids),
+        codes=choices,
+        items=items,
+        logps=logps,
+        group_size=group,
+        num_steps=steps,
+    )
 
 
 def rollout(items=(0, 1, 2, -1)):
     """Two prompts with two completions each."""
     items = torch.tensor(items).unsqueeze(1)
     choices = context().codes_of(items[:, 0])
-    rows, steps = choices.shape
-    ones = torch.ones(rows, steps, dtype=torch.bool)
-    ids = torch.arange(steps).expand(rows, steps).contiguous()
-    return Completions(
-        tokens=choices.clamp(min=0),
-        chosen=ones,
-        step_ids=ids,
-        item_ids=torch.zeros_like(ids),
-        codes=choices,
-        items=items,
-        logps=torch.zeros(rows, steps),
-        group_size=2,
-        num_steps=steps,
-    )
+    return make_rollout(items, choices, torch.zeros(choices.shape), 2)
 
 
-TARGETS = Targets(torch.tensor([[1], [2]]))
+TARGETS = requests(torch.tensor([[1], [2]]))
 
 
 def test_outcome_is_the_weighted_sum_and_components_are_not_weighted():
@@ -59,15 +80,8 @@ def test_outcome_is_the_weighted_sum_and_components_are_not_weighted():
     assert_same(rewards.components["level_match"], level.sum(1))
     assert rewards.components["ndcg_rank"].any()
     assert rewards.weights == {"exact_match": 2.0, "level_match": 0.5, "prefix_match": 1.0, "ndcg_rank": 0.0}
-    assert rewards.shaping is None
+    assert rewards.step_shaping is None
     assert list(rewards.components) == list(rewards.weights)
-
-
-def test_weighted_components_add_up_to_the_outcome():
-    verifier = build_verifier({"exact_match": {"weight": 0.3}, "prefix_match": {"weight": -0.7}}, context())
-    rewards = verifier(rollout(), TARGETS)
-    total = sum(rewards.weights[name] * value for name, value in rewards.components.items())
-    assert_same(rewards.outcome, total)
 
 
 def thinking_rollout():
@@ -81,7 +95,7 @@ def test_format_is_in_the_outcome_and_in_shaping_but_no_match():
     level = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
     ended = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])  # the last row names no item
     assert_same(rewards.steps, 0.5 * level)
-    assert_same(rewards.shaping, 0.25 * ended)
+    assert_same(rewards.step_shaping, 0.25 * ended)
     assert_same(rewards.outcome, torch.tensor([0.0, 2.0, 2.0, 0.0]) + 0.5 * level.sum(1) + 0.25 * ended.sum(1))
     assert_same(rewards.components["format"], ended.sum(1))
     assert verifier.step_names == ("level_match",)
@@ -103,7 +117,6 @@ def test_without_step_rewards_there_are_no_steps():
     verifier = build_verifier({"exact_match": {}, "level_match": None}, context())
     assert verifier(rollout(), TARGETS).steps is None
     assert verifier.step_names == ()
-    assert verifier.outcome_names == ("exact_match",)
 
 
 def test_a_step_reward_of_weight_zero_does_not_count():
@@ -114,11 +127,12 @@ def test_a_step_reward_of_weight_zero_does_not_count():
     assert rewards.components["level_match"].any()
 
 
-def test_targets_may_come_per_prompt_or_per_completion():
+def test_there_is_a_request_per_group_and_it_has_targets():
     verifier = build_verifier({"exact_match": {}}, context())
-    assert_same(verifier(rollout(), TARGETS).outcome, verifier(rollout(), TARGETS.repeat(2)).outcome)
-    with pytest.raises(ValueError, match="targets have 3 rows"):
-        verifier(rollout(), Targets(torch.zeros(3, 1, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="3 requests; a rollout of 2 prompts x 2 completions needs 2"):
+        verifier(rollout(), requests(torch.zeros(3, 1, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="have no targets"):
+        verifier(rollout(), replace(TARGETS, targets=None))
 
 
 def test_micro_batches_of_whole_groups_get_the_same_rewards():
@@ -164,5 +178,87 @@ def test_every_built_in_reward_has_a_weight_first():
 
 def test_the_context_needs_its_row_of_no_item():
     with pytest.raises(ValueError, match="last row must be all -1"):
-        RewardContext(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(2))
+        replace(context(), codes=torch.zeros(4, 2, dtype=torch.int64))
     assert context().codes_of(torch.tensor([-1, 2])).tolist() == [[-1, -1], [1, 0]]
+
+
+LOG = """user_id,item_id,timestamp,click
+u,a,1,1
+u,b,2,0
+u,c,3,1
+u,d,4,0.5
+u,a,5,1
+u,b,6,1
+v,b,1,1
+v,a,2,1
+v,d,3,0
+v,c,4,
+v,b,5,1
+v,d,6,1
+"""
+ITEMS = "item_id,title,category,brand\na,A,x,ex\nb,B,x,ex\nc,C,y,why\nd,D,y,\n"
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """The reward of docs/rewards.md that uses category, history and feedback, as a file."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "rewards.md").read_text(), re.DOTALL)
+    path = tmp_path / "liked_kind.py"
+    path.write_text(next(block for block in blocks if "liked_kind" in block))
+    load_plugin(str(path))
+    yield path
+    del REWARDS._entries["liked_kind"]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_reward_sees_category_history_and_feedback():
+    known = context(categories=["x", "x", "y"], attributes={"brand": ["ex", "", "why"]})
+    verifier = build_verifier({"exact_match": {}, "liked_kind": {"weight": 0.5}}, known)
+    feedback = {"click": torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])}
+    asked = requests(torch.tensor([[0, 2], [2, 0]]), torch.tensor([[-1, 1], [-1, -1]]), feedback)
+    rewards = verifier(rollout((0, 1, 1, 2)), asked)
+    assert rewards.values["liked_kind"].tolist() == [[1.0], [0.0], [1.0], [0.0]]  # 1 was had; 2 is of no liked kind
+    assert rewards.outcome.tolist() == [1.5, 0.0, 0.5, 1.0]
+    assert rewards.steps is None
+    assert known.history is None
+    assert known.attributes["brand"][2] == "why"
+    assert known.to("cpu").attributes == known.attributes
+
+
+def test_a_reward_sees_them_in_training(plugin, tmp_path):
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "items.csv").write_text(ITEMS)
+    files = [f"data.interactions={tmp_path / 'log.csv'}", f"data.items={tmp_path / 'items.csv'}"]
+    columns = ["data.source=files", "data.columns.feedback=[click]", "data.columns.attributes=[brand]"]
+    rewards = [f"plugins=[{plugin}]", "rewards.liked_kind.weight=2", "rewards.exact_match.weight=1"]
+    quick = ["stages=[rl]", "rl.max_steps=1", "rl.validate_every=1", "objective=grpo", "rollout.prompts=2"]
+    given = [
+        *files,
+        *columns,
+        *rewards,
+        *quick,
+        "rollout.group_size=2",
+        "sid.codes=2",
+        "evaluate.beam=4",
+        "evaluate.k=[4]",
+    ]
+    config = small_config(tmp_path / "run", *given)
+    seen = []
+    judge = REWARDS.entry("liked_kind").factory
+
+    class Spy(judge):
+        def __call__(self, completions, targets, context):
+            seen.append((targets, context))
+            return super().__call__(completions, targets, context)
+
+    REWARDS._entries["liked_kind"] = replace(REWARDS.entry("liked_kind"), factory=Spy)
+    fit(config)
+    targets, known = seen[0]
+    rows = zip(targets.items[::2, 0].tolist(), targets.feedback["click"][::2, 0], known.history[::2], strict=True)
+    found = {item: (float(click), history.tolist()) for item, click, history in rows}
+    assert found.keys() == {2, 3}  # the last training position of each user
+    assert found[3] == (0.5, [0, 1, 2])
+    assert math.isnan(found[2][0])
+    assert found[2][1] == [1, 0, 3]
+    assert known.attributes == {"brand": ["ex", "ex", "why", ""]}
+    assert known.categories.tolist() == [0, 0, 1, 1]

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from genrl.batches import Completions, Targets
+from genrl.batches import Targets
 from genrl.errors import ConfigError, LayoutError
-from genrl.rewards import REWARDS, RewardContext
+from genrl.rewards import REWARDS
 from genrl.rewards.match import rank_penalties
 from tests.helpers import assert_same
+from tests.unit.rewards.test_base import context as context_of
+from tests.unit.rewards.test_base import make_rollout
 
 ITEMS, LEVELS, PROMPTS, GROUP, TARGETS = 12, 3, 5, 4, 2
 EVERY = [
@@ -26,24 +28,7 @@ EVERY = [
 def make_context(seed=0):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2, (ITEMS, LEVELS), generator=generator)  # 8 SIDs for 12 items: collisions are certain
-    return RewardContext.from_codes(codes, torch.arange(ITEMS))
-
-
-def make_rollout(items, choices, logps, group):
-    rows, steps = choices.shape
-    ones = torch.ones(rows, steps, dtype=torch.bool)
-    steps_ids = torch.arange(steps).expand(rows, steps).contiguous()
-    return Completions(
-        tokens=choices.clamp(min=0),
-        chosen=ones,
-        step_ids=steps_ids,
-        item_ids=torch.zeros_like(steps_ids),
-        codes=choices,
-        items=items,
-        logps=logps,
-        group_size=group,
-        num_steps=steps,
-    )
+    return context_of(codes)
 
 
 def random_case(seed, context):
@@ -158,7 +143,7 @@ def test_further_pads_change_nothing(name, options):
 
 def test_a_shared_sid_is_paid_as_asked():
     codes = torch.tensor([[0, 0], [0, 0], [1, 1]])
-    context = RewardContext.from_codes(codes, torch.tensor([5, 1, 2]))
+    context = context_of(codes)
     rollout = make_rollout(torch.tensor([[0]]), torch.tensor([[0, 0]]), torch.zeros(1, 2), 1)
     targets = Targets(torch.tensor([[1]]))
     paid = [
@@ -169,7 +154,7 @@ def test_a_shared_sid_is_paid_as_asked():
 
 
 def test_level_match_pays_under_a_wrong_prefix_and_prefix_match_does_not():
-    context = RewardContext.from_codes(torch.tensor([[1, 2, 3]]), torch.tensor([1]))
+    context = context_of(torch.tensor([[1, 2, 3]]))
     rollout = make_rollout(torch.tensor([[-1]]), torch.tensor([[0, 2, 3]]), torch.zeros(1, 3), 1)
     targets = Targets(torch.tensor([[0]]))
     assert_same(REWARDS.build("level_match")(rollout, targets, context), torch.tensor([[0.0, 1.0, 1.0]]))
@@ -183,7 +168,7 @@ def test_rank_penalties_are_minionerecs():
 
 
 def test_ndcg_rank_in_a_group_with_one_hit():
-    context = RewardContext.from_codes(torch.tensor([[0], [1], [2], [3]]), torch.ones(4, dtype=torch.int64))
+    context = context_of(torch.tensor([[0], [1], [2], [3]]))
     items = torch.tensor([[0], [1], [2], [3]])
     logps = torch.tensor([[-4.0], [-1.0], [-3.0], [-2.0]])  # ranks 3, 0, 2, 1; item 1 hits
     rollout = make_rollout(items, items, logps, 4)
@@ -203,5 +188,5 @@ def test_step_rewards_need_one_step_per_level():
 
 
 def test_negative_levels_are_refused():
-    with pytest.raises(ConfigError, match="levels must be"):
+    with pytest.raises(ConfigError, match="'levels': -1 must be at least 0"):
         REWARDS.build("prefix_match", {"levels": -1})

@@ -10,7 +10,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
-from genrl.policy.reasoning import reason
+from genrl.policy.search import search
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import deniable, rankings, thinking_noise
 from genrl.runs.evaluate import (
@@ -35,18 +35,18 @@ def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = N
 def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tensor]:
     """For each validation row all items, best first; the items seen before; the target: one plain forward per item."""
     layout, policy, sequences = session.layout, session.policy, session.dataset.sequences
-    codes = layout.render(torch.arange(60))
+    codes = layout.compose(torch.arange(60)[:, None])
     nodes = layout.start(60)
     legal = []
     for position in range(layout.length):
         legal.append(layout.legal(position, nodes))
-        nodes = layout.advance(position, nodes, codes[:, position])
+        nodes = layout.advance(nodes, codes[:, position], position)
     positions = session.dataset.sequences.rows(Role.VALID)[:20]
     rankings, histories = [], []
     for position in positions.tolist():
         user = int(sequences.users(torch.tensor([position])))
         seen = sequences.items[int(sequences.offsets[user]) : position]
-        prompt = torch.cat([torch.tensor([policy.start_id]), layout.render(seen).flatten()])
+        prompt = torch.cat([torch.tensor([policy.start_id]), layout.catalogue.render(seen).flatten()])
         with torch.no_grad():
             logits = policy.model(torch.cat([prompt.expand(60, -1), codes], dim=1)).logits.float()
         total = torch.zeros(60)
@@ -196,16 +196,16 @@ def test_nothing_is_denied_to_users_who_have_seen_everything() -> None:
 def test_noise_of_thinking_depends_on_the_prompt_alone(thinking: Session) -> None:
     config = replace(CONFIG, thinking_samples=2)
     prompts = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:6])
-    whole = thinking_noise(thinking.layout, prompts.tokens, prompts.mask, config)
+    whole = thinking_noise(thinking.layout, prompts, config)
     assert whole is not None
     assert whole.shape == (6, 2, thinking.layout.length)
     one = prompts.rows(torch.tensor([3]))
-    tokens, mask = one.tokens[:, one.mask[0]], one.mask[:, one.mask[0]]  # without its padding
-    alone = thinking_noise(thinking.layout, tokens, mask, config)
+    one = replace(one, tokens=one.tokens[:, one.mask[0]], mask=one.mask[:, one.mask[0]])  # without its padding
+    alone = thinking_noise(thinking.layout, one, config)
     assert alone is not None
     assert torch.equal(alone[0], whole[3])
     assert len({row.flatten()[0].item() for row in whole}) == len({tuple(row) for row in prompts.tokens.tolist()})
-    assert thinking_noise(thinking.layout, tokens, mask, CONFIG) is None
+    assert thinking_noise(thinking.layout, one, CONFIG) is None
 
 
 @pytest.mark.parametrize("samples", [0, 2])
@@ -234,7 +234,7 @@ def test_raw_and_history_excluded_rankings_share_one_thinking(
     assert isinstance(layout, BlockedLayout)
     count, think = [], policy.think
     monkeypatch.setattr(policy, "think", lambda *args, **options: count.append(1) or think(*args, **options))
-    full = reason(thinking.policy, layout, prompts.tokens, prompts.mask, 60).ranking
+    full, _ = search(thinking.policy, layout, prompts, 60)
     found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
     assert found["raw"].items.tolist() == full.items[:, :10].tolist()
     unseen = exclude_history(full, prompts.history)
@@ -245,13 +245,7 @@ def test_raw_and_history_excluded_rankings_share_one_thinking(
 def test_failed_thinking_is_a_miss_that_is_counted(thinking: Session) -> None:
     layout = thinking.layout
     assert isinstance(layout, BlockedLayout)
-    failing = BlockedLayout(
-        replace(layout.config, on_budget="fail"),
-        trie=layout.items.trie,  # type: ignore[attr-defined]
-        first_ids=layout.first_ids,
-        codes=layout.codes_of_items(),
-        words=layout.words,
-    )
+    failing = BlockedLayout(replace(layout.config, on_budget="fail"), catalogue=layout.catalogue, words=layout.words)
     failing._closing[layout.words.closing] = False  # nothing but words is ever chosen
     found = run(replace(thinking, recommender=thinking.recommender.under(failing)), replace(CONFIG, beam=10), limit=6)
     assert found.raw["format_failure"] == found.excluded["format_failure"] == 1

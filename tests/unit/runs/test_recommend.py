@@ -186,7 +186,7 @@ def test_a_run_that_was_only_aligned_does_not_think(thinking: Session) -> None:
     claim(folder, config, "genrl fit")
     thinking.plain.recommender.save(folder)
     write_json(folder / "metrics.json", {})
-    assert not load_run(folder).layout.thinking
+    assert not load_run(folder).layout.writes_text
     assert recommend(folder, [["i3"]], 5)[0].thinking is None
 
 

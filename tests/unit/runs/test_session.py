@@ -19,7 +19,7 @@ def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session
     position = session.dataset.sequences.rows(Role.TEST)[:1]
     prompt = session.maker.at(position)
     first, last = int(sequences.offsets[0]), int(position)
-    wanted = session.layout.render(sequences.items[first:last]).flatten().tolist()
+    wanted = session.layout.catalogue.render(sequences.items[first:last]).flatten().tolist()
     assert prompt.tokens[prompt.mask].tolist() == [session.policy.start_id, *wanted]
     whole = session.packer()
     assert whole.template is session.maker.template

@@ -5,27 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from genrl.catalog import Catalog, Dataset, Role, Sequences, load_dataset
+from genrl.catalog import Role, load_dataset
 from genrl.config.schema import DataConfig, ToyConfig
 from genrl.errors import ConfigError, DataError
 from genrl.sid.embed import EmbeddingConfig, cooccurrence, embed_items, text_embeddings
 from tests.helpers import assert_same
-
-T, R, V, E, H = (int(role) for role in (Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY))
-
-
-def make(histories, roles=None, items=None, **columns):
-    flat = [item for history in histories for item in history]
-    marks = [role for user in roles for role in user] if roles else [T] * len(flat)
-    count = items or max(flat) + 1
-    sequences = Sequences(
-        torch.tensor(flat),
-        torch.tensor(marks, dtype=torch.uint8),
-        torch.arange(len(flat)),
-        torch.tensor([0, *np.cumsum([len(history) for history in histories])]),
-        tuple(f"u{n}" for n in range(len(histories))),
-    )
-    return Dataset(Catalog.from_table([f"i{n}" for n in range(count)], **columns), sequences, "made")
+from tests.unit.recommenders.problems import dataset_of
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +23,14 @@ def pairs(dataset, window):
 
 
 def test_cooccurrence_by_hand():
-    dataset = make([[0, 1, 2], [1, 0, 0]])
+    dataset = dataset_of([[0, 1, 2], [1, 0, 0]])
     assert pairs(dataset, 1) == [[0, 2, 0], [2, 0, 1], [0, 1, 0]]
     assert pairs(dataset, 2) == [[0, 3, 1], [3, 0, 1], [1, 1, 0]]
     assert pairs(dataset, 99) == pairs(dataset, 2)
 
 
 def test_only_pairs_inside_the_training_part_count():
-    dataset = make([[0, 1, 2, 3, 4, 5]], [[H, T, R, V, E, H]])
+    dataset = dataset_of([[0, 1, 2, 3, 4, 5]], ["htrveh"])
     assert pairs(dataset, 5) == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], *[[0] * 6] * 4]
 
 
@@ -53,7 +38,7 @@ def test_only_pairs_inside_the_training_part_count():
 def test_rl_validation_and_test_items_do_not_shape_the_embeddings(toy, source):
     config = EmbeddingConfig(source=source, dimensions=8)
     items = toy.sequences.items.clone()
-    hidden = toy.sequences.roles != T
+    hidden = toy.sequences.roles != Role.TRAIN
     items[hidden] = items[hidden].flip(0)
     changed = replace(toy, sequences=replace(toy.sequences, items=items))
     assert_same(embed_items(config, toy), embed_items(config, changed), tolerance=0)
@@ -62,7 +47,7 @@ def test_rl_validation_and_test_items_do_not_shape_the_embeddings(toy, source):
 def test_collaborative_embeddings_put_items_bought_together_close():
     generator = np.random.default_rng(0)
     histories = [(generator.permutation(6) + 6 * (user % 2)).tolist() for user in range(60)]
-    embeddings = embed_items(EmbeddingConfig(source="collaborative", dimensions=3), make(histories))
+    embeddings = embed_items(EmbeddingConfig(source="collaborative", dimensions=3), dataset_of(histories))
     close = embeddings @ embeddings.T
     assert float(close[:6, :6].mean()) > 0.3
     assert float(close[:6, 6:].abs().mean()) < 0.05
@@ -73,7 +58,7 @@ def test_an_item_without_pairs_stands_by_its_text_neighbours():
     titles = ["red tea pot"] * 3 + ["bass drum"] * 3 + ["green tea", "drum"]
     histories = [[0, 1, 2], [3, 4, 5]] * 5
     embeddings = embed_items(
-        EmbeddingConfig(source="collaborative", dimensions=2), make(histories, items=8, titles=titles)
+        EmbeddingConfig(source="collaborative", dimensions=2), dataset_of(histories, size=8, titles=titles)
     )
     close = embeddings @ embeddings.T
     assert float(close[6, :3].mean()) > float(close[6, 3:6].mean()) + 0.3
@@ -82,7 +67,7 @@ def test_an_item_without_pairs_stands_by_its_text_neighbours():
 
 def test_an_item_without_pairs_and_text_stands_by_its_category():
     categories = ["Tea"] * 3 + ["Drums"] * 3 + ["Tea", None]
-    dataset = make([[0, 1, 2], [3, 4, 5]] * 5, items=8, categories=categories)
+    dataset = dataset_of([[0, 1, 2], [3, 4, 5]] * 5, size=8, categories=categories)
     embeddings = embed_items(EmbeddingConfig(source="collaborative", dimensions=2), dataset)
     expected = torch.nn.functional.normalize(embeddings[:3].mean(dim=0), dim=0)
     overall = torch.nn.functional.normalize(embeddings[:6].mean(dim=0), dim=0)
@@ -92,7 +77,7 @@ def test_an_item_without_pairs_and_text_stands_by_its_category():
 
 def test_no_pair_at_all_is_refused():
     with pytest.raises(DataError, match="no two items co-occur in the training part"):
-        embed_items(EmbeddingConfig(source="collaborative"), make([[0], [1]]))
+        embed_items(EmbeddingConfig(source="collaborative"), dataset_of([[0], [1]]))
 
 
 def test_text_embeddings_put_like_titles_close_and_keep_empty_ones_at_zero():

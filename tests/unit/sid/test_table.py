@@ -49,15 +49,8 @@ def test_the_report_counts_by_item_and_by_traffic():
 
 def test_the_report_prints_every_fact():
     lines = "\n".join(make_table(CODES, (2, 3), catalog(COUNTS)).report.lines())
-    for fact in (
-        "items: 6",
-        "built: 3",
-        "5 (83.3% of items, 85.0% of training",
-        "at most 3",
-        "(none left)",
-        "level 3: 3",
-    ):
-        assert fact in lines
+    facts = ("items: 6", "built: 3", "5 (83.3% of items, 85.0% of training", "at most 3", "(none left)", "level 3: 3")
+    assert [fact for fact in facts if fact not in lines] == []
     kept = "\n".join(make_table(CODES, (2, 3), catalog(COUNTS), "keep").report.lines())
     assert "3 SIDs short, collisions kept" in kept
 
@@ -100,21 +93,6 @@ def test_a_table_survives_saving(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "sids.safetensors"
-    make_table(CODES, (2, 3), catalog(COUNTS)).save(path)
-    before = path.read_bytes()
-
-    def fail(*paths):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        make_table(CODES, (2, 3), catalog(COUNTS), "keep").save(path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["sids.safetensors"]
 
 
 def test_a_table_of_another_catalogue_is_refused(tmp_path):

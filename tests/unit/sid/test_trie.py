@@ -141,20 +141,15 @@ def test_unknown_prefixes_have_no_child_and_no_item(codes: Tensor) -> None:
     assert trie.items(torch.tensor([-1])).tolist() == [-1]
 
 
-def test_items_that_share_a_sid_come_most_popular_first() -> None:
+def test_items_that_share_a_sid_come_most_popular_first_as_many_as_are_asked_for() -> None:
     codes = torch.tensor([[0, 0], [1, 0], [0, 0], [0, 0]])
     trie = Trie.build(codes, (2, 1), popularity=torch.tensor([1, 5, 9, 3]))
     leaves = torch.tensor([[0, 1, -1]])
     items, scores = trie.expand(leaves, torch.tensor([[-1.0, -2.0, float("-inf")]]), width=6)
     assert items.tolist() == [[2, 3, 0, 1, -1, -1]]
     assert_same(scores, [[-1.0, -1.0, -1.0, -2.0, float("-inf"), float("-inf")]])
+    assert trie.expand(leaves, torch.zeros(1, 3), width=2)[0].tolist() == [[2, 3]]
     assert trie.items(torch.tensor([0])).tolist() == [2]
-
-
-def test_expand_cuts_at_the_width() -> None:
-    trie = Trie.build(torch.tensor([[0], [0], [1]]), (2,))
-    items, _ = trie.expand(torch.tensor([[0, 1]]), torch.zeros(1, 2), width=2)
-    assert items.tolist() == [[0, 1]]
 
 
 def test_path_lists_the_nodes_before_each_code(codes: Tensor) -> None:
@@ -229,13 +224,8 @@ def test_the_tables_take_little_memory(name: str) -> None:
 def test_tables_use_the_smallest_integers() -> None:
     sizes = (256, 257, 1 << 15, (1 << 15) + 1, (1 << 31) + 1)
     trie = Trie.build(torch.tensor([[255, 256, 32767, 32768, 1 << 31]]), sizes)
-    assert [level.codes.dtype for level in trie.levels] == [
-        torch.uint8,
-        torch.int16,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    ]
+    smallest = [torch.uint8, torch.int16, torch.int16, torch.int32, torch.int64]
+    assert [level.codes.dtype for level in trie.levels] == smallest
     assert [int(level.codes[0]) for level in trie.levels] == [255, 256, 32767, 32768, 1 << 31]
     assert {level.offsets.dtype for level in trie.levels} | {trie.leaf_items.dtype} == {torch.int32}
 

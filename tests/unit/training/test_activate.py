@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from genrl.errors import DataError
-from genrl.layouts.base import ThinkingLayout
 from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule
 from tests.helpers import assert_same
@@ -54,33 +53,31 @@ def step_gradient(module: ActivateModule, step: int = 0) -> tuple[Tensor, Tensor
 def naive_loss(session: Session) -> Tensor:
     """Mean negative log-likelihood of what is chosen in all traces: one plain forward per trace, token by token."""
     layout, policy = session.layout, session.policy
-    assert isinstance(layout, ThinkingLayout)
     total, count = torch.zeros(()), 0
     for trace in session.traces:
         prompt = session.maker.at(torch.tensor([trace.position]))
         ids = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in trace.blocks]
-        tokens, _ = layout.compose(prompt.targets.items[:, 0], [ids])
+        tokens = layout.compose(prompt.targets.items, [ids])
         start = int(prompt.mask.sum())
         logits = policy.model(torch.cat([prompt.tokens[prompt.mask], tokens[0]])[None]).logits[0].float()
         state = layout.start(1)
         for place, token in enumerate(tokens[0]):
-            site = int(layout.sites(state))
-            if site != layout.fixed:
+            site = int(state.site)
+            if layout.kinds[site] != "form":
                 legal = layout.legal(site, state)
                 now = logits[start + place - 1]
                 allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
                 total = total - (now[token] - allowed.logsumexp(0))
                 count += 1
-            state = layout.advance(0, state, token[None])
+            state = layout.advance(state, token[None])
     return total / count
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_loss_and_gradient_equal_one_plain_forward_per_trace(session: Session, tmp_path: Path, order: str) -> None:
-    whole = replace(
-        other(session, tmp_path, "activate.examples_per_step=100"),
-        layout=Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout,
-    )
+    layout = Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout
+    whole = other(session, tmp_path, "activate.examples_per_step=100")
+    whole = replace(whole, recommender=whole.recommender.under(layout))  # type: ignore[attr-defined]
     loss, gradient = step_gradient(activate_module(whole, tmp_path))
     session.policy.zero_grad()
     wanted = naive_loss(whole)

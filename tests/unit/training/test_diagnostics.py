@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions
+from genrl.batches import Completions, Rewards
 from genrl.objectives import OBJECTIVES
 from genrl.training.diagnostics import (
     StepGradients,
@@ -95,16 +95,17 @@ def test_entropy_is_that_of_chosen_tokens_by_what_they_are(order: str) -> None:
 def test_the_reward_of_a_step_is_its_match_and_what_shapes_it() -> None:
     rewards = sample("blocked").rewards
     assert rewards.steps is not None
-    assert rewards.shaping is not None
+    assert rewards.step_shaping is not None
     values = reward_values(rewards)
     assert_same(values["train/reward"], rewards.outcome.mean())
     assert_same(values["train/reward/format"], rewards.components["format"].mean())
     for step in range(2):
-        wanted = sum((rewards.steps[row, step] + rewards.shaping[row, step]) / 16 for row in range(16))
+        wanted = sum((rewards.steps[row, step] + rewards.step_shaping[row, step]) / 16 for row in range(16))
         assert_same(values[f"train/reward/step{step + 1}"], wanted)
-    bare = reward_values(replace(rewards, shaping=None))
+    matches = {"level_match": rewards.values["level_match"]}
+    bare = reward_values(Rewards(matches, {"level_match": 1.0}))
     assert_same(bare["train/reward/step2"], rewards.steps[:, 1].mean())
-    assert "train/reward/step1" not in reward_values(replace(rewards, steps=None, shaping=None))
+    assert "train/reward/step1" not in reward_values(Rewards({"hit": rewards.outcome}, {"hit": 1.0}))
 
 
 def test_a_match_is_the_code_of_the_target_of_the_prompt() -> None:

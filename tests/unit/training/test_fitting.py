@@ -15,7 +15,16 @@ from genrl.config.schema import EvaluateConfig, RunConfig, TrainerConfig
 from genrl.errors import ConfigError
 from genrl.training import fitting
 from genrl.training.callbacks import BestWeights
-from genrl.training.fitting import RunLogger, barrier, check_accelerator, find_rank, is_first, monitor, train
+from genrl.training.fitting import (
+    RunLogger,
+    barrier,
+    check_accelerator,
+    find_rank,
+    is_first,
+    make_trainer,
+    monitor,
+    train,
+)
 
 
 def test_the_largest_cut_off_chooses_weights() -> None:
@@ -50,6 +59,12 @@ def test_the_first_process_is_that_of_global_rank_0_as_lightning_counts(
         assert is_first() == (rank == 0)
     finally:
         rank_zero_only.rank = lightning_rank.rank = before
+
+
+@pytest.mark.parametrize("extra", [{"profiler": "x"}, {"max_time": "soon"}, {"plugins": 3}])
+def test_values_that_lightning_refuses_are_told_with_their_option(extra: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.extra = \{.*\} does not fit lightning\.Trainer: ."):
+        make_trainer(TrainerConfig(extra=extra))
 
 
 def test_one_process_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

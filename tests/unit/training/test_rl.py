@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import genrl.training.rl as rl
-from genrl.batches import Completions, Experience, Requests, Rewards, Scores, Targets
+from genrl.batches import Completions, Experience, Requests, Rewards, Scores
 from genrl.errors import NonFiniteError
 from genrl.objectives import ObjectiveOutput
 from genrl.policy.score import score
@@ -30,9 +31,9 @@ class Judge:
         self.rewards = {"judge": None}
         self.step_names = ()
 
-    def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
+    def __call__(self, rollout: Completions, requests: Requests) -> Rewards:
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
-        return Rewards(outcome, None, {"judge": outcome})
+        return Rewards({"judge": outcome}, {"judge": 1.0})
 
 
 def make(session: Session, folder: Path, *overrides: str) -> RLModule:
@@ -167,10 +168,10 @@ def test_the_policy_starts_at_its_reference_and_leaves_it(session: Session, tmp_
 
 
 def test_no_reference_is_kept_where_none_is_needed(session: Session, tmp_path: Path) -> None:
-    make(session, tmp_path, "objective=grpo", NO_KL)
-    assert session.policy.reference_state() == {}
-    make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1")
-    assert set(session.policy.reference_state()) == set(session.policy.trainable())
+    assert make(session, tmp_path, "objective=grpo", NO_KL).reference is None
+    reference = make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1").reference
+    assert reference is not None
+    assert set(reference.weights) == {f"model.{name}" for name in session.policy.trainable()}
 
 
 def test_a_loss_that_is_no_number_leaves_the_batch(
@@ -294,9 +295,9 @@ def test_training_raises_the_chance_of_what_is_rewarded(session: Session, tmp_pa
     )
 
     class Likes(Judge):
-        def __call__(self, rollout: Completions, targets: Targets) -> Rewards:
+        def __call__(self, rollout: Completions, requests: Requests) -> Rewards:
             outcome = (rollout.codes[:, 0] == 3).float()
-            return Rewards(outcome, None, {"judge": outcome})
+            return Rewards({"judge": outcome}, {"judge": 1.0})
 
     module.verifier = Likes()  # type: ignore[assignment]
     before = module.verifier(attach(module).experience(0)[0].experience.completions, None).outcome.mean()  # type: ignore[arg-type]
@@ -311,12 +312,13 @@ def test_rollouts_are_drawn_in_the_precision_of_the_update(
 ) -> None:
     module = make(session, tmp_path, "objective=bapo")  # scores before each step, too
     seen = []
-    original = type(session.policy).hidden
-    monkeypatch.setattr(
-        type(session.policy),
-        "hidden",
-        lambda self, *arguments: seen.append(torch.is_autocast_enabled("cpu")) or original(self, *arguments),
-    )
+    forward = type(session.policy).forward
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(type(session.policy), "forward", watched)
     train(module, 2, precision=precision)
     assert set(seen) == {precision == "bf16-mixed"}
     assert not torch.is_autocast_enabled("cpu")

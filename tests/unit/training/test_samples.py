@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genrl.layouts.base import ThinkingLayout
+from genrl.batches import Rewards
 from genrl.runs.session import Session
 from genrl.training.callbacks import RolloutSamples
 from genrl.training.samples import markdown, rollout_samples
+from tests.models import as_completions
 from tests.runs import attach, rl_module, small_config
 
 
@@ -30,12 +31,12 @@ def sampled(session: Session, tmp_path: Path):
     outcome = torch.zeros_like(rewards.outcome)
     outcome[4:8] = torch.tensor([0.0, 1.0, 0.5, 0.5])  # prompt 1 has the widest rewards, then prompt 2
     outcome[8:12] = torch.tensor([0.25, 0.25, 0.25, 0.0])
-    return experience, replace(rewards, outcome=outcome), prompts, session
+    return experience, Rewards({"exact_match": outcome}, {"exact_match": 1.0}), prompts, session
 
 
 def samples_of(sampled, count: int, completions: int):
     experience, rewards, prompts, session = sampled
-    codes, catalog = session.layout.codes_of_items(), session.dataset.catalog
+    codes, catalog = session.layout.codes, session.dataset.catalog
     return rollout_samples(experience, rewards, prompts, codes, catalog, count, completions)
 
 
@@ -49,7 +50,7 @@ def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sam
     assert first.completions[1].log_prob >= first.completions[2].log_prob
     best = experience.completions.codes[5].tolist()
     assert first.completions[0].codes == tuple(best)
-    codes = session.layout.codes_of_items()[prompts.targets.items[1, 0]]
+    codes = session.layout.codes[prompts.targets.items[1, 0]]
     assert first.target_codes == tuple(codes.tolist())
     assert [row.drawn for row in first.completions] == [1, 1, 1, 1]
 
@@ -115,17 +116,10 @@ def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
     texts = ["red new", "usual"]
     words = [thinking.policy.tokenizer(text, add_special_tokens=False)["input_ids"][:3] for text in texts]
     layout = thinking.layout
-    assert isinstance(layout, ThinkingLayout)
-    blocks = [words[0], *[words[1]] * (layout.num_steps - 1)]
-    tokens, support = layout.compose(torch.arange(32), [blocks] * 32)
-    steps, items = layout.step_ids(support), layout.item_mask(support)
-    chosen = torch.ones_like(tokens, dtype=torch.bool)
-    drawn = replace(
-        experience.completions,
-        **{"tokens": tokens, "support": support, "step_ids": steps, "item_ids": items.long() - 1, "chosen": chosen},
-        **dict.fromkeys(("logps", "ref_logps", "entropy"), torch.zeros(tokens.shape)),
-    )
+    blocks = [words[0], *[words[1]] * (layout.steps - 1)]
+    tokens = layout.compose(torch.arange(32)[:, None], [blocks] * 32)
     zeros = torch.zeros(tokens.shape)
+    drawn = as_completions(layout, tokens, experience.completions.group_size)
     module.sampled = (replace(experience, completions=drawn, advantages=zeros, weights=zeros), rewards, prompts)
     written = {}
     board = SimpleNamespace(add_text=lambda tag, text, step: written.update({tag: text}))

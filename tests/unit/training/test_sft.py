@@ -9,8 +9,9 @@ from torch import Tensor
 
 from genrl.catalog.sequences import Role
 from genrl.runs.session import Session
-from genrl.training.sft import SFTModule
+from genrl.training.sft import SFTModule, _text_loss
 from tests.helpers import assert_same
+from tests.models import head_of, logits
 from tests.runs import attach, changed, flat_gradient, sft_module, train
 
 
@@ -30,7 +31,7 @@ def naive_loss(session: Session) -> Tensor:
     total, count = torch.zeros(()), 0
     for start, end in zip(sequences.offsets[:-1].tolist(), sequences.offsets[1:].tolist(), strict=True):
         items = sequences.items[start:end][sequences.roles[start:end] == int(Role.TRAIN)]
-        codes = layout.render(items)
+        codes = layout.compose(items[:, None])
         tokens = torch.cat([torch.tensor([policy.start_id]), codes.flatten()])
         logits = policy.model(tokens[None]).logits[0].float()
         for number, item in enumerate(codes):
@@ -40,7 +41,7 @@ def naive_loss(session: Session) -> Tensor:
                 legal = layout.legal(position, state)
                 allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
                 total = total - (now[token] - allowed.logsumexp(0))
-                state = layout.advance(position, state, token[None])
+                state = layout.advance(state, token[None], position)
                 count += 1
     return total / count
 
@@ -100,9 +101,9 @@ def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path:
     rows, columns = batch.text_places.unbind(1)
     wanted = torch.tensor(0.0)
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        logits = session.policy.logits(hidden[row, column - 1])
-        wanted = wanted - logits.log_softmax(-1)[batch.tokens[row, column]]
-    assert_same(module._text_loss(hidden, batch) / len(rows), wanted / len(rows))
+        found = logits(session.policy, hidden[row, column - 1])
+        wanted = wanted - found.log_softmax(-1)[batch.tokens[row, column]]
+    assert_same(_text_loss(batch, hidden, head_of(session.policy)) / len(rows), wanted / len(rows))
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session: Session, tmp_path: Path) -> None:

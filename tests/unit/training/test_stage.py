@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +10,19 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from genrl.batches import Targets
 from genrl.catalog.sequences import Role
 from genrl.errors import NonFiniteError
+from genrl.policy.model import Policy
 from genrl.recommenders.policy import rankings
 from genrl.runs.evaluate import evaluate
 from genrl.runs.session import Session
 from genrl.training.callbacks import BestWeights, ResumePoint
 from genrl.training.stage import StageModule, flatten, scheduled
 from tests.helpers import assert_same
+from tests.models import shut
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
 
 
@@ -154,3 +159,21 @@ def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path)
     wanted = rankings(thinking.policy, thinking.layout, batch, replace(config, exact=False))["raw"]
     assert module.rank(batch).items.tolist() == wanted.items.tolist()
     assert json.loads(module.metadata()["decoding"])["search"]["evaluate.thinking_samples"] == 2
+
+
+@pytest.mark.parametrize("stage", ["align", "rl"])
+def test_a_step_reads_weights_inside_the_forward_pass_alone(session: Session, tmp_path: Path, stage: str) -> None:
+    options = ("align.text_tasks=on", "align.items_per_step=100000", "objective=grpo", "objective.kl_coef=0.1")
+    make = sft_module if stage == "align" else rl_module
+
+    def gradient(around: Callable[[Policy], AbstractContextManager[None]]) -> Tensor:
+        module = attach(make(changed(session, tmp_path, *options), tmp_path))
+        session.policy.zero_grad()
+        with around(session.policy):
+            for index, batch in enumerate(module.train_dataloader()):
+                module.training_step(batch, index).backward()
+        return flat_gradient(session.policy)
+
+    wanted = gradient(nullcontext)
+    assert wanted.norm() > 0
+    assert_same(gradient(shut), wanted)

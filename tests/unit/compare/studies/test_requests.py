@@ -43,7 +43,7 @@ def counted_by_hand(session: Session, monkeypatch: pytest.MonkeyPatch) -> tuple[
         products.append(query.numel() * key.shape[2] + query.shape[:3].numel() * key.shape[2] * value.shape[3])
         return attention(query, key, value, *others, **options)
 
-    matmul, hidden = torch.Tensor.__matmul__, session.policy.hidden
+    matmul, forward = torch.Tensor.__matmul__, session.policy.forward
 
     def count_matmul(one: Tensor, other: Tensor) -> Tensor:
         found = matmul(one, other)
@@ -52,14 +52,14 @@ def counted_by_hand(session: Session, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
     def count_tokens(given: Tensor, *others: Any, **options: Any) -> Tensor:
         tokens.append(given.numel())
-        return hidden(given, *others, **options)
+        return forward(given, *others, **options)
 
     batches = requests(session, module.COUNTED)
     with monkeypatch.context() as patched, torch.no_grad():
         patched.setattr(functional, "linear", count_linear)
         patched.setattr(torch.Tensor, "__matmul__", count_matmul)
         patched.setattr(functional, "scaled_dot_product_attention", count_attention)
-        patched.setattr(session.policy, "hidden", count_tokens)
+        patched.setattr(session.policy, "forward", count_tokens)
         for prompt in batches:
             rankings(session.policy, session.layout, prompt, session.config.evaluate)
     return sum(tokens) / len(batches), sum(products) / len(batches)

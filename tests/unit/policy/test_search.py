@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from genrl.batches import Ranking, Requests
 from genrl.errors import ConfigError, DataError
+from genrl.layouts.base import Layout
+from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout
-from genrl.policy.decode import beam, rank, sample
+from genrl.policy.distribution import Sampling
+from genrl.policy.model import Policy
 from genrl.policy.score import score
+from genrl.policy.search import search
+from genrl.policy.write import write
 from genrl.sid.trie import Trie
 from tests.helpers import assert_same
 from tests.models import (
@@ -20,6 +27,10 @@ from tests.models import (
     make_prompts,
     save_local_model,
 )
+
+
+def rank(policy: Policy, layout: Layout, prompts: Requests, width: int, exact: int = 0) -> Ranking:
+    return search(policy, layout, prompts, width, exact=exact)[0]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,7 @@ def everything() -> tuple:  # type: ignore[type-arg]
 
 def test_a_beam_of_full_width_enumerates_the_catalogue(everything: tuple) -> None:
     policy, layout, prompts, exact = everything
-    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 60)
+    ranking = rank(policy, layout, prompts, 60)
     wanted = exact.sort(dim=1, descending=True)
     assert_same(ranking.scores, wanted.values)
     assert ranking.items.tolist() == wanted.indices.tolist()
@@ -43,7 +54,7 @@ def test_a_beam_of_full_width_enumerates_the_catalogue(everything: tuple) -> Non
 
 def test_a_narrow_beam_returns_distinct_items_best_first(everything: tuple) -> None:
     policy, layout, prompts, exact = everything
-    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 7)
+    ranking = rank(policy, layout, prompts, 7)
     for row in range(5):
         assert len(set(ranking.items[row].tolist())) == 7
         assert_same(ranking.scores[row], exact[row][ranking.items[row]])
@@ -52,7 +63,7 @@ def test_a_narrow_beam_returns_distinct_items_best_first(everything: tuple) -> N
 
 def test_more_beams_than_items_leave_the_rest_empty(everything: tuple) -> None:
     policy, layout, prompts, _ = everything
-    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 80)
+    ranking = rank(policy, layout, prompts, 80)
     assert (ranking.items >= 0).sum(1).tolist() == [60] * 5
     assert bool((ranking.items[:, 60:] == -1).all())
     assert bool(torch.isinf(ranking.scores[:, 60:]).all())
@@ -61,20 +72,20 @@ def test_more_beams_than_items_leave_the_rest_empty(everything: tuple) -> None:
 def test_samples_follow_the_distribution(everything: tuple) -> None:
     policy, layout, prompts, exact = everything
     uniforms = torch.rand(5, 4000, 3, generator=torch.Generator().manual_seed(0))
-    drawn = sample(policy, layout, prompts.tokens, prompts.mask, uniforms)
-    items = layout.decode(drawn.tokens.flatten(0, 1)).items.view(5, 4000)
+    drawn = write(policy, layout, prompts, 4000, noise=uniforms)
+    items = drawn.items.view(5, 4000)
     assert bool((items >= 0).all())
     frequency = torch.stack([torch.bincount(row, minlength=60) for row in items]) / 4000
     deviation = (exact.exp() * (1 - exact.exp()) / 4000).sqrt()
     assert bool(((frequency - exact.exp()).abs() < 5 * deviation + 1e-3).all())
-    assert_same(drawn.logps.sum(2), exact.gather(1, items))
+    assert_same(drawn.logps.sum(1).view(5, -1), exact.gather(1, items))
 
 
 def test_uniform_numbers_at_the_ends_never_draw_illegal_tokens(everything: tuple) -> None:
     policy, layout, prompts, _ = everything
     ends = torch.tensor([0.0, 1.0 - 2**-24]).repeat(5, 8)[:, :16, None].expand(-1, -1, 3)
-    drawn = sample(policy, layout, prompts.tokens, prompts.mask, ends)
-    assert bool((drawn.leaves >= 0).all())
+    drawn = write(policy, layout, prompts, 16, noise=ends)
+    assert bool((drawn.items >= 0).all())
     assert bool(torch.isfinite(drawn.logps).all())
 
 
@@ -84,9 +95,9 @@ def test_sampling_without_replacement_includes_items_as_theory_says(everything: 
     one = slice(0, 1)
     noise = torch.rand(rounds, 3, group, 7, generator=torch.Generator().manual_seed(1))
     gumbels = -(-noise.clamp(min=1e-20).log()).log()
-    tokens, mask = prompts.tokens[one].expand(rounds, -1), prompts.mask[one].expand(rounds, -1)
-    drawn = beam(policy, layout, tokens, mask, group, gumbels=gumbels)
-    items = layout.decode(drawn.tokens.flatten(0, 1)).items.view(rounds, group)
+    ranking, drawn = search(policy, layout, prompts.rows(one).repeat(rounds), group, Sampling(), gumbels=gumbels)
+    items = drawn.items.view(rounds, group)
+    assert ranking.items.equal(items)
     assert all(len(set(row)) == group for row in items.tolist())
     p = exact[0].exp().double()
     first = torch.bincount(items[:, 0], minlength=60) / rounds  # the first of the group is an ordinary sample
@@ -94,7 +105,7 @@ def test_sampling_without_replacement_includes_items_as_theory_says(everything: 
     second = (p[:, None] * p[None, :] / (1 - p[:, None])).fill_diagonal_(0).sum(0)  # draw without replacement
     seen = torch.bincount(items[:, 1], minlength=60) / rounds
     assert bool(((seen - second).abs() < 5 * (second * (1 - second) / rounds).sqrt() + 2e-3).all())
-    assert_same(drawn.logps.sum(2), exact[0][items])
+    assert_same(drawn.logps.sum(1).view(rounds, group), exact[0][items])
 
 
 def test_the_bound_tells_which_rankings_are_those_of_the_whole_catalogue(everything: tuple) -> None:
@@ -102,7 +113,7 @@ def test_the_bound_tells_which_rankings_are_those_of_the_whole_catalogue(everyth
     order = exact.argsort(dim=1, descending=True, stable=True)
     seen = set()
     for width in (3, 5, 9, 15, 30, 60):
-        ranking = rank(policy, layout, prompts.tokens, prompts.mask, width)
+        ranking = rank(policy, layout, prompts, width)
         outside = exact.scatter(1, ranking.items, float("-inf")).amax(1)
         assert ranking.bound is not None
         assert bool((ranking.bound >= outside - 1e-5).all())
@@ -119,8 +130,8 @@ def test_the_bound_tells_which_rankings_are_those_of_the_whole_catalogue(everyth
 @pytest.mark.parametrize("width", [4, 7])
 def test_an_exact_ranking_is_that_of_exhaustive_scoring(everything: tuple, width: int) -> None:
     policy, layout, prompts, exact = everything
-    narrow = rank(policy, layout, prompts.tokens, prompts.mask, width)
-    ranking = rank(policy, layout, prompts.tokens, prompts.mask, width, exact=4)
+    narrow = rank(policy, layout, prompts, width)
+    ranking = rank(policy, layout, prompts, width, exact=4)
     assert not bool(narrow.certified(4).all())
     assert bool(ranking.certified(4).all())
     wanted = exact.sort(dim=1, descending=True, stable=True)
@@ -134,26 +145,25 @@ def test_certificates_hold_where_items_share_a_sid() -> None:
     codes = make_codes(40).repeat_interleave(3, dim=0)[:100]
     layout = make_layout(policy, codes)
     prompts = make_prompts(policy)
-    scored = rank(policy, layout, prompts.tokens, prompts.mask, 100)
-    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 5, exact=5)
+    scored = rank(policy, layout, prompts, 100)
+    ranking = rank(policy, layout, prompts, 5, exact=5)
     assert ranking.items.tolist() == scored.items[:, :5].tolist()
 
 
 def test_a_layout_of_another_tokenizer_is_refused(everything: tuple) -> None:
     policy, layout, prompts, _ = everything
-    other = SidLayout(
-        layout.config, trie=layout.trie, first_ids=tuple(i + 1 for i in layout.first_ids), codes=layout.codes
-    )
+    shifted = tuple(first + 1 for first in layout.tokens.first_ids)
+    other = SidLayout(layout.config, catalogue=Items(layout.catalogue.trie, shifted, layout.codes))
     wide = make_codes()
     wide[0, 2] = 8
-    larger = SidLayout(layout.config, trie=Trie.build(wide, (6, 5, 9)), first_ids=layout.first_ids, codes=wide)
+    larger = SidLayout(layout.config, catalogue=Items(Trie.build(wide, (6, 5, 9)), layout.tokens.first_ids, wide))
     with pytest.raises(
         DataError, match=r"levels of \[6, 5, 9\] codes .* the policy's tokenizer has levels of \[6, 5, 7\]"
     ):
-        beam(policy, larger, prompts.tokens, prompts.mask, 3)
+        search(policy, larger, prompts, 3)
     for act in (
-        lambda: beam(policy, other, prompts.tokens, prompts.mask, 3),
-        lambda: sample(policy, other, prompts.tokens, prompts.mask, torch.rand(5, 2, 3)),
+        lambda: search(policy, other, prompts, 3),
+        lambda: write(policy, other, prompts, 2, noise=torch.rand(5, 2, 3)),
         lambda: score(policy, other, prompts, every_item(layout, prompts)),
     ):
         with pytest.raises(DataError, match=r"the trie belongs to another tokenizer\. Build the layout"):
@@ -163,23 +173,24 @@ def test_a_layout_of_another_tokenizer_is_refused(everything: tuple) -> None:
 def test_a_prompt_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
     policy = make_policy(local_config(save_local_model(tmp_path, max_position_embeddings=12)))
     prompts = make_prompts(policy)
-    rank(policy, make_layout(policy), prompts.tokens[:, 1:], prompts.mask[:, 1:], 3)
+    short = replace(prompts, tokens=prompts.tokens[:, 1:], mask=prompts.mask[:, 1:])
+    rank(policy, make_layout(policy), short, 3)
     with pytest.raises(ConfigError, match=r"prompt of 11 tokens with 2 more does not fit into the 12 positions"):
-        rank(policy, make_layout(policy), prompts.tokens, prompts.mask, 3)
+        rank(policy, make_layout(policy), prompts, 3)
 
 
 def test_more_exact_items_than_places_are_refused(everything: tuple) -> None:
     policy, layout, prompts, _ = everything
     with pytest.raises(ConfigError, match="the first 5 of 4 places cannot be exact"):
-        rank(policy, layout, prompts.tokens, prompts.mask, 4, exact=5)
+        rank(policy, layout, prompts, 4, exact=5)
 
 
 def test_a_search_that_may_not_get_wider_leaves_rankings_uncertified(
     everything: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, layout, prompts, _ = everything
-    monkeypatch.setattr("genrl.policy.decode.WIDEST", 5)
-    ranking = rank(policy, layout, prompts.tokens, prompts.mask, 4, exact=4)
+    monkeypatch.setattr("genrl.policy.search.WIDEST", 5)
+    ranking = rank(policy, layout, prompts, 4, exact=4)
     assert not bool(ranking.certified(4).all())
     with pytest.raises(ValueError, match="top 5 of a ranking with 4 places and a bound is not certifiable"):
         ranking.certified(5)

@@ -1,4 +1,4 @@
-"""The ratio of the policy to the one that sampled, and PPO's clipped surrogate on it."""
+"""Terms of the loss that several objectives share: clipped ratios, penalties, and how tokens are weighed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Scores
-from genrl.objectives.base import Piece, Setting, Stats, Surrogate
+from genrl.errors import ConfigError
+from genrl.objectives.base import Penalty, Piece, Reduction, Setting, Stats, Surrogate
 from genrl.ops import masked_mean
 
 Level = Literal["token", "sequence", "sequence_token", "item", "product"]
@@ -151,7 +152,6 @@ class FixedBounds(Bounds):
     high: float
 
     def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
-        """Return the two numbers."""
         return 1.0 - self.low, 1.0 + self.high
 
 
@@ -177,21 +177,123 @@ class ClippedRatio(Surrogate):
         return self.bounds.uses_scores
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        """What the bounds lack."""
         return self.bounds.missing(setting)
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        """Let the bounds look at the whole rollout."""
         return self.bounds.prepare(completions, advantages)
 
     def before_step(self, scores: Scores, batch: Experience) -> Stats:
-        """Let the bounds look at the current ratios of the whole mini-batch."""
         ratios = ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
         return self.bounds.before_step(scores, batch, ratios)
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the clipped surrogate [B, T]."""
         ratios = ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
         low, high = self.bounds(batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, low, high, self.dual_clip, self.tolerance)
         return values, {**ratio_stats(ratios, batch.completions, flat), **self.bounds.stats(batch)}
+
+
+def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """Estimate the KL divergence from the reference per token, in nats [B, T]: exp(d) - d - 1 with d = ref - new.
+
+    Equation 4 of DeepSeekMath (arXiv:2402.03300), as in TRL; verl clamps d and the result, we do not. Its gradient with
+    respect to `logps` is 1 - exp(d).
+
+    Example:
+        >>> k3(torch.tensor([0.0]), torch.tensor([0.0]))
+        tensor([0.])
+    """
+    difference = ref_logps - logps
+    return torch.expm1(difference) - difference
+
+
+@dataclass(frozen=True)
+class KLPenalty(Penalty):
+    """Coefficient times the k3 estimate to `completions.ref_logps`.
+
+    Args:
+        coef: weight of one nat.
+    """
+
+    coef: float
+
+    uses_reference = True
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the cost [B, T] and the mean divergence per chosen token.
+
+        Raises:
+            ConfigError: if the rollout was not scored under a reference.
+        """
+        if batch.completions.ref_logps is None:
+            raise ConfigError(
+                "a KL penalty needs rollout.ref_logps. Score the rollout under the reference, or set kl_coef=0."
+            )
+        mask = batch.completions.chosen
+        divergence = k3(scores.logps.masked_fill(~mask, 0), batch.completions.ref_logps.masked_fill(~mask, 0))
+        return self.coef * divergence, {"kl": masked_mean(divergence, mask)}
+
+
+@dataclass(frozen=True)
+class EntropyBonus(Penalty):
+    """Minus coefficient times the policy's entropy, with gradient.
+
+    Args:
+        coef: weight of one nat; negative values punish entropy.
+    """
+
+    coef: float
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        """Return the (negative) cost [B, T].
+
+        Raises:
+            ConfigError: if the scores hold no entropy.
+        """
+        if scores.entropy is None:
+            raise ConfigError(
+                "an entropy bonus needs scores.entropy. Ask the policy for entropies, or set entropy_coef=0."
+            )
+        return -self.coef * scores.entropy.masked_fill(~batch.completions.chosen, 0), {}
+
+
+def penalties(kl_coef: float, entropy_coef: float) -> tuple[Penalty, ...]:
+    """Return the penalties whose coefficient is not 0, so that a coefficient of 0 costs nothing.
+
+    Example:
+        >>> penalties(0.001, 0.0)
+        (KLPenalty(coef=0.001),)
+    """
+    kl = (KLPenalty(kl_coef),) if kl_coef else ()
+    return (*kl, EntropyBonus(entropy_coef)) if entropy_coef else kl
+
+
+def chosen_tokens(completions: Completions) -> Tensor:
+    """[B, T]: 1 on tokens that the policy chose, with the dtype of its log-probabilities."""
+    return completions.chosen.to(completions.logps.dtype)
+
+
+@dataclass(frozen=True)
+class TokenMean(Reduction):
+    """Every chosen token weighs the same: w = mask / sum of mask over the batch (DAPO; "token_mean")."""
+
+    def __call__(self, completions: Completions) -> Tensor:
+        return chosen_tokens(completions)
+
+
+@dataclass(frozen=True)
+class SequenceMean(Reduction):
+    """Every completion weighs the same, and its tokens share: w = mask_i / (B * |y_i|) (GRPO; "seq_mean_token_mean").
+
+    B counts the completions with at least one chosen token. A surrogate with one value per completion (GSPO, SAGE)
+    becomes the plain mean over completions.
+    """
+
+    def __call__(self, completions: Completions) -> Tensor:
+        chosen = chosen_tokens(completions)
+        return chosen / chosen.sum(1, keepdim=True).clamp(min=1)
+
+
+def reduction(name: Literal["token", "sequence"]) -> Reduction:
+    """The reduction of that name, as options spell it."""
+    return TokenMean() if name == "token" else SequenceMean()

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from genrl.batches import Requests
+from genrl.batches import State
 from genrl.errors import DataError
-from genrl.layouts.base import ThinkingLayout
-from genrl.layouts.blocked import BlockedLayout
+from genrl.layouts.base import Layout
 from genrl.policy.branches import CachedRows, Rows, SharingRows
-from genrl.policy.decode import invert
+from genrl.policy.distribution import Sampling, invert
 from genrl.policy.model import Policy
-from genrl.policy.writing import Written, sample_thinking, write
+from genrl.policy.write import Written, go_on, write
 from tests.helpers import assert_same
 from tests.models import make_layout, make_policy, make_prompts, make_thinking
 
@@ -30,25 +30,40 @@ def policy() -> Policy:
     return policy
 
 
-def uniforms_for(rows: int, layout: ThinkingLayout, seed: int = 0) -> Tensor:
+def uniforms_for(rows: int, layout: Layout, seed: int = 0) -> Tensor:
     return torch.rand(rows, layout.length, generator=torch.Generator().manual_seed(seed))
 
 
-def draw(policy: Policy, layout: ThinkingLayout, share: int = 4, way: str = "expand", **options: Any) -> Written:
+def draw(
+    policy: Policy,
+    layout: Layout,
+    share: int = 4,
+    way: str = "expand",
+    sampling: Sampling = Sampling(),  # noqa: B008
+    **options: Any,
+) -> Written:
     """What `share` rows behind each of the five prompts write."""
     prompts = make_prompts(policy)
     policy.branching = way
-    rows = len(prompts) * share
-    written = write(
-        policy, layout, prompts.tokens, prompts.mask, layout.start(rows), uniforms_for(rows, layout), **options
-    )
+    noise = uniforms_for(len(prompts) * share, layout)
+    start = layout.start(len(prompts), share)
+    written = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, start, sampling, noise, **options)
     policy.branching = "auto"
     return written
 
 
+def same(one: State, other: State) -> bool:
+    """Whether states stand at the same places; what ended states hold besides their site is of no use."""
+    live = one.site >= 0
+    equal = all(
+        getattr(one, name)[live].equal(getattr(other, name)[live]) for name in ("node", "place", "total", "used")
+    )
+    return equal and (other.site >= 0).equal(live)
+
+
 def slowly(
     policy: Policy,
-    layout: ThinkingLayout,
+    layout: Layout,
     prompt: Tensor,
     uniforms: Tensor | None,
     warmth: tuple[float, float],
@@ -56,14 +71,13 @@ def slowly(
 ) -> list[tuple[int, float, float, int]]:
     """Token, log-probability, entropy and number of legal tokens, each from a forward pass of its own."""
     state, written = layout.start(1), []
-    while not bool(layout.finished(state)):
-        site = int(layout.sites(state))
-        if site == layout.fixed:
-            token = int(layout.forced(state))
+    while (site := int(state.site)) >= 0:
+        legal = layout.legal(site, state)
+        if legal.form:
+            token = int(legal.token(torch.zeros(1, 1, dtype=torch.int64)))
             written.append((token, 0.0, 0.0, 0))
         else:
-            logits = policy.model(prompt[None]).logits[0, -1].float() / warmth[int(site >= layout.num_steps)]
-            legal = layout.legal(site, state)
+            logits = policy.model(prompt[None]).logits[0, -1].float() / warmth[int(layout.kinds[site] == "word")]
             ids = legal.first + legal.mask[0].nonzero()[:, 0]
             chances = logits[ids].softmax(0)
             place = (
@@ -74,7 +88,7 @@ def slowly(
             entropy = -(chances * chances.log()).sum()
             written.append((token, float(logits[token] - total), float(entropy), len(ids)))
         prompt = torch.cat([prompt, torch.tensor([token])])
-        state = layout.advance(site, state, torch.tensor([token]))
+        state = layout.advance(state, torch.tensor([token]))
     return written
 
 
@@ -95,32 +109,24 @@ def test_every_token_is_what_a_plain_forward_pass_says(
     layout = make_thinking(policy, order=order, on_budget=on_budget, **OPTIONS)
     prompts, warmth = make_prompts(policy), (0.7, 1.3)
     uniforms = None if greedy else uniforms_for(5, layout)
-    written = write(
-        policy,
-        layout,
-        prompts.tokens,
-        prompts.mask,
-        layout.start(5),
-        uniforms,
-        temperature=warmth[0],
-        thinking_temperature=warmth[1],
-        normalize=normalize,
-    )
+    sampling = Sampling(*warmth, normalize)  # type: ignore[arg-type]
+    start = layout.start(5)
+    written = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, start, sampling, uniforms)
     for row in range(5):
         noise = None if uniforms is None else uniforms[row]
         wanted = slowly(policy, layout, prompts.tokens[row][prompts.mask[row]], noise, warmth, normalize)
         length = len(wanted)
-        assert (int(written.lengths[row]), int(written.mask[row].sum())) == (length, length)
+        assert int(written.mask[row].sum()) == length
         tokens, logps, entropy, choices = zip(*wanted, strict=True)
         assert written.tokens[row, :length].tolist() == list(tokens)
         assert written.choices[row, :length].tolist() == list(choices)
         assert_same(written.logps[row, :length], list(logps), 1e-5)
         assert_same(written.entropy[row, :length], list(entropy), 1e-5)
-        assert bool((written.support[row, :length] >= 0).all())
-        assert written.support[row, length:].eq(-1).all()
+        assert bool((written.states.site[row, :length] >= 0).all())
+        assert written.states.site[row, length:].lt(0).all()
         assert not written.tokens[row, length:].any()
-    assert bool(layout.finished(written.states).all())
-    assert written.tokens.shape[1] == int(written.lengths.max())
+    assert bool((written.state.site < 0).all())
+    assert written.tokens.shape[1] == int(written.mask.sum(1).max())
 
 
 @pytest.mark.parametrize("kind", [SharingRows, CachedRows])
@@ -130,45 +136,45 @@ def test_rows_with_a_cache_write_what_rows_without_one_write(
 ) -> None:
     layout = make_thinking(policy, order=order, **OPTIONS)
     plain = draw(policy, layout, way="naive")
-    monkeypatch.setattr("genrl.policy.writing.grow_rows", kind)  # prompts are left-padded already
+    monkeypatch.setattr("genrl.policy.branches.grow_rows", kind)  # prompts are left-padded already
     cached = draw(policy, layout)
-    for name in ("tokens", "support", "choices", "states", "lengths"):
+    for name in ("tokens", "choices", "mask"):
         assert getattr(cached, name).equal(getattr(plain, name)), name
+    assert same(cached.states, plain.states)
     assert_same(cached.logps, plain.logps)
     assert_same(cached.entropy, plain.entropy)
-    assert len(set(cached.lengths.tolist())) > 1
+    assert len(set(cached.mask.sum(1).tolist())) > 1
 
 
 def test_a_row_writes_the_same_whatever_the_batch_it_is_in(policy: Policy) -> None:
     layout = make_thinking(policy, **OPTIONS)
     prompts = make_prompts(policy)
     uniforms = uniforms_for(20, layout).view(5, 4, -1)
-    together = sample_thinking(policy, layout, prompts.tokens, prompts.mask, uniforms)
+    together = write(policy, layout, prompts, 4, noise=uniforms)
     for one in range(5):
         rows = slice(one, one + 1)
-        alone = sample_thinking(policy, layout, prompts.tokens[rows], prompts.mask[rows], uniforms[rows])
-        length = alone.tokens.shape[2]
-        assert alone.tokens.equal(together.tokens[rows, :, :length])
-        assert not together.tokens[rows, :, length:].any()
-        assert alone.leaves.equal(together.leaves[rows])
-        assert_same(alone.logps, together.logps[rows, :, :length])
-        assert_same(alone.scores, together.scores[rows])
+        alone, other = write(policy, layout, prompts.rows(rows), 4, noise=uniforms[rows]), together.groups(rows)
+        length = alone.tokens.shape[1]
+        assert alone.tokens.equal(other.tokens[:, :length])
+        assert not other.tokens[:, length:].any()
+        assert alone.items.equal(other.items)
+        assert_same(alone.logps, other.logps[:, :length])
 
 
 @pytest.mark.parametrize("way", ["expand", "naive"])
 def test_rows_that_end_leave_the_batch(policy: Policy, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = make_thinking(policy, minimum=0, budget=6)
     sizes: list[int] = []
-    hidden = type(policy).hidden
+    forward = type(policy).forward
 
     def counted(self: Policy, tokens: Tensor, *rest: Any, **options: Any) -> Tensor:
         sizes.append(len(tokens))
-        return hidden(self, tokens, *rest, **options)
+        return forward(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(type(policy), "hidden", counted)
+    monkeypatch.setattr(type(policy), "forward", counted)
     written = draw(policy, layout, share=8, way=way)
     prefilled, computed = sizes[-written.tokens.shape[1]], sizes[1 - written.tokens.shape[1] :]
-    live = [int((written.lengths > position).sum()) for position in range(1, written.tokens.shape[1])]
+    live = [int((written.mask.sum(1) > position).sum()) for position in range(1, written.tokens.shape[1])]
     assert prefilled == 5
     assert live[-1] < live[0] / 2
     if way == "naive":
@@ -182,76 +188,74 @@ def test_writing_goes_on_in_the_middle_of_completions(policy: Policy, order: str
     layout = make_thinking(policy, order=order, **OPTIONS)
     prompts = make_prompts(policy)
     whole = draw(policy, layout, share=1)
-    cut = int(whole.lengths.min()) - 2
+    cut = int(whole.mask.sum(1).min()) - 2
     start = torch.nn.functional.pad(whole.tokens[:, :cut], (2, 0))  # padding in the middle of a row
     begun = torch.cat([torch.zeros(5, 2), torch.ones(5, cut)], dim=1).bool()
-    rest = write(
+    rest = go_on(
         policy,
         layout,
+        prompts,
         torch.cat([prompts.tokens, start], dim=1),
         torch.cat([prompts.mask, begun], dim=1),
-        whole.support[:, cut],
+        whole.states.each(lambda value: value[:, cut]),
+        Sampling(),
         uniforms_for(5, layout)[:, cut:],
     )
     assert rest.tokens.equal(whole.tokens[:, cut:])
-    assert rest.support.equal(whole.support[:, cut:])
-    assert rest.states.equal(whole.states)
+    assert same(rest.states, whole.states.each(lambda value: value[:, cut:]))
     assert_same(rest.logps, whole.logps[:, cut:])
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_writing_stops_where_it_is_told_to(policy: Policy, order: str) -> None:
     layout = make_thinking(policy, order=order, **OPTIONS)
-    whole, thought = draw(policy, layout, share=2), draw(policy, layout, share=2, until=layout.thought)
+    whole = draw(policy, layout, share=2)
+    thought = draw(policy, layout, share=2, until=lambda site: site < layout.steps)
     for row in range(10):
-        sids = layout.item_mask(whole.support)[row].nonzero()[:, 0]
-        length = int(sids[0])
-        assert int(thought.lengths[row]) == length
+        site = whole.states.site[row]
+        length = int(((site >= 0) & (site < layout.steps)).nonzero()[0])
+        assert int(thought.mask[row].sum()) == length
         assert thought.tokens[row, :length].equal(whole.tokens[row, :length])
-        assert int(thought.states[row]) == int(whole.support[row, length])
+        assert int(thought.state.site[row]) == int(site[length])
 
 
 def test_rows_that_have_ended_before_the_start_write_nothing(policy: Policy) -> None:
     layout = make_thinking(policy, **OPTIONS)
     prompts = make_prompts(policy)
-    states = layout.start(5)
-    states[[1, 4]] = draw(policy, layout, share=1).states[[1, 4]]
-    written = write(policy, layout, prompts.tokens, prompts.mask, states, uniforms_for(5, layout))
     others = draw(policy, layout, share=1)
-    assert written.lengths.tolist() == others.lengths.index_fill(0, torch.tensor([1, 4]), 0).tolist()
+    ended = torch.tensor([1, 4])
+    state = layout.start(5).put(ended, others.state.rows(ended))
+    written = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, state, Sampling(), uniforms_for(5, layout))
+    lengths = written.mask.sum(1)
+    assert lengths.tolist() == others.mask.sum(1).index_fill(0, ended, 0).tolist()
     for row in (0, 2, 3):
-        length = int(written.lengths[row])
+        length = int(lengths[row])
         assert written.tokens[row, :length].equal(others.tokens[row, :length])
 
-    nothing = write(policy, layout, prompts.tokens, prompts.mask, others.states)
+    nothing = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, others.state, Sampling())
     assert nothing.tokens.shape == (5, 0)
-    assert nothing.states.equal(others.states)
+    assert nothing.state.site.equal(others.state.site)
 
 
 def test_the_temperature_of_words_is_their_own(policy: Policy) -> None:
     layout = make_thinking(policy, **OPTIONS)
-    one, same, other = (
-        draw(policy, layout, temperature=0.5, thinking_temperature=warmth) for warmth in (None, 0.5, 2.0)
-    )
-    assert one.tokens.equal(same.tokens)
+    one, equal, other = (draw(policy, layout, sampling=Sampling(0.5, warmth)) for warmth in (None, 0.5, 2.0))
+    assert one.tokens.equal(equal.tokens)
     assert one.tokens[:, :2].ne(other.tokens[:, :2]).any()
 
 
 def test_each_prompt_gets_items_of_its_own_filter(policy: Policy) -> None:
     layout = make_thinking(policy, **OPTIONS)
-    allow = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:10].view(5, 2)
-    prompts: Requests = make_prompts(policy)
-    filtered: BlockedLayout = layout.filtered(allow=allow)
-    uniforms = uniforms_for(30, layout).view(5, 6, -1)
-    drawn = sample_thinking(policy, filtered, prompts.tokens, prompts.mask, uniforms)
-    items = filtered.decode(drawn.tokens.flatten(0, 1)).items.view(5, 6)
-    assert bool((items[:, :, None] == allow[:, None]).any(2).all())
+    pool = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:10].view(5, 2)
+    prompts = replace(make_prompts(policy), pool=pool)
+    drawn = write(policy, layout, prompts, 6, noise=uniforms_for(30, layout).view(5, 6, -1))
+    assert bool((drawn.items.view(5, 6, 1) == pool[:, None]).any(2).all())
 
 
 def test_tokens_of_another_tokenizer_are_refused(policy: Policy) -> None:
     layout = make_thinking(policy)
     other = make_policy()
-    assert make_layout(other).first_ids != layout.first_ids
+    assert make_layout(other).tokens != layout.tokens
     prompts = make_prompts(policy)
     with pytest.raises(DataError, match="another tokenizer"):
-        write(other, layout, prompts.tokens, prompts.mask, layout.start(5))
+        write(other, layout, prompts, 1)

@@ -11,16 +11,16 @@ from torch import Tensor
 from genrl.batches import Completions, Ranking, Requests
 from genrl.errors import UnsupportedError
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
-from genrl.layouts.sid import SidLayout
-from genrl.policy import reasoning
-from genrl.policy.decode import rank
+from genrl.layouts.items import Items
+from genrl.policy import search as searching
+from genrl.policy.distribution import RANKING
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
-from genrl.policy.reasoning import Reasoned, conclude, merge, read_blocks, reason, think
 from genrl.policy.score import score
+from genrl.policy.search import merge, search
 from genrl.sid.trie import Trie
 from tests.helpers import assert_same
-from tests.models import TEXTS, TINY, make_prompts
+from tests.models import TEXTS, TINY, as_completions, make_prompts, padded
 
 CODES = {
     1: torch.tensor([[0], [2], [3], [5], [4]]),
@@ -44,10 +44,10 @@ def make_policy(levels: int) -> Policy:
 def make(levels: int, **options: Any) -> tuple[Policy, BlockedLayout, Requests]:
     """A policy, its layout over a few items, prompts of different lengths."""
     policy, codes = make_policy(levels), CODES[levels]
-    trie = Trie.build(codes, SIZES[:levels], torch.arange(len(codes)))
+    catalogue = Items(Trie.build(codes, SIZES[:levels], torch.arange(len(codes))), policy.first_ids, codes)
     assert policy.words is not None
     config = BlockedLayoutConfig(**{"budget": 3, **options})
-    layout = BlockedLayout(config, trie=trie, first_ids=policy.first_ids, codes=codes, words=policy.words)
+    layout = BlockedLayout(config, catalogue=catalogue, words=policy.words)
     return policy, layout, make_prompts(policy, len(codes)).rows(torch.tensor([1, 3]))
 
 
@@ -60,22 +60,21 @@ def logits_behind(policy: Policy, row: tuple[int, ...]) -> Tensor:
 
 def follow(
     policy: Policy, layout: BlockedLayout, prompt: Tensor, item: int, noise: Tensor | None = None, warmth: float = 1.0
-) -> tuple[float, list[int], list[int]]:
+) -> tuple[float, list[int]]:
     """Write one completion of an item token by token with the plain model.
 
-    Returns the log-probability of its SID tokens (-inf if the thinking failed), its tokens and the states before them.
+    Returns the log-probability of its SID tokens (-inf if the thinking failed) and its tokens.
     """
-    sid = layout.items.render(torch.tensor([item]))[0].tolist()
-    state, tokens, states, total = layout.start(1), [], [], 0.0
-    while not bool(layout.finished(state)):
-        site = int(layout.sites(state))
-        if site == layout.fixed:
-            token = int(layout.forced(state))
+    sid = layout.catalogue.render(torch.tensor(item)).tolist()
+    state, tokens, total = layout.start(1), [], 0.0
+    while (site := int(state.site)) >= 0:
+        legal = layout.legal(site, state)
+        if legal.form:
+            token = int(legal.token(torch.zeros(1, 1, dtype=torch.int64)))
         else:
             logits = logits_behind(policy, (*prompt.tolist(), *tokens))
-            legal = layout.legal(site, state)
             inside = logits[legal.first : legal.first + legal.mask.shape[1]].masked_fill(~legal.mask[0], NEGATIVE)
-            if site < layout.num_steps:
+            if site < layout.steps:
                 token = sid[site]
                 total += float(inside.log_softmax(0)[token - legal.first])
             elif noise is None:
@@ -83,11 +82,11 @@ def follow(
             else:
                 cumulative = (inside / warmth).softmax(0).cumsum(0)
                 token = int((cumulative <= noise[len(tokens)] * cumulative[-1]).sum()) + legal.first
-        states.append(int(state))
-        state = layout.advance(0, state, torch.tensor([token]))
+        state = layout.advance(state, torch.tensor([token]))
         tokens.append(token)
-    whole = int(layout.decode(torch.tensor([tokens])).items) == item
-    return (total if whole else NEGATIVE), tokens, states
+    written = torch.tensor([tokens])
+    whole = int(layout.read(written, layout.replay(written)).items) == item
+    return (total if whole else NEGATIVE), tokens
 
 
 def brute_force(policy: Policy, layout: BlockedLayout, prompts: Requests, **how: Any) -> Tensor:
@@ -97,7 +96,7 @@ def brute_force(policy: Policy, layout: BlockedLayout, prompts: Requests, **how:
     for place in range(len(prompts)):
         prompt = prompts.tokens[place][prompts.mask[place]]
         own = {} if noise is None else {"noise": noise[place]}
-        items = range(len(layout.codes_of_items()))
+        items = range(len(layout.codes))
         rows.append([follow(policy, layout, prompt, item, **own, **how)[0] for item in items])
     return torch.tensor(rows)
 
@@ -109,8 +108,15 @@ def by_item(ranking: Ranking, items: int) -> Tensor:
     return found.scatter(1, columns, ranking.scores)[:, :items]
 
 
-def run(policy: Policy, layout: BlockedLayout, prompts: Requests, width: int, **options: Any) -> Reasoned:
-    return reason(policy, layout, prompts.tokens, prompts.mask, width, **options)
+def run(
+    policy: Policy, layout: BlockedLayout, prompts: Requests, width: int, temperature: float = 1.0, **options: Any
+) -> tuple[Ranking, Completions]:
+    return search(policy, layout, prompts, width, replace(RANKING, thinking_temperature=temperature), **options)
+
+
+def first_texts(found: Completions) -> list[list[int]]:
+    """Tokens of the first completion of each prompt."""
+    return [row[real].tolist() for row, real in zip(found.tokens, found.written, strict=True)][:: found.group_size]
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
@@ -118,68 +124,54 @@ def run(policy: Policy, layout: BlockedLayout, prompts: Requests, width: int, **
 def test_a_full_beam_behind_the_likeliest_words_equals_following_every_item(levels: int, order: str) -> None:
     policy, layout, prompts = make(levels, order=order)
     items = len(CODES[levels])
-    found = run(policy, layout, prompts, items)
+    ranking, found = run(policy, layout, prompts, items)
     wanted = brute_force(policy, layout, prompts)
-    assert_same(by_item(found.ranking, items), wanted, 1e-4)
-    assert_same(found.ranking.scores, wanted.sort(dim=1, descending=True).values, 1e-4)
-    assert found.ranking.bound is not None
-    assert bool((found.ranking.bound == NEGATIVE).all())
-    for place in range(len(prompts)):
+    assert_same(by_item(ranking, items), wanted, 1e-4)
+    assert_same(ranking.scores, wanted.sort(dim=1, descending=True).values, 1e-4)
+    assert ranking.bound is not None
+    assert bool((ranking.bound == NEGATIVE).all())
+    assert found.items.view(2, -1).equal(ranking.items)
+    for place, text in enumerate(first_texts(found)):
         prompt = prompts.tokens[place][prompts.mask[place]]
-        _, tokens, _ = follow(policy, layout, prompt, int(found.ranking.items[place, 0]))
-        written = found.tokens[place, 0][found.mask[place, 0]].tolist()
-        assert written == tokens[: len(written)]
-        assert len(tokens) - len(written) == (levels if order == "tail" else 1)
+        assert text == follow(policy, layout, prompt, int(ranking.items[place, 0]))[1]
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_a_full_beam_equals_what_scoring_the_completions_gives(order: str) -> None:
     policy, layout, prompts = make(2, order=order)
     items = len(CODES[2])
-    found = run(policy, layout, prompts, items)
+    ranking, _ = run(policy, layout, prompts, items)
     rows = [
-        follow(policy, layout, prompts.tokens[place][prompts.mask[place]], item)[1:]
+        follow(policy, layout, prompts.tokens[place][prompts.mask[place]], item)[1]
         for place in range(2)
         for item in range(items)
     ]
-    length = max(len(tokens) for tokens, _ in rows)
-    tokens = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
-    support = torch.tensor([row + [-1] * (length - len(row)) for _, row in rows])
-    mask = layout.item_mask(support) & (support >= 0)
-    completions = Completions(
-        tokens=tokens,
-        chosen=mask,
-        step_ids=layout.step_ids(support).contiguous(),
-        item_ids=mask.long() - 1,
-        support=support,
-        codes=CODES[2].repeat(2, 1),
-        items=torch.arange(items).repeat(2)[:, None],
-        logps=torch.zeros(tokens.shape),
-        group_size=items,
-        num_steps=2,
-    )
+    completions = as_completions(layout, padded(rows, 0), items)
+    completions = replace(completions, chosen=completions.item_mask)
     totals = score(policy, layout, prompts, completions).logps.sum(1).detach().view(2, items)
-    assert_same(by_item(found.ranking, items), totals, 1e-4)
+    assert_same(by_item(ranking, items), totals, 1e-4)
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_sampled_trains_of_thought_are_merged_by_mean_probability(order: str) -> None:
     policy, layout, prompts = make(2, order=order)
     items = len(CODES[2])
-    uniforms = torch.rand(2, 2, layout.length, generator=torch.Generator().manual_seed(1))
-    found = run(policy, layout, prompts, items, uniforms=uniforms, temperature=1.5)
-    each = torch.stack(
-        [brute_force(policy, layout, prompts, noise=uniforms[:, sample], warmth=1.5) for sample in range(2)]
-    )
+    noise = torch.rand(2, 2, layout.length, generator=torch.Generator().manual_seed(1))
+    ranking, found = run(policy, layout, prompts, items, noise=noise, temperature=1.5)
+    each = torch.stack([brute_force(policy, layout, prompts, noise=noise[:, one], warmth=1.5) for one in range(2)])
     wanted = each.logsumexp(0) - torch.tensor(2.0).log()
-    assert_same(by_item(found.ranking, items), wanted, 1e-4)
-    assert found.ranking.bound is None
+    assert_same(by_item(ranking, items), wanted, 1e-4)
+    assert ranking.bound is None
     assert_same(wanted.exp().sum(1), torch.ones(2), 1e-4)
-    top = found.ranking.items[:, 0]
-    assert found.best.tolist() == each[:, torch.arange(2), top].argmax(0).tolist()
-    one = run(policy, layout, prompts, items, uniforms=uniforms[:, :1], temperature=1.5)
-    assert_same(by_item(one.ranking, items), each[0], 1e-4)
-    assert one.ranking.bound is not None
+    top = ranking.items[:, 0]
+    best = each[:, torch.arange(2), top].argmax(0)
+    for place, text in enumerate(first_texts(found)):
+        own, prompt = noise[place, best[place]], prompts.tokens[place][prompts.mask[place]]
+        item = int(found.items.view(2, -1)[place, 0])
+        assert text == follow(policy, layout, prompt, item, own, 1.5)[1]
+    one, _ = run(policy, layout, prompts, items, noise=noise[:, :1], temperature=1.5)
+    assert_same(by_item(one, items), each[0], 1e-4)
+    assert one.bound is not None
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
@@ -187,7 +179,7 @@ def test_no_item_outside_a_narrow_list_is_above_its_bound(order: str) -> None:
     policy, layout, prompts = make(2, order=order)
     wanted = brute_force(policy, layout, prompts)
     for width in (1, 2, 4):
-        ranking = run(policy, layout, prompts, width).ranking
+        ranking = run(policy, layout, prompts, width)[0]
         left = wanted.scatter(1, ranking.items, NEGATIVE)
         assert ranking.bound is not None
         assert bool((left.amax(1) <= ranking.bound + 1e-4).all())
@@ -197,7 +189,7 @@ def test_no_item_outside_a_narrow_list_is_above_its_bound(order: str) -> None:
 def test_an_exact_ranking_equals_the_best_of_all_items() -> None:
     policy, layout, prompts = make(2)
     wanted = brute_force(policy, layout, prompts)
-    ranking = run(policy, layout, prompts, 2, exact=2).ranking
+    ranking = run(policy, layout, prompts, 2, exact=2)[0]
     assert ranking.items.tolist() == wanted.topk(2, dim=1).indices.tolist()
     assert bool(ranking.certified(2).all())
 
@@ -206,16 +198,17 @@ def test_an_exact_ranking_equals_the_best_of_all_items() -> None:
 def test_a_filter_takes_items_out_and_leaves_thinking_and_scores(order: str) -> None:
     policy, layout, prompts = make(2, order=order)
     items = len(CODES[2])
-    whole = by_item(run(policy, layout, prompts, items).ranking, items)
+    whole = by_item(run(policy, layout, prompts, items)[0], items)
     deny = torch.tensor([[0, 1], [3, 3]])
-    found = run(policy, layout.filtered(deny=deny), prompts, items).ranking
+    denied = replace(prompts, deny=deny)
+    found, _ = run(policy, layout, denied, items)
     assert_same(by_item(found, items), whole.scatter(1, deny, NEGATIVE), 1e-4)
     keep = torch.arange(items) != 2
-    some = run(policy, layout.only(keep), prompts, items).ranking
+    some, _ = run(policy, layout.only(keep), prompts, items)
     assert_same(by_item(some, items), whole.masked_fill(~keep, NEGATIVE), 1e-4)
-    uniforms = torch.rand(2, 2, layout.length, generator=torch.Generator().manual_seed(2))
-    merged = run(policy, layout.filtered(deny=deny), prompts, items, uniforms=uniforms).ranking
-    everything = by_item(run(policy, layout, prompts, items, uniforms=uniforms).ranking, items)
+    noise = torch.rand(2, 2, layout.length, generator=torch.Generator().manual_seed(2))
+    merged, _ = run(policy, layout, denied, items, noise=noise)
+    everything = by_item(run(policy, layout, prompts, items, noise=noise)[0], items)
     assert_same(by_item(merged, items), everything.scatter(1, deny, NEGATIVE), 1e-4)
 
 
@@ -227,11 +220,15 @@ def test_a_prompt_whose_thinking_failed_has_no_item(order: str) -> None:
     ended = torch.zeros(2, dtype=torch.bool)
     for sample in range(4):
         noise = uniforms[:, sample : sample + 1]
-        found = run(policy, layout, prompts, items, uniforms=noise, temperature=4.0)
+        found, _ = run(policy, layout, prompts, items, noise=noise, temperature=4.0)
+        one, _ = run(
+            policy, layout, replace(prompts, deny=torch.tensor([[0], [1]])), items, noise=noise, temperature=4.0
+        )
+        assert ((one.items < 0).all(1) == (found.items < 0).all(1)).all()
         wanted = brute_force(policy, layout, prompts, noise=noise[:, 0], warmth=4.0)
-        assert_same(by_item(found.ranking, items), wanted, 1e-4)
+        assert_same(by_item(found, items), wanted, 1e-4)
         ended |= (wanted == NEGATIVE).all(1)
-        assert ((found.ranking.items < 0).all(1) == (wanted == NEGATIVE).all(1)).all()
+        assert ((found.items < 0).all(1) == (wanted == NEGATIVE).all(1)).all()
     assert bool(ended.any())  # the case is there
 
 
@@ -240,10 +237,10 @@ def test_a_policy_that_never_closes_a_block_has_no_items_at_all() -> None:
         policy, layout, prompts = make(2, order=order, on_budget="fail")
         closing = layout.words.closing
         layout._closing[closing] = False  # nothing but words is ever chosen
-        found = run(policy, layout, prompts, 4)
-        assert found.ranking.items.tolist() == [[-1] * 4] * 2
-        assert bool((found.ranking.scores == NEGATIVE).all())
-        assert [len(read_blocks(layout.words, row)[0]) for row in found.tokens[:, 0]] == [3, 3]
+        ranking, found = run(policy, layout, prompts, 4)
+        assert ranking.items.tolist() == [[-1] * 4] * 2
+        assert bool((ranking.scores == NEGATIVE).all())
+        assert [len(layout.blocks(row)[0]) for row in found.tokens] == [3, 3]
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
@@ -251,32 +248,17 @@ def test_rankings_depend_neither_on_the_batch_nor_on_how_many_beams_think_at_onc
     order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, layout, prompts = make(2, order=order)
-    uniforms = torch.rand(2, 2, layout.length, generator=torch.Generator().manual_seed(4))
-    whole = run(policy, layout, prompts, 4, uniforms=uniforms)
+    noise = torch.rand(2, 2, layout.length, generator=torch.Generator().manual_seed(4))
+    whole, texts = run(policy, layout, prompts, 4, noise=noise)
     for place in range(2):
         rows = torch.tensor([place])
-        alone = run(policy, layout, prompts.rows(rows), 4, uniforms=uniforms[rows])
-        assert alone.ranking.items.tolist() == whole.ranking.items[rows].tolist()
-        assert_same(alone.ranking.scores, whole.ranking.scores[rows], 1e-4)
-    monkeypatch.setattr(reasoning, "ROWS", 4)
-    parts = run(policy, layout, prompts, 4, uniforms=uniforms)
-    assert parts.ranking.items.tolist() == whole.ranking.items.tolist()
-    assert torch.equal(parts.tokens.masked_fill(~parts.mask, 0), whole.tokens.masked_fill(~whole.mask, 0))
-
-
-def test_two_layouts_can_be_ranked_behind_one_thinking() -> None:
-    policy, layout, prompts = make(2)
-    thoughts = think(policy, layout, prompts.tokens, prompts.mask)
-    filtered = layout.filtered(deny=torch.tensor([[0], [1]]))
-    assert_same(
-        conclude(policy, filtered, thoughts, 4).ranking.scores, run(policy, filtered, prompts, 4).ranking.scores
-    )
-    behind = torch.cat([prompts.tokens, thoughts.tokens[:, 0]], 1)
-    seen = torch.cat([prompts.mask, thoughts.mask[:, 0]], 1)
-    assert isinstance(layout.items, SidLayout)
-    assert_same(
-        conclude(policy, layout, thoughts, 4).ranking.scores, rank(policy, layout.items, behind, seen, 4).scores
-    )
+        alone, _ = run(policy, layout, prompts.rows(rows), 4, noise=noise[rows])
+        assert alone.items.tolist() == whole.items[rows].tolist()
+        assert_same(alone.scores, whole.scores[rows], 1e-4)
+    monkeypatch.setattr(searching, "ROWS", 4)
+    parts, same = run(policy, layout, prompts, 4, noise=noise)
+    assert parts.items.tolist() == whole.items.tolist()
+    assert first_texts(same) == first_texts(texts)
 
 
 @pytest.mark.parametrize(
@@ -284,14 +266,14 @@ def test_two_layouts_can_be_ranked_behind_one_thinking() -> None:
 )
 def test_what_cannot_be_certified_is_refused(order: str, samples: int, cause: str) -> None:
     policy, layout, prompts = make(2, order=order)
-    uniforms = torch.rand(2, samples, layout.length)
+    noise = torch.rand(2, samples, layout.length)
     with pytest.raises(UnsupportedError, match=cause):
-        run(policy, layout, prompts, 2, uniforms=uniforms, exact=1)
+        run(policy, layout, prompts, 2, noise=noise, exact=1)
 
 
 def test_interleaved_thinking_for_one_level_is_thinking_in_front() -> None:
     policy, layout, prompts = make(1, order="interleaved")
-    assert bool(run(policy, layout, prompts, 2, exact=2).ranking.certified(2).all())
+    assert bool(run(policy, layout, prompts, 2, exact=2)[0].certified(2).all())
 
 
 def test_items_that_share_a_sid_keep_their_order_when_rankings_are_merged() -> None:
@@ -315,4 +297,4 @@ def test_blocks_are_read_back_from_what_was_written() -> None:
     _, layout, _ = make(2)
     opening, closing = layout.words.opening, layout.words.closing
     tokens = torch.tensor([opening, 7, 8, closing, 5, opening, closing, opening, 9])
-    assert read_blocks(layout.words, tokens) == [[7, 8], [], [9]]
+    assert layout.blocks(tokens) == [[7, 8], [], [9]]

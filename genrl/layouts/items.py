@@ -1,0 +1,298 @@
+"""The items that completions name: SIDs behind a trie, and which of them a request may get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genrl.batches import Requests, State
+from genrl.errors import DataError
+from genrl.layouts.base import Legal, TokenRanges
+from genrl.sid.trie import Trie, TrieLevel
+
+
+@dataclass(frozen=True, slots=True)
+class ItemState(State):
+    """A state that stands in the trie."""
+
+    node: Tensor
+    """[n] int64 node of the codes so far; -1 behind a code that does not exist."""
+
+
+class Items:
+    """The part of a grammar that names an item by its SID, K codes one behind the other.
+
+    Which items a request may get (`Requests.pool`), must not get (`Requests.deny`) and which a completion has named
+    already are one mechanism: an edge is legal if an item below it is left. What that costs depends on the lists, not
+    on the catalogue. Scores of the items that are left can stay those of the whole catalogue: `Legal.within`.
+
+    Args:
+        trie: the catalogue's trie.
+        first_ids: [K] token id of code 0 of each level.
+        codes: [I, K] SID of each catalogue row.
+        keep: [I] bool: the items there are at all, for all requests; None: the whole catalogue.
+    """
+
+    def __init__(self, trie: Trie, first_ids: tuple[int, ...], codes: Tensor, keep: Tensor | None = None) -> None:
+        self.trie = trie
+        self.codes = codes
+        self.keep = keep
+        self.tokens = TokenRanges(first_ids, tuple(level.size for level in trie.levels))
+        self.levels = trie.depth
+        self.first = torch.tensor(first_ids, device=codes.device)
+        self.stock = trie if keep is None else _stock(trie, keep)
+        self._last: tuple[Requests, Lists] | None = None
+
+    def to(self, device: str | torch.device) -> Items:
+        """The items with their tables on another device."""
+        if torch.device(device) == self.codes.device:
+            return self
+        keep = None if self.keep is None else self.keep.to(device)
+        return Items(self.trie.to(device), self.tokens.first_ids, self.codes.to(device), keep)
+
+    def only(self, keep: Tensor) -> Items:
+        """Some of the items; takes time in proportion to the catalogue."""
+        if keep.shape != self.codes.shape[:1]:
+            raise DataError(
+                f"a filter of shape {list(keep.shape)} for {len(self.codes)} items: give one bool per item."
+            )
+        keep = keep.to(self.codes.device)
+        return Items(self.trie, self.tokens.first_ids, self.codes, keep if self.keep is None else keep & self.keep)
+
+    @property
+    def distinct(self) -> int:
+        """Number of distinct SIDs."""
+        return int((self.stock.leaf_offsets.diff() > 0).sum())
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[I] int32: place of each catalogue row among the items there are, -1 for those that are not among them."""
+        leaf_items = self.stock.leaf_items
+        places = leaf_items.new_full((len(self.codes),), -1)
+        places[leaf_items.long()] = torch.arange(len(leaf_items), dtype=places.dtype, device=places.device)
+        return places
+
+    def legal(
+        self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None, taken: Tensor | None = None
+    ) -> Legal:
+        """The codes that may follow nodes [n] of a level.
+
+        Args:
+            level: of the next code.
+            node: nodes; one that is -1 (a beam that does not exist) gets the root's row.
+            owner: [n] request of each.
+            requests: P requests; None: no filter but that of all.
+            taken: [n, t] catalogue rows that the completion must not name again, -1 pads.
+        """
+        node = node.clamp(min=0)
+        whole = self.trie.legal(level, node)
+        first, child = self.tokens.first_ids[level], self.trie.levels[level].offsets[node].long()
+        lists = self._lists(requests, owner, taken)
+        if lists is None and self.keep is None:
+            return Legal(whole, first, child=child)
+        mask = whole if self.keep is None else self.stock.legal(level, node)
+        if lists is not None:
+            left = lists.legal(
+                level, node, owner if taken is None else torch.arange(len(node), device=node.device), mask
+            )
+            mask = torch.where(left.any(1, keepdim=True), left, mask)
+        return Legal(mask, first, within=whole, child=child)
+
+    def child(self, level: int, node: Tensor, tokens: Tensor) -> Tensor:
+        """Nodes behind tokens of a level; -1 where there is none."""
+        return self.trie.child(level, node, tokens - self.tokens.first_ids[level])
+
+    def rank(self, leaves: Tensor, scores: Tensor, width: int, requests: Requests | None) -> tuple[Tensor, Tensor]:
+        """Ranked leaves [P, W] to ranked items [P, width]; those of one SID in the order of the trie."""
+        lists = self._lists(requests)
+        if lists is None:
+            return self.stock.expand(leaves, scores, width)
+        return lists.rank(leaves, scores, width)
+
+    def render(self, items: Tensor) -> Tensor:
+        """SID tokens [..., K] of catalogue rows [...]."""
+        return self.codes[items] + self.first
+
+    def _lists(
+        self, requests: Requests | None, owner: Tensor | None = None, taken: Tensor | None = None
+    ) -> Lists | None:
+        """What the requests say; made once for each batch of them, and for each step where completions have a say."""
+        pool, deny = (None, None) if requests is None else (requests.pool, requests.deny)
+        if taken is not None and owner is not None:
+            pool = None if pool is None else pool[owner]
+            deny = taken if deny is None else torch.cat([deny[owner], taken], dim=1)
+        if pool is None and deny is None:
+            return None
+        if taken is not None:
+            return Lists.of(self, pool, deny)
+        assert requests is not None
+        if self._last is None or self._last[0] is not requests:
+            lists = Lists.of(self, pool, deny)
+            lists.check()
+            self._last = (requests, lists)
+        return self._last[1]
+
+
+def _stock(trie: Trie, keep: Tensor) -> Trie:
+    """The trie without the edges that lead to no item of `keep` [I]; leaves and their numbers stay, some are empty.
+
+    Its nodes are those of the whole trie, but only for `legal`, `items_below` and `expand`.
+    """
+    kept = keep.to(trie.device)[trie.leaf_items]
+    if not bool(kept.any()):
+        raise DataError(
+            "the filter keeps no item that has a SID: a trie over nothing would allow nothing. Keep at least one."
+        )
+    leaf_offsets = _counted(kept, trie.leaf_offsets)
+    alive = leaf_offsets.diff() > 0
+    levels: list[TrieLevel] = []
+    for level in reversed(trie.levels):
+        offsets = _counted(alive, level.offsets)
+        levels.append(
+            replace(level, offsets=offsets, codes=level.codes[alive], widest=int(offsets.diff().max()), masks=None)
+        )
+        alive = offsets.diff() > 0
+    return Stock(trie, tuple(levels[::-1]), leaf_offsets, trie.leaf_items[kept])
+
+
+def _counted(kept: Tensor, offsets: Tensor) -> Tensor:
+    """Offsets into rows of which only `kept` stay."""
+    return torch.cat([kept.new_zeros(1), kept]).cumsum(0, dtype=offsets.dtype)[offsets]
+
+
+class Stock(Trie):
+    """A trie of which some items are taken out, with the nodes of the whole one."""
+
+    def __init__(self, whole: Trie, levels: tuple[TrieLevel, ...], leaf_offsets: Tensor, leaf_items: Tensor) -> None:
+        super().__init__(whole.levels, leaf_offsets, leaf_items)
+        self.edges = levels
+
+    def legal(self, level: int, nodes: Tensor) -> Tensor:
+        """Codes that lead to an item that stays."""
+        return self.edges[level].legal(nodes)
+
+
+class Lists:
+    """Lists of M items for each of R rows: all that a row may get, or what it must not get.
+
+    Args:
+        stock: the items there are.
+        places: [R, M] places of the listed items in `stock.leaf_items`, in any order; -1 is none.
+        allow: whether the lists are what rows may get.
+    """
+
+    def __init__(self, stock: Trie, places: Tensor, allow: bool) -> None:
+        self.stock = stock
+        self.allow = allow
+        absent = stock.leaf_items.numel()
+        places = _distinct(places, absent)
+        self.exists = places < absent
+        """[R, M] bool: listed items that there are, each once."""
+        self.items = torch.where(self.exists, stock.leaf_items[places.clamp(max=absent - 1)].long(), -1)
+        """[R, M] their catalogue rows, in the order of the trie; -1 pads."""
+        nodes = stock.ancestors(places.clamp(max=absent - 1))
+        none = stock.leaf_offsets.numel()
+        self.nodes = [torch.where(self.exists, node, none) for node in nodes]
+        """Nodes [R, M] of levels 0 .. K on their paths, ascending; a number that is no node pads."""
+        self.codes = [level.codes[node].long() for level, node in zip(stock.levels, nodes[1:], strict=True)]
+        """Codes [R, M] of levels 0 .. K - 1 on their paths."""
+
+    @classmethod
+    def of(cls, items: Items, pool: Tensor | None, deny: Tensor | None) -> Lists:
+        """The lists of catalogue rows [R, C] that rows may get and [R, D] that they must not get, -1 pads.
+
+        Raises:
+            DataError: if a row is not in the catalogue.
+        """
+        for rows in (pool, deny):
+            if rows is not None:
+                _check_rows(rows, len(items.codes))
+        if pool is None:
+            assert deny is not None
+            return cls(items.stock, _look_up(items.places, deny), allow=False)
+        left = pool if deny is None else pool.masked_fill(_contains(deny, pool), -1)
+        return cls(items.stock, _look_up(items.places, left), allow=True)
+
+    def check(self) -> None:
+        """Refuse a request without any item left.
+
+        Raises:
+            DataError: naming it.
+        """
+        left = self.exists.any(1) if self.allow else self.exists.sum(1) < self.stock.leaf_items.numel()
+        if not bool(left.all()):
+            request = int(left.byte().argmin())
+            raise DataError(
+                f"request {request} of the batch has no item left: its `pool` and `deny` rule out every item of the "
+                "trie. Leave the request out or relax its filter."
+            )
+
+    def legal(self, level: int, nodes: Tensor, rows: Tensor, legal: Tensor) -> Tensor:
+        """What the lists of `rows` [n] leave of `legal` [n, codes] behind nodes [n] of a level; it may be nothing."""
+        size = legal.shape[1]
+        marked = self.exists if self.allow else self._exhausted(level)
+        on_path = (nodes[:, None] == self.nodes[level][rows]) & marked[rows]
+        columns = torch.where(on_path, self.codes[level][rows], size)
+        marks = legal.new_zeros(len(legal), size + 1).scatter_(1, columns, True)[:, :size]
+        return legal & marks if self.allow else legal & ~marks
+
+    def _exhausted(self, level: int) -> Tensor:
+        """Edges [R, M] on the paths of listed items below which all items are listed."""
+        nodes = self.nodes[level + 1]
+        listed = torch.searchsorted(nodes, nodes, right=True) - torch.searchsorted(nodes, nodes)
+        return self.exists & (listed == self.stock.items_below(level + 1, torch.where(self.exists, nodes, 0)))
+
+    def rank(self, leaves: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Items at leaves [R, W] that rows may get, in the order of the leaves, inside a leaf in that of the trie."""
+        if not self.allow:
+            items, scores = self.stock.expand(leaves, scores, width + self.items.shape[1])
+            denied = _contains(self.items, items)  # pads too, which stand at the end anyway
+            order = denied.byte().argsort(dim=1, stable=True)
+            return _cut(items.masked_fill(denied, -1).gather(1, order), scores.gather(1, order), width)
+        found = leaves[:, None] == self.nodes[-1][:, :, None]  # [R, M, W]
+        owner = torch.where(found.any(2), found.byte().argmax(2), leaves.shape[1])
+        order = owner.argsort(dim=1, stable=True)
+        items, owner = self.items.gather(1, order), owner.gather(1, order)
+        scores = torch.cat([scores, scores.new_full((len(scores), 1), float("-inf"))], dim=1).gather(1, owner)
+        return _cut(items.masked_fill(owner == leaves.shape[1], -1), scores, width)
+
+
+def _check_rows(rows: Tensor, items: int) -> None:
+    wrong = (rows < -1) | (rows >= items)
+    if bool(wrong.any()):
+        request, column = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"the filter of request {request} names catalogue row {int(rows[request, column])}, but rows are "
+            f"0 .. {items - 1} (-1 pads)."
+        )
+
+
+def _look_up(places: Tensor, rows: Tensor) -> Tensor:
+    return torch.where(rows < 0, -1, places[rows.clamp(min=0)].long())
+
+
+def _distinct(places: Tensor, absent: int) -> Tensor:
+    """Places [R, M] of each row in ascending order, `absent` at the end in place of -1 and of repetitions."""
+    places = torch.where(places < 0, absent, places).sort(1).values
+    again = torch.zeros_like(places, dtype=torch.bool)
+    again[:, 1:] = places[:, 1:] == places[:, :-1]
+    return places.masked_fill(again, absent).sort(1).values
+
+
+def _contains(rows: Tensor, values: Tensor) -> Tensor:
+    """Which values [R, N] are in the same row of `rows` [R, M], in any order; -1 always is."""
+    known = torch.cat([rows, rows.new_full((len(rows), 1), -1)], dim=1).sort(1).values
+    index = torch.searchsorted(known, values.contiguous()).clamp(max=known.shape[1] - 1)
+    return known.gather(1, index) == values
+
+
+def _cut(items: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Ranked items [R, N] and scores, -1 behind all others -> [R, width], padded with -1 and -inf."""
+    short = max(0, width - items.shape[1])
+    items = functional.pad(items[:, :width], (0, short), value=-1)
+    scores = functional.pad(scores[:, :width], (0, short), value=float("-inf"))
+    return items, scores.masked_fill(items < 0, float("-inf"))

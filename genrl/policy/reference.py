@@ -1,0 +1,34 @@
+"""The policy as it was when training began, which objectives hold the trained one to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from genrl.policy.model import Policy
+
+
+class Reference:
+    """A policy with the trained weights that it has now, for passes without gradient; all else is the policy's own.
+
+    Only what training changes is copied: the adapters under LoRA, all weights under full fine-tuning.
+
+    Args:
+        policy: what is copied.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.weights = {f"model.{name}": value.detach().clone() for name, value in policy.trainable().items()}
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (those of `Policy.forward`)
+        """`Policy.forward` with these weights."""
+        self.weights = {name: value.to(self.policy.device) for name, value in self.weights.items()}
+        return functional_call(self.policy, self.weights, inputs, options)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (any attribute of a policy)
+        """What the policy says of itself."""
+        return getattr(self.policy, name)

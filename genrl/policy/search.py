@@ -1,0 +1,485 @@
+"""Beam search under any layout: where a layout has text, it is written first, then the items behind it are searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genrl.batches import Completions, Ranking, Requests, State
+from genrl.errors import ConfigError, UnsupportedError
+from genrl.layouts.base import BROKEN, Layout, Legal
+from genrl.policy.branches import Branches, grow
+from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
+from genrl.policy.model import Head, Policy, Read
+from genrl.policy.tree import left_padded, prompt_positions
+from genrl.policy.write import Written, completed, go_on
+
+T = TypeVar("T")
+WIDEN = 4
+"""How many times wider each further beam of an exact ranking is."""
+WIDEST = 16384
+"""Places of the widest beam of an exact ranking; memory grows with it. Rankings that need more stay uncertified."""
+ROWS = 1024
+"""Beams that write at a time, where each beam has text of its own; it bounds memory, not results."""
+PARTS = ("tokens", "logps", "entropy", "choices", "written")
+
+
+@dataclass
+class Beams:
+    """W beams for each of P requests; a beam that does not exist is broken."""
+
+    state: State
+    """Of [P * W]."""
+    totals: Tensor
+    """[P, W] log-probability of the item tokens so far."""
+    keys: Tensor
+    """[P, W] what beams are ranked by: totals, or perturbed ones."""
+    bound: Tensor
+    """[P] best score of a beginning that was given up."""
+    parts: dict[str, Tensor]
+    """[P, W, t] tokens, log-probabilities, entropies, numbers of legal tokens, and which places were written."""
+
+    @property
+    def alive(self) -> Tensor:
+        """[P * W] bool: beams that go on."""
+        return self.state.site >= 0
+
+    def text(self, requests: Requests) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [P * W, L + t] of the prompts with what the beams have written."""
+        width = self.totals.shape[1]
+        rows = requests.tokens.repeat_interleave(width, dim=0), requests.mask.repeat_interleave(width, dim=0)
+        tokens, real = (self.parts[name].flatten(0, 1) for name in ("tokens", "written"))
+        return torch.cat([rows[0], tokens], dim=1), torch.cat([rows[1], real], dim=1)
+
+    def append(self, new: dict[str, Tensor], parents: Tensor | None = None) -> None:
+        """Add places [P, W, t] behind those of the parents [P, W]."""
+        for name in PARTS:
+            old = self.parts[name]
+            if parents is not None:
+                old = old.gather(1, parents[:, :, None].expand(-1, -1, old.shape[2]))
+            self.parts[name] = torch.cat([old, new[name]], dim=2)
+
+
+@torch.no_grad()
+def search(
+    policy: Policy,
+    layout: Layout,
+    requests: Requests,
+    width: int,
+    sampling: Sampling = RANKING,
+    *,
+    gumbels: Tensor | None = None,
+    noise: Tensor | None = None,
+    exact: int = 0,
+    beams: int = 0,
+    behind: Sequence[Beams] | None = None,
+) -> tuple[Ranking, Completions]:
+    """The most likely items found by beam search, best first, with a bound for those that are not listed.
+
+    Text is not searched: it is written, by the likeliest words or with `noise`, and the items behind it are ranked by
+    the log-probability of their own tokens. Where text stands between the tokens of items, every beam goes on writing
+    before its next token, and is computed anew with its prompt each time. With S > 1 samples of text an item's score is
+    log 1/S sum_s p(item | text s), a lower bound: an item that is not in the list of s, which is `width` long, counts
+    as p = 0 there; such rankings have no bound.
+
+    With `gumbels` the search is Stochastic Beam Search (Kool, van Hoof and Welling 2019, arXiv:1903.06059):
+    log-probabilities are perturbed top-down with Gumbel noise conditioned on the parent's maximum, which draws `width`
+    distinct completions without replacement in one pass.
+
+    A filter of items (`Layout.only`, `Requests.pool`, `Requests.deny`) takes items out and, with
+    `normalize="catalogue"`, leaves the scores of the others as they are in the whole catalogue.
+
+    Args:
+        policy: what ranks.
+        layout: grammar of the completions.
+        requests: P prompts, padded on any side.
+        width: places of the ranking, and of the beam where `beams` says nothing else.
+        sampling: temperatures and what probabilities sum to one over.
+        gumbels: [P, T, width, codes] standard Gumbel noise, codes at least those of the largest level.
+        noise: [P, S, layout.length] numbers in [0, 1) for S samples of text; None: one, of the likeliest words.
+        exact: make the beam wider for the requests that need it, until this many first items are certified to be the
+            best of the whole catalogue or the beam has `WIDEST` places; 0 takes what the beam finds.
+        beams: width of the beam; 0: as many as places.
+        behind: what `think` wrote with the same noise, for searches that share it; None: it is written here.
+
+    Returns:
+        The ranking, and the completions of the beams [P * W], best first, -1 where fewer exist. Those of a request
+        stand behind the text that makes its first item likeliest; of an exact search they are those of its first beam.
+
+    Raises:
+        ConfigError: if more items shall be exact than there are places.
+        UnsupportedError: if items must be exact where several samples of text or beams that write are merged.
+    """
+    if exact > width:
+        raise ConfigError(f"the first {exact} of {width} places cannot be exact. Make the beam {exact} wide or wider.")
+    check_tokens(policy, layout)
+    samples = noise.shape[1] if noise is not None and layout.writes_text else 1
+    if exact and samples > 1:
+        raise _uncertain(f"{samples} trains of thought")
+    found = []
+    for sample, begun in enumerate(behind or think(policy, layout, requests, sampling, noise)):
+        uniforms = noise[:, sample] if noise is not None and layout.writes_text else None
+        wide = _search(policy, layout, requests, begun, beams or width, sampling, uniforms, gumbels, exact > 0)
+        ranking = _ranking(layout, requests, wide, width)
+        if exact:
+            ranking = _widened(policy, layout, requests, begun, ranking, width, sampling, exact)
+        found.append((ranking, wide))
+    rankings, searched = zip(*found, strict=True)
+    ranking = merge(rankings)
+    return ranking, _completions(layout, _best(rankings, searched, ranking), sampling)
+
+
+def think(
+    policy: Policy, layout: Layout, requests: Requests, sampling: Sampling = RANKING, noise: Tensor | None = None
+) -> list[Beams]:
+    """Write what stands before the first item token, for each sample of `noise`; a filter of items changes nothing.
+
+    Args:
+        policy: what writes.
+        layout: grammar of the completions.
+        requests: P prompts.
+        sampling: temperatures.
+        noise: as in `search`.
+
+    Returns:
+        One beam per request for each sample.
+    """
+    count, device = len(requests), requests.tokens.device
+    zeros, empty = torch.zeros(count, 1, device=device), torch.zeros(count, 1, 0, device=device)
+    parts = {name: empty.long() for name in ("tokens", "choices")} | {name: empty for name in ("logps", "entropy")}
+    bound = torch.full((count,), float("-inf"), device=device)
+    begun = Beams(layout.start(count), zeros, zeros, bound, parts | {"written": empty.bool()})
+    if not layout.writes_text:
+        return [begun]
+    samples = [None] if noise is None else noise.unbind(1)
+    return [
+        _write(policy, layout, requests, replace(begun, parts=dict(begun.parts)), sampling, uniforms)
+        for uniforms in samples
+    ]
+
+
+def _uncertain(cause: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"a ranking by {cause} cannot be certified to be exact. Leave evaluate.exact (or --exact) out, or use "
+        f"evaluate.thinking_samples=0 or 1 with layout.order=tail."
+    )
+
+
+def _widened(
+    policy: Policy,
+    layout: Layout,
+    requests: Requests,
+    begun: Beams,
+    ranking: Ranking,
+    width: int,
+    sampling: Sampling,
+    exact: int,
+) -> Ranking:
+    """The ranking with wider beams where its first `exact` items are not certified."""
+    beams, widest = width, min(layout.completions, max(WIDEST, width))
+    while beams < widest:
+        unsure = (~ranking.certified(exact)).nonzero()[:, 0]
+        if unsure.numel() == 0:
+            break
+        beams = min(WIDEN * beams, widest)
+        for rows in unsure.split(max(1, len(requests) * width // beams)):
+            own = requests.rows(rows)
+            start = replace(
+                begun,
+                state=replace(begun.state.rows(rows), owner=torch.arange(len(rows), device=rows.device)),
+                parts={name: part[rows] for name, part in begun.parts.items()},
+                **{name: getattr(begun, name)[rows] for name in ("totals", "keys", "bound")},
+            )
+            wider = _search(policy, layout, own, start, beams, sampling, None, None, True)
+            ranking = ranking.replaced(rows, _ranking(layout, own, wider, width))
+    return ranking
+
+
+def _ranking(layout: Layout, requests: Requests, beams: Beams, width: int) -> Ranking:
+    """The first `width` items of the beams; the bound covers what the search gave up and what is cut off here."""
+    items, scores = layout.rank(beams.state, beams.keys, width + 1, requests)
+    return Ranking(items[:, :width], scores[:, :width], torch.maximum(beams.bound, scores[:, width]))
+
+
+def _write(
+    policy: Policy, layout: Layout, requests: Requests, beams: Beams, sampling: Sampling, uniforms: Tensor | None
+) -> Beams:
+    """Let every beam write until an item token is due.
+
+    All beams of a request share its noise, place by place, so that the text of a beam depends on its own tokens alone
+    and a wider beam finds a better ranking by the same scores.
+    """
+    item = torch.tensor([kind == "item" for kind in layout.kinds] + [True], device=beams.totals.device)
+    width = beams.totals.shape[1]
+    text, seen = beams.text(requests)
+    done = beams.parts["written"].sum(2).flatten()
+    states, written = beams.state, []
+    rows = beams.alive.nonzero()[:, 0]
+    if rows.numel() == 0:
+        return beams
+    for part in rows.split(ROWS if width > 1 else len(rows)):
+        noise = None
+        if uniforms is not None:  # place t of a completion has noise t
+            place = done[part][:, None] + torch.arange(layout.length, device=part.device)
+            noise = uniforms[part // width].gather(1, place.clamp(max=layout.length - 1))
+        found = go_on(
+            policy,
+            layout,
+            requests,
+            text[part],
+            seen[part],
+            states.rows(part),
+            sampling,
+            noise,
+            lambda site: item[site],
+        )
+        beams.state = beams.state.put(part, found.state)
+        written.append(found)
+    beams.append(_behind(written, rows, beams.totals.shape))
+    return beams
+
+
+def _behind(written: Sequence[Written], rows: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    """What rows [n] of P * W beams wrote, as places [P, W, t] of all of them."""
+    longest = max(found.tokens.shape[1] for found in written)
+    places = {}
+    for name in PARTS:
+        columns = [found.mask if name == "written" else getattr(found, name) for found in written]
+        values = torch.cat([functional.pad(part, (0, longest - part.shape[1])) for part in columns])
+        whole = values.new_zeros(shape.numel(), longest).index_copy(0, rows, values)
+        places[name] = whole.view(*shape, longest)
+    return places
+
+
+def _search(
+    policy: Policy,
+    layout: Layout,
+    requests: Requests,
+    begun: Beams,
+    width: int,
+    sampling: Sampling,
+    uniforms: Tensor | None,
+    gumbels: Tensor | None,
+    certain: bool,
+) -> Beams:
+    """Widen and follow beams until all have ended.
+
+    Args:
+        policy: what ranks.
+        layout: grammar of the completions.
+        requests: P prompts.
+        begun: one beam each.
+        width: beams.
+        sampling: temperatures and what probabilities sum to one over.
+        uniforms: [P, T] noise of the text; None: the likeliest words.
+        gumbels: see `search`.
+        certain: whether the ranking shall be certified.
+    """
+    beams = replace(begun, parts=dict(begun.parts))
+    branches: Branches | None = None
+    parents = torch.empty(0)
+    position = 0
+    site = _site(layout, beams, position)
+    while site is not None:
+        if layout.kinds[site] == "word" or (layout.kinds[site] == "form" and not layout.in_step):
+            if certain:
+                raise _uncertain("beams that think between their SID tokens")
+            beams, branches = _write(policy, layout, requests, beams, sampling, uniforms), None
+            site = _site(layout, beams, position)
+            continue
+        legal = layout.legal(site, beams.state, requests)
+        read = partial(_children, legal, sampling.at(layout, site), sampling.normalize)
+        if branches is None:
+            branches, found = _prefill(policy, layout, requests, beams, width, sampling, read)
+        else:
+            live = beams.alive
+            if sampling.normalize != "vocab":
+                live = live & ~layout.settled(beams.state, site)
+            drawn = beams.parts["tokens"][:, :, -1]
+            found = branches.extend(drawn, read, parents, live.view(drawn.shape))
+        noise = None if gumbels is None else gumbels[:, position]
+        parents = _widen(layout, beams, legal, *found, width, site, noise)
+        position += 1
+        site = _site(layout, beams, position)
+    return beams
+
+
+def _children(legal: Legal, temperature: float, normalize: str, hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the children of each beam, and the entropy of their distribution."""
+    hidden = hidden.flatten(0, -2)
+    if legal.form:
+        nothing = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+        return nothing, nothing[:, 0]
+    log_probs, _, entropy = distribution(head, hidden, legal, temperature, normalize)
+    return log_probs, entropy
+
+
+def _site(layout: Layout, beams: Beams, position: int) -> int | None:
+    """Where all beams stand that go on; None: all have ended.
+
+    Raises:
+        UnsupportedError: if they stand at different sites.
+    """
+    if layout.in_step:
+        return position if position < layout.length else None
+    sites = beams.state.site[beams.alive].unique().tolist()
+    if len(sites) > 1:
+        raise UnsupportedError(f"beams of one search stand at different sites {sites}: sample instead")
+    return int(sites[0]) if sites else None
+
+
+def _prefill(
+    policy: Policy, layout: Layout, requests: Requests, beams: Beams, width: int, sampling: Sampling, read: Read[T]
+) -> tuple[Branches | None, T]:
+    """What goes on from all that beams have written, and what `read` makes of the hidden states [P * W, H] behind it.
+
+    Beams with text of their own are computed anew each time.
+    """
+    tokens, mask = beams.text(requests)
+    head = head_rows(layout, sampling.normalize)
+    if beams.totals.shape[1] == 1:
+        branches = grow(policy, tokens, mask, width, sum(kind == "item" for kind in layout.kinds) - 1, head)
+        return branches, branches.prefill(read)
+    rows = beams.alive.nonzero()[:, 0]
+    tokens, mask = left_padded(tokens[rows], mask[rows])
+
+    def placed(hidden: Tensor, head: Head) -> T:
+        whole = hidden.new_zeros(len(beams.alive), hidden.shape[-1])
+        return read(whole.index_copy(0, rows, hidden[:, -1]), head)
+
+    return None, policy(tokens, mask, prompt_positions(mask), placed, head)
+
+
+def _widen(
+    layout: Layout,
+    beams: Beams,
+    legal: Legal,
+    log_probs: Tensor,
+    entropy: Tensor,
+    width: int,
+    site: int,
+    gumbels: Tensor | None,
+) -> Tensor:
+    """Give every beam its best children, in place; returns their parents [P, W]."""
+    prompts, slots = beams.totals.shape
+    codes = log_probs.shape[1]
+    log_probs = log_probs.view(prompts, slots, codes).masked_fill(~beams.alive.view(prompts, slots, 1), float("-inf"))
+    reached = beams.totals[:, :, None] + log_probs
+    ranked = reached if gumbels is None else _perturb(reached, beams.keys, gumbels[:, :slots, :codes])
+    keep = min(width, slots * codes)
+    best, flat = ranked.reshape(prompts, -1).topk(min(keep + 1, slots * codes), dim=1)
+    if best.shape[1] > keep:
+        beams.bound = torch.maximum(beams.bound, best[:, keep])
+    keys, flat = best[:, :keep], flat[:, :keep]
+    parents, columns = flat // codes, flat % codes
+    rows = torch.arange(prompts, device=flat.device)[:, None]
+    above = (rows * slots + parents).flatten()
+    exists = keys > float("-inf")
+    chosen = legal.rows(above)
+    drawn = chosen.token(columns.view(-1, 1)).view(prompts, keep)
+    choices = (
+        torch.zeros_like(drawn) if legal.form else chosen.mask.sum(1).expand(len(above)).view(prompts, keep) * exists
+    )
+    new = {
+        "tokens": drawn,
+        "logps": log_probs[rows, parents, columns],
+        "entropy": entropy.view(prompts, slots)[rows, parents],
+        "choices": choices,
+        "written": exists,
+    }
+    beams.append({name: value[:, :, None] for name, value in new.items()}, parents)
+    beams.totals, beams.keys = reached[rows, parents, columns], keys
+    state = layout.advance(beams.state.rows(above), drawn.flatten(), site if layout.in_step else None)
+    beams.state = replace(state, site=torch.where(exists.flatten(), state.site, BROKEN))
+    return parents
+
+
+def _perturb(reached: Tensor, keys: Tensor, gumbels: Tensor) -> Tensor:
+    """Perturbed log-probabilities of children whose maximum is the parent's (Kool et al. 2019, equation 25).
+
+    Args:
+        reached: [P, W, C] log-probability of each child, -inf where illegal.
+        keys: [P, W] perturbed log-probability of the parents.
+        gumbels: [P, W, C] standard Gumbel noise.
+    """
+    noisy = reached + gumbels
+    largest = noisy.amax(-1, keepdim=True)
+    gap = keys[:, :, None] - noisy + torch.log1p(-torch.exp((noisy - largest).clamp(max=0)))
+    conditioned = keys[:, :, None] - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+    conditioned = torch.where(noisy == largest, keys[:, :, None], conditioned)
+    return torch.where(reached == float("-inf"), reached, conditioned)
+
+
+def merge(rankings: Sequence[Ranking]) -> Ranking:
+    """Rankings [P, W] of the same requests by S samples of text -> one by mean probability, without a bound.
+
+    An item counts as impossible where it is not listed, so that scores are lower bounds of the true ones.
+
+    Example:
+        >>> one = Ranking(torch.tensor([[4, 2]]), torch.tensor([[0.6, 0.3]]).log())
+        >>> two = Ranking(torch.tensor([[7, 4]]), torch.tensor([[0.9, 0.1]]).log())
+        >>> merged = merge([one, two])
+        >>> merged.items.tolist(), merged.scores.exp().mul(100).round().tolist()
+        ([[7, 4]], [[45.0, 35.0]])
+    """
+    if len(rankings) == 1:
+        return rankings[0]
+    width = rankings[0].items.shape[1]
+    items = torch.cat([each.items for each in rankings], dim=1)
+    scores = torch.cat([each.scores for each in rankings], dim=1).double()
+    largest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
+    values, order = items.sort(dim=1, stable=True)
+    opens = torch.ones_like(values, dtype=torch.bool)
+    opens[:, 1:] = values[:, 1:] != values[:, :-1]
+    group = opens.long().cumsum(1) - 1  # entries of one item have one number
+    masses = torch.zeros_like(scores).scatter_add(1, group, (scores - largest).exp().gather(1, order))
+    places = torch.full_like(items, items.shape[1]).scatter_reduce(1, group, order, "amin")  # where it is listed first
+    named = torch.full_like(items, -1).scatter(1, group, values)
+    early = places.argsort(dim=1, stable=True)  # items of one SID stay in the order of the trie
+    best = early.gather(1, masses.gather(1, early).argsort(dim=1, descending=True, stable=True))[:, :width]
+    total = (masses.gather(1, best).log() + largest - torch.tensor(float(len(rankings))).log()).float()
+    kept = named.gather(1, best).masked_fill(total == float("-inf"), -1)
+    return Ranking(kept, total.masked_fill(kept < 0, float("-inf")))
+
+
+def _best(rankings: Sequence[Ranking], searched: Sequence[Beams], merged: Ranking) -> dict[str, Tensor]:
+    """For each request the places [P, W, t] of the beams behind the text that makes its first item likeliest."""
+    if len(searched) == 1:
+        return searched[0].parts
+    top = torch.stack(
+        [each.scores.masked_fill(each.items != merged.items[:, :1], float("-inf")).amax(1) for each in rankings]
+    ).argmax(0)
+    length = max(beams.parts["tokens"].shape[2] for beams in searched)
+    width = max(beams.parts["tokens"].shape[1] for beams in searched)
+    found = {}
+    for name in PARTS:
+        every = [beams.parts[name] for beams in searched]
+        whole = torch.stack(
+            [functional.pad(part, (0, length - part.shape[2], 0, width - part.shape[1])) for part in every]
+        )
+        found[name] = whole[top, torch.arange(len(top), device=top.device)]
+    return found
+
+
+def _completions(layout: Layout, parts: dict[str, Tensor], sampling: Sampling) -> Completions:
+    """The beams as completions, without the gaps behind text that was shorter than that of others."""
+    group = parts["tokens"].shape[1]
+    flat = {name: part.flatten(0, 1) for name, part in parts.items()}
+    order = (~flat["written"]).byte().argsort(dim=1, stable=True)
+    moved = {name: part.gather(1, order) for name, part in flat.items()}
+    return completed(
+        layout,
+        group,
+        moved["tokens"],
+        layout.replay(moved["tokens"]),
+        moved["choices"],
+        moved["logps"],
+        moved["entropy"],
+        sampling,
+    )

@@ -1,0 +1,233 @@
+"""Completions written token by token, whatever the layout; rows that need no more of the model leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from genrl.batches import Completions, Requests, State, stacked
+from genrl.layouts.base import Layout
+from genrl.policy.branches import Growing
+from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, invert
+from genrl.policy.model import Head, Policy
+
+
+@dataclass(frozen=True)
+class Written:
+    """What n rows wrote, padded on the right to the longest of them."""
+
+    tokens: Tensor
+    """[n, T] int64, 0 behind the end."""
+    states: State
+    """Of [n, T]: before each token."""
+    logps: Tensor
+    """[n, T] float32 log-probabilities, 0 where nothing was chosen."""
+    entropy: Tensor
+    """[n, T] float32 entropy of the legal distribution each token came from, nats."""
+    choices: Tensor
+    """[n, T] int64: number of legal tokens; 1 is an item token without a choice, 0 a token of the form or padding."""
+    state: State
+    """Of [n]: behind the last token."""
+    mask: Tensor
+    """[n, T] bool: tokens, no padding."""
+
+
+def write(
+    policy: Policy,
+    layout: Layout,
+    requests: Requests,
+    group: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    noise: Tensor | None = None,
+) -> Completions:
+    """Draw independent completions by inverting the distribution function at given uniform numbers.
+
+    The noise is an argument, so the same prompt gets the same completions on one process or many.
+
+    Args:
+        policy: what writes.
+        layout: grammar of the completions.
+        requests: P prompts, padded on any side.
+        group: completions of each.
+        sampling: temperatures and what probabilities sum to one over.
+        noise: [P, group, layout.length] numbers in [0, 1), one per token; None: the likeliest token.
+    """
+    check_tokens(policy, layout)
+    start = layout.start(len(requests), group)
+    uniforms = None if noise is None else noise.flatten(0, 1)
+    written = go_on(policy, layout, requests, requests.tokens, requests.mask, start, sampling, uniforms)
+    return completed(
+        layout, group, written.tokens, written.states, written.choices, written.logps, written.entropy, sampling
+    )
+
+
+@torch.no_grad()
+def go_on(
+    policy: Policy,
+    layout: Layout,
+    requests: Requests,
+    tokens: Tensor,
+    mask: Tensor,
+    state: State,
+    sampling: Sampling,
+    uniforms: Tensor | None = None,
+    until: Callable[[Tensor], Tensor] | None = None,
+) -> Written:
+    """Go on with completions until each has come to its end.
+
+    Every row grows by one token per step, tokens of the form too, so rows stay in step whatever each of them writes.
+
+    Args:
+        policy: what writes.
+        layout: grammar of the completions.
+        requests: says which items rows may get, by `state.owner`.
+        tokens: what stands before the first token to write [R, L], padded on any side.
+        mask: [R, L].
+        state: [n] states to go on from; n is a multiple of R, row i goes on behind row i // (n / R).
+        sampling: see `write`.
+        uniforms: [n, T] numbers in [0, 1), one per token; None: the likeliest token.
+        until: sites [n] -> rows that stop [n] before their end.
+    """
+    count, most = len(state.site), layout.length
+    ends = until or (lambda site: site < 0)
+    settles = until is None and layout.in_step and sampling.normalize != "vocab"
+    in_step = layout.in_step and until is None
+    head = head_rows(layout, sampling.normalize)
+    rows = Growing(policy, tokens, mask, count // len(tokens), most, in_step, head)
+    steps: list[tuple[Tensor, Tensor, Tensor, Tensor, State]] = []
+    going = None if until is None and layout.in_step else ~ends(state.site)
+    drawn, needed = torch.empty(0), going
+    for position in range(most):
+        if going is not None and not bool(going.any()):
+            break
+        noise = None if uniforms is None else uniforms[:, position]
+        site = position if in_step else None
+        draw = partial(_draw, layout, requests, state, site, going, noise, sampling)
+        drawn, choices, logps, entropy = rows.extend(drawn, needed, draw) if position else rows.begin(draw)
+        before = state if going is None else _stopped(state, going)
+        steps.append((drawn, choices, logps, entropy, before))
+        ahead = layout.advance(state, drawn, site)
+        state = ahead if going is None else ahead.where(going, state)
+        if going is not None:
+            going = going & ~ends(state.site)
+        needed = going
+        if settles and position + 1 < most:
+            needed = ~layout.settled(state, position + 1)
+    if not steps:
+        empty = torch.zeros(count, 0, dtype=torch.int64, device=tokens.device)
+        nothing = state.each(lambda value: value[:, None][:, :0])
+        return Written(empty, nothing, empty.float(), empty.float(), empty, state, empty.bool())
+    columns = list(zip(*steps, strict=True))
+    states = stacked(columns[4])
+    tokens, choices, logps, entropy = (torch.stack(part, dim=1) for part in columns[:4])
+    return Written(tokens, states, logps, entropy, choices, state, states.site >= 0)
+
+
+def _stopped(state: State, going: Tensor) -> State:
+    """States of rows that go on; the others have site -1, as padding has."""
+    return state.where(going, state.each(lambda value: torch.full_like(value, -1)))
+
+
+def _draw(
+    layout: Layout,
+    requests: Requests,
+    state: State,
+    site: int | None,
+    going: Tensor | None,
+    uniforms: Tensor | None,
+    sampling: Sampling,
+    hidden: Tensor,
+    head: Head,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One token per row [n], rows at the same site together: tokens, number of legal ones, log-probability, entropy."""
+    if site is not None:
+        return _draw_at(head, layout, requests, hidden, state, site, uniforms, sampling)
+    tokens, choices = torch.zeros_like(state.site), torch.zeros_like(state.site)
+    logps, entropies = (
+        hidden.new_zeros(len(tokens), dtype=torch.float32),
+        hidden.new_zeros(len(tokens), dtype=torch.float32),
+    )
+    for one, rows in by_site(state.site, going):
+        noise = None if uniforms is None else uniforms[rows]
+        part = _draw_at(head, layout, requests, hidden[rows], state.rows(rows), one, noise, sampling)
+        for whole, values in zip((tokens, choices, logps, entropies), part, strict=True):
+            whole[rows] = values
+    return tokens, choices, logps, entropies
+
+
+def _draw_at(
+    head: Head,
+    layout: Layout,
+    requests: Requests,
+    hidden: Tensor,
+    state: State,
+    site: int,
+    uniforms: Tensor | None,
+    sampling: Sampling,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_draw` for rows that all stand at one site."""
+    legal = layout.legal(site, state, requests)
+    if legal.form:
+        nothing = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        return legal.token(torch.zeros_like(state.site)[:, None])[:, 0], torch.zeros_like(state.site), nothing, nothing
+    log_probs, drawing, entropy = distribution(head, hidden, legal, sampling.at(layout, site), sampling.normalize)
+    columns = drawing.argmax(1, keepdim=True) if uniforms is None else invert(drawing.exp(), uniforms[:, None])
+    choices = legal.mask.sum(1).expand(len(hidden))
+    return legal.token(columns)[:, 0], choices, log_probs.gather(1, columns)[:, 0], entropy
+
+
+def by_site(sites: Tensor, going: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Sites at which rows [n] stand, and those rows, each site in turn; rows that have ended stand nowhere."""
+    kept = sites if going is None else torch.where(going, sites, -1)
+    for site in kept.unique().tolist():
+        if site >= 0:
+            yield site, (kept == site).nonzero()[:, 0]
+
+
+def completed(
+    layout: Layout,
+    group: int,
+    tokens: Tensor,
+    states: State,
+    choices: Tensor,
+    logps: Tensor,
+    entropy: Tensor,
+    sampling: Sampling,
+) -> Completions:
+    """Completions [B, T] with all that credit and scoring need, read by their layout."""
+    reading = layout.read(tokens, states)
+    # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen
+    chosen = choices > (1 if sampling.normalize == "legal" else 0)
+    return Completions(
+        tokens=tokens,
+        chosen=chosen,
+        step_ids=reading.step_ids,
+        item_ids=reading.item_ids,
+        states=states,
+        codes=reading.codes,
+        items=reading.items,
+        logps=logps.masked_fill(~chosen, 0.0),
+        entropy=entropy.masked_fill(~chosen, 0.0),
+        group_size=group,
+        num_steps=layout.steps,
+        closed=reading.closed,
+    )
+
+
+def targets_as_completions(layout: Layout, requests: Requests) -> Completions:
+    """The targets themselves as completions, one per request: what plain cross-entropy trains on."""
+    tokens = layout.compose(requests.wanted.items[:, : layout.items])
+    states = layout.replay(tokens)
+    choices = torch.zeros_like(tokens)
+    for position in range(tokens.shape[1]):
+        state = states.each(lambda value, at=position: value[:, at])  # type: ignore[misc]
+        for site, rows in by_site(state.site):
+            legal = layout.legal(site, state.rows(rows), None)
+            if not legal.form:
+                choices[rows, position] = legal.mask.sum(1).expand(len(rows))
+    zeros = torch.zeros_like(tokens, dtype=torch.float32)
+    return completed(layout, 1, tokens, states, choices, zeros, zeros, Sampling())

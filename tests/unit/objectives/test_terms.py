@@ -1,0 +1,186 @@
+"""Ratios, clips, penalties, weights of tokens, and the statistics they report."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrl.batches import Scores
+from genrl.objectives import (
+    OBJECTIVES,
+    ConstantLength,
+    EntropyBonus,
+    KLPenalty,
+    SequenceMean,
+    StepMean,
+    TokenMean,
+    penalties,
+)
+from genrl.objectives.terms import clipped_surrogate, item_count, k3, log_ratios, ratio
+from tests.helpers import assert_same
+from tests.property.rollouts import LAYOUTS, sample
+
+
+@pytest.mark.parametrize(
+    ("advantage", "slopes"), [(1.0, [1.0, 1.0, 1.0, 1.0, 0.0]), (-1.0, [0.0, -1.0, -1.0, -1.0, -1.0])]
+)
+def test_the_gradient_is_whole_on_the_bounds_and_none_outside(advantage: float, slopes: list[float]) -> None:
+    ratios = torch.tensor([0.79, 0.8, 1.0, 1.2, 1.21], dtype=torch.float64, requires_grad=True)
+    values, flat = clipped_surrogate(ratios, torch.full_like(ratios, advantage).detach(), 0.8, 1.2)
+    (slope,) = torch.autograd.grad(values.sum(), ratios)
+    assert_same(slope, slopes)
+    assert torch.equal(flat, slope == 0)
+    plain = torch.minimum(ratios * advantage, ratios.clamp(0.8, 1.2) * advantage)
+    assert_same(values, plain)
+
+
+def test_bounds_may_be_tensors() -> None:
+    ratios = torch.tensor([[0.5, 1.5]], dtype=torch.float64)
+    advantages = torch.tensor([[-1.0, 1.0]], dtype=torch.float64)
+    values, _ = clipped_surrogate(ratios, advantages, torch.tensor([[0.75]]).double(), torch.tensor([[1.25]]).double())
+    assert_same(values, [[-0.75, 1.25]])
+
+
+def test_dual_clip_bounds_bad_tokens() -> None:
+    ratios = torch.tensor([2.0, 5.0, 5.0], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    values, flat = clipped_surrogate(ratios, advantages, 0.8, 1.2, dual_clip=3.0)
+    assert_same(values, [-2.0, -3.0, 1.2])
+    assert flat.tolist() == [False, True, True]
+
+
+def test_tolerance_keeps_what_is_on_the_bound_up_to_rounding() -> None:
+    ratios = torch.tensor([1 - 5e-5, 1 - 5e-4], dtype=torch.float64)
+    values, flat = clipped_surrogate(ratios, -torch.ones_like(ratios), 1.0, 1.2, tolerance=1e-4)
+    assert flat.tolist() == [False, True]
+    assert_same(values, [-(1 - 5e-5), -1.0])
+
+
+def test_levels_of_the_ratio() -> None:
+    batch = sample("slate")
+    rollout, logs = batch.rollout, log_ratios(Scores(batch.logps), batch.rollout)
+    tokens, total = rollout.chosen.sum(1).clamp(min=1), logs.sum(1)
+    owners = [set(row[mask & (row >= 0)].tolist()) for row, mask in zip(rollout.item_ids, rollout.chosen, strict=True)]
+    items = torch.tensor([max(1, len(owner)) for owner in owners])
+    assert_same(item_count(rollout)[:, 0], items.double())
+    assert_same(ratio(logs, rollout, "token"), logs.exp())
+    assert_same(ratio(logs, rollout, "sequence")[:, 0], (total / tokens).exp())
+    assert_same(ratio(logs, rollout, "item")[:, 0], (total / items).exp())
+    assert_same(ratio(logs, rollout, "product")[:, 0], total.exp())
+    assert_same(ratio(logs, rollout, "sequence_token"), (total / tokens).exp()[:, None].expand_as(logs))
+
+
+def test_stats_are_means_over_chosen_tokens() -> None:
+    batch = sample("blocked", spread=1.0)
+    objective = OBJECTIVES.build("grpo")
+    experience = batch.experience(objective)
+    stats = objective.loss(Scores(batch.logps, batch.entropy), experience).stats
+    mask = batch.rollout.chosen
+    ratios = (batch.logps - batch.rollout.logps).exp()
+    flat = ((experience.advantages > 0) & (ratios > 1.2)) | ((experience.advantages < 0) & (ratios < 0.8))
+    difference = batch.rollout.ref_logps - batch.logps
+    assert_same(stats["ratio_mean"], ratios[mask].mean())
+    assert_same(stats["ratio_max"], ratios[mask].max())
+    assert_same(stats["clip_fraction"], flat[mask].double().mean())
+    assert_same(stats["kl"], (difference.exp() - difference - 1)[mask].mean())
+    assert_same(stats["entropy"], batch.entropy[mask].mean())
+    assert_same(stats["dead_groups"], 0.25)
+    assert_same(stats["advantage_abs"], experience.advantages[mask].abs().mean())
+
+
+def test_only_what_was_computed_is_told() -> None:
+    batch = sample("sid")
+    objective = OBJECTIVES.build("grpo", {"kl_coef": 0.0})
+    stats = objective.loss(Scores(batch.logps), batch.experience(objective)).stats
+    assert set(stats) == {"advantage_abs", "ratio_mean", "ratio_max", "clip_fraction", "dead_groups"}
+    sapo = OBJECTIVES.build("sapo")
+    told = sapo.loss(Scores(batch.logps), batch.experience(sapo)).stats
+    assert set(told) == {*stats, "kl"}
+    sage = OBJECTIVES.build("sage")
+    assert {"mean_diversity", "mean_lambda"} <= set(sage.loss(Scores(batch.logps), batch.experience(sage)).stats)
+
+
+def test_k3_and_its_gradient() -> None:
+    new = torch.tensor([-0.5, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64)
+    values = k3(new, old)
+    (slope,) = torch.autograd.grad(values.sum(), new)
+    ratios = (old - new).exp().detach()
+    assert_same(values, ratios - (old - new) - 1)
+    assert_same(slope, 1 - ratios)
+    assert values[1] == 0
+
+
+def test_weights_of_zero_cost_nothing() -> None:
+    assert penalties(0.0, 0.0) == ()
+    assert penalties(0.1, 0.0) == (KLPenalty(0.1),)
+    assert penalties(0.0, -0.2) == (EntropyBonus(-0.2),)
+    assert penalties(0.1, 0.2) == (KLPenalty(0.1), EntropyBonus(0.2))
+
+
+def test_the_bonus_has_a_gradient() -> None:
+    batch = sample("blocked")
+    objective = OBJECTIVES.build("grpo", {"entropy_coef": 0.5, "kl_coef": 0.0})
+    experience = batch.experience(objective)
+    entropy = batch.entropy.clone().requires_grad_()
+    loss = objective.loss(Scores(batch.logps, entropy), experience).loss
+    (slope,) = torch.autograd.grad(loss, entropy)
+    assert_same(slope, -0.5 * experience.weights)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_kl_and_entropy_weights_are_options(name: str) -> None:
+    batch = sample("blocked")
+    objective = OBJECTIVES.build(name, {"kl_coef": 0.5, "entropy_coef": 0.25})
+    assert objective.uses_reference
+    assert objective.gradient_without_advantage
+    plain = OBJECTIVES.build(name, {"kl_coef": 0.0})
+    assert not plain.uses_reference
+    assert not plain.gradient_without_advantage
+    experience = batch.experience(plain)
+    difference = batch.run(objective, experience)[0] - batch.run(plain, experience)[0]
+    kl = torch.expm1(batch.rollout.ref_logps - batch.logps) - (batch.rollout.ref_logps - batch.logps)
+    assert_same(difference, (experience.weights * (0.5 * kl - 0.25 * batch.entropy)).sum())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums(layout: str) -> None:
+    rollout = sample(layout).rollout
+    chosen = rollout.chosen.sum(1)
+    some = (chosen > 0).double()
+    in_steps = (rollout.chosen & (rollout.step_ids >= 0)).any(1).double()
+    assert_same(TokenMean()(rollout).sum(1), chosen.double())
+    assert_same(SequenceMean()(rollout).sum(1), some)
+    assert_same(StepMean()(rollout).sum(1), in_steps)
+    assert_same(ConstantLength(8.0)(rollout).sum(1), chosen / 8.0)
+    for weights in (TokenMean()(rollout), SequenceMean()(rollout), StepMean()(rollout), ConstantLength(8.0)(rollout)):
+        assert weights.dtype == rollout.logps.dtype
+        assert (weights[~rollout.chosen] == 0).all()
+
+
+def test_constant_length_divides_by_rows_whatever_their_length() -> None:
+    rollout = sample("blocked").rollout
+    weights = ConstantLength(8.0)(rollout)
+    assert_same(ConstantLength(8.0).mass(weights), torch.ones(16, dtype=torch.float64))
+    assert_same(SequenceMean().mass(SequenceMean()(rollout)).sum(), 15.0)
+
+
+@pytest.mark.parametrize("layout", ["blocked", "interleaved"])
+def test_steps_share_a_row_and_the_chosen_tokens_of_a_step_share_it(layout: str) -> None:
+    rollout = sample(layout).rollout
+    assert (rollout.item_mask & ~rollout.chosen)[2:].any()  # a forced code leaves its share to its block
+    weights = StepMean()(rollout).tolist()
+    for row, (steps, mask) in enumerate(zip(rollout.step_ids.tolist(), rollout.chosen.tolist(), strict=True)):
+        chosen = [step for step, free in zip(steps, mask, strict=True) if free]
+        shares = [
+            1 / len(set(chosen)) / chosen.count(step) if free else 0.0 for step, free in zip(steps, mask, strict=True)
+        ]
+        assert_same(weights[row], shares)
+
+
+def test_a_step_that_is_forced_leaves_its_share_to_the_others() -> None:
+    rollout = sample("sid").rollout
+    weights = StepMean()(rollout)
+    forced = ~rollout.chosen[:, 2] & rollout.chosen[:, 0]
+    assert forced.any()
+    assert_same(weights[forced][:, :2], torch.full_like(weights[forced][:, :2], 0.5))
