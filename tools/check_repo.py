@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys(("python", "__main__"), 10),
 }
 """Room of the package -> floor; a module imports from floors below its own."""
-SIBLINGS = {("batches", "ops"), ("registry", "options"), ("sid", "catalog")}
+SIBLINGS = {("batches", "ops"), ("registry", "options"), ("plots", "files"), ("sid", "catalog")}
 SIBLINGS |= {(part, "errors") for part in ("files", "ops", "options", "registry")}
 """Imports on one floor that are allowed: SIDs are fitted on a catalogue, and the basics know each other."""
 TORCH_FREE = ("errors", "options", "registry", "config", "cli", "__main__")
