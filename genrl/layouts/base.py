@@ -148,7 +148,7 @@ class Layout(ABC):
 
     @property
     def plain(self) -> Layout:
-        """The same items without text, for policies that are to learn to think later."""
+        """One item without text, which stage `align` learns; the layout itself unless it writes text or several items."""
         return self
 
     @abstractmethod

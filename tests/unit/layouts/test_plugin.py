@@ -14,6 +14,7 @@ from genrl.batches import Rewards
 from genrl.layouts import LAYOUTS, Items, Layout, Legal, Reading
 from genrl.layouts.base import BROKEN, ENDED
 from genrl.layouts.items import ItemState
+from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.objectives import OBJECTIVES
 from genrl.policy.distribution import Sampling
 from genrl.policy.score import score
@@ -50,6 +51,10 @@ class PairLayout(Layout):
         self.kinds = ("item",) * self.length
         self.widest = max(self.tokens.sizes)
         self.completions = catalogue.distinct * (catalogue.distinct - 1)
+
+    @property
+    def plain(self) -> SidLayout:
+        return SidLayout(SidLayoutConfig(), catalogue=self.catalogue)
 
     def to(self, device: str | torch.device) -> PairLayout:
         return PairLayout(self.config, catalogue=self.catalogue.to(device))
