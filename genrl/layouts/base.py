@@ -148,7 +148,7 @@ class Layout(ABC):
 
     @property
     def plain(self) -> Layout:
-        """One item without text, which stage `align` learns; the layout itself unless it writes text or several items."""
+        """One item without text, which stage `align` learns; the layout itself unless it writes more."""
         return self
 
     @abstractmethod
