@@ -216,34 +216,6 @@ class Trie:
             path.append(nodes.long())
         return path[::-1]
 
-    def subset(self, keep: Tensor) -> Trie:
-        """The trie of the items that `keep` [I] marks; their catalogue rows and the order inside a leaf stay.
-
-        Raises:
-            DataError: if none stays.
-        """
-        kept = keep.to(self.device)[self.leaf_items]
-        if not bool(kept.any()):
-            raise DataError(
-                "the filter keeps no item that has a SID: a trie over nothing would allow nothing. Keep at least one."
-            )
-        leaf_items = self.leaf_items[kept]
-        leaf_offsets, kept = _shrink(self.leaf_offsets, kept)
-        levels = []
-        for level in reversed(self.levels):
-            codes = level.codes[kept]
-            offsets, kept = _shrink(level.offsets, kept)
-            levels.append(TrieLevel(level.size, _widest(offsets), offsets, codes))
-        return Trie(_with_masks(levels[::-1], len(leaf_items)), leaf_offsets, leaf_items)
-
-    def nodes_in(self, whole: Trie) -> list[Tensor]:
-        """For each node of levels 0 .. K - 1 of this part of `whole` the same node there, [nodes] small integers."""
-        nodes = [torch.zeros(1, dtype=self.leaf_offsets.dtype, device=self.device)]
-        for level, table in enumerate(self.levels[:-1]):
-            parents = nodes[-1].repeat_interleave(table.offsets.diff())
-            nodes.append(whole.child(level, parents.long(), table.codes).to(parents.dtype))
-        return nodes
-
 
 @dataclass(frozen=True)
 class _Field:
@@ -354,13 +326,6 @@ def _with_masks(levels: list[TrieLevel], items: int) -> tuple[TrieLevel, ...]:
             level = replace(level, masks=torch.cat([level.legal(some) for some in rows]))
         done.append(level)
     return tuple(done)
-
-
-def _shrink(offsets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Offsets [nodes + 1] into rows of which only `kept` [rows] stay -> offsets without empty nodes, kept nodes."""
-    before = torch.cat([kept.new_zeros(1), kept]).cumsum(0, dtype=offsets.dtype)[offsets]
-    filled = before[1:] > before[:-1]
-    return torch.cat([before[:1], before[1:][filled]]), filled
 
 
 def _widest(offsets: Tensor) -> int:

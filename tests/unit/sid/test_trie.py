@@ -107,34 +107,6 @@ def test_chunks_build_the_same_trie_as_the_whole(name: str, monkeypatch: pytest.
     assert tables(Trie.build(codes, sizes, popularity)) == whole
 
 
-@each_catalogue
-def test_a_subset_is_the_trie_of_the_items_that_stay(name: str) -> None:
-    codes, sizes, popularity = make_catalogue(name)
-    keep = torch.rand(len(codes), generator=torch.Generator().manual_seed(1)) < 0.3
-    keep[-1] = True
-    rows = keep.nonzero()[:, 0]
-    built = Trie.build(codes[rows], sizes, popularity[rows])
-    numbered = Trie(built.levels, built.leaf_offsets, rows.to(torch.int32)[built.leaf_items])
-    assert tables(Trie.build(codes, sizes, popularity).subset(keep)) == tables(numbered)
-
-
-@each_catalogue
-def test_nodes_of_a_subset_are_found_in_the_whole(name: str) -> None:
-    codes, sizes, popularity = make_catalogue(name)
-    keep = torch.arange(len(codes)) % 3 == 0
-    whole = Trie.build(codes, sizes, popularity)
-    part = whole.subset(keep)
-    nodes = part.nodes_in(whole)
-    there, here = whole.path(codes[keep]), part.path(codes[keep])
-    for level in range(len(sizes)):
-        assert nodes[level][here[:, level]].tolist() == there[:, level].tolist()
-
-
-def test_a_subset_of_nothing_is_refused(codes: Tensor) -> None:
-    with pytest.raises(DataError, match="keeps no item"):
-        Trie.build(codes, SIZES).subset(torch.zeros(60, dtype=torch.bool))
-
-
 def test_unknown_prefixes_have_no_child_and_no_item(codes: Tensor) -> None:
     trie = Trie.build(codes, SIZES)
     assert trie.child(0, torch.tensor([0, 0, -1]), torch.tensor([-1, SIZES[0], 0])).tolist() == [-1, -1, -1]
@@ -236,5 +208,3 @@ def test_masks_are_kept_only_where_they_are_small() -> None:
     assert [level.masks is not None for level in trie.levels] == [True, False, False]
     trie = Trie.build(torch.arange(100)[:, None] * torch.tensor([1, 0, 0]), (500, 2, 2))  # 200 bytes each from level 1
     assert [level.masks is not None for level in trie.levels] == [True, False, False]
-    assert trie.subset(torch.arange(100) < 99).levels[0].masks is not None
-    assert trie.subset(torch.arange(100) < 20).levels[0].masks is None
