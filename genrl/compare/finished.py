@@ -20,9 +20,10 @@ from genrl.compare.record import Row
 from genrl.compare.run import choose
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
-from genrl.files import key_of, read_json
+from genrl.files import read_json
 from genrl.objectives import OBJECTIVES
 from genrl.plots import Notes
+from genrl.recommenders.bundle import SIDS
 from genrl.runs.folder import differences
 from genrl.runs.stages import SUPERVISED
 
@@ -213,7 +214,7 @@ def shared_by_all(runs: Sequence[Finished]) -> dict[str, Path]:
 def describe(runs: Sequence[Finished]) -> Tree:
     """What all runs (of objectives, then of baselines) share: data, SIDs, versions, maybe stages before `rl`."""
     first = runs[0]
-    path = first.folder.parent / f"sid-{key_of(first.metrics['data']['fingerprint'], first.config.sid)}.safetensors"
+    path = first.folder / SIDS
     codes = load_file(path)["codes"].numpy().tobytes() if path.exists() else None
     return {
         "experiment": first.metrics["experiment"],

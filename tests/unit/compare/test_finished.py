@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from genrl.compare.finished import (
     Finished,
@@ -21,6 +22,7 @@ from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
 from genrl.errors import DataError
 from genrl.files import read_json
+from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
 
 RANKS = (0, 1, 2, 20, 4, 20)
@@ -105,6 +107,17 @@ def test_baselines_need_no_align_stage_to_be_described(plan: Plan, tmp_path: Pat
     alone = describe([baseline])
     assert alone["shared"] == {}
     assert alone["data"] == {"name": "toy", "fingerprint": "f00d"}
+
+
+def test_the_sids_of_a_comparison_are_those_that_its_runs_keep(plan: Plan) -> None:
+    runs = planned_rows(plan)["grpo"]
+    assert not describe(runs)["sid"]["fingerprint"]
+    found = []
+    for code in (1, 1, 2):
+        save_file({"codes": torch.tensor([[0, code]])}, runs[0].folder / SIDS)
+        found.append(describe(runs)["sid"]["fingerprint"])
+    assert found[0] == found[1] != found[2]
+    assert len(found[0]) == 16
 
 
 def test_which_targets_are_cold_is_known_from_any_run_of_the_same_rows(plan: Plan, tmp_path: Path) -> None:
