@@ -94,7 +94,7 @@ def read_items(source: str, config: DataConfig) -> ItemTable:
     """
     columns = config.columns
     wanted = _options(columns, ("item", "title", "category", "text", "attributes"))
-    table = read_table(source, "data.items", wanted, config.separator, config.encoding)
+    table = read_table(source, "data.items", wanted, config.separator, config.encoding, config.items_header)
     ids = _ids(table, columns.item).to_pylist()
     _refuse_repeats(table, ids, columns.item)
     titles, categories = _words(table, columns.title), _words(table, columns.category)
@@ -112,7 +112,8 @@ def read_events(source: str, config: DataConfig) -> Events:
     """
     columns = config.columns
     wanted = _options(columns, ("user", "item", "time", "position", "split", "feedback"))
-    table = read_table(source, "data.interactions", wanted, config.separator, config.encoding)
+    header = config.interactions_header
+    table = read_table(source, "data.interactions", wanted, config.separator, config.encoding, header)
     users, user_ids = _codes(_ids(table, columns.user))
     items, item_ids = _codes(_ids(table, columns.item))
     rows = np.arange(len(table))
