@@ -230,8 +230,10 @@ class _File:
         line, header = next(self._read_delimited(), (0, None))
         if header is None:
             raise DataError(f"{self.path}: empty file. The first line of a {self.form} file names its columns.")
-        hint = f" The file is split at {self.separator!r} (data.separator) and read as {self.encoding} (data.encoding). If "
-        hint += f"its first line is no header, name all columns: {self.option}_header=[user_id,item_id,...]."
+        hint = (
+            f" The file is split at {self.separator!r} (data.separator) and read as {self.encoding} (data.encoding). "
+            f"If its first line is no header, name all columns: {self.option}_header=[user_id,item_id,...]."
+        )
         names = []
         for name in header:
             head, _, kind = name.rpartition(":")
@@ -299,9 +301,9 @@ class _File:
                 if len(fields) != width:
                     names = f"{self.option}_header" if self.header else "the first line"
                     raise DataError(
-                        f"{self.path}:{line}: {len(fields)} fields between {self.separator!r}, but {names} has {width}. "
-                        f"Mend the row{' (quote a field that holds the separator)' * self._quotes}, name all columns "
-                        f"in {names}, or set data.separator."
+                        f"{self.path}:{line}: {len(fields)} fields between {self.separator!r}, but {names} has "
+                        f"{width}. Mend the row{' (quote a field that holds the separator)' * self._quotes}, "
+                        f"name all columns in {names}, or set data.separator."
                     )
                 yield line, fields
 
