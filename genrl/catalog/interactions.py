@@ -185,10 +185,7 @@ def _words(table: Table, name: str | None) -> list[str]:
 def _text(table: Table, name: str, exact: bool = False) -> pa.ChunkedArray:
     """A column of any plain type as text, null where it is empty.
 
-    Args:
-        table: as read.
-        name: of the column.
-        exact: refuse what is no id: broken, infinite or missing numbers, and floats that may have lost digits.
+    With `exact`, what is no id is refused: broken, infinite or missing numbers, and floats that may have lost digits.
     """
     import pyarrow as pa
 

@@ -72,7 +72,7 @@ def read_table(
         wanted: column -> configuration key that named it.
         separator: between the fields of a delimited file; None: by suffix.
         encoding: of delimited and JSONL files.
-        header: all columns of delimited files without a header line; empty: the first line names them.
+        header: all columns of delimited files without a header line.
 
     Raises:
         DataError: if there is nothing to read, a column is missing, or a file cannot be parsed (with the line).

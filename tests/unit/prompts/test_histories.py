@@ -92,8 +92,6 @@ def test_held_out_interactions_are_neither_targets_nor_read() -> None:
     dataset = dataset_of([[0, 1, 2, 3, 4], [5, 6, 7]], ["httve", "tve"])
     batches = SequenceBatches(dataset, "user", 10, batch=4)
     assert rows_of(batches.step(0)) == [((0, 1, 2), (False, True, True))]
-    some = SequenceBatches(dataset_of([[0, 1, 2, 3]], ["ttrv"]), "user", 10, batch=4, known=[Role.RL])
-    assert rows_of(some.step(0)) == [((0, 1, 2), (False, False, True))]
 
 
 def test_what_cannot_be_trained_on_is_refused() -> None:
