@@ -62,19 +62,19 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def misfit(value: Any, hint: Any, error: Exception, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever there is)
+def wrong_value(value: Any, hint: Any, error: Exception, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever there is)
     """Say what is wrong with the value of an option.
 
     Args:
         value: what was given.
         hint: type of the option.
-        error: what the library said of it; told where there are no words of ours for the type.
-        default: plain value of the option when nothing is given, to be told with it.
+        error: from the library; quoted for types that have no wording here.
+        default: plain value of the option when nothing is given; named in the message.
 
     Example:
-        >>> misfit("many", int, TypeError("bad"), 50)
+        >>> wrong_value("many", int, TypeError("bad"), 50)
         'is not an integer. The default is 50.'
-        >>> misfit("many", bytes, TypeError("bad"))
+        >>> wrong_value("many", bytes, TypeError("bad"))
         'does not fit: bad.'
     """
     allowed = _allowed(hint)

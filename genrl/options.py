@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from genrl.errors import misfit
+from genrl.errors import wrong_value
 
 Values = Mapping[str, Any]
 
@@ -81,7 +81,7 @@ def fill(
     defaults: bool = False,
     prefix: str = "",
 ) -> Iterator[tuple[str, Any, str]]:
-    """Write values into a node of OmegaConf one by one, and yield dotted name, value and reason for each misfit.
+    """Write values into a node of OmegaConf one by one, and yield dotted name, value and reason for each wrong_value.
 
     Args:
         node: made from the schema; an option whose value does not fit is left as it is.
@@ -101,7 +101,7 @@ def fill(
             try:
                 OmegaConf.update(node, key, value, merge=False)
             except (OmegaConfBaseException, TypeError) as error:
-                yield key, value, misfit(value, hint, error, plain(node, key) if defaults else MISSING)
+                yield key, value, wrong_value(value, hint, error, plain(node, key) if defaults else MISSING)
         elif isinstance(value, Mapping):
             yield from fill(node, hint, value, unknown, defaults=defaults, prefix=f"{key}.")
         elif value is not None:  # an empty section of a file is null: nothing to set

@@ -2,8 +2,8 @@
 
     python tools/breakdown.py runs/beauty --rows item_knn,sasrec,align,grpo --kind excluded
 
-Prints Markdown. A row of the second table says which share of the first row's hits the other row has too, and what a
-reader of both lists would have at best; that bound is no method, but says whether the two know different things.
+Prints Markdown. The second table gives the share of the first row's hits that another row also finds, and the NDCG of
+always taking the better of the two ranks: an upper bound that shows whether the two know different things.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HISTORIES = ((1, 4), (5, 9), (10, None))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 2 for an error the user can mend."""
+    """Print the tables; 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="of an experiment")
     parser.add_argument("--rows", metavar="NAMES", help="rows between commas (default: all finished)")

@@ -2,8 +2,8 @@
 
     python tools/make_traces.py configs/toy.yaml --model CHAT_MODEL_FOLDER --out traces.jsonl --limit 1000
 
-The file is what `read_traces` reads. Stopped, the same command goes on. Positions whose trace was dropped, and why, are
-in OUT.dropped.jsonl beside it; settings and statistics in OUT.json.
+The file is what `read_traces` reads. After an interruption, the same command resumes. Positions whose trace was
+dropped, and why, are in OUT.dropped.jsonl; settings and statistics in OUT.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STEPS, CUT, ANSWER = "wrong number of blocks", "cut off", "wrong answer"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Write traces; 2 for an error the user can mend, 130 when interrupted."""
+    """Write traces; 2 for an error that the user can fix, 130 when interrupted."""
     options = _parser().parse_intermixed_args(words)
     try:
         overrides = [word for word in options.config if "=" in word]

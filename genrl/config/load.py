@@ -23,8 +23,8 @@ from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
 
 Registries = Mapping[str, Callable[[], Registry[Any]]]
-"""Kind of component (objective, layout, baseline, reward, sid) -> how to get its registry, called once all else is in
-order."""
+"""Kind of component (objective, layout, baseline, reward, sid) -> how to get its registry, called after
+everything else has been checked."""
 FLAGS = {"stage": "stages", "plugin": "plugins"}
 """Flags whose option has another name."""
 

@@ -43,18 +43,18 @@ def test_only_something_close_is_suggested():
     ],
 )
 def test_a_misfit_says_what_is_allowed(hint, allowed):
-    assert errors.misfit("x", hint, BAD) == f"is not {allowed}."
-    assert errors.misfit("x", hint, BAD, None) == f"is not {allowed}. The default is null."
+    assert errors.wrong_value("x", hint, BAD) == f"is not {allowed}."
+    assert errors.wrong_value("x", hint, BAD, None) == f"is not {allowed}. The default is null."
 
 
 def test_a_misfit_suggests_the_closest_choice():
-    assert errors.misfit("lst", Literal["best", "last"], BAD) == "is not one of best, last. Did you mean 'last'?"
+    assert errors.wrong_value("lst", Literal["best", "last"], BAD) == "is not one of best, last. Did you mean 'last'?"
 
 
 @pytest.mark.parametrize("hint", [Path, list[list[int]], tuple[int, int], Path | None])
 def test_a_misfit_without_words_of_ours_is_told_in_those_of_the_library(hint):
-    assert errors.misfit("x", hint, BAD, "y") == "does not fit: bad, it says."
+    assert errors.wrong_value("x", hint, BAD, "y") == "does not fit: bad, it says."
 
 
 def test_what_is_wrong_inside_a_group_is_not_that_it_is_no_group():
-    assert errors.misfit({"a": "x"}, dict[str, int], BAD) == "does not fit: bad, it says."
+    assert errors.wrong_value({"a": "x"}, dict[str, int], BAD) == "does not fit: bad, it says."
