@@ -1,7 +1,6 @@
 """Policy objectives: rewards in, loss out. Each built-in is four pieces; `OBJECTIVES` lists them by name."""
 
 # ruff: noqa: F401 (what plug-ins import from here)
-from genrl.objectives.bapo import AdaptiveBounds, Range
 from genrl.objectives.base import (
     OBJECTIVES,
     ClipOptions,
@@ -19,12 +18,7 @@ from genrl.objectives.base import (
     live_prompts,
     renormalized,
 )
-from genrl.objectives.ce import ConstantCredit, LogLikelihood
 from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
-from genrl.objectives.gbpo import GradientBounded, SignCredit
-from genrl.objectives.grpo import GRPOConfig
-from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
-from genrl.objectives.sapo import StepCredit, StepMean
 from genrl.objectives.terms import (
     Bounds,
     ClippedRatio,
@@ -35,4 +29,13 @@ from genrl.objectives.terms import (
     TokenMean,
     penalties,
 )
+
+# isort: split
+# A plug-in that moves in here imports the names above from this package.
+from genrl.objectives.bapo import AdaptiveBounds, Range
+from genrl.objectives.ce import ConstantCredit, LogLikelihood
+from genrl.objectives.gbpo import GradientBounded, SignCredit
+from genrl.objectives.grpo import GRPOConfig
+from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
+from genrl.objectives.sapo import StepCredit, StepMean
 from genrl.objectives.variants import CappedRatio, ConstantLength, DetachedRatio
