@@ -59,8 +59,8 @@ DARK = {
 }
 DASHES: tuple[Any, ...] = ("-", (0, (3.5, 1.5)), (0, (3.5, 1.25, 0.75, 1.25)), (0, (0.75, 1.25)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "p", "<")
-MOST_POINTS = 100
-"""Of a curve; a longer one is drawn as means of neighbouring points."""
+MOST_POINTS, MOST_MARKS = 100, 40
+"""Of a curve; a longer one is drawn as means of neighbouring points, or gets a few marks instead of one per point."""
 WIDTH, HEIGHT = 360, 230
 """Of a panel, in points."""
 STYLE = {
@@ -97,15 +97,13 @@ class Look:
     colour: str
     """Name in `LIGHT` and `DARK`."""
     dash: Any
-    """As matplotlib has it."""
     marker: str
-    """As matplotlib has it."""
     solid: bool
     """Whether its mark is filled, where that does not say something else."""
 
     @property
     def line(self) -> dict[str, Any]:
-        """Options of `Axes.plot`."""
+        """Options of `Axes.plot`, those of its mark aside."""
         return {"color": LIGHT[self.colour], "linestyle": self.dash}
 
     def mark(self, solid: bool | None = None) -> dict[str, Any]:
@@ -131,23 +129,13 @@ class Look:
 
 
 def look(number: int) -> Look:
-    """Of the n-th row; the first 16 differ in colour and mark.
-
-    Example:
-        >>> look(0).colour, look(8).colour, look(0).marker == look(8).marker
-        ('colour0', 'colour0', False)
-    """
+    """Of the n-th row; the first 16 differ in colour and mark."""
     turn = number + number // len(COLOURS)
     return Look(f"colour{number % len(COLOURS)}", DASHES[turn % len(DASHES)], MARKERS[turn % len(MARKERS)], solid=True)
 
 
 def looks(trained: Iterable[str], others: Collection[str] = ()) -> dict[str, Look]:
-    """Of trained rows; the other rows are grey and hollow, each with a mark of its own.
-
-    Example:
-        >>> looks(["grpo"], ["align"])["align"].colour
-        'grey'
-    """
+    """Of trained rows; the other rows are grey and hollow, each with a mark of its own."""
     hollow = (Look("grey", "-", marker, solid=False) for marker in MARKERS * (1 + len(others) // len(MARKERS)))
     return {row: look(number) for number, row in enumerate(trained)} | dict(zip(others, hollow, strict=False))
 
@@ -166,12 +154,7 @@ def read_notes(folder: Path) -> Notes:
 
 
 def band(curves: Sequence[Mapping[int, float]]) -> Band:
-    """Mean, least and largest value over seeds at the steps that all seeds have.
-
-    Example:
-        >>> band([{0: 1.0, 5: 2.0}, {0: 3.0}])
-        [(0, 2.0, 1.0, 3.0)]
-    """
+    """Mean, least and largest value over seeds at the steps that all seeds have."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = ([curve[step] for curve in curves] for step in steps)
     return [(step, statistics.mean(seeds), min(seeds), max(seeds)) for step, seeds in zip(steps, values, strict=True)]
@@ -186,17 +169,12 @@ def style(**further: Any) -> Iterator[None]:  # noqa: ANN401 (options of matplot
 
 
 def draw_curves(axis: Axes, bands: Mapping[str, Band], styles: Mapping[str, Look]) -> None:
-    """A line per row over optimiser steps with a few marks, in a band over its seeds.
-
-    Args:
-        axis: to draw on.
-        bands: row -> its curve; an empty one is left out.
-        styles: row -> its look.
-    """
+    """A line per row over optimiser steps, with a mark at every value (on a long curve a few), in a band over seeds."""
     for row, points in bands.items():
         if points:
             steps, means, lows, highs = zip(*_thinned(points), strict=True)
-            marks = {**styles[row].mark(), "markersize": 6.5, "markevery": math.ceil(len(steps) / 6)}
+            every = 1 if len(steps) <= MOST_MARKS else math.ceil(len(steps) / 6)
+            marks = {**styles[row].mark(), "markersize": 6.5, "markevery": every}
             axis.plot(steps, means, label=row, **styles[row].line, **marks, clip_on=False)
             axis.fill_between(steps, lows, highs, color=LIGHT[styles[row].colour], alpha=0.14, linewidth=0)
     axis.set_xlabel("optimiser steps")
@@ -219,14 +197,7 @@ def keep_above_zero(axis: Axes) -> None:
 def curve_grid(
     panels: Mapping[str, Mapping[str, Band]], styles: Mapping[str, Look], columns: int = 3, title: str | None = None
 ) -> Figure:
-    """A figure with a panel per quantity and one legend, for a file.
-
-    Args:
-        panels: title -> row -> its curve, one panel at least.
-        styles: row -> its look.
-        columns: panels side by side.
-        title: of the whole.
-    """
+    """A figure for a file: a panel per quantity (title -> row -> its curve), one at least, and one legend."""
     columns = min(columns, len(panels))
     height = -(-len(panels) // columns)
     with style(**{"font.size": 9.5, "axes.titlesize": 10.5}):
@@ -259,16 +230,9 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 def to_svg(figure: Figure, title: str, words: Iterable[str]) -> str:
-    """A figure for a page: scales with it, has its colours and letters, and can be told by a screen reader.
+    """A figure for a page: an `svg` element, told to screen readers by its title and words, which are escaped.
 
-    Args:
-        figure: made with `style`.
-        title: what is drawn.
-        words: what it shows, in sentences.
-
-    Returns:
-        An `svg` element of class `figure`, without a background; every colour is the CSS variable of its name in
-        `LIGHT`. Texts are escaped.
+    It has no background, and every colour is the CSS variable of its name in `LIGHT`.
     """
     buffer = io.StringIO()
     figure.patch.set_visible(False)

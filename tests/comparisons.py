@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,16 @@ PLAIN = ("layout=sid", "stages=[align,rl]")
 
 
 def configure(words: list[str]) -> RunConfig:
-    """What the command line makes of words."""
-    return compose(parse(words))
+    """What the command line makes of words; made once for all output folders."""
+    if "--output" not in words:
+        return compose(parse(words))
+    place = words.index("--output")
+    return replace(deepcopy(_composed(*words[:place], *words[place + 2 :])), output=words[place + 1])
+
+
+@cache
+def _composed(*words: str) -> RunConfig:
+    return compose(parse([*words]))
 
 
 def plan_of(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genrl.compare.plan import UNLIMITED, Plan, completions
 from genrl.compare.record import Row
-from genrl.compare.run import choose
+from genrl.compare.run import choose, is_done
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
 from genrl.files import read_json
@@ -46,7 +46,6 @@ class Finished:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
         return int(self.metrics["seed"])
 
     @property
@@ -69,7 +68,6 @@ class Finished:
 
     @cached_property
     def config(self) -> RunConfig:
-        """That it was made with."""
         return load_config([self.folder / "config.yaml"])
 
     @cached_property
@@ -113,7 +111,7 @@ def planned_rows(plan: Plan) -> dict[str, list[Finished]]:
     """Finished runs of the chosen candidate of each row; a row without one is left out."""
     rows = {}
     for row, candidates in plan.rows.items():
-        best = choose(candidates).best
+        _, best = choose(candidates)
         folders = [] if best is None else [run.folder for run in best.runs]
         finished = [Finished(path, read_json(path / "metrics.json")) for path in folders if is_done(path)]
         if finished:
@@ -122,11 +120,7 @@ def planned_rows(plan: Plan) -> dict[str, list[Finished]]:
 
 
 def found_rows(folder: Path, *stages: str) -> dict[str, list[Finished]]:
-    """Every finished run of an experiment that has these stages, by row and seed.
-
-    Raises:
-        DataError: if two folders hold the same row and seed, for example one being a copy of the other.
-    """
+    """Every finished run of an experiment that has these stages, by row and seed; no copies of one another."""
     runs = [Finished(path.parent, read_json(path)) for path in sorted(folder.glob("*-s*/metrics.json"))]
     runs = [run for run in runs if set(stages) <= run.metrics["stages"].keys()]
     known: dict[tuple[str, int], Finished] = {}
@@ -162,14 +156,7 @@ def mixed(rows: Rows) -> list[str]:
 
 
 def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], list[str]]:
-    """Leave out baseline runs that are of other data or other rows than the objectives (or the first baseline).
-
-    Returns:
-        The baselines without those runs, and a sentence on each of those.
-
-    Raises:
-        DataError: if a baseline has the name of an objective's row.
-    """
+    """The baselines of the same data and rows as the objectives (or the first baseline); a sentence on each other."""
     both = next((name for name in baselines if name in rows), None)
     if both is not None:
         folders = ", ".join(str(run.folder) for run in (*baselines[both], *rows[both]))
@@ -191,11 +178,7 @@ def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], 
 
 
 def check_same_start(runs: Sequence[Finished]) -> None:
-    """Refuse runs whose difference would say nothing about objectives.
-
-    Raises:
-        DataError: if runs of objectives do not share data, SIDs and the stages before `rl`.
-    """
+    """Refuse runs of objectives that do not share data, SIDs and the stages before `rl`."""
     first = runs[0]
     for run in runs[1:]:
         if run.stage == "rl" and (run.metrics["data"], run.shared) != (first.metrics["data"], first.shared):
@@ -226,13 +209,7 @@ def describe(runs: Sequence[Finished]) -> Tree:
 
 
 def cold_rows(runs: Sequence[Finished], split: str) -> Tensor | None:
-    """Which rows of a split have a cold target [R]; None if no run kept it.
-
-    Runs of older versions did not keep it; those of the same rows know it for them.
-
-    Raises:
-        DataError: if two runs do not agree, so that their rows are not the same.
-    """
+    """Which rows of a split have a cold target [R], alike in all runs that kept it; None if none did (old ones)."""
     known = [run for run in runs if f"cold/{split}" in run.ranks]
     for run in known[1:]:
         if not torch.equal(run.ranks[f"cold/{split}"], known[0].ranks[f"cold/{split}"]):
@@ -264,11 +241,6 @@ def read_samples(folder: Path) -> list[Tree]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found: list[Tree] = json.loads(lines[-1])["samples"] if lines else []
     return found
-
-
-def is_done(folder: Path) -> bool:
-    """Whether a run is finished."""
-    return (folder / "metrics.json").exists()
 
 
 def spent(run: Finished, notes: Notes) -> dict[str, int | None]:

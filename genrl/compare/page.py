@@ -12,12 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from genrl.compare.figures import curves, forest, scatter
-from genrl.compare.measures import MEASURES, TESTED, titled
-from genrl.compare.quantities import Panels, bands_of, panels
+from genrl.compare.quantities import MEASURES, TESTED, Panels, bands_of, capital, panels, titled
 from genrl.compare.record import Line, Report, Table
 from genrl.compare.verdict import (
     WAYS,
-    capital,
     direction,
     lead,
     listed,

@@ -53,15 +53,7 @@ class Budget:
     amount: int
 
     def overrides(self, config: RunConfig, length: Length) -> list[str]:
-        """The options that make a run keep to the budget.
-
-        Args:
-            config: of the run.
-            length: called for a budget in tokens only.
-
-        Raises:
-            ConfigError: if the budget is less than one rollout.
-        """
+        """The options that make a run keep to the budget, which must be one rollout at least."""
         if self.unit == "seconds":
             return [f"rl.max_steps={UNLIMITED}", f"trainer.extra.max_time.seconds={self.amount}"]
         if self.unit == "steps":
@@ -87,7 +79,6 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
         return run_folder(self.config)
 
     @property
@@ -116,15 +107,11 @@ class Plan:
 
     @property
     def runs(self) -> list[Run]:
-        """Every run of every candidate."""
         return [run for candidates in self.rows.values() for candidate in candidates for run in candidate.runs]
 
 
 def parse_rows(text: str) -> dict[str, str]:
     """Read `--objectives`: names, or NAME=OBJECTIVE for a row of another name.
-
-    Raises:
-        ConfigError: for an empty, doubled or reserved name.
 
     Example:
         >>> parse_rows("grpo,wide=sapo")
@@ -151,25 +138,13 @@ def completions(config: RunConfig) -> int:
 
 
 def check_baseline(name: str, rows: Collection[str]) -> None:
-    """Refuse a baseline that is no row.
-
-    Raises:
-        ConfigError: with the closest row.
-    """
+    """Refuse a baseline that is no row."""
     if name not in rows:
         raise ConfigError(f"--baseline {name}: no such row.{suggest(name, rows)} Rows: {', '.join(rows)}.")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read `--seeds`.
-
-    Raises:
-        ConfigError: unless they are different whole numbers of at least 0.
-
-    Example:
-        >>> parse_seeds("0,1,2")
-        (0, 1, 2)
-    """
+    """Read `--seeds`: different whole numbers of at least 0."""
     parts = _parts(text, "--seeds")
     wrong = [part for part in parts if not part.isdecimal()]
     if wrong or len({int(part) for part in parts}) < len(parts):
@@ -179,15 +154,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read `--budget`.
-
-    Raises:
-        ConfigError: for an unknown unit or an amount below 1.
-
-    Example:
-        >>> parse_budget("prompts=6400")
-        Budget(unit='prompts', amount=6400)
-    """
+    """Read `--budget UNIT=AMOUNT`."""
     unit, _, amount = text.partition("=")
     if unit not in UNITS:
         raise ConfigError(f"--budget {text}: no unit {unit!r}.{suggest(unit, UNITS)} Units: {', '.join(UNITS)}.")
@@ -198,9 +165,6 @@ def parse_budget(text: str) -> Budget:
 
 def parse_grid(text: str, rows: Mapping[str, str]) -> Grid:
     """Read one `--grid [ROW:]NAME=VALUE,VALUE`.
-
-    Raises:
-        ConfigError: for an unknown row, an option that a row may not change, or values that are none.
 
     Example:
         >>> parse_grid("lr=1e-5,3e-5", {"grpo": "grpo"})
@@ -218,9 +182,6 @@ def parse_grid(text: str, rows: Mapping[str, str]) -> Grid:
 
 def of_row(text: str, rows: Collection[str], flag: str) -> tuple[str | None, str]:
     """Split `ROW:key=value`; the row is None where none is named.
-
-    Raises:
-        ConfigError: for an unknown row.
 
     Example:
         >>> of_row("sapo:rl.max_steps=5", ["grpo", "sapo"], "")
@@ -251,8 +212,8 @@ def make_plan(
         grids: options to choose on validation.
         budget: None leaves `rl.max_steps` as configured.
         common: flags of `fit` that all runs have, and overrides; one that begins with `ROW:` is for that row only.
-        compose: makes a configuration from words.
-        length: tokens per completion, for a budget in tokens.
+        compose: called with words.
+        length: called for a budget in tokens only.
 
     Raises:
         ConfigError: with the first problem of the first run that has one.

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
-from pathlib import Path
 from typing import Any
-
-from genrl.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -174,56 +168,22 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. The difference in NDCG stands beside the others once more, as `difference`."""
-        tree: dict[str, Any] = _plain(self)
+        tree = dataclasses.asdict(self, dict_factory=_present)
         for table in (table for kinds in tree["tables"].values() for table in kinds.values()):
             for line in table["lines"].values():
                 if "differences" in line:
                     line["difference"] = line["differences"][f"ndcg@{table['k']}"]
         return tree
 
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Report:
-        """The report of `to_json`."""
-        found = _typed(cls, tree)
-        assert isinstance(found, Report)
-        return found
 
-    def write(self, path: Path) -> None:
-        """Write report.json in one move."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def read(cls, path: Path) -> Report:
-        """Read report.json."""
-        return cls.from_json(read_json(path))
+DEFAULTS: dict[str, Any] = {
+    one.name: None if one.default_factory is MISSING else one.default_factory()
+    for kind in (Line, Row, Report)
+    for one in dataclasses.fields(kind)
+    if one.default is None or one.default_factory is not MISSING
+}
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any part of a record)
-    """Dataclasses as mappings, without fields that hold their default."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dict(_fields(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _fields(record: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    for one in dataclasses.fields(record):
-        value = getattr(record, one.name)
-        default = one.default if one.default_factory is MISSING else one.default_factory()
-        if default is MISSING or value != default:
-            yield one.name, _plain(value)
-
-
-def _typed(kind: Any, value: Any) -> Any:  # noqa: ANN401
-    """A value as its annotation says."""
-    options = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _typed(options[0], value)
-    if dataclasses.is_dataclass(kind):
-        kinds = typing.get_type_hints(kind)
-        known = {name: _typed(kinds[name], part) for name, part in value.items() if name in kinds}
-        return kind(**known)  # type: ignore[operator]
-    if typing.get_origin(kind) is dict:
-        return {name: _typed(options[1], part) for name, part in value.items()}
-    return [_typed(options[0], part) for part in value] if typing.get_origin(kind) is list else value
+def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A record without the optional fields that it does not have."""
+    return {name: value for name, value in fields if name not in DEFAULTS or value != DEFAULTS[name]}

@@ -23,20 +23,19 @@ from genrl.compare.finished import (
     comparable,
     describe,
     found_rows,
-    is_done,
     mixed,
     planned_rows,
     read_samples,
     row_facts,
     shared_by_all,
 )
-from genrl.compare.measures import MEASURES
 from genrl.compare.page import draw, html, markdown, write_text
 from genrl.compare.plan import Plan, Run, check_baseline
+from genrl.compare.quantities import MEASURES
 from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Point, Report, Table
-from genrl.compare.run import choose
+from genrl.compare.run import choose, is_done
 from genrl.errors import DataError
-from genrl.files import locked
+from genrl.files import locked, write_json
 from genrl.metrics.comparison import Difference as Paired
 from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
 from genrl.plots import read_notes
@@ -58,11 +57,10 @@ def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, m
         measure: says what thinking costs. Its rows need not share the stages before `rl`.
 
     Returns:
-        The Markdown text.
+        The text of report.md.
 
     Raises:
         DataError: if no run is finished, or runs cannot be compared.
-        ConfigError: if there is no such baseline.
     """
     report = make_report(folder, plan, baseline, measure)
     # Steps of baselines are not steps of stage rl, so they have no curves.
@@ -71,7 +69,7 @@ def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, m
     text = markdown(report)
     page = html(report, noted, {row: read_samples(folder / runs[0]) for row, runs in trained.items()})
     with locked(folder):  # another comparison of the experiment may write its report, too
-        report.write(folder / "report.json")
+        write_json(folder / "report.json", report.to_json())
         draw(noted, folder / "report.png")
         write_text(folder / "report.html", page)
         write_text(folder / "report.md", text)
@@ -80,7 +78,7 @@ def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, m
 
 
 def make_report(folder: Path, plan: Plan | None, baseline: str | None, measure: Expenses | None = None) -> Report:
-    """The record of what `write_report` writes; the arguments and errors are the same."""
+    """What `write_report` writes, from the same arguments."""
     rows = found_rows(folder, "align", "rl") if plan is None else planned_rows(plan)
     baselines, notes = comparable(found_rows(folder, "baseline"), rows)
     everything = {**baselines, **rows}
@@ -113,7 +111,7 @@ def expected_runs(plan: Plan) -> list[Run]:
     """The runs that the comparison needs as far as it is known: first seeds, and all seeds of what was chosen."""
     needed = []
     for candidates in plan.rows.values():
-        best = choose(candidates).best
+        _, best = choose(candidates)
         needed += [candidate.runs[0] for candidate in candidates]
         needed += [] if best is None else best.runs[1:]
     return needed
@@ -125,14 +123,13 @@ def choices(plan: Plan) -> dict[str, Choice]:
     for row, candidates in plan.rows.items():
         if len(candidates) == 1:
             continue
-        choice = choose(candidates)
+        scores, best = choose(candidates)
         points = [
             Point(candidate.runs[0].folder.name, dict(candidate.point), score)
-            for candidate, score in zip(candidates, choice.scores, strict=True)
+            for candidate, score in zip(candidates, scores, strict=True)
         ]
         metric = f"ndcg@{max(candidates[0].runs[0].config.evaluate.k)}"
-        chosen = None if choice.best is None else dict(choice.best.point)
-        found[row] = Choice(f"valid raw {metric}", points, chosen)
+        found[row] = Choice(f"valid raw {metric}", points, None if best is None else dict(best.point))
     return found
 
 
@@ -222,7 +219,6 @@ def _add_differences(
 
 
 def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:
-    """Seed -> place of each user's target [R]."""
     return {run.seed: run.ranks[part] for run in runs}
 
 

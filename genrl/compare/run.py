@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -32,28 +32,11 @@ TELL = 60.0
 """Seconds between lines on the runs at work, where there is no terminal."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The settings of one row, with what each scored on validation with the first seed."""
-
-    scores: tuple[float | None, ...]
-    """NDCG at the largest K, by candidate; None: not finished."""
-    best: Candidate | None
-    """None until all are finished."""
-
-
 def run_comparison(plan: Plan, jobs: int) -> list[Run]:
-    """Make all runs of a comparison that are not finished.
+    """Make all runs of a comparison that are not finished, `jobs` at a time; the runs that failed are returned.
 
     First the stages before `rl`, once; then the points of all grids with the first seed; then the best point of each
     row with the other seeds.
-
-    Args:
-        plan: the runs.
-        jobs: how many at a time.
-
-    Returns:
-        The runs that failed.
 
     Raises:
         ConfigError: before anything is run, if a folder holds another configuration.
@@ -63,7 +46,7 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
         refuse_other_configuration(run)
     with _interrupted_by_sigterm(), Display(plan) as display:
         firsts = [candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates]
-        if not all(map(is_finished, firsts)) and run_all([plan.shared], 1, display):
+        if not all(is_done(run.folder) for run in firsts) and run_all([plan.shared], 1, display):
             shared = " and ".join(plan.shared.config.stages)
             raise GenRLError(
                 f"stage {shared} failed, which all runs begin with. Its output: {plan.shared.folder / LOG}."
@@ -71,37 +54,35 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
         failed = run_all(firsts, jobs, display)
         rest: list[Run] = []
         for row, candidates in plan.rows.items():
-            best = choose(candidates).best
+            _, best = choose(candidates)
             rest += [] if best is None else best.runs[1:]
             if len(candidates) > 1 and best is not None:
                 display.say(f"{row}: chosen on validation: {best.runs[0].folder.name}")
         return failed + run_all(rest, jobs, display)
 
 
-def choose(candidates: Sequence[Candidate]) -> Choice:
-    """Choose the setting of a row on validation: the best NDCG at the largest K, the first of equal ones."""
-    scores = tuple(_validation_score(candidate.runs[0]) for candidate in candidates)
+def choose(candidates: Sequence[Candidate]) -> tuple[list[float | None], Candidate | None]:
+    """Choose the setting of a row on validation: the best NDCG at the largest K, the first of equal ones.
+
+    Returns:
+        The score of each with the first seed, None where it is not finished; and the best one, None until all are.
+    """
+    scores = [_validation_score(candidate.runs[0]) for candidate in candidates]
     if len(candidates) == 1:
-        return Choice(scores, candidates[0])
+        return scores, candidates[0]
     known = [score for score in scores if score is not None]
-    return Choice(scores, candidates[scores.index(max(known))] if len(known) == len(scores) else None)
+    return scores, candidates[scores.index(max(known))] if len(known) == len(scores) else None
 
 
-def is_finished(run: Run) -> bool:
-    """Whether the folder of a run holds it, finished."""
-    return (run.folder / "metrics.json").exists() and (run.folder / "config.yaml").exists()
+def is_done(folder: Path) -> bool:
+    """Whether a run is finished."""
+    return (folder / "metrics.json").exists() and (folder / "config.yaml").exists()
 
 
 def refuse_other_configuration(run: Run) -> None:
-    """Stop if the folder of a run belongs to another configuration.
-
-    Raises:
-        ConfigError: naming the options that differ.
-    """
+    """Stop if the folder of a run belongs to another configuration."""
     saved = run.folder / "config.yaml"
-    if not saved.exists():
-        return
-    changed = differences(saved, run.config)
+    changed = differences(saved, run.config) if saved.exists() else []
     if changed:
         raise ConfigError(
             f"{run.folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was run. "
@@ -111,7 +92,7 @@ def refuse_other_configuration(run: Run) -> None:
 
 def run_all(runs: Sequence[Run], jobs: int, display: Display) -> list[Run]:
     """Make the runs that are not finished, at most `jobs` at a time, and return those that failed."""
-    waiting = [run for run in runs if not is_finished(run)]
+    waiting = [run for run in runs if not is_done(run.folder)]
     work: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
     failed: list[Run] = []
     try:
@@ -151,12 +132,7 @@ def start(run: Run, slot: int) -> subprocess.Popen[bytes]:
 
 
 def environment(config: RunConfig, slot: int, visible: Sequence[str]) -> dict[str, str]:
-    """What a run finds in its environment: CPU threads, and its GPUs where there are several.
-
-    Args:
-        config: of the run.
-        slot: place of the run among those at work.
-        visible: names of the GPUs, as CUDA_VISIBLE_DEVICES writes them.
+    """CPU threads of the run in place `slot` of those at work, and its GPUs where several are visible.
 
     Example:
         >>> environment(RunConfig(), 3, ["4", "5"])
@@ -186,7 +162,7 @@ class Display:
             *(run for candidates in plan.rows.values() for run in candidates[0].runs[1:]),
         ]
         """As many runs as the comparison will have made, of the right lengths; which point is best is not known yet."""
-        self.finished = [run for run in plan.runs if is_finished(run)]
+        self.finished = [run for run in plan.runs if is_done(run.folder)]
         self.progress: Progress = make_progress("steps")
         self.progress.disable = not self.progress.console.is_terminal
         self.progress.speed_estimate_period = 24 * 3600.0  # what is left is told by the whole comparison
@@ -255,7 +231,7 @@ def _size(run: Run) -> int:
 
 
 def _validation_score(run: Run) -> float | None:
-    if not is_finished(run):
+    if not is_done(run.folder):
         return None
     scores = read_json(run.folder / "metrics.json")["valid"]["rl"]["raw"]
     top = max(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))

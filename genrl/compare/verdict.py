@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.compare.measures import titled
+from genrl.compare.quantities import capital, titled
 from genrl.compare.record import Difference, Table
 from genrl.runs.stages import SUPERVISED
 from genrl.runs.tables import NAMES
@@ -121,11 +121,6 @@ def listed(words: Sequence[str]) -> str:
         'a, b and c'
     """
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def capital(words: str) -> str:
-    """With a capital letter at the start, the others as they are."""
-    return words[0].upper() + words[1:]
 
 
 def _verb(count: int, way: str) -> str:

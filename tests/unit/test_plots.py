@@ -7,7 +7,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from genrl.plots import MOST_POINTS, Band, band, curve_grid, draw_curves, look, looks, read_notes, save, style, to_svg
+from genrl.plots import (
+    MOST_MARKS,
+    MOST_POINTS,
+    Band,
+    band,
+    curve_grid,
+    draw_curves,
+    look,
+    looks,
+    read_notes,
+    save,
+    style,
+    to_svg,
+)
 from tests.pages import Page
 
 
@@ -78,6 +91,16 @@ def test_a_long_curve_is_drawn_as_means_of_neighbours() -> None:
     (line,) = axis.get_lines()
     assert len(line.get_xdata()) == MOST_POINTS  # type: ignore[arg-type]
     assert set(line.get_ydata()) == {0.5}  # type: ignore[arg-type]
+
+
+def test_every_validation_has_its_mark_and_a_long_curve_a_few() -> None:
+    def marks(count: int) -> int:
+        (axis,) = drawn({"a": [(step, 0.5, 0.0, 1.0) for step in range(count)]}).axes
+        (line,) = axis.get_lines()
+        return len(range(0, count, line.get_markevery()))  # type: ignore[call-overload]
+
+    assert [marks(count) for count in (1, 7, 12, MOST_MARKS)] == [1, 7, 12, MOST_MARKS]
+    assert 3 < marks(MOST_POINTS) < 10
 
 
 def test_each_panel_has_a_line_and_a_band_for_each_row_that_noted_it() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from genrl.compare.finished import Finished, Rows, planned_rows, spent
 from genrl.compare.plan import SECTIONS, Budget, Compose, Plan, Run, make_plan, of_row
 from genrl.compare.record import Expense, Request
-from genrl.compare.run import completion_length, is_finished, run_comparison
+from genrl.compare.run import completion_length, is_done, run_comparison
 from genrl.compare.studies.requests import milliseconds, widest_beam, work
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, suggest
@@ -56,7 +56,6 @@ class Match:
 
     @property
     def overrides(self) -> list[str]:
-        """The options that say so."""
         return [
             f"align.max_epochs={self.epochs}",
             "align.patience=0",
@@ -67,18 +66,14 @@ class Match:
 
 
 def compare_thinking(asked: Question, jobs: int | None) -> tuple[Plan, list[Run]]:
-    """Make the runs with thinking, measure what they spent, and make those without.
-
-    Args:
-        asked: the question.
-        jobs: runs at a time; None makes none.
+    """Make the runs with thinking, measure what they spent, and make those without; `jobs` None makes none.
 
     Returns:
         The plan of both rows (of the one with thinking alone until that is finished), and the runs that failed.
     """
     plan = thinking_plan(asked)
     failed = [] if jobs is None else run_comparison(plan, jobs)
-    if not all(map(is_finished, plan.runs)):
+    if not all(is_done(run.folder) for run in plan.runs):
         return plan, failed
     plain = plain_plan(asked, matched(plan, plain_plan(asked, None)))
     failed += [] if jobs is None else run_comparison(plain, jobs)
@@ -86,11 +81,7 @@ def compare_thinking(asked: Question, jobs: int | None) -> tuple[Plan, list[Run]
 
 
 def thinking_plan(asked: Question) -> Plan:
-    """The runs with thinking: the configured layout if it thinks, else `blocked`.
-
-    Raises:
-        ConfigError: if an option for one row is none that rows may differ in, or no rollout would be noted.
-    """
+    """The runs with thinking: the configured layout if it thinks, else `blocked`."""
     overrides = _overrides(asked, "thinking")
     named = [text for text in overrides if not text.startswith("layout.")]
     stages = ["stages=[align,activate,rl]"]
@@ -108,11 +99,7 @@ def thinking_plan(asked: Question) -> Plan:
 
 
 def plain_plan(asked: Question, match: Match | None) -> Plan:
-    """The runs without thinking, which may spend what they are matched to; None: as configured.
-
-    Raises:
-        ConfigError: if an option for one row is none that rows may differ in.
-    """
+    """The runs without thinking, which may spend what they are matched to; None: as configured."""
     kept = [text for text in _overrides(asked, "plain") if text.partition("=")[0].partition(".")[0] != "layout"]
     matching = [] if match is None else match.overrides
     return _plan(asked, "plain", [*kept, "layout=sid", "stages=[align,rl]", *matching], None)

@@ -8,8 +8,10 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from genrl.compare.board import layout, write_comparison
+from genrl.compare.page import markdown
+from genrl.compare.plan import Plan
 from genrl.compare.record import Report
-from genrl.compare.report import write_report
+from genrl.compare.report import make_report
 from tests.comparisons import finish, finish_baseline, plan_of
 
 RANKS = (0, 1, 2, 20, 4, 20)
@@ -44,21 +46,19 @@ def charts(events: EventAccumulator) -> dict[str, dict[str, tuple[str, str, str]
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Two rows with two seeds, and a baseline; one run is not finished."""
     output = tmp_path_factory.mktemp("board")
     plan = plan_of(output, "grpo,sapo", "sapo:objective.clip_high=0.3", seeds=(0, 1))
     for run in plan.runs[:3]:
         finish(run, RANKS)
     finish_baseline(output, "item_knn", RANKS)
-    folder = plan.shared.folder.parent
-    write_report(folder, plan, "align")
-    return folder
+    return plan
 
 
 @pytest.fixture
-def report(experiment: Path) -> Report:
-    return Report.read(experiment / "report.json")
+def report(plan: Plan) -> Report:
+    return make_report(plan.shared.folder.parent, plan, "align")
 
 
 def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_have(
@@ -106,11 +106,11 @@ def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path: Path, rep
     assert read(tmp_path / "comparison").Tags()["tensors"] == ["comparison/text_summary"]
 
 
-def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, experiment: Path, report: Report) -> None:
+def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, report: Report) -> None:
     write_comparison(tmp_path, {}, report)
     written = text(read(tmp_path / "comparison"))
     assert "![" not in written
-    lines = (experiment / "report.md").read_text().splitlines()
+    lines = markdown(report).splitlines()
     assert written.splitlines() == [line for line in lines if not line.startswith("![")]
     shown = markdown_to_safe_html(written)
     assert shown.count("<table>") == sum(line.startswith("|---") for line in lines)

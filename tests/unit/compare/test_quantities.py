@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from genrl.compare.quantities import bands_of, matches, panels
+from genrl.compare.quantities import MEASURES, TESTED, bands_of, matches, panels, titled
+from genrl.runs.tables import COLUMNS
 from tests.pages import notes
 
 
@@ -39,3 +40,13 @@ def test_rows_that_are_given_the_targets_have_no_curves_of_completions() -> None
     }
     halfway = {**taught, "train/match/step2": {5: 0.5}}
     assert "ce" in bands_of({"ce": [halfway]})[0]["Reward"]
+
+
+def test_every_metric_of_the_tables_of_a_run_has_the_same_head_here() -> None:
+    assert {name: MEASURES[name].head for name in COLUMNS} == COLUMNS
+
+
+def test_differences_are_tested_in_what_each_user_has_an_outcome_of() -> None:
+    assert TESTED == ["ndcg", "recall", "cold_recall"]
+    assert [name for name in TESTED if MEASURES[name].cold] == ["cold_recall"]
+    assert titled("ndcg@10") == "NDCG@10"

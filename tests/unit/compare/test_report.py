@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from genrl.compare.page import html, markdown
 from genrl.compare.plan import Plan
-from genrl.compare.record import Report
 from genrl.compare.report import differences, make_report, write_report
 from genrl.errors import ConfigError, DataError
 from genrl.metrics.comparison import holm, paired_difference
@@ -38,11 +38,8 @@ def found_in(folder: Path, plan: Plan | None, baseline: str | None) -> Any:
     return make_report(folder, plan, baseline).to_json()
 
 
-def written(plan: Plan) -> tuple[str, str]:
-    """The report as Markdown and as a page."""
-    folder = plan.shared.folder.parent
-    assert write_report(folder, plan, "align") == (folder / "report.md").read_text()
-    return (folder / "report.md").read_text(), (folder / "report.html").read_text()
+def text_of(plan: Plan) -> str:
+    return markdown(make_report(plan.shared.folder.parent, plan, "align"))
 
 
 @pytest.fixture
@@ -138,7 +135,7 @@ def test_fewer_than_two_cold_rows_give_no_difference(tmp_path: Path, count: int)
     assert table["cold_rows"] == count
     assert list(table["lines"]["grpo"]["differences"]) == ["ndcg@10", "recall@10"]
     assert found["notes"] == []
-    assert "Too few for a difference of cold recall." in written(plan)[0]
+    assert "Too few for a difference of cold recall." in text_of(plan)
 
 
 def test_runs_that_did_not_keep_cold_targets_are_reported_with_a_note(tmp_path: Path) -> None:
@@ -261,7 +258,7 @@ def test_a_reference_line_stands_there_once_with_its_difference(mixed: Plan) -> 
     assert "interval" not in line
     assert line["difference"]["effect"] == 0
     assert not any("seed" in text for text in line["difference"]["warnings"])
-    assert written(mixed)[0].count("| most popular |  | ") == 4  # one line in each table
+    assert text_of(mixed).count("| most popular |  | ") == 4  # one line in each table
 
 
 @pytest.mark.parametrize("baseline", ["sasrec", "most_popular"])
@@ -281,7 +278,7 @@ def test_a_baseline_of_other_data_is_left_out_with_a_note(mixed: Plan, tmp_path:
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "tiger-s0" not in found["commands"]
     assert [note.partition(" ")[0] for note in found["notes"]] == ["tiger-s0"]
-    assert "**Note**: tiger-s0 is left out" in written(mixed)[0]
+    assert "**Note**: tiger-s0 is left out" in text_of(mixed)
 
 
 def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan) -> None:
@@ -304,10 +301,11 @@ def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Pa
         wanted = float((outcomes(ranks) - outcomes(ACTIVATED)).mean())
         assert_same(lines[row]["difference"]["effect"], wanted, 1e-7)
     assert list(found["cost"]) == ["align", "activate", "grpo", "sapo"]
-    text = write_report(folder, plan)
+    report = make_report(folder, plan, None)
+    text = markdown(report)
     assert "N@10 minus activate" in text
     assert "align-1; activate-1" in text
-    assert "align-1, activate-1" in (folder / "report.html").read_text()
+    assert "align-1, activate-1" in html(report, {}, {})
     for baseline in ("align", "activate"):
         assert report_of(plan, baseline)["baseline"] == baseline
     assert found_in(folder, None, None)["baseline"] == "activate"
@@ -339,14 +337,6 @@ def test_baselines_alone_are_reported(tmp_path: Path) -> None:
     assert report["notes"] == ["align has no finished run, or is the only row: no row has a difference to it."]
     assert "difference" in found_in(folder, None, "tiger")["tables"]["test"]["raw"]["lines"]["sasrec"]
     assert not (folder / "report.png").exists()  # no curves of stage rl
-
-
-def test_the_page_is_written_with_worked_examples(plan: Plan) -> None:
-    (plan.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
-    _, page = written(plan)
-    assert page.startswith("<!doctype html>")
-    assert "Blue Pan" in page
-    assert "Green Pan" in page
 
 
 def test_one_seed_has_no_interval_but_a_warning(plan: Plan) -> None:
@@ -483,10 +473,15 @@ def test_a_baseline_that_is_no_row(plan: Plan) -> None:
         report_of(plan, "grppo")
 
 
-def test_the_curves_are_those_of_objectives(mixed: Plan) -> None:
-    _, page = written(mixed)
+def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives(mixed: Plan) -> None:
+    (mixed.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
     folder = mixed.shared.folder.parent
+    assert write_report(folder, mixed, "align") == (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "Blue Pan" in page
+    assert "Green Pan" in page
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "grpo: 1.5 at step 1, 2.5 at step 2; sapo: 1 at step 1, 2 at step 2" in page
-    assert Report.read(folder / "report.json") == make_report(folder, mixed, "align")
+    assert json.loads((folder / "report.json").read_text()) == found_in(folder, mixed, "align")
     assert not [path.name for path in folder.glob(".*") if "report" in path.name]  # nothing temporary is left

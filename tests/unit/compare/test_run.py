@@ -91,23 +91,21 @@ def test_the_best_point_on_validation_gets_the_other_seeds(tmp_path: Path, worke
     assert run_comparison(plan, jobs=3) == []
     firsts = ["grpo-lr1e-5-s0", "grpo-lr1e-3-s0", "grpo-lr1e-4-s0", "ce-s0"]
     assert workers.started[1:] == [*firsts, "grpo-lr1e-3-s1", "grpo-lr1e-3-s2", "ce-s1", "ce-s2"]
-    choice = choose(plan.rows["grpo"])
-    assert choice.scores == (1e-5, 1e-3, 1e-4)
-    assert choice.best is plan.rows["grpo"][1]
+    assert choose(plan.rows["grpo"]) == ([1e-5, 1e-3, 1e-4], plan.rows["grpo"][1])
 
 
 def test_nothing_is_chosen_before_all_points_are_finished(tmp_path: Path) -> None:
     (candidates,) = plan_of(tmp_path, "grpo", grids=("lr=1e-5,1e-3",)).rows.values()
     finish(candidates[1].runs[0], RANKS, valid=0.3)
-    assert choose(candidates) == comparison.Choice((None, 0.3), None)
+    assert choose(candidates) == ([None, 0.3], None)
     finish(candidates[0].runs[0], RANKS, valid=0.3)
-    assert choose(candidates).best is candidates[0]  # the first of equal ones
+    assert choose(candidates) == ([0.3, 0.3], candidates[0])  # the first of equal ones
 
 
 def test_the_score_is_that_of_the_largest_k_the_run_has(tmp_path: Path) -> None:
     (candidates,) = plan_of(tmp_path, "grpo", "evaluate.k=[5,20]", seeds=(0,)).rows.values()
     finish(candidates[0].runs[0], RANKS, valid=0.3)  # scored at 5 and 10
-    assert choose(candidates).scores == (0.3,)
+    assert choose(candidates) == ([0.3], candidates[0])
 
 
 def test_a_failed_run_is_shown_and_the_others_go_on(

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from genrl.compare.quantities import capital
 from genrl.compare.record import Table
 from genrl.compare.verdict import (
-    capital,
     direction,
     lead,
     listed,

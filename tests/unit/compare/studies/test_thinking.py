@@ -11,9 +11,10 @@ from genrl.cli import main
 from genrl.compare import report as writing
 from genrl.compare import run as comparison
 from genrl.compare.finished import Finished, spent
+from genrl.compare.page import html, markdown
 from genrl.compare.plan import Plan, Run, parse_budget
-from genrl.compare.record import Expense, Report, Request
-from genrl.compare.report import write_report
+from genrl.compare.record import Expense, Request
+from genrl.compare.report import make_report
 from genrl.compare.studies import requests as asking
 from genrl.compare.studies import thinking as module
 from genrl.compare.studies.thinking import Match, Question, compare_thinking, matched, plain_plan, thinking_plan
@@ -142,8 +143,7 @@ def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Que
     plan, _ = compare_thinking(asked, 1)
     folder = plan.shared.folder.parent
     facts = {"plain": cost("plain", rl=4000, time=2.0), "thinking": cost("thinking", rl=4100, time=5.0)}
-    text = write_report(folder, plan, "plain", lambda rows: {row: facts[row] for row in rows})
-    report = Report.read(folder / "report.json")
+    report = make_report(folder, plan, "plain", lambda rows: {row: facts[row] for row in rows})
     assert report.thinking == facts
     assert report.shared == {}
     lines = report.tables["test"]["raw"].lines
@@ -151,13 +151,13 @@ def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Que
     assert list(report.cost) == [
         *("plain, align", "plain", "thinking, align", "thinking, activate", "thinking"),
     ]
-    section = text.partition("## Does thinking pay?")[2].partition("\n## ")[0]
+    section = markdown(report).partition("## Does thinking pay?")[2].partition("\n## ")[0]
     effect = lines["thinking"].differences["recall@10"].effect
     assert f"{effect:+.4f}" in section
     assert "**thinking**: " in section
     assert "| plain | 1,000 | 4,000 | 400 | 25 | 61.5 | 2,000,000 | 2.0 | 1.00 |" in section
     assert "| thinking | 1,500 | 4,100 | 410 | 25 | 61.5 | 2,000,000 | 5.0 | 2.50 |" in section
-    page = (folder / "report.html").read_text()
+    page = html(report, {}, {})
     assert 'id="does-thinking-pay"' in page
     assert "from the same start" not in page
 
