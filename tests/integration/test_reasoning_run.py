@@ -63,7 +63,7 @@ def test_all_three_stages_are_trained_and_scored(output: Path, objective: str) -
         assert all(metrics[split][stage]["raw"]["rows"] == 6 for stage in metrics["stages"])
     assert set(metrics["difference"]) == {"raw", "excluded"}
     files = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "weights.safetensors", "ranks.safetensors", "samples.jsonl", "curves.png"} <= files
+    assert {"config.yaml", "weights.safetensors", "ranks.safetensors", "samples.jsonl"} <= files
     samples = json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])["samples"]
     assert all(completion["thinking"][0] for sample in samples for completion in sample["completions"])
 
