@@ -12,10 +12,8 @@ from benchmarks.checks import TOLERANCE, require
 from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import FULL, Sizes, make_policy
 from genrl.batches import Requests
-from genrl.policy.branches import grow
-from genrl.policy.branching import WAYS, Shape, choose
-from genrl.policy.model import Policy, states
-from genrl.policy.score import read_completions
+from genrl.policy.model import Policy
+from genrl.policy.share import WAYS, Shape, choose, follow, grow
 
 SHAPES = (
     (32, 16, 60, 4),
@@ -86,7 +84,7 @@ def _score(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> Te
     everything = torch.ones_like(tokens, dtype=torch.bool)
     requests = Requests(prompts, torch.ones_like(prompts, dtype=torch.bool), prompts[:, :0])
     policy.branching = way
-    first, inner = read_completions(policy, requests, tokens, everything, lambda first, inner, _: (first, inner))
+    first, inner = follow(policy, requests, tokens, everything, lambda first, inner: (first.states, inner.states))
     (first.sum() + inner.sum()).backward()
     policy.zero_grad(set_to_none=True)
     policy.branching = "auto"
@@ -98,9 +96,10 @@ def _decode(policy: Policy, prompts: Tensor, completions: Tensor, way: str) -> T
     """Hidden states [P, G, H] behind the last token that goes through the model."""
     _, group, length = completions.shape
     policy.branching = way
-    branches = grow(policy, prompts, torch.ones_like(prompts, dtype=torch.bool), group, length - 1)
-    hidden = branches.prefill(states)
+    requests = Requests(prompts, torch.ones_like(prompts, dtype=torch.bool), prompts[:, :0])
+    growth = grow(policy, requests, group, length - 1)
+    hidden = growth.begin(lambda said: said.states)
     for tokens in completions[:, :, :-1].unbind(2):
-        hidden = branches.extend(tokens, states)
+        hidden = growth.extend(tokens, lambda said: said.states)
     policy.branching = "auto"
     return hidden
