@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 NAME = "genrl_shared_prompt"
@@ -222,6 +221,9 @@ class SharedPrompt:
 @contextmanager
 def shared_prompts(config: Any) -> Iterator[None]:  # noqa: ANN401 (transformers is untyped)
     """Inside the block the layers of a decoder see `SharedPrompt` before what their caches hold."""
+    from transformers import AttentionInterface  # takes seconds to load
+
+    AttentionInterface.register(NAME, shared_attention)
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
@@ -265,6 +267,3 @@ def shared_attention(
     to_prompt, to_own = weights.split([values.shape[2], key.shape[2]], dim=-1)
     found = shared.apart(to_prompt @ values) + shared.apart(to_own) @ value
     return found.reshape(rows, 1, heads, width), None
-
-
-AttentionInterface.register(NAME, shared_attention)
