@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.layouts.blocked import Words
+from genrl.policy import share
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -124,13 +125,11 @@ class Policy(nn.Module):
         self.sid_rows = first, stop - first
         """Rows of the head that are SID tokens: the first, and how many."""
         self.branching = "auto"
-        """How completions share their prompt: `auto` or one of `genrl.policy.branching.WAYS`."""
+        """How completions share their prompt: `auto` or one of `genrl.policy.share.WAYS`."""
         self.refused_ways: dict[torch.device, dict[str, str]] = {}
-        """Ways that give wrong results with this model, with the reason, for the devices it was tried on."""
+        """Ways, `share` among them, that give wrong results with this model, with the reason, for the devices tried."""
         self.noticed: set[str] = set()
         """Refused ways that the user has been told of."""
-        self.shares_prompt: dict[torch.device, bool] = {}
-        """Whether rows can attend to one copy of their prompt (`genrl.policy.sharing`), for the devices tried."""
 
     @property
     def base(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -287,6 +286,9 @@ class Policy(nn.Module):
         weight = head.weight if deltas is None else head.token_adapter.base_layer.weight
         whole = Head(0, weight, getattr(head, "bias", None), trained)
         return whole if rows == "vocab" else whole.cut(*self.sid_rows)
+
+    grow = share.grow
+    follow = share.follow
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""

@@ -18,9 +18,9 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
-from genrl.policy.branching import wrong_ways
 from genrl.policy.load import sid_token
 from genrl.policy.model import Policy
+from genrl.policy.share import wrong_ways
 from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.template_traces import template_traces

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from genrl.policy.model import Head
 from genrl.policy.score import place_scores
+from genrl.policy.share import Hidden
 from genrl.prompts.packing import PackedBatch
 from genrl.training.sft import SupervisedModule
 
@@ -20,9 +21,8 @@ class ActivateModule(SupervisedModule):
         """Of chosen words and SID tokens."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
-            head,
+            Hidden(head, hidden[rows, columns - 1]),
             self.layout,
-            hidden[rows, columns - 1],
             self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
         )

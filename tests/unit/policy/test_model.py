@@ -7,12 +7,12 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from genrl.errors import CheckpointError, UnsupportedError
-from genrl.policy.branching import WAYS
+from genrl.policy.attention import causal_mask, prompt_positions
 from genrl.policy.model import HEAD_TRANSFORMS, Policy, states
 from genrl.policy.reference import Reference
 from genrl.policy.score import score
 from genrl.policy.search import search
-from genrl.policy.tree import causal_mask, prompt_positions
+from genrl.policy.share import WAYS
 from genrl.policy.write import write
 from tests.helpers import assert_same
 from tests.models import SIZES, head_of, logits, make_layout, make_policy, make_prompts, make_thinking, shut
@@ -195,7 +195,6 @@ def test_weights_are_read_inside_the_forward_pass_alone(way: str, thinks: bool) 
     wanted = everything()
     with shut(policy):
         policy.refused_ways.clear()
-        policy.shares_prompt.clear()
         assert all(bool(value.isnan().all()) for value in policy.parameters())
         found = everything()
     for one, other in zip(found, wanted, strict=True):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.policy.attention import causal_mask, prompt_positions
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy, states
 from genrl.policy.tiny import END, PAD, START, UNKNOWN, add_dropout, tiny_model, train_tokenizer
-from genrl.policy.tree import causal_mask, prompt_positions
 from tests.helpers import assert_same
 from tests.models import SIZES, TEXTS, TINY, make_prompts
 
