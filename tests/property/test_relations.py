@@ -37,16 +37,10 @@ def test_on_policy_the_clipped_objectives_are_one(layout: str) -> None:
 
 
 @layouts
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "sapo", "gdpo", "ecpo", "bapo"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "sapo", "gdpo", "ecpo", "bapo", "sage"])
 def test_on_policy_gradient_is_weight_times_advantage(layout: str, name: str) -> None:
-    batch, objective = sample(layout).on_policy(), build(name)
-    experience = batch.experience(objective)
-    assert_same(batch.run(objective, experience)[1], -experience.weights * experience.advantages)
-
-
-@layouts
-def test_sage_on_policy_is_reinforce_on_the_completion(layout: str) -> None:
-    batch, objective = sample(layout).on_policy(), build("sage", ratio_level="token")
+    options = {"ratio_level": "token"} if name == "sage" else {}
+    batch, objective = sample(layout).on_policy(), build(name, **options)
     experience = batch.experience(objective)
     assert_same(batch.run(objective, experience)[1], -experience.weights * experience.advantages)
 
@@ -84,19 +78,20 @@ def test_ecpo_differs_from_grpo_only_on_bad_tokens_far_above_one(seed: int) -> N
 
 @layouts
 @pytest.mark.parametrize("guard", ["add", "clamp"])
-def test_with_one_step_sapo_is_grpo(layout: str, guard: str) -> None:
+@pytest.mark.parametrize("match", ["per_level", "prefix", "nested"])
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_with_one_step_sapo_is_grpo_on_the_same_reward(layout: str, guard: str, match: str, weight: float) -> None:
+    """Same guard, format and KL; the mean over steps is then that over completions."""
     batch = sample(layout)
-    rollout = replace(
-        batch.rollout,
-        step_ids=torch.zeros_like(batch.rollout.step_ids),
-        num_steps=1,
-        codes=batch.rollout.codes[:, :1],
-        closed=None if batch.rollout.closed is None else batch.rollout.closed[:, :1],
-    )
-    single = replace(batch, rollout=rollout).with_rewards({"level_match": batch.rewards.outcome[:, None]})
+    closed = None if batch.rollout.closed is None else batch.rollout.closed[:, :1]
+    ids, codes = torch.zeros_like(batch.rollout.step_ids), batch.rollout.codes[:, :1]
+    rollout = replace(batch.rollout, step_ids=ids, num_steps=1, codes=codes, closed=closed)
+    values = {"level_match": batch.rewards.outcome[:, None], "format": batch.rewards.values["level_match"][:, 1:2]}
+    single = replace(batch, rollout=rollout).with_rewards(values, format=weight)
     assert_same(StepMean()(rollout), SequenceMean()(rollout))
-    loss, slope = single.outcome(build("grpo", guard=guard, kl_coef=0.01))
-    sapo_loss, sapo_slope = single.outcome(build("sapo", guard=guard, kl_coef=0.01))
+    loss, slope = single.outcome(build("grpo", guard=guard, kl_coef=0.05))
+    sapo_loss, sapo_slope = single.outcome(build("sapo", guard=guard, kl_coef=0.05, match=match))
+    assert slope.any()
     assert_same(sapo_loss, loss)
     assert_same(sapo_slope, slope)
 

@@ -1,31 +1,15 @@
-"""GBPO's options and ratios."""
+"""GBPO's ratios and signs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 
-from genrl.objectives import OBJECTIVES, GradientBounded, GroupNorm, KLPenalty, OutcomeCredit, SignCredit
+from genrl.objectives import SignCredit
 from genrl.objectives.gbpo import bounded_ratio, item_segments
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
-
-
-def test_defaults_differ_from_grpo_by_the_surrogate_alone() -> None:
-    gbpo, grpo = OBJECTIVES.build("gbpo"), OBJECTIVES.build("grpo", {"kl_coef": 0.0})
-    assert gbpo.surrogate == GradientBounded("token")
-    assert (gbpo.credit, gbpo.reduction, gbpo.penalties) == (grpo.credit, grpo.reduction, grpo.penalties)
-
-
-def test_options() -> None:
-    options = {"level": "item", "advantage": "sign", "positive_quantile": 0.5, "negative_reward": -1.0, "kl_coef": 0.2}
-    objective = OBJECTIVES.build("gbpo", options)
-    assert objective.credit == SignCredit(0.5, -1.0)
-    assert objective.surrogate == GradientBounded("item")
-    assert objective.penalties == (KLPenalty(0.2),)
-    assert OBJECTIVES.build("gbpo", {"ddof": 0, "eps": 0.1}).credit == OutcomeCredit(GroupNorm(ddof=0, eps=0.1))
 
 
 def test_by_hand() -> None:
@@ -49,11 +33,6 @@ def test_segments_are_the_chosen_item_tokens() -> None:
     assert torch.equal(segments[inside], rollout.item_ids[inside])
     assert (segments[~inside] == -1).all()
     assert set(item_segments(sample("blocked").rollout).unique().tolist()) == {-1, 0}
-
-
-@pytest.mark.parametrize("level", ["token", "item"])
-def test_it_never_asks_for_a_reference(level: str) -> None:
-    assert not GradientBounded(level).uses_reference
 
 
 def test_sign_credit() -> None:

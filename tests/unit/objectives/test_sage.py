@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +15,32 @@ from genrl.objectives.terms import item_tokens
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
+Options = dict[str, Any]
+OPTIONS = {"boost": 0.4, "clip": 0.1, "beta": 0.6, "floor": "clip_lambda", "floor_tolerance": 0.0, "diversity": "group"}
+OPTIONS |= {"ema_decay": 0.5, "ema_init": 1.5, "whiten": "token", "ddof": 0, "eps": 0.1}
 
-def test_defaults_are_algorithm_1() -> None:
-    objective = OBJECTIVES.build("sage")
-    surrogate = objective.surrogate
-    assert objective.credit == DecoupledCredit(GroupNorm(eps=1e-6), "sequence")
-    assert objective.reduction == SequenceMean()
-    assert (surrogate.level, surrogate.dual_clip, surrogate.tolerance) == ("item", None, 1e-4)
-    bounds = surrogate.bounds
-    assert (bounds.boost, bounds.clip, bounds.beta, bounds.floor) == (0.3, 0.2, 0.5, "lambda")
-    assert (bounds.diversity.source, bounds.diversity.decay) == ("auto", 0.99)
-    assert bounds.diversity.mean.isnan()
-    assert list(objective.state) == [bounds.diversity]
+
+USUAL = DecoupledCredit(GroupNorm(eps=1e-6), "sequence")
+OTHER = DecoupledCredit(GroupNorm(ddof=0, eps=0.1), "token")
+
+
+@pytest.mark.parametrize(
+    ("options", "credit", "tolerance", "limits", "mean"),
+    [
+        ({}, USUAL, 1e-4, (0.3, 0.2, 0.5, "lambda", "auto", 0.99), -1.0),
+        (OPTIONS, OTHER, 0.0, (0.4, 0.1, 0.6, "clip_lambda", "group", 0.5), 1.5),
+    ],
+)
+def test_options(options: Options, credit: DecoupledCredit, tolerance: float, limits: tuple, mean: float) -> None:
+    objective = OBJECTIVES.build("sage", options)
+    surrogate, bounds = objective.surrogate, objective.surrogate.bounds
+    assert (objective.credit, objective.reduction) == (credit, SequenceMean())
+    assert (surrogate.level, surrogate.dual_clip, surrogate.tolerance) == ("item", None, tolerance)
+    diversity = bounds.diversity
+    assert (bounds.boost, bounds.clip, bounds.beta, bounds.floor, diversity.source, diversity.decay) == limits
+    assert f"source={diversity.source!r}, decay={diversity.decay}" in repr(objective)
+    assert_same(diversity.mean.nan_to_num(-1.0), mean)  # not a number before the first rollout
+    assert list(objective.state) == [diversity]
 
 
 @pytest.mark.parametrize(
@@ -38,30 +53,11 @@ def test_defaults_are_algorithm_1() -> None:
     ],
 )
 def test_level_of_the_ratio(form: str, ratio_level: str, level: str) -> None:
-    objective = OBJECTIVES.build("sage", {"form": form, "ratio_level": ratio_level})
+    objective = OBJECTIVES.build("sage", {"form": form, "ratio_level": ratio_level, "phi": "literal", "boost": 0.4})
     assert objective.surrogate.level == level
     assert isinstance(objective.surrogate, PhiRatio if form == "gradient" else ClippedRatio)
-
-
-def test_options() -> None:
-    options = {
-        "boost": 0.4,
-        "clip": 0.1,
-        "beta": 0.6,
-        "floor": "clip_lambda",
-        "floor_tolerance": 0.0,
-        "diversity": "group",
-    }
-    options |= {"ema_decay": 0.5, "ema_init": 1.5, "whiten": "token", "ddof": 0, "eps": 0.1}
-    objective = OBJECTIVES.build("sage", options)
-    bounds = objective.surrogate.bounds
-    assert (bounds.boost, bounds.clip, bounds.beta, bounds.floor) == (0.4, 0.1, 0.6, "clip_lambda")
-    assert objective.surrogate.tolerance == 0.0
-    assert (bounds.diversity.source, bounds.diversity.decay, float(bounds.diversity.mean)) == ("group", 0.5, 1.5)
-    assert objective.credit == DecoupledCredit(GroupNorm(ddof=0, eps=0.1), "token")
-    assert "source='group', decay=0.5" in repr(objective)
-    literal = OBJECTIVES.build("sage", {"form": "gradient", "phi": "literal", "boost": 0.4, "beta": 0.6})
-    assert (literal.surrogate.phi, literal.surrogate.boost, literal.surrogate.beta) == ("literal", 0.4, 0.6)
+    if form == "gradient":
+        assert (objective.surrogate.phi, objective.surrogate.boost, objective.surrogate.beta) == ("literal", 0.4, 0.5)
 
 
 def test_entropy_by_hand() -> None:
