@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,103 +36,80 @@ class Case:
         return output.loss.detach(), torch.autograd.grad(output.loss, logps)[0]
 
 
-def _pick(config: Config, **names: str) -> Config:
-    """Options called as in the code from values called as in the file."""
-    return {option: config[key] for option, key in names.items() if key in config}
-
-
-def _clip(config: Config) -> Config:
-    return dict(zip(("clip_low", "clip_high"), config["clip"], strict=True)) if "clip" in config else {}
-
-
-def _reduction(config: Config) -> Config:
-    names = {"seq_mean_token_mean": "sequence", "token_mean": "token", "step-normalised": "step"}
-    return {"reduction": next(ours for theirs, ours in names.items() if config["agg"].startswith(theirs))}
-
-
-def _grpo(config: Config) -> Config:
-    return {**_clip(config), **_reduction(config), **_pick(config, ddof="std_ddof", eps="std_eps", kl_coef="beta")}
-
-
-def _dr_grpo(config: Config) -> Config:
-    return {**_clip(config), **_pick(config, length="L_max", kl_coef="beta")}
-
-
-def _dapo(config: Config) -> Config:
-    return {**_clip(config), **_pick(config, ddof="std_ddof", eps="std_eps", kl_coef="beta")}
-
-
-def _gspo(config: Config) -> Config:
-    return {**_clip(config), "level": "sequence_token" if "sg(" in config["ratio"] else "sequence"}
-
-
-def _cispo(config: Config) -> Config:
-    return dict(zip(("weight_min", "weight_max"), config["is_weight_bounds"], strict=True))
-
-
-def _ecpo(config: Config) -> Config:
-    return {"level": config["granularity"].split()[0], **_pick(config, clip="eps", delta="delta", kl_coef="beta")}
-
-
-def _gbpo(config: Config) -> Config:
-    advantage = "group" if config["adv"].startswith("group") else "sign"
-    return {"level": config["granularity"].split()[0], "advantage": advantage}
-
-
-def _gdpo(config: Config) -> Config:
-    return {**_clip(config), **_reduction(config), **_pick(config, ddof="ddof", eps="eps_group"), "kl_coef": 0}
-
-
-def _bapo(config: Config) -> Config:
-    variant = "paper" if "rho0" in config else "code"
-    picked = _pick(config, low="low", high="high", step_low="step_low", step_high="step_high", kl_coef="beta")
-    return {"variant": variant, "target": config.get("rho0", config.get("target_pos_over_neg")), **picked}
-
-
-def _sapo(config: Config) -> Config:
-    options = {**_clip(config), **_reduction(config)}
-    options |= _pick(config, kl_coef="beta", ddof="std_ddof", eps="std_eps", guard="std_guard", dual_clip="dual_clip_c")
-    options["scope"] = "think_only" if "think spans only" in config.get("scope", "") else "think_and_sid"
-    options["match"] = "prefix" if config.get("reward", "").startswith("prefix") else "per_level"
-    options["ablation"] = "no_step_advantage" if config.get("reward", "").startswith("sum_k") else "none"
-    return options
-
-
-def _sage(config: Config) -> Config:
-    form = "clipped" if config["form"].startswith("Algorithm 1") else "gradient"
-    picked = _pick(config, boost="eps_boost", clip="eps_clip", beta="beta_div", ema_init="H_bar", phi="phi")
-    return {
-        "form": form,
-        "diversity": "slate",
-        **picked,
-        **_pick(config, ratio_level="ratio_level", ddof="ddof", eps="eps"),
-    }
-
-
-OPTIONS: dict[str, Callable[[Config], Config]] = {
-    "dr_grpo": _dr_grpo,
-    "grpo": _grpo,
-    "dapo": _dapo,
-    "gspo": _gspo,
-    "cispo": _cispo,
-    "ecpo": _ecpo,
-    "gbpo": _gbpo,
-    "gdpo": _gdpo,
-    "bapo": _bapo,
-    "sapo": _sapo,
-    "sage": _sage,
+# Options of the code by the names they have in the file; a pair of them is a list there.
+CLIP, SCALES = {"clip": "clip_low clip_high"}, {"std_ddof": "ddof", "std_eps": "eps"}
+NAMES: dict[str, dict[str, str]] = {
+    "dr_grpo": {**CLIP, "L_max": "length", "beta": "kl_coef"},
+    "grpo": {**CLIP, **SCALES, "beta": "kl_coef"},
+    "dapo": {**CLIP, **SCALES, "beta": "kl_coef"},
+    "gspo": CLIP,
+    "cispo": {"is_weight_bounds": "weight_min weight_max"},
+    "ecpo": {"eps": "clip", "delta": "delta", "beta": "kl_coef"},
+    "gbpo": {},
+    "gdpo": {**CLIP, "ddof": "ddof", "eps_group": "eps"},
+    "bapo": {name: name for name in ("low", "high", "step_low", "step_high")} | {"beta": "kl_coef"},
+    "sapo": {**CLIP, **SCALES, "beta": "kl_coef", "std_guard": "guard", "dual_clip_c": "dual_clip"},
+    "sage": {"eps_boost": "boost", "eps_clip": "clip", "beta_div": "beta", "H_bar": "ema_init"}
+    | {name: name for name in ("phi", "ratio_level", "ddof", "eps")},
 }
+
+
+def _reduction(config: Config) -> str:
+    names = {"seq_mean_token_mean": "sequence", "token_mean": "token", "step-normalised": "step"}
+    return next(ours for theirs, ours in names.items() if config["agg"].startswith(theirs))
+
+
+def _described(objective: str, config: Config) -> Config:
+    """Options that the file describes in words."""
+    reward = config.get("reward", "")
+    match objective:
+        case "grpo":
+            return {"reduction": _reduction(config)}
+        case "gspo":
+            return {"level": "sequence_token" if "sg(" in config["ratio"] else "sequence"}
+        case "ecpo":
+            return {"level": config["granularity"].split()[0]}
+        case "gbpo":
+            advantage = "group" if config["adv"].startswith("group") else "sign"
+            return {"level": config["granularity"].split()[0], "advantage": advantage}
+        case "gdpo":
+            return {"reduction": _reduction(config), "kl_coef": 0}
+        case "bapo" if "rho0" in config:
+            return {"variant": "paper", "target": config["rho0"]}
+        case "bapo":
+            return {"variant": "code", "target": config["target_pos_over_neg"]}
+        case "sapo":
+            return {
+                "reduction": _reduction(config),
+                "scope": "think_only" if "think spans only" in config.get("scope", "") else "think_and_sid",
+                "match": "prefix" if reward.startswith("prefix") else "per_level",
+                "ablation": "no_step_advantage" if reward.startswith("sum_k") else "none",
+            }
+        case "sage":
+            form = "clipped" if config["form"].startswith("Algorithm 1") else "gradient"
+            return {"form": form, "diversity": "slate"}
+    return {}
+
+
+def options(objective: str, config: Config) -> Config:
+    """Options called as in the code from a configuration of the file."""
+    found = _described(objective, config)
+    for theirs, ours in NAMES[objective].items():
+        if theirs in config:
+            pair = " " in ours
+            found |= zip(ours.split(), config[theirs] if pair else [config[theirs]], strict=True)
+    return found
 
 
 def build(golden: dict[str, Any], name: str) -> Case:
     """Make the case called `name`."""
     expected = golden["cases"][name]
     config = expected["config"]
-    objective = next(key for key in OPTIONS if name.startswith(key))
+    objective = next(key for key in NAMES if name.startswith(key))
     setup = golden["slate_setup"] if objective == "sage" else golden["token_setup"]
     make = slate_rollout if objective == "sage" else token_rollout
     rewards = slate_rewards(setup) if objective == "sage" else token_rewards(setup, config, objective)
-    built = OBJECTIVES.build(objective, OPTIONS[objective](config))
+    built = OBJECTIVES.build(objective, options(objective, config))
     return Case(built, make(setup), rewards, numbers(setup["logp_new"]), expected)
 
 
@@ -147,46 +123,36 @@ def _group_size(groups: list[int]) -> int:
     return size
 
 
-def _blank(rows: int, length: int, group_size: int) -> Config:
-    """What no objective looks at."""
-    return {
-        "tokens": torch.zeros(rows, length, dtype=torch.int64),
-        "group_size": group_size,
-    }
+def _rollout(setup: dict[str, Any], groups: str, **known: Any) -> Completions:
+    mask = torch.tensor(setup["mask"], dtype=torch.bool)
+    return Completions(
+        tokens=torch.zeros(mask.shape, dtype=torch.int64),  # what no objective looks at
+        chosen=mask,
+        logps=numbers(setup["logp_old"]),
+        group_size=_group_size(setup[groups]),
+        **known,
+    )
 
 
 def token_rollout(setup: dict[str, Any]) -> Completions:
-    mask = torch.tensor(setup["mask"], dtype=torch.bool)
-    rows, length = mask.shape
-    steps = len(setup["match"][0])
-    return Completions(
-        **_blank(rows, length, _group_size(setup["group"])),
-        chosen=mask,
+    rows, steps = len(setup["mask"]), len(setup["match"][0])
+    return _rollout(
+        setup,
+        "group",
         step_ids=torch.tensor(setup["step_ids"]),
         item_ids=torch.tensor([[0 if kind == "sid" else -1 for kind in row] for row in setup["token_kind"]]),
         codes=torch.zeros(rows, steps, dtype=torch.int64),
         items=torch.zeros(rows, 1, dtype=torch.int64),
-        logps=numbers(setup["logp_old"]),
         num_steps=steps,
         ref_logps=numbers(setup["logp_ref"]),
     )
 
 
 def slate_rollout(setup: dict[str, Any]) -> Completions:
-    mask = torch.tensor(setup["mask"], dtype=torch.bool)
-    rows, length = mask.shape
-    categories = torch.tensor(setup["categories"])
-    return Completions(
-        **_blank(rows, length, _group_size(setup["user"])),
-        chosen=mask,
-        step_ids=torch.tensor(setup["item_ids"]),
-        codes=torch.zeros_like(categories),
-        items=torch.zeros_like(categories),
-        logps=numbers(setup["logp_old"]),
-        num_steps=categories.shape[1],
-        categories=categories,
-        item_ids=torch.tensor(setup["item_ids"]),
-    )
+    categories, items = torch.tensor(setup["categories"]), torch.tensor(setup["item_ids"])
+    none = torch.zeros_like(categories)
+    known = {"step_ids": items, "item_ids": items, "codes": none, "items": none, "categories": categories}
+    return _rollout(setup, "user", num_steps=categories.shape[1], **known)
 
 
 def token_rewards(setup: dict[str, Any], config: Config, objective: str) -> Rewards:

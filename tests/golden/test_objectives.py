@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Experience, Scores
-from genrl.objectives import PolicyObjective
+from genrl.objectives import OBJECTIVES, PolicyObjective, live_prompts
 from genrl.objectives.credit import DecoupledCredit, GroupNorm, normalized, whitened
 from genrl.objectives.gbpo import GradientBounded
 from genrl.objectives.sage import PhiRatio, category_entropy
@@ -197,20 +198,10 @@ def test_advantage_variants(golden: dict[str, Any]) -> None:
     assert compared == sum(name in NORMS for variants in golden["advantage_variants"].values() for name in variants)
 
 
-def test_groups_kept_by_dynamic_sampling(golden: dict[str, Any]) -> None:
-    variant = golden["advantage_variants"]["zero_variance_second_group"]
+def test_groups_kept_by_dynamic_sampling_and_the_denominator_of_all_tokens(golden: dict[str, Any]) -> None:
     case = build(golden, "dapo_dynamic_sampling_drop")
-    from genrl.objectives import live_prompts
-
-    assert live_prompts(case.prepared()).tolist() == variant["kept_by_dynamic_sampling"]
-
-
-def test_denominator_of_all_tokens(golden: dict[str, Any]) -> None:
-    from dataclasses import replace
-
-    from genrl.objectives import OBJECTIVES
-
-    case = build(golden, "dapo_dynamic_sampling_drop")
+    kept = golden["advantage_variants"]["zero_variance_second_group"]["kept_by_dynamic_sampling"]
+    assert live_prompts(case.prepared()).tolist() == kept
     everything = replace(case, objective=OBJECTIVES.build("dapo", {"denominator": "all"}))
     loss, _ = everything.run(everything.prepared(), case.logps)
     assert_same(loss, case.expected["loss_without_filtering"])
@@ -244,8 +235,6 @@ def test_entropy_and_running_mean(golden: dict[str, Any]) -> None:
     categories = torch.tensor(metrics["slates"])
     assert_same(category_entropy(categories, torch.float64), metrics["per_slate_nats"])
     case = build(golden, "sage_alg1_token_ratio")
-    from genrl.objectives import OBJECTIVES
-
     options = {"diversity": "slate", "ema_init": ema["H_bar_before"], "ema_decay": ema["decay"]}
     objective = OBJECTIVES.build("sage", options)
     experience = objective.prepare(case.rollout, case.rewards)
