@@ -30,6 +30,19 @@ def make(**options):
     return RankingMetrics(cold, categories, **{"codes": codes, **options})
 
 
+def measured(metrics, ranking, targets, **known):
+    metrics.update(ranking, targets, **known)
+    return metrics.compute()
+
+
+def ranked(*items):
+    return Ranking(torch.tensor(items), torch.zeros(len(items), len(items[0])))
+
+
+def wanted(*items):
+    return Targets(torch.tensor(items))
+
+
 def rows_of(ranking, targets, history, rows):
     return Ranking(ranking.items[rows], ranking.scores[rows]), targets.rows(rows), history[rows]
 
@@ -45,8 +58,7 @@ def same(left, right):
 def test_it_reports_the_functions_means():
     ranking, targets, history = case(40)
     metrics = make()
-    metrics.update(ranking, targets, history=history)
-    values = metrics.compute()
+    values = measured(metrics, ranking, targets, history=history)
     ranks = F.target_ranks(ranking.items, targets.items)
     aimed = F.has_target(ranks)
     assert_same(values["recall@5"], F.recall_at_k(ranks, 5)[aimed].mean().item())
@@ -74,98 +86,66 @@ def test_it_reports_the_functions_means():
     assert_same(values["entropy_corpus@10"], pooled / math.log(2))
 
 
-def test_batches_and_padding_rows_change_nothing():
+def test_neither_batches_nor_padding_rows_nor_the_order_of_rows_matter():
     ranking, targets, history = case(50)
-    whole = make()
-    whole.update(ranking, targets, history=history)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
     parts = make()
     for start in range(0, 50, 16):
-        rows = torch.arange(start, start + 16).clamp(max=49)  # the last batch repeats a row, masked out
-        batch = rows_of(ranking, targets, history, rows)
-        parts.update(*batch[:2], rows=torch.arange(start, start + 16) < 50, history=batch[2])
-    same(parts.compute(), whole.compute())
-
-
-def test_row_order_does_not_matter():
-    ranking, targets, history = case(30)
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
-    straight, shuffled = make(), make()
-    straight.update(ranking, targets, history=history)
-    batch = rows_of(ranking, targets, history, order)
-    shuffled.update(*batch[:2], history=batch[2])
-    same(straight.compute(), shuffled.compute())
+        rows = order[torch.arange(start, start + 16).clamp(max=49)]  # the last batch repeats a row, masked out
+        *batch, seen = rows_of(ranking, targets, history, rows)
+        parts.update(*batch, rows=torch.arange(start, start + 16) < 50, history=seen)
+    same(parts.compute(), measured(make(), ranking, targets, history=history))
 
 
 def test_levels_differ_where_items_share_a_sid():
-    ranking = Ranking(torch.tensor([[0, 5, 8]]), torch.tensor([[3.0, 2.0, 1.0]]))
-    targets = Targets(torch.tensor([[1]]))  # shares its SID with item 0
-    item, sid = make(k=[3]), make(k=[3], level="sid")
-    for metrics in (item, sid):
-        metrics.update(ranking, targets)
-    assert (item.compute()["recall@3"], sid.compute()["recall@3"]) == (0.0, 1.0)
+    for level, recall in (("item", 0.0), ("sid", 1.0)):  # item 1 shares its SID with item 0
+        assert measured(make(k=[3], level=level), ranked([0, 5, 8]), wanted([1]))["recall@3"] == recall
 
 
 def test_a_sid_takes_one_place():
-    ranking = Ranking(torch.tensor([[0, 1, 2, 6]]), torch.zeros(1, 4))  # SIDs 0 0 1 3
-    outcome = per_row_metrics(ranking, Targets(torch.tensor([[7]])), k=[3], codes=(torch.arange(8) // 2).unsqueeze(1))
+    codes = (torch.arange(8) // 2).unsqueeze(1)  # the SIDs of the ranking are 0 0 1 3
+    outcome = per_row_metrics(ranked([0, 1, 2, 6]), wanted([7]), k=[3], codes=codes)
     assert outcome["rank"].tolist() == [2]
     assert outcome["recall@3"].tolist() == [1.0]
 
 
 def test_a_cold_target_counts_even_beside_a_warm_one_of_the_same_sid():
-    codes = torch.tensor([[0], [0]])
-    metrics = RankingMetrics(torch.tensor([False, True]), torch.zeros(2, dtype=torch.int64), [1], codes, level="sid")
-    metrics.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0, 1]])))
-    values = metrics.compute()
+    cold, codes = torch.tensor([False, True]), torch.tensor([[0], [0]])
+    metrics = RankingMetrics(cold, torch.zeros(2, dtype=torch.int64), [1], codes, level="sid")
+    values = measured(metrics, ranked([0]), wanted([0, 1]))
     assert (values["cold_recall@1"], values["cold_rows"]) == (1, 1)
 
 
 def test_golden_cold():
     # Golden: 40 items with training frequency 1..40, the bottom 5% are items 0 and 1.
-    cold = torch.arange(40) < 2
-    metrics = RankingMetrics(cold, torch.zeros(40, dtype=torch.int64), k=[1])
-    targets = torch.tensor([[0], [5], [1], [39]])
-    items = torch.tensor([[0], [5], [7], [39]])  # hit, hit, miss, hit
-    metrics.update(Ranking(items, torch.zeros(4, 1)), Targets(targets))
-    values = metrics.compute()
+    metrics = RankingMetrics(torch.arange(40) < 2, torch.zeros(40, dtype=torch.int64), k=[1])
+    values = measured(metrics, ranked([0], [5], [7], [39]), wanted([0], [5], [1], [39]))  # hit, hit, miss, hit
     assert (values["cold_recall@1"], values["cold_rows"]) == (0.5, 2)
     assert (values["recall@1"], values["rows"]) == (0.75, 4)
     assert values["entropy_normalized@1"] == 0
 
 
 def test_rows_without_targets_are_left_out():
-    metrics = make(k=[1])
-    metrics.update(Ranking(torch.tensor([[3], [4]]), torch.zeros(2, 1)), Targets(torch.tensor([[3], [-1]])))
-    assert (metrics.compute()["recall@1"], metrics.compute()["rows"]) == (1.0, 1)
+    values = measured(make(k=[1]), ranked([3], [4]), wanted([3], [-1]))
+    assert (values["recall@1"], values["rows"]) == (1.0, 1)
 
 
-def test_no_cold_row_is_not_a_recall_of_zero():
-    metrics = RankingMetrics(torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64), k=[1])
-    metrics.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0]])))
-    values = metrics.compute()
-    assert math.isnan(values["cold_recall@1"])
-    assert values["cold_rows"] == 0
-    assert "history_share@1" not in values
-
-
-def test_a_catalogue_without_categories_has_no_entropy():
+def test_no_cold_row_is_no_recall_of_zero_and_a_catalogue_without_categories_has_no_entropy():
     metrics = RankingMetrics(torch.zeros(4, dtype=torch.bool), torch.full((4,), -1), k=[1], category_count=0)
-    metrics.update(Ranking(torch.tensor([[0]]), torch.zeros(1, 1)), Targets(torch.tensor([[0]])))
-    values = metrics.compute()
-    names = ("entropy@1", "entropy_normalized@1", "entropy_corpus@1")
+    values = measured(metrics, ranked([0]), wanted([0]))
+    names = ("cold_recall@1", "entropy@1", "entropy_normalized@1", "entropy_corpus@1")
     assert all(math.isnan(values[name]) for name in names)
-    assert values["recall@1"] == 1
+    assert (values["cold_rows"], values["recall@1"]) == (0, 1)
+    assert "history_share@1" not in values
 
 
 def test_states_forget_when_reset_also_in_inference_mode():
     ranking, targets, _ = case(10)
     metrics = make()
     with torch.inference_mode():
-        metrics.update(ranking, targets)
-        first = metrics.compute()
+        first = measured(metrics, ranking, targets)
         metrics.reset()
-    metrics.update(ranking, targets)
-    same(metrics.compute(), first)
+    same(measured(metrics, ranking, targets), first)
 
 
 def test_refusals():
@@ -182,13 +162,11 @@ def test_refusals():
 
 def test_outcomes_of_rows_average_to_the_metrics():
     ranking, targets, _ = case(25, targets=1)
-    metrics = make()
-    metrics.update(ranking, targets)
-    outcomes = per_row_metrics(ranking, targets)
+    values, outcomes = measured(make(), ranking, targets), per_row_metrics(ranking, targets)
     aimed = outcomes["rank"] >= 0
-    assert_same(outcomes["recall@10"][aimed].mean(), metrics.compute()["recall@10"])
-    assert_same(outcomes["ndcg@5"][aimed].mean().item(), metrics.compute()["ndcg@5"])
-    assert_same((outcomes["rank"][aimed] < 10).double().mean().item(), metrics.compute()["recall@10"])
+    assert_same(outcomes["recall@10"][aimed].mean(), values["recall@10"])
+    assert_same(outcomes["ndcg@5"][aimed].mean().item(), values["ndcg@5"])
+    assert_same((outcomes["rank"][aimed] < 10).double().mean().item(), values["recall@10"])
 
 
 def evaluate_rank(rank, store, answers):
@@ -218,8 +196,5 @@ def test_two_processes_with_uneven_rows_are_exact(tmp_path):
         assert [worker.exitcode for worker in workers] == [0, 0]
         first, second = dict(answers[0]), dict(answers[1])
     ranking, targets, history = case(50)
-    whole = make()
-    whole.update(ranking, targets, history=history)
-    expected = whole.compute()
     same(first, second)
-    same(first, expected)
+    same(first, measured(make(), ranking, targets, history=history))
