@@ -6,20 +6,11 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 import torch
 
-from genrl.batches import (
-    Completions,
-    Experience,
-    Ranking,
-    Requests,
-    Rewards,
-    Scores,
-    State,
-    Targets,
-    concatenate,
-)
+from genrl.batches import Completions, Experience, Ranking, Requests, Rewards, Scores, State, Targets, concatenate
 
 P, G, L, T, S = 3, 2, 4, 3, 3
 B = P * G
+WIDER = torch.zeros(B, 4, dtype=torch.int64)
 
 
 def make_prompts(length: int = L, first: int = 0) -> Requests:
@@ -66,28 +57,33 @@ def bad_rewards(name: str, *shape: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("tokens", torch.zeros(B + 1, T, dtype=torch.int64), "7 rows do not divide into groups of 2"),
-        ("item_ids", torch.ones(B, T), "Completions.item_ids is torch.float32, expected torch.int64"),
-        ("chosen", torch.ones(B, T + 1, dtype=torch.bool), "Completions.chosen has shape [6, 4], expected [6, 3]"),
-        ("codes", torch.zeros(B, S + 1, dtype=torch.int64), "Completions.codes has shape [6, 4], expected [6, 3]"),
-        ("items", torch.zeros(B, dtype=torch.int64), "Completions.items has shape [6], expected [6, *]"),
-        ("logps", torch.zeros(B, T, dtype=torch.int64), "Completions.logps is torch.int64"),
-        ("ref_logps", torch.zeros(B, 1), "Completions.ref_logps has shape [6, 1], expected [6, 3]"),
-        ("categories", torch.zeros(B, 2, dtype=torch.int64), "Completions.categories has shape [6, 2]"),
-        ("closed", torch.ones(B, S), "Completions.closed is torch.float32, expected torch.bool"),
-        ("closed", torch.ones(B, T + 1, dtype=torch.bool), "Completions.closed has shape [6, 4], expected [6, 3]"),
-    ],
-)
-def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        replace(make_rollout(), **{name: value})
-
-
-@pytest.mark.parametrize(
     ("make", "name", "value", "message"),
     [
+        (make_rollout, "tokens", torch.zeros(B + 1, T, dtype=torch.int64), "7 rows do not divide into groups of 2"),
+        (make_rollout, "item_ids", torch.ones(B, T), "Completions.item_ids is torch.float32, expected torch.int64"),
+        (
+            make_rollout,
+            "chosen",
+            torch.ones(B, T + 1, dtype=torch.bool),
+            "Completions.chosen has shape [6, 4], expected [6, 3]",
+        ),
+        (
+            make_rollout,
+            "codes",
+            torch.zeros(B, S + 1, dtype=torch.int64),
+            "Completions.codes has shape [6, 4], expected [6, 3]",
+        ),
+        (make_rollout, "items", torch.zeros(B, dtype=torch.int64), "Completions.items has shape [6], expected [6, *]"),
+        (make_rollout, "logps", torch.zeros(B, T, dtype=torch.int64), "Completions.logps is torch.int64"),
+        (make_rollout, "ref_logps", torch.zeros(B, 1), "Completions.ref_logps has shape [6, 1], expected [6, 3]"),
+        (make_rollout, "categories", torch.zeros(B, 2, dtype=torch.int64), "Completions.categories has shape [6, 2]"),
+        (make_rollout, "closed", torch.ones(B, S), "Completions.closed is torch.float32, expected torch.bool"),
+        (
+            make_rollout,
+            "closed",
+            torch.ones(B, T + 1, dtype=torch.bool),
+            "Completions.closed has shape [6, 4], expected [6, 3]",
+        ),
         (make_prompts, "history", torch.zeros(P - 1, 2, dtype=torch.int64), "Requests.history has shape [2, 2]"),
         (make_prompts, "targets", Targets(torch.zeros(1, 1, dtype=torch.int64)), "Requests.targets has shape"),
         (make_rewards, "values", {"hit": torch.zeros(2)}, "Rewards have values of ['hit'] and weights of ['hit', 'mat"),
@@ -98,7 +94,7 @@ def test_a_rollout_of_wrong_shape_is_refused(name: str, value: torch.Tensor, mes
         (make_experience, "mass", torch.zeros(B, 1), "Experience.mass has shape [6, 1], expected [6]"),
     ],
 )
-def test_other_batches_of_wrong_shape_are_refused(make: object, name: str, value: object, message: str) -> None:
+def test_batches_of_wrong_shape_are_refused(make: object, name: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         replace(make(), **{name: value})  # type: ignore[operator]
 
@@ -130,17 +126,8 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     part = whole.groups(rows)  # type: ignore[arg-type]
     completions = [prompt * G + member for prompt in wanted for member in range(G)]
     assert len(part) == len(part.completions) == len(wanted)
-    for name in (
-        "tokens",
-        "chosen",
-        "item_ids",
-        "codes",
-        "items",
-        "logps",
-        "entropy",
-        "categories",
-        "closed",
-    ):
+    names = ("tokens", "chosen", "item_ids", "codes", "items", "logps", "entropy", "categories", "closed")
+    for name in names:
         found, every = getattr(part.completions, name), getattr(whole.completions, name)
         assert found.tolist() == [every[row].tolist() for row in completions]
         assert found.shape[1:] == every.shape[1:]
@@ -151,15 +138,12 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     assert (part.completions.group_size, part.completions.num_steps) == (G, S)
 
 
-def test_prompts_of_a_prompt_batch_keep_their_targets() -> None:
+def test_requests_keep_their_targets_which_are_repeated_for_each_completion() -> None:
     part = make_prompts().rows(torch.tensor([2, 1]))
     assert part.wanted.items.tolist() == [[2], [1]]
     assert part.history.tolist() == [[4, 5], [2, 3]]
     assert part.mask.tolist() == make_prompts().mask[[2, 1]].tolist()
     assert len(make_prompts().rows(slice(0, 0))) == 0
-
-
-def test_targets_are_repeated_for_each_completion() -> None:
     assert make_prompts().wanted.repeat(2).items.flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -191,7 +175,7 @@ def test_an_item_reward_of_single_items_is_one_of_completions() -> None:
     assert one.steps is None
 
 
-def test_moving_a_batch_moves_everything_inside_it() -> None:
+def test_moving_a_batch_moves_everything_inside_it_and_precision_is_that_of_no_whole_numbers() -> None:
     moved = make_experience().to("meta")
     assert {moved.advantages.device.type, moved.extras["bound"].device.type} == {"meta"}
     inside = [getattr(moved.completions, field.name) for field in fields(moved.completions)]
@@ -202,9 +186,6 @@ def test_moving_a_batch_moves_everything_inside_it() -> None:
     assert rewards.weights == make_rewards().weights
     assert make_prompts().to("meta").wanted.items.device.type == "meta"
     assert Scores(torch.zeros(1, 1)).to("meta").logps.device.type == "meta"
-
-
-def test_batches_take_another_precision_where_they_are_no_whole_numbers() -> None:
     converted = make_experience().to(torch.bfloat16)
     assert converted.completions.logps.dtype == converted.mass.dtype == torch.bfloat16
     assert converted.completions.tokens.dtype == converted.extras["bound"].dtype == torch.int64

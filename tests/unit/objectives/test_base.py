@@ -46,11 +46,6 @@ def test_two_methods_are_enough() -> None:
     experience = objective.prepare(batch.rollout, batch.rewards)
     _, gradient = batch.run(objective, experience)
     assert_same(gradient, -batch.rewards.outcome[:, None] * batch.rollout.chosen / batch.rollout.chosen.sum())
-
-
-def test_what_it_has_without_asking() -> None:
-    objective, batch = Reinforce(), sample("sid")
-    experience = objective.prepare(batch.rollout, batch.rewards)
     assert not any((objective.uses_reference, objective.uses_scores, objective.trains_on_targets))
     objective.check(Setting((), step_rewards=False, group_size=1), "mine")
     assert objective.dynamic_sampling == 0
@@ -58,6 +53,7 @@ def test_what_it_has_without_asking() -> None:
     assert objective.before_step(Scores(batch.logps), experience) is experience
     objective.after_step()
     assert not objective.state_dict()
+    assert ObjectiveOutput(torch.zeros(())).stats == {}
 
 
 def test_both_methods_are_asked_for() -> None:
@@ -66,11 +62,6 @@ def test_both_methods_are_asked_for() -> None:
 
     with pytest.raises(TypeError, match=r"abstract method '?loss"):
         Half()
-
-
-def test_stats_may_be_left_out() -> None:
-    assert ObjectiveOutput(torch.zeros(())).stats == {}
-    assert all(isinstance(OBJECTIVES.build(name), Objective) for name in OBJECTIVES.names())
 
 
 def test_the_algorithm_can_be_read_off() -> None:
@@ -199,28 +190,15 @@ def test_what_is_missing_and_its_remedy(name: str, options: dict[str, object], g
     assert text in message(name, options, **given)
 
 
-@pytest.mark.parametrize("name", ["ce", "gbpo"])
-def test_groups_of_one_where_nothing_is_compared(name: str) -> None:
-    options = {"advantage": "sign"} if name == "gbpo" else {}
+@pytest.mark.parametrize(
+    ("name", "options"), [("ce", {}), ("gbpo", {"advantage": "sign"}), ("grpo", {"singleton": "raw"})]
+)
+def test_groups_of_one_where_nothing_is_compared(name: str, options: dict[str, str]) -> None:
     OBJECTIVES.build(name, options).check(replace(FINE, group_size=1), name)
-
-
-def test_raw_singletons_may_be_alone() -> None:
-    OBJECTIVES.build("grpo", {"singleton": "raw"}).check(replace(FINE, group_size=1), "grpo")
 
 
 def test_all_problems_at_once() -> None:
     assert len(message("sapo", step_rewards=False, group_size=1).splitlines()) == 2
-
-
-def test_the_same_where_it_is_missed() -> None:
-    batch = sample("sid")
-    whole = batch.with_rewards({"exact_match": batch.rewards.values["exact_match"]})
-    with pytest.raises(ConfigError, match=r"need a match per step; none of rewards \[exact_match\] gives one"):
-        OBJECTIVES.build("sapo").prepare(whole.rollout, whole.rewards)
-    alone = replace(batch.rollout, group_size=1)
-    with pytest.raises(ConfigError, match=r"rollout\.group_size is 1"):
-        OBJECTIVES.build("grpo").prepare(alone, batch.rewards)
 
 
 @pytest.mark.parametrize(
@@ -229,34 +207,34 @@ def test_the_same_where_it_is_missed() -> None:
         ("grpo", {}, "ref_logps", "set kl_coef=0"),
         ("sage", {}, "categories", "set diversity=policy"),
         ("sage", {"diversity": "policy"}, "entropy", "set diversity=group"),
+        ("grpo", {}, "group", r"rollout\.group_size is 1"),
     ],
 )
 def test_missing_in_the_rollout(name: str, options: dict[str, str], absent: str, text: str) -> None:
     batch = sample("slate")
-    batch = replace(batch, rollout=replace(batch.rollout, **{absent: None}))
+    change = {"group_size": 1} if absent == "group" else {absent: None}
+    batch = replace(batch, rollout=replace(batch.rollout, **change))
     with pytest.raises(ConfigError, match=text):
         batch.outcome(OBJECTIVES.build(name, options))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "rewards", "text"),
+    [
+        ("sapo", {}, "exact_match", r"need a match per step; none of rewards \[exact_match\] gives one"),
+        ("sapo", {"ablation": "outcome", "exact_reward": "style"}, "exact_match", r"rewards.style.weight=1"),
+        ("gdpo", {}, "novelty", "by name and weight"),
+        ("sage", {"diversity": "slate"}, "exact_match", "Set diversity=group"),
+    ],
+)
+def test_missing_in_the_rewards_or_the_layout(name: str, options: dict[str, str], rewards: str, text: str) -> None:
+    batch = sample("sid")
+    batch = batch.with_rewards({rewards: batch.rewards.values[rewards]}, novelty=0.0)
+    with pytest.raises(ConfigError, match=text):
+        OBJECTIVES.build(name, options).prepare(batch.rollout, batch.rewards)
+
+
 def test_missing_in_the_scores() -> None:
-    batch = sample("sid")
-    objective = OBJECTIVES.build("dapo", {"entropy_coef": 0.1})
-    experience = batch.experience(objective)
+    batch, objective = sample("sid"), OBJECTIVES.build("dapo", {"entropy_coef": 0.1})
     with pytest.raises(ConfigError, match="set entropy_coef=0"):
-        objective.loss(Scores(batch.logps), experience)
-
-
-def test_decoupled_rewards_need_names_and_weights() -> None:
-    batch = sample("sid")
-    objective = OBJECTIVES.build("gdpo")
-    with pytest.raises(ConfigError, match="by name and weight"):
-        objective.prepare(batch.rollout, batch.with_rewards({"novelty": batch.logps[:, 0]}, novelty=0.0).rewards)
-    named = OBJECTIVES.build("sapo", {"ablation": "outcome", "exact_reward": "style"})
-    with pytest.raises(ConfigError, match=r"rewards.style.weight=1"):
-        named.prepare(batch.rollout, batch.rewards)
-
-
-def test_slate_diversity_of_single_items() -> None:
-    batch = sample("sid")
-    with pytest.raises(ConfigError, match="Set diversity=group"):
-        OBJECTIVES.build("sage", {"diversity": "slate"}).prepare(batch.rollout, batch.rewards)
+        objective.loss(Scores(batch.logps), batch.experience(objective))

@@ -1,4 +1,4 @@
-"""The three doors to an objective, and what the built-in ones say of themselves."""
+"""The doors of a plug-in to the objectives, and what the built-in ones say of themselves."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genrl.errors import ConfigError, UnknownComponentError
-from genrl.objectives import (
-    OBJECTIVES,
-    ClippedRatio,
-    FixedBounds,
-    Objective,
-    PolicyObjective,
-    StepCredit,
-    StepMean,
-)
+from genrl.errors import ConfigError
+from genrl.objectives import OBJECTIVES, Objective, PolicyObjective
 from genrl.registry import load_plugin
 from tests.property.rollouts import sample
 
@@ -51,12 +43,12 @@ mine.Config = Config
 
 @pytest.fixture(autouse=True)
 def _registry_as_before() -> Iterator[None]:
-    entries, aliases = dict(OBJECTIVES._entries), dict(OBJECTIVES._aliases)
+    held = (OBJECTIVES._entries, OBJECTIVES._aliases)
+    before = [dict(known) for known in held]
     yield
-    OBJECTIVES._entries.clear()
-    OBJECTIVES._entries.update(entries)
-    OBJECTIVES._aliases.clear()
-    OBJECTIVES._aliases.update(aliases)
+    for known, old in zip(held, before, strict=True):
+        known.clear()
+        known.update(old)
 
 
 def learns(objective: Objective) -> None:
@@ -94,11 +86,6 @@ def test_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pytest
         OBJECTIVES.build("broken")
 
 
-def test_object_made_in_python() -> None:
-    bounds = FixedBounds(0.2, 0.3)
-    learns(PolicyObjective(StepCredit(), ClippedRatio("token", bounds), StepMean()))
-
-
 def test_all_built_in_objectives_have_title_and_paper() -> None:
     assert set(BUILT_IN) <= set(OBJECTIVES.names())
     for name in BUILT_IN:
@@ -110,10 +97,8 @@ def test_all_built_in_objectives_have_title_and_paper() -> None:
 
 
 def test_sapo_is_step_aligned() -> None:
-    entry = OBJECTIVES.entry("step-aligned")
-    assert entry.name == "sapo"
-    assert (entry.title, entry.paper) == ("Step-Aligned Policy Optimization", "arXiv:2605.17648")
-    assert OBJECTIVES.entry("sage").paper == "arXiv:2601.21452"
+    assert OBJECTIVES.entry("step-aligned").name == "sapo"
+    assert OBJECTIVES.entry("sapo").title == "Step-Aligned Policy Optimization"
 
 
 def test_every_option_is_documented() -> None:
@@ -125,12 +110,3 @@ def test_every_option_is_documented() -> None:
                     following = body[place + 1]
                     assert isinstance(following, ast.Expr), f"{name}.{node.target.id} has no docstring"
                     assert isinstance(following.value, ast.Constant), f"{name}.{node.target.id} has no docstring"
-
-
-def test_unknown_name_and_option() -> None:
-    with pytest.raises(UnknownComponentError, match="Did you mean 'sapo'"):
-        OBJECTIVES.build("sappo")
-    with pytest.raises(ConfigError, match="Did you mean 'clip_high'"):
-        OBJECTIVES.build("sapo", {"clip_hi": 0.3})
-    with pytest.raises(ConfigError, match="guard"):
-        OBJECTIVES.build("sapo", {"guard": "sub"})

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ from genrl.catalog import Catalog
 from genrl.errors import ConfigError, UnknownComponentError
 from genrl.registry import load_plugin
 from genrl.rewards import REWARDS, Reward, RewardContext, Verifier, build_verifier
-from genrl.runs.fit import fit
+from genrl.runs.session import Session
 from tests.helpers import assert_same
-from tests.runs import small_config
+from tests.runs import attach, rl_module, small_config
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 CODES = torch.tensor([[0, 0], [0, 1], [1, 0]])
@@ -62,15 +62,8 @@ TARGETS = requests(torch.tensor([[1], [2]]))
 
 
 def test_outcome_is_the_weighted_sum_and_components_are_not_weighted():
-    verifier = build_verifier(
-        {
-            "exact_match": {"weight": 2.0},
-            "level_match": {"weight": 0.5},
-            "prefix_match": {},
-            "ndcg_rank": {"weight": 0},
-        },
-        context(),
-    )
+    options = {"exact_match": {"weight": 2.0}, "level_match": {"weight": 0.5}}
+    verifier = build_verifier({**options, "prefix_match": {}, "ndcg_rank": {"weight": 0}}, context())
     rewards = verifier(rollout(), TARGETS)
     level = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
     exact = torch.tensor([0.0, 1.0, 1.0, 0.0])
@@ -101,21 +94,10 @@ def test_format_is_in_the_outcome_and_in_shaping_but_no_match():
     assert verifier.step_names == ("level_match",)
 
 
-def test_format_alone_gives_step_advantages_no_match():
-    verifier = build_verifier({"format": {}}, context())
-    assert verifier.step_names == ()
+@pytest.mark.parametrize("options", [{"format": {}}, {"exact_match": {}, "level_match": None}])
+def test_without_a_match_per_step_there_are_no_steps(options):
+    verifier = build_verifier(options, context())
     assert verifier(thinking_rollout(), TARGETS).steps is None
-
-
-def test_rewards_of_thinking_are_refused_where_there_is_none():
-    with pytest.raises(ConfigError, match=r"rewards.format judges thinking.*rewards.format=null"):
-        build_verifier({"exact_match": {}, "format": {}}, context(), thinking=False)
-    assert build_verifier({"exact_match": {}}, context(), thinking=False).rewards.keys() == {"exact_match"}
-
-
-def test_without_step_rewards_there_are_no_steps():
-    verifier = build_verifier({"exact_match": {}, "level_match": None}, context())
-    assert verifier(rollout(), TARGETS).steps is None
     assert verifier.step_names == ()
 
 
@@ -146,31 +128,30 @@ def test_micro_batches_of_whole_groups_get_the_same_rewards():
 class Wrong(Reward):
     level = "outcome"
 
-    @dataclass
-    class Config:
-        weight: float = 1.0
-
     def __call__(self, rollout, targets, context):
         return torch.zeros(rollout.tokens.shape[0], dtype=torch.float64)
 
 
 def test_a_reward_of_another_dtype_is_named():
     with pytest.raises(ValueError, match=r"reward 'mine' is torch\.float64"):
-        Verifier({"mine": (Wrong(), 1.0)}, context())(rollout(), TARGETS)
+        Verifier({"mine": (Wrong(config=()), 1.0)}, context())(rollout(), TARGETS)
 
 
-def test_refusals_say_what_is_known():
-    with pytest.raises(UnknownComponentError, match="Did you mean 'exact_match'"):
-        build_verifier({"exact_mach": {}}, context())
-    with pytest.raises(ConfigError, match="has no option 'weigth'"):
-        build_verifier({"exact_match": {"weigth": 1}}, context())
-    with pytest.raises(ConfigError, match="none is configured"):
-        build_verifier({"exact_match": None}, context())
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"exact_mach": {}}, UnknownComponentError, "Did you mean 'exact_match'"),
+        ({"exact_match": {"weigth": 1}}, ConfigError, "has no option 'weigth'"),
+        ({"exact_match": None}, ConfigError, "none is configured"),
+        ({"exact_match": {}, "format": {}}, ConfigError, r"rewards.format judges thinking.*rewards.format=null"),
+    ],
+)
+def test_refusals_say_what_is_known(options, error, message):
+    with pytest.raises(error, match=message):
+        build_verifier(options, context(), thinking=False)
 
 
 def test_every_built_in_reward_has_a_weight_first():
-    from dataclasses import fields
-
     for name in ("exact_match", "level_match", "prefix_match", "ndcg_rank", "format"):
         first = fields(REWARDS.entry(name).config)[0]
         assert (first.name, first.default) == ("weight", 1.0)
@@ -231,28 +212,18 @@ def test_a_reward_sees_them_in_training(plugin, tmp_path):
     files = [f"data.interactions={tmp_path / 'log.csv'}", f"data.items={tmp_path / 'items.csv'}"]
     columns = ["data.source=files", "data.columns.feedback=[click]", "data.columns.attributes=[brand]"]
     rewards = [f"plugins=[{plugin}]", "rewards.liked_kind.weight=2", "rewards.exact_match.weight=1"]
-    quick = ["stages=[rl]", "rl.max_steps=1", "rl.validate_every=1", "objective=grpo", "rollout.prompts=2"]
-    given = [
-        *files,
-        *columns,
-        *rewards,
-        *quick,
-        "rollout.group_size=2",
-        "sid.codes=2",
-        "evaluate.beam=4",
-        "evaluate.k=[4]",
-    ]
-    config = small_config(tmp_path / "run", *given)
-    seen = []
-    judge = REWARDS.entry("liked_kind").factory
+    quick = ["stages=[rl]", "objective=grpo", "rollout.prompts=2", "rollout.group_size=2", "sid.codes=2"]
+    beam = ["evaluate.beam=4", "evaluate.k=[4]"]
+    session = Session.build(small_config(tmp_path / "run", *files, *columns, *rewards, *quick, *beam))
+    module, seen = attach(rl_module(session, tmp_path)), []
 
-    class Spy(judge):
+    class Spy(REWARDS.entry("liked_kind").factory):
         def __call__(self, completions, targets, context):
             seen.append((targets, context))
             return super().__call__(completions, targets, context)
 
-    REWARDS._entries["liked_kind"] = replace(REWARDS.entry("liked_kind"), factory=Spy)
-    fit(config)
+    module.verifier.rewards["liked_kind"] = Spy(module.verifier.rewards["liked_kind"].config)
+    module.experience(0)
     targets, known = seen[0]
     rows = zip(targets.items[::2, 0].tolist(), targets.feedback["click"][::2, 0], known.history[::2], strict=True)
     found = {item: (float(click), history.tolist()) for item, click, history in rows}

@@ -25,11 +25,6 @@ def test_a_step_is_paid_if_the_policy_ended_its_block_and_the_completion_names_a
     assert_same(judged(closed, (-1, 1, -1, 0)), torch.tensor([[0.0, 0], [1, 0], [0, 0], [0, 0]]))
 
 
-def test_the_target_does_not_matter():
-    closed = [[True, False]] * 4
-    assert_same(judged(closed, (0, 0, 1, 2)), torch.tensor([[1.0, 0.0]] * 4))
-
-
 def test_without_thinking_there_is_nothing_to_judge():
     with pytest.raises(LayoutError, match=r"rewards\.format=null, or choose layout=blocked"):
         REWARDS.build("format")(rollout(), TARGETS, context())
