@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Rewards, Rows, Scores
 from genrl.objectives import OBJECTIVES, Objective
+from tests.helpers import assert_same
 
 LAYOUTS = ("sid", "blocked", "interleaved", "slate")
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+Outcome = tuple[Tensor, Tensor]
+"""Loss, and its gradient with respect to log-probabilities."""
 OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in OBJECTIVES.names()},
     "grpo-token-entropy": ("grpo", {"reduction": "token", "entropy_coef": 0.01, "kl_coef": 0.0}),
@@ -41,6 +46,11 @@ OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def assert_outcome(found: Outcome, expected: Outcome) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
 def make(name: str) -> Objective:
     objective, options = OBJECTIVE_OPTIONS[name]
     return OBJECTIVES.build(objective, options)
@@ -55,8 +65,7 @@ class Sample:
     logps: Tensor
     entropy: Tensor
 
-    def run(self, objective: Objective, experience: Experience, rows: Rows = slice(None)) -> tuple[Tensor, Tensor]:
-        """Loss, and its gradient with respect to log-probabilities."""
+    def run(self, objective: Objective, experience: Experience, rows: Rows = slice(None)) -> Outcome:
         logps = self.logps[rows].detach().clone().requires_grad_()
         output = objective.loss(Scores(logps, self.entropy[rows]), experience)
         assert all(not value.requires_grad and value.dim() == 0 for value in output.stats.values())
@@ -68,7 +77,7 @@ class Sample:
         prepared = objective.prepare(self.rollout, self.rewards)
         return objective.before_step(Scores(self.logps, self.entropy), prepared)
 
-    def outcome(self, objective: Objective) -> tuple[Tensor, Tensor]:
+    def outcome(self, objective: Objective) -> Outcome:
         return self.run(objective, self.experience(objective))
 
     def with_rewards(self, values: Mapping[str, Tensor], **weights: float) -> Sample:
@@ -111,43 +120,32 @@ def _sid(rows: int, draw: torch.Generator) -> dict[str, Any]:
     """Three SID tokens; the last is sometimes forced; every one is its own step."""
     mask = torch.ones(rows, 3, dtype=torch.bool)
     mask[:, 2] = torch.rand(rows, generator=draw) < 0.7
-    return {
-        "chosen": mask,
-        "step_ids": torch.arange(3).expand(rows, 3).clone(),
-        "item_ids": torch.zeros_like(mask, dtype=torch.int64),
-        "N": 1,
-    }
+    steps = torch.arange(3).expand(rows, 3).clone()
+    return {"chosen": mask, "step_ids": steps, "item_ids": torch.zeros_like(steps), "N": 1}
 
 
 def thinking_shape(
-    order: str, words: list[list[int]], closed: list[list[bool]], forced_codes: list[list[bool]]
+    order: str, words: list[list[int]], closed: list[list[bool]], forced: list[list[bool]]
 ) -> dict[str, Any]:
     """Completions of layout `blocked`, [rows][K] each: `<think>`, words, `</think>`, line break; and the SID tokens.
 
     A block of 0 words was never begun: its completion ended in the block before, without `</think>` and SID.
     """
-    written = [_thinking_row(order, *row) for row in zip(words, closed, forced_codes, strict=True)]
+    written = [_thinking_row(order, *row) for row in zip(words, closed, forced, strict=True)]
     width = max(map(len, written))
     padded = torch.tensor([[*row, *[(-1, 0, 0)] * (width - len(row))] for row in written])
     steps, chosen, codes = padded.unbind(2)
-    return {
-        "chosen": chosen.bool(),
-        "step_ids": steps,
-        "item_ids": codes - 1,
-        "closed": torch.tensor(closed),
-        "N": 1,
-    }
+    known = {"chosen": chosen.bool(), "step_ids": steps, "item_ids": codes - 1, "closed": torch.tensor(closed)}
+    return {**known, "N": 1}
 
 
-def _thinking_row(
-    order: str, words: list[int], closed: list[bool], forced_codes: list[bool]
-) -> list[tuple[int, int, int]]:
+def _thinking_row(order: str, words: list[int], closed: list[bool], forced: list[bool]) -> list[tuple[int, int, int]]:
     """(step, chosen by the policy, SID token) of each token."""
     begun = sum(length > 0 for length in words)
     blocks = [[(k, 0, 0), *[(k, 1, 0)] * words[k], (k, int(closed[k]), 0), (k, 0, 0)] for k in range(begun)]
     if begun < len(words):
         return [token for block in blocks for token in block][:-2]
-    codes = [[(k, int(not forced), 1)] for k, forced in enumerate(forced_codes)]
+    codes = [[(k, int(not given), 1)] for k, given in enumerate(forced)]
     pairs = zip(blocks, codes, strict=True)
     parts = [*blocks, *codes] if order == "tail" else [part for pair in pairs for part in pair]
     return [token for part in parts for token in part]
@@ -174,12 +172,7 @@ def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
     return {"chosen": chosen, "step_ids": owners, "item_ids": owners, "N": 3}
 
 
-SHAPES = {
-    "sid": _sid,
-    "blocked": partial(_thinking, "tail"),
-    "interleaved": partial(_thinking, "interleaved"),
-    "slate": _slate,
-}
+SHAPES = dict(zip(LAYOUTS, (_sid, partial(_thinking, "tail"), partial(_thinking, "interleaved"), _slate), strict=True))
 
 
 def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, spread: float = 0.3) -> Sample:

@@ -13,12 +13,10 @@ from torch import Tensor
 from genrl.batches import Experience
 from genrl.objectives import live_prompts, renormalized
 from tests.helpers import assert_same
-from tests.property.rollouts import LAYOUTS, OBJECTIVE_OPTIONS, Sample, make, sample
+from tests.property.rollouts import OBJECTIVE_OPTIONS, Outcome, Sample, assert_outcome, layouts, make, sample
 
 every = pytest.mark.parametrize("name", OBJECTIVE_OPTIONS)
-layouts = pytest.mark.parametrize("layout", LAYOUTS)
 Summands = Callable[[tuple[int, ...], torch.Generator], list[Tensor]]
-Outcome = tuple[Tensor, Tensor]
 COMPARING = [name for name in OBJECTIVE_OPTIONS if name not in ("ce", "gbpo-sign")]
 
 
@@ -28,11 +26,6 @@ def drawn(name: str, layout: str, seed: int = 0) -> tuple[Sample, Experience, Ou
     batch, objective = sample(layout, seed=seed), make(name)
     experience = batch.experience(objective)
     return batch, experience, batch.run(objective, experience)
-
-
-def assert_outcome(found: Outcome, expected: Outcome) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
 
 
 @every
@@ -85,15 +78,9 @@ def test_micro_batches_add_up(name: str, layout: str) -> None:
 
 @every
 @layouts
-def test_more_padding_changes_nothing(name: str, layout: str) -> None:
+def test_neither_more_padding_nor_the_order_within_a_group_matters(name: str, layout: str) -> None:
     batch, _, (loss, gradient) = drawn(name, layout)
     assert_outcome(batch.padded(3).outcome(make(name)), (loss, torch.nn.functional.pad(gradient, (0, 3))))
-
-
-@every
-@layouts
-def test_order_within_a_group_does_not_matter(name: str, layout: str) -> None:
-    batch, _, (loss, gradient) = drawn(name, layout)
     draw = torch.Generator().manual_seed(2)
     order = torch.cat([group * 4 + torch.randperm(4, generator=draw) for group in range(4)])
     assert_outcome(batch.rows(order).outcome(make(name)), (loss, gradient[order]))

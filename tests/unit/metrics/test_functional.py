@@ -44,13 +44,9 @@ def test_recall_and_ndcg(seed, k, level):
     ranks = F.target_ranks(items, targets, keys)
     name = {row: tuple(codes[row].tolist()) for row in range(CATALOG)} if level == "sid" else range(CATALOG)
     for row in range(ROWS):
-        top, wanted = [], []
-        for item in items[row].tolist():
-            if item >= 0 and name[item] not in top:
-                top.append(name[item])
-        for item in targets[row].tolist():
-            if item >= 0 and name[item] not in wanted:
-                wanted.append(name[item])
+        top, wanted = (
+            list(dict.fromkeys(name[item] for item in listed[row].tolist() if item >= 0)) for listed in (items, targets)
+        )
         hits = [label in wanted for label in top[:k]]
         recall = sum(hits) / len(wanted) if wanted else 0.0
         ideal = sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted))))
