@@ -39,7 +39,7 @@ class Script:
         if len(self.asked) + len(prompts) > self.fails_at:
             raise KeyboardInterrupt
         self.asked += prompts
-        return [teacher.Answer(self.answer.format(target=target_of(prompt)), self.whole) for prompt in prompts]
+        return [(self.answer.format(target=target_of(prompt)), self.whole) for prompt in prompts]
 
     def choose(self, prompts, options):
         return [0] * len(prompts)
@@ -174,7 +174,7 @@ def test_a_file_of_other_settings_and_a_damaged_line_are_refused(out):
 def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(folder):
     model = load(folder)
     prompts = ["red apple", "green pear tart and blue plum jam " * 5, "sweet"]
-    for prompt, answer in zip(prompts, model.write(prompts), strict=True):
+    for prompt, (text, whole) in zip(prompts, model.write(prompts), strict=True):
         ids = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
         for _ in range(6):
             following = model.model(ids).logits[:, -1].argmax(-1, keepdim=True)
@@ -182,8 +182,8 @@ def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(folder):
             if int(following) == model.tokenizer.eos_token_id:
                 break
         plain = model.tokenizer(prompt, return_tensors="pt")["input_ids"].shape[1]
-        assert answer.text == model.tokenizer.decode(ids[0, plain:], skip_special_tokens=True)
-        assert answer.whole == (int(ids[0, -1]) == model.tokenizer.eos_token_id)
+        assert text == model.tokenizer.decode(ids[0, plain:], skip_special_tokens=True)
+        assert whole == (int(ids[0, -1]) == model.tokenizer.eos_token_id)
 
 
 def test_the_letter_chosen_is_the_likeliest_of_those_on_offer(folder, monkeypatch):

@@ -154,7 +154,7 @@ def _levels(sizes: Sizes, levels: int) -> tuple[Policy, SidLayout]:
     policy.first_ids = policy.first_ids[:1] * levels
     policy.sizes = (CODES,) * levels
     codes = torch.randint(CODES, (ITEMS, levels), generator=torch.Generator().manual_seed(0))
-    return policy, make_layout(policy, codes, CODES)
+    return policy, make_layout(policy, codes)
 
 
 def _random(policy: Policy, layout: SidLayout, lengths: tuple[int, ...], group: int) -> tuple[Requests, Completions]:
