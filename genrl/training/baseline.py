@@ -18,14 +18,9 @@ from genrl.training.stream import StepStream
 
 
 class BaselineModule(RankingModule):
-    """Trains a recommender on item sequences.
+    """Trains a recommender on item sequences, as its own options say.
 
-    Args:
-        recommender: what is trained; its options say how.
-        batches: its training rows.
-        seed: of dropout and negatives; the order of rows has that of `batches`.
-        width: items that validation ranks for each row.
-        ranking: arguments of `RankingModule`.
+    `seed` is that of dropout and negatives; validation ranks `width` items for each row.
     """
 
     def __init__(
@@ -47,7 +42,6 @@ class BaselineModule(RankingModule):
         self.round_steps = max(1, round(batches.steps_per_epoch * self.config.validate_every))
 
     def train_dataloader(self) -> StepStream[SequenceBatch]:
-        """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
@@ -65,15 +59,12 @@ class BaselineModule(RankingModule):
         return loss
 
     def rank(self, batch: Requests) -> Ranking:
-        """Rank the catalogue for validation rows."""
         return self.recommender.rank(batch, self.width)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Those of the recommender."""
         return self.recommender.trained()
 
     def state(self) -> dict[str, Tensor]:
-        """That of the recommender."""
         return self.recommender.state()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -88,7 +79,6 @@ class BaselineModule(RankingModule):
         checkpoint["state_dict"] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, linear warm-up, cosine to the last step."""
         config = self.config
         factor = warmup_cosine(config.warmup_steps, self.max_steps, config.final_learning_rate)
         return scheduled(self.optimiser(config.learning_rate, config.weight_decay, (0.9, 0.999)), factor)

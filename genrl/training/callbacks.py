@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,12 @@ from genrl.training.stage import RankingModule
 
 
 class ResumePoint(Callback):
-    """After each round, write everything a killed run needs to go on; the file is replaced in one move.
-
-    Args:
-        path: the checkpoint file.
-    """
+    """After each round, write everything a killed run needs to go on; the file is replaced in one move."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save, on all ranks together."""
         temporary = self.path.with_suffix(".writing")
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
@@ -60,19 +56,15 @@ class BestWeights(Callback):
         self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the checkpoint stood."""
         self.best, self.best_step, self.waited = state_dict["best"], state_dict["best_step"], state_dict["waited"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """A run that was killed right after it had decided to stop must not train on."""
         trainer.should_stop = trainer.should_stop or self._exhausted()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compare with the best so far."""
         if trainer.sanity_checking or not isinstance(module, RankingModule):
             return
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
@@ -89,12 +81,7 @@ class BestWeights(Callback):
 
 
 class StageProgress(Callback):
-    """One bar for the whole stage: steps, time left, steps per second and the latest validation.
-
-    Args:
-        name: of the stage.
-        total: optimiser steps.
-    """
+    """One bar for all optimiser steps of a stage: time left, steps per second, the latest validation."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name = name
@@ -103,15 +90,16 @@ class StageProgress(Callback):
         self.validation = ""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Open the bar."""
         if not trainer.is_global_zero:
             return
         self.progress = make_progress("steps", TextColumn("{task.fields[note]}"))
         self.progress.start()
+        if isinstance(module, RankingModule):
+            trained = sum(value.numel() for value in module.trainable().values())
+            self.progress.console.print(f"{self.name}: {trained:,} trained parameters", highlight=False)
         self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
-        """Move the bar."""
         if self.progress is None:
             return
         logged = trainer.callback_metrics
@@ -120,29 +108,24 @@ class StageProgress(Callback):
         self.progress.update(self.task, completed=trainer.global_step, note=note)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Show the latest validation."""
         if "val/ndcg@10" in trainer.callback_metrics:
             self.validation = f"  val ndcg@10 {float(trainer.callback_metrics['val/ndcg@10']):.4f}"
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Close the bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the message stands on a line of its own."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
 
 
 class History(Callback):
-    """Notes every logged value by step in the run folder, for curves; a resumed run goes on in the same file.
+    """Notes every logged value by step in a JSON-lines file, for curves; a resumed run goes on in the same file.
 
-    Args:
-        path: JSON-lines file.
-        every: optimiser steps between notes of training values.
+    Validation values are noted always, those of training at every so many optimiser steps.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -151,25 +134,22 @@ class History(Callback):
         self.noted = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Drop notes of steps that will be made again."""
         self.noted = trainer.global_step
         if trainer.is_global_zero:
             keep_notes(self.path, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
-        """Note training values, once per step however many micro-batches it has."""
         if trainer.global_step % self.every == 0 and trainer.global_step != self.noted:
             self.noted = trainer.global_step
-            self._note(trainer, "val/", keep=False)
+            self._note(trainer, validation=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Note validation values."""
-        self._note(trainer, "val/", keep=True)
+        self._note(trainer, validation=True)
 
-    def _note(self, trainer: L.Trainer, prefix: str, keep: bool) -> None:
+    def _note(self, trainer: L.Trainer, *, validation: bool) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix) == keep}
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") == validation}
         if values:
             with self.path.open("a" if trainer.global_step else "w") as file:  # step 0 begins the file
                 file.write(json.dumps({"step": trainer.global_step, **values}) + "\n")
@@ -178,13 +158,7 @@ class History(Callback):
 class RolloutSamples(Callback):
     """Keeps what the policy writes: a few prompts with completions, rewards and advantages after each validation.
 
-    They go into a JSON-lines file and, as a table, into TensorBoard.
-
-    Args:
-        catalog: names the items.
-        path: the JSON-lines file; a resumed run goes on in the same file.
-        prompts: prompts shown each time.
-        completions: completions shown per prompt.
+    They go into a JSON-lines file and, as a table, into TensorBoard; a resumed run goes on in the same file.
     """
 
     def __init__(self, catalog: Catalog, path: Path, prompts: int = 3, completions: int = 6) -> None:
@@ -194,19 +168,17 @@ class RolloutSamples(Callback):
         self.completions = completions
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Drop samples of steps that will be made again."""
         if trainer.is_global_zero:
             keep_notes(self.path, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the samples of the latest rollout."""
         if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
         codes = module.layout.codes
         texts = partial(_thinking, module.policy, module.layout) if module.layout.writes_text else None
         samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions, texts)
         with self.path.open("a") as file:
-            record = {"step": trainer.global_step, "samples": [sample.record() for sample in samples]}
+            record = {"step": trainer.global_step, "samples": [asdict(sample) for sample in samples]}
             file.write(json.dumps(record) + "\n")
         if trainer.logger is not None:
             board: Any = trainer.logger

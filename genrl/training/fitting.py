@@ -28,7 +28,6 @@ class RunLogger(TensorBoardLogger):
     """Lightning's logger without `epoch`: it counts rounds here, and would come first in the HParams tab."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write metrics as scalars."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
@@ -92,7 +91,6 @@ def train(
     name: str,
     module: RankingModule,
     folder: Path,
-    max_steps: int,
     best: BestWeights,
     config: RunConfig,
     *callbacks: L.Callback,
@@ -102,7 +100,7 @@ def train(
 
     With `start` the untrained stage is validated too, so that "best" can be the weights it began with.
     """
-    settings = config.trainer
+    settings, max_steps = config.trainer, module.max_steps
     point = ResumePoint(folder / "last.ckpt")
     trainer = make_trainer(
         settings,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.ops import seed_of
+from genrl.policy.branching import wrong_ways
 from genrl.policy.model import Head
 from genrl.policy.score import item_loss
 from genrl.policy.tree import packed_mask
@@ -48,8 +49,12 @@ class SupervisedModule(StageModule):
         """Rows of the head that the batch needs, see `Policy.forward`."""
         return "vocab"
 
+    def on_fit_start(self) -> None:
+        """See on the training device whether the model takes the mask that keeps segments of a row apart."""
+        super().on_fit_start()
+        self.batches.alone = "tree" in wrong_ways(self.policy, self.batches.longest)
+
     def train_dataloader(self) -> StepStream[PackedBatch]:
-        """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
@@ -69,7 +74,6 @@ class SupervisedModule(StageModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, linear warm-up, cosine to the last step."""
         config = self.config
         warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
         factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
