@@ -42,6 +42,7 @@ class BaselineModule(RankingModule):
         self.round_steps = max(1, round(batches.steps_per_epoch * self.config.validate_every))
 
     def train_dataloader(self) -> StepStream[SequenceBatch]:
+        """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
@@ -79,6 +80,7 @@ class BaselineModule(RankingModule):
         checkpoint["state_dict"] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, linear warm-up, cosine to the last step."""
         config = self.config
         factor = warmup_cosine(config.warmup_steps, self.max_steps, config.final_learning_rate)
         return scheduled(self.optimiser(config.learning_rate, config.weight_decay, (0.9, 0.999)), factor)

@@ -31,6 +31,7 @@ class ResumePoint(Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save, on all ranks together."""
         temporary = self.path.with_suffix(".writing")
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
@@ -56,15 +57,19 @@ class BestWeights(Callback):
         self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the checkpoint stood."""
         self.best, self.best_step, self.waited = state_dict["best"], state_dict["best_step"], state_dict["waited"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """A run that was killed right after it had decided to stop must not train on."""
         trainer.should_stop = trainer.should_stop or self._exhausted()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Compare with the best so far."""
         if trainer.sanity_checking or not isinstance(module, RankingModule):
             return
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
@@ -90,6 +95,7 @@ class StageProgress(Callback):
         self.validation = ""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Open the bar."""
         if not trainer.is_global_zero:
             return
         self.progress = make_progress("steps", TextColumn("{task.fields[note]}"))
@@ -100,6 +106,7 @@ class StageProgress(Callback):
         self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
+        """Move the bar."""
         if self.progress is None:
             return
         logged = trainer.callback_metrics
@@ -108,15 +115,18 @@ class StageProgress(Callback):
         self.progress.update(self.task, completed=trainer.global_step, note=note)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show the latest validation."""
         if "val/ndcg@10" in trainer.callback_metrics:
             self.validation = f"  val ndcg@10 {float(trainer.callback_metrics['val/ndcg@10']):.4f}"
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Close the bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message stands on a line of its own."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -134,16 +144,19 @@ class History(Callback):
         self.noted = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Drop notes of steps that will be made again."""
         self.noted = trainer.global_step
         if trainer.is_global_zero:
             keep_notes(self.path, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
+        """Note training values, once per step however many micro-batches it has."""
         if trainer.global_step % self.every == 0 and trainer.global_step != self.noted:
             self.noted = trainer.global_step
             self._note(trainer, validation=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Note validation values."""
         self._note(trainer, validation=True)
 
     def _note(self, trainer: L.Trainer, *, validation: bool) -> None:
@@ -168,10 +181,12 @@ class RolloutSamples(Callback):
         self.completions = completions
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Drop samples of steps that will be made again."""
         if trainer.is_global_zero:
             keep_notes(self.path, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the samples of the latest rollout."""
         if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
         codes = module.layout.codes

@@ -28,6 +28,7 @@ class RunLogger(TensorBoardLogger):
     """Lightning's logger without `epoch`: it counts rounds here, and would come first in the HParams tab."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics as scalars."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 

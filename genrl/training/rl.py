@@ -108,6 +108,7 @@ class RLModule(StageModule):
             self.reference = Reference(self.policy)
 
     def train_dataloader(self) -> StepStream[Part]:
+        """The next round of steps; it ends with the last update of a rollout."""
         steps = -(-self.config.validate_every // self.updates) * self.updates
         return StepStream(self._batches, lambda: self.global_step, steps, self.config.max_steps, self.micro_batches)
 
@@ -233,6 +234,7 @@ class RLModule(StageModule):
         return micro_batches(self.rollouts, self.trainer.world_size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, linear warm-up, then constant."""
         config = self.config
         optimizer = self.optimiser(config.learning_rate, config.weight_decay, config.betas)
         return scheduled(optimizer, lambda step: min(1.0, (step + 1) / max(1, config.warmup_steps)))

@@ -55,6 +55,7 @@ class SupervisedModule(StageModule):
         self.batches.alone = "tree" in wrong_ways(self.policy, self.batches.longest)
 
     def train_dataloader(self) -> StepStream[PackedBatch]:
+        """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
@@ -74,6 +75,7 @@ class SupervisedModule(StageModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, linear warm-up, cosine to the last step."""
         config = self.config
         warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
         factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
