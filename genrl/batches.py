@@ -31,11 +31,7 @@ class Batch:
     __slots__ = ()
 
     def to(self: BatchT, target: torch.device | str | torch.dtype, non_blocking: bool = False) -> BatchT:
-        """The batch on another device, or with its floating-point tensors in another dtype.
-
-        Lightning asks batches for this method to move them; a precision plugin that converts its input calls it with
-        the dtype.
-        """
+        """On another device, or with floating-point tensors in another dtype; Lightning moves and converts with it."""
 
         def moved(value: Tensor) -> Tensor:
             floats = not isinstance(target, torch.dtype) or value.is_floating_point()
@@ -95,11 +91,11 @@ def stacked(batches: Sequence[BatchT]) -> BatchT:
 
 def beside(first: BatchT, second: BatchT, dim: int) -> BatchT:
     """Join two batches of the same kind along another axis."""
-    return _both(first, second, lambda _, one, two: _along(one, two, dim))
-
-
-def _along(one: Any, two: Any, dim: int) -> Any:  # noqa: ANN401
-    return beside(one, two, dim) if isinstance(one, Batch) else torch.cat([one, two], dim=dim)
+    return _both(
+        first,
+        second,
+        lambda _, one, two: beside(one, two, dim) if isinstance(one, Batch) else torch.cat([one, two], dim=dim),
+    )
 
 
 def _both(first: BatchT, second: BatchT, join: Callable[..., Any]) -> BatchT:
@@ -173,11 +169,7 @@ class Requests(Batch):
 
     @property
     def wanted(self) -> Targets:
-        """The targets.
-
-        Raises:
-            ValueError: where the requests have none.
-        """
+        """The targets; a ValueError where there are none."""
         if self.targets is None:
             raise ValueError("these requests have no targets; only what is ranked for a user can do without")
         return self.targets
@@ -233,21 +225,19 @@ class Completions(Batch):
         rows, length = self.tokens.shape
         if rows % self.group_size:
             raise ValueError(f"Completions: {rows} rows do not divide into groups of {self.group_size}")
-        expect(self.tokens, "Completions.tokens", (rows, length), torch.int64)
-        expect(self.chosen, "Completions.chosen", (rows, length), torch.bool)
-        expect(self.step_ids, "Completions.step_ids", (rows, length), torch.int64)
-        expect(self.item_ids, "Completions.item_ids", (rows, length), torch.int64)
-        expect(self.codes, "Completions.codes", (rows, self.num_steps), torch.int64)
         expect(self.items, "Completions.items", (rows, None), torch.int64)
-        expect(self.logps, "Completions.logps", (rows, length), *FLOATS)
-        for name in ("ref_logps", "entropy"):
-            value = getattr(self, name)
-            if value is not None:
-                expect(value, f"Completions.{name}", (rows, length))
-        if self.categories is not None:
-            expect(self.categories, "Completions.categories", tuple(self.items.shape), torch.int64)
-        if self.closed is not None:
-            expect(self.closed, "Completions.closed", (rows, self.num_steps), torch.bool)
+        per_token, per_step = (rows, length), (rows, self.num_steps)
+        wanted: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
+            **dict.fromkeys(("tokens", "step_ids", "item_ids"), (per_token, (torch.int64,))),
+            **dict.fromkeys(("logps", "ref_logps", "entropy"), (per_token, FLOATS)),
+            "chosen": (per_token, (torch.bool,)),
+            "codes": (per_step, (torch.int64,)),
+            "closed": (per_step, (torch.bool,)),
+            "categories": (tuple(self.items.shape), (torch.int64,)),
+        }
+        for name, (shape, dtypes) in wanted.items():
+            if getattr(self, name) is not None:
+                expect(getattr(self, name), f"Completions.{name}", shape, *dtypes)
 
     def __len__(self) -> int:
         """Number of groups: P."""
@@ -394,26 +384,10 @@ class Ranking(Batch):
             expect(self.bound, "Ranking.bound", tuple(self.items.shape[:1]), *FLOATS)
 
     def certified(self, k: int) -> Tensor:
-        """[P] bool: the first k items are provably the best k of the whole catalogue, up to ties within rounding.
-
-        Example:
-            >>> scores = torch.tensor([[-1.0, -2.0], [-1.0, -3.0]])
-            >>> Ranking(torch.tensor([[4, 2], [4, 2]]), scores, torch.tensor([-2.5, -2.5])).certified(2).tolist()
-            [True, False]
-        """
+        """[P] bool: the first k items are provably the best k of the whole catalogue, up to ties within rounding."""
         if self.bound is None or not 1 <= k <= self.items.shape[1]:
             bound = "no bound" if self.bound is None else "a bound"
             raise ValueError(
                 f"the top {k} of a ranking with {self.items.shape[1]} places and {bound} is not certifiable"
             )
         return self.scores[:, k - 1] >= self.bound
-
-    def replaced(self, rows: Tensor, other: Ranking) -> Ranking:
-        """This ranking with the requests `rows` [n] taken from another one of n requests and the same width."""
-        if self.bound is None or other.bound is None:
-            raise ValueError("only rankings with a bound can be replaced in part")
-        return Ranking(
-            self.items.index_copy(0, rows, other.items),
-            self.scores.index_copy(0, rows, other.scores),
-            self.bound.index_copy(0, rows, other.bound),
-        )

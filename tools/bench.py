@@ -17,13 +17,11 @@ from pathlib import Path
 
 import torch
 from benchmarks.checks import DifferenceError
-from benchmarks.decoding import beams, catalogues, groups, rollouts
+from benchmarks.decoding import beams, catalogues, groups, rollouts, thinking_rollouts
 from benchmarks.figures import Figure, as_json, plot, table
 from benchmarks.inputs import FULL, QUICK, Sizes
-from benchmarks.reasoning import thinking_rollouts, thinking_updates
 from benchmarks.steps import steps, thinking_steps
-from benchmarks.updating import long, memory
-from benchmarks.ways import ways
+from benchmarks.updating import long, memory, thinking_updates, ways
 from rich.console import Console
 
 from genrl.errors import GenRLError, UnsupportedError

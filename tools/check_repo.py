@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,6 @@ UNTESTED = {
 REGISTRIES = {"OBJECTIVES", "LAYOUTS", "REWARDS", "SID_BUILDERS", "BASELINES"}
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|tmp|work|Users)/\w")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ""}
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -72,18 +72,6 @@ def floors(root: Path) -> Iterator[str]:
                 continue
             if FLOORS.get(target, 99) >= FLOORS[part]:
                 yield f"{path.relative_to(root)}:{line}: {part} (floor {FLOORS[part]}) imports {module}, not below it"
-
-
-def docstrings(root: Path) -> Iterator[str]:
-    """Every public module, class and function says what it is; a method that overrides one of ours inherits that."""
-    trees = list(_modules(root, "genrl", "tools"))
-    classes = {node.name: node for _, tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    for path, tree in trees:
-        if ast.get_docstring(tree) is None:
-            yield f"{path.relative_to(root)}:1: module without a docstring"
-        for node, owner in _public(tree):
-            if ast.get_docstring(node) is None and not (owner and _inherits(owner, node.name, classes)):
-                yield f"{path.relative_to(root)}:{node.lineno}: {node.name} has no docstring"
 
 
 def mirrored_tests(root: Path) -> Iterator[str]:
@@ -156,7 +144,6 @@ def portable(root: Path) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (
     floors,
-    docstrings,
     mirrored_tests,
     one_tolerance,
     documentation,
@@ -175,10 +162,14 @@ def components(root: Path) -> Iterator[tuple[str, str]]:
                     yield ast.literal_eval(node.args[0]), f"{path.relative_to(root)}:{node.lineno}"
 
 
-def _modules(root: Path, *folders: str) -> Iterator[tuple[Path, ast.Module]]:
-    for folder in folders or ("genrl",):
-        for path in sorted((root / folder).rglob("*.py")):
-            yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+def _modules(root: Path, folder: str = "genrl") -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted((root / folder).rglob("*.py")):
+        yield path, _parsed(path)
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def _part(path: Path, root: Path) -> str:
@@ -202,26 +193,8 @@ def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[tuple[int, st
 
 def _imported(module: str, folder: Path, root: Path) -> bool:
     """Whether a test in `folder` imports from a module."""
-    tests = ((path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("test_*.py")))
-    return any(name == module for path, tree in tests for _, name in _imports(tree, path, root))
-
-
-def _public(tree: ast.Module) -> Iterator[tuple[Definition, ast.ClassDef | None]]:
-    """Public classes and functions of a module, and public methods of those classes with their class."""
-    for node in tree.body:
-        if isinstance(node, Definition) and not node.name.startswith("_"):
-            yield node, None
-            for part in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(part, Definition) and not part.name.startswith("_"):
-                    yield part, node  # type: ignore[misc]
-
-
-def _inherits(owner: ast.ClassDef, method: str, classes: dict[str, ast.ClassDef]) -> bool:
-    """Whether a class of ours above `owner` has the method, and so says what it does."""
-    names = (node.id for base in owner.bases for node in ast.walk(base) if isinstance(node, ast.Name))
-    above = [classes[name] for name in names if name in classes and name != owner.name]
-    own = (part for base in above for part in base.body if isinstance(part, Definition))
-    return any(part.name == method for part in own) or any(_inherits(base, method, classes) for base in above)
+    tests = sorted(folder.glob("test_*.py"))
+    return any(name == module for path in tests for _, name in _imports(_parsed(path), path, root))
 
 
 def _files(root: Path) -> Iterator[Path]:

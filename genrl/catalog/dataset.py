@@ -44,9 +44,6 @@ class Dataset:
 def load_dataset(config: DataConfig) -> Dataset:
     """Read or generate a data set, filter and split it.
 
-    Args:
-        config: section `data` of the configuration.
-
     Raises:
         ConfigError: if options contradict each other.
         DataError: if a file, column or row cannot be used, or a part of the split is empty.

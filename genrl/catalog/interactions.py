@@ -94,7 +94,7 @@ def read_items(source: str, config: DataConfig) -> ItemTable:
     """
     columns = config.columns
     wanted = _options(columns, ("item", "title", "category", "text", "attributes"))
-    table = read_table(source, "data.items", wanted, config.separator, config.encoding)
+    table = read_table(source, "data.items", wanted, config.separator, config.encoding, config.items_header)
     ids = _ids(table, columns.item).to_pylist()
     _refuse_repeats(table, ids, columns.item)
     titles, categories = _words(table, columns.title), _words(table, columns.category)
@@ -112,7 +112,8 @@ def read_events(source: str, config: DataConfig) -> Events:
     """
     columns = config.columns
     wanted = _options(columns, ("user", "item", "time", "position", "split", "feedback"))
-    table = read_table(source, "data.interactions", wanted, config.separator, config.encoding)
+    header = config.interactions_header
+    table = read_table(source, "data.interactions", wanted, config.separator, config.encoding, header)
     users, user_ids = _codes(_ids(table, columns.user))
     items, item_ids = _codes(_ids(table, columns.item))
     rows = np.arange(len(table))
@@ -184,10 +185,7 @@ def _words(table: Table, name: str | None) -> list[str]:
 def _text(table: Table, name: str, exact: bool = False) -> pa.ChunkedArray:
     """A column of any plain type as text, null where it is empty.
 
-    Args:
-        table: as read.
-        name: of the column.
-        exact: refuse what is no id: broken, infinite or missing numbers, and floats that may have lost digits.
+    With `exact`, what is no id is refused: broken, infinite or missing numbers, and floats that may have lost digits.
     """
     import pyarrow as pa
 

@@ -158,18 +158,10 @@ class Catalog:
 
 
 def cold_items(train_counts: Tensor, fraction: float, rule: Literal["rank", "percentile_value"] = "rank") -> Tensor:
-    """Mark the items that are least frequent in training (methods.md, section 15).
+    """Mark the given fraction of items that are least frequent in training, [I] bool (methods.md, section 15).
 
     `rank` takes the first ceil(fraction * I) items in order of (training count, row). `percentile_value` takes every
     item whose count is at most the fraction-quantile of the counts; with many equal counts that is a far larger set.
-
-    Args:
-        train_counts: [I] int64 interactions in training.
-        fraction: share of items, in [0, 1]; 0 marks none.
-        rule: see above.
-
-    Returns:
-        [I] bool.
 
     Example:
         >>> cold_items(torch.tensor([4, 1, 1, 9]), 0.25).tolist()
@@ -179,13 +171,9 @@ def cold_items(train_counts: Tensor, fraction: float, rule: Literal["rank", "per
     """
     order = torch.argsort(train_counts, stable=True)
     share = math.ceil(fraction * len(train_counts) - 1e-9)  # 0.07 * 100 is a little above 7 in floating point
-    cold = torch.zeros(len(train_counts), dtype=torch.bool)
-    if share == 0:
-        return cold
-    if rule == "rank":
-        cold[order[:share]] = True
-        return cold
-    return train_counts <= train_counts[order[share - 1]]
+    if share and rule == "percentile_value":
+        return train_counts <= train_counts[order[share - 1]]
+    return torch.zeros(len(train_counts), dtype=torch.bool).index_fill_(0, order[:share], True)
 
 
 def _refuse_duplicates(item_ids: Sequence[str]) -> None:

@@ -55,7 +55,12 @@ class Table:
 
 
 def read_table(
-    source: str, option: str, wanted: Mapping[str, str], separator: str | None = None, encoding: str = "utf-8"
+    source: str,
+    option: str,
+    wanted: Mapping[str, str],
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    header: Sequence[str] = (),
 ) -> Table:
     """Read some columns of a parquet, delimited or JSONL file, of a folder of such files, or of a hub data set.
 
@@ -67,19 +72,20 @@ def read_table(
         wanted: column -> configuration key that named it.
         separator: between the fields of a delimited file; None: by suffix.
         encoding: of delimited and JSONL files.
+        header: all columns of delimited files without a header line.
 
     Raises:
         DataError: if there is nothing to read, a column is missing, or a file cannot be parsed (with the line).
-        ConfigError: for a separator or an encoding that cannot be.
+        ConfigError: for a separator, an encoding or a header that cannot be.
     """
     import pyarrow as pa
 
     path = Path(source).expanduser()
     if not path.exists():
-        return _read_hub(source, option, wanted)
+        return _read_hub(source, option, wanted, header)
     columns: dict[str, list[pa.Array | list[Any]]] = {name: [] for name in wanted}
     files = []
-    for file in _files(path, option, separator, encoding):
+    for file in _files(path, option, separator, encoding, header):
         rows = 0
         try:
             for size, pieces in file.pieces(wanted):
@@ -107,7 +113,7 @@ def bare(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path
 
 
-def _files(path: Path, option: str, separator: str | None, encoding: str) -> list[_File]:
+def _files(path: Path, option: str, separator: str | None, encoding: str, header: Sequence[str]) -> list[_File]:
     """The files to read: the path itself, or those of a folder, which must be of one form."""
     suffixes = {file: bare(file).suffix.lower() for file in ([path] if path.is_file() else sorted(path.iterdir()))}
     if path.is_file() and suffixes[path] not in FORMS and not separator:
@@ -129,6 +135,8 @@ def _files(path: Path, option: str, separator: str | None, encoding: str) -> lis
             f"{path}: files of several forms ({', '.join(sorted(set(forms.values())))}) in one folder ({option}). "
             f"Name one file, or a folder that holds one form."
         )
+    if {"parquet", "json"} & set(forms.values()):
+        _refuse_header(header, option, str(path))
     separator = separator.replace("\\t", "\t") if separator else separator
     if separator is not None and (not separator or set(separator) & set('"\r\n')):
         raise ConfigError(
@@ -144,7 +152,7 @@ def _files(path: Path, option: str, separator: str | None, encoding: str) -> lis
         ) from error
     name = "utf-8-sig" if name == "utf-8" else name  # a byte order mark is no part of the first column
     return [
-        _File(file, form, separator or SEPARATORS.get(suffixes[file], ","), name, encoding)
+        _File(file, form, separator or SEPARATORS.get(suffixes[file], ","), name, encoding, option, tuple(header))
         for file, form in forms.items()
     ]
 
@@ -159,6 +167,10 @@ class _File:
     codec: str
     encoding: str
     """As the user named it."""
+    option: str
+    """What named the file."""
+    header: tuple[str, ...]
+    """Columns of a file without a header line; empty: the first line names them."""
 
     def pieces(self, wanted: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Sequence[pa.Array | list[Any]]]]]:
         """Number of rows, and the pieces of each column, one part of the file after another."""
@@ -192,8 +204,8 @@ class _File:
         """Where a row is, counted from 0 without a header."""
         if self.form == "parquet":
             return f"{self.path}, row {row + 1}"
-        records, header = (self._read_json(), 0) if self.form == "json" else (self._read_delimited(), 1)
-        return f"{self.path}:{next(islice(records, row + header, None))[0]}"
+        records = self._read_json() if self.form == "json" else islice(self._read_delimited(), not self.header, None)
+        return f"{self.path}:{next(islice(records, row, None))[0]}"
 
     def _objects(self, wanted: Mapping[str, str]) -> Iterator[list[Any]]:
         missing = set(wanted)
@@ -208,15 +220,20 @@ class _File:
 
     def _fields(self, wanted: Mapping[str, str]) -> Iterator[list[str]]:
         _, _, places = self._header(wanted)
-        for _, fields in islice(self._read_delimited(), 1, None):
+        for _, fields in islice(self._read_delimited(), not self.header, None):
             yield [fields[place] for place in places]
 
     def _header(self, wanted: Mapping[str, str]) -> tuple[int, int, list[int]]:
-        """Line of the header, its width, and where the wanted columns are in it."""
+        """Line of the header (0: there is none), its width, and where the wanted columns are in it."""
+        if self.header:
+            return 0, len(self.header), _find(self.header, wanted, f"{self.path} ({self.option}_header)")
         line, header = next(self._read_delimited(), (0, None))
         if header is None:
             raise DataError(f"{self.path}: empty file. The first line of a {self.form} file names its columns.")
-        hint = f" The file is split at {self.separator!r} (data.separator) and read as {self.encoding} (data.encoding)."
+        hint = (
+            f" The file is split at {self.separator!r} (data.separator) and read as {self.encoding} (data.encoding). "
+            f"If its first line is no header, name all columns: {self.option}_header=[user_id,item_id,...]."
+        )
         names = []
         for name in header:
             head, _, kind = name.rpartition(":")
@@ -275,17 +292,18 @@ class _File:
 
     def _read_delimited(self) -> Iterator[tuple[int, list[str]]]:
         """Line and fields, the header first; lines without any value left out."""
-        width = 0
+        width = len(self.header)
         with self._text() as stream:
             for line, fields in self._quoted(stream) if self._quotes else self._split(stream):
                 if not any(fields) or (len(fields) == 1 and fields[0].isspace()):
                     continue
                 width = width or len(fields)
                 if len(fields) != width:
+                    names = f"{self.option}_header" if self.header else "the first line"
                     raise DataError(
-                        f"{self.path}:{line}: {len(fields)} fields between {self.separator!r}, but the first line has "
+                        f"{self.path}:{line}: {len(fields)} fields between {self.separator!r}, but {names} has "
                         f"{width}. Mend the row{' (quote a field that holds the separator)' * self._quotes}, "
-                        f"name all columns in the first line, or set data.separator."
+                        f"name all columns in {names}, or set data.separator."
                     )
                 yield line, fields
 
@@ -399,7 +417,12 @@ def _find(have: Sequence[str], wanted: Mapping[str, str], place: str, hint: str 
     return [have.index(name) for name in wanted]
 
 
-def _read_hub(source: str, option: str, wanted: Mapping[str, str]) -> Table:
+def _refuse_header(header: Sequence[str], option: str, source: str) -> None:
+    if header:
+        raise ConfigError(f"{option}_header is {list(header)}, but {source} names its columns itself. Set it to [].")
+
+
+def _read_hub(source: str, option: str, wanted: Mapping[str, str], header: Sequence[str]) -> Table:
     if bare(Path(source)).suffix.lower() in FORMS or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise DataError(f"{source}: no such file or folder ({option}). Check the path; it is relative to {Path.cwd()}.")
     with _quiet() as datasets:
@@ -410,6 +433,7 @@ def _read_hub(source: str, option: str, wanted: Mapping[str, str]) -> Table:
                 f"{source}: neither a file, nor a folder, nor a hub data set that can be loaded ({option}): "
                 f"{_reason(error)} Check the path, or the name and the network."
             ) from error
+    _refuse_header(header, option, source)
     _find(loaded.column_names, wanted, source)
     rows, pieces = _pieces(loaded.with_format("arrow")[:], wanted)
     return Table(source, pieces, [(lambda row: f"{source}, row {row + 1}", rows)])

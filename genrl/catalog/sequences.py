@@ -64,7 +64,6 @@ class Sequences:
             expect(values, f"Sequences.feedback[{name!r}]", (size,), torch.float32)
 
     def __len__(self) -> int:
-        """Number of interactions."""
         return self.items.shape[0]
 
     def rows(self, role: Role) -> Tensor:
@@ -76,15 +75,7 @@ class Sequences:
         return torch.searchsorted(self.offsets, positions, right=True) - 1
 
     def histories(self, positions: Tensor, length: int) -> Tensor:
-        """What the user chose before each position.
-
-        Args:
-            positions: [P] int64.
-            length: how many items at most, the latest ones.
-
-        Returns:
-            [P, length] int64 catalogue rows, right-aligned: the latest item is last, -1 pads on the left.
-        """
+        """The last `length` items before positions [P]: [P, length] int64, the latest last, -1 pads on the left."""
         places = positions[:, None] - torch.arange(length, 0, -1)
         inside = places >= self.offsets[self.users(positions)][:, None]
         return torch.where(inside, self.items[places.clamp(min=0)], -1)

@@ -10,15 +10,7 @@ Array = np.ndarray
 
 
 def k_core(users: Array, items: Array, minimum: int) -> Array:
-    """Drop users and items with fewer than `minimum` interactions, again and again until none is left to drop.
-
-    Args:
-        users: [N] dense user index of each interaction.
-        items: [N] dense item index of each interaction.
-        minimum: the k of k-core; 0 or 1 keeps all.
-
-    Returns:
-        [N] bool: the interactions that stay. Users and items that stay have at least `minimum` of them.
+    """Drop users and items [N] with fewer than `minimum` interactions, again and again: [N] bool, what stays.
 
     Example:
         >>> k_core(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1]), 2).tolist()
@@ -38,14 +30,8 @@ def k_core(users: Array, items: Array, minimum: int) -> Array:
 def leave_one_out(offsets: Array, history_only: Array) -> Array:
     """Last interaction of each user to TEST, the one before to VALID, the rest to TRAIN.
 
-    Users with fewer than three interactions stay in TRAIN: they cannot give one to each part.
-
-    Args:
-        offsets: [U + 1] first position of each user.
-        history_only: [N] bool rows that may only be shown.
-
-    Returns:
-        [N] uint8 values of `Role`.
+    Users with fewer than three interactions stay in TRAIN: they cannot give one to each part. Users lie between
+    `offsets` [U + 1]; rows of `history_only` [N] may only be shown. Returns [N] uint8 values of `Role`.
     """
     lengths = np.diff(offsets)
     from_end = np.repeat(offsets[1:], lengths) - 1 - np.arange(offsets[-1])
@@ -62,16 +48,8 @@ def temporal(times: Array, history_only: Array, valid_fraction: float, test_frac
     """Everything from one point in time on to TEST, from an earlier one on to VALID, the rest to TRAIN.
 
     The points lie between distinct times, where the shares come closest to those asked for: no interaction of an
-    earlier part is later than, or at the same time as, one of a later part.
-
-    Args:
-        times: [N] int64, comparable across users.
-        history_only: [N] bool rows that may only be shown.
-        valid_fraction: share of interactions in VALID.
-        test_fraction: share of interactions in TEST.
-
-    Returns:
-        [N] uint8 values of `Role`.
+    earlier part is later than, or at the same time as, one of a later part. Times [N] int64 are comparable across
+    users, rows of `history_only` [N] may only be shown. Returns [N] uint8 values of `Role`.
 
     Example:
         >>> temporal(np.arange(10), np.zeros(10, dtype=bool), 0.2, 0.1).tolist()
@@ -104,16 +82,7 @@ def hide_first_targets(roles: Array, offsets: Array) -> Array:
 
 
 def hold_out_for_rl(roles: Array, offsets: Array, count: int) -> Array:
-    """Turn the last `count` TRAIN rows of each user into RL rows, as long as one TRAIN row is left.
-
-    Args:
-        roles: [N] uint8; the TRAIN rows of a user lie together.
-        offsets: [U + 1] first position of each user.
-        count: rows per user.
-
-    Returns:
-        [N] uint8 values of `Role`.
-    """
+    """Turn the last `count` TRAIN rows of each user, which lie together, into RL rows; one TRAIN row is left."""
     lengths = np.diff(offsets)
     train = roles == Role.TRAIN
     users = np.repeat(np.arange(len(lengths)), lengths)

@@ -116,14 +116,7 @@ def draw_world(config: ToyConfig) -> ToyWorld:
 
 
 def generate(config: ToyConfig) -> tuple[ItemTable, Events]:
-    """Draw the item table and the interactions of all users; no user buys an item twice.
-
-    Args:
-        config: users, items and seed.
-
-    Returns:
-        Item table and interactions, sorted by user and day; the days of a user are distinct.
-    """
+    """Draw the items and the interactions, sorted by user and day: no item twice, no two on a day of a user."""
     world = draw_world(config)
     generator = np.random.default_rng((config.seed, 1))
     table = _titles(world)
@@ -149,7 +142,7 @@ def generate(config: ToyConfig) -> tuple[ItemTable, Events]:
 
 
 def _walk(world: ToyWorld, days: Array, generator: np.random.Generator) -> Array:
-    """Choose an item for every user and step: [U, steps]."""
+    """Item of every user and step [U, steps]."""
     users, steps = days.shape
     taste = generator.dirichlet(np.full(len(LEAVES), TASTE), size=users) + 1e-3
     weights = taste[:, world.leaves] * world.popularity

@@ -106,7 +106,7 @@ def data_contradictions(data: DataConfig) -> Iterator[Problem]:
         yield Problem(
             ("data.interactions", "data.source"), "is needed by data.source=files: give the file to learn from"
         )
-    for key in ("interactions", "items"):
+    for key in ("interactions", "items", "interactions_header", "items_header"):
         if data.source == "toy" and getattr(data, key):
             yield Problem((f"data.{key}", "data.source"), "is not read with data.source=toy. Add data.source=files")
     for key in ("feedback", "attributes"):

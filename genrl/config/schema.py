@@ -64,6 +64,10 @@ class DataConfig:
     """Between the fields of a delimited file; null: by suffix (.csv `,`; .tsv .inter .item tab; .dat `::`)."""
     encoding: str = "utf-8"
     """Of delimited and JSONL files: utf-8, latin-1, cp1252, gb18030, utf-16 ..."""
+    interactions_header: list[str] = option([])
+    """Names of all columns of delimited interactions without a header line, in order; []: the first line names them."""
+    items_header: list[str] = option([])
+    """The same of the item table."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     k_core: int = option(0, ge=0)

@@ -161,23 +161,11 @@ class Layout(ABC):
 
     @abstractmethod
     def legal(self, site: int, state: State, requests: Requests | None = None) -> Legal:
-        """What may stand at `site` behind `state` [n], all of which stand there.
-
-        Args:
-            site: of the next token.
-            state: states; `state.owner` says which request each belongs to.
-            requests: with the items that each may get (`pool`, `deny`); None: all items of the catalogue.
-        """
+        """What may stand at `site` behind `state` [n], all there, of the items that `requests` may get."""
 
     @abstractmethod
     def advance(self, state: State, tokens: Tensor, site: int | None = None) -> State:
-        """States behind `tokens` [n]; what has ended stays as it is.
-
-        Args:
-            state: [n].
-            tokens: [n].
-            site: where all of them stand; None: at whatever site each says.
-        """
+        """States behind `tokens` [n], all at `site` or (None) each at its own; what has ended stays as it is."""
 
     def settled(self, state: State, site: int | None = None) -> Tensor:
         """Whether only one completion is left behind states [n], so that they need no more of the model.
@@ -192,11 +180,7 @@ class Layout(ABC):
 
     @abstractmethod
     def compose(self, items: Tensor, texts: Sequence[Any] | None = None) -> Tensor:
-        """Gold completions of catalogue rows [n, N] -> tokens [n, T], 0 behind the end.
-
-        Args:
-            items: catalogue rows.
-            texts: for layouts with text, the blocks of word ids of each completion.
+        """Gold completions of catalogue rows [n, N], with blocks of word ids -> tokens [n, T], 0 behind the end.
 
         Raises:
             DataError: where the layout has no such completion.
@@ -208,10 +192,7 @@ class Layout(ABC):
         """Final states [P * W] with scores [P, W], best first -> items [P, width] and their scores, -1 and -inf pad."""
 
     def only(self: LayoutT, keep: Tensor) -> LayoutT:
-        """The layout of some items, for a filter that all requests share (in stock, cold items); rows stay.
-
-        Args:
-            keep: [I] bool: catalogue rows that stay.
+        """The layout of the items in `keep` [I] bool, a filter that all requests share (in stock, cold); rows stay.
 
         Raises:
             DataError: if none stays.

@@ -50,7 +50,6 @@ class BlockedLayoutConfig:
     """Add `<think>` and `</think>` to a tokenizer that lacks them; false: refuse such a tokenizer."""
 
     def __post_init__(self) -> None:
-        """Refuse budgets that no block fits into."""
         if self.minimum < 0:
             raise ConfigError(f"layout.minimum={self.minimum} must be 0 or more words per block.")
         least = self.minimum + (self.on_budget == "fail")
@@ -73,11 +72,6 @@ class BlockedLayout(Layout):
     is used up and SID tokens with a choice are the policy's; all else is of the form.
 
     Sites 0 .. K-1 are SID levels, K a word, K+1 a word or `</think>`, K+2 what is of the form.
-
-    Args:
-        config: options.
-        catalogue: the items.
-        words: tokens of thinking.
 
     Raises:
         ConfigError: if the SIDs have more than eight levels, the tokenizer has no words, or `total` is too small for K
@@ -232,10 +226,8 @@ class BlockedLayout(Layout):
                 "layout blocked has no completion for an item alone, because thinking belongs to it: give texts, or "
                 "use the layout `sid` for objectives that train on the targets (ce)."
             )
-        rows = []
         sids = self.catalogue.render(items[:, 0]).tolist()
-        for number, (trace, sid) in enumerate(zip(texts, sids, strict=True)):
-            rows.append(self._written(number, trace, sid))
+        rows = [self._written(number, *pair) for number, pair in enumerate(zip(texts, sids, strict=True))]
         length = max((len(row) for row in rows), default=1)
         padded = [row + [0] * (length - len(row)) for row in rows]
         tokens = torch.tensor(padded, dtype=torch.int64, device=self._kinds.device).view(len(rows), length)

@@ -30,11 +30,7 @@ class Items:
     already are one mechanism: an edge is legal if an item below it is left. What that costs depends on the lists, not
     on the catalogue. Scores of the items that are left can stay those of the whole catalogue: `Legal.within`.
 
-    Args:
-        trie: the catalogue's trie.
-        first_ids: [K] token id of code 0 of each level.
-        codes: [I, K] SID of each catalogue row.
-        keep: [I] bool: the items there are at all, for all requests; None: the whole catalogue.
+    `first_ids` [K] are the tokens of code 0 of each level, `keep` [I] the items there are at all (None: all).
     """
 
     def __init__(self, trie: Trie, first_ids: tuple[int, ...], codes: Tensor, keep: Tensor | None = None) -> None:
@@ -79,14 +75,10 @@ class Items:
     def legal(
         self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None, taken: Tensor | None = None
     ) -> Legal:
-        """The codes that may follow nodes [n] of a level.
+        """The codes that may follow nodes [n] of a level, for requests `owner` [n] of P.
 
-        Args:
-            level: of the next code.
-            node: nodes; one that is -1 (a beam that does not exist) gets the root's row.
-            owner: [n] request of each.
-            requests: P requests; None: no filter but that of all.
-            taken: [n, t] catalogue rows that the completion must not name again, -1 pads.
+        A node of -1 (a beam that does not exist) gets the root's row. Catalogue rows `taken` [n, t], -1 pads, must not
+        be named again.
         """
         node = node.clamp(min=0)
         whole = self.trie.legal(level, node)

@@ -26,11 +26,6 @@ class SidLayout(Layout):
 
     The state before a token is the trie node of the codes so far, so the legal set of every token is the children of
     that node. SID tokens of one level have contiguous ids, so a level needs only its own rows of the output head.
-
-    Args:
-        config: options.
-        catalogue: the items.
-        words: not used: there is no text.
     """
 
     def __init__(self, config: SidLayoutConfig, *, catalogue: Items, words: Words | None = None) -> None:

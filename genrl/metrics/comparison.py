@@ -19,36 +19,22 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class SeedInterval:
-    """Mean over training seeds with its interval, in the unit of the values.
-
-    Attributes:
-        mean: over seeds.
-        low: lower end; NaN with one seed.
-        high: upper end; NaN with one seed.
-        deviation: standard deviation between seeds; NaN with one seed.
-        seeds: number of seeds.
-    """
+    """Mean over training seeds with the ends of its interval, NaN with one seed; in the unit of the values."""
 
     mean: float
     low: float
     high: float
-    deviation: float
     seeds: int
 
     @property
     def has_width(self) -> bool:
-        """Whether there were seeds enough (two) for an interval."""
+        """Whether there were two seeds or more."""
         return self.seeds > 1
 
 
 @dataclass(frozen=True)
 class Part:
-    """One source of chance in an estimate.
-
-    Attributes:
-        variance: what it adds to the variance of the estimate.
-        degrees: degrees of freedom of that variance.
-    """
+    """What one source of chance adds to the variance of an estimate, and the degrees of freedom of that variance."""
 
     variance: float
     degrees: float
@@ -56,33 +42,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two models with its interval, in the unit of the outcome (NDCG, recall, ...).
-
-    Attributes:
-        effect: ours minus theirs, over all users and seeds.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        p_value: two-sided, for the hypothesis that the difference is 0; not corrected for several comparisons (`holm`).
-        baseline: mean of theirs.
-        seed_noise: standard deviation between seeds of the difference between one run of each; NaN with one seed.
-        users: rows compared, R.
-        seeds: training seeds of the model that has fewer; a model of one row beside several seeds does not count.
-        by_users: what the choice of users adds to the variance of `effect`.
-        by_seeds: what the choice of seeds adds to it; 0 with one seed.
-        residual: that of `by_seeds.variance` which is due to seed and user together, and so shrinks with more users.
-    """
+    """Mean difference of two models with its interval, in the unit of the outcome (NDCG, recall, ...)."""
 
     effect: float
+    """Ours minus theirs, over all users and seeds."""
     low: float
     high: float
     p_value: float
+    """Two-sided, for the hypothesis that the difference is 0; not corrected for several comparisons (`holm`)."""
     baseline: float
+    """Mean of theirs."""
     seed_noise: float
+    """Standard deviation between seeds of the difference between one run of each; NaN with one seed."""
     users: int
     seeds: int
+    """Training seeds of the model that has fewer; a model of one row beside several seeds does not count."""
     by_users: Part
     by_seeds: Part
+    """0 with one seed."""
     residual: float
+    """That of `by_seeds.variance` which is due to seed and user together, and so shrinks with more users."""
 
     @property
     def relative(self) -> float:
@@ -101,36 +80,23 @@ class _Seeds(NamedTuple):
 
 
 def seed_interval(values: Tensor, confidence: float = 0.95) -> SeedInterval:
-    """Student-t interval of a mean over training seeds (Student 1908).
+    """Student-t interval (Student 1908) of a mean over training seeds, from one finite value per seed [S].
 
     It covers the choice of seeds on these very test users and nothing else; the difference of two models has both in
     `paired_difference`.
-
-    Args:
-        values: one result per seed [S].
-        confidence: coverage of the interval, in (0, 1).
-
-    Returns:
-        The mean and its interval. With one seed both ends are NaN and `has_width` is false.
-
-    Raises:
-        ValueError: without a value, for values that are not finite, or for a confidence outside (0, 1).
 
     Example:
         >>> interval = seed_interval(torch.tensor([1.0, 2.0, 3.0]))
         >>> round(interval.mean, 3), round(interval.low, 3), round(interval.high, 3)
         (2.0, -0.484, 4.484)
-        >>> seed_interval(torch.tensor([1.0])).has_width
-        False
     """
     _check_confidence(confidence)
     table = _table(values, "seed_interval", "values", dimensions=1)
     seeds, mean = table.shape[0], table.mean().item()
     if seeds == 1:
-        return SeedInterval(mean, math.nan, math.nan, math.nan, seeds)
-    deviation = table.std().item()
-    half = _quantile(seeds - 1, (1 + confidence) / 2) * deviation / math.sqrt(seeds)
-    return SeedInterval(mean, mean - half, mean + half, deviation, seeds)
+        return SeedInterval(mean, math.nan, math.nan, seeds)
+    half = _quantile(seeds - 1, (1 + confidence) / 2) * table.std().item() / math.sqrt(seeds)
+    return SeedInterval(mean, mean - half, mean + half, seeds)
 
 
 def paired_difference(ours: Tensor, theirs: Tensor, confidence: float = 0.95) -> Difference:
@@ -154,14 +120,8 @@ def paired_difference(ours: Tensor, theirs: Tensor, confidence: float = 0.95) ->
 
     Args:
         ours: outcome per seed and user [S, R], e.g. NDCG@10.
-        theirs: outcome of the other model [S', R], the same users in the same order.
-        confidence: coverage of the interval, in (0, 1).
-
-    Returns:
-        The difference; its ends and p-value belong together (p < 1 - confidence where the interval leaves out 0).
-
-    Raises:
-        ValueError: if the users do not pair up, are fewer than two, or an outcome is not finite.
+        theirs: outcome of the other model [S', R], the same users, two or more, in the same order.
+        confidence: coverage of the interval, in (0, 1); p < 1 - confidence where it leaves out 0.
 
     Example:
         >>> ours, theirs = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0]])
@@ -210,16 +170,7 @@ def holm(p_values: Tensor) -> Tensor:
     """p-values corrected for their number by the step-down rule of Holm (1979).
 
     If all that are below a level a are called differences, the probability of even one false call is at most a, however
-    the tests depend on each other.
-
-    Args:
-        p_values: of the comparisons made [n].
-
-    Returns:
-        Adjusted p-values [n] float64, in the given order.
-
-    Raises:
-        ValueError: unless `p_values` is a vector of probabilities.
+    the tests depend on each other. [n] -> [n] float64, in the given order.
 
     Example:
         >>> holm(torch.tensor([0.04, 0.01, 0.03], dtype=torch.float64)).tolist()
@@ -240,16 +191,6 @@ def detectable_change(difference: Difference, rows: int) -> float:
     """Smallest true difference that a test at 5% on `rows` such users and these seeds finds with 80% power.
 
     (t(0.975) + t(0.8)) standard errors, with the degrees of freedom of the test (Cohen 1988 for the normal case).
-
-    Args:
-        difference: of which the parts of users and seeds are taken.
-        rows: number of users, at least 2.
-
-    Returns:
-        A difference above 0, in the unit of the outcome.
-
-    Raises:
-        ValueError: for fewer than two rows.
     """
     if rows < 2:
         raise ValueError(f"detectable_change needs two or more rows, got {rows}.")
@@ -263,23 +204,20 @@ def detectable_change(difference: Difference, rows: int) -> float:
 def warnings_of(difference: Difference, counted_rows: int, *, trained: bool = True) -> list[str]:
     """What a reader must know before believing a difference, in plain sentences.
 
+    None if there are three or more seeds, the difference exceeds their noise, and a change of 20% of theirs, or one as
+    large as the difference itself, would be found with 80% power.
+
     Args:
         difference: result of `paired_difference`.
-        counted_rows: rows on which the outcome is defined (for cold recall those with a cold target). That is
-            `difference.users` where only these were compared; for another number it is answered what so many rows with
-            the same spread would show.
+        counted_rows: rows on which the outcome is defined; for a number other than `difference.users` it is answered
+            what so many rows with the same spread would show.
         trained: whether a model could have been trained with other seeds; not so if both are rules, or weights that a
             whole experiment shares.
-
-    Returns:
-        Warnings; none if there are three or more seeds, the difference exceeds their noise, and a change of 20% of
-        theirs, or one as large as the difference itself, would be found with 80% power.
     """
     return (_too_few_seeds(difference) if trained else []) + _too_few_rows(difference, counted_rows)
 
 
 def _too_few_seeds(difference: Difference) -> list[str]:
-    """What seeds leave open."""
     found = []
     if difference.seeds == 1:
         found.append("One training seed: the interval covers the choice of users only. Train at least 3 seeds.")
@@ -315,7 +253,6 @@ def _too_few_rows(difference: Difference, rows: int) -> list[str]:
 
 
 def _remedy(difference: Difference, rows: int) -> str:
-    """What would make a change of 20% visible."""
     shrinking = (difference.by_users.variance + difference.residual) * difference.users
     degrees = _sum([difference.by_users, difference.by_seeds], exponent=1).degrees
     room = (SHARE * difference.baseline / _multiple(degrees)) ** 2 - _lasting(difference)

@@ -15,37 +15,22 @@ from genrl.batches import Ranking
 
 
 def first_occurrences(items: Tensor) -> Tensor:
-    """Where an item stands in its row for the first time; never on "no item".
-
-    Args:
-        items: catalogue rows [P, W].
-
-    Returns:
-        bool [P, W].
-
-    Example:
-        >>> first_occurrences(torch.tensor([[7, -1, 7, 3]])).tolist()
-        [[True, False, False, True]]
-    """
+    """Where an item stands in its row for the first time, never on "no item": [P, W] -> bool [P, W]."""
     ordered, places = items.sort(dim=1, stable=True)
     fresh = torch.ones_like(items, dtype=torch.bool)
     fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     return torch.empty_like(fresh).scatter_(1, places, fresh) & (items >= 0)
 
 
-def compact(items: Tensor, keep: Tensor) -> Tensor:
-    """Move the kept items of each row to its front, in order, and fill the rest with -1.
+def compact(values: Tensor, keep: Tensor, fill: float = -1) -> Tensor:
+    """Move the kept values of each row to its front, in order, and fill the rest.
 
     Example:
         >>> compact(torch.tensor([[7, 7, 3]]), torch.tensor([[True, False, True]])).tolist()
         [[7, 3, -1]]
     """
-    places = _front(keep)
-    return items.gather(1, places).masked_fill(~keep.gather(1, places), -1)
-
-
-def _front(keep: Tensor) -> Tensor:
-    return (~keep).to(torch.int8).argsort(dim=1, stable=True)
+    places = (~keep).to(torch.int8).argsort(dim=1, stable=True)
+    return values.gather(1, places).masked_fill(~keep.gather(1, places), fill)
 
 
 def distinct(items: Tensor) -> Tensor:
@@ -59,15 +44,9 @@ def distinct(items: Tensor) -> Tensor:
 
 
 def exclude_history(ranking: Ranking, history: Tensor) -> Ranking:
-    """Remove what the user has seen from a ranking, closing the gaps.
+    """Remove what the user has seen, history [P, H], from a ranking [P, W], closing the gaps; -1 (score -inf) pads.
 
-    Args:
-        ranking: P rows of W items.
-        history: catalogue rows [P, H]; -1 pads.
-
-    Returns:
-        A ranking of the same width whose rows end in -1 (score -inf) where items were removed. Rank W >= K + H items
-        first if K must be left in every row.
+    Rank W >= K + H items first if K must be left in every row.
 
     Example:
         >>> ranking = Ranking(torch.tensor([[4, 2, 9]]), torch.tensor([[3.0, 2.0, 1.0]]))
@@ -76,28 +55,11 @@ def exclude_history(ranking: Ranking, history: Tensor) -> Ranking:
         ([[4, 9, -1]], [[3.0, 1.0, -inf]])
     """
     keep = ~(ranking.items.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (ranking.items >= 0)
-    places = _front(keep)
-    gone = ~keep.gather(1, places)
-    return Ranking(
-        items=ranking.items.gather(1, places).masked_fill(gone, -1),
-        scores=ranking.scores.gather(1, places).masked_fill(gone, -math.inf),
-        bound=ranking.bound,
-    )
+    return Ranking(compact(ranking.items, keep), compact(ranking.scores, keep, -math.inf), ranking.bound)
 
 
 def sid_keys(codes: Tensor) -> Tensor:
-    """Number the distinct SIDs of a catalogue: items with equal codes get the same key.
-
-    Args:
-        codes: [I, K] int64.
-
-    Returns:
-        [I] int64.
-
-    Example:
-        >>> sid_keys(torch.tensor([[0, 1], [2, 0], [0, 1]])).tolist()
-        [0, 1, 0]
-    """
+    """Number the distinct SIDs of a catalogue [I, K] -> [I]: items with equal codes get the same key."""
     return codes.unique(dim=0, return_inverse=True)[1]
 
 
@@ -106,15 +68,10 @@ def to_keys(items: Tensor, keys: Tensor | None) -> Tensor:
     return items if keys is None else torch.where(items < 0, items, keys[items.clamp(min=0)])
 
 
-def target_ranks(items: Tensor, targets: Tensor, keys: Tensor | None = None, keep_repeats: bool = False) -> Tensor:
-    """Rank of each target in its row.
+def target_ranks(items: Tensor, targets: Tensor, keys: Tensor | None = None) -> Tensor:
+    """Rank of each target [P, M] among the distinct valid items of its row [P, W], best first.
 
-    Args:
-        items: ranked catalogue rows [P, W], best first.
-        targets: catalogue rows [P, M], -1 pads.
-        keys: [I] SID of each item (`sid_keys`): compare SIDs instead of items, one place per distinct SID.
-        keep_repeats: count places in the list as generated, repeats and invalid entries included, as RecIF-Bench does.
-            By default places are counted among the distinct valid items.
+    With `keys` [I] (`sid_keys`), SIDs are compared instead of items, one place per distinct SID.
 
     Returns:
         int64 [P, M]: the 0-based rank; W where the target is not ranked; -1 where there is no target, or where it
@@ -124,9 +81,7 @@ def target_ranks(items: Tensor, targets: Tensor, keys: Tensor | None = None, kee
         >>> target_ranks(torch.tensor([[5, 5, 8, 2]]), torch.tensor([[8, 1, -1]])).tolist()
         [[1, 4, -1]]
     """
-    items, targets = to_keys(items, keys), to_keys(targets, keys)
-    if not keep_repeats:
-        items = distinct(items)
+    items, targets = distinct(to_keys(items, keys)), to_keys(targets, keys)
     width = items.shape[1]
     found = items.unsqueeze(2) == targets.unsqueeze(1)
     places = torch.arange(width, device=items.device).view(1, -1, 1)
@@ -142,14 +97,8 @@ def has_target(ranks: Tensor) -> Tensor:
 def recall_at_k(ranks: Tensor, k: int) -> Tensor:
     """Share of a row's targets that are among its first k items.
 
-    recall@k = |top-k ∩ targets| / |targets|; with one target this is the hit rate.
-
-    Args:
-        ranks: of `target_ranks`, [P, M].
-        k: cut-off.
-
-    Returns:
-        float64 [P]; 0 in rows without targets (leave them out with `has_target`).
+    recall@k = |top-k ∩ targets| / |targets|; with one target this is the hit rate. From `target_ranks` [P, M], float64
+    [P]; 0 in rows without targets (leave them out with `has_target`).
 
     Example:
         >>> recall_at_k(torch.tensor([[0], [2], [20], [9]]), 5).mean().item()
@@ -159,27 +108,11 @@ def recall_at_k(ranks: Tensor, k: int) -> Tensor:
     return hits.double() / (ranks >= 0).sum(dim=1).clamp(min=1)
 
 
-def pass_at_k(ranks: Tensor, k: int) -> Tensor:
-    """1 where any target is among the first k items: float64 [P].
-
-    Example:
-        >>> pass_at_k(torch.tensor([[7, 1], [7, 9]]), 2).tolist()
-        [1.0, 0.0]
-    """
-    return ((ranks >= 0) & (ranks < k)).any(dim=1).double()
-
-
 def ndcg_at_k(ranks: Tensor, k: int) -> Tensor:
     """Discounted gain of the targets over the best that their number allows.
 
     ndcg@k = sum_{targets ranked r < k} 1/log2(r + 2)  /  sum_{i < min(k, number of targets)} 1/log2(i + 2)
-
-    Args:
-        ranks: of `target_ranks`, [P, M].
-        k: cut-off.
-
-    Returns:
-        float64 [P]; 0 in rows without targets.
+    From `target_ranks` [P, M], float64 [P]; 0 in rows without targets.
 
     Example:
         >>> ndcg_at_k(torch.tensor([[0], [2], [20], [9]]), 5).mean().item()
@@ -194,32 +127,14 @@ def ndcg_at_k(ranks: Tensor, k: int) -> Tensor:
 
 
 def entropy_of_counts(counts: Tensor) -> Tensor:
-    """Shannon entropy of the distribution that counts [..., C] describe, in nats: float64 [...]; 0 without counts.
-
-    Example:
-        >>> round(entropy_of_counts(torch.tensor([2, 1])).item(), 6)
-        0.636514
-    """
+    """Shannon entropy of the distribution that counts [..., C] describe, in nats: float64 [...]; 0 without counts."""
     counts = counts.double()
     shares = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
     return torch.special.entr(shares).sum(dim=-1)
 
 
 def category_counts(items: Tensor, categories: Tensor, count: int) -> Tensor:
-    """How often each category occurs in each row.
-
-    Args:
-        items: catalogue rows [P, K]; -1 is left out.
-        categories: [I] int64 category of each item; -1 (unknown) is left out.
-        count: C, number of categories.
-
-    Returns:
-        int64 [P, C].
-
-    Example:
-        >>> category_counts(torch.tensor([[0, 2, -1]]), torch.tensor([1, 0, 1]), 2).tolist()
-        [[0, 2]]
-    """
+    """How often each of `count` categories [I] occurs among the items [P, K] of each row: int64 [P, C]."""
     known = torch.where(items < 0, -1, categories[items.clamp(min=0)])
     slots = torch.where(known < 0, count, known)
     counts = torch.zeros(items.shape[0], count + 1, dtype=torch.int64, device=items.device)
@@ -227,15 +142,7 @@ def category_counts(items: Tensor, categories: Tensor, count: int) -> Tensor:
 
 
 def entropy_at_k(items: Tensor, categories: Tensor, count: int, k: int) -> tuple[Tensor, Tensor]:
-    """Entropy of the categories of each row's first k distinct items, in nats.
-
-    Returns:
-        (entropy float64 [P], counted bool [P]): rows with at least one item of known category are counted.
-
-    Example:
-        >>> entropy_at_k(torch.tensor([[0, 1]]), torch.tensor([0, 1]), 2, k=2)[0].exp().item()
-        2.0
-    """
+    """Entropy float64 [P] of the categories of each row's first k distinct items, in nats, and which rows have any."""
     counts = category_counts(distinct(items)[:, :k], categories, count)
     return entropy_of_counts(counts), counts.sum(dim=1) > 0
 
@@ -246,20 +153,9 @@ def largest_entropy(k: int, count: int) -> float:
 
 
 def exposures(items: Tensor, k: int, catalog_size: int, rows: Tensor | None = None) -> Tensor:
-    """How often each item of the catalogue is among the first k distinct items of a row.
+    """How often each item of the catalogue is among the first k distinct items of a row: [P, W] -> int64 [I].
 
-    Args:
-        items: ranked catalogue rows [P, W].
-        k: cut-off.
-        catalog_size: I.
-        rows: bool [P]; only these rows count.
-
-    Returns:
-        int64 [I].
-
-    Example:
-        >>> exposures(torch.tensor([[0, 2], [2, -1]]), 2, 3).tolist()
-        [1, 0, 2]
+    With `rows` bool [P], only these count.
     """
     top = distinct(items)[:, :k]
     if rows is not None:
@@ -268,22 +164,12 @@ def exposures(items: Tensor, k: int, catalog_size: int, rows: Tensor | None = No
 
 
 def coverage(counts: Tensor) -> Tensor:
-    """Share of the catalogue that is recommended at all, from `exposures` [I].
-
-    Example:
-        >>> coverage(torch.tensor([1, 0, 2, 0])).item()
-        0.5
-    """
+    """Share of the catalogue that is recommended at all, from `exposures` [I]."""
     return (counts > 0).double().mean()
 
 
 def top_share(counts: Tensor, share: float = 0.01) -> Tensor:
-    """Share of all recommended slots taken by the ⌈share·I⌉ most recommended items, from `exposures` [I].
-
-    Example:
-        >>> top_share(torch.tensor([6, 1, 1, 0]), 0.25).item()
-        0.75
-    """
+    """Share of all recommended slots taken by the ⌈share·I⌉ most recommended items, from `exposures` [I]."""
     size = math.ceil(share * counts.numel())
     return counts.topk(size).values.sum().double() / counts.sum().clamp(min=1)
 
@@ -292,10 +178,6 @@ def gini(counts: Tensor) -> Tensor:
     """Gini coefficient of `exposures` [I]: 0 when all items are shown equally, (I - 1)/I when one takes all.
 
     G = 2 Σ_i i·x_(i) / (I Σ x) - (I + 1)/I with x sorted upwards; 0 without exposures.
-
-    Example:
-        >>> gini(torch.tensor([0, 0, 0, 5])).item()
-        0.75
     """
     size = counts.numel()
     ordered = counts.double().sort().values
@@ -306,34 +188,19 @@ def gini(counts: Tensor) -> Tensor:
 
 
 def corpus_entropy(counts: Tensor, categories: Tensor, count: int) -> Tensor:
-    """Entropy of the categories of all recommended slots pooled, in nats, from `exposures` [I].
-
-    Example:
-        >>> corpus_entropy(torch.tensor([1, 3, 4]), torch.tensor([0, 0, 1]), 2).exp().item()
-        2.0
-    """
+    """Entropy of the categories of all recommended slots pooled, in nats, from `exposures` [I]."""
     known = categories >= 0
     pooled = counts.new_zeros(count).index_add_(0, categories[known], counts[known])
     return entropy_of_counts(pooled)
 
 
 def valid_slots(items: Tensor, k: int) -> Tensor:
-    """Share of a row's first k slots that name an item of the catalogue: float64 [P].
-
-    Example:
-        >>> valid_slots(torch.tensor([[4, -1]]), 2).item()
-        0.5
-    """
+    """Share of a row's first k slots that name an item of the catalogue: float64 [P]."""
     return (items[:, :k] >= 0).double().mean(dim=1)
 
 
 def history_slots(items: Tensor, history: Tensor, k: int) -> Tensor:
-    """Share of a row's first k slots that the user has seen already: float64 [P].
-
-    Example:
-        >>> history_slots(torch.tensor([[4, 6]]), torch.tensor([[-1, 6]]), 2).item()
-        0.5
-    """
+    """Share of a row's first k slots that the user has seen already: float64 [P]."""
     top = distinct(items)[:, :k]
     seen = (top.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (top >= 0)
     return seen.double().sum(dim=1) / k

@@ -40,15 +40,12 @@ class RankingMetrics(Metric):
     categories.
 
     Args:
-        cold: bool [I], the catalogue's cold items.
-        categories: [I] int64 category of each item, -1 unknown.
+        cold: bool [I].
+        categories: [I] int64, -1 unknown.
         k: cut-offs.
         codes: [I, K] SIDs; needed for `level="sid"`.
         level: whether recall, ndcg and cold recall compare items or SIDs.
-        category_count: number of categories; by default the largest id + 1.
-
-    Raises:
-        ValueError: without a cut-off, or for `level="sid"` without codes.
+        category_count: by default the largest id + 1.
     """
 
     full_state_update = False
@@ -88,16 +85,13 @@ class RankingMetrics(Metric):
     def update(
         self, ranking: Ranking, targets: Targets, rows: Tensor | None = None, history: Tensor | None = None
     ) -> None:
-        """Add a batch.
+        """Add P rankings, at least as wide as the largest k, with their targets.
 
         Args:
-            ranking: P rows, at least as wide as the largest k.
-            targets: their targets [P, M].
+            ranking: P rows.
+            targets: [P, M].
             rows: bool [P]; rows to count, None for all.
             history: catalogue rows [P, H] that the user has seen, for history_share.
-
-        Raises:
-            ValueError: if the ranking is narrower than the largest k.
         """
         check_width(ranking, self.k[-1])
         values = self._row_values(ranking, targets, history)
@@ -161,17 +155,8 @@ def per_row_metrics(
 ) -> dict[str, Tensor]:
     """Outcomes of each row, for paired tests between two models on the same rows.
 
-    Args:
-        ranking: P rows, at least as wide as the largest k.
-        targets: their targets [P, M].
-        k: cut-offs.
-        codes: [I, K] SIDs; compare SIDs instead of items.
-
-    Returns:
-        `rank` int64 [P]: best rank of a target, W if none is ranked, -1 without targets; recall@k, ndcg@k float64 [P].
-
-    Raises:
-        ValueError: if the ranking is narrower than the largest k.
+    `rank` int64 [P]: best rank of a target, W if none is ranked, -1 without targets; recall@k, ndcg@k float64 [P]. With
+    `codes` [I, K], SIDs are compared instead of items.
 
     Example:
         >>> ranking = Ranking(torch.tensor([[4, 2]]), torch.tensor([[2.0, 1.0]]))
@@ -191,21 +176,12 @@ def per_row_metrics(
 
 
 def cold_targets(targets: Tensor, cold: Tensor) -> Tensor:
-    """Leave only the cold targets: [P, M] -> [P, M] with -1 for the others.
-
-    Example:
-        >>> cold_targets(torch.tensor([[0, 1, -1]]), torch.tensor([False, True])).tolist()
-        [[-1, 1, -1]]
-    """
+    """Leave only the cold targets: [P, M] -> [P, M] with -1 for the others."""
     return torch.where((targets >= 0) & cold[targets.clamp(min=0)], targets, -1)
 
 
 def check_width(ranking: Ranking, k: int) -> None:
-    """Refuse a ranking that is too narrow for a cut-off: what it left out would count as misses.
-
-    Raises:
-        ValueError: with both numbers.
-    """
+    """Refuse a ranking that is too narrow for a cut-off: what it left out would count as misses."""
     width = ranking.items.shape[1]
     if width < k:
         raise ValueError(f"a ranking of {width} items cannot give metrics @{k}; rank at least {k} (evaluate.beam).")

@@ -1,6 +1,6 @@
 """Policy objectives: rewards in, loss out. Each built-in is four pieces; `OBJECTIVES` lists them by name."""
 
-from genrl.objectives import bapo, ce, gbpo, grpo, sage, sapo, variants  # noqa: F401 (they register themselves)
+# ruff: noqa: F401 (what plug-ins import from here)
 from genrl.objectives.bapo import AdaptiveBounds, Range
 from genrl.objectives.base import (
     OBJECTIVES,
@@ -20,8 +20,9 @@ from genrl.objectives.base import (
     renormalized,
 )
 from genrl.objectives.ce import ConstantCredit, LogLikelihood
-from genrl.objectives.credit import GroupNorm, OutcomeCredit
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
 from genrl.objectives.gbpo import GradientBounded, SignCredit
+from genrl.objectives.grpo import GRPOConfig
 from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
 from genrl.objectives.sapo import StepCredit, StepMean
 from genrl.objectives.terms import (
@@ -34,47 +35,4 @@ from genrl.objectives.terms import (
     TokenMean,
     penalties,
 )
-from genrl.objectives.variants import CappedRatio, ConstantLength, DecoupledCredit, DetachedRatio
-
-__all__ = [
-    "OBJECTIVES",
-    "AdaptiveBounds",
-    "Bounds",
-    "CappedRatio",
-    "ClipOptions",
-    "ClippedRatio",
-    "ConstantCredit",
-    "ConstantLength",
-    "Credit",
-    "DecoupledCredit",
-    "DetachedRatio",
-    "Diversity",
-    "DiversityBounds",
-    "EntropyBonus",
-    "FixedBounds",
-    "GradientBounded",
-    "GroupNorm",
-    "GroupOptions",
-    "KLPenalty",
-    "LogLikelihood",
-    "Objective",
-    "ObjectiveOutput",
-    "Options",
-    "OutcomeCredit",
-    "Penalty",
-    "PhiRatio",
-    "Piece",
-    "PolicyObjective",
-    "Range",
-    "Reduction",
-    "SequenceMean",
-    "Setting",
-    "SignCredit",
-    "StepCredit",
-    "StepMean",
-    "Surrogate",
-    "TokenMean",
-    "live_prompts",
-    "penalties",
-    "renormalized",
-]
+from genrl.objectives.variants import CappedRatio, ConstantLength, DetachedRatio

@@ -48,20 +48,15 @@ class AdaptiveBounds(Bounds):
 
     Searched in `prepare` for the policy that sampled (all ratios 1), and anew in `before_step` for the current one. If
     no pair reaches the target, the last one holds.
-
-    Args:
-        low: path of the lower bound.
-        high: path of the upper bound.
-        target: share (paper) or quotient (code) to reach.
-        variant: "code" or "paper".
-        count: "surrogate": clipped tokens count with their clipped value; "active": only tokens with gradient count.
     """
 
     low: Range
     high: Range
     target: float
+    """Share (paper) or quotient (code) to reach."""
     variant: Literal["code", "paper"] = "code"
     count: Literal["surrogate", "active"] = "surrogate"
+    """Clipped tokens count with their clipped value ("surrogate"), or not at all ("active")."""
 
     uses_scores = True
 

@@ -83,9 +83,9 @@ class Objective(nn.Module, ABC):
     A module only so that state (SAGE's running diversity) is checkpointed and moved with the policy; it has no
     parameters. The trainer's order is::
 
-        experience = objective.prepare(completions, rewards)            # whole rollout, all ranks together
-        part = renormalized(experience.groups(rows))               # only if a rollout makes several optimiser steps
-        part = objective.before_step(scores, part)                  # only if objective.uses_scores
+        experience = objective.prepare(completions, rewards)  # whole rollout, all ranks together
+        part = renormalized(experience.groups(rows))          # only if a rollout makes several optimiser steps
+        part = objective.before_step(scores, part)            # only if objective.uses_scores
         for micro in ...: objective.loss(score(micro), micro).loss.backward()
         optimizer.step(); objective.after_step()
     """
@@ -109,58 +109,32 @@ class Objective(nn.Module, ABC):
         yield from ()
 
     def check(self, setting: Setting, name: str) -> None:
-        """Compare what the objective needs with what the configuration will give it.
-
-        Args:
-            setting: what rewards, rollout and layout provide.
-            name: the objective's name, for the message.
-
-        Raises:
-            ConfigError: naming everything that is missing, with the remedy.
-        """
+        """Raise a ConfigError that names all that is `missing` for the objective of that name."""
         problems = dict.fromkeys(self.missing(setting))
         if problems:
             raise ConfigError("\n".join(f"objective {name!r} needs {problem}" for problem in problems))
 
     @abstractmethod
     def prepare(self, completions: Completions, rewards: Rewards) -> Experience:
-        """Turn the rewards of a whole rollout into credit and weights. No gradient; may update state; collective.
+        """Turn the rewards of a whole rollout into credit and weights. No gradient; may update state; collective."""
 
-        Args:
-            completions: P prompts with G completions each.
-            rewards: rewards of the B = P*G completions.
-
-        Returns:
-            The experience, whose micro-batches are `experience.groups(rows)`.
-        """
+    def before_step(self, scores: Scores, batch: Experience) -> Experience:
+        """Renew what depends on the current policy and the whole mini-batch; called if `uses_scores`."""
+        return batch
 
     @abstractmethod
     def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
-        """Loss of one micro-batch; pure.
-
-        Args:
-            scores: what the policy says now of the micro-batch's tokens, [B, T].
-            batch: some prompts of what `prepare` returned.
-        """
-
-    def before_step(self, scores: Scores, batch: Experience) -> Experience:
-        """Renew what depends on the current policy and the whole mini-batch; called if `uses_scores`.
-
-        Args:
-            scores: scores of the whole mini-batch, without gradient.
-            batch: the mini-batch of one optimiser step.
-        """
-        return batch
+        """Loss of one micro-batch, some groups of what `prepare` returned; pure."""
 
     def after_step(self) -> None:
         """Move running statistics on; called after each optimiser step, and without effect when nothing is pending."""
 
 
 class Piece:
-    """Common manners of the pieces: what they need, and what they report.
+    """A frozen dataclass of options around a pure function.
 
-    A piece is a frozen dataclass of options around a pure function. A piece that keeps state holds an `nn.Module`,
-    which the objective registers; if that module has an `after_step` method it is called after the optimiser step.
+    A piece that keeps state holds an `nn.Module`, which the objective registers; if that module has an `after_step`
+    method it is called after the optimiser step.
     """
 
     uses_reference = uses_scores = trains_on_targets = False
@@ -171,39 +145,32 @@ class Piece:
 
 
 class Credit(Piece, ABC):
-    """Rewards -> advantages."""
+    """Rewards -> advantages [B, T]; what is outside `Completions.chosen` is ignored."""
 
     @abstractmethod
-    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T]; what is outside the rollout's mask is ignored."""
-
-    def stats(self, batch: Experience) -> Stats:
-        """Scalars about the advantages of a micro-batch."""
-        return {"advantage_abs": masked_mean(batch.advantages.abs(), batch.completions.chosen)}
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor: ...
 
 
 class Surrogate(Piece, ABC):
-    """Advantages and log-probabilities -> the term per token that is maximised."""
+    """Advantages and log-probabilities -> the term per token that is maximised [B, T], with gradient, and stats."""
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        """Return tensors [B, ...] that the loss will need and that concern the whole rollout."""
+        """Tensors [B, ...] that concern the whole rollout, for `Experience.extras`."""
         return {}
 
     def before_step(self, scores: Scores, batch: Experience) -> Stats:
-        """Return renewed extras [B, ...] for the policy as it is now; called if `uses_scores`."""
+        """Such tensors anew, for the policy as it is now; called if `uses_scores`."""
         return {}
 
     @abstractmethod
-    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the surrogate [B, T] with gradient (rows share a value if it is one per completion), and stats."""
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]: ...
 
 
 class Reduction(Piece, ABC):
-    """Mask -> weight per token, before division by what all rows add to the denominator."""
+    """Completions -> weight per token [B, T] >= 0, 0 outside `chosen`, of the dtype of `logps`; not yet divided."""
 
     @abstractmethod
-    def __call__(self, completions: Completions) -> Tensor:
-        """Return weights [B, T] >= 0, 0 outside the mask, with the dtype of `completions.logps`."""
+    def __call__(self, completions: Completions) -> Tensor: ...
 
     def mass(self, weights: Tensor) -> Tensor:
         """What each row adds to the denominator [B]; by default the sum of its weights."""
@@ -211,29 +178,19 @@ class Reduction(Piece, ABC):
 
 
 class Penalty(Piece, ABC):
-    """Scores -> cost per token that is subtracted from the surrogate."""
+    """Scores -> cost per token [B, T] that is subtracted from the surrogate, its coefficient included, and stats."""
 
     @abstractmethod
-    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the cost [B, T], its coefficient included, and stats."""
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]: ...
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "genrl.objectives")
 
 
 class PolicyObjective(Objective):
-    """Four pieces: loss = -sum_it w_it * (surrogate_it - sum of penalties_it).
+    """Four pieces: loss = -sum_it w_it * (surrogate_it - sum of penalties_it); `renormalized` says how w is divided.
 
-    Weights are divided by what all rows of the optimisation batch add to the denominator, on all ranks, and multiplied
-    by the number of ranks because DDP averages gradients: w = raw * world / world_sum(mass).
-
-    Args:
-        credit: rewards -> advantages.
-        surrogate: advantages and ratios -> term per token.
-        reduction: mask -> weight per token.
-        penalties: costs per token.
-        dynamic_sampling: see `Objective.dynamic_sampling`.
-        drop_dead: give groups without any advantage no weight; "kept": they leave the denominator too.
+    With `drop_dead`, groups without any advantage have no weight; "kept": they leave the denominator too.
     """
 
     def __init__(
@@ -281,13 +238,15 @@ class PolicyObjective(Objective):
 
     def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
         values, stats = self.surrogate(scores, batch)
-        stats = {**self.credit.stats(batch), **stats, "dead_groups": 1 - live_prompts(batch).to(values.dtype).mean()}
+        chosen = batch.completions.chosen
+        stats = {"advantage_abs": masked_mean(batch.advantages.abs(), chosen), **stats}
+        stats["dead_groups"] = 1 - live_prompts(batch).to(values.dtype).mean()
         for penalty in self.penalties:
             cost, told = penalty(scores, batch)
             values = values - cost
             stats |= told
         if scores.entropy is not None:
-            stats["entropy"] = masked_mean(scores.entropy, batch.completions.chosen)
+            stats["entropy"] = masked_mean(scores.entropy, chosen)
         loss = -(batch.weights * values).sum()
         return ObjectiveOutput(loss, {name: value.detach() for name, value in stats.items()})
 
@@ -297,30 +256,21 @@ class PolicyObjective(Objective):
 
     def after_step(self) -> None:
         for module in self.state:
-            step = getattr(module, "after_step", None)
-            if step is not None:
-                step()
+            getattr(module, "after_step", lambda: None)()
 
     def __repr__(self) -> str:
-        """Show the whole algorithm, one piece per line."""
-        lines = [
-            f"  credit    = {self.credit!r}",
-            f"  surrogate = {self.surrogate!r}",
-            f"  reduction = {self.reduction!r}",
-        ]
-        lines += [f"  penalty   = {penalty!r}" for penalty in self.penalties]
+        """The whole algorithm, one piece per line."""
+        kinds = ("credit   ", "surrogate", "reduction", *["penalty  "] * len(self.penalties))
+        lines = [f"  {kind} = {piece!r}" for kind, piece in zip(kinds, self.pieces, strict=True)]
         lines += [f"  dynamic_sampling = {self.dynamic_sampling}"] if self.dynamic_sampling else []
         return "\n".join(["PolicyObjective(", *lines, ")"])
 
 
 def renormalized(experience: Experience) -> Experience:
-    """Divide weights anew, for the rows at hand: `mass` sums to 1 per rank on average. Collective.
+    """Divide weights by what the rows at hand, on all ranks, add to the denominator: w = raw * ranks / sum(mass).
 
-    Used by `prepare`, and by the trainer on the part of a rollout that makes one optimiser step of several.
-
-    Example:
-        A mini-batch of half the prompts weighs as much as the whole did: `renormalized(experience.groups(slice(0,
-        4)))`.
+    Times the number of ranks because DDP averages gradients. Collective; used by `prepare`, and by the trainer on the
+    part of a rollout that makes one optimiser step of several, which then weighs as much as the whole did.
     """
     total = world_sum(experience.mass.sum())
     scale = world_size() / torch.where(total > 0, total, torch.ones_like(total))

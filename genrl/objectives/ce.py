@@ -55,10 +55,9 @@ class TargetLikelihood(LogLikelihood):
 )
 def ce(config: CEConfig) -> PolicyObjective:
     """Cross-entropy: loss = -mean log pi(target token); the rollout holds the targets, one completion per prompt."""
-    surrogate: Surrogate = TargetLikelihood()
     return PolicyObjective(
         credit=ConstantCredit(),
-        surrogate=surrogate,
+        surrogate=TargetLikelihood(),
         reduction=reduction(config.reduction),
         penalties=penalties(config.kl_coef, config.entropy_coef),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit, Setting
-from genrl.ops import group_view
+from genrl.ops import group_view, world_sum
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
@@ -22,21 +22,17 @@ ROUNDING = 16 * torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """How rewards are compared within the group of one prompt.
-
-    Args:
-        normalize: "std" centres and divides by the deviation, "mean" only centres, "none" leaves the rewards.
-        ddof: 1 divides the squares by G - 1 (TRL, verl), 0 by G (the formula as printed).
-        eps: keeps the deviation away from 0.
-        guard: "add": std + eps (TRL, verl); "clamp": max(std, eps) (SAPO's code).
-        singleton: advantage of a group of one: "zero" refuses such groups, "raw" takes the reward itself (verl).
-    """
+    """How rewards are compared within the group of one prompt."""
 
     normalize: Normalize = "std"
+    """Centre and divide by the deviation ("std"), only centre ("mean"), or leave the rewards ("none")."""
     ddof: int = 1
+    """1 divides the squares by G - 1 (TRL, verl), 0 by G (the formula as printed)."""
     eps: float = 1e-6
     guard: Guard = "add"
+    """Divide by std + eps ("add": TRL, verl) or by max(std, eps) ("clamp": SAPO's code)."""
     singleton: Literal["zero", "raw"] = "zero"
+    """Advantage of a group of one: "zero" refuses such groups, "raw" takes the reward itself (verl)."""
 
     @property
     def compares(self) -> bool:
@@ -52,11 +48,7 @@ class GroupNorm:
             )
 
     def __call__(self, values: Tensor, group_size: int, sizes: Tensor | None = None) -> Tensor:
-        """Return values [B, ...] of the same shape, normalised within groups of `group_size` rows; see `normalized`.
-
-        Raises:
-            ConfigError: if there is nothing to compare a completion with.
-        """
+        """Values [B, ...] `normalized` within groups, after a look at whether there is anything to compare."""
         if self.compares and group_size < 2:
             raise ConfigError(
                 "advantages compare the completions of a group: rollout.group_size is 1, set it to 2 or more."
@@ -78,12 +70,9 @@ def normalized(values: Tensor, group_size: int, how: GroupNorm | None = None, si
 
     Args:
         values: rewards [B, ...]; each trailing place (a step) is normalised by itself.
-        group_size: completions per prompt, at least 2.
-        how: options; by default `GroupNorm()`.
+        group_size: at least 2.
+        how: by default `GroupNorm()`.
         sizes: sums of the sizes of what `values` are sums of, in their shape; None: the summands have one sign.
-
-    Returns:
-        Advantages [B, ...].
 
     Example:
         >>> normalized(torch.tensor([1.0, 0.0, 5.0, 5.0]), 2, GroupNorm(normalize="mean"))
@@ -108,15 +97,11 @@ def spread(values: Tensor, completions: Completions) -> Tensor:
 
 @dataclass(frozen=True)
 class OutcomeCredit(Credit):
-    """One advantage per completion, the same for all its tokens (GRPO).
-
-    Args:
-        norm: how completions of a prompt are compared.
-        component: name of the reward that counts; None: the weighted sum of all.
-    """
+    """One advantage per completion, the same for all its tokens (GRPO)."""
 
     norm: GroupNorm = GroupNorm()
     component: str | None = None
+    """Name of the reward that counts; None: the weighted sum of all."""
 
     def missing(self, setting: Setting) -> Iterator[str]:
         yield from self.norm.missing(setting)
@@ -138,14 +123,64 @@ def missing_reward(name: str, setting: Setting) -> Iterator[str]:
 
 
 def component(rewards: Rewards, name: str) -> Tensor:
-    """Return one reward by name [B].
-
-    Raises:
-        ConfigError: if it was not computed.
-    """
+    """One reward by name [B]; a ConfigError if it was not computed."""
     if name not in rewards.components:
         known = ", ".join(rewards.components) or "none"
         raise ConfigError(
             f"the objective needs the reward {name!r}; computed rewards: {known}. Add rewards.{name}.weight=1"
         )
     return rewards.components[name]
+
+
+GDPO_NORM = GroupNorm(eps=1e-4)
+
+
+@dataclass(frozen=True)
+class DecoupledCredit(Credit):
+    """Each reward normalised within the group by itself, then summed, then scaled over the batch (GDPO, SAGE).
+
+    s_i = sum_m w_m (R_im - mean_g) / (std_g + eps); A_i = (s_i - mean_B) / (std_B + eps): equations 4-6 of
+    arXiv:2601.05242, equation 7 of arXiv:2601.21452. With groups of one size mean_B is 0 and is not subtracted, so
+    that a group of equal rewards stays at exactly 0.
+    """
+
+    norm: GroupNorm = GDPO_NORM
+    """Its eps and ddof serve the batch as well."""
+    whiten: Literal["sequence", "token", "none"] = "sequence"
+    """Over the batch, every completion counts once ("sequence"); or weighted by chosen tokens and centred, with the
+    variance guarded by 1e-8 ("token": verl's code); or there is no such step ("none")."""
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        yield from self.norm.missing(setting)
+        if not setting.rewards:
+            yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
+
+    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
+        summed = self.summed(rewards, completions.group_size)
+        if self.whiten == "sequence":
+            squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
+            summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
+        elif self.whiten == "token":
+            summed = whitened(summed, completions.chosen.sum(1).to(summed.dtype))
+        return spread(summed, completions)
+
+    def summed(self, rewards: Rewards, group_size: int) -> Tensor:
+        """Weighted sum of the normalised rewards [B], before the batch is looked at."""
+        weights = {name: value for name, value in rewards.weights.items() if value}
+        if not weights:
+            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
+        values, sizes = rewards.components, rewards.absolute.components
+        return sum(  # type: ignore[return-value]
+            self.norm(values[name], group_size, sizes[name]) * weight for name, weight in weights.items()
+        )
+
+
+def whitened(values: Tensor, counts: Tensor) -> Tensor:
+    """Centre and scale values [B] by mean and deviation over all tokens of all ranks, `counts` [B] per completion.
+
+    (values - mean) / sqrt(variance + 1e-8), the variance divided by the number of tokens less one.
+    """
+    total, tokens = world_sum(torch.stack([(values * counts).sum(), counts.sum()]))
+    mean = total / tokens.clamp(min=1)
+    squares = world_sum(((values - mean).square() * counts).sum())
+    return (values - mean) * torch.rsqrt(squares / (tokens - 1).clamp(min=1) + 1e-8)

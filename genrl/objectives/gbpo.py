@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives.base import OBJECTIVES, Credit, GroupOptions, PolicyObjective, Stats, Surrogate
 from genrl.objectives.credit import GroupNorm, OutcomeCredit, spread
-from genrl.objectives.terms import SequenceMean, penalties, ratio_stats
+from genrl.objectives.terms import SequenceMean, item_tokens, penalties, ratio_stats
 from genrl.ops import segment_gather, segment_sum, world_size, world_sum
 from genrl.options import option
 
@@ -22,14 +22,6 @@ def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tenso
     OneRec-V2 (arXiv:2508.20900, section 3.1.2). Only the numerator carries gradient, so value and coefficient are
     min(r, 1) for A >= 0 and min(r, pi / (1 - pi)) for A < 0: never more than r, nor than the coefficient of binary
     cross-entropy.
-
-    Args:
-        logps: log pi with gradient, nats.
-        old_logps: log pi_old, nats.
-        advantages: sign chooses the bound.
-
-    Returns:
-        Ratios with gradient, in the shape of `logps`.
 
     Example:
         >>> half, quarter = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
@@ -42,20 +34,18 @@ def bounded_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tenso
     return torch.exp(logps - bound)
 
 
-def item_segments(completions: Completions) -> tuple[Tensor, int]:
-    """Which item each chosen item token belongs to [B, T] (-1 none), and the number of items."""
-    return completions.item_ids.masked_fill(~completions.chosen, -1), completions.items.shape[1]
+def item_segments(completions: Completions) -> Tensor:
+    """Which item each chosen item token belongs to [B, T]; -1 none."""
+    return completions.item_ids.masked_fill(~completions.chosen, -1)
 
 
 @dataclass(frozen=True)
 class GradientBounded(Surrogate):
     """Ratio with bounded gradient times advantage (GBPO).
 
-    The paper writes the probability of an item but analyses "a specific token": both are offered.
-
-    Args:
-        level: "token"; or "item": product over the tokens that decide an item, one value per item and their mean per
-            completion. At item level negatives almost vanish (pi is tiny, so pi / (1 - pi) is), and thinking gets none.
+    The paper writes the probability of an item but analyses "a specific token": both are offered. "item" is the product
+    over the tokens that decide an item, one value per item and their mean per completion. There negatives almost vanish
+    (pi is tiny, so pi / (1 - pi) is), and thinking gets no gradient.
     """
 
     level: Literal["token", "item"] = "token"
@@ -65,25 +55,21 @@ class GradientBounded(Surrogate):
         values = ratios * advantages
         if self.level == "token":
             return values, ratio_stats(ratios, batch.completions)
-        segments, count = item_segments(batch.completions)
-        present = segment_sum((segments >= 0).to(values.dtype), segments, count) > 0
+        present = item_tokens(batch.completions) > 0
         mean = (values * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-        told = ratio_stats(segment_gather(ratios, segments), batch.completions)
+        told = ratio_stats(segment_gather(ratios, item_segments(batch.completions)), batch.completions)
         return mean.expand_as(batch.advantages), told
 
     def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Bounded ratios with gradient and their advantages: [B, T] at token level, [B, N] at item level."""
         completions, advantages = batch.completions, batch.advantages
-        logps, old = (
-            scores.logps.masked_fill(~completions.chosen, 0),
-            completions.logps.masked_fill(~completions.chosen, 0),
-        )
+        logps, old = (each.logps.masked_fill(~completions.chosen, 0) for each in (scores, completions))
         if self.level == "token":
             return bounded_ratio(logps, old, advantages), advantages
-        segments, count = item_segments(completions)
-        tokens = segment_sum((segments >= 0).to(logps.dtype), segments, count).clamp(min=1)
-        credit = segment_sum(advantages, segments, count) / tokens
-        return bounded_ratio(segment_sum(logps, segments, count), segment_sum(old, segments, count), credit), credit
+        segments, count = item_segments(completions), completions.items.shape[1]
+        logps, old, credit = (segment_sum(each, segments, count) for each in (logps, old, advantages))
+        credit = credit / item_tokens(completions).clamp(min=1)
+        return bounded_ratio(logps, old, credit), credit
 
 
 @dataclass(frozen=True)
@@ -93,10 +79,6 @@ class SignCredit(Credit):
     A = +1 if the reward is above the `quantile` of the whole batch (and not negative), -1 if it is at most `negative`,
     else 0. The paper ranks watch times within buckets of video length and takes the top quarter; negative feedback is
     explicit there. Here the outcome reward stands for both signals.
-
-    Args:
-        quantile: share of the batch that is not good enough.
-        negative: rewards up to this are negative feedback.
     """
 
     quantile: float = 0.75

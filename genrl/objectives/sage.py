@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genrl.batches import Completions, Experience, Scores
 from genrl.errors import ConfigError
 from genrl.objectives.base import OBJECTIVES, GroupOptions, PolicyObjective, Setting, Stats, Surrogate
-from genrl.objectives.credit import GroupNorm
+from genrl.objectives.credit import DecoupledCredit, GroupNorm
 from genrl.objectives.terms import (
     Bound,
     Bounds,
@@ -24,25 +24,15 @@ from genrl.objectives.terms import (
     pooled,
     ratio_stats,
 )
-from genrl.objectives.variants import DecoupledCredit
 from genrl.ops import group_view, world_sum
 from genrl.options import option
 
 Phi = Literal["literal", "resolved", "gbpo_slate"]
-
-
 Source = Literal["auto", "slate", "group", "policy"]
 
 
 def category_entropy(categories: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Shannon entropy of the categories in each row, in nats; unknown categories are left out.
-
-    Args:
-        categories: [R, N] int64; -1 is unknown (or no item).
-        dtype: of the result.
-
-    Returns:
-        Entropies [R]; 0 for a row without known category.
+    """Shannon entropy in nats [R] of the categories [R, N] in each row; unknown ones (-1) are left out; 0 without any.
 
     Example:
         >>> category_entropy(torch.tensor([[0, 1], [2, 2], [-1, -1]]))
@@ -91,11 +81,7 @@ class Diversity(nn.Module):
             )
 
     def measure(self, completions: Completions) -> Tensor:
-        """Diversity of each completion [B], nats.
-
-        Raises:
-            ConfigError: if the rollout does not hold what it is measured on.
-        """
+        """Diversity of each completion [B], nats; a ConfigError if the rollout lacks what it is measured on."""
         dtype = completions.logps.dtype
         if self.source == "policy":
             if completions.entropy is None:
@@ -118,10 +104,9 @@ class Diversity(nn.Module):
         return category_entropy(groups, dtype).repeat_interleave(completions.group_size)
 
     def prepare(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        """Measure a rollout and keep its mean, over all ranks, for `after_step`.
+        """Diversity of each completion [B] and the running mean before this rollout (a scalar), in nats.
 
-        Returns:
-            Diversity of each completion [B] and the running mean before this rollout (a scalar), both in nats.
+        The mean of the rollout, over all ranks, is kept for `after_step`.
         """
         measured = self.measure(completions)
         total, rows = world_sum(torch.stack([measured.double().sum(), measured.new_tensor(len(measured)).double()]))
@@ -149,47 +134,47 @@ class Diversity(nn.Module):
 
 
 def homogeneity_factor(diversity: Tensor, mean: Tensor, beta: float) -> Tensor:
-    """Lambda = 1 + beta * tanh(max(0, mean - H)): equation 6 of arXiv:2601.21452.
-
-    Args:
-        diversity: H of each completion [B], nats.
-        mean: running mean, nats.
-        beta: strength.
-
-    Returns:
-        Values in [1, 1 + beta) [B]; above 1 for completions less diverse than usual.
-    """
+    """Lambda = 1 + beta * tanh(max(0, mean - H)) [B]: above 1 for less diverse completions than usual (equation 6)."""
     return 1 + beta * torch.tanh((mean - diversity).clamp(min=0))
 
 
 @dataclass(frozen=True)
-class DiversityBounds(Bounds):
+class Diverse:
+    """What both forms of SAGE know of each completion: its diversity H and lambda."""
+
+    diversity: Diversity
+    boost: float = 0.3
+    """Room of the ratio above 1 for good completions."""
+    beta: float = 0.5
+    """Strength of the entropy term."""
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What the diversity is measured on."""
+        return self.diversity.missing(setting)
+
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
+        """H and lambda of each completion [B]."""
+        measured, mean = self.diversity.prepare(completions)
+        return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
+
+    def stats(self, batch: Experience) -> Stats:
+        """Their means."""
+        return {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
+
+
+@dataclass(frozen=True)
+class DiversityBounds(Diverse, Bounds):
     """SAGE's bounds (Algorithm 1): boosted above for A >= 0, a floor that falls with homogeneity for A < 0.
 
     A >= 0: [1 - clip, 1 + boost]; A < 0: [2 - lambda, 1 + clip]. `clip` is inert in both, because the minimum keeps the
     lower bound of a positive and the upper bound of a negative from acting.
-
-    Args:
-        diversity: measures H and keeps its running mean.
-        boost: room above 1 for good completions.
-        clip: the paper's eps_clip (value not given there).
-        beta: strength of the entropy term.
-        floor: "lambda": 2 - lambda as printed, which is exactly 1 for a diverse negative; "clip_lambda":
-            2 - lambda - clip, which leaves those a gradient after the first step of a rollout.
     """
 
-    diversity: Diversity
-    boost: float = 0.3
     clip: float = 0.2
-    beta: float = 0.5
+    """The paper's eps_clip (value not given there)."""
     floor: Literal["lambda", "clip_lambda"] = "lambda"
-
-    def missing(self, setting: Setting) -> Iterator[str]:
-        return self.diversity.missing(setting)
-
-    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        measured, mean = self.diversity.prepare(completions)
-        return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
+    """Either 2 - lambda as printed, which is exactly 1 for a diverse negative, or 2 - lambda - clip ("clip_lambda"),
+    which leaves those a gradient after the first step of a rollout."""
 
     def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
         positive = batch.advantages >= 0
@@ -198,38 +183,20 @@ class DiversityBounds(Bounds):
         low = torch.where(positive, whole * (1 - self.clip), floor)
         return low, torch.where(positive, whole * (1 + self.boost), whole * (1 + self.clip))
 
-    def stats(self, batch: Experience) -> Stats:
-        return {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
-
 
 @dataclass(frozen=True)
-class PhiRatio(Surrogate):
+class PhiRatio(Diverse, Surrogate):
     """SAGE's gradient form (equation 3): U = A r / sg(Phi), without any flat part.
 
     The printed Phi for negatives, max(1, (1 - r) / lambda), is always 1, and the one for positives contradicts its own
     text; `docs/objectives.md` has the argument.
-
-    Args:
-        diversity: measures H and keeps its running mean.
-        level: of the ratio and of the probability pi~ (a geometric mean).
-        phi: "literal": equations 4 and 5 as printed; "resolved": coefficient min(r, 1 + boost) for A >= 0 and
-            min(r, lambda pi~ / (1 - pi~)) for A < 0; "gbpo_slate": the same with boost 0 and lambda 1.
-        boost: room above 1 for good completions.
-        beta: strength of the entropy term.
     """
 
-    diversity: Diversity
     level: Level = "token"
+    """Of the ratio and of the probability pi~ (a geometric mean)."""
     phi: Phi = "resolved"
-    boost: float = 0.3
-    beta: float = 0.5
-
-    def missing(self, setting: Setting) -> Iterator[str]:
-        return self.diversity.missing(setting)
-
-    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        measured, mean = self.diversity.prepare(completions)
-        return {"diversity": measured, "lambda": homogeneity_factor(measured, mean, self.beta)}
+    """Equations 4 and 5 as printed ("literal"); coefficient min(r, 1 + boost) for A >= 0 and min(r, lambda pi~ /
+    (1 - pi~)) for A < 0 ("resolved"); the same with boost 0 and lambda 1 ("gbpo_slate")."""
 
     def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Ratios with gradient and their divisors Phi, both [B, T]."""
@@ -254,8 +221,7 @@ class PhiRatio(Surrogate):
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         ratios, phi = self.ratios(scores, batch)
-        told = {"mean_diversity": batch.extras["diversity"].mean(), "mean_lambda": batch.extras["lambda"].mean()}
-        return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.completions), **told}
+        return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.completions), **self.stats(batch)}
 
 
 @dataclass
@@ -308,9 +274,9 @@ def sage(config: SAGEConfig) -> PolicyObjective:
     diversity = Diversity(config.diversity, config.ema_decay, config.ema_init)
     per_item = config.ratio_level == "item" or (config.ratio_level == "auto" and config.form == "clipped")
     level: Level = "item" if per_item else "sequence"
-    surrogate: Surrogate = PhiRatio(diversity, level, config.phi, config.boost, config.beta)
+    surrogate: Surrogate = PhiRatio(diversity, config.boost, config.beta, level, config.phi)
     if config.form == "clipped":
-        bounds = DiversityBounds(diversity, config.boost, config.clip, config.beta, config.floor)
+        bounds = DiversityBounds(diversity, config.boost, config.beta, config.clip, config.floor)
         surrogate = ClippedRatio(level, bounds, tolerance=config.floor_tolerance)
     return PolicyObjective(
         credit=DecoupledCredit(GroupNorm(ddof=config.ddof, eps=config.eps), config.whiten),

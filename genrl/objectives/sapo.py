@@ -22,15 +22,10 @@ SAPO_NORM = GroupNorm(guard="clamp")
 
 
 def matched(steps: Tensor, match: Match) -> Tensor:
-    """Turn per-level step rewards into the match reward of SAPO.
+    """Turn step rewards [B, S], positive where the level matches, into the match reward of SAPO [B, S].
 
-    Args:
-        steps: step rewards [B, S]; positive where the level matches.
-        match: "per_level": as they are (paper and code); "prefix": only where all levels before match too; "nested":
-            prefix, with values that add up to 1/2^(S-k) after k levels (1/4, 1/2, 1 for three levels, SIDReasoner).
-
-    Returns:
-        Step rewards [B, S].
+    "per_level": as they are (paper and code); "prefix": only where all levels before match too; "nested": prefix, with
+    values that add up to 1/2^(S-k) after k levels (1/4, 1/2, 1 for three levels, SIDReasoner).
 
     Example:
         >>> matched(torch.tensor([[1.0, 0.0, 1.0]]), "prefix")
@@ -53,21 +48,17 @@ class StepCredit(Credit):
     """One advantage per step, normalised within the group step by step (SAPO, arXiv:2605.17648).
 
     A_ik = (r_ik - mean_g r_gk) / max(std_g r_gk, eps), given to the tokens of step k: think block k and SID token k.
-    r_ik = m_ik + f_ik: the match reward, and what `Rewards.step_shaping` holds (`format`).
-
-    Args:
-        norm: how completions are compared at one step; SAPO's code clamps the deviation.
-        match: per-level, prefix or nested match reward.
-        scope: "think_and_sid" (paper), or "think_only": tokens that decide an item get advantage 0 (the authors' code).
-        per_step: False sums r_ik over steps and gives one advantage per completion (ablation).
-        component: outcome reward that every step gets for m_ik (ablation); None: the match rewards of the steps.
+    r_ik = m_ik + f_ik: the match reward, and what `Rewards.step_shaping` holds (`format`). Tokens in no step get 0.
     """
 
     norm: GroupNorm = SAPO_NORM
     match: Match = "per_level"
     scope: Literal["think_and_sid", "think_only"] = "think_and_sid"
+    """With "think_only", tokens that decide an item get advantage 0 (the authors' code)."""
     per_step: bool = True
+    """False sums r_ik over steps and gives one advantage per completion (ablation)."""
     component: str | None = None
+    """Outcome reward that every step gets for m_ik (ablation); None: the match rewards of the steps."""
 
     def missing(self, setting: Setting) -> Iterator[str]:
         if self.component is not None:
@@ -84,11 +75,6 @@ class StepCredit(Credit):
             )
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T]; 0 on tokens in no step.
-
-        Raises:
-            ConfigError: if no step reward says whether a step matched.
-        """
         steps, sizes = (self._steps(completions, each) for each in (rewards, rewards.absolute))
         advantages = segment_gather(self.norm(steps, completions.group_size, sizes), completions.step_ids)
         return advantages.masked_fill(completions.item_ids >= 0, 0) if self.scope == "think_only" else advantages
@@ -117,10 +103,6 @@ class ShapedOutcome(Credit):
 
     The mean, because the other rows of the ablation add f_ik to each step: sum_k (R_i + f_ik) is K times R_i + mean_k
     f_ik, so `format` weighs as much against a match in all of them. Without such a reward it is `OutcomeCredit`.
-
-    Args:
-        norm: how completions of a prompt are compared.
-        component: name of the outcome reward.
     """
 
     norm: GroupNorm
@@ -201,10 +183,8 @@ def sapo(config: SAPOConfig) -> PolicyObjective:
 
     The paper fixes the step advantage and 1/n_ik; the factor 1/K, clip and KL are our reading. The authors' code,
     older than the paper, is `scope=think_only reduction=token dual_clip=3`; there f_ik is logged but has no gradient.
-
-    The ablations change one thing each, with R_i the exact reward: `no_step_advantage` compares sum_k (m_ik + f_ik) of
-    completions; `no_match_reward` has r_ik = R_i + f_ik; `outcome` compares R_i + mean_k f_ik, that is sum_k (R_i +
-    f_ik) in the unit of R_i. So a format reward weighs as much against a match in every row.
+    The ablations change one thing each: `no_step_advantage` compares sum_k r_ik of completions; with R_i the exact
+    reward, `no_match_reward` has r_ik = R_i + f_ik and `outcome` compares R_i + mean_k f_ik.
     """
     per_step = config.ablation not in ("no_step_advantage", "outcome")
     guard = config.guard if per_step else "add"

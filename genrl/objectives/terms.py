@@ -13,7 +13,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Scores
 from genrl.errors import ConfigError
 from genrl.objectives.base import Penalty, Piece, Reduction, Setting, Stats, Surrogate
-from genrl.ops import masked_mean
+from genrl.ops import masked_mean, segment_sum
 
 Level = Literal["token", "sequence", "sequence_token", "item", "product"]
 Bound = float | Tensor
@@ -24,36 +24,24 @@ def log_ratios(scores: Scores, completions: Completions) -> Tensor:
     return (scores.logps - completions.logps).masked_fill(~completions.chosen, 0)
 
 
-def item_count(completions: Completions) -> Tensor:
-    """Number of items of each completion that have chosen tokens [B, 1] float, at least 1."""
-    present = torch.zeros(
-        completions.tokens.shape[0], completions.items.shape[1] + 1, dtype=torch.bool, device=completions.chosen.device
-    )
-    places = torch.where(completions.chosen & (completions.item_ids >= 0), completions.item_ids + 1, 0)
-    present = present.scatter(1, places, True)[:, 1:]
-    return present.sum(1, keepdim=True).clamp(min=1).to(completions.logps.dtype)
+def item_tokens(completions: Completions) -> Tensor:
+    """Chosen tokens that decide each item of a completion [B, N], with the dtype of its log-probabilities."""
+    return segment_sum(chosen_tokens(completions), completions.item_ids, completions.items.shape[1])
 
 
 def pooled(values: Tensor, completions: Completions, level: Level) -> Tensor:
-    """Gather logs of tokens into logs of the unit that is bounded.
+    """Gather logs of tokens [B, T], 0 outside `chosen`, into logs of the unit that is bounded.
 
-    Args:
-        values: [B, T], 0 outside the mask.
-        completions: the tokens.
-        level: "token": as it is; "sequence": mean over chosen tokens (geometric mean of ratios); "item": sum over all
-            chosen tokens divided by the number of items (thinking counts with the item it leads to); "product": sum.
-
-    Returns:
-        [B, T] for tokens, else [B, 1].
+    "token": as they are [B, T]. Else [B, 1]: "product": their sum; "sequence": mean over chosen tokens (geometric mean
+    of ratios); "item": sum divided by the number of items (thinking counts with the item it leads to).
     """
     if level == "token":
         return values
     total = values.sum(1, keepdim=True)
-    if level == "item":
-        return total / item_count(completions)
     if level == "product":
         return total
-    return total / completions.chosen.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
+    units = item_tokens(completions) > 0 if level == "item" else completions.chosen
+    return total / units.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
 
 
 def ratio(logs: Tensor, completions: Completions, level: Level) -> Tensor:
@@ -68,45 +56,29 @@ def ratio(logs: Tensor, completions: Completions, level: Level) -> Tensor:
 
 
 def clipped(ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None) -> Tensor:
-    """Tell where the clipped surrogate is flat [B, T]: above `high` with A > 0, below `low` with A < 0, both strictly.
-
-    With `dual_clip`, also above that ratio with A < 0 (verl).
-    """
-    flat = ((advantages > 0) & (ratios > high)) | ((advantages < 0) & (ratios < low))
-    return flat if dual_clip is None else flat | ((advantages < 0) & (ratios > dual_clip))
+    """Where the surrogate is flat [B, T]: A > 0 and r above `high`; A < 0 and r below `low` or above `dual_clip`."""
+    bad = advantages < 0
+    flat = ((advantages > 0) & (ratios > high)) | (bad & (ratios < low))
+    return flat if dual_clip is None else flat | (bad & (ratios > dual_clip))
 
 
 def clipped_surrogate(
     ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None, tolerance: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """min(r A, clip(r, low, high) A), with the gradient r A inside and exactly 0 outside the bounds.
+    """min(r A, clip(r, low, high) A) [B, T], and where it is flat; options as in `ClippedRatio`.
 
-    Written as a choice instead of a minimum, whose gradient is split where both sides are equal.
-
-    Args:
-        ratios: [B, T] with gradient.
-        advantages: [B, T].
-        low: lower bound of the ratio, number or [B, T].
-        high: upper bound of the ratio, number or [B, T].
-        dual_clip: largest ratio of a negative advantage (verl: 3.0); None: unbounded.
-        tolerance: ratios this close outside a bound count as on it.
-
-    Returns:
-        The surrogate [B, T] and where it is flat [B, T] bool.
+    Its gradient is that of r A inside and exactly 0 outside the bounds: written as a choice, because the gradient of a
+    minimum is split where both sides are equal.
 
     Example:
         >>> clipped_surrogate(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), 0.8, 1.2)[0]
         tensor([ 1.2000, -1.5000])
     """
     flat = clipped(ratios, advantages, low - tolerance, high + tolerance, dual_clip)
-    held = torch.where(advantages > 0, _like(high, ratios), _like(low, ratios))
+    held = torch.where(advantages > 0, ratios.detach().clamp(max=high), ratios.detach().clamp(min=low))
     if dual_clip is not None:
-        held = torch.where((advantages < 0) & (ratios > dual_clip), _like(dual_clip, ratios), held)
+        held = torch.where(advantages < 0, held.clamp(max=dual_clip), held)
     return torch.where(flat, held, ratios) * advantages, flat
-
-
-def _like(bound: Bound, ratios: Tensor) -> Tensor:
-    return bound if isinstance(bound, Tensor) else torch.full_like(ratios, bound)
 
 
 def ratio_stats(ratios: Tensor, completions: Completions, flat: Tensor | None = None) -> Stats:
@@ -120,19 +92,18 @@ def ratio_stats(ratios: Tensor, completions: Completions, flat: Tensor | None = 
 
 
 class Bounds(Piece, ABC):
-    """Lower and upper bound of the ratio. May prepare tensors per row for the whole rollout."""
+    """Lower and upper bound of the ratio: numbers, or tensors that broadcast to [B, T]."""
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
-        """Return tensors [B, ...] that the bounds depend on."""
+        """Tensors [B, ...] that the bounds depend on, for `Experience.extras`."""
         return {}
 
     def before_step(self, scores: Scores, batch: Experience, ratios: Tensor) -> Stats:
-        """Return such tensors anew for the policy as it is now, whose ratios [B, T] are given."""
+        """Such tensors anew, for the policy as it is now with its ratios [B, T]."""
         return {}
 
     @abstractmethod
-    def __call__(self, batch: Experience) -> tuple[Bound, Bound]:
-        """Return (low, high), numbers or tensors that broadcast to [B, T]."""
+    def __call__(self, batch: Experience) -> tuple[Bound, Bound]: ...
 
     def stats(self, batch: Experience) -> Stats:
         """Scalars about the bounds."""
@@ -141,12 +112,7 @@ class Bounds(Piece, ABC):
 
 @dataclass(frozen=True)
 class FixedBounds(Bounds):
-    """The ratio may move in [1 - low, 1 + high].
-
-    Args:
-        low: distance of the lower bound from 1.
-        high: distance of the upper bound from 1.
-    """
+    """The ratio may move in [1 - low, 1 + high]."""
 
     low: float
     high: float
@@ -157,23 +123,18 @@ class FixedBounds(Bounds):
 
 @dataclass(frozen=True)
 class ClippedRatio(Surrogate):
-    """PPO's clipped surrogate min(r A, clip(r) A) on a ratio of tokens, sequences or items.
-
-    Args:
-        level: what the ratio belongs to; see `ratio`.
-        bounds: where it is clipped.
-        dual_clip: largest ratio that a negative advantage feels (verl: 3.0); None: unbounded, as in the papers.
-        tolerance: ratios this close outside a bound count as on it.
-    """
+    """PPO's clipped surrogate min(r A, clip(r) A) on a ratio of tokens, sequences or items."""
 
     level: Level
     bounds: Bounds
     dual_clip: float | None = None
+    """Largest ratio that a negative advantage feels (verl: 3.0); None: unbounded, as in the papers."""
     tolerance: float = 0.0
+    """Ratios this close outside a bound count as on it."""
 
     @property
     def uses_scores(self) -> bool:  # type: ignore[override]
-        """Whether the bounds look at the current ratios."""
+        """As the bounds."""
         return self.bounds.uses_scores
 
     def missing(self, setting: Setting) -> Iterator[str]:
@@ -183,11 +144,14 @@ class ClippedRatio(Surrogate):
         return self.bounds.prepare(completions, advantages)
 
     def before_step(self, scores: Scores, batch: Experience) -> Stats:
-        ratios = ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
-        return self.bounds.before_step(scores, batch, ratios)
+        return self.bounds.before_step(scores, batch, self.ratios(scores, batch))
+
+    def ratios(self, scores: Scores, batch: Experience) -> Tensor:
+        """With gradient [B, T]."""
+        return ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        ratios = ratio(log_ratios(scores, batch.completions), batch.completions, self.level)
+        ratios = self.ratios(scores, batch)
         low, high = self.bounds(batch)
         values, flat = clipped_surrogate(ratios, batch.advantages, low, high, self.dual_clip, self.tolerance)
         return values, {**ratio_stats(ratios, batch.completions, flat), **self.bounds.stats(batch)}
@@ -198,10 +162,6 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
     Equation 4 of DeepSeekMath (arXiv:2402.03300), as in TRL; verl clamps d and the result, we do not. Its gradient with
     respect to `logps` is 1 - exp(d).
-
-    Example:
-        >>> k3(torch.tensor([0.0]), torch.tensor([0.0]))
-        tensor([0.])
     """
     difference = ref_logps - logps
     return torch.expm1(difference) - difference
@@ -209,22 +169,13 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KLPenalty(Penalty):
-    """Coefficient times the k3 estimate to `completions.ref_logps`.
-
-    Args:
-        coef: weight of one nat.
-    """
+    """Coefficient times the k3 estimate to `completions.ref_logps`."""
 
     coef: float
 
     uses_reference = True
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the cost [B, T] and the mean divergence per chosen token.
-
-        Raises:
-            ConfigError: if the rollout was not scored under a reference.
-        """
         if batch.completions.ref_logps is None:
             raise ConfigError(
                 "a KL penalty needs rollout.ref_logps. Score the rollout under the reference, or set kl_coef=0."
@@ -236,20 +187,11 @@ class KLPenalty(Penalty):
 
 @dataclass(frozen=True)
 class EntropyBonus(Penalty):
-    """Minus coefficient times the policy's entropy, with gradient.
-
-    Args:
-        coef: weight of one nat; negative values punish entropy.
-    """
+    """Minus coefficient times the policy's entropy, with gradient; a negative coefficient punishes entropy."""
 
     coef: float
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
-        """Return the (negative) cost [B, T].
-
-        Raises:
-            ConfigError: if the scores hold no entropy.
-        """
         if scores.entropy is None:
             raise ConfigError(
                 "an entropy bonus needs scores.entropy. Ask the policy for entropies, or set entropy_coef=0."
@@ -258,12 +200,7 @@ class EntropyBonus(Penalty):
 
 
 def penalties(kl_coef: float, entropy_coef: float) -> tuple[Penalty, ...]:
-    """Return the penalties whose coefficient is not 0, so that a coefficient of 0 costs nothing.
-
-    Example:
-        >>> penalties(0.001, 0.0)
-        (KLPenalty(coef=0.001),)
-    """
+    """The penalties whose coefficient is not 0, so that a coefficient of 0 costs nothing."""
     kl = (KLPenalty(kl_coef),) if kl_coef else ()
     return (*kl, EntropyBonus(entropy_coef)) if entropy_coef else kl
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions, Experience, Rewards, Scores
-from genrl.errors import ConfigError
-from genrl.objectives.base import (
-    OBJECTIVES,
-    ClipOptions,
-    Credit,
-    GroupOptions,
-    PolicyObjective,
-    Reduction,
-    Setting,
-    Stats,
-    Surrogate,
-)
-from genrl.objectives.credit import GroupNorm, OutcomeCredit, spread
+from genrl.batches import Completions, Experience, Scores
+from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective, Reduction, Stats, Surrogate
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
 from genrl.objectives.terms import (
     ClippedRatio,
     FixedBounds,
@@ -37,18 +25,14 @@ from genrl.objectives.terms import (
     ratio_stats,
     reduction,
 )
-from genrl.ops import world_sum
 from genrl.options import option
 
 
 @dataclass(frozen=True)
 class ConstantLength(Reduction):
-    """Sum over tokens divided by a constant: w = mask / (B * length) (Dr.GRPO, arXiv:2503.20783).
+    """Sum over tokens divided by a constant length in tokens: w = mask / (B * length) (Dr.GRPO, arXiv:2503.20783).
 
     B counts all completions. verl's `seq-mean-token-sum-norm` does not divide by B; this is TRL's form.
-
-    Args:
-        length: the constant, in tokens.
     """
 
     length: float
@@ -57,7 +41,7 @@ class ConstantLength(Reduction):
         return chosen_tokens(completions) / self.length
 
     def mass(self, weights: Tensor) -> Tensor:
-        return torch.ones_like(weights[:, 0]) if weights.shape[1] else weights.new_ones(weights.shape[0])
+        return weights.new_ones(weights.shape[0])
 
 
 @dataclass
@@ -137,72 +121,6 @@ def gspo(config: GSPOConfig) -> PolicyObjective:
     )
 
 
-GDPO_NORM = GroupNorm(eps=1e-4)
-
-
-@dataclass(frozen=True)
-class DecoupledCredit(Credit):
-    """Each reward normalised within the group by itself, then summed, then scaled over the batch (GDPO, SAGE).
-
-    s_i = sum_m w_m (R_im - mean_g) / (std_g + eps); A_i = (s_i - mean_B) / (std_B + eps): equations 4-6 of
-    arXiv:2601.05242, equation 7 of arXiv:2601.21452. With groups of one size mean_B is 0 and is not subtracted, so
-    that a group of equal rewards stays at exactly 0.
-
-    Args:
-        norm: how completions are compared; its eps and ddof serve the batch as well.
-        whiten: "sequence": every completion counts once; "token": weighted by chosen tokens and centred, with the
-            variance guarded by 1e-8 (verl's code); "none": no step over the batch.
-    """
-
-    norm: GroupNorm = GDPO_NORM
-    whiten: Literal["sequence", "token", "none"] = "sequence"
-
-    def missing(self, setting: Setting) -> Iterator[str]:
-        yield from self.norm.missing(setting)
-        if not setting.rewards:
-            yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
-
-    def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
-        """Return advantages [B, T].
-
-        Raises:
-            ConfigError: if the rewards are not there one by one.
-        """
-        summed = self.summed(rewards, completions.group_size)
-        if self.whiten == "sequence":
-            squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
-            summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
-        elif self.whiten == "token":
-            summed = whitened(summed, completions.chosen.sum(1).to(summed.dtype))
-        return spread(summed, completions)
-
-    def summed(self, rewards: Rewards, group_size: int) -> Tensor:
-        """Weighted sum of the normalised rewards [B], before the batch is looked at."""
-        weights = {name: value for name, value in rewards.weights.items() if value}
-        if not weights:
-            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
-        values, sizes = rewards.components, rewards.absolute.components
-        return sum(  # type: ignore[return-value]
-            self.norm(values[name], group_size, sizes[name]) * weight for name, weight in weights.items()
-        )
-
-
-def whitened(values: Tensor, counts: Tensor) -> Tensor:
-    """Centre and scale rows by mean and deviation over all tokens of all ranks.
-
-    Args:
-        values: [B], one per completion.
-        counts: [B] chosen tokens of the completion.
-
-    Returns:
-        (values - mean) / sqrt(variance + 1e-8) [B], the variance divided by the number of tokens less one.
-    """
-    total, tokens = world_sum(torch.stack([(values * counts).sum(), counts.sum()]))
-    mean = total / tokens.clamp(min=1)
-    squares = world_sum(((values - mean).square() * counts).sum())
-    return (values - mean) * torch.rsqrt(squares / (tokens - 1).clamp(min=1) + 1e-8)
-
-
 @dataclass
 class GDPOConfig(ClipOptions, GroupOptions):
     """Options of `gdpo`."""
@@ -240,16 +158,14 @@ class CappedRatio(Surrogate):
     OneRec technical report (arXiv:2506.13695):
     pi'_old = max(sg(pi) / (1 + eps + delta), pi_old), so r' = pi / pi'_old = min(r, 1 + eps + delta) in value, with
     coefficient r'. It differs from the plain clip only where A < 0 and r > 1 + eps + delta.
-
-    Args:
-        level: "token", or "product" (probability of the whole completion).
-        clip: eps, on both sides.
-        delta: room between the clip and the cap.
     """
 
     level: Level
+    """Of tokens ("token"), or of the whole completion ("product")."""
     clip: float
+    """eps, on both sides."""
     delta: float
+    """Room between the clip and the cap."""
 
     def capped(self, scores: Scores, batch: Experience) -> Tensor:
         """Ratio r' with gradient [B, T]."""
@@ -291,10 +207,6 @@ class DetachedRatio(Surrogate):
     """Log-likelihood weighted by advantage and a clipped, detached ratio: sg(clip(r, low, high)) A log pi (CISPO).
 
     No token ever loses its gradient.
-
-    Args:
-        low: smallest weight.
-        high: largest weight.
     """
 
     low: float
@@ -302,11 +214,8 @@ class DetachedRatio(Surrogate):
 
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         ratios = log_ratios(scores, batch.completions).detach().exp()
-        values = (
-            ratios.clamp(self.low, self.high)
-            * batch.advantages
-            * scores.logps.masked_fill(~batch.completions.chosen, 0)
-        )
+        logps = scores.logps.masked_fill(~batch.completions.chosen, 0)
+        values = ratios.clamp(self.low, self.high) * batch.advantages * logps
         return values, ratio_stats(ratios, batch.completions, (ratios < self.low) | (ratios > self.high))
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.layouts.blocked import Words
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 T = TypeVar("T")
 HEAD_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -216,6 +217,8 @@ class Policy(nn.Module):
 
     def _checkpointed(self) -> Iterator[nn.Module]:
         """Layers that activation checkpointing was switched on for."""
+        from transformers.modeling_layers import GradientCheckpointingLayer  # takes seconds to load
+
         return (
             module
             for module in self.decoder.modules()

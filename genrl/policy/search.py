@@ -216,7 +216,7 @@ def _widened(
                 **{name: getattr(begun, name)[rows] for name in ("totals", "keys", "bound")},
             )
             wider = _search(policy, layout, own, start, beams, sampling, None, None, True)
-            ranking = ranking.replaced(rows, _ranking(layout, own, wider, width))
+            ranking = ranking.put(rows, _ranking(layout, own, wider, width))
     return ranking
 
 

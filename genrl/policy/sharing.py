@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from genrl.policy.cache import tree_cache
 from genrl.policy.model import Head, Policy, Read, states
@@ -79,6 +78,9 @@ class SharedPrompt:
     @contextmanager
     def attended(self) -> Iterator[None]:
         """Inside the block the model's layers see the prompts before what their caches hold."""
+        from transformers import AttentionInterface  # takes seconds to load
+
+        AttentionInterface.register(NAME, shared_attention)
         config = self.policy.decoder.config
         before = config._attn_implementation
         config._attn_implementation = NAME
@@ -123,9 +125,6 @@ def shared_attention(
     to_prompt, to_own = weights.split([values.shape[2], key.shape[2]], dim=-1)
     found = shared.apart(to_prompt @ values) + shared.apart(to_own) @ value
     return found.reshape(rows, 1, heads, width), None
-
-
-AttentionInterface.register(NAME, shared_attention)
 
 
 def can_share(policy: Policy, longest: int) -> bool:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from genrl.config.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
 def train_tokenizer(texts: Iterable[str], size: int, marks: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer of `size` tokens on item texts; `marks` become one token each."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -50,6 +55,8 @@ def tiny_config(config: ModelConfig, vocabulary: int) -> Qwen3Config:
 
 def tiny_model(config: Qwen3Config, seed: int, dropout: float) -> Qwen3ForCausalLM:
     """A small Qwen3 with seeded random weights, leaving the global random state as it was."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM  # take seconds to load
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)

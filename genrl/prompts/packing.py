@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
@@ -114,13 +114,7 @@ class Segment:
 
 
 class SegmentPlanner(Planner[PackedBatch]):
-    """Steps whose examples are segments.
-
-    Args:
-        template: of the prompts.
-        longest: tokens of the longest segment there may be.
-        pack_length: tokens of a row, more where the longest segment needs it.
-    """
+    """Steps whose examples are segments of at most `longest` tokens, in rows of `pack_length` or what that needs."""
 
     def __init__(self, template: PromptTemplate, longest: int, pack_length: int) -> None:
         self.template = template
@@ -146,12 +140,7 @@ class HistoryBatches(SegmentPlanner):
     half a window of items as context without training on them again, so every training position is a target once per
     pass.
 
-    Args:
-        dataset: sequences and roles.
-        template: of the prompts.
-        config: the align section.
-        max_history: items of history that a prompt shows.
-        text: segments of SID <-> title examples, trained on once per pass.
+    Segments of SID <-> title examples (`text`) are trained on once per pass, too.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -222,12 +211,7 @@ class HistoryBatches(SegmentPlanner):
 class TraceBatches(SegmentPlanner):
     """The steps of stage `activate`: a prompt, the thinking of a trace, the item.
 
-    Args:
-        traces: what is learned.
-        maker: makes the prompts.
-        layout: grammar of the completions, on the CPU.
-        tokenizer: of the policy.
-        config: the activate section.
+    The layout is on the CPU.
 
     Raises:
         DataError: without traces, or naming the first one that no completion can hold.
@@ -259,7 +243,7 @@ class TraceBatches(SegmentPlanner):
         super().__init__(maker.template, maker.longest + self.tokens.shape[1], config.pack_length)
 
     def plan(self, epoch: int) -> Sequence[tuple[Tensor, Tensor]]:
-        """Traces of each step, and whose thinking is shown with them."""
+        """Traces of each step, and those whose thinking is shown with them."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order, others = (torch.randperm(len(self.where), generator=generator) for _ in range(2))
         foreign = torch.rand(len(self.where), generator=generator) < self.config.foreign
@@ -281,10 +265,9 @@ class TraceBatches(SegmentPlanner):
         return segments
 
     def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
-        """Traces `rows` [n] with the thinking of traces `thinking` [n]; of foreign thinking only the SID is learned.
+        """Traces `rows` [n] with the thinking of traces `thinking` [n]: tokens, states, what is learned, each [n, T].
 
-        Returns:
-            tokens, states before them and what is learned, each [n, T].
+        With foreign thinking only the SID is learned.
         """
         tokens, states, chosen = self.tokens[rows], self.states.rows(rows), self.chosen[rows].clone()
         foreign = (rows != thinking).nonzero()[:, 0]
@@ -303,35 +286,23 @@ class TraceBatches(SegmentPlanner):
 
 
 class SequenceBatches(Planner[SequenceBatch]):
-    """The steps of recommenders that read items, not tokens.
+    """The steps of recommenders that read items, not tokens: rows of 2 to `length` items, `batch` rows over all ranks.
 
-    Args:
-        dataset: sequences and roles.
-        per: a row ends at every target and has it as its only target, or rows are windows of a user's targets. Windows
-            behind the first repeat half a window as context, so that every target counts once per pass.
-        length: items per row, at most; at least 2, an item and its target.
-        batch: rows per step, over all ranks.
-        seed: of the order.
-        known: roles of targets.
+    Per `target`, a row ends at every target and has it as its only one; per `user`, rows are windows of a user's
+    targets, and windows behind the first repeat half a window as context, so that every target counts once per pass.
 
     Raises:
         DataError: if there is nothing to train on, or rows have no room for a target.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        per: Literal["target", "user"],
-        length: int,
-        batch: int,
-        seed: int = 0,
-        known: Collection[Role] = KNOWN,
+        self, dataset: Dataset, per: Literal["target", "user"], length: int, batch: int, seed: int = 0
     ) -> None:
         if length < 2:
             raise DataError(f"length={length}: a row needs an item and its target. Choose at least 2.")
         self.sequences = dataset.sequences
         self.length, self.per_step, self.seed = length, batch, seed
-        roles = torch.tensor([int(role) for role in known], dtype=self.sequences.roles.dtype)
+        roles = torch.tensor([int(role) for role in KNOWN], dtype=self.sequences.roles.dtype)
         self.known = torch.isin(self.sequences.roles, roles)
         first = torch.zeros_like(self.known)
         first[self.sequences.offsets[:-1][self.sequences.offsets.diff() > 0]] = True
@@ -373,15 +344,7 @@ class SequenceBatches(Planner[SequenceBatch]):
 
 
 def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, alone: bool) -> PackedBatch:
-    """Put segments beside each other into rows.
-
-    Args:
-        segments: of this rank.
-        length: tokens of a row at most.
-        pad_id: fills what is left.
-        share: target tokens of the whole step over all ranks.
-        alone: one segment per row.
-    """
+    """Put segments of this rank beside each other into rows of at most `length` tokens, or each into its own."""
     rows = [[segments[one] for one in row] for row in first_fit([len(s.tokens) for s in segments], length, alone)]
     width = max((sum(len(s.tokens) for s in row) for row in rows), default=1)
     tokens = np.full((max(len(rows), 1), width), pad_id, np.int64)  # a rank without a segment: one padding
@@ -420,12 +383,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
 
 
 def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]:
-    """Put segments into rows of at most `length` tokens, longest first, each into the first row with room.
-
-    Args:
-        sizes: tokens of each segment.
-        length: tokens of a row.
-        alone: one segment per row.
+    """Numbers of the segments in each row of at most `length` tokens: longest first, each into the first with room.
 
     Example:
         >>> first_fit([3, 5, 2], 8, alone=False)
@@ -434,11 +392,10 @@ def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]
     rows: list[list[int]] = []
     room: list[int] = []
     for one in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
-        row = next((number for number, left in enumerate(room) if left >= sizes[one]), None)
-        if row is None:
+        row = next((number for number, left in enumerate(room) if left >= sizes[one]), len(rows))
+        if row == len(rows):
             rows.append([])
             room.append(length)
-            row = len(rows) - 1
         rows[row].append(one)
         room[row] = 0 if alone else room[row] - sizes[one]
     return rows
@@ -479,8 +436,8 @@ def text_segments(
 
     sids = template.sid_tokens.numpy()
     ask_title, ask_sid, arrow = encode("What is the title of "), encode("Which item has the title "), encode("? ")
-    start = np.array([template.start_id])
-    end = start if tokenizer.eos_token_id is None else np.array([tokenizer.eos_token_id])
+    start, eos = np.array([template.start_id]), tokenizer.eos_token_id
+    end = start if eos is None else np.array([eos])
     for row, title in enumerate(titles):
         if not title:
             continue

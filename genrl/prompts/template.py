@@ -29,7 +29,7 @@ class PromptTemplate:
 
     @property
     def head(self) -> Tensor:
-        """Tokens before the first item [h]."""
+        """[h] int64 tokens before the first item."""
         return torch.tensor([self.start_id, *self.prefix_ids])
 
     @property
@@ -69,14 +69,10 @@ class PromptMaker:
         """Tokens of the longest prompt there may be."""
         return self.template.longest(self.max_history)
 
-    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """`PromptTemplate.render`."""
-        return self.template.render(histories)
-
     def at(self, positions: Tensor) -> Requests:
         """The prompts whose targets stand at `positions` [P]."""
         sequences = self.dataset.sequences
-        tokens, mask = self.render(sequences.histories(positions, max(self.max_history, 1)))
+        tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)))
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
         targets = Targets(sequences.items[positions][:, None], feedback)
         return Requests(tokens, mask, self.full_history(positions), targets)
@@ -90,15 +86,7 @@ class PromptMaker:
 
 
 class EvaluationBatches:
-    """Prompts of evaluation rows in batches of similar length, shared out over ranks.
-
-    Args:
-        maker: makes the prompts.
-        positions: [R] target positions.
-        batch: rows per batch.
-        rank: this process.
-        world: number of processes.
-    """
+    """Prompts of target positions [R] in batches of similar length, shared out over ranks."""
 
     def __init__(self, maker: PromptMaker, positions: Tensor, batch: int, rank: int = 0, world: int = 1) -> None:
         self.maker = maker

@@ -41,7 +41,7 @@ Array = np.ndarray
 def template_traces(
     dataset: Dataset, table: SidTable, positions: Tensor | Sequence[int], max_history: int, words: int = 8
 ) -> list[Trace]:
-    """Traces of K blocks for the targets at `positions`, in their order.
+    """Traces of K blocks of at most so many words for the targets at `positions` [P], in their order.
 
     Block k is "WHAT: EVIDENCE". WHAT are categories and words that most items with the target's first k codes have, and
     more often than those with its first k - 1 codes, as far as no block before says them. Where there are none, it is
@@ -51,13 +51,6 @@ def template_traces(
 
     A word is said only if two items of the cluster above have it, and a trace says less than half of the words of its
     target's title, or at most three and not all.
-
-    Args:
-        dataset: catalogue and sequences.
-        table: the SIDs of the items.
-        positions: [P] target positions in `dataset.sequences`.
-        max_history: items of history that a prompt shows, and that count as evidence.
-        words: words of a block, at most.
 
     Raises:
         ConfigError: if `words` is below 4, which leaves no room for what a code stands for.
@@ -142,11 +135,7 @@ class Template:
         return [tuple(self._blocks(*evidence)) for evidence in rows]
 
     def _blocks(self, item: _Item, total: int, kin: int, shared: Sequence[int], latest: Sequence[int]) -> Iterator[str]:
-        """The K blocks of a target.
-
-        Of `total` items in the history `kin` are of `item.category` and `shared` in the target's cluster, per level;
-        `latest` are the latest of these.
-        """
+        """The K blocks; of `total` items in the history `kin` have the category and `shared` each cluster."""
         for level, (what, count, row) in enumerate(zip(item.what, shared, latest, strict=True)):
             if not what:
                 yield f"{count} of {total}"

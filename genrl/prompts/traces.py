@@ -145,7 +145,7 @@ def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
 def leaks(
     traces: Sequence[Trace], dataset: Dataset, table: SidTable, sid_token: Callable[[int, int], str]
 ) -> LeakReport:
-    """Find the traces that name their target; see `LeakCheck` for what counts."""
+    """Find the traces that name their target, as `LeakCheck` says."""
     check = LeakCheck(dataset, table, sid_token)
     found: dict[str, list[int]] = {kind: [] for kind in KINDS}
     unchecked = 0
@@ -166,12 +166,7 @@ class LeakCheck:
       word, or `COMMON` in the texts of the catalogue: "It" and "Shampoo" do not tell the item.
     - An id that has letters and digits, or six characters or more, is named wherever it stands as a word. Other ids
       (`17`, `red`) are named only behind "item", "id", "product" or "#".
-    - SID tokens are looked for as they are written.
-
-    Args:
-        dataset: whose items the targets are.
-        table: the SIDs of the items.
-        sid_token: text of the SID token of (level, code).
+    - SID tokens are looked for as `sid_token(level, code)` writes them.
     """
 
     def __init__(self, dataset: Dataset, table: SidTable, sid_token: Callable[[int, int], str]) -> None:

@@ -176,12 +176,10 @@ class Baseline(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """That of its weights or counts."""
         return next((value.device for value in self.state_dict().values()), torch.device("cpu"))
 
     @torch.no_grad()
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
-        """Rank the items that each request may get, best first; see `Recommender.rank`."""
         if exact and not self.exact:
             raise UnsupportedError(
                 f"{self.name} searches with a beam, which cannot tell whether its list is exact. "
@@ -192,7 +190,6 @@ class Baseline(nn.Module, ABC):
             return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
 
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
         self.eval()
         width, items = self.width(config), len(self.problem.table)
         unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
@@ -205,13 +202,11 @@ class Baseline(nn.Module, ABC):
         return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
 
     def save(self, folder: Path) -> None:
-        """Write weights, catalogue and SID table."""
         save_weights(self.state(), folder / WEIGHTS)
         save_problem(folder, self.problem.dataset, self.problem.table)
 
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Baseline:
-        """Read what `save` wrote."""
         config = load_config([folder / "config.yaml"], {}, overrides)
         dataset, table = read_problem(folder)
         made = build_baseline(config, Problem(dataset, table, config.model, folder / "tokenizer"))
@@ -220,7 +215,6 @@ class Baseline(nn.Module, ABC):
         return made
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the weights on the CPU: all that has to be saved."""
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:

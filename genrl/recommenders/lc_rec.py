@@ -16,7 +16,6 @@ from genrl.batches import Ranking, Requests
 from genrl.errors import ConfigError
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.policy.load import load_policy
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
 from genrl.policy.search import search
@@ -73,6 +72,8 @@ class LCRec(TrainedBaseline):
     per: ClassVar[Literal["target", "user"]] = "user"
 
     def __init__(self, config: LCRecConfig, *, problem: Problem) -> None:
+        from genrl.policy.load import load_policy  # takes seconds to load
+
         super().__init__()
         self.config: LCRecConfig = config
         self.problem = problem
@@ -122,23 +123,18 @@ class LCRec(TrainedBaseline):
 
     @property
     def backbone(self) -> Policy:
-        """The causal language model."""
         return self.policy
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What the backbone trains: all of it, or its adapters."""
         return self.policy.trainable()
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights of the backbone."""
         return self.policy.state()
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
-        """Put saved weights in place."""
         self.policy.load_state(state, origin)
 
     def save(self, folder: Path) -> None:
-        """Write weights, tokenizer, catalogue and SID table."""
         super().save(folder)
         self.policy.tokenizer.save_pretrained(folder / "tokenizer")
 

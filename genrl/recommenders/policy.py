@@ -124,20 +124,16 @@ class PolicyRecommender:
 
     @property
     def thinks(self) -> bool:
-        """Whether rankings come from thinking, which may fail."""
         return self.layout.writes_text
 
     @property
     def device(self) -> torch.device:
-        """That of the policy."""
         return self.policy.device
 
     def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask [P, L] of requests with histories [P, H]."""
         return self.template.render(histories[:, max(0, histories.shape[1] - self.config.data.max_history) :])
 
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
-        """Rank the items that each request may get, best first; see `Recommender.rank`."""
         return self.answer(requests, width, exact)[0]
 
     @torch.no_grad()
@@ -159,7 +155,6 @@ class PolicyRecommender:
 
     @torch.no_grad()
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
         self.policy.eval()
         with numerics(self.config.trainer, self.policy.device):
             return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
@@ -169,18 +164,15 @@ class PolicyRecommender:
         return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
-        """Put trained weights in place, which `origin` holds."""
         self.policy.load_state(state, origin)
 
     def save(self, folder: Path) -> None:
-        """Write trained weights with the way to decode them, tokenizer, catalogue and SID table."""
         save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
         self.policy.tokenizer.save_pretrained(folder / "tokenizer")
         save_problem(folder, self.problem.dataset, self.problem.table)
 
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> PolicyRecommender:
-        """Read what `save` wrote; what is to be searched in another way than the weights were chosen with is told."""
         config = load_config([folder / "config.yaml"], {}, overrides)
         dataset, table = read_problem(folder)
         saved = folder / "tokenizer" if config.model.name == "tiny" else None

@@ -82,7 +82,6 @@ class ReaRec(EncoderBaseline):
         self.steps = nn.Parameter(torch.randn(config.steps, config.hidden) * 0.02)
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        """Sum of the losses of all targets, the last items of the rows."""
         views = self.config.method == "progressive" and self.config.steps > 0
         order, thoughts = [], []
         for rows, length in length_groups(batch.items):

@@ -40,7 +40,6 @@ class Counted(Baseline):
         """Rank the catalogue for histories [P, H]; see `Baseline.best`."""
 
     def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
-        """Rank the catalogue and take out what is denied."""
         if deny is None:
             return self.everything(histories, width)
         size = len(self.problem.table)

@@ -128,7 +128,6 @@ class SASRec(EncoderBaseline):
     config: SASRecConfig
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        """Sum of the losses of all targets."""
         states, targets, owners = self.states(batch)
         if self.config.loss == "cross_entropy":
             return catalogue_cross_entropy(states, self.encoder.table, targets)

@@ -9,9 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import T5Config, T5Model
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.models.t5.modeling_t5 import T5LayerSelfAttention
 
 from genrl.batches import Ranking, Requests, State
 from genrl.errors import ConfigError
@@ -28,8 +26,6 @@ from genrl.sid.trie import Trie
 
 PAD, EDGE, SPECIAL = 0, 1, 2
 """Tokens: padding; the edge, which ends every history and starts every SID; how many there are before the codes."""
-CACHE = "cache" if "cache" in signature(T5LayerSelfAttention.forward).parameters else "past_key_values"
-"""What layers call the keys and values of the tokens before; transformers renamed it."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +102,13 @@ class TIGER(TrainedBaseline):
     per: ClassVar[Literal["target", "user"]] = "target"
 
     def __init__(self, config: TIGERConfig, *, problem: Problem) -> None:
+        from transformers import T5Config, T5Model  # takes seconds to load
+        from transformers.models.t5.modeling_t5 import T5LayerSelfAttention
+
         super().__init__()
         self.config: TIGERConfig = config
+        named = signature(T5LayerSelfAttention.forward).parameters
+        self._cache = "cache" if "cache" in named else "past_key_values"  # by the version of transformers
         table = problem.table
         sizes = table.codebook_sizes
         trie = Trie.build(table.codes, sizes, problem.dataset.catalog.train_counts)
@@ -195,8 +196,8 @@ class TIGER(TrainedBaseline):
         hidden = decoder.dropout(self.t5.shared(tokens))
         for block in decoder.block:
             own, cross, feed_forward = block.layer
-            hidden = own(hidden.view(rows), position_bias=bias, **{CACHE: cache})[0]
-            hidden = cross(hidden.view(queries), history.states, position_bias=history.bias, **{CACHE: cache})[0]
+            hidden = own(hidden.view(rows), position_bias=bias, **{self._cache: cache})[0]
+            hidden = cross(hidden.view(queries), history.states, position_bias=history.bias, **{self._cache: cache})[0]
             hidden = feed_forward(hidden)
         return decoder.dropout(decoder.final_layer_norm(hidden)).view(*tokens.shape, -1)
 

@@ -64,8 +64,7 @@ class RewardContext(Batch):
 
     def codes_of(self, items: Tensor) -> Tensor:
         """Codes of catalogue rows: [...] -> [..., K]; -1 (no item) gives -1 on every level."""
-        rows = torch.where(items < 0, self.codes.shape[0] - 1, items)
-        return self.codes[rows]
+        return self.codes[items]  # the last row is "no item"
 
     def categories_of(self, items: Tensor) -> Tensor:
         """Categories of catalogue rows, in the shape of `items`; -1 (no item) gives -1 (unknown)."""
@@ -100,15 +99,12 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        """Judge the completions of a rollout.
+        """float32 [B] for an outcome reward, [B, S] for a step reward, [B, N] for an item reward.
 
         Args:
-            completions: B = P*G completions of S steps each.
+            completions: B = P*G of S steps each.
             targets: one row per *completion*, items [B, M], -1 pads; feedback [B, M], NaN where the log has none.
             context: what is known of items and users, on the rollout's device.
-
-        Returns:
-            float32 [B] for an outcome reward, [B, S] for a step reward, [B, N] for an item reward.
         """
 
 
@@ -126,9 +122,6 @@ class Verifier:
     Args:
         rewards: name -> (reward, weight), in the order they are logged.
         context: catalogue facts; moved to the device of the first rollout once.
-
-    Raises:
-        ConfigError: without any reward.
     """
 
     def __init__(self, rewards: Mapping[str, tuple[Reward, float]], context: RewardContext) -> None:
@@ -149,15 +142,7 @@ class Verifier:
 
     @torch.no_grad()
     def __call__(self, completions: Completions, requests: Requests) -> Rewards:
-        """Judge a rollout.
-
-        Args:
-            completions: P prompts with G completions each.
-            requests: the P prompts, with targets and histories.
-
-        Raises:
-            ValueError: if there are not P requests, they have no targets, or a reward returns a wrong shape or dtype.
-        """
+        """Judge G completions for each of P requests; a ValueError if a reward returns a wrong shape or dtype."""
         size, rows = completions.group_size, completions.tokens.shape[0]
         if len(requests) != len(completions):
             raise ValueError(
@@ -181,17 +166,12 @@ class Verifier:
 def build_verifier(
     options: Mapping[str, Mapping[str, Any] | None], context: RewardContext, thinking: bool | None = None
 ) -> Verifier:
-    """Build the rewards of a configuration.
-
-    Args:
-        options: reward name -> its options, `weight` among them; None drops the reward.
-        context: catalogue facts.
-        thinking: whether the layout has thinking; None: not known.
+    """Build the rewards of a configuration, name -> its options; None drops the reward.
 
     Raises:
         UnknownComponentError: for a name that no reward has.
         ConfigError: for an unknown or ill-typed option, a Config without `weight`, a reward that judges thinking where
-            there is none, or when nothing is left.
+            the layout has none (`thinking=None`: not known), or when nothing is left.
     """
     rewards: dict[str, tuple[Reward, float]] = {}
     for name, values in options.items():

@@ -18,33 +18,12 @@ Level = Literal["item", "sid"]
 
 
 def item_hits(items: Tensor, targets: Tensor) -> Tensor:
-    """Whether each item is one of its row's targets; "no item" (-1) never is, whatever pads the targets.
-
-    Args:
-        items: generated catalogue rows [B, N], -1 for no item.
-        targets: catalogue rows [B, M], -1 pads.
-
-    Returns:
-        bool [B, N].
-
-    Example:
-        >>> item_hits(torch.tensor([[4, -1]]), torch.tensor([[4, -1]])).tolist()
-        [[True, False]]
-    """
+    """Whether each item [B, N] is one of its row's targets [B, M]; "no item" (-1) never is, whatever pads them."""
     return ((items.unsqueeze(2) == targets.unsqueeze(1)) & (items >= 0).unsqueeze(2)).any(dim=2)
 
 
 def sid_hits(items: Tensor, targets: Tensor, context: RewardContext) -> Tensor:
-    """Whether each item has the same SID as one of its row's targets (the comparison of SID strings in MiniOneRec).
-
-    Args:
-        items: generated catalogue rows [B, N], -1 for no item.
-        targets: catalogue rows [B, M], -1 pads.
-        context: codes of the catalogue.
-
-    Returns:
-        bool [B, N].
-    """
+    """Whether each item has the same SID as one of its row's targets (the comparison of SID strings in MiniOneRec)."""
     same = (context.codes_of(items).unsqueeze(2) == context.codes_of(targets).unsqueeze(1)).all(dim=3)
     return (same & (items >= 0).unsqueeze(2) & (targets >= 0).unsqueeze(1)).any(dim=2)
 
@@ -54,19 +33,9 @@ def _hits(items: Tensor, targets: Tensor, context: RewardContext, level: Level) 
 
 
 def code_matches(choices: Tensor, targets: Tensor, context: RewardContext, prefix: bool) -> Tensor:
-    """Whether the code chosen at each step is the target's code of that level.
+    """Whether the code chosen at each step [B, K] is the code of that level of one of the targets [B, M].
 
-    m[b, k] = 1[choice[b, k] = code_k(target[b])]; with `prefix`, the product of m[b, 0..k]. With several targets a step
-    counts if it counts for any of them.
-
-    Args:
-        choices: code chosen at each step [B, K]; -1 invalid, which never matches.
-        targets: catalogue rows [B, M], -1 pads.
-        context: codes of the catalogue, K levels.
-        prefix: a step counts only if all steps before it do.
-
-    Returns:
-        bool [B, K].
+    m[b, k] = 1[choice[b, k] = code_k(target[b])]; with `prefix`, the product of m[b, 0..k]. A choice of -1 never does.
     """
     same = (choices.unsqueeze(1) == context.codes_of(targets)) & (choices >= 0).unsqueeze(1)
     if prefix:
@@ -75,12 +44,7 @@ def code_matches(choices: Tensor, targets: Tensor, context: RewardContext, prefi
 
 
 def rank_penalties(group_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """What a miss at rank i = 0..G-1 of a group costs: -(1/log2(i+2)) / sum_j 1/log2(j+2); they add up to -1.
-
-    Example:
-        >>> [round(value, 5) for value in rank_penalties(4).tolist()]
-        [-0.39038, -0.2463, -0.19519, -0.16813]
-    """
+    """What a miss at rank i = 0..G-1 of a group costs: -(1/log2(i+2)) / sum_j 1/log2(j+2); they add up to -1."""
     gains = 1 / torch.log2(torch.arange(group_size, device=device, dtype=torch.float32) + 2)
     return -gains / gains.sum()
 
@@ -111,10 +75,7 @@ class ExactMatch(Reward):
         """Return [B]; with several items per completion, the best one counts."""
         hits = _hits(completions.items, targets.items, context, self.config.level).float()
         if self.config.level == "sid" and self.config.shared == "divided":
-            sharing = context.sharing[
-                torch.where(completions.items < 0, context.sharing.shape[0] - 1, completions.items)
-            ]
-            hits = hits / sharing
+            hits = hits / context.sharing[completions.items]  # -1 is the last row, "no item"
         return hits.amax(dim=1)
 
 
@@ -134,11 +95,6 @@ class _CodeMatch(Reward):
         """Pay for the first so many SID levels only (e.g. to leave the collision level out); 0: all."""
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        """Return [B, S].
-
-        Raises:
-            LayoutError: if the layout's steps are not the levels of a SID.
-        """
         if completions.num_steps != context.levels:
             raise LayoutError(
                 f"{type(self).__name__} compares codes level by level: the layout has {completions.num_steps} steps "

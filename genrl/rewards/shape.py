@@ -31,11 +31,6 @@ class Format(Reward):
         """Factor of this reward in the sum; the authors of SAPO take 0.2."""
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        """Return [B, S].
-
-        Raises:
-            LayoutError: if the layout has no thinking.
-        """
         if completions.closed is None:
             raise LayoutError(
                 "Format judges think blocks, and this layout has none. Drop it with rewards.format=null, or choose "

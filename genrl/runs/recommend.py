@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from genrl.config.load import load_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.recommenders import Baseline, Recommender
-from genrl.recommenders.policy import PolicyRecommender
 from genrl.runs.inputs import check_inputs, plugins
+
+if TYPE_CHECKING:
+    from genrl.recommenders.policy import PolicyRecommender
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
             f"the command in its command.txt and --resume."
         )
     check_inputs(folder, config, ["model.name", *plugins(config)])
-    kind: type[Recommender] = Baseline if config.stages == ["baseline"] else PolicyRecommender
-    return config, kind.load(folder, tuple(overrides))
+    if config.stages == ["baseline"]:
+        return config, Baseline.load(folder, tuple(overrides))
+    from genrl.recommenders.policy import PolicyRecommender  # loads transformers, which most baselines do without
+
+    return config, PolicyRecommender.load(folder, tuple(overrides))
 
 
 def run_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -109,8 +115,8 @@ def answer(
     seen = _padded([[catalog.row_of(name) for name in history] for history in histories])
     pool = None if only is None and not cold else _pool(catalog, only, cold).expand(len(seen), -1)
     requests = Requests(*recommender.write(seen), seen, pool=pool, deny=seen if exclude_seen else None)
-    if isinstance(recommender, PolicyRecommender):
-        ranking, thinking = recommender.answer(requests, top, exact)
+    if recommender.thinks:
+        ranking, thinking = cast("PolicyRecommender", recommender).answer(requests, top, exact)
     else:
         ranking, thinking = recommender.rank(requests, top, exact), None
     named = _named(ranking.to("cpu"), catalog, top)

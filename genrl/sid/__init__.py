@@ -17,11 +17,7 @@ __all__ = ["SID_BUILDERS", "CollisionReport", "SidConfig", "SidTable", "build_si
 
 
 def build_sid_table(sid: Mapping[str, Any], dataset: Dataset) -> SidTable:
-    """Give every item of a data set its Semantic ID.
-
-    Args:
-        sid: section `sid` of the configuration: name and options of a builder.
-        dataset: catalogue and sequences; only roles TRAIN and HISTORY may shape the codes.
+    """Give every item its Semantic ID by a builder and its options; only roles TRAIN and HISTORY may shape codes.
 
     Raises:
         UnknownComponentError: if there is no such builder.

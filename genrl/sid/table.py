@@ -73,7 +73,6 @@ class SidTable:
         expect(self.codes, "SidTable.codes", (None, len(self.codebook_sizes)), torch.int64)
 
     def __len__(self) -> int:
-        """Number of items."""
         return self.codes.shape[0]
 
     @property

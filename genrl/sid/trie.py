@@ -67,12 +67,8 @@ class Trie:
     item.
 
     Tables hold the smallest integers that fit, less than 4 bytes per item and level for ten million items with
-    four levels of 256 codes; what methods return is int64 or bool.
-
-    Args:
-        levels: edges of each level.
-        leaf_offsets: [leaves + 1] int32 into `leaf_items`.
-        leaf_items: [items] int32 catalogue rows sharing a leaf, the first is the one a leaf decodes to.
+    four levels of 256 codes; what methods return is int64 or bool. Leaf n decodes to the first of the catalogue rows
+    `leaf_items` [items] between `leaf_offsets` [leaves + 1] n and n + 1.
     """
 
     def __init__(self, levels: tuple[TrieLevel, ...], leaf_offsets: Tensor, leaf_items: Tensor) -> None:
@@ -82,16 +78,11 @@ class Trie:
 
     @classmethod
     def build(cls, codes: Tensor | Iterable[Tensor], sizes: tuple[int, ...], popularity: Tensor | None = None) -> Trie:
-        """Build the trie of SIDs with codebooks of `sizes`.
+        """Build the trie of SIDs [I, K], or chunks [n, K] of them, with codebooks of `sizes`.
 
+        Of items that share a SID the one of most `popularity` [I] comes first, of equal ones that of the lower row.
         SIDs are packed into sort keys of 8 bytes as they come, one key for every 62 bits of SID; beyond keys, order
         and the trie itself the build needs little memory. A SID of more than 62 bits costs one more sort per key.
-
-        Args:
-            codes: SID of each catalogue row, [I, K] or chunks [n, K] of it.
-            sizes: codes per level.
-            popularity: [I] training interactions; of items that share a SID the most popular one comes first, of
-                equally popular ones that of the lower row.
 
         Raises:
             DataError: for an empty catalogue or a code outside its codebook.

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from genrl.batches import Experience, Scores
 from genrl.objectives import PolicyObjective
-from genrl.objectives.credit import GroupNorm, normalized
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, normalized, whitened
 from genrl.objectives.gbpo import GradientBounded
 from genrl.objectives.sage import PhiRatio, category_entropy
 from genrl.objectives.sapo import matched
 from genrl.objectives.terms import ClippedRatio, clipped, k3, log_ratios, ratio
-from genrl.objectives.variants import CappedRatio, DecoupledCredit, whitened
+from genrl.objectives.variants import CappedRatio
 from genrl.ops import segment_gather
 from tests.golden.cases import Case, build, numbers
 from tests.helpers import assert_same

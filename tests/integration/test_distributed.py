@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from genrl.cli import main
 from tests.helpers import assert_same
+from tests.integration.processes import LIMIT, curves_drawn, end, start
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +31,13 @@ RUNS = {
         "activate.max_epochs=1",
         "activate.learning_rate=0.0003",
         "rollout.micro_batch=3",
+        "trainer.num_nodes=2",
     ),
-    "sage": ("stages=[rl]", "objective.diversity=group"),
-    "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003"),
+    "sage": ("stages=[rl]", "objective.diversity=group", "trainer.devices=2"),
+    "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "trainer.devices=2"),
 }
-"""Through all stages with thinking, the later ones in processes that trained before; straight into the last one; and
-on two nodes that share a folder, each started by its own launcher."""
+"""Through all stages with thinking, on two nodes that share a folder; straight into the last one, in two processes that
+torchrun has started; and in a process that starts the second one itself, and once."""
 UNLIKE = ("time/", "objective/", "policy/entropy")
 """Times; and means over the tokens of a micro-batch, of which two ranks have others."""
 
@@ -46,37 +48,41 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     name = request.param
     options = (*COMMON, *RUNS[name], f"objective={name}")
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    assert main(["fit", *small(one, *options)]) == 0
-    run(*(nodes(two, *options) if name == "grpo" else [[sys.executable, *fit(two, *options, "trainer.devices=2")]]))
+    with curves_drawn(name == "grpo"):
+        assert main(["fit", *small(one, *options), "trainer.devices=1", "trainer.num_nodes=1"]) == 0
+    command = ["fit", *small(two, *options)]
+    if name == "grpo":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        kept: dict[str, Any] = {"capture_output": True, "text": True, "timeout": LIMIT, "check": False}
+        done = subprocess.run([sys.executable, "-m", "genrl", *command], env=environment, **kept)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        logs = [two / f"log{rank}.txt" for rank in range(2)]
+        started = [
+            start(command, log, environment)
+            for log, environment in zip(logs, launched(nodes=2 if name == "sapo" else 1), strict=True)
+        ]
+        for process, log in zip(started, logs, strict=True):
+            end(process, log)
     return name, one / "toy", two / "toy"
 
 
-def fit(output: Path, *options: str) -> list[str]:
-    return ["-m", "genrl", "fit", *small(output, *options)]
-
-
-def nodes(output: Path, *options: str) -> list[list[str]]:
-    """What starts a run on each of two nodes."""
+def launched(nodes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of two processes, on as many nodes or on one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    started = [sys.executable, "-m", "torch.distributed.run", *shared]
-    return [[*started, f"--node-rank={node}", *fit(output, *options, "trainer.num_nodes=2")] for node in range(2)]
-
-
-def run(*commands: list[str]) -> None:
-    """Run commands together; all of them have to end well."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    kept: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    started = [subprocess.Popen(command, **kept) for command in commands]
-    try:
-        for process in started:
-            said, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in started:
-            process.kill()
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+    return [
+        {
+            **shared,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(0 if nodes == 2 else rank),
+            "GROUP_RANK": str(rank if nodes == 2 else 0),
+            "LOCAL_WORLD_SIZE": str(2 // nodes),
+        }
+        for rank in range(2)
+    ]
 
 
 def test_the_weights_are_the_same(outputs: tuple[str, Path, Path]) -> None:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genrl.cli import main
 from genrl.cli.flags import BUILT_IN
+from tests.integration.processes import curves_drawn
 from tests.models import save_local_model
 from tests.runs import small
 
@@ -26,7 +27,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs")
     for name in BUILT_IN:
         method = f"rollout.method={METHODS.get(name, 'sample')}"
-        assert main(["fit", *small(output, *SHORT, method), "--objective", name]) == 0
+        with curves_drawn(name == "sapo"):
+            assert main(["fit", *small(output, *SHORT, method), "--objective", name]) == 0
     return output
 
 
@@ -199,18 +201,12 @@ def test_recommend_takes_ids_titles_and_files(output: Path, tmp_path: Path, caps
     assert [line.split()[0] for line in by_id[1:]] == ["1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize(
-    ("quantize", "architecture", "objective"),
-    [("none", "qwen3", "sapo"), ("nf4", "llama", "grpo"), ("none", "qwen2", "sage")],
-)
+@pytest.mark.parametrize(("architecture", "objective", "rank"), [("qwen3", "sapo", 4), ("llama", "sage", 0)])
 def test_a_downloaded_model_is_aligned_and_trained(
-    tmp_path: Path, quantize: str, architecture: str, objective: str
+    tmp_path: Path, architecture: str, objective: str, rank: int
 ) -> None:
-    if quantize == "nf4":
-        pytest.importorskip("bitsandbytes")
     model = save_local_model(tmp_path / "model", architecture, hidden_size=64, intermediate_size=128)
-    rank = 0 if architecture == "qwen2" else 4
-    options = [f"model.name={model}", f"model.quantize={quantize}", f"model.lora.rank={rank}", "data.max_history=20"]
+    options = [f"model.name={model}", f"model.lora.rank={rank}", "data.max_history=20"]
     options += ["prompt.prefix='red apple: '", "rollout.micro_batch=4", "rl.select=last"]
     assert main(["fit", *small(tmp_path, *SHORT, *options), "--objective", objective]) == 0
     folder = tmp_path / "toy" / f"{objective}-s0"

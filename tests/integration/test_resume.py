@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from genrl.cli import main
+from tests.integration.processes import leave
 from tests.runs import small
 
-ROOT = Path(__file__).resolve().parents[2]
-KILLED = Path(__file__).with_name("killed_run.py")
 OPTIONS = (
     "objective=sage",  # keeps a running mean that has to come back, too
     "objective.ema_decay=0.5",
@@ -38,15 +32,6 @@ FOLDER = "sage-s0"
 
 def words(output: Path) -> list[str]:
     return ["fit", *small(output, *OPTIONS)]
-
-
-def kill(output: Path, stage: str, step: int, moment: str, *flags: str) -> None:
-    """Run until the given moment and leave there."""
-    command = [sys.executable, str(KILLED), stage, str(step), moment, *words(output), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 137, done.stderr[-2000:]
-    assert not (output / "toy" / FOLDER / "metrics.json").exists()
 
 
 def results(output: Path) -> dict[str, Any]:
@@ -72,34 +57,27 @@ def files(output: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody disturbed."""
-    output = tmp_path_factory.mktemp("whole")
-    assert main(words(output)) == 0
-    return output
-
-
-def check(output: Path, whole: Path) -> None:
-    assert results(output) == results(whole)
-    found, wanted = files(output), files(whole)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(words(whole)) == 0
+    moments = [
+        ("align", 4, "saved"),
+        ("align", 5, "step"),  # the fourth step has been saved, the fifth is lost
+        ("align", 8, "between"),
+        ("rl", 1, "step"),  # nothing of the stage has been saved
+        ("rl", 3, "step"),  # in the middle of a rollout's updates
+        ("rl", 6, "saved"),
+        ("rl", 8, "saved"),  # all is trained, nothing is scored
+    ]
+    resume = []
+    for moment in moments:
+        leave([*words(killed), *resume], tmp_path / "log.txt", moment)
+        assert not (killed / "toy" / FOLDER / "metrics.json").exists()
+        if not resume:
+            assert main(words(killed)) == 2  # not without --resume
+            resume = ["--resume"]
+    assert main([*words(killed), *resume]) == 0
+    assert results(killed) == results(whole)
+    found, wanted = files(killed), files(whole)
     assert list(found) == list(wanted)
     assert [name for name in wanted if found[name] != wanted[name]] == []
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    kill(tmp_path, "align", 5, "step")  # the fourth step has been saved, the fifth is lost
-    kill(tmp_path, "align", 8, "between", "--resume")
-    kill(tmp_path, "rl", 3, "step", "--resume")  # in the middle of a rollout's updates
-    kill(tmp_path, "rl", 6, "saved", "--resume")
-    kill(tmp_path, "rl", 8, "saved", "--resume")  # all is trained, nothing is scored
-    assert main([*words(tmp_path), "--resume"]) == 0
-    check(tmp_path, whole)
-
-
-@pytest.mark.parametrize(("stage", "step", "moment"), [("align", 4, "saved"), ("rl", 1, "step")])
-def test_a_killed_run_goes_on_where_it_was(whole: Path, tmp_path: Path, stage: str, step: int, moment: str) -> None:
-    kill(tmp_path, stage, step, moment)
-    assert main(words(tmp_path)) == 2  # not without --resume
-    assert main([*words(tmp_path), "--resume"]) == 0
-    check(tmp_path, whole)

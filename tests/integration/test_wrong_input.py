@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +19,12 @@ from genrl.cli import main
 from genrl.config.schema import DataConfig, ToyConfig
 from genrl.runs import fit as run
 from genrl.training import callbacks
+from tests.integration.processes import end, start
 from tests.runs import content, small
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("objective=grpo", "align.max_epochs=1", "rl.max_steps=2", "rl.validate_every=1")
+STAGES = "stages=[align,activate,rl]"
+BLOCKED = (STAGES, "layout=blocked", "layout.budget=6")
 Complaint = Callable[..., str]
 
 
@@ -81,12 +81,12 @@ def test_an_unknown_name_comes_with_a_suggestion(
 
 
 def test_a_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "genrl", "fit", *small(tmp_path / "runs", "rollout.prompts=99")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "genrl: rollout.prompts=99, but the data set has only 80 RL prompts." in done.stderr
-    assert "Traceback" not in done.stderr
+    command = ["fit", *small(tmp_path / "runs", "rollout.prompts=99")]
+    log = tmp_path / "log.txt"
+    end(start(command, log), log, 2)
+    said = log.read_text()
+    assert "genrl: rollout.prompts=99, but the data set has only 80 RL prompts." in said
+    assert "Traceback" not in said
 
 
 @pytest.fixture
@@ -146,6 +146,16 @@ def test_the_sid_table_of_another_catalogue_is_refused(complaint: Complaint, fil
         (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
         (["model.name=nowhere"], "neither 'tiny' nor a folder with a Hugging Face model"),
         (["data.max_history=2000"], "do not fit into the 4096 positions of model 'tiny'. Lower data.max_history"),
+        ([*BLOCKED, "layout.minimum=7"], "layout.budget=6 is smaller than the 7 words that a block needs"),
+        ([*BLOCKED, "layout.total=2"], "layout.total=2 is smaller than the 3 words that 3 blocks need"),
+        ([*BLOCKED, "layout.minimum=5", "activate.words=4"], "layout.minimum is 5"),
+        ([*BLOCKED, "objective=ce"], "objective 'ce' needs a layout without thinking"),
+        ([*BLOCKED, "rollout.method=beam"], "rollout.method=beam searches over SID tokens alone"),
+        ([STAGES, "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
+        ([STAGES, "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
+        ([*BLOCKED, "activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),
+        ([*BLOCKED, "activate.path=some.jsonl"], "is not read with activate.traces=template"),
+        ([*BLOCKED, "activate.traces=jsonl", "activate.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_training(
@@ -153,34 +163,6 @@ def test_what_does_not_go_together_is_refused_before_training(
 ) -> None:
     output = tmp_path / "runs"
     assert message in complaint("fit", *small(output, *QUICK, *overrides))
-    left = {path.name.partition("-")[0] for path in output.rglob("*") if path.is_file()} if output.exists() else set()
-    assert left <= {".lock", "sid"}
-
-
-BLOCKED = ("stages=[align,activate,rl]", "layout=blocked", "layout.budget=6")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["layout.minimum=7"], "layout.budget=6 is smaller than the 7 words that a block needs"),
-        (["layout.total=2"], "layout.total=2 is smaller than the 3 words that 3 blocks need"),
-        (["layout.minimum=5", "activate.words=4"], "layout.minimum is 5"),
-        (["objective=ce"], "objective 'ce' needs a layout without thinking"),
-        (["rollout.method=beam"], "rollout.method=beam searches over SID tokens alone"),
-        (["layout=sid", "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
-        (["layout=sid", "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
-        (["activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),
-        (["activate.path=some.jsonl"], "is not read with activate.traces=template"),
-        (["activate.traces=jsonl", "activate.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-    ],
-)
-def test_thinking_that_cannot_be_is_refused_before_training(
-    complaint: Complaint, tmp_path: Path, overrides: list[str], message: str
-) -> None:
-    output = tmp_path / "runs"
-    thinking = [name for name in BLOCKED if not (overrides[0] == "layout=sid" and name.startswith("layout"))]
-    assert message in complaint("fit", *small(output, *QUICK, *thinking, *overrides))
     left = {path.name.partition("-")[0] for path in output.rglob("*") if path.is_file()} if output.exists() else set()
     assert left <= {".lock", "sid"}
 
@@ -229,15 +211,14 @@ def test_the_weights_of_another_model_are_refused(complaint: Complaint, copied: 
     assert "config.yaml in its run folder" in shown
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"not a checkpoint"])
-def test_a_damaged_resume_point_is_refused(complaint: Complaint, copied: Path, spoil: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_resume_point_is_refused(complaint: Complaint, copied: Path) -> None:
     (copied / "metrics.json").unlink()
     path = copied / "last.ckpt"
-    path.write_bytes(spoil(path.read_bytes()))
-    before = path.read_bytes()
-    shown = complaint("fit", *small(copied.parents[1], *QUICK), "--resume")
-    assert f"{path} is truncated, damaged or of another version" in shown
-    assert path.read_bytes() == before
+    for spoilt in (path.read_bytes()[: path.stat().st_size // 2], b"", b"not a checkpoint"):
+        path.write_bytes(spoilt)
+        shown = complaint("fit", *small(copied.parents[1], *QUICK), "--resume")
+        assert f"{path} is truncated, damaged or of another version" in shown
+        assert path.read_bytes() == spoilt
     path.unlink()
     assert main(["fit", *small(copied.parents[1], *QUICK), "--resume"]) == 0  # what the message advises
 
@@ -270,17 +251,18 @@ def full_in_torch(*arguments: object, **options: object) -> None:
 )
 def test_a_full_disk_is_explained_and_the_run_can_go_on(
     complaint: Complaint,
+    copied: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     owner: object,
     name: str,
     error: Callable[..., None],
 ) -> None:
-    command = ["fit", *small(tmp_path, *QUICK, "rl.max_steps=1")]
+    command = ["fit", *small(tmp_path, *QUICK, "rl.max_steps=1", "name=full")]  # beside a finished run, its alignment
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, error)
         assert "the disk is full" in complaint(*command)
-    assert not (tmp_path / "toy" / "grpo-s0" / "metrics.json").exists()
+    assert not (copied.with_name("full-s0") / "metrics.json").exists()
     assert main([*command, "--resume"]) == 0
     assert {path.name for path in tmp_path.rglob(".*")} <= {".lock"}  # no half-written file is left
 

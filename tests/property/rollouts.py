@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions, Experience, Rewards, Scores
+from genrl.batches import Completions, Experience, Rewards, Rows, Scores
 from genrl.objectives import OBJECTIVES, Objective
 
 LAYOUTS = ("sid", "blocked", "interleaved", "slate")
@@ -55,9 +55,7 @@ class Sample:
     logps: Tensor
     entropy: Tensor
 
-    def run(
-        self, objective: Objective, experience: Experience, rows: Tensor | slice = slice(None)
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, objective: Objective, experience: Experience, rows: Rows = slice(None)) -> tuple[Tensor, Tensor]:
         """Loss, and its gradient with respect to log-probabilities."""
         logps = self.logps[rows].detach().clone().requires_grad_()
         output = objective.loss(Scores(logps, self.entropy[rows]), experience)
@@ -92,12 +90,7 @@ class Sample:
 
     def padded(self, width: int) -> Sample:
         """`width` more places of padding, filled with values that must not matter."""
-        fills: dict[str, Any] = {
-            "chosen": False,
-            "step_ids": -1,
-            "item_ids": -1,
-            "tokens": 7,
-        }
+        fills: dict[str, Any] = {"chosen": False, "step_ids": -1, "item_ids": -1, "tokens": 7}
 
         def widen(value: Tensor, fill: float) -> Tensor:
             return torch.cat([value, value.new_full((value.shape[0], width), fill)], 1)

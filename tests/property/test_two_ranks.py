@@ -42,7 +42,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(work, args=(str(tmp_path),), nprocs=2, start_method="fork")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in OBJECTIVE_OPTIONS:
         whole = outcome(name, sample(LAYOUT))

@@ -8,16 +8,17 @@ from functools import partial
 import bench
 import pytest
 import torch
-from benchmarks import checks, decoding, figures, reasoning
+from benchmarks import checks, decoding, figures
 from benchmarks.figures import Figure, compare, interleave
-from benchmarks.inputs import FULL, QUICK, make_thinking_inputs
+from benchmarks.inputs import FULL, QUICK, make_thinking
 
 FIELDS = {"met", *(field.name for field in fields(Figure))}
 PROVED = {
     "rollout": ["all samples are items", "as frequent as they should be", "log-probs of 32 samples equal"],
+    "ways": ["log-probabilities of all ways are equal"],
     "beam": ["ranked lists equal for"],
     "catalogue": ["one leaf per distinct SID", "all 32 samples are items"],
-    "reasoning": ["all samples are items", "equally long", "log-probs equal to", "tokens/s against"],
+    "reasoning": ["all samples are items", "equally long", "log-probs of 8 samples equal"],
     "reasoning-update": ["log-probs equal to", "gradients to"],
 }
 
@@ -74,26 +75,15 @@ def test_without_trl_the_benchmarks_of_steps_name_the_extra(name, monkeypatch, c
 
 
 def test_thinking_that_differs_from_the_peers_is_found(monkeypatch, capsys):
-    generate = reasoning.generate_thinking
+    generate = decoding.generate_samples
 
-    def silent(model, prompts, group, layout):
-        short = make_thinking_inputs(replace(QUICK, budget=1)).layout
-        return generate(model, prompts, group, short)
+    def silent(inputs, group, limits):
+        short = replace(inputs, layout=make_thinking(replace(QUICK, budget=1)).layout)
+        return generate(short, group, decoding.constraint("processor", short))
 
-    monkeypatch.setattr(reasoning, "generate_thinking", silent)
+    monkeypatch.setattr(decoding, "generate_samples", silent)
     assert run("reasoning") == 1
     assert "completions differ in length by" in capsys.readouterr().err
-
-
-def test_the_peer_computes_the_prompt_per_completion_and_goes_on_to_the_longest():
-    inputs = make_thinking_inputs(replace(QUICK, thinking_prompts=2, groups=(4,)))
-    equal, uneven = torch.full((8,), 10), torch.tensor([4] * 7 + [10])
-    ours, theirs = (reasoning._work(inputs, who, equal) * 80 for who in ("genrl", "transformers"))
-    prompt = inputs.prompts.tokens.shape[1]
-    work = inputs.policy.work
-    assert theirs - ours == 6 * (prompt * work.token + prompt**2 / 2 * work.pair)
-    assert reasoning._work(inputs, "transformers", uneven) * 38 == theirs
-    assert reasoning._work(inputs, "genrl", uneven) * 38 < ours
 
 
 @pytest.mark.parametrize(
@@ -151,7 +141,7 @@ def test_a_sampler_with_wrong_frequencies_is_found():
         for chances in (right, right.flip(1))
     )
     checks.expected_frequencies(right, drawn, "us")
-    with pytest.raises(checks.DifferenceError, match="first codes are not as frequent"):
+    with pytest.raises(checks.DifferenceError, match="first choices are not as frequent"):
         checks.expected_frequencies(right, flipped, "us")
 
 

@@ -1,5 +1,6 @@
 """The files under configs/ and the commands in README and docs are what they say."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -64,6 +65,31 @@ def test_every_documented_command_is_understood(page, command, monkeypatch):
     written = [file for file in getattr(options, "config", []) if file.startswith("configs/")]
     if options.command in ("fit", "sid") and len(written) == len(options.config) and not options.plugin:
         compose(options)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "changelog.md"], ids=lambda page: page.name)
+def test_modules_files_and_names_in_the_documentation_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in set(re.findall(r"`(genrl(?:\.\w+)+)", text)):
+        assert resolves(name) or name == "genrl.sid_builders", f"{name} in {page.name}"  # a group of entry points
+    for path in set(re.findall(r"`((?:genrl|tools|configs|tests)/[\w./-]+)`", text)):
+        assert (ROOT / path).exists() or "NAME" in path or "/a/" in path, f"{path} in {page.name}"
+
+
+def resolves(name):
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
 
 
 def test_the_readme_starts_and_tests_with_one_line_each():

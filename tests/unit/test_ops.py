@@ -88,7 +88,7 @@ def collect(rank: int, folder: str) -> None:
 
 
 def test_sums_and_maxima_go_over_all_ranks_and_leave_the_input_alone(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(collect, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(collect, args=(str(tmp_path),), nprocs=2, start_method="fork")
     for rank, own in enumerate(([1.0, -5.0], [10.0, -7.0])):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["sum"].tolist() == [11.0, -12.0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +10,8 @@ from torch import Tensor
 from benchmarks.inputs import Inputs
 from benchmarks.peers import PrefixFunction, legal_log_probs
 from genrl.batches import Completions
-from genrl.layouts.sid import SidLayout
 from genrl.policy.model import Policy
+from genrl.policy.score import score
 
 TOLERANCE = 1e-4
 
@@ -34,11 +33,48 @@ def all_items(tokens: Tensor, sid_tokens: Tensor, who: str) -> None:
     require(wrong == 0, f"{who}: {wrong} of {len(tokens)} completions are no catalogue item.")
 
 
-def same_log_probs(inputs: Inputs[SidLayout], drawn: Completions, allowed: PrefixFunction) -> str:
-    """The rollout's log-probabilities are those of plain forward passes over repeated prompts."""
-    few = max(1, 512 // drawn.group_size)
-    part = drawn.groups(slice(0, few))
-    wanted = legal_log_probs(inputs.policy.model, inputs.prompts.rows(slice(0, few)), part.tokens, allowed)
+def same_completions(inputs: Inputs, drawn: dict[str, list[Tensor]], lengths: dict[str, list[Tensor]]) -> str:
+    """Completions [B, T] of all rounds are items, their first choice has the right frequencies, and none writes longer.
+
+    Args:
+        inputs: what they were drawn from.
+        drawn: who -> completions of each round.
+        lengths: who -> tokens [B] of the completions of the rounds that count; `genrl` comes first.
+    """
+    position, chances = first_choice(inputs)
+    for who, rounds in drawn.items():
+        for tokens in rounds:
+            missing = int((inputs.layout.read(tokens, inputs.layout.replay(tokens)).items < 0).sum())
+            require(missing == 0, f"{who}: {missing} of {len(tokens)} completions are no item.")
+        expected_frequencies(chances, rounds[-1][:, position], who)
+    ours, *others = (torch.cat(values).double() for values in lengths.values())
+    for theirs in others:
+        apart = float(ours.mean() - theirs.mean())
+        error = math.sqrt(float(ours.var() / len(ours) + theirs.var() / len(theirs)))
+        wrong = f"completions differ in length by {apart:.1f} tokens, with an error of {error:.1f}."
+        require(abs(apart) <= 5 * error, wrong)
+    spread = ", ".join(f"{float(ours.quantile(share)):.0f}" for share in (0.1, 0.5, 0.9))
+    return (
+        "all samples are items; first choices as frequent as they should be; equally long "
+        f"(10%, 50%, 90%: {spread} tokens)"
+    )
+
+
+def same_log_probs(inputs: Inputs, drawn: Completions) -> str:
+    """The rollout's log-probabilities are those of plain forward passes over repeated prompts.
+
+    Legal sets of SIDs come from a Python function; with thinking, from the layout.
+    """
+    few = slice(0, max(1, 512 // drawn.group_size if not inputs.layout.writes_text else 1))
+    part, prompts, policy = drawn.groups(few), inputs.prompts.rows(few), inputs.policy
+    if inputs.layout.writes_text:
+        policy.branching = "naive"
+        with torch.no_grad():
+            wanted = score(policy, inputs.layout, prompts, part).logps
+        policy.branching = "auto"
+    else:
+        allowed = PrefixFunction(inputs.sid_tokens, prompts.tokens.shape[1])
+        wanted = legal_log_probs(policy.model, prompts, part.tokens, allowed)
     apart = float((part.logps - wanted).abs().max())
     require(apart <= TOLERANCE, f"genrl's log-probabilities differ by {apart:.2g} from those of plain forward passes.")
     return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {apart:.0e})"
@@ -59,13 +95,21 @@ def same_updates(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], wha
 
 
 @torch.no_grad()
-def first_token_probabilities(model: Any, inputs: Inputs[SidLayout], allowed: PrefixFunction) -> Tensor:  # noqa: ANN401
-    """Exact probabilities [P, V] of the first token of a completion."""
-    prompts = inputs.prompts
-    logits = model(input_ids=prompts.tokens, attention_mask=prompts.mask.long()).logits[:, -1].float()
-    legal = torch.zeros_like(logits, dtype=torch.bool)
-    legal[:, allowed.allowed[()]] = True
-    return logits.masked_fill(~legal, float("-inf")).softmax(-1)
+def first_choice(inputs: Inputs) -> tuple[int, Tensor]:
+    """Position of the first token of a completion that is not forced, and its exact probabilities [P, V]."""
+    layout, tokens, mask = inputs.layout, inputs.prompts.tokens, inputs.prompts.mask
+    state = layout.start(len(tokens))
+    position = 0
+    while (legal := layout.legal(int(state.site[0]), state)).tokens is not None:
+        forced = legal.tokens.expand(len(tokens), 1)
+        tokens, mask = torch.cat([tokens, forced], dim=1), torch.cat([mask, torch.ones_like(forced) > 0], dim=1)
+        state = layout.advance(state, forced[:, 0])
+        position += 1
+    logits = inputs.policy.model(input_ids=tokens, attention_mask=mask.long()).logits[:, -1].float()
+    columns = slice(legal.first, legal.first + legal.mask.shape[1])
+    allowed = torch.zeros_like(logits, dtype=torch.bool)
+    allowed[:, columns] = legal.mask
+    return position, logits.masked_fill(~allowed, float("-inf")).softmax(-1)
 
 
 def expected_frequencies(probabilities: Tensor, tokens: Tensor, who: str) -> None:
@@ -83,7 +127,7 @@ def expected_frequencies(probabilities: Tensor, tokens: Tensor, who: str) -> Non
     value = float(((seen - expected)[used] ** 2 / expected[used]).sum())
     freedom = max(1, int(used.sum()) - 1)
     limit = freedom + 5 * math.sqrt(2 * freedom)
-    require(value <= limit, f"{who}: first codes are not as frequent as they should be (chi-square {value:.0f}).")
+    require(value <= limit, f"{who}: first choices are not as frequent as they should be (chi-square {value:.0f}).")
 
 
 def same_rankings(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> str:

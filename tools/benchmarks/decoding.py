@@ -9,17 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.checks import (
-    all_items,
-    expected_frequencies,
-    first_token_probabilities,
-    require,
-    same_log_probs,
-    same_rankings,
-)
+from benchmarks.checks import all_items, require, same_completions, same_log_probs, same_rankings
 from benchmarks.figures import Figure, compare, interleave, plain, timed
-from benchmarks.inputs import LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout
-from benchmarks.peers import PrefixFunction, constraint, generate_beams, generate_samples
+from benchmarks.inputs import BLOCKS, LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout, make_thinking
+from benchmarks.peers import constraint, generate_beams, generate_samples
 from genrl.batches import Completions, Ranking
 from genrl.layouts.sid import SidLayout
 from genrl.policy.distribution import Sampling
@@ -29,6 +22,7 @@ from genrl.sid.trie import Trie
 
 PEERS = {"function": "transformers + prefix function", "processor": "transformers + logits processor"}
 ROLLOUT_GOALS = {16: 15.0, 64: 40.0}
+THINKING_GOAL = 3.0
 BEAM_GOALS = {10: 10.0, 20: 25.0, 50: 40.0}
 CATALOGUE_GOAL = 1.3
 BYTES_GOAL = 24.0
@@ -38,45 +32,60 @@ SLOW_PEER_UP_TO = 64
 
 def rollouts(sizes: Sizes, repeats: int) -> list[Figure]:
     """Rollouts against `transformers.generate` with either constraint."""
-    inputs = make_inputs(sizes)
-    found = []
+    inputs, found = make_inputs(sizes), []
     for group in sizes.groups:
-        found += _rollouts(inputs, "rollout", group, tuple(PEERS), repeats, ROLLOUT_GOALS.get(group))
+        found += _rollouts("rollout", inputs, group, {"function": ROLLOUT_GOALS.get(group), "processor": None}, repeats)
     return found
 
 
 def groups(sizes: Sizes, repeats: int) -> list[Figure]:
     """Rollouts of several group sizes."""
-    inputs = make_inputs(sizes)
-    found = []
+    inputs, found = make_inputs(sizes), []
     for group in sizes.sweep:
-        peers = tuple(PEERS) if group <= SLOW_PEER_UP_TO else ("processor",)
-        found += _rollouts(inputs, "groups", group, peers, repeats, None)
+        peers = PEERS if group <= SLOW_PEER_UP_TO else ("processor",)
+        found += _rollouts("groups", inputs, group, dict.fromkeys(peers), repeats)
     return found
 
 
-def _rollouts(
-    inputs: Inputs[SidLayout], name: str, group: int, peers: tuple[str, ...], repeats: int, goal: float | None
-) -> list[Figure]:
-    prompts, model, length = inputs.prompts, inputs.policy.model, inputs.layout.length
-    context = prompts.tokens.shape[1]
-    makers: dict[str, Callable[[], Tensor]] = {"genrl": lambda: inputs.draw(group).tokens}
-    for kind in peers:
-        limits = constraint(kind, inputs.layout, inputs.sid_tokens, context)
-        makers[kind] = partial(generate_samples, model, prompts, group, length, limits)
+def thinking_rollouts(sizes: Sizes, repeats: int) -> list[Figure]:
+    """Rollouts of three think blocks before a SID of three tokens."""
+    return _rollouts("reasoning", make_thinking(sizes), sizes.groups[0], {"processor": THINKING_GOAL}, repeats)
+
+
+def _rollouts(name: str, inputs: Inputs, group: int, goals: dict[str, float | None], repeats: int) -> list[Figure]:
+    """Seconds of rollouts against each constraint of transformers, with goals; where lengths vary, per token, too."""
+    seeds = iter(range(repeats + 1))
+    makers: dict[str, Callable[[], Tensor]] = {"genrl": lambda: inputs.draw(group, next(seeds)).tokens}
+    makers |= {kind: partial(generate_samples, inputs, group, constraint(kind, inputs)) for kind in goals}
+    drawn: dict[str, list[Tensor]] = {who: [] for who in makers}
+
+    def measured(who: str) -> float:
+        started = time.perf_counter()
+        tokens = makers[who]()
+        seconds = time.perf_counter() - started
+        drawn[who].append(tokens)
+        return seconds
+
     torch.manual_seed(0)
-    seconds = interleave(f"{name}, group {group}", {who: timed(make) for who, make in makers.items()}, repeats)
-    allowed = PrefixFunction(inputs.sid_tokens, context)
-    first = first_token_probabilities(model, inputs, allowed)
-    for who, make in makers.items():
-        tokens = make()
-        all_items(tokens, inputs.sid_tokens, who)
-        expected_frequencies(first, tokens[:, 0], who)
-    checked = "all samples are items; first codes as frequent as they should be; "
-    checked += same_log_probs(inputs, inputs.draw(group), allowed)
-    found = partial(compare, name, ours=seconds["genrl"], checked=checked)
-    goals = {"function": goal}
-    return [found(f"group {group}, {PEERS[kind]}", theirs=seconds[kind], goal=goals.get(kind)) for kind in peers]
+    seconds = interleave(f"{name}, group {group}", {who: partial(measured, who) for who in makers}, repeats)
+    lengths = {who: [inputs.lengths(tokens) for tokens in rounds[1:]] for who, rounds in drawn.items()}
+    checked = f"{same_completions(inputs, drawn, lengths)}; {same_log_probs(inputs, inputs.draw(group))}"
+    setting = f"group {group}"
+    if inputs.layout.writes_text:
+        setting += f", {inputs.prompts.tokens.shape[1]} + {BLOCKS} x {inputs.sizes.budget} tokens"
+    found = []
+    for kind, goal in goals.items():
+        times = seconds["genrl"], seconds[kind]
+        found.append(compare(name, f"{setting}, {PEERS[kind]}", *times, goal=goal, checked=checked))
+        if inputs.layout.writes_text:
+            each = [_per_token(seconds[who], lengths[who]) for who in ("genrl", kind)]
+            found.append(compare(name, f"{setting}, per token", *each, unit="us", checked=checked))
+    return found
+
+
+def _per_token(seconds: list[float], lengths: list[Tensor]) -> list[float]:
+    """Microseconds per token of each round."""
+    return [1e6 * one / int(own.sum()) for one, own in zip(seconds, lengths, strict=True)]
 
 
 def beams(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -85,16 +94,13 @@ def beams(sizes: Sizes, repeats: int) -> list[Figure]:
     return [_beams(inputs, width, normalize, repeats) for normalize in ("legal", "vocab") for width in sizes.beams]
 
 
-def _beams(inputs: Inputs[SidLayout], width: int, normalize: str, repeats: int) -> Figure:
-    prompts, layout = inputs.prompts, inputs.layout
-    limits = constraint("function", layout, inputs.sid_tokens, prompts.tokens.shape[1])
+def _beams(inputs: Inputs, width: int, normalize: str, repeats: int) -> Figure:
+    prompts, limits = inputs.prompts, constraint("function", inputs)
 
     def ours() -> tuple[Ranking, Completions]:
-        return search(inputs.policy, layout, prompts, width, Sampling(normalize=normalize))  # type: ignore[arg-type]
+        return search(inputs.policy, inputs.layout, prompts, width, Sampling(normalize=normalize))  # type: ignore[arg-type]
 
-    def theirs() -> tuple[Tensor, Tensor]:
-        return generate_beams(inputs.policy.model, prompts, width, layout.length, limits, normalize)
-
+    theirs = partial(generate_beams, inputs, width, limits, normalize)
     variants = {"genrl": timed(ours), "transformers": timed(theirs)}
     seconds = interleave(f"beam, width {width}, {normalize}", variants, repeats)
     _, mine = ours()

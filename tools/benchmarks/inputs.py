@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from genrl.policy.rollout import rollout
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.sid.trie import Trie
 
-LayoutT = TypeVar("LayoutT", bound=Layout)
 LEVELS = 4
 BLOCKS = 3
 """SID tokens of completions with thinking, and think blocks."""
@@ -86,12 +84,12 @@ QUICK = Sizes(
 
 
 @dataclass(frozen=True)
-class Inputs(Generic[LayoutT]):
+class Inputs:
     """A policy with a catalogue and prompts."""
 
     sizes: Sizes
     policy: Policy
-    layout: LayoutT
+    layout: Layout
     maker: PromptMaker
 
     @cached_property
@@ -109,6 +107,10 @@ class Inputs(Generic[LayoutT]):
         """SID tokens of the catalogue [I, K]."""
         return self.maker.template.sid_tokens
 
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """Tokens [B] of completions [B, T] up to their ends."""
+        return (self.layout.replay(tokens).site >= 0).sum(1)
+
     def draw(self, group: int, seed: int = 0, normalize: str = "legal") -> Completions:
         """A rollout of `group` sampled completions per prompt, as training draws it."""
         config = RolloutConfig(group_size=group, prompts=len(self.prompts), normalize=normalize)  # type: ignore[arg-type]
@@ -124,7 +126,7 @@ class Inputs(Generic[LayoutT]):
         )
 
 
-def make_inputs(sizes: Sizes) -> Inputs[SidLayout]:
+def make_inputs(sizes: Sizes) -> Inputs:
     """The inputs of one size; the same on each call."""
     codes = clustered_codes(sizes.items, sizes.codes)
     policy = make_policy(sizes)
@@ -134,7 +136,7 @@ def make_inputs(sizes: Sizes) -> Inputs[SidLayout]:
     return Inputs(sizes, policy, layout, PromptMaker(make_dataset(sizes), template, sizes.history))
 
 
-def make_thinking_inputs(sizes: Sizes) -> Inputs[BlockedLayout]:
+def make_thinking(sizes: Sizes) -> Inputs:
     """A policy that thinks, with prompts of one length.
 
     Random weights would hardly ever end a block, so `</think>` has a bias with which most of them end by themselves.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from benchmarks.inputs import Inputs
 from genrl.batches import Completions, Requests
 from genrl.layouts.base import Layout
-from genrl.layouts.sid import SidLayout
 from genrl.policy.write import by_site
+
+Constraint: TypeAlias = Callable[[int], dict[str, Any]]
+"""Rows of a call of `generate` -> its arguments that constrain what is written."""
 
 
 class PrefixFunction:
@@ -36,37 +41,65 @@ class PrefixFunction:
         return self.allowed[tuple(sequence[self.prompt_length :].tolist())]
 
 
-class TrieProcessor(LogitsProcessor):
-    """The same constraint for all rows at once, on genrl's trie."""
+class GrammarProcessor(LogitsProcessor):
+    """genrl's grammar of completions as a constraint for all rows at once; `CompletionEnds` moves it on."""
 
-    def __init__(self, layout: SidLayout, prompt_length: int) -> None:
+    def __init__(self, layout: Layout, rows: int) -> None:
         self.layout = layout
-        self.prompt_length = prompt_length
+        self.state = layout.start(rows)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [n, V] with -inf where a token is illegal."""
-        state = self.layout.start(len(input_ids))
-        completion = input_ids[:, self.prompt_length :]
-        for position, tokens in enumerate(completion.unbind(1)):
-            state = self.layout.advance(state, tokens, position)
-        legal = self.layout.legal(completion.shape[1], state)
-        columns = slice(legal.first, legal.first + legal.mask.shape[1])
-        masked = torch.full_like(scores, float("-inf"))
-        masked[:, columns] = scores[:, columns].masked_fill(~legal.mask, float("-inf"))
+        layout, masked = self.layout, torch.full_like(scores, float("-inf"))
+        masked[self.state.site < 0, 0] = 0.0
+        for site, rows in by_site(self.state.site):
+            legal = layout.legal(site, self.state.rows(rows))
+            if legal.tokens is not None:
+                masked[rows[:, None], legal.tokens] = 0.0
+                continue
+            columns = slice(legal.first, legal.first + legal.mask.shape[1])
+            masked[rows, columns] = scores[rows, columns].masked_fill(~legal.mask, float("-inf"))
         return masked
 
 
-def constraint(kind: str, layout: SidLayout, sid_tokens: Tensor, prompt_length: int) -> dict[str, Any]:
-    """Arguments of `generate` for a constraint, `function` or `processor`."""
-    if kind == "function":
-        return {"prefix_allowed_tokens_fn": PrefixFunction(sid_tokens, prompt_length)}
-    return {"logits_processor": LogitsProcessorList([TrieProcessor(layout, prompt_length)])}
+class CompletionEnds(StoppingCriteria):
+    """Ends each row with its completion, and moves the grammar on by the token that was drawn."""
+
+    eos_token_id = None  # transformers pads rows that have ended if a criterion has this name
+
+    def __init__(self, processor: GrammarProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: object) -> Tensor:
+        """Rows [n] that have ended."""
+        layout, state = self.processor.layout, self.processor.state
+        site = int(state.site[0]) if layout.in_step else None
+        self.processor.state = layout.advance(state, input_ids[:, -1], site)
+        return self.processor.state.site < 0
+
+
+def grammar(layout: Layout, rows: int) -> dict[str, Any]:
+    """Arguments of one call of `generate` for `rows` completions under genrl's grammar."""
+    processor = GrammarProcessor(layout, rows)
+    return {
+        "logits_processor": LogitsProcessorList([processor]),
+        "stopping_criteria": StoppingCriteriaList([CompletionEnds(processor)]),
+    }
+
+
+def constraint(kind: str, inputs: Inputs) -> Constraint:
+    """Arguments of `generate` under a constraint, `function` or `processor`, given the number of rows."""
+    if kind == "processor":
+        return partial(grammar, inputs.layout)
+    limits = {"prefix_allowed_tokens_fn": PrefixFunction(inputs.sid_tokens, inputs.prompts.tokens.shape[1])}
+    return lambda rows: limits
 
 
 @torch.no_grad()
-def generate_samples(model: Any, prompts: Requests, group: int, length: int, limits: dict[str, Any]) -> Tensor:  # noqa: ANN401
-    """Sampled completions [P * G, length] by `transformers.generate`."""
-    found = model.generate(
+def generate_samples(inputs: Inputs, group: int, limits: Constraint) -> Tensor:
+    """Sampled completions [P * G, T] by `transformers.generate`."""
+    prompts = inputs.prompts
+    found = inputs.policy.model.generate(
         input_ids=prompts.tokens,
         attention_mask=prompts.mask.long(),
         do_sample=True,
@@ -74,26 +107,22 @@ def generate_samples(model: Any, prompts: Requests, group: int, length: int, lim
         top_k=0,
         top_p=1.0,
         num_return_sequences=group,
-        max_new_tokens=length,
-        **limits,
+        max_new_tokens=inputs.layout.length,
+        use_cache=True,
+        eos_token_id=None,
+        **limits(len(prompts) * group),
     )
     return found[:, prompts.tokens.shape[1] :]
 
 
 @torch.no_grad()
-def generate_beams(
-    model: Any,  # noqa: ANN401 (transformers is untyped)
-    prompts: Requests,
-    width: int,
-    length: int,
-    limits: dict[str, Any],
-    normalize: str,
-) -> tuple[Tensor, Tensor]:
+def generate_beams(inputs: Inputs, width: int, limits: Constraint, normalize: str) -> tuple[Tensor, Tensor]:
     """Beams [P, W, length], best first, and their scores [P, W]: sums of log-probabilities.
 
     With `normalize` "legal" those over the legal tokens (`renormalize_logits`), else over the vocabulary.
     """
-    found = model.generate(
+    prompts = inputs.prompts
+    found = inputs.policy.model.generate(
         input_ids=prompts.tokens,
         attention_mask=prompts.mask.long(),
         do_sample=False,
@@ -101,13 +130,13 @@ def generate_beams(
         num_return_sequences=width,
         length_penalty=0.0,
         renormalize_logits=normalize == "legal",
-        max_new_tokens=length,
+        max_new_tokens=inputs.layout.length,
         return_dict_in_generate=True,
         output_scores=True,
-        **limits,
+        **limits(len(prompts) * width),
     )
     tokens = found.sequences[:, prompts.tokens.shape[1] :]
-    return tokens.view(len(prompts), width, length), found.sequences_scores.view(len(prompts), width)
+    return tokens.view(len(prompts), width, -1), found.sequences_scores.view(len(prompts), width)
 
 
 @torch.no_grad()
@@ -130,57 +159,6 @@ def legal_log_probs(model: Any, prompts: Requests, tokens: Tensor, allowed: Pref
         log_probs = logits.masked_fill(illegal, float("-inf")).log_softmax(-1)
         parts.append(log_probs.gather(2, chunk[:, start:, None])[:, :, 0])
     return torch.cat(parts)
-
-
-class ThinkingProcessor(LogitsProcessor):
-    """genrl's grammar of completions with thinking, for all rows at once."""
-
-    def __init__(self, layout: Layout, rows: int) -> None:
-        self.layout = layout
-        self.state = layout.start(rows)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores [n, V] with -inf where a token is illegal."""
-        layout, masked = self.layout, torch.full_like(scores, float("-inf"))
-        masked[self.state.site < 0, 0] = 0.0
-        for site, rows in by_site(self.state.site):
-            legal = layout.legal(site, self.state.rows(rows))
-            if legal.tokens is not None:
-                masked[rows[:, None], legal.tokens] = 0.0
-                continue
-            columns = slice(legal.first, legal.first + legal.mask.shape[1])
-            masked[rows, columns] = scores[rows, columns].masked_fill(~legal.mask, float("-inf"))
-        return masked
-
-
-class ThoughtEnds(StoppingCriteria):
-    """Ends each row with its completion, and moves the grammar on by the token that was drawn."""
-
-    eos_token_id = None  # transformers pads rows that have ended if a criterion has this name
-
-    def __init__(self, processor: ThinkingProcessor) -> None:
-        self.processor = processor
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **options: object) -> Tensor:
-        """Rows [n] that have ended."""
-        processor = self.processor
-        processor.state = processor.layout.advance(processor.state, input_ids[:, -1])
-        return processor.state.site < 0
-
-
-def thinking_limits(layout: Layout, rows: int) -> dict[str, Any]:
-    """Arguments of one call of `generate` for `rows` completions with thinking."""
-    processor = ThinkingProcessor(layout, rows)
-    return {
-        "logits_processor": LogitsProcessorList([processor]),
-        "stopping_criteria": StoppingCriteriaList([ThoughtEnds(processor)]),
-    }
-
-
-def generate_thinking(model: Any, prompts: Requests, group: int, layout: Layout) -> Tensor:  # noqa: ANN401
-    """Sampled completions with thinking [P * G, T], 0 behind their ends, by `transformers.generate`."""
-    limits = {"use_cache": True, "eos_token_id": None, **thinking_limits(layout, len(prompts) * group)}
-    return generate_samples(model, prompts, group, layout.length, limits)
 
 
 def repeated_log_probs(model: Any, prompts: Requests, rollout: Completions) -> tuple[Tensor, Tensor]:  # noqa: ANN401

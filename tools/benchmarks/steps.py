@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.checks import require
 from benchmarks.figures import Figure, compare, interleave
-from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking_inputs
-from benchmarks.peers import constraint, thinking_limits
+from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking
+from benchmarks.peers import grammar
 from genrl.batches import Completions, Requests, Targets
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig, TrainerConfig
 from genrl.objectives import OBJECTIVES
@@ -87,7 +87,7 @@ def steps(sizes: Sizes, repeats: int) -> list[Figure]:
 
 def thinking_steps(sizes: Sizes, repeats: int) -> list[Figure]:
     """The same with think blocks before the SIDs; TRL computes as many rows at a time as was fastest without."""
-    inputs = make_thinking_inputs(sizes)
+    inputs = make_thinking(sizes)
     group, prompt = sizes.groups[0], inputs.prompts.tokens.shape[1]
     split = max(1, len(inputs.prompts) * group // THINKING_ROWS)
     setting = f"{len(inputs.prompts)} x {group}, {prompt} + {BLOCKS} x {sizes.budget} tokens"
@@ -97,7 +97,7 @@ def thinking_steps(sizes: Sizes, repeats: int) -> list[Figure]:
 def _steps(
     name: str,
     setting: str,
-    inputs: Inputs[Any],
+    inputs: Inputs,
     counts: tuple[int, int],
     splits: tuple[int, ...],
     repeats: int,
@@ -174,7 +174,7 @@ class _Stamps(L.Callback):
         self.notes.stamps.append(time.perf_counter())
 
 
-def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
+def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
     """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
     notes = Notes()
     catalog = inputs.maker.dataset.catalog
@@ -205,7 +205,7 @@ def genrl_block(inputs: Inputs[Any], group: int, count: int) -> Notes:
     return notes
 
 
-def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
+def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
     """A few steps of TRL's trainer from the same weights, its sampler constrained by genrl's trie.
 
     `GenerationConfig` cannot carry a constraint, so the model's `generate` is wrapped.
@@ -217,7 +217,8 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
     notes = Notes()
     prompts, layout = inputs.prompts, inputs.layout
     model = copy.deepcopy(inputs.policy.model)
-    model.generate = _limited(inputs, model.generate)
+    generate = model.generate
+    model.generate = lambda **options: generate(**options, **grammar(layout, len(options["input_ids"])))
     rows = [tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
     texts = ["".join(inputs.policy.tokenizer.convert_ids_to_tokens(row)) for row in rows]
     require(inputs.policy.tokenizer(text=texts)["input_ids"] == rows, "step: TRL would see other prompts than genrl.")
@@ -270,19 +271,6 @@ def trl_block(inputs: Inputs[Any], group: int, count: int, split: int) -> Notes:
         require(not trainer.model.is_gradient_checkpointing, "step: TRL recomputes activations, which genrl does not.")
         trainer.train()
     return notes
-
-
-def _limited(inputs: Inputs[Any], generate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`generate` of a model under the grammar of completions."""
-    layout = inputs.layout
-    if not layout.writes_text:
-        limits = constraint("processor", layout, inputs.sid_tokens, inputs.prompts.tokens.shape[1])
-        return partial(generate, **limits)
-
-    def limited(**options: Any) -> Tensor:  # noqa: ANN401
-        return generate(**options, **thinking_limits(layout, len(options["input_ids"])))
-
-    return limited
 
 
 def _quiet() -> None:

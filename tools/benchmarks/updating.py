@@ -1,31 +1,56 @@
-"""The forward and backward pass of an update: its memory, and its time with long completions."""
+"""The forward and backward pass of an update: its memory, its time, and which way to share a prompt is the fastest."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 
-from benchmarks.checks import gradient, same_updates
+from benchmarks.checks import TOLERANCE, gradient, require, same_updates
 from benchmarks.figures import Figure, compare, interleave, timed
-from benchmarks.inputs import QUICK, Sizes, make_inputs, make_layout, make_policy
+from benchmarks.inputs import BLOCKS, FULL, QUICK, Sizes, make_inputs, make_layout, make_policy, make_thinking
+from benchmarks.peers import repeated_log_probs
 from genrl.batches import Completions, Requests
+from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
 from genrl.policy.distribution import Sampling
 from genrl.policy.model import Policy
 from genrl.policy.score import score
-from genrl.policy.write import completed
+from genrl.policy.write import completed, write
 from genrl.runs.record import Meter
 
 MEMORY_GOAL = 8.0
 LONG_GOAL = 4.0
-LONG_CODES = 8
+CODES = 8
+ITEMS = 400
+"""Codes per level and items of the catalogues whose SIDs have as many levels as a benchmark needs tokens."""
 LONG_GROUP = 16
-LONG_ITEMS = 400
+WAYS = ("tree", "expand", "naive")
+SHAPES = (
+    (32, 16, 60, 4),
+    (8, 16, 60, 16),
+    (4, 16, 60, 64),
+    (8, 64, 60, 4),
+    (4, 4, 60, 32),
+    (8, 16, 256, 4),
+    (4, 16, 256, 16),
+    (2, 16, 256, 64),
+    (2, 16, 1024, 4),
+    (1, 16, 1024, 16),
+    (1, 16, 1024, 200),
+)
+"""Prompts, completions each, tokens of a prompt, tokens of a completion."""
+QUICK_SHAPES = ((2, 4, 20, 4), (1, 2, 8, 12))
+NAIVE_UP_TO = 16
+"""Longest completion that is decoded without a cache, which computes everything anew for each token."""
+MICRO_BATCH = 64
+"""Rows that the peer's update computes at a time; more at once was slower and takes more memory."""
 
 
 def memory(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -35,7 +60,7 @@ def memory(sizes: Sizes, repeats: int) -> list[Figure]:
     """
     group = sizes.groups[0]
     inputs = make_inputs(sizes)
-    checked = _same_update(inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
+    checked = _same_ways(inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
     variants = {way: partial(_peak_elsewhere, sizes, way, group, torch.get_num_threads()) for way in ("auto", "naive")}
     mib = interleave("memory", variants, min(repeats, 3), warm_up=False)
     setting = f"update of {sizes.prompts} x {group} above the model, prompt once or copied"
@@ -51,20 +76,15 @@ def peak(sizes: Sizes, way: str, group: int, threads: int) -> float:
     """MiB that one forward and backward pass needs at its peak above what the process held before."""
     torch.set_num_threads(threads)
     small = make_inputs(QUICK)
-    _update(small.policy, small.layout, small.prompts, small.draw(2), way, "legal")  # libraries set themselves up
+    _update(small.policy, small.layout, small.prompts, small.draw(2), "legal", way)  # libraries set themselves up
     inputs = make_inputs(sizes)
     drawn = inputs.draw(group)
     gc.collect()
-    before = _resident()
-    meter = Meter()
-    _update(inputs.policy, inputs.layout, inputs.prompts, drawn, way, "legal")
-    return meter.read()["peak_mib"] - before
-
-
-def _resident() -> float:
-    """MiB that this process holds now."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+    before = next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+    meter = Meter()
+    _update(inputs.policy, inputs.layout, inputs.prompts, drawn, "legal", way)
+    return meter.read()["peak_mib"] - before
 
 
 def long(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -73,61 +93,117 @@ def long(sizes: Sizes, repeats: int) -> list[Figure]:
     With prompts of one length the copied rows need no mask for padding, and attention kernels skip half of their work;
     with prompts of several lengths, as they are in training, they do not.
     """
-    policy, generator = _long_policy(sizes), torch.Generator().manual_seed(0)
-    codes = torch.randint(LONG_CODES, (LONG_ITEMS, sizes.long_completion), generator=generator)
-    layout = make_layout(policy, codes, LONG_CODES)
-    return [
-        _long(policy, layout, sizes, lengths, repeats)
-        for lengths in ((sizes.long_prompt,), (sizes.long_prompt, sizes.long_prompt * 2 // 3))
-    ]
+    policy, layout = _levels(sizes, sizes.long_completion)
+    found = []
+    for lengths in ((sizes.long_prompt,), (sizes.long_prompt, sizes.long_prompt * 2 // 3)):
+        prompts, drawn = _random(policy, layout, lengths, LONG_GROUP)
+        checked = _same_ways(policy, layout, prompts, drawn, "vocab")
+        update = partial(_update, policy, layout, prompts, drawn, "vocab")
+        shown = " and ".join(map(str, lengths))
+        variants = {way: timed(partial(update, way)) for way in ("auto", "naive")}
+        seconds = interleave(f"long, prompts of {shown}", variants, repeats)
+        setting = f"score {LONG_GROUP} x {sizes.long_completion} tokens behind {shown}, prompt once or copied"
+        goal = LONG_GOAL if len(lengths) == 1 else None
+        found.append(compare("long", setting, seconds["auto"], seconds["naive"], goal=goal, checked=checked))
+    return found
 
 
-def _long(policy: Policy, layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...], repeats: int) -> Figure:
-    prompts, drawn = _long_rollout(layout, sizes, lengths)
-    checked = _same_update(policy, layout, prompts, drawn, "vocab")
-    variants = {way: timed(partial(_update, policy, layout, prompts, drawn, way, "vocab")) for way in ("auto", "naive")}
-    shown = " and ".join(map(str, lengths))
-    seconds = interleave(f"long, prompts of {shown}", variants, repeats)
-    setting = f"score {LONG_GROUP} x {sizes.long_completion} tokens behind {shown}, prompt once or copied"
-    goal = LONG_GOAL if len(lengths) == 1 else None
-    return compare("long", setting, seconds["auto"], seconds["naive"], goal=goal, checked=checked)
+def ways(sizes: Sizes, repeats: int) -> list[Figure]:
+    """What the cost model takes (`auto`) against the fastest single way, scoring with gradient and decoding.
+
+    The ratio is 1 for a right choice and below 1 for a wrong one.
+    """
+    found = []
+    for prompts, group, context, length in SHAPES if sizes is FULL else QUICK_SHAPES:
+        policy, layout = _levels(sizes, length)
+        requests, drawn = _random(policy, layout, (context,) * prompts, group)
+        noise = torch.rand(prompts, group, length, generator=torch.Generator().manual_seed(0))
+        setting = f"{prompts} x {group}, {context} + {length} tokens"
+        update = partial(_update, policy, layout, requests, drawn, "vocab")
+        found.append(_ways(f"score {setting}", WAYS, update, repeats))
+        decode = partial(_decode, policy, layout, requests, noise)
+        found.append(_ways(f"decode {setting}", WAYS if length <= NAIVE_UP_TO else WAYS[:2], decode, repeats))
+    return found
 
 
-def _long_policy(sizes: Sizes) -> Policy:
-    """The policy, writing each of many levels with the tokens of the first."""
+def _ways(setting: str, candidates: tuple[str, ...], run: Callable[[str], tuple[Tensor, ...]], repeats: int) -> Figure:
+    wanted = run(candidates[-1])[0]
+    apart = max(float((run(way)[0] - wanted).abs().max()) for way in candidates)
+    require(apart <= TOLERANCE, f"ways: log-probabilities differ by {apart:.2g}.")
+    seconds = interleave(f"ways, {setting}", {way: timed(partial(run, way)) for way in ("auto", *candidates)}, repeats)
+    best = min(candidates, key=lambda way: median(seconds[way]))
+    checked = "log-probabilities of all ways are equal"
+    return compare("ways", f"{setting}, best is {best}", seconds["auto"], seconds[best], checked=checked)
+
+
+def thinking_updates(sizes: Sizes, repeats: int) -> list[Figure]:
+    """Update of a rollout with thinking against what TRL computes, log-probabilities over the vocabulary on both."""
+    inputs, group = make_thinking(sizes), sizes.groups[0]
+    batch = inputs.draw(group, normalize="vocab")
+    ours = partial(_update, inputs.policy, inputs.layout, inputs.prompts, batch, "vocab", "auto")
+    theirs = partial(_plain_update, inputs.policy, inputs.prompts, batch)
+    checked = same_updates(ours(), theirs(), "updates")
+    seconds = interleave("reasoning-update", {"genrl": timed(ours), "peer": timed(theirs)}, repeats)
+    setting = f"{len(inputs.prompts)} x {group}, {BLOCKS} think blocks, prompt once or copied"
+    return [compare("reasoning-update", setting, seconds["genrl"], seconds["peer"], checked=checked)]
+
+
+def _levels(sizes: Sizes, levels: int) -> tuple[Policy, SidLayout]:
+    """The policy, writing each of many levels with the tokens of the first, and a catalogue of such SIDs."""
     policy = make_policy(sizes)
-    policy.first_ids = policy.first_ids[:1] * sizes.long_completion
-    policy.sizes = (LONG_CODES,) * sizes.long_completion
-    return policy
+    policy.first_ids = policy.first_ids[:1] * levels
+    policy.sizes = (CODES,) * levels
+    codes = torch.randint(CODES, (ITEMS, levels), generator=torch.Generator().manual_seed(0))
+    return policy, make_layout(policy, codes, CODES)
 
 
-def _long_rollout(layout: SidLayout, sizes: Sizes, lengths: tuple[int, ...]) -> tuple[Requests, Completions]:
-    """Random prompts and a group of random items behind each of them, all tokens counted."""
+def _random(policy: Policy, layout: SidLayout, lengths: tuple[int, ...], group: int) -> tuple[Requests, Completions]:
+    """Random prompts of these lengths and a group of random items behind each of them, all tokens counted."""
     generator = torch.Generator().manual_seed(0)
-    items = torch.randperm(LONG_ITEMS, generator=generator)[: LONG_GROUP * len(lengths)]
+    items = torch.randint(ITEMS, (group * len(lengths),), generator=generator)
     longest = max(lengths)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     tokens = layout.compose(items[:, None])
-    first, zeros = layout.tokens.first_ids[0], torch.zeros(tokens.shape)
-    prompts = torch.randint(first, first + sizes.codes, (len(lengths), longest), generator=generator)
+    zeros = torch.zeros(tokens.shape)
+    prompts = torch.randint(policy.base.config.vocab_size, (len(lengths), longest), generator=generator)
     choices = torch.full_like(tokens, 2)
-    drawn = completed(layout, LONG_GROUP, tokens, layout.replay(tokens), choices, zeros, zeros, Sampling())
+    drawn = completed(layout, group, tokens, layout.replay(tokens), choices, zeros, zeros, Sampling())
     return Requests(prompts, mask, prompts[:, :0]), drawn
 
 
 def _update(
-    policy: Policy, layout: SidLayout, prompts: Requests, drawn: Completions, way: str, normalize: str
+    policy: Policy, layout: Layout, prompts: Requests, drawn: Completions, normalize: str, way: str
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] and the gradient of their sum as one vector, with prompts shared in a given way."""
     policy.branching = way
     policy.zero_grad(set_to_none=True)
-    scores = score(policy, layout, prompts, drawn, Sampling(normalize=normalize))  # type: ignore[arg-type]
-    scores.logps.sum().backward()
+    logps = score(policy, layout, prompts, drawn, Sampling(normalize=normalize)).logps  # type: ignore[arg-type]
+    logps.sum().backward()
     policy.branching = "auto"
-    return scores.logps.detach(), gradient(policy)
+    return logps.detach(), gradient(policy)
 
 
-def _same_update(policy: Policy, layout: SidLayout, prompts: Requests, drawn: Completions, normalize: str) -> str:
-    """Compare log-probabilities and gradients of both ways."""
-    ours, theirs = (_update(policy, layout, prompts, drawn, way, normalize) for way in ("auto", "naive"))
+def _same_ways(policy: Policy, layout: Layout, prompts: Requests, drawn: Completions, normalize: str) -> str:
+    """Compare log-probabilities and gradients of the shared prompt with those of copies."""
+    ours, theirs = (_update(policy, layout, prompts, drawn, normalize, way) for way in ("auto", "naive"))
     return same_updates(ours, theirs, "ways")
+
+
+def _decode(policy: Policy, layout: Layout, prompts: Requests, noise: Tensor, way: str) -> tuple[Tensor]:
+    """Log-probabilities [B, T] of sampled completions, the same for every way but for rounding."""
+    policy.branching = way
+    logps = write(policy, layout, prompts, noise.shape[1], Sampling(normalize="vocab"), noise).logps
+    policy.branching = "auto"
+    return (logps,)
+
+
+def _plain_update(policy: Policy, prompts: Requests, batch: Completions) -> tuple[Tensor, Tensor]:
+    """What `_update` gives, by plain forward passes over repeated prompts."""
+    policy.zero_grad(set_to_none=True)
+    found = []
+    for rows in torch.arange(len(batch)).split(max(1, MICRO_BATCH // batch.group_size)):
+        part = batch.groups(rows)
+        logps = repeated_log_probs(policy.model, prompts.rows(rows), part)[0] * part.chosen
+        logps.sum().backward()
+        found.append(logps.detach())
+    return torch.cat(found), gradient(policy)

@@ -56,6 +56,9 @@ def test_every_form_gives_the_same_ids_and_nothing_is_written_beside(tmp_path, n
         ("log.csv", {"separator": ";"}, "user_id;item_id\nu1;007\nu2;NA\n"),
         ("log.csv", {"separator": "\\t"}, "user_id\titem_id\nu1\t007\nu2\tNA\n"),
         ("u.data", {"separator": "||"}, "user_id||item_id\nu1||007\nu2||NA\n"),
+        ("log.dat", {"header": ["user_id", "x", "item_id"]}, "u1::5::007\n\nu2::3::NA\n"),
+        ("log.csv", {"header": ["item_id", "user_id"]}, "\ufeff007,u1\nNA,u2\n"),
+        ("log.csv", {"header": ["item_id", "user_id"]}, '007,"u1"\nNA,u2\n'),
         ("log.csv", {}, "\ufeffuser_id,item_id\r\nu1,007\r\nu2,NA\r\n"),
         ("log.csv", {}, ",user_id,,item_id,user_id2\n0,u1,,007,x\n1,u2,,NA,\n"),
         ("log.csv", {}, 'x,user_id,x,item_id\n1,u1,"a\nb",007\n,,,\n \n1,u2,2014-01-01,NA\n'),
@@ -70,6 +73,21 @@ def test_every_form_gives_the_same_ids_and_nothing_is_written_beside(tmp_path, n
 def test_separators_types_in_the_header_and_columns_that_nobody_asked_for(tmp_path, name, options, content, packing):
     _, columns = read(packed(tmp_path / (name + packing), content), **options)
     assert columns == {"user_id": ["u1", "u2"], "item_id": ["007", "NA"]}
+
+
+def test_without_a_header_line_the_names_are_asked_for_and_lines_count_from_the_first(tmp_path):
+    path = written(tmp_path / "log.dat", "u1::007\nu2::NA\nu3\n")
+    with pytest.raises(DataError, match=r"is no header, name all columns: data\.interactions_header=\[user_id,"):
+        read(path)
+    names = ["user_id", "item_id"]
+    with pytest.raises(DataError, match=r"log\.dat:3: 1 fields .*data\.interactions_header has 2.*all columns in data"):
+        read(path, header=names)
+    with pytest.raises(DataError, match=r"log\.dat \(data\.interactions_header\): no column 'time'"):
+        read(path, ["time"], header=names)
+    assert read(written(path, "\nu1::007\nu2::NA\n"), header=names)[0].place(1).endswith("log.dat:3")
+    for name in ("log.parquet", "log.jsonl"):
+        with pytest.raises(ConfigError, match=rf"_header is \['user_id', 'item_id'\], but .*{name} names its columns"):
+            read(write(tmp_path / name, ROWS), header=names)
 
 
 def test_a_file_is_unpacked_by_its_content_not_by_its_name(tmp_path):

@@ -44,14 +44,11 @@ def test_rare_bad_tokens_pull_hardly_at_all() -> None:
 
 def test_segments_are_the_chosen_item_tokens() -> None:
     rollout = sample("slate").rollout
-    segments, count = item_segments(rollout)
-    assert count == 3
+    segments = item_segments(rollout)
     inside = rollout.chosen & rollout.item_mask
     assert torch.equal(segments[inside], rollout.item_ids[inside])
     assert (segments[~inside] == -1).all()
-    single, one = item_segments(sample("blocked").rollout)
-    assert one == 1
-    assert set(single.unique().tolist()) == {-1, 0}
+    assert set(item_segments(sample("blocked").rollout).unique().tolist()) == {-1, 0}
 
 
 @pytest.mark.parametrize("level", ["token", "item"])

@@ -10,7 +10,7 @@ import torch
 from genrl.batches import Scores
 from genrl.objectives import OBJECTIVES, ClippedRatio, DecoupledCredit, Diversity, GroupNorm, PhiRatio, SequenceMean
 from genrl.objectives.sage import category_entropy, homogeneity_factor
-from genrl.objectives.terms import item_count
+from genrl.objectives.terms import item_tokens
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -168,7 +168,7 @@ def test_coefficients_of_the_gradient_form(phi: str, level: str) -> None:
     first = batch.rollout.chosen.to(torch.int64).argmax(1, keepdim=True)
     found = (ratios / divisors).gather(1, first)[:, 0]
     rows, mask = batch.rollout, batch.rollout.chosen
-    count = mask.sum(1).clamp(min=1) if level == "token" else item_count(rows)[:, 0]
+    count = mask.sum(1).clamp(min=1) if level == "token" else (item_tokens(rows) > 0).sum(1).clamp(min=1)
     r = ((batch.logps - rows.logps).sum(1) / count).exp()
     chance = (batch.logps.sum(1) / count).exp()
     odds = chance / (1 - chance)

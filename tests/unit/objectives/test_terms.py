@@ -16,7 +16,7 @@ from genrl.objectives import (
     TokenMean,
     penalties,
 )
-from genrl.objectives.terms import clipped_surrogate, item_count, k3, log_ratios, ratio
+from genrl.objectives.terms import clipped_surrogate, k3, log_ratios, ratio
 from tests.helpers import assert_same
 from tests.property.rollouts import LAYOUTS, sample
 
@@ -62,7 +62,6 @@ def test_levels_of_the_ratio() -> None:
     tokens, total = rollout.chosen.sum(1).clamp(min=1), logs.sum(1)
     owners = [set(row[mask & (row >= 0)].tolist()) for row, mask in zip(rollout.item_ids, rollout.chosen, strict=True)]
     items = torch.tensor([max(1, len(owner)) for owner in owners])
-    assert_same(item_count(rollout)[:, 0], items.double())
     assert_same(ratio(logs, rollout, "token"), logs.exp())
     assert_same(ratio(logs, rollout, "sequence")[:, 0], (total / tokens).exp())
     assert_same(ratio(logs, rollout, "item")[:, 0], (total / items).exp())

@@ -22,7 +22,7 @@ from genrl.objectives import (
     Surrogate,
     TokenMean,
 )
-from genrl.objectives.variants import whitened
+from genrl.objectives.credit import whitened
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...],
     return found
 
 
+@cache
+def prompt_of(position: int) -> tuple[int, ...]:
+    prompt = MAKER.at(torch.tensor([position]))
+    return tuple(prompt.tokens[prompt.mask].tolist())
+
+
+@cache
+def read(text: str) -> list[int]:
+    return POLICY.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def wanted(trace: Trace, order: str, other: Trace | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Prompt, blocks and SID of a trace, written down from the documentation; and which of them are learned.
 
@@ -55,13 +67,12 @@ def wanted(trace: Trace, order: str, other: Trace | None = None) -> tuple[tuple[
     """
     words = POLICY.words
     assert words is not None
-    prompt = MAKER.at(torch.tensor([trace.position]))
-    text = prompt.tokens[prompt.mask].tolist()
+    text = list(prompt_of(trace.position))
     learned = [False] * len(text)
     sid = TEMPLATE.sid_tokens[int(TOY.sequences.items[trace.position])].tolist()
     own = other is None
     for step, block in enumerate((other or trace).blocks):
-        ids = POLICY.tokenizer(block, add_special_tokens=False)["input_ids"][:6]
+        ids = read(block)[:6]
         breaks = [] if words.line_break is None else [words.line_break]
         text += [words.opening, *ids, words.closing, *breaks]
         learned += [False, *[own] * len(ids), own and len(ids) < 6, *[False] * len(breaks)]
@@ -130,6 +141,8 @@ def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: 
     batches = batches_of(replace(CONFIG, foreign=0.5), order=order)
     shown: Counter[int] = Counter()
     passes = []
+    own = [wanted(trace, order) for trace in TRACES]
+    foreign = [{wanted(trace, order, other) for other in TRACES} for trace in TRACES]
     for epoch in range(2):
         found = []
         for step in range(4):
@@ -138,10 +151,9 @@ def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: 
             found += [(tokens, places) for tokens, places, _ in segments(batch)]
         passes.append(sorted(found))
         left = set(found)
-        for number, trace in enumerate(TRACES):
-            own, foreign = {wanted(trace, order)}, {wanted(trace, order, other) for other in TRACES}
-            shown[number] += len(left & foreign)
-            assert len(left & (own | foreign)) == 1
+        for number in range(len(TRACES)):
+            shown[number] += len(left & foreign[number])
+            assert len(left & (foreign[number] | {own[number]})) == 1
     assert passes[0] != passes[1]
     assert 2 * len(TRACES) * 0.2 < shown.total() < 2 * len(TRACES) * 0.8
     assert {0, 1, 2} & set(shown.values()) >= {0, 1}  # drawn anew in each pass

@@ -17,15 +17,11 @@ def toy():
     return load_dataset(DataConfig(toy=ToyConfig(users=100)))
 
 
-def test_the_default_toy_table_needs_no_collision_level(toy):
+def test_the_default_toy_table_needs_no_collision_level_and_its_first_codes_are_the_categories(toy):
     table = build_sid_table(KMEANS, toy)
     assert table.codebook_sizes == (12, 12, 12)
     assert table.report.colliding_items == 0
-
-
-def test_first_codes_of_the_default_toy_table_are_the_categories(toy):
-    first = build_sid_table(KMEANS, toy).codes[:, 0]
-    assert len(torch.stack([first, toy.catalog.categories], dim=1).unique(dim=0)) == 12
+    assert len(torch.stack([table.codes[:, 0], toy.catalog.categories], dim=1).unique(dim=0)) == 12
 
 
 @pytest.mark.parametrize("source", ["collaborative", "text", "both"])

@@ -1,0 +1,15 @@
+"""Runs of these tests leave out what most of them do not look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.processes import curves_drawn
+
+
+@pytest.fixture(autouse=True, scope="package")
+def without_curves() -> Iterator[None]:
+    with curves_drawn(False):
+        yield

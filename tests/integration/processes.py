@@ -1,0 +1,96 @@
+"""Runs in processes of their own: forked from one that has loaded genrl once, as loading takes longer than they do.
+
+A forked run can leave without a word at a given moment, as a killed process does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from genrl.cli import main
+from genrl.runs import tables
+from genrl.training.callbacks import BestWeights, History, ResumePoint
+from genrl.training.rl import RLModule
+
+KILLED = 137
+"""What a shell reports of a process that was killed with signal 9."""
+MOMENTS = {
+    "step": (History, "on_train_batch_end"),
+    "saved": (ResumePoint, "on_train_epoch_end"),
+    "between": (BestWeights, "on_validation_end"),
+}
+"""Right after an optimiser step, right after its checkpoint, or after the best weights and before the checkpoint."""
+Leave = tuple[str, int, str]
+"""Stage (align or rl), step and moment at which a run leaves."""
+LIMIT = 300.0
+"""Seconds after which a run that does not get anywhere fails the test."""
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload([__name__])
+_curves = tables.curves
+
+
+@contextmanager
+def curves_drawn(drawn: bool) -> Iterator[None]:
+    """Whether runs draw their curves, which takes more than half of the time of a small one."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tables, "curves", _curves if drawn else lambda *_: None)
+        yield
+
+
+def start(words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
+    """Start a run, without curves; what it says goes to `log`."""
+    return _started(words, log, environment or {}, None)
+
+
+def leave(words: Sequence[str], log: Path, at: Leave) -> None:
+    """Run until a moment, at which the process is gone."""
+    end(_started(words, log, {}, at), log, KILLED)
+
+
+def end(process: BaseProcess, log: Path, code: int = 0) -> None:
+    """Wait for the end of a run, which must have that exit code."""
+    process.join(LIMIT)
+    process.kill()
+    assert process.exitcode == code, log.read_text()[-3000:]
+
+
+def _started(words: Sequence[str], log: Path, environment: Mapping[str, str], at: Leave | None) -> BaseProcess:
+    process = server.Process(target=_run, args=(list(words), log, dict(environment), at))
+    process.start()
+    return process
+
+
+def _run(words: list[str], log: Path, environment: dict[str, str], at: Leave | None) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with log.open("a") as said, curves_drawn(False):
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        if at is not None:
+            owner, name = MOMENTS[at[2]]
+            setattr(owner, name, _leave_after(getattr(owner, name), at[0], at[1]))
+        sys.exit(main(words))
+
+
+def _leave_after(method: Callable[..., None], stage: str, step: int) -> Callable[..., None]:
+    """The same callback method, and then the end of the process if stage and step are those."""
+
+    def wrapped(self: object, trainer: L.Trainer, module: L.LightningModule, *arguments: Any) -> None:
+        method(self, trainer, module, *arguments)
+        here = "rl" if isinstance(module, RLModule) else "align"
+        if (here, trainer.global_step) == (stage, step) and not trainer.sanity_checking:
+            os._exit(KILLED)
+
+    return wrapped
