@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genrl.config.schema import ModelConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
@@ -36,6 +36,8 @@ def train_tokenizer(texts: Iterable[str], size: int, marks: tuple[str, ...] = ()
 
 def tiny_config(config: ModelConfig, vocabulary: int) -> Qwen3Config:
     """The architecture that a model section asks for."""
+    from transformers import Qwen3Config
+
     return Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=config.hidden,
@@ -55,7 +57,7 @@ def tiny_config(config: ModelConfig, vocabulary: int) -> Qwen3Config:
 
 def tiny_model(config: Qwen3Config, seed: int, dropout: float) -> Qwen3ForCausalLM:
     """A small Qwen3 with seeded random weights, leaving the global random state as it was."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM  # take seconds to load
+    from transformers import Qwen3ForCausalLM  # takes seconds to load
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
