@@ -12,10 +12,7 @@ from genrl.training.sft import SupervisedModule
 
 
 class ActivateModule(SupervisedModule):
-    """Cross-entropy over the legal set of every token that the policy is to choose; prompt and forced tokens count not.
-
-    The layout of the stage has thinking.
-    """
+    """Cross-entropy over the legal set of every token that the policy is to choose; prompt and form count not."""
 
     def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of chosen words and SID tokens."""
