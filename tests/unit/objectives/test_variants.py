@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from genrl.batches import Scores
 from genrl.objectives import (
@@ -32,7 +31,6 @@ from genrl.objectives import (
     TokenMean,
 )
 from genrl.objectives.ce import ConstantCredit, TargetLikelihood
-from genrl.objectives.credit import whitened
 from genrl.objectives.grpo import GRPOConfig
 from genrl.objectives.sapo import ShapedOutcome
 from tests.helpers import assert_same
@@ -159,11 +157,3 @@ def test_mean_and_deviation_over_the_batch(whiten: str) -> None:
     some = rollout.chosen[:, 1]
     assert_same(advantages[some], expected[some])
     assert_same(summed.mean(), 0.0)
-
-
-def test_whitening_by_tokens_is_whitening_of_the_tokens() -> None:
-    values = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    counts = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
-    tokens = values.repeat_interleave(counts.to(torch.int64))
-    expected = (values - tokens.mean()) / (tokens.var() + 1e-8).sqrt()
-    assert_same(whitened(values, counts), expected)
