@@ -53,11 +53,12 @@ def test_options(options: Options, credit: DecoupledCredit, tolerance: float, li
     ],
 )
 def test_level_of_the_ratio(form: str, ratio_level: str, level: str) -> None:
-    objective = OBJECTIVES.build("sage", {"form": form, "ratio_level": ratio_level, "phi": "literal", "boost": 0.4})
+    others = {"phi": "literal", "boost": 0.4, "beta": 0.6}
+    objective = OBJECTIVES.build("sage", {"form": form, "ratio_level": ratio_level, **others})
     assert objective.surrogate.level == level
     assert isinstance(objective.surrogate, PhiRatio if form == "gradient" else ClippedRatio)
     if form == "gradient":
-        assert (objective.surrogate.phi, objective.surrogate.boost, objective.surrogate.beta) == ("literal", 0.4, 0.5)
+        assert (objective.surrogate.phi, objective.surrogate.boost, objective.surrogate.beta) == ("literal", 0.4, 0.6)
 
 
 def test_entropy_by_hand() -> None:
