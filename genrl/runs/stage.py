@@ -227,15 +227,16 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog = session.config, session.dataset.catalog
     context = RewardContext.from_catalog(catalog, session.table.codes)
-    verifier = build_verifier(config.rewards, context, thinking=session.layout.writes_text)
+    layout = session.layout
+    verifier = build_verifier(config.rewards, context, thinking=layout.writes_text, steps=layout.steps)
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
         group_size=1 if objective.trains_on_targets else config.rollout.group_size,
         items=1,
         categories=bool(catalog.category_names),
-        thinking=session.layout.writes_text,
+        thinking=layout.writes_text,
     )
     objective.check(setting, config.objective["name"])
-    check_rollout(config.rollout, session.layout)
+    check_rollout(config.rollout, layout)
     return verifier
