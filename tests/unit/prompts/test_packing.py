@@ -32,33 +32,38 @@ def contexts(batch: PackedBatch) -> list[tuple[tuple[int, ...], int]]:
     return found
 
 
+def one_pass(batches: HistoryBatches) -> list[tuple[tuple[int, ...], int]]:
+    return [pair for step in range(batches.steps_per_epoch) for pair in contexts(batches.step(step))]
+
+
 def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history() -> None:
-    packer = HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=50)
-    seen = Counter(pair for step in range(packer.steps_per_epoch) for pair in contexts(packer.step(step)))
     maker = PromptMaker(TOY, TEMPLATE, max_history=50)
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()
     for position in TOY.sequences.rows(Role.TRAIN).split(1):
         prompt = maker.at(position)
         wanted[tuple(prompt.tokens[prompt.mask].tolist()), int(prompt.targets.items)] += 1
-    assert seen == wanted
-
-
-def test_held_out_items_are_neither_targets_nor_context() -> None:
-    dataset = dataset_of([[0, 1, 2, 3, 4, 5], [6, 7]], ["httrve", "te"], size=60)
-    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(8, dtype=torch.int64)))
-    for shuffle in (False, True):
-        packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
-        batch = packer.step(0)
-        assert sorted(batch.items.tolist()) == [1, 2, 6]
-        shown = {int(token) - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160}
-        assert shown == {0, 1, 2, 6}
+    assert Counter(one_pass(HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=50))) == wanted
 
 
 def test_long_histories_are_cut_into_windows_with_context() -> None:
-    packer = HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=4)
-    pairs = [pair for step in range(packer.steps_per_epoch) for pair in contexts(packer.step(step))]
+    pairs = one_pass(HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=4))
     assert len(pairs) == TOY.sequences.rows(Role.TRAIN).numel()
     assert max(len(before) for before, _ in pairs) <= 1 + 2 * 4
+
+
+def test_held_out_items_are_neither_targets_nor_context_and_ties_are_shuffled_among_the_others() -> None:
+    dataset = dataset_of([[0, 1, 2, 3, 4, 5, 6], [7, 8]], ["htttrve", "te"], size=60)
+    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(9, dtype=torch.int64)))
+    for shuffle in (False, True):
+        packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
+        batches = [packer.step(step) for step in range(20)]
+        for batch in batches:
+            assert sorted(batch.items.tolist()) == [1, 2, 3, 7]
+            assert {token - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160} == {0, 1, 2, 3, 7}
+        orders = {tuple(item for item in batch.items.tolist() if item < 7) for batch in batches}
+        assert len(orders) > 3 if shuffle else orders == {(1, 2, 3)}
+    with pytest.raises(DataError, match="no training positions"):
+        HistoryBatches(dataset_of([[0, 1, 2]], ["rve"]), TEMPLATE, CONFIG, 10)
 
 
 @pytest.mark.parametrize("items", [1, 3, 30, 100000])
@@ -67,20 +72,6 @@ def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
     batches = [packer.step(packer.steps_per_epoch + step) for step in range(packer.steps_per_epoch)]
     assert all(len(batch.items) and float(batch.share) == 2 * len(batch.items) for batch in batches)
     assert sum(len(batch.items) for batch in batches) == TOY.sequences.rows(Role.TRAIN).numel()
-
-
-def test_ties_are_shuffled_among_training_positions_only() -> None:
-    dataset = dataset_of([range(6)], ["ttttve"], size=60)
-    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(6, dtype=torch.int64)))
-    packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=True), max_history=10)
-    orders = {tuple(packer.step(step).items.tolist()) for step in range(20)}
-    assert len(orders) > 5
-    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
-
-
-def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(DataError, match="no training positions"):
-        HistoryBatches(dataset_of([[0, 1, 2]], ["rve"]), TEMPLATE, CONFIG, 10)
 
 
 def test_text_examples_pair_titles_with_sids() -> None:
