@@ -99,8 +99,8 @@ class _CodeMatch(Reward):
         if steps != context.levels:
             raise LayoutError(
                 f"{self.name} compares codes level by level: the layout has {steps} steps and SIDs have "
-                f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), or "
-                f"use a layout with one step per SID level (sid)."
+                f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), "
+                f"or use a layout with one step per SID level (sid)."
             )
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
