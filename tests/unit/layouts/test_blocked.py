@@ -201,12 +201,11 @@ def test_broken_completions_have_no_item() -> None:
 
 
 def test_filters_change_the_codes_alone() -> None:
-    codes = [[0, 0], [0, 1], [1, 0], [1, 1]]
-    layout = layout_of(codes)
+    layout = layout_of([[0, 0], [0, 1], [1, 0], [1, 1]])
     kept = layout.only(torch.tensor([True, False, False, True]))
-    words = {row[: len(row) - 2] for row in every_completion(layout)}
-    assert {row[: len(row) - 2] for row in every_completion(kept)} == words
-    tokens = padded([list(row) for row in every_completion(kept)], 0)
+    written = every_completion(kept)
+    assert {row[:-2] for row in written} == {row[:-2] for row in every_completion(layout)}
+    tokens = padded([list(row) for row in written], 0)
     assert set(kept.read(tokens, kept.replay(tokens)).items[:, 0].tolist()) == {0, 3}
     assert kept.completions == 2
 

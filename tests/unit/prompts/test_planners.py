@@ -64,9 +64,10 @@ def ranked(batches: Planner[Any], rank: int, world: int) -> Planner[Any]:
 def digest(batches: Planner[Any], names: Sequence[str]) -> str:
     """Of the first and last step of a pass and of one of the next."""
     found = hashlib.sha256()
-    for step in (0, batches.steps_per_epoch - 1, batches.steps_per_epoch + 1):
+    for number in (0, batches.steps_per_epoch - 1, batches.steps_per_epoch + 1):
+        step = batches.step(number)
         for name in names:
-            value = getattr(batches.step(step), name)
+            value = getattr(step, name)
             found.update(f"{name}{list(value.shape)}".encode() + value.double().numpy().tobytes())
     return found.hexdigest()[:16]
 
