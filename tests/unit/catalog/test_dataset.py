@@ -152,16 +152,11 @@ def test_an_empty_part_is_refused(tmp_path, histories, options, said):
     ("config", "said"),
     [
         (DataConfig(source="files"), r"data\.interactions = None: is needed by data\.source=files"),
-        (DataConfig(valid_fraction=0.6, test_fraction=0.5), r"data\.valid_fraction = 0\.6: and .* leave nothing"),
         (DataConfig(test_fraction=0.0), r"data\.test_fraction = 0\.0: must be above 0"),
         (DataConfig(cold_fraction=1.5), r"data\.cold_fraction = 1\.5: must be at least 0 and below 1"),
         (DataConfig(k_core=-1), r"data\.k_core = -1: must be at least 0"),
         (DataConfig(toy=ToyConfig(items=20)), r"data\.toy\.items = 20: must be at least 48"),
         (DataConfig(toy=ToyConfig(users=5)), r"data\.toy\.users = 5: must be at least 10"),
-        (DataConfig(columns=ColumnsConfig(feedback=["click"])), r"data\.columns\.feedback = \['click'\]: names"),
-        (DataConfig(split="column"), "the toy data set has none. Use leave_one_out or temporal"),
-        (files_config("x.csv", split="column"), r"data\.columns\.split = None: is needed by data\.split=column"),
-        (files_config("x.csv", split="temporal", columns=ColumnsConfig(time=None)), r"data\.columns\.time = None: is"),
     ],
 )
 def test_contradicting_options_are_refused(config, said):

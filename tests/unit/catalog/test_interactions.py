@@ -8,7 +8,6 @@ import pytest
 from genrl.catalog.interactions import item_rows, read_events, read_items, sorted_ids
 from genrl.config.schema import ColumnsConfig, DataConfig
 from genrl.errors import DataError
-from tests.helpers import assert_same
 from tests.unit.catalog.files import COLUMNS, write
 
 
@@ -92,39 +91,38 @@ def test_ids_are_the_same_text_whatever_their_type(tmp_path, parts, ids):
     assert read_events(parquet_of(tmp_path / "log", *parts), columns()).user_ids == ids
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ([1.0, 2.5], r"row 2: user_id is 2\.5, not an id"),
-        ([1.0, float("inf")], "row 2: user_id is inf, not an id"),
-        ([1.0, float("nan")], "row 2: user_id is nan, not an id"),
-        ([1.0, 2.0**53], r"row 2: user_id is 9007199254740992, a float above 2\^53.*as text or as integers"),
-        (pa.array([1, 2**24], pa.float32()), r"row 2: user_id is 16777216, a float above 2\^24"),
-    ],
-)
-def test_floats_that_are_no_ids_or_may_have_lost_digits_are_refused(tmp_path, values, said):
-    with pytest.raises(DataError, match=said):
-        read_events(parquet_of(tmp_path / "log", [1.0], values), columns())
+def jsonl_of(path, values):
+    return write(path, [(value, value, number) for number, value in enumerate(values)])
 
 
 def test_jsonl_keeps_what_is_written(tmp_path):
     ids = [12345678901234567890, "2020-01-01", "001", 12.0, True, 2**53 + 1]
-    path = write(tmp_path / "log.jsonl", [(value, value, number) for number, value in enumerate(ids)])
-    events = read_events(path, columns())
+    events = read_events(jsonl_of(tmp_path / "log.jsonl", ids), columns())
     texts = ["12345678901234567890", "2020-01-01", "001", "12", "true", "9007199254740993"]
     assert [events.user_ids[code] for code in events.users] == texts
-    items = write(
-        tmp_path / "items.jsonl", [(n, value) for n, value in enumerate([1984, 1.5, "1e5", None])], ("item_id", "title")
-    )
-    assert read_items(items, columns(category=None)).titles == ["1984", "1.5", "1e5", ""]
-    for value, said in [
-        ([1], "a list, not an id"),
-        (1e16, r"10000000000000000, a float above 2\^53"),
-        (0.5, "0.5, not an id"),
-    ]:
-        path = write(tmp_path / "bad.jsonl", [("a", "b", 1), (value, "b", 1)])
-        with pytest.raises(DataError, match=rf"bad\.jsonl:2: user_id is {said}"):
-            read_events(path, columns())
+    rows = list(enumerate([1984, 1.5, "1e5", None]))
+    items = read_items(write(tmp_path / "items.jsonl", rows, ("item_id", "title")), columns(category=None))
+    assert items.titles == ["1984", "1.5", "1e5", ""]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1.0, 2.5], r"2: user_id is 2\.5, not an id"),
+        ([1.0, float("inf")], "2: user_id is inf, not an id"),
+        ([1.0, float("nan")], "2: user_id is nan, not an id"),
+        ([1.0, 2.0**53], r"2: user_id is 9007199254740992, a float above 2\^53.*as text or as integers"),
+        (pa.array([1, 2**24], pa.float32()), r"2: user_id is 16777216, a float above 2\^24"),
+        (["a", [1]], "2: user_id is a list, not an id"),  # in JSONL alone
+    ],
+)
+def test_what_is_no_id_or_may_have_lost_digits_is_refused(tmp_path, values, said):
+    if not isinstance(values, pa.Array):
+        with pytest.raises(DataError, match=rf"log\.jsonl:{said}"):
+            read_events(jsonl_of(tmp_path / "log.jsonl", values), columns())
+    if not isinstance(values[0], str):
+        with pytest.raises(DataError, match=f"row {said}"):
+            read_events(parquet_of(tmp_path / "log", [1.0], values), columns())
 
 
 def test_feedback_is_kept_as_float32_and_missing_values_as_nan(tmp_path):
@@ -184,13 +182,10 @@ def test_item_table(tmp_path):
         read_items(path, columns(category=None))
 
 
-def test_an_interaction_with_an_unknown_item_is_named(tmp_path):
+def test_items_of_interactions_are_found_and_ids_sort_as_numbers_only_if_all_are(tmp_path):
     events = read_events(write(tmp_path / "log.csv", [("u", "i1", 1), ("u", "i22", 2)]), columns())
     with pytest.raises(DataError, match=r"log\.csv:3: item 'i22' is not in items\.csv \(2 items; 1 such rows\).*'i2'"):
         item_rows(events, ["i1", "i2"], "items.csv")
-    assert_same(item_rows(events, ["i22", "i1"], "items.csv").tolist(), [1, 0])
-
-
-def test_ids_sort_as_numbers_only_if_all_are():
+    assert item_rows(events, ["i22", "i1"], "items.csv").tolist() == [1, 0]
     assert sorted_ids(["10", "9", "007"]) == ["007", "9", "10"]
     assert sorted_ids(["10", "9", "x"]) == ["10", "9", "x"]
