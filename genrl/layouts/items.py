@@ -44,7 +44,6 @@ class Items:
         self._last: tuple[Requests, Lists] | None = None
 
     def to(self, device: str | torch.device) -> Items:
-        """The items with their tables on another device."""
         if torch.device(device) == self.codes.device:
             return self
         keep = None if self.keep is None else self.keep.to(device)
@@ -169,12 +168,9 @@ class Stock(Trie):
 
 
 class Lists:
-    """Lists of M items for each of R rows: all that a row may get, or what it must not get.
+    """Lists of M items for each of R rows: all that a row may get (`allow`), or what it must not get.
 
-    Args:
-        stock: the items there are.
-        places: [R, M] places of the listed items in `stock.leaf_items`, in any order; -1 is none.
-        allow: whether the lists are what rows may get.
+    `places` [R, M] are those of the listed items in `stock.leaf_items`, in any order; -1 is none.
     """
 
     def __init__(self, stock: Trie, places: Tensor, allow: bool) -> None:
@@ -195,11 +191,7 @@ class Lists:
 
     @classmethod
     def of(cls, items: Items, pool: Tensor | None, deny: Tensor | None) -> Lists:
-        """The lists of catalogue rows [R, C] that rows may get and [R, D] that they must not get, -1 pads.
-
-        Raises:
-            DataError: if a row is not in the catalogue.
-        """
+        """Lists of catalogue rows [R, C] that rows may get and [R, D] that they must not get, -1 pads; both checked."""
         for rows in (pool, deny):
             if rows is not None:
                 _check_rows(rows, len(items.codes))
@@ -210,11 +202,7 @@ class Lists:
         return cls(items.stock, _look_up(items.places, left), allow=True)
 
     def check(self) -> None:
-        """Refuse a request without any item left.
-
-        Raises:
-            DataError: naming it.
-        """
+        """Refuse, by its number, a request without any item left."""
         left = self.exists.any(1) if self.allow else self.exists.sum(1) < self.stock.leaf_items.numel()
         if not bool(left.all()):
             request = int(left.byte().argmin())

@@ -97,6 +97,9 @@ class Reward(ABC):
     def __init__(self, config: Any = None) -> None:  # noqa: ANN401 (the subclass's own Config)
         self.config = self.Config() if config is None else config
 
+    def check(self, steps: int, context: RewardContext) -> None:  # noqa: B027 (most rewards fit every layout)
+        """Refuse a layout of so many steps per completion that the reward does not fit, before anything trains."""
+
     @abstractmethod
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """float32 [B] for an outcome reward, [B, S] for a step reward, [B, N] for an item reward.
@@ -164,7 +167,10 @@ class Verifier:
 
 
 def build_verifier(
-    options: Mapping[str, Mapping[str, Any] | None], context: RewardContext, thinking: bool | None = None
+    options: Mapping[str, Mapping[str, Any] | None],
+    context: RewardContext,
+    thinking: bool | None = None,
+    steps: int | None = None,
 ) -> Verifier:
     """Build the rewards of a configuration, name -> its options; None drops the reward.
 
@@ -172,6 +178,7 @@ def build_verifier(
         UnknownComponentError: for a name that no reward has.
         ConfigError: for an unknown or ill-typed option, a Config without `weight`, a reward that judges thinking where
             the layout has none (`thinking=None`: not known), or when nothing is left.
+        LayoutError: from a reward that does not fit a layout of `steps` steps (None: not known).
     """
     rewards: dict[str, tuple[Reward, float]] = {}
     for name, values in options.items():
@@ -186,5 +193,7 @@ def build_verifier(
                 f"rewards.{name} judges thinking, and this layout has none. Drop it with rewards.{name}=null, "
                 f"or choose layout=blocked."
             )
+        if steps is not None:
+            reward.check(steps, context)
         rewards[name] = (reward, weight)
     return Verifier(rewards, context)

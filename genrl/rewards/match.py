@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -83,7 +83,8 @@ class _CodeMatch(Reward):
     """What the two step rewards have in common."""
 
     level = "step"
-    prefix: bool
+    name: ClassVar[str]
+    prefix: ClassVar[bool]
 
     @dataclass
     class Config:
@@ -94,13 +95,16 @@ class _CodeMatch(Reward):
         levels: int = option(0, ge=0)
         """Pay for the first so many SID levels only (e.g. to leave the collision level out); 0: all."""
 
-    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        if completions.num_steps != context.levels:
+    def check(self, steps: int, context: RewardContext) -> None:
+        if steps != context.levels:
             raise LayoutError(
-                f"{type(self).__name__} compares codes level by level: the layout has {completions.num_steps} steps "
-                f"and SIDs have {context.levels} levels. Use a layout with one step per SID level (sid), "
-                f"or exact_match."
+                f"{self.name} compares codes level by level: the layout has {steps} steps and SIDs have "
+                f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), "
+                f"or use a layout with one step per SID level (sid)."
             )
+
+    def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
+        self.check(completions.num_steps, context)
         values = code_matches(completions.codes, targets.items, context, self.prefix).float()
         if self.config.levels:
             values[:, self.config.levels :] = 0
@@ -115,14 +119,14 @@ class LevelMatch(_CodeMatch):
     under the codes above them; `prefix_match` is the reward that knows this.
     """
 
-    prefix = False
+    name, prefix = "level_match", False
 
 
 @REWARDS.register("prefix_match", title="SID prefix match")
 class PrefixMatch(_CodeMatch):
     """Step k gets 1 if the codes of levels 0..k all are the target's: the running product of level_match."""
 
-    prefix = True
+    name, prefix = "prefix_match", True
 
 
 @REWARDS.register("ndcg_rank", title="rank penalty inside the group (MiniOneRec)")

@@ -236,7 +236,7 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog, layout = session.config, session.dataset.catalog, session.layout
     context = RewardContext.from_catalog(catalog, session.table.codes)
-    verifier = build_verifier(config.rewards, context, thinking=layout.writes_text)
+    verifier = build_verifier(config.rewards, context, thinking=layout.writes_text, steps=layout.steps)
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),

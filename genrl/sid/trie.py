@@ -39,11 +39,9 @@ class TrieLevel:
 
     @property
     def tables(self) -> list[Tensor]:
-        """All tensors of the level."""
         return [self.offsets, self.codes] + ([] if self.masks is None else [self.masks])
 
     def to(self, device: torch.device | str) -> TrieLevel:
-        """The level on another device."""
         return TrieLevel(self.size, self.widest, *(table.to(device) for table in self.tables))
 
     def legal(self, nodes: Tensor) -> Tensor:
@@ -110,7 +108,6 @@ class Trie:
 
     @property
     def device(self) -> torch.device:
-        """Where the tables live."""
         return self.leaf_items.device
 
     def nbytes(self) -> int:
@@ -124,7 +121,6 @@ class Trie:
         return self.nbytes() / (self.leaf_items.numel() * self.depth)
 
     def to(self, device: torch.device | str) -> Trie:
-        """The trie on another device."""
         if torch.device(device) == self.device:
             return self
         levels = tuple(level.to(device) for level in self.levels)

@@ -1,5 +1,4 @@
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ from genrl.errors import ConfigError, DataError
 from tests.helpers import assert_same
 from tests.unit.catalog.files import COLUMNS, files_config, load, rows_of, write
 
-BEAUTY = Path(__file__).parents[4] / "shared" / "data" / "amazon2014_beauty"
-SMALL = ToyConfig(users=40, items=60)
 HISTORIES = {"u1": "abcde", "u2": "bcda", "u3": "cab", "u4": "ab"}
 
 
@@ -38,29 +35,21 @@ def test_leave_one_out_end_to_end(tmp_path):
     assert named(dataset, Role.VALID) == {"u1": "d", "u2": "d", "u3": "a"}
     assert named(dataset, Role.RL) == {"u1": "c", "u2": "c", "u4": "b"}
     assert_same(dataset.catalog.train_counts, [2, 3, 3, 0, 0])
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_every_form_gives_the_same_data_set(tmp_path, suffix):
-    config = files_config(write(tmp_path / f"log.{suffix}", rows_of(HISTORIES)))
-    assert load_dataset(config).fingerprint == load(tmp_path, HISTORIES).fingerprint
+    for suffix in ("csv", "jsonl"):
+        config = files_config(write(tmp_path / f"log.{suffix}", rows_of(HISTORIES)))
+        assert load_dataset(config).fingerprint == dataset.fingerprint
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
-@pytest.mark.parametrize("seed", range(4))
-def test_the_order_of_rows_with_distinct_times_does_not_matter(tmp_path, split, seed):
-    rows = [(user, item, number) for number, (user, item, _) in enumerate(rows_of(random_histories(seed)))]
+def test_the_order_of_rows_matters_for_ties_alone(tmp_path, split):
+    rows = [(user, item, number) for number, (user, item, _) in enumerate(rows_of(random_histories(0)))]
     one = load_dataset(files_config(write(tmp_path / "a.csv", rows), split=split))
-    random.Random(seed).shuffle(rows)
+    random.Random(0).shuffle(rows)
     other = load_dataset(files_config(write(tmp_path / "b.csv", rows), split=split))
     assert one.fingerprint == other.fingerprint
-
-
-def test_ties_keep_the_order_of_the_file(tmp_path):
-    rows = [("u", item, 5) for item in "dbca"]
-    sequences = load_dataset(files_config(write(tmp_path / "log.csv", rows))).sequences
-    assert_same(sequences.items, [3, 1, 2, 0])
-    assert_same(sequences.times, [0, 0, 0, 0])
+    tied = load_dataset(files_config(write(tmp_path / "ties.csv", [("u", item, 5) for item in "dbca"]))).sequences
+    assert_same(tied.items, [3, 1, 2, 0])
+    assert_same(tied.times, [0, 0, 0, 0])
 
 
 def test_position_wins_over_time_and_feedback_and_attributes_stay_beside_their_rows(tmp_path):
@@ -81,7 +70,7 @@ def test_position_wins_over_time_and_feedback_and_attributes_stay_beside_their_r
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_parts_are_disjoint_and_histories_hold_only_the_past(tmp_path, split, seed):
     dataset = load(tmp_path, random_histories(seed), split=split, rl_holdout=2)
     sequences = dataset.sequences
@@ -98,14 +87,6 @@ def test_parts_are_disjoint_and_histories_hold_only_the_past(tmp_path, split, se
             assert (sequences.times[start:position] <= sequences.times[position]).all()
 
 
-def test_temporal_targets_lie_behind_one_point_in_time(tmp_path):
-    sequences = load(tmp_path, random_histories(7, users=200), split="temporal").sequences
-    learnt = torch.cat([sequences.rows(Role.TRAIN), sequences.rows(Role.RL)])
-    valid, test = sequences.rows(Role.VALID), sequences.rows(Role.TEST)
-    assert sequences.times[learnt].max() < sequences.times[valid].min()
-    assert sequences.times[valid].max() < sequences.times[test].min()
-
-
 def column_config(tmp_path, rows, **options):
     columns = ColumnsConfig(split="part")
     path = write(tmp_path / "log.csv", rows, (*COLUMNS, "part"))
@@ -119,22 +100,16 @@ def test_split_by_a_column_and_history_only_rows(tmp_path):
     sequences = load_dataset(column_config(tmp_path, rows)).sequences
     wanted = [Role.HISTORY, Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY, Role.TEST]
     assert_same(sequences.roles.long(), [int(role) for role in wanted])
-
-
-def test_history_only_rows_are_never_targets_in_any_split(tmp_path):
+    rows = [("u1", "a", 1, "train"), ("u1", "b", 2, "test"), ("u1", "c", 3, "valid")]
+    with pytest.raises(DataError, match=r"log\.csv:4: user 'u1' has a valid row after a test row"):
+        load_dataset(column_config(tmp_path, rows, rl_holdout=0))
     rows = [(f"u{u}", f"i{n}", 10 * n + u, "history_only" if n == 0 else "train") for u in range(6) for n in range(6)]
     config = column_config(tmp_path, rows)
-    for split in ("leave_one_out", "temporal"):
+    for split in ("leave_one_out", "temporal"):  # never a target
         config.split = split
         sequences = load_dataset(config).sequences
         assert_same(sequences.rows(Role.HISTORY), sequences.offsets[:-1])
         assert_same(sequences.items[sequences.rows(Role.HISTORY)], [0] * 6)
-
-
-def test_a_training_row_after_a_test_row_is_refused(tmp_path):
-    rows = [("u1", "a", 1, "train"), ("u1", "b", 2, "test"), ("u1", "c", 3, "valid")]
-    with pytest.raises(DataError, match=r"log\.csv:4: user 'u1' has a valid row after a test row"):
-        load_dataset(column_config(tmp_path, rows, rl_holdout=0))
 
 
 def test_k_core_drops_items_from_the_catalogue(tmp_path):
@@ -149,7 +124,10 @@ def test_k_core_drops_items_from_the_catalogue(tmp_path):
 def test_item_table_orders_the_catalogue_and_may_hold_unseen_items(tmp_path):
     rows = [("z", "Zinc", "Metal"), ("c", "Cup", "Tea"), ("b", "Bag", "Tea"), ("a", "Ale", None)]
     items = write(tmp_path / "items.csv", rows, ("item_id", "title", "category"))
-    catalog = load(tmp_path, {"u1": "abcab", "u2": "bcabc"}, items=items).catalog
+    histories = {"u1": "abcab", "u2": "bcabc"}
+    dataset = load(tmp_path, histories, items=items)
+    assert load(tmp_path, histories, items=items, cold_fraction=0.9).fingerprint != dataset.fingerprint
+    catalog = dataset.catalog
     assert catalog.item_ids == ("z", "c", "b", "a")
     assert catalog.titles[catalog.row("c")] == "Cup"
     assert catalog.category_names == ("Metal", "Tea")
@@ -174,41 +152,13 @@ def test_an_empty_part_is_refused(tmp_path, histories, options, said):
     ("config", "said"),
     [
         (DataConfig(source="files"), r"data\.interactions = None: is needed by data\.source=files"),
-        (DataConfig(valid_fraction=0.6, test_fraction=0.5), r"data\.valid_fraction = 0\.6: and .* leave nothing"),
         (DataConfig(test_fraction=0.0), r"data\.test_fraction = 0\.0: must be above 0"),
         (DataConfig(cold_fraction=1.5), r"data\.cold_fraction = 1\.5: must be at least 0 and below 1"),
         (DataConfig(k_core=-1), r"data\.k_core = -1: must be at least 0"),
-        (DataConfig(rl_holdout=-1), r"data\.rl_holdout = -1"),
         (DataConfig(toy=ToyConfig(items=20)), r"data\.toy\.items = 20: must be at least 48"),
         (DataConfig(toy=ToyConfig(users=5)), r"data\.toy\.users = 5: must be at least 10"),
-        (
-            DataConfig(columns=ColumnsConfig(feedback=["click"])),
-            r"data\.columns\.feedback = \['click'\]: names columns",
-        ),
-        (DataConfig(split="column"), "the toy data set has none. Use leave_one_out or temporal"),
-        (files_config("x.csv", split="column"), r"data\.columns\.split = None: is needed by data\.split=column"),
-        (files_config("x.csv", split="temporal", columns=ColumnsConfig(time=None)), r"data\.columns\.time = None: is"),
     ],
 )
 def test_contradicting_options_are_refused(config, said):
     with pytest.raises(ConfigError, match=said):
         load_dataset(config)
-
-
-def test_the_fingerprint_sees_the_cold_items():
-    one, other = (load_dataset(DataConfig(toy=SMALL, cold_fraction=share)).fingerprint for share in (0.05, 0.1))
-    assert one != other
-
-
-@pytest.mark.skipif(not BEAUTY.is_dir(), reason="needs ../shared/data/amazon2014_beauty, not part of the project")
-def test_beauty_as_published():
-    columns = ColumnsConfig(position="position", split="split", category="category_l2", text=["category_path", "brand"])
-    config = files_config(BEAUTY / "interactions.parquet", items=str(BEAUTY / "items.parquet"), columns=columns)
-    dataset = load_dataset(config)
-    sequences = dataset.sequences
-    assert (len(sequences.user_ids), len(dataset.catalog), len(sequences)) == (22_363, 12_101, 198_502)
-    assert len(dataset.catalog.category_names) == 6
-    assert (dataset.catalog.categories >= 0).all()
-    assert len(sequences.rows(Role.TEST)) == 22_363
-    config.split = "column"
-    assert load_dataset(config).fingerprint == dataset.fingerprint

@@ -8,51 +8,11 @@ import pytest
 from genrl.catalog.interactions import item_rows, read_events, read_items, sorted_ids
 from genrl.config.schema import ColumnsConfig, DataConfig
 from genrl.errors import DataError
-from tests.helpers import assert_same
 from tests.unit.catalog.files import COLUMNS, write
 
 
 def columns(**names):
     return DataConfig(columns=ColumnsConfig(**names))
-
-
-def times_of(tmp_path, values, suffix="csv"):
-    rows = [("u", f"i{number}", value) for number, value in enumerate(values)]
-    return read_events(write(tmp_path / f"log.{suffix}", rows), columns()).times.tolist()
-
-
-@pytest.mark.parametrize(
-    ("suffix", "values", "ranks"),
-    [
-        ("csv", [30, 7, 30], [1, 0, 1]),
-        ("csv", ["1e3", "5.5", "7"], [2, 0, 1]),
-        ("csv", ["2014-07-23", "2013-01-01", "2014-07-24"], [1, 0, 2]),
-        ("csv", ["2014-07-23T10:00:00", "2014-07-23T09:59:59.5", "2014-07-24T00:00:00"], [1, 0, 2]),
-        ("csv", ["2014-07-23T10:00:00Z", "2014-07-23T09:00:00Z"], [1, 0]),
-        ("parquet", [datetime.date(2014, 7, 23), datetime.date(2013, 1, 1)], [1, 0]),
-        ("parquet", [datetime.datetime(2014, 7, 23), datetime.datetime(2013, 1, 1)], [1, 0]),
-        ("parquet", [2.5, 1.5], [1, 0]),
-    ],
-)
-def test_times_are_ranked(tmp_path, suffix, values, ranks):
-    assert times_of(tmp_path, values, suffix) == ranks
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "said"),
-    [
-        ("log.csv", ("u3", "i1", "soon"), r"log\.csv:4: timestamp is 'soon'.*neither a number nor a date"),
-        ("log.csv", ("u3", "i1", "2014-01-01"), r"log\.csv:4: timestamp is '2014-01-01'.*same kind as the first row"),
-        ("log.csv", ("", "i1", 5), r"log\.csv:4: user_id is empty \(1 such rows\)"),
-        ("log.csv", ("u3", "", 5), r"log\.csv:4: item_id is empty"),
-        ("log.csv", ("u3", "i1", ""), r"log\.csv:4: timestamp is empty"),
-        ("log.jsonl", ("u3", None, 5), r"log\.jsonl:3: item_id is empty"),
-        ("log.parquet", ("u3", None, 5), r"log\.parquet, row 3: item_id is empty"),
-    ],
-)
-def test_a_bad_row_is_named_by_file_and_line(tmp_path, name, row, said):
-    with pytest.raises(DataError, match=said):
-        read_events(write(tmp_path / name, [("u1", "i1", 1), ("u2", "i2", 2), row]), columns())
 
 
 def parquet_of(path, *parts, name="user_id"):
@@ -63,6 +23,56 @@ def parquet_of(path, *parts, name="user_id"):
         data = {"user_id": other, "item_id": other, "timestamp": list(range(len(values))), name: values}
         pq.write_table(pa.table(data), path / f"part{number}.parquet")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "ranks"),
+    [
+        ([["30", "7", "30"]], [1, 0, 1]),
+        ([["1e3", "5.5", "7"]], [2, 0, 1]),
+        ([["2014-07-23", "2013-01-01", "2014-07-24"]], [1, 0, 2]),
+        ([["2014-07-23T10:00:00", "2014-07-23T09:59:59.5", "2014-07-24T00:00:00"]], [1, 0, 2]),
+        ([["2014-07-23T10:00:00Z", "2014-07-23T09:00:00Z"]], [1, 0]),
+        ([[2.5, 1.5]], [1, 0]),
+        ([[datetime.date(2014, 7, 23), datetime.date(2013, 1, 1)]], [1, 0]),
+        ([[datetime.datetime(2014, 7, 23), datetime.datetime(2013, 1, 1)]], [1, 0]),
+        ([[30, 7], [8.5]], [2, 0, 1]),
+        ([[30, 7], ["8"]], [2, 0, 1]),
+        ([[datetime.datetime(2014, 7, 23)], [datetime.date(2014, 7, 22)], ["2014-07-22T12:00:00"]], [2, 0, 1]),
+        ([pa.array(["2", "10"], pa.large_string())], [0, 1]),
+    ],
+)
+def test_times_are_ranked_whatever_the_types_of_the_parts(tmp_path, parts, ranks):
+    sources = [parquet_of(tmp_path / "log", *parts, name="timestamp")]
+    if len(parts) == 1:  # as a date or a number is written
+        sources.append(write(tmp_path / "log.csv", [("u", "i", value) for value in parts[0]]))
+    for source in sources:
+        assert read_events(source, columns()).times.tolist() == ranks
+
+
+NAMES = (*COLUMNS, "part", "click")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("log.csv", ("u3", "i1", "soon", "", 1), r":4: timestamp is 'soon'.*neither a number nor a date"),
+        ("log.csv", ("u3", "i1", "2014-01-01", "", 1), r":4: timestamp is '2014-.*same kind as the first row"),
+        ("log.csv", ("u3", "i1", "inf", "", 1), r":4: timestamp is not a number but inf"),
+        ("log.csv", ("", "i1", 5, "", 1), r":4: user_id is empty \(1 such rows\)"),
+        ("log.csv", ("u3", "i1", "", "", 1), r":4: timestamp is empty"),
+        ("log.csv", ("u3", "i1", 5, "tests", 1), r":4: part is 'tests'.*Did you mean 'test'.*history_only"),
+        ("log.csv", ("u3", "i1", 5, "test", "long"), r":4: click is .*'long', which is neither a number nor true"),
+        ("log.csv", ("u3", "i1", 5, "test", "1e39"), r":4: click is .*too large"),
+        ("log.jsonl", ("u3", None, 5, "test", 1), r":3: item_id is empty"),
+        ("log.parquet", ("u3", None, 5, "test", 1), r", row 3: item_id is empty"),
+        ("log.parquet", ("u3", "i1", float("nan"), "test", 1), ", row 3: timestamp is not a number but nan"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, name, row, said):
+    path = write(tmp_path / name, [("u1", "i1", 1, "train", 1), ("u2", "i2", 2, "train", 1), row], NAMES)
+    with pytest.raises(DataError, match=name.replace(".", r"\.") + said):
+        read_events(path, columns(split="part", feedback=["click"]))
 
 
 @pytest.mark.parametrize(
@@ -81,59 +91,38 @@ def test_ids_are_the_same_text_whatever_their_type(tmp_path, parts, ids):
     assert read_events(parquet_of(tmp_path / "log", *parts), columns()).user_ids == ids
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ([1.0, 2.5], r"row 2: user_id is 2\.5, not an id"),
-        ([1.0, float("inf")], "row 2: user_id is inf, not an id"),
-        ([1.0, float("nan")], "row 2: user_id is nan, not an id"),
-        ([1.0, 2.0**53], r"row 2: user_id is 9007199254740992, a float above 2\^53.*as text or as integers"),
-        (pa.array([1, 2**24], pa.float32()), r"row 2: user_id is 16777216, a float above 2\^24"),
-    ],
-)
-def test_floats_that_are_no_ids_or_may_have_lost_digits_are_refused(tmp_path, values, said):
-    with pytest.raises(DataError, match=said):
-        read_events(parquet_of(tmp_path / "log", [1.0], values), columns())
+def jsonl_of(path, values):
+    return write(path, [(value, value, number) for number, value in enumerate(values)])
 
 
 def test_jsonl_keeps_what_is_written(tmp_path):
     ids = [12345678901234567890, "2020-01-01", "001", 12.0, True, 2**53 + 1]
-    path = write(tmp_path / "log.jsonl", [(value, value, number) for number, value in enumerate(ids)])
-    events = read_events(path, columns())
+    events = read_events(jsonl_of(tmp_path / "log.jsonl", ids), columns())
     texts = ["12345678901234567890", "2020-01-01", "001", "12", "true", "9007199254740993"]
     assert [events.user_ids[code] for code in events.users] == texts
-    items = write(
-        tmp_path / "items.jsonl", [(n, value) for n, value in enumerate([1984, 1.5, "1e5", None])], ("item_id", "title")
-    )
-    assert read_items(items, columns(category=None)).titles == ["1984", "1.5", "1e5", ""]
-    for value, said in [
-        ([1], "a list, not an id"),
-        (1e16, r"10000000000000000, a float above 2\^53"),
-        (0.5, "0.5, not an id"),
-    ]:
-        path = write(tmp_path / "bad.jsonl", [("a", "b", 1), (value, "b", 1)])
-        with pytest.raises(DataError, match=rf"bad\.jsonl:2: user_id is {said}"):
-            read_events(path, columns())
+    rows = list(enumerate([1984, 1.5, "1e5", None]))
+    items = read_items(write(tmp_path / "items.jsonl", rows, ("item_id", "title")), columns(category=None))
+    assert items.titles == ["1984", "1.5", "1e5", ""]
 
 
 @pytest.mark.parametrize(
-    ("parts", "ranks"),
+    ("values", "said"),
     [
-        ([[30, 7], [8.5]], [2, 0, 1]),
-        ([[30, 7], ["8"]], [2, 0, 1]),
-        ([[datetime.datetime(2014, 7, 23)], [datetime.date(2014, 7, 22)], ["2014-07-22T12:00:00"]], [2, 0, 1]),
-        ([pa.array(["2", "10"], pa.large_string())], [0, 1]),
+        ([1.0, 2.5], r"2: user_id is 2\.5, not an id"),
+        ([1.0, float("inf")], "2: user_id is inf, not an id"),
+        ([1.0, float("nan")], "2: user_id is nan, not an id"),
+        ([1.0, 2.0**53], r"2: user_id is 9007199254740992, a float above 2\^53.*as text or as integers"),
+        (pa.array([1, 2**24], pa.float32()), r"2: user_id is 16777216, a float above 2\^24"),
+        (["a", [1]], "2: user_id is a list, not an id"),  # in JSONL alone
     ],
 )
-def test_times_of_parts_with_other_types_are_ranked_together(tmp_path, parts, ranks):
-    assert read_events(parquet_of(tmp_path / "log", *parts, name="timestamp"), columns()).times.tolist() == ranks
-
-
-@pytest.mark.parametrize(("value", "said"), [("nan", "timestamp is not a number but nan"), ("inf", "but inf")])
-def test_a_time_that_is_not_finite_is_refused(tmp_path, value, said):
-    for suffix, written in (("parquet", float(value)), ("csv", value)):
-        with pytest.raises(DataError, match=said):
-            times_of(tmp_path, [1.0, written], suffix)
+def test_what_is_no_id_or_may_have_lost_digits_is_refused(tmp_path, values, said):
+    if not isinstance(values, pa.Array):
+        with pytest.raises(DataError, match=rf"log\.jsonl:{said}"):
+            read_events(jsonl_of(tmp_path / "log.jsonl", values), columns())
+    if not isinstance(values[0], str):
+        with pytest.raises(DataError, match=f"row {said}"):
+            read_events(parquet_of(tmp_path / "log", [1.0], values), columns())
 
 
 def test_feedback_is_kept_as_float32_and_missing_values_as_nan(tmp_path):
@@ -144,27 +133,6 @@ def test_feedback_is_kept_as_float32_and_missing_values_as_nan(tmp_path):
         assert [events.feedback[name].dtype for name in names[3:]] == [np.float32, np.float32]
         np.testing.assert_array_equal(events.feedback["click"], [1, 0, np.nan])
         np.testing.assert_array_equal(events.feedback["play_time"], [2.5, np.nan, 7])
-
-
-@pytest.mark.parametrize(
-    ("value", "said"), [("long", "'long', which is neither a number nor true"), ("1e39", "too large")]
-)
-def test_feedback_that_is_no_number_is_refused(tmp_path, value, said):
-    rows = [("u1", "a", 1, 2.5), ("u1", "b", 2, ""), ("u1", "b", 2, value)]
-    with pytest.raises(DataError, match=rf"log\.csv:4: seconds is .*{said}"):
-        read_events(write(tmp_path / "log.csv", rows, (*COLUMNS, "seconds")), columns(feedback=["seconds"]))
-
-
-def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
-    table = pa.table({"user_id": [["a"]], "item_id": ["b"], "timestamp": [[1]], "title": [["t"]], "category": ["c"]})
-    pq.write_table(table, tmp_path / "log.parquet")
-    source = str(tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"'user_id' holds list.*not ids"):
-        read_events(source, columns())
-    with pytest.raises(DataError, match=r"'timestamp'.*holds list"):
-        read_events(source, columns(user="item_id"))
-    with pytest.raises(DataError, match=r"'title'.*holds list.*not text"):
-        read_items(source, columns())
 
 
 @pytest.mark.parametrize(
@@ -180,11 +148,17 @@ def test_position_orders_while_time_marks_ties_and_without_both_the_file_counts(
     assert (events.order.tolist(), events.times.tolist()) == (order, times)
 
 
-def test_split_words_are_checked(tmp_path):
-    rows = [("u1", "a", 1, "train"), ("u1", "b", 2, "tests")]
-    path = write(tmp_path / "log.csv", rows, (*COLUMNS, "part"))
-    with pytest.raises(DataError, match=r"log\.csv:3: part is 'tests'.*Did you mean 'test'.*history_only"):
-        read_events(path, columns(split="part"))
+def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
+    source = str(tmp_path / "log.parquet")
+    table = pa.table({"user_id": [["a"]], "item_id": ["b"], "timestamp": [[1]], "title": [["t"]], "category": ["c"]})
+    pq.write_table(table, source)
+    for read, names, said in (
+        (read_events, {}, r"'user_id' holds list.*not ids"),
+        (read_events, {"user": "item_id"}, r"'timestamp'.*holds list"),
+        (read_items, {}, r"'title'.*holds list.*not text"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read(source, columns(**names))
 
 
 def test_item_table(tmp_path):
@@ -198,29 +172,20 @@ def test_item_table(tmp_path):
     assert items.categories == ["Bath", None]
     assert items.texts == ["Red soap Bath", "Elm"]
     assert items.attributes == {"brand": ["", "Elm"]}
-
-
-def test_item_table_without_title_and_category(tmp_path):
+    bare = columns(title=None, category=None)
+    path = write(tmp_path / "items.csv", [("i2",), ("i1",), ("i2",)], ("item_id",))
+    with pytest.raises(DataError, match=r"items\.csv:4: item_id 'i2' is there already \(.*items\.csv:2\)"):
+        read_items(path, bare)
     path = write(tmp_path / "items.csv", [("i2",), ("i1",)], ("item_id",))
-    items = read_items(path, columns(title=None, category=None))
-    assert items.titles == ["", ""]
+    assert read_items(path, bare).titles == ["", ""]
     with pytest.raises(DataError, match=r"no column 'title'.*data\.columns\.title"):
         read_items(path, columns(category=None))
 
 
-def test_an_item_twice_in_the_table_is_refused_with_both_places(tmp_path):
-    path = write(tmp_path / "items.csv", [("a",), ("b",), ("a",)], ("item_id",))
-    with pytest.raises(DataError, match=r"items\.csv:4: item_id 'a' is there already \(.*items\.csv:2\)"):
-        read_items(path, columns(title=None, category=None))
-
-
-def test_an_interaction_with_an_unknown_item_is_named(tmp_path):
+def test_items_of_interactions_are_found_and_ids_sort_as_numbers_only_if_all_are(tmp_path):
     events = read_events(write(tmp_path / "log.csv", [("u", "i1", 1), ("u", "i22", 2)]), columns())
     with pytest.raises(DataError, match=r"log\.csv:3: item 'i22' is not in items\.csv \(2 items; 1 such rows\).*'i2'"):
         item_rows(events, ["i1", "i2"], "items.csv")
-    assert_same(item_rows(events, ["i22", "i1"], "items.csv").tolist(), [1, 0])
-
-
-def test_ids_sort_as_numbers_only_if_all_are():
+    assert item_rows(events, ["i22", "i1"], "items.csv").tolist() == [1, 0]
     assert sorted_ids(["10", "9", "007"]) == ["007", "9", "10"]
     assert sorted_ids(["10", "9", "x"]) == ["10", "9", "x"]

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -41,12 +39,9 @@ def test_a_name_that_is_not_one_item_is_refused_with_candidates(text, said):
         NAMED.row_of(text)
 
 
-def test_duplicate_ids_are_refused():
+def test_duplicate_ids_and_columns_of_unequal_length_are_refused():
     with pytest.raises(DataError, match="'a' twice"):
         Catalog.from_table(["a", "b", "a"])
-
-
-def test_columns_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="2 ids, 1 titles"):
         Catalog.from_table(["a", "b"], titles=["only one"])
     with pytest.raises(ValueError, match="2 ids and 1 values of attribute 'brand'"):
@@ -65,35 +60,31 @@ def test_columns_of_unequal_length_are_refused():
         {"texts": ["one Acme", "two"]},
     ],
 )
-def test_the_fingerprint_sees_every_identifying_change(change):
+def test_the_fingerprint_sees_every_identifying_change_and_nothing_else(change):
     base = {"item_ids": ["a", "b"], "titles": ["one", "two"], "categories": ["Tea", "Tea"]}
     assert Catalog.from_table(**base).fingerprint != Catalog.from_table(**{**base, **change}).fingerprint
+    counted = Catalog.from_table(["a", "b"], ["one", "two"], ["Tea", None], train_counts=torch.tensor([3, 4]))
+    assert counted.fingerprint == "1603599f94a062b5"  # the same in every process
 
 
-def test_the_fingerprint_is_the_same_in_every_process():
-    catalog = Catalog.from_table(["a", "b"], ["one", "two"], ["Tea", None], train_counts=torch.tensor([3, 4]))
-    assert catalog.fingerprint == "1603599f94a062b5"
-    assert Catalog.from_table(["a", "b"], ["one", "two"], ["Tea", None]).fingerprint == catalog.fingerprint
+RISING = torch.arange(40, 0, -1)
 
 
-@pytest.mark.parametrize(("rule", "rows"), [("rank", [1, 2]), ("percentile_value", [1, 2, 3])])
-def test_cold_by_rank_takes_the_share_with_ties_by_row_and_by_percentile_all_ties(rule, rows):
-    assert_same(cold_items(torch.tensor([4, 1, 1, 1, 9]), 0.4, rule).nonzero().flatten(), rows)
-
-
-@pytest.mark.parametrize("rule", ["rank", "percentile_value"])
-def test_cold_of_forty_items_with_counts_one_to_forty(rule):
-    """methods.md, section 16: the bottom 5 % are the items with counts 1 and 2."""
-    cold = cold_items(torch.arange(40, 0, -1), 0.05, rule)
-    assert_same(cold.nonzero().flatten(), [38, 39])
-
-
-@pytest.mark.parametrize("rule", ["rank", "percentile_value"])
-def test_no_share_no_cold_items(rule):
-    assert not cold_items(torch.tensor([0, 0, 3]), 0.0, rule).any()
-    assert cold_items(torch.tensor([0, 0, 3]), 1.0, rule).all()
-
-
-@pytest.mark.parametrize("items", [7, 100, 12101])
-def test_the_cold_share_is_rounded_up(items):
-    assert int(cold_items(torch.zeros(items, dtype=torch.int64), 0.07).sum()) == math.ceil(round(0.07 * items, 6))
+@pytest.mark.parametrize(
+    ("counts", "share", "rule", "rows"),
+    [
+        ([4, 1, 1, 1, 9], 0.4, "rank", [1, 2]),  # ties by row
+        ([4, 1, 1, 1, 9], 0.4, "percentile_value", [1, 2, 3]),  # all ties
+        (RISING, 0.05, "rank", [38, 39]),  # methods.md, section 16: the bottom 5 % are the items with counts 1 and 2
+        (RISING, 0.05, "percentile_value", [38, 39]),
+        ([0, 0, 3], 0.0, "rank", []),
+        ([0, 0, 3], 0.0, "percentile_value", []),
+        ([0, 0, 3], 1.0, "rank", [0, 1, 2]),
+        ([0, 0, 3], 1.0, "percentile_value", [0, 1, 2]),
+        ([0] * 7, 0.07, "rank", [0]),  # the share is rounded up
+        ([0] * 100, 0.07, "rank", range(7)),  # whatever 0.07 is in binary
+        ([0] * 12101, 0.07, "rank", range(848)),
+    ],
+)
+def test_cold_items_are_the_share_with_the_fewest_interactions(counts, share, rule, rows):
+    assert cold_items(torch.as_tensor(counts), share, rule).nonzero().flatten().tolist() == list(rows)

@@ -26,26 +26,6 @@ def written(path, content):
     return path
 
 
-def packed(path, content):
-    """Write text as the suffix of the file says."""
-    if path.suffix == ".gz":
-        return written(path, gzip.compress(content.encode()))
-    if path.suffix == ".zst":
-        with pa.CompressedOutputStream(str(path), "zstd") as stream:
-            stream.write(content.encode())
-        return path
-    return written(path, content)
-
-
-@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.jsonl"])
-def test_every_form_gives_the_same_ids_and_nothing_is_written_beside(tmp_path, name, capfd):
-    _, columns = read(write(tmp_path / name, ROWS), COLUMNS)
-    assert columns["item_id"] == ["007", "NA"]
-    assert [int(value) for value in columns["timestamp"]] == [3, 1]
-    assert os.listdir(tmp_path) == [name]
-    assert capfd.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize(
     ("name", "options", "content"),
     [
@@ -62,16 +42,15 @@ def test_every_form_gives_the_same_ids_and_nothing_is_written_beside(tmp_path, n
         ("log.csv", {}, "\ufeffuser_id,item_id\r\nu1,007\r\nu2,NA\r\n"),
         ("log.csv", {}, ",user_id,,item_id,user_id2\n0,u1,,007,x\n1,u2,,NA,\n"),
         ("log.csv", {}, 'x,user_id,x,item_id\n1,u1,"a\nb",007\n,,,\n \n1,u2,2014-01-01,NA\n'),
-        (
-            "log.jsonl",
-            {},
-            '{"user_id": "u1", "item_id": "007", "x": null}\n{"x": [9], "user_id": "u2", "item_id": "NA"}',
-        ),
+        ("log.jsonl", {}, '{"user_id": "u1", "item_id": "007"}\n{"x": [9], "user_id": "u2", "item_id": "NA"}'),
     ],
 )
-@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
-def test_separators_types_in_the_header_and_columns_that_nobody_asked_for(tmp_path, name, options, content, packing):
-    _, columns = read(packed(tmp_path / (name + packing), content), **options)
+@pytest.mark.parametrize(("suffix", "packing"), [("", None), (".gz", "gzip"), (".zst", "zstd")])
+def test_separators_types_in_the_header_and_columns_nobody_asked_for(tmp_path, name, options, content, suffix, packing):
+    path = tmp_path / (name + suffix)
+    with pa.CompressedOutputStream(str(path), packing) if packing else path.open("wb") as stream:
+        stream.write(content.encode())
+    _, columns = read(path, **options)
     assert columns == {"user_id": ["u1", "u2"], "item_id": ["007", "NA"]}
 
 
@@ -90,20 +69,23 @@ def test_without_a_header_line_the_names_are_asked_for_and_lines_count_from_the_
             read(write(tmp_path / name, ROWS), header=names)
 
 
-def test_a_file_is_unpacked_by_its_content_not_by_its_name(tmp_path):
+def test_a_file_is_read_by_its_content_now_and_nothing_is_written_beside(tmp_path, capfd):
     expected = {"user_id": ["u1", "u2"], "item_id": ["007", "NA"]}
-    plain = (tmp_path / "a.csv.gz").with_suffix("")
-    write(plain, ROWS)
+    plain, parquet = tmp_path / "a[1].csv", tmp_path / "d.parquet"
+    for path in (plain, parquet, tmp_path / "log.jsonl", tmp_path / "a1.csv"):
+        table, columns = read(write(path, ROWS[:1] if path.name == "a1.csv" else ROWS), COLUMNS)
+        assert columns["item_id"] == expected["item_id"][: len(table)]
+        assert [int(value) for value in columns["timestamp"]] == [3, 1][: len(table)]
+    assert len(os.listdir(tmp_path)) == 4
+    assert capfd.readouterr() == ("", "")
+    assert read(plain)[1] == expected  # that very file, and no pattern
     assert read(written(tmp_path / "b.csv", gzip.compress(plain.read_bytes())))[1] == expected
     assert read(written(tmp_path / "c.csv.gz", plain.read_bytes()))[1] == expected
-    parquet = tmp_path / "d.parquet"
-    write(parquet, ROWS)
     assert read(written(tmp_path / "e.parquet.gz", gzip.compress(parquet.read_bytes())))[1] == expected
-
-
-def test_the_name_is_that_very_file_and_no_pattern(tmp_path):
-    write(tmp_path / "a1.jsonl", ROWS)
-    assert read(write(tmp_path / "a[1].jsonl", ROWS[:1]))[1]["user_id"] == ["u1"]
+    stamp = os.stat(plain).st_mtime_ns
+    write(plain, [("u9", "1", 1), ("u8", "2", 2)])
+    os.utime(plain, ns=(stamp, stamp))
+    assert read(plain)[1]["user_id"] == ["u9", "u8"]
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.dat", "log.jsonl"])
@@ -114,15 +96,10 @@ def test_encodings(tmp_path, name, encoding):
     assert read(path, ["user_id"], encoding=encoding)[1]["user_id"] == ["Café"]
     with pytest.raises(DataError, match=r"log\.\w+(:[12]: (user_id is 'Caf.*not utf-8|not JSON)|: no column)"):
         read(path, ["user_id"])
-
-
-def test_bytes_of_another_encoding_in_a_column_that_nobody_asked_for_do_not_matter(tmp_path):
-    path = written(tmp_path / "log.csv", "user_id,item_id,title\nu1,i1,Café\n".encode("latin-1"))
-    assert read(path)[1] == {"user_id": ["u1"], "item_id": ["i1"]}
-    with pytest.raises(
-        DataError, match=r"log\.csv:2: title is 'Caf\\\\udce9', which is not utf-8\. Set data\.encoding"
-    ):
-        read(path, ["title"])
+    if name == "log.csv":  # in a column that nobody asked for it does not matter
+        assert read(written(path, "user_id,title\nu1,Café\n".encode("latin-1")), ["user_id"])[1] == {"user_id": ["u1"]}
+        with pytest.raises(DataError, match=r":2: title is 'Caf\\\\udce9', which is not utf-8\. Set data\.encoding"):
+            read(path, ["title"])
 
 
 @pytest.mark.parametrize(("option", "value"), [("encoding", "klingon"), ("encoding", "base64"), ("separator", "")])
@@ -159,15 +136,6 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
         read(tmp_path)
 
 
-def test_an_edited_file_is_read_anew(tmp_path):
-    path = tmp_path / "log.csv"
-    read(write(path, ROWS))
-    stamp = os.stat(path).st_mtime_ns
-    write(path, [("u9", "1", 1), ("u8", "2", 2)])
-    os.utime(path, ns=(stamp, stamp))
-    assert read(path)[1]["user_id"] == ["u9", "u8"]
-
-
 @pytest.mark.parametrize(
     ("header", "said"),
     [
@@ -202,21 +170,15 @@ def test_lines_are_counted_as_a_person_would(tmp_path):
         ("log.jsonl", '{"x": ' + "[" * 100_000 + "\n", r"log\.jsonl:1: JSON that cannot be read \(.*recursion"),
         ("log.jsonl", '{"x": ' + "1" * 5_000 + "}\n", r"log\.jsonl:1: JSON that cannot be read \(.*digits"),
         ("log.csv", "", "empty file"),
-        ("log.csv", "\n\n", "empty file"),
         ("log.csv", "user_id,item_id\n", r"log\.csv: no rows"),
         ("log.csv", "user_id,item_id\na,b\nc,d,e,f\n", r"log\.csv:3: 4 fields between ',', but the first line has 2"),
         ("log.csv", "user_id,item_id\na,b,\nc,d,\n", r"log\.csv:2: 3 fields.*quote a field.*data\.separator"),
-        ("log.csv", "user_id,item_id\na,b\nc\n", r"log\.csv:3: 1 fields"),
         ("log.tsv", 'user_id\titem_id\n"a\tb\nc\n', r"log\.tsv:3: 1 fields"),
         ("log.dat", "user_id::item_id\na:b\n", r"log\.dat:2: 1 fields between '::'"),
         ("log.csv", 'user_id,item_id\na,"12 inch\nb,6" pan\n', r"log\.csv:2: .*begins with a quote ends with one"),
         ("log.csv", 'user_id,item_id\na,b\nc,"d\n', r"log\.csv:3: unexpected end of data"),
         ("log.parquet", b"PAR1 and then nothing", r"log\.parquet: cannot be read as parquet"),
-        (
-            "log.csv",
-            gzip.compress(b"user_id,item_id\na,b\n" * 99)[:-20],
-            r"log\.csv: cannot be read as csv: .*[Tt]runcated",
-        ),
+        ("log.csv", gzip.compress(b"user_id\na\n" * 99)[:-20], r"log\.csv: cannot be read as csv: .*[Tt]runcated"),
         ("log.xlsx", "x", r"unknown form '\.xlsx'.*data\.separator"),
     ],
 )
@@ -226,11 +188,7 @@ def test_a_broken_file_is_named_with_line_and_remedy(tmp_path, name, content, sa
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    for name, said in {
-        "gone.parquet": "no such file or folder",
-        "gone.csv.gz": "no such file",
-        ".": "no file of a known",
-    }.items():
+    for name, said in {"gone.parquet": "no such file or folder", ".": "no file of a known"}.items():
         with pytest.raises(DataError, match=said):
             read(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "log.csv", "w") as archive:

@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 
@@ -14,20 +12,14 @@ def random_log(seed, users=30, items=25, size=400):
     who = np.sort(generator.integers(users, size=size))
     _, who = np.unique(who, return_inverse=True)
     what = generator.zipf(1.5, size=size) % items
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(who))])
-    return who, what, offsets
+    return who, what
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("minimum", [2, 5, 9])
-def test_k_core_is_the_largest_fixed_point(seed, minimum):
-    who, what, _ = random_log(seed)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("minimum", [1, 2, 5, 9])
+def test_k_core_is_what_peeling_leaves(seed, minimum):
+    who, what = random_log(seed)
     keep = splits.k_core(who, what, minimum)
-    for column in (who, what):
-        counts = np.bincount(column[keep])
-        assert not ((counts > 0) & (counts < minimum)).any()
-    again = splits.k_core(who[keep], what[keep], minimum) if keep.any() else keep[keep]
-    assert again.all()
     # The k-core is unique: peeling one offender at a time, in any order, ends at the same set.
     left = set(range(len(who)))
     changed = True
@@ -39,10 +31,6 @@ def test_k_core_is_the_largest_fixed_point(seed, minimum):
             left -= drop
             changed |= bool(drop)
     assert left == set(np.flatnonzero(keep).tolist())
-
-
-def test_k_core_of_one_keeps_all():
-    assert splits.k_core(np.array([0, 1]), np.array([0, 0]), 1).all()
 
 
 def test_leave_one_out_by_hand():
@@ -59,9 +47,8 @@ def test_temporal_cuts_between_distinct_times():
     assert_same(roles.tolist(), [T] * 6 + [V] * 3 + [E])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_temporal_leaks_nothing_and_meets_the_shares(seed):
-    times = np.random.default_rng(seed).integers(300, size=3000)
+def test_temporal_leaks_nothing_and_meets_the_shares():
+    times = np.random.default_rng(0).integers(300, size=3000)
     roles = splits.temporal(times, np.zeros(3000, dtype=bool), 0.15, 0.1)
     assert times[roles == T].max() < times[roles == V].min()
     assert times[roles == V].max() < times[roles == E].min()
@@ -95,13 +82,3 @@ def test_disorder_inside_a_user_is_found():
     assert splits.first_disorder(np.array([T, E, T, V], dtype=np.uint8), offsets) is None
     assert splits.first_disorder(np.array([H, E, V, T], dtype=np.uint8), offsets) == 3
     assert splits.first_disorder(np.array([T, H, T, V], dtype=np.uint8), offsets) == 1
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_training_rows_are_a_prefix_of_every_user(seed):
-    _, _, offsets = random_log(seed)
-    roles = splits.hold_out_for_rl(splits.leave_one_out(offsets, np.zeros(offsets[-1], dtype=bool)), offsets, 2)
-    for start, end in itertools.pairwise(offsets):
-        user = roles[start:end].tolist()
-        assert user == sorted(user)
-        assert T in user

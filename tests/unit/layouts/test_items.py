@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ CATALOGUES: dict[str, tuple[int, tuple[int, ...]]] = {
 }
 each_catalogue = pytest.mark.parametrize("name", CATALOGUES)
 each_filter = pytest.mark.parametrize("given", [("pool",), ("deny",), ("pool", "deny")], ids="-".join)
-INFINITY = float("inf")
+CROWDED = make_codes()
+CROWDED[10:20] = CROWDED[:10]
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +54,20 @@ def make_rows(layout: SidLayout, given: tuple[str, ...]) -> dict[str, Tensor]:
     """Lists of six requests, with padding and repetitions: whole subtrees, whole leaves, single items, few, most."""
     generator = torch.Generator().manual_seed(1)
     items = len(layout.codes)
-    lists: dict[str, list[Tensor]] = {"pool": [], "deny": []}
-    subtree = (layout.codes[:, 0] == layout.codes[0, 0]).nonzero()[:, 0]
+    below = layout.codes[:, 0] == layout.codes[0, 0]
+    subtree, others = below.nonzero()[:, 0], (~below).nonzero()[:, 0]
     leaf = (layout.codes == layout.codes[0]).all(1).nonzero()[:, 0]
     some = [torch.randperm(items, generator=generator) for _ in range(4)]
-    lists["deny"] = [subtree, leaf, some[0][:5], some[1][: items - 1], some[2][: items // 2], some[3][:0]]
-    others = torch.tensor([row for row in range(items) if row not in subtree.tolist()])
-    lists["pool"] = [
-        torch.cat([subtree, others[:1]]),
-        torch.cat([leaf, others]),
-        some[0][3:7],
-        some[1][2:],
-        some[3],
-        some[2],
-    ]
+    lists = {
+        "deny": [subtree, leaf, some[0][:5], some[1][: items - 1], some[2][: items // 2], some[3][:0]],
+        "pool": [torch.cat([subtree, others[:1]]), torch.cat([leaf, others]), some[0][3:7], some[1][2:], *some[:1:-1]],
+    }
     rows = {}
     for kind in given:
         padded = torch.full((6, items + 9), -1)
         for request, listed in enumerate(lists[kind]):
-            repeated = torch.cat([listed, listed[:3]])
-            padded[request, : len(repeated)] = repeated
-        columns = torch.randperm(items + 9, generator=generator)
-        rows[kind] = padded[:, columns]
+            padded[request, : len(listed) + len(listed[:3])] = torch.cat([listed, listed[:3]])
+        rows[kind] = padded[:, torch.randperm(items + 9, generator=generator)]
     return rows
 
 
@@ -92,9 +86,19 @@ def standing(site: int, nodes: Tensor, requests: int) -> ItemState:
 def left_over(layout: SidLayout, rows: dict[str, Tensor]) -> list[list[int]]:
     """Catalogue rows that each request may get, in the order of the trie."""
     order = layout.catalogue.trie.leaf_items.tolist()
-    allow = [set(listed) for listed in rows["pool"].tolist()] if "pool" in rows else [set(order)] * 6
-    deny = [set(listed) for listed in rows["deny"].tolist()] if "deny" in rows else [set()] * 6
-    return [[row for row in order if row in allow[request] - deny[request]] for request in range(6)]
+    requests = len(next(iter(rows.values())))
+    pools, denied = (rows[kind].tolist() if kind in rows else [None] * requests for kind in ("pool", "deny"))
+    return [
+        [row for row in order if row in (pool or order) and row not in (deny or ())]
+        for pool, deny in zip(pools, denied, strict=True)
+    ]
+
+
+def few_denied(layout: SidLayout, given: tuple[str, ...], requests: int = 6, denied: int = 20) -> dict[str, Tensor]:
+    """Lists that leave something to everyone."""
+    rows = {kind: listed[:requests] for kind, listed in make_rows(layout, given).items()}
+    rows["deny"] = rows.get("deny", torch.full((requests, 1), -1))[:, :denied]
+    return rows
 
 
 @each_filter
@@ -108,9 +112,8 @@ def test_legal_codes_are_those_of_the_items_left_on_every_prefix(name: str, give
     nodes = layout.catalogue.trie.path(layout.codes)
     for level in range(layout.length):
         prefixes = sorted({tuple(sid[:level]) for sid in codes})
-        states = torch.tensor(
-            [int(nodes[[sid[:level] for sid in codes].index(list(some)), level]) for some in prefixes]
-        )
+        node_of = {tuple(sid[:level]): int(node) for sid, node in zip(codes, nodes[:, level], strict=True)}
+        states = torch.tensor([node_of[prefix] for prefix in prefixes])
         found = layout.legal(level, standing(level, states, 6), requests)
         assert found.first == layout.tokens.first_ids[level]
         unfiltered = layout.legal(level, standing(level, states, 1)).mask
@@ -126,26 +129,24 @@ def test_legal_codes_are_those_of_the_items_left_on_every_prefix(name: str, give
 
 @each_filter
 @each_catalogue
-@pytest.mark.parametrize("width", [1, 4, 100])
-def test_rank_fills_its_places_with_the_items_left(name: str, given: tuple[str, ...], width: int) -> None:
+def test_rank_fills_its_places_with_the_items_left(name: str, given: tuple[str, ...]) -> None:
     layout = make_catalogue(name)
-    rows = make_rows(layout, given)
+    rows, trie = make_rows(layout, given), layout.catalogue.trie
     generator = torch.Generator().manual_seed(2)
-    leaves = torch.stack([torch.randperm(layout.catalogue.trie.leaves, generator=generator) for _ in range(6)])
+    leaves = torch.stack([torch.randperm(trie.leaves, generator=generator) for _ in range(6)])
     leaves[:, -2:] = -1
     scores = torch.randn(leaves.shape, generator=generator).sort(1, descending=True).values
     state = standing(ENDED, leaves.flatten(), 1)
-    items, found = layout.rank(state, scores, width, asking(**rows))
+    ranked = {width: layout.rank(state, scores, width, asking(**rows)) for width in (1, 4, 100)}
     for request, left in enumerate(left_over(layout, rows)):
         wanted = []
         for leaf, score in zip(leaves[request].tolist(), scores[request].tolist(), strict=True):
-            bounds = (
-                layout.catalogue.trie.leaf_offsets[max(leaf, 0) : max(leaf, 0) + 2].tolist() if leaf >= 0 else [0, 0]
-            )
-            wanted += [(row, score) for row in layout.catalogue.trie.leaf_items[slice(*bounds)].tolist() if row in left]
-        wanted = (wanted + [(-1, -INFINITY)] * width)[:width]
-        assert items[request].tolist() == [row for row, _ in wanted]
-        assert_same(found[request], torch.tensor([score for _, score in wanted]))
+            start, stop = trie.leaf_offsets[leaf : leaf + 2].tolist() if leaf >= 0 else (0, 0)
+            wanted += [(row, score) for row in trie.leaf_items[start:stop].tolist() if row in left]
+        wanted += [(-1, -float("inf"))] * 100
+        for width, (items, found) in ranked.items():
+            assert items[request].tolist() == [row for row, _ in wanted[:width]]
+            assert_same(found[request], torch.tensor([score for _, score in wanted[:width]]))
 
 
 def test_lists_may_hold_nothing() -> None:
@@ -162,33 +163,25 @@ def test_lists_may_hold_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("rows", "message"),
     [
-        {"pool": [[0, 1], [2, 3]], "deny": [[1, 5], [3, 2]]},
-        {"deny": [[0] * 60, list(range(60))]},
-        {"pool": [[0, 1], [-1, -1]]},
+        ({"pool": [[0, 1], [2, 3]], "deny": [[1, 5], [3, 2]]}, "request 1 of the batch has no item left"),
+        ({"deny": [[0] * 60, list(range(60))]}, "request 1 of the batch has no item left"),
+        ({"pool": [[0, 1], [-1, -1]]}, "request 1 of the batch has no item left"),
+        ({"deny": [[1, 2], [3, 60]]}, r"filter of request 1 names catalogue row 60, but rows are 0 \.\. 59"),
+        ({"pool": [[1, 2], [3, -2]]}, r"filter of request 1 names catalogue row -2, but rows are 0 \.\. 59"),
     ],
 )
-def test_a_request_with_nothing_left_is_named(rows: dict[str, list[list[int]]]) -> None:
-    with pytest.raises(DataError, match="request 1 of the batch has no item left"):
-        ask(make_catalogue("three levels"), **{kind: torch.tensor(listed) for kind, listed in rows.items()})
-
-
-def ask(layout: SidLayout, **rows: Tensor) -> None:
-    layout.legal(0, standing(0, torch.tensor([0]), 2), asking(**rows))
-
-
-@pytest.mark.parametrize(("row", "kind"), [(60, "deny"), (-2, "pool")])
-def test_rows_outside_the_catalogue_are_named(row: int, kind: str) -> None:
-    with pytest.raises(DataError, match=f"filter of request 1 names catalogue row {row}, but rows are 0 .. 59"):
-        ask(make_catalogue("three levels"), **{kind: torch.tensor([[1, 2], [3, row]])})
+def test_a_request_with_nothing_left_or_rows_outside_the_catalogue_is_named(rows: Any, message: str) -> None:
+    asked = asking(**{kind: torch.tensor(listed) for kind, listed in rows.items()})
+    with pytest.raises(DataError, match=message):
+        make_catalogue("three levels").legal(0, standing(0, torch.tensor([0]), 2), asked)
 
 
 @each_filter
 def test_what_a_completion_has_named_is_taken_out_with_the_rest(given: tuple[str, ...]) -> None:
     layout = make_catalogue("crowded leaves")
-    rows = make_rows(layout, given)
-    rows["deny"] = rows.get("deny", torch.full((6, 1), -1))[:, :20]  # leaves something to everyone
+    rows = few_denied(layout, given)
     left = left_over(layout, rows)
     owner = torch.tensor([0, 0, 2, 5])
     taken = torch.tensor([[left[0][0], -1], [-1, left[0][-1]], [left[2][0], left[2][-1]], [-1, -1]])
@@ -204,8 +197,7 @@ def test_what_a_completion_has_named_is_taken_out_with_the_rest(given: tuple[str
 def test_request_filters_stay_when_items_leave_the_catalogue(given: tuple[str, ...]) -> None:
     layout = make_catalogue("crowded leaves")
     keep = torch.arange(40) % 3 > 0
-    rows = make_rows(layout, given)
-    rows["deny"] = rows.get("deny", torch.full((6, 1), -1))[:, :20]  # leaves something to everyone
+    rows = few_denied(layout, given)
     leaves = torch.arange(layout.catalogue.trie.leaves).repeat(6, 1)
     state = standing(ENDED, leaves.flatten(), 1)
     items, _ = layout.only(keep).rank(state, torch.zeros(leaves.shape), 40, asking(**rows))
@@ -215,22 +207,24 @@ def test_request_filters_stay_when_items_leave_the_catalogue(given: tuple[str, .
 
 @each_filter
 def test_beam_search_under_a_filter_finds_what_scoring_every_item_finds(policy: Policy, given: tuple[str, ...]) -> None:
-    codes = make_codes()
-    codes[10:20] = codes[:10]
-    layout, prompts = make_layout(policy, codes), make_prompts(policy)
+    layout, prompts = make_layout(policy, CROWDED), make_prompts(policy)
     rows = {kind: listed[:5] for kind, listed in make_rows(layout, given).items()}
     found, _ = search(policy, layout, replace(prompts, **rows), 60, Sampling())
-    ranked, scores = found.items, found.scores
-    for request, items in enumerate(left_over(layout, {kind: padded(listed) for kind, listed in rows.items()})[:5]):
-        assert sorted(row for row in ranked[request].tolist() if row >= 0) == sorted(items)
-        hand = hand_scores(policy, prompts.tokens[request][prompts.mask[request]], layout, items)
-        by_item = dict(zip(ranked[request].tolist(), scores[request].tolist(), strict=True))
-        assert_same(torch.tensor([by_item[row] for row in items]), hand)
-
-
-def padded(listed: Tensor) -> Tensor:
-    """Lists of five requests with one more, as `left_over` takes six."""
-    return torch.cat([listed, listed[:1]])
+    for request, items in enumerate(left_over(layout, rows)):
+        assert sorted(row for row in found.items[request].tolist() if row >= 0) == sorted(items)
+        by_item = dict(zip(found.items[request].tolist(), found.scores[request].tolist(), strict=True))
+        prompt = prompts.tokens[request][prompts.mask[request]]
+        sids = layout.codes[items].tolist()
+        tokens = torch.cat([prompt.expand(len(items), -1), layout.compose(torch.tensor(items)[:, None])], dim=1)
+        with torch.no_grad():
+            logits = policy.model(input_ids=tokens).logits[:, len(prompt) - 1 :].float()
+        wanted = torch.zeros(len(items))
+        for row, sid in enumerate(sids):  # normalised at each token over the codes of what is left alone
+            for level, first in enumerate(layout.tokens.first_ids):
+                follow = sorted({other[level] for other in sids if other[:level] == sid[:level]})
+                log_probs = logits[row, level, torch.tensor(follow) + first].log_softmax(-1)
+                wanted[row] += log_probs[follow.index(sid[level])]
+        assert_same(torch.tensor([by_item[row] for row in items]), wanted)
 
 
 @each_filter
@@ -239,17 +233,13 @@ def padded(listed: Tensor) -> Tensor:
 def test_a_filtered_ranking_is_the_whole_one_without_the_other_items(
     policy: Policy, given: tuple[str, ...], shared: bool, exact: int
 ) -> None:
-    codes = make_codes()
-    codes[10:20] = codes[:10]
-    layout, prompts = make_layout(policy, codes), make_prompts(policy)
-    rows = {kind: listed[:5] for kind, listed in make_rows(layout, given).items()}
-    rows["deny"] = rows.get("deny", torch.full((5, 1), -1))[:, :30]  # leaves something to everyone
+    layout, prompts = make_layout(policy, CROWDED), make_prompts(policy)
+    rows = few_denied(layout, given, requests=5, denied=30)
     keep = torch.arange(60) % 7 != 2
     some = layout.only(keep) if shared else layout
-    width = 5 if exact else 60
-    ranking: Ranking = search(policy, some, replace(prompts, **rows), width, exact=exact)[0]
+    ranking: Ranking = search(policy, some, replace(prompts, **rows), 5 if exact else 60, exact=exact)[0]
     whole: Ranking = search(policy, layout, prompts, 60)[0]
-    for request, left in enumerate(left_over(layout, {kind: padded(listed) for kind, listed in rows.items()})[:5]):
+    for request, left in enumerate(left_over(layout, rows)):
         pairs = zip(whole.items[request].tolist(), whole.scores[request].tolist(), strict=True)
         wanted = [(row, score) for row, score in pairs if row in left and (keep[row] or not shared)]
         places = min(len(wanted), exact or 60)
@@ -259,40 +249,22 @@ def test_a_filtered_ranking_is_the_whole_one_without_the_other_items(
     assert bool(ranking.certified(exact or 60).all())
 
 
-def hand_scores(policy: Policy, prompt: Tensor, layout: SidLayout, items: list[int]) -> Tensor:
-    """Log-probability of each item's SID, normalised at each token over the codes of `items` alone."""
-    sids = layout.codes[items].tolist()
-    rows = torch.cat([prompt.expand(len(items), -1), layout.compose(torch.tensor(items)[:, None])], dim=1)
-    with torch.no_grad():
-        logits = policy.model(input_ids=rows).logits[:, len(prompt) - 1 :].float()
-    scores = torch.zeros(len(items))
-    for row, sid in enumerate(sids):
-        for level, first in enumerate(layout.tokens.first_ids):
-            follow = sorted({other[level] for other in sids if other[:level] == sid[:level]})
-            log_probs = logits[row, level, torch.tensor(follow) + first].log_softmax(-1)
-            scores[row] += log_probs[follow.index(sid[level])]
-    return scores
-
-
 @each_filter
 def test_samples_and_narrow_beams_stay_inside_the_filter(policy: Policy, given: tuple[str, ...]) -> None:
     layout, prompts = make_layout(policy), make_prompts(policy)
     rows = {kind: listed[:5] for kind, listed in make_rows(layout, given).items()}
     requests = replace(prompts, **rows)
-    left = left_over(layout, {kind: padded(listed) for kind, listed in rows.items()})[:5]
     drawn = write(policy, layout, requests, 50, noise=torch.rand(5, 50, 3, generator=torch.Generator().manual_seed(0)))
     gumbels = -torch.rand(5, 3, 8, 7, generator=torch.Generator().manual_seed(0)).log().neg().log()
     ranking, without = search(policy, layout, requests, 8, Sampling(), gumbels=gumbels)
     assert bool((drawn.items >= 0).all())
     assert bool(drawn.logps.isfinite().all())
-    for request, items in enumerate(left):
+    for request, items in enumerate(left_over(layout, rows)):
         allowed = {tuple(layout.codes[item].tolist()) for item in items}
-        assert {tuple(row) for row in drawn.groups(slice(request, request + 1)).codes.tolist()} <= allowed
-        assert {item for item in ranking.items[request].tolist() if item >= 0} <= set(items)
-    assert (ranking.items >= 0).sum(1).tolist() == [min(8, len(items)) for items in left]
-    for request, items in enumerate(left):
-        named = without.groups(slice(request, request + 1)).items[:, 0]
-        assert named[min(8, len(items)) :].eq(-1).all()  # what does not exist names no item
-        assert {tuple(layout.codes[item].tolist()) for item in named[named >= 0].tolist()} <= {
-            tuple(layout.codes[item].tolist()) for item in items
-        }
+        own = slice(request, request + 1)
+        assert {tuple(row) for row in drawn.groups(own).codes.tolist()} <= allowed
+        found, beams = ranking.items[request], without.groups(own).items[:, 0]
+        assert {item for item in found.tolist() if item >= 0} <= set(items)
+        assert int((found >= 0).sum()) == min(8, len(items))
+        assert beams[min(8, len(items)) :].eq(-1).all()  # what does not exist names no item
+        assert {tuple(layout.codes[item].tolist()) for item in beams[beams >= 0].tolist()} <= allowed

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from genrl.batches import Requests
-from genrl.errors import ConfigError, DataError, UnknownComponentError
-from genrl.layouts import LAYOUTS, Items
+from genrl.errors import DataError
+from genrl.layouts import Items
 from genrl.layouts.base import ENDED
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.sid.trie import Trie
@@ -20,18 +20,9 @@ def layout() -> SidLayout:
     return SidLayout(SidLayoutConfig(), catalogue=Items(Trie.build(codes, SIZES), FIRST, codes))
 
 
-def test_composed_items_are_read_back(layout: SidLayout) -> None:
-    items = torch.arange(60)[:, None]
-    tokens = layout.compose(items)
-    reading = layout.read(tokens, layout.replay(tokens))
-    assert reading.items.tolist() == items.tolist()
-    assert reading.codes.tolist() == layout.codes.tolist()
-    assert reading.step_ids.tolist() == [[0, 1, 2]] * 60
-    assert not reading.item_ids.any()
-    assert reading.closed is None
-
-
-def test_walking_the_automaton_reaches_the_leaf_of_the_item(layout: SidLayout) -> None:
+def test_walking_the_automaton_reaches_the_leaf_of_the_item_and_reading_names_it(layout: SidLayout) -> None:
+    assert (layout.steps, layout.length, layout.items, layout.completions, layout.widest) == (3, 3, 1, 60, max(SIZES))
+    assert (layout.kinds, layout.writes_text, layout.plain) == (("item",) * 3, False, layout)
     tokens = layout.compose(torch.arange(60)[:, None])
     state = layout.start(60)
     for position in range(layout.length):
@@ -45,6 +36,13 @@ def test_walking_the_automaton_reaches_the_leaf_of_the_item(layout: SidLayout) -
         assert state.node.equal(child)  # the nodes behind the columns are those that are reached
     assert state.site.tolist() == [ENDED] * 60
     assert layout.rank(state, torch.zeros(60, 1), 1)[0][:, 0].tolist() == list(range(60))
+    reading = layout.read(tokens, layout.replay(tokens))
+    assert reading.items[:, 0].tolist() == list(range(60))
+    assert reading.codes.tolist() == layout.codes.tolist()
+    assert reading.step_ids.tolist() == [[0, 1, 2]] * 60
+    assert not reading.item_ids.any()
+    assert reading.closed is None
+    assert layout.blocks(tokens[0]) == []
 
 
 def test_a_broken_prefix_has_codes_but_no_item(layout: SidLayout) -> None:
@@ -54,25 +52,7 @@ def test_a_broken_prefix_has_codes_but_no_item(layout: SidLayout) -> None:
     assert reading.codes.tolist() == [[-1, 0, 0], [0, -1, 0]]
 
 
-def test_it_says_what_it_is(layout: SidLayout) -> None:
-    assert layout.steps == layout.length == 3
-    assert (layout.items, layout.completions, layout.widest) == (1, 60, max(SIZES))
-    assert layout.kinds == ("item",) * 3
-    assert not layout.writes_text
-    assert layout.plain is layout
-    assert layout.blocks(torch.tensor([1])) == []
-
-
-def test_the_registry_builds_it_and_suggests_names(layout: SidLayout) -> None:
-    built = LAYOUTS.build("sid", {}, catalogue=layout.catalogue, words=None)
-    assert isinstance(built, SidLayout)
-    with pytest.raises(UnknownComponentError, match="Did you mean 'sid'"):
-        LAYOUTS.entry("sidd")
-    with pytest.raises(ConfigError, match="no option 'depth'"):
-        LAYOUTS.build("sid", {"depth": 2}, catalogue=layout.catalogue)
-
-
-def test_a_shared_filter_keeps_catalogue_rows(layout: SidLayout) -> None:
+def test_a_shared_filter_keeps_catalogue_rows_and_moves_with_the_layout(layout: SidLayout) -> None:
     keep = torch.arange(60) % 4 == 1
     kept = layout.only(keep)
     assert kept.completions == 15
@@ -85,23 +65,14 @@ def test_a_shared_filter_keeps_catalogue_rows(layout: SidLayout) -> None:
         assert leads[keep].all()
         state = kept.advance(state, column, position)
     assert kept.rank(state, torch.zeros(60, 1), 1)[0][:, 0].tolist() == rows[:, 0].where(keep, -1).tolist()
+    assert kept.catalogue.places[~keep].tolist() == [-1] * 45
+    assert kept.catalogue.stock.leaf_items[kept.catalogue.places[keep].long()].equal(keep.nonzero()[:, 0].int())
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    lists = {"pool": torch.tensor([[1, 5], [3, 9]]), "deny": torch.tensor([[1], [5]])}
+    asked = Requests(nothing, nothing.bool(), nothing, **lists)
+    state = kept.start(2)
+    assert kept.to("cpu").legal(0, state, asked).mask.equal(kept.legal(0, state, asked).mask)
     with pytest.raises(DataError, match=r"shape \[59\] for 60 items"):
         layout.only(keep[:59])
     with pytest.raises(DataError, match="the filter keeps no item"):
         layout.only(torch.zeros(60, dtype=torch.bool))
-
-
-def test_places_find_each_item_among_those_there_are(layout: SidLayout) -> None:
-    kept = layout.only(torch.arange(60) > 9).catalogue
-    assert kept.places[:10].tolist() == [-1] * 10
-    assert kept.stock.leaf_items[kept.places[10:].long()].tolist() == list(range(10, 60))
-
-
-def test_a_layout_moves_with_its_filter(layout: SidLayout) -> None:
-    kept = layout.only(torch.arange(60) % 2 == 0)
-    nothing = torch.empty(2, 0, dtype=torch.int64)
-    asked = Requests(
-        nothing, nothing.bool(), nothing, pool=torch.tensor([[2, 4], [3, 6]]), deny=torch.tensor([[2], [5]])
-    )
-    state = kept.start(2)
-    assert kept.to("cpu").legal(0, state, asked).mask.equal(kept.legal(0, state, asked).mask)

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from genrl.catalog.dataset import load_dataset
+from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
-from genrl.prompts.packing import HistoryBatches, PackedBatch, text_segments
+from genrl.prompts.packing import HistoryBatches, PackedBatch, SequenceBatch, SequenceBatches, text_segments
 from genrl.prompts.template import PromptMaker, PromptTemplate
 from tests.models import make_layout, make_policy
 from tests.unit.recommenders.problems import dataset_of
@@ -32,33 +33,38 @@ def contexts(batch: PackedBatch) -> list[tuple[tuple[int, ...], int]]:
     return found
 
 
+def one_pass(batches: HistoryBatches) -> list[tuple[tuple[int, ...], int]]:
+    return [pair for step in range(batches.steps_per_epoch) for pair in contexts(batches.step(step))]
+
+
 def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history() -> None:
-    packer = HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=50)
-    seen = Counter(pair for step in range(packer.steps_per_epoch) for pair in contexts(packer.step(step)))
     maker = PromptMaker(TOY, TEMPLATE, max_history=50)
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()
     for position in TOY.sequences.rows(Role.TRAIN).split(1):
         prompt = maker.at(position)
         wanted[tuple(prompt.tokens[prompt.mask].tolist()), int(prompt.targets.items)] += 1
-    assert seen == wanted
-
-
-def test_held_out_items_are_neither_targets_nor_context() -> None:
-    dataset = dataset_of([[0, 1, 2, 3, 4, 5], [6, 7]], ["httrve", "te"], size=60)
-    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(8, dtype=torch.int64)))
-    for shuffle in (False, True):
-        packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
-        batch = packer.step(0)
-        assert sorted(batch.items.tolist()) == [1, 2, 6]
-        shown = {int(token) - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160}
-        assert shown == {0, 1, 2, 6}
+    assert Counter(one_pass(HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=50))) == wanted
 
 
 def test_long_histories_are_cut_into_windows_with_context() -> None:
-    packer = HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=4)
-    pairs = [pair for step in range(packer.steps_per_epoch) for pair in contexts(packer.step(step))]
+    pairs = one_pass(HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=4))
     assert len(pairs) == TOY.sequences.rows(Role.TRAIN).numel()
     assert max(len(before) for before, _ in pairs) <= 1 + 2 * 4
+
+
+def test_held_out_items_are_neither_targets_nor_context_and_ties_are_shuffled_among_the_others() -> None:
+    dataset = dataset_of([[0, 1, 2, 3, 4, 5, 6], [7, 8]], ["htttrve", "te"], size=60)
+    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(9, dtype=torch.int64)))
+    for shuffle in (False, True):
+        packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
+        batches = [packer.step(step) for step in range(20)]
+        for batch in batches:
+            assert sorted(batch.items.tolist()) == [1, 2, 3, 7]
+            assert {token - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160} == {0, 1, 2, 3, 7}
+        orders = {tuple(item for item in batch.items.tolist() if item < 7) for batch in batches}
+        assert len(orders) > 3 if shuffle else orders == {(1, 2, 3)}
+    with pytest.raises(DataError, match="no training positions"):
+        HistoryBatches(dataset_of([[0, 1, 2]], ["rve"]), TEMPLATE, CONFIG, 10)
 
 
 @pytest.mark.parametrize("items", [1, 3, 30, 100000])
@@ -67,20 +73,6 @@ def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
     batches = [packer.step(packer.steps_per_epoch + step) for step in range(packer.steps_per_epoch)]
     assert all(len(batch.items) and float(batch.share) == 2 * len(batch.items) for batch in batches)
     assert sum(len(batch.items) for batch in batches) == TOY.sequences.rows(Role.TRAIN).numel()
-
-
-def test_ties_are_shuffled_among_training_positions_only() -> None:
-    dataset = dataset_of([range(6)], ["ttttve"], size=60)
-    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(6, dtype=torch.int64)))
-    packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=True), max_history=10)
-    orders = {tuple(packer.step(step).items.tolist()) for step in range(20)}
-    assert len(orders) > 5
-    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
-
-
-def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(DataError, match="no training positions"):
-        HistoryBatches(dataset_of([[0, 1, 2]], ["rve"]), TEMPLATE, CONFIG, 10)
 
 
 def test_text_examples_pair_titles_with_sids() -> None:
@@ -96,3 +88,71 @@ def test_text_examples_pair_titles_with_sids() -> None:
     assert to_sid.tokens[int(to_sid.item_starts[0]) :].tolist() == sids[2].tolist()
     packed, plain = (HistoryBatches(TOY, TEMPLATE, CONFIG, 10, more) for more in ((to_title,), ()))
     assert len(packed.targets) == len(plain.targets) + 1
+
+
+def users_of() -> Dataset:
+    """Users of 1-30 interactions, each item unlike all others, with every order of roles that a split makes."""
+    draw = random.Random(0)
+    users, roles, number = [], [], 0
+    for _ in range(40):
+        held = draw.choice(["", "v", "ve", "vvee", "e"])
+        known = "t" * draw.randint(0, 25) + draw.choice(["", "r"])
+        letters = "h" * draw.randint(0, 4) + known + held or "t"
+        users.append(list(range(number, number + len(letters))))
+        roles.append(letters)
+        number += len(letters)
+    return dataset_of(users, roles)
+
+
+def targets_of(dataset: Dataset) -> list[int]:
+    """Items (numbered by position) that must be predicted: known, and not the first of their user."""
+    roles, starts = dataset.sequences.roles, set(dataset.sequences.offsets.tolist())
+    return [item for item in range(len(roles)) if roles[item] in (Role.TRAIN, Role.RL) and item not in starts]
+
+
+def sequence_rows(batch: SequenceBatch) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    """Rows without padding, with their marks."""
+    found = []
+    for items, marks in zip(batch.items.tolist(), batch.targets.tolist(), strict=True):
+        padding = items.count(-1)
+        assert items[:padding] == [-1] * padding  # on the left only
+        assert not any(marks[: padding + 1])  # neither padding nor the first item of a row is a target
+        found.append((tuple(items[padding:]), tuple(marks[padding:])))
+    return found
+
+
+def rows_of_a_pass(batches: SequenceBatches) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    return [row for step in range(batches.steps_per_epoch) for row in sequence_rows(batches.step(step))]
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 50])
+def test_every_known_target_counts_once_per_pass_behind_as_much_of_its_user_as_fits(length: int) -> None:
+    dataset = users_of()
+    starts = dataset.sequences.offsets[dataset.sequences.users(torch.arange(len(dataset.sequences)))].tolist()
+    for per in ("target", "user"):
+        rows = rows_of_a_pass(SequenceBatches(dataset, per, length, batch=20))  # type: ignore[arg-type]
+        marked = [item for items, marks in rows for item, mark in zip(items, marks, strict=True) if mark]
+        assert Counter(marked) == Counter(targets_of(dataset))
+        for items, marks in rows:
+            last = items[-1]  # items are numbered by position
+            assert marks[-1]
+            assert items == tuple(range(max(starts[last], last - length + 1), last + 1))
+            if per == "target":
+                assert sum(marks) == 1
+
+
+def test_a_target_behind_the_first_window_has_half_a_window_before_it() -> None:
+    dataset = dataset_of([list(range(23))])
+    rows = rows_of_a_pass(SequenceBatches(dataset, "user", 8, batch=1))
+    assert sorted(items for items, _ in rows) == [tuple(range(end - 8, end)) for end in (8, 12, 16, 20)] + [
+        tuple(range(15, 23))
+    ]
+    contexts = [place for items, marks in rows if items[0] for place, mark in enumerate(marks) if mark]
+    assert min(contexts) == 4
+
+
+def test_what_cannot_be_trained_on_is_refused() -> None:
+    with pytest.raises(DataError, match="every interaction is held out"):
+        SequenceBatches(dataset_of([[0, 1]], ["tv"]), "user", 6, batch=5)
+    with pytest.raises(DataError, match="length=1"):
+        SequenceBatches(dataset_of([[0, 1]]), "user", 1, batch=5)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,30 +64,19 @@ def ranked(batches: Planner[Any], rank: int, world: int) -> Planner[Any]:
 def digest(batches: Planner[Any], names: Sequence[str]) -> str:
     """Of the first and last step of a pass and of one of the next."""
     found = hashlib.sha256()
-    for step in (0, batches.steps_per_epoch - 1, batches.steps_per_epoch + 1):
+    for number in (0, batches.steps_per_epoch - 1, batches.steps_per_epoch + 1):
+        step = batches.step(number)
         for name in names:
-            value = getattr(batches.step(step), name)
+            value = getattr(step, name)
             found.update(f"{name}{list(value.shape)}".encode() + value.double().numpy().tobytes())
     return found.hexdigest()[:16]
 
 
-@pytest.mark.parametrize(
-    ("changes", "text", "history", "ranks", "alone", "recorded"),
-    [
-        ({}, (), 50, (0, 1), False, "44914e6f5ae14e7a"),
-        ({}, (), 50, (0, 1), True, "13e3509a2d64cc68"),
-        ({"item_dropout": 0.3, "seed": 5}, TEXT, 4, (0, 1), False, "6876983315855766"),
-        ({"item_dropout": 0.3, "seed": 5}, TEXT, 4, (0, 1), True, "7d277c1d9c63dbc3"),
-        ({"items_per_step": 7}, TEXT, 4, (1, 2), False, "6b66a2d3c7bfda4f"),
-    ],
-)
-def test_histories(
-    changes: dict[str, Any], text: tuple[Segment, ...], history: int, ranks: tuple[int, int], alone: bool, recorded: str
-) -> None:
-    config = replace(AlignConfig(items_per_step=30, pack_length=64), **changes)
-    batches = HistoryBatches(TOY, TEMPLATE, config, history, text)
-    batches.alone = alone
-    assert digest(ranked(batches, *ranks), PACKED) == recorded
+def history_batches(
+    seed: int = 0, size: int = 30, text: tuple[Segment, ...] = (), history: int = 50, **options: Any
+) -> HistoryBatches:
+    config = AlignConfig(items_per_step=size, pack_length=64, seed=seed, **options)
+    return HistoryBatches(TOY, TEMPLATE, config, history, text)
 
 
 def trace_batches(order: Any = "tail", **options: Any) -> TraceBatches:
@@ -102,35 +90,30 @@ def trace_batches(order: Any = "tail", **options: Any) -> TraceBatches:
     return TraceBatches(traces, PromptMaker(TOY, TEMPLATE, 5), layout, Tokenizer(), activate)
 
 
+SEQUENCE, TRACE = ("items", "targets", "share"), ("tokens", "positions", "segments", "places", "share")
+
+
 @pytest.mark.parametrize(
-    ("order", "foreign", "ranks", "alone", "recorded"),
+    ("batches", "names", "ranks", "alone", "recorded"),
     [
-        ("tail", 0.0, (0, 1), False, "767e6a1fe5c90111"),
-        ("interleaved", 0.5, (0, 1), False, "e8f2b31767550432"),
-        ("tail", 0.5, (1, 2), True, "ff60b0a5fc79b614"),
+        (history_batches(), PACKED, (0, 1), False, "44914e6f5ae14e7a"),
+        (history_batches(), PACKED, (0, 1), True, "13e3509a2d64cc68"),
+        (history_batches(5, text=TEXT, history=4, item_dropout=0.3), PACKED, (0, 1), False, "6876983315855766"),
+        (history_batches(5, text=TEXT, history=4, item_dropout=0.3), PACKED, (0, 1), True, "7d277c1d9c63dbc3"),
+        (history_batches(size=7, text=TEXT, history=4), PACKED, (1, 2), False, "6b66a2d3c7bfda4f"),
+        (trace_batches(), TRACE, (0, 1), False, "767e6a1fe5c90111"),
+        (trace_batches("interleaved", foreign=0.5), TRACE, (0, 1), False, "e8f2b31767550432"),
+        (trace_batches(foreign=0.5), TRACE, (1, 2), True, "ff60b0a5fc79b614"),
+        (SequenceBatches(TOY, "target", 5, 8, 3), SEQUENCE, (0, 1), False, "f0288870ad1f8773"),
+        (SequenceBatches(TOY, "user", 50, 8, 3), SEQUENCE, (0, 1), False, "b85433516753a9f5"),
+        (SequenceBatches(TOY, "user", 6, 8, 3), SEQUENCE, (1, 2), False, "5c055e37fc43e5b0"),
     ],
 )
-def test_traces(order: Any, foreign: float, ranks: tuple[int, int], alone: bool, recorded: str) -> None:
-    batches = trace_batches(order, foreign=foreign)
+def test_steps_are_those_that_were_recorded(
+    batches: Any, names: Sequence[str], ranks: tuple[int, int], alone: bool, recorded: str
+) -> None:
     batches.alone = alone
-    assert digest(ranked(batches, *ranks), ("tokens", "positions", "segments", "places", "share")) == recorded
-
-
-@pytest.mark.parametrize(
-    ("per", "length", "ranks", "recorded"),
-    [
-        ("target", 5, (0, 1), "f0288870ad1f8773"),
-        ("user", 50, (0, 1), "b85433516753a9f5"),
-        ("user", 6, (1, 2), "5c055e37fc43e5b0"),
-    ],
-)
-def test_item_sequences(per: Any, length: int, ranks: tuple[int, int], recorded: str) -> None:
-    batches = SequenceBatches(TOY, per, length, 8, 3)
-    assert digest(ranked(batches, *ranks), ("items", "targets", "share")) == recorded
-
-
-def history_batches(seed: int = 0, size: int = 30) -> HistoryBatches:
-    return HistoryBatches(TOY, TEMPLATE, AlignConfig(items_per_step=size, pack_length=64, seed=seed), 50)
+    assert digest(ranked(batches, *ranks), names) == recorded
 
 
 def rows_of(batch: PackedBatch | SequenceBatch) -> list[Any]:
@@ -164,11 +147,11 @@ def test_a_step_depends_on_seed_and_number_alone(make: Callable[..., Planner[Any
 
 
 @each_planner
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_a_step_and_its_denominator(make: Callable[..., Planner[Any]], world: int) -> None:
-    whole = make()
+def test_ranks_share_a_step_and_its_denominator(make: Callable[..., Planner[Any]]) -> None:
+    whole, world = make(), 3
+    ranks = [ranked(make(), rank, world) for rank in range(world)]
     for step in range(whole.steps_per_epoch):
-        parts = [ranked(make(), rank, world).step(step) for rank in range(world)]
+        parts = [rank.step(step) for rank in ranks]
         assert sorted(row for part in parts for row in rows_of(part)) == rows_of(whole.step(step))
         assert {float(part.share) for part in parts} == {float(whole.step(step).share)}
 

@@ -88,8 +88,8 @@ def wanted(trace: Trace, order: str, other: Trace | None = None) -> tuple[tuple[
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order: str) -> None:
     batches = batches_of(order=order)
-    assert batches.steps_per_epoch == 4
-    steps = [batches.step(step) for step in range(4)]
+    steps = [batches.step(step) for step in range(batches.steps_per_epoch)]
+    assert len(steps) == 4
     found = Counter((tokens, places) for batch in steps for tokens, places, _ in segments(batch))
     assert found == Counter(wanted(trace, order) for trace in TRACES)
     for batch in steps:
@@ -115,19 +115,13 @@ def test_the_states_are_those_the_tokens_are_drawn_from(order: str) -> None:
         assert int(now.site) < 0
 
 
-def test_packed_or_alone_the_same_is_learned() -> None:
-    packed, alone = batches_of(), batches_of()
+def test_packed_or_alone_the_same_is_learned_and_a_row_holds_the_longest_trace() -> None:
+    packed, alone = batches_of(), batches_of(replace(CONFIG, pack_length=2))
     alone.alone = True
     one, two = packed.step(1), alone.step(1)
     assert len(one.tokens) < len(two.tokens) == 6
     assert sorted(segments(one)) == sorted(segments(two))
-
-
-def test_a_row_holds_the_longest_trace_however_short_rows_are_asked_for() -> None:
-    batches = batches_of(replace(CONFIG, pack_length=2))
-    assert batches.length == batches.longest
-    assert max(len(wanted(trace, "tail")[0]) for trace in TRACES) <= batches.longest
-    assert batches.step(0).tokens.shape[1] <= batches.longest
+    assert max(len(wanted(trace, "tail")[0]) for trace in TRACES) <= alone.length == alone.longest
 
 
 def test_characters_that_the_tokenizer_does_not_know_are_left_out() -> None:
@@ -142,7 +136,8 @@ def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: 
     shown: Counter[int] = Counter()
     passes = []
     own = [wanted(trace, order) for trace in TRACES]
-    foreign = [{wanted(trace, order, other) for other in TRACES} for trace in TRACES]
+    others = {other.blocks: other for other in TRACES}.values()
+    foreign = [{wanted(trace, order, other) for other in others} for trace in TRACES]
     for epoch in range(2):
         found = []
         for step in range(4):
@@ -159,21 +154,17 @@ def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: 
     assert {0, 1, 2} & set(shown.values()) >= {0, 1}  # drawn anew in each pass
 
 
-def test_nothing_to_learn_is_an_error() -> None:
-    layout = make_thinking(POLICY, CODES)
-    with pytest.raises(DataError, match="no traces: every interaction is held out, or each trace names its target"):
-        TraceBatches([], MAKER, layout, POLICY.tokenizer, CONFIG)
-
-
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        (("pie", "pie"), "trace 1 has 2 blocks, SIDs have 3 levels"),
+        ((), "no traces: every interaction is held out, or each trace names its target"),
         (("pie", "", "pie"), r"block 2 of trace 1 has 0 words, layout.minimum is 1. Lower it"),
         (("pie", "red <a_1> pie", "pie"), "trace 1 holds a token that no block may hold"),
     ],
 )
-def test_a_trace_that_no_completion_can_hold_is_named(blocks: tuple[str, ...], message: str) -> None:
-    traces = [TRACES[0], Trace(POSITIONS[1], blocks)]
+def test_nothing_to_learn_and_a_trace_that_no_completion_can_hold_are_named(
+    blocks: tuple[str, ...], message: str
+) -> None:
+    traces = [TRACES[0], Trace(POSITIONS[1], blocks)] if blocks else []
     with pytest.raises(DataError, match=message):
         TraceBatches(traces, MAKER, make_thinking(POLICY, CODES), POLICY.tokenizer, CONFIG)

@@ -24,17 +24,14 @@ def test_a_prompt_is_start_prefix_and_the_sids_of_the_history() -> None:
         [0, 0, 0, 0, 0, 0, 1, 7, 8],
     ]
     assert mask.tolist() == (tokens != 0).tolist()
+    assert TEMPLATE.render(torch.tensor([[-1, -1, 3]]))[0].tolist() == [[1, 7, 8, 103, 203]]  # the longest decides
 
 
-def test_padding_is_cut_to_the_longest_prompt() -> None:
-    tokens, _ = TEMPLATE.render(torch.tensor([[-1, -1, 3]]))
-    assert tokens.tolist() == [[1, 7, 8, 103, 203]]
-
-
-def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_target() -> None:
-    maker = PromptMaker(TOY, TEMPLATE, max_history=3)
+def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_target_with_its_feedback() -> None:
+    feedback = {"watched": torch.arange(len(TOY.sequences)).float()}
+    told = replace(TOY, sequences=replace(TOY.sequences, feedback=feedback))
     positions = TOY.sequences.rows(Role.TEST)[:5]
-    batch = maker.at(positions)
+    batch = PromptMaker(told, TEMPLATE, max_history=3).at(positions)
     for row, position in enumerate(positions.tolist()):
         user = int(TOY.sequences.users(torch.tensor([position])))
         seen = TOY.sequences.items[int(TOY.sequences.offsets[user]) : position].tolist()
@@ -42,6 +39,8 @@ def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_targe
         assert shown == [1, 7, 8, *SIDS[seen[-3:]].flatten().tolist()]
         assert [item for item in batch.history[row].tolist() if item >= 0] == seen
         assert batch.targets.items[row].tolist() == [int(TOY.sequences.items[position])]
+    assert batch.targets.feedback["watched"].tolist() == positions.float()[:, None].tolist()
+    assert not PromptMaker(TOY, TEMPLATE, max_history=3).at(positions).targets.feedback
 
 
 def test_every_row_is_evaluated_once_whatever_the_number_of_ranks() -> None:
@@ -52,15 +51,6 @@ def test_every_row_is_evaluated_once_whatever_the_number_of_ranks() -> None:
         rows = torch.cat([rows for part in parts for rows in part.rows])
         assert sorted(rows.tolist()) == list(range(positions.numel()))
         assert sum(len(prompts) for part in parts for prompts in part) == positions.numel()
-
-
-def test_targets_carry_what_the_log_says_of_them() -> None:
-    feedback = {"watched": torch.arange(len(TOY.sequences)).float()}
-    told = replace(TOY, sequences=replace(TOY.sequences, feedback=feedback))
-    positions = TOY.sequences.rows(Role.TEST)[:5]
-    targets = PromptMaker(told, TEMPLATE, max_history=3).at(positions).targets
-    assert targets.feedback["watched"].tolist() == positions.float()[:, None].tolist()
-    assert not PromptMaker(TOY, TEMPLATE, max_history=3).at(positions).targets.feedback
 
 
 class Spaced(PromptTemplate):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -24,16 +25,8 @@ TABLE = make_table(torch.stack([ROWS // 12, ROWS % 12 // 3, torch.zeros_like(ROW
 """Level 1 is the second-level category, level 2 part of it, level 4 tells colliding items apart."""
 POSITIONS = TOY.sequences.rows(Role.TRAIN)
 
-TITLES = [
-    "Red Rose Soap",
-    "Red Pine Soap",
-    "Blue Rose Soap",
-    "Blue Pine Soap",
-    "Iron Pan",
-    "Iron Pot",
-    "Cast Lid",
-    "Lid",
-]
+TITLES = ["Red Rose Soap", "Red Pine Soap", "Blue Rose Soap", "Blue Pine Soap"]
+TITLES += ["Iron Pan", "Iron Pot", "Cast Lid", "Lid"]
 CATEGORIES = ["Bath"] * 4 + ["Kitchen"] * 4
 CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]])
 
@@ -43,7 +36,7 @@ def shop(history: list[int], **columns: list[str]) -> Dataset:
     return dataset_of([history], size=8, train_counts=torch.arange(9, 1, -1), **columns)
 
 
-def blocks(history: list[int], words: int = 8, max_history: int = 20, **columns: list[str]) -> tuple[str, ...]:
+def blocks(history: list[int], words: int = 8, max_history: int = 20, **columns: Any) -> tuple[str, ...]:
     dataset = shop(history, **columns)
     table = make_table(CODES, (2, 2, 2), dataset.catalog)
     (trace,) = template_traces(dataset, table, [len(history) - 1], max_history, words)
@@ -51,36 +44,44 @@ def blocks(history: list[int], words: int = 8, max_history: int = 20, **columns:
     return trace.blocks
 
 
-def test_blocks_say_what_each_prefix_stands_for_and_what_in_the_history_shares_it() -> None:
-    shared = blocks([4, 3, 1, 0], titles=TITLES, categories=CATEGORIES)
-    assert shared == ("Bath Soap: 2 of 3, last Red", "Red: 1 of 3", "favourite: new")
-    new = blocks([4, 5, 2], titles=TITLES, categories=CATEGORIES)
-    assert new == ("Bath Soap: new", "Blue: new", "favourite: new")
+KNOWN = {"titles": TITLES, "categories": CATEGORIES}
+MIXED = ["Bath"] * 3 + ["Kitchen", "Bath"] + ["Kitchen"] * 3
+SOAPS = ["Soap Bars"] * 3 + [""] + ["Kitchen"] * 4
+SAME = ["Rose Soap"] * 2 + ["Pine Soap"] * 2 + ["Iron Pan"] * 4
 
 
-def test_without_the_first_code_items_of_the_category_speak_for_it() -> None:
-    categories = ["Bath"] * 3 + ["Kitchen", "Bath"] + ["Kitchen"] * 3
-    assert blocks([6, 4, 0], titles=TITLES, categories=categories)[0] == "Soap Bath: new, 1 Bath"
+@pytest.mark.parametrize(
+    ("history", "options", "said"),
+    [
+        ([4, 3, 1, 0], KNOWN, ["Bath Soap: 2 of 3, last Red", "Red: 1 of 3", "favourite: new"]),
+        ([4, 5, 2], KNOWN, ["Bath Soap: new", "Blue: new", "favourite: new"]),
+        ([6, 4, 0], {"titles": TITLES, "categories": MIXED}, ["Soap Bath: new, 1 Bath"]),  # without the first code
+        ([4, 3, 1, 0], {"titles": TITLES, "categories": SOAPS}, ["Soap Bars: 2 of 3, last Red"]),  # no "Soap" again
+        ([4, 3, 1, 0], {**KNOWN, "words": 4}, ["Bath: 2 of 3"]),
+        ([4, 3, 1, 0], {**KNOWN, "words": 5}, ["Bath Soap: 2 of 3"]),
+        ([4, 3, 1, 0], {**KNOWN, "words": 7}, ["Bath Soap: 2 of 3"]),
+        ([1, 4, 5, 0], {"titles": TITLES, "max_history": 2}, ["Soap: new"]),
+        ([1, 4, 5, 0], {"titles": TITLES, "max_history": 3}, ["Soap: 1 of 3, last Red"]),
+        ([3, 5, 0, 1], {}, ["favourite: 2 of 3", "favourite: 1 of 3", "usual: new"]),
+        ([3, 7, 7], {}, ["usual: 1 of 2"] * 3),
+        ([4, 1, 0], {"titles": ["Popular", *TITLES[1:]], "texts": TITLES}, ["1 of 2", "1 of 2", "0 of 2"]),
+    ],
+)
+def test_blocks_say_what_each_prefix_stands_for_and_what_in_the_history_shares_it(
+    history: list[int], options: dict[str, Any], said: list[str]
+) -> None:
+    assert list(blocks(history, **options))[: len(said)] == said
 
 
-def test_a_word_that_a_category_has_is_not_said_beside_it() -> None:
-    categories = ["Soap Bars"] * 3 + [""] + ["Kitchen"] * 4
-    assert blocks([4, 3, 1, 0], titles=TITLES, categories=categories)[0] == "Soap Bars: 2 of 3, last Red"
-
-
-def test_short_blocks_do_without_the_latest_item() -> None:
-    said = [blocks([4, 3, 1, 0], words, titles=TITLES, categories=CATEGORIES)[0] for words in (4, 5, 7, 8)]
-    assert said == ["Bath: 2 of 3", "Bath Soap: 2 of 3", "Bath Soap: 2 of 3", "Bath Soap: 2 of 3, last Red"]
-
-
-def test_only_the_history_that_a_prompt_shows_counts() -> None:
-    assert blocks([1, 4, 5, 0], max_history=2, titles=TITLES)[0] == "Soap: new"
-    assert blocks([1, 4, 5, 0], max_history=3, titles=TITLES)[0] == "Soap: 1 of 3, last Red"
-
-
-def test_without_titles_and_categories_popularity_and_counts_are_left() -> None:
-    assert blocks([3, 5, 0, 1]) == ("favourite: 2 of 3", "favourite: 1 of 3", "usual: new")
-    assert blocks([3, 7, 7]) == ("usual: 1 of 2", "usual: 1 of 2", "usual: 1 of 2")
+@pytest.mark.parametrize(
+    ("titles", "left_out"), [(SAME, "Rose"), (["Soap", *TITLES[1:]], "Soap")], ids=["some words", "all words"]
+)
+def test_words_that_would_name_the_title_are_left_out(titles: list[str], left_out: str) -> None:
+    said = " ".join(blocks([4, 3, 1, 0], titles=titles, texts=TITLES if left_out == "Soap" else titles))
+    assert left_out not in said
+    assert ("Soap" in said) == (left_out == "Rose")
+    with pytest.raises(ConfigError, match="at least 4 words per block, not 3"):
+        blocks([4, 0], words=3)
 
 
 def test_a_cluster_alone_among_its_siblings_is_the_only_one() -> None:
@@ -96,19 +97,6 @@ def test_ranks_are_the_first_and_thirds_of_the_siblings() -> None:
     assert said == [RANKS[place] for place in (0, 1, 1, 2, 2, 2, 3, 3)]
 
 
-def test_words_that_would_name_the_title_are_left_out() -> None:
-    same = ["Rose Soap"] * 2 + ["Pine Soap"] * 2 + ["Iron Pan"] * 4
-    said = " ".join(blocks([4, 3, 1, 0], titles=same))
-    assert "Soap" in said
-    assert "Rose" not in said
-    alone = ["Soap", *TITLES[1:]]
-    assert "Soap" not in " ".join(blocks([4, 3, 1, 0], titles=alone, texts=TITLES))
-
-
-def test_a_title_made_of_the_words_of_the_template_leaves_numbers_only() -> None:
-    assert blocks([4, 1, 0], titles=["Popular", *TITLES[1:]], texts=TITLES) == ("1 of 2", "1 of 2", "0 of 2")
-
-
 def test_evidence_equals_a_plain_count() -> None:
     for trace in template_traces(TOY, TABLE, POSITIONS, 6):
         target = TABLE.codes[int(TOY.sequences.items[trace.position])].tolist()
@@ -122,21 +110,19 @@ def test_evidence_equals_a_plain_count() -> None:
 
 
 @pytest.mark.parametrize("words", [4, 5, 6, 8, 12])
-def test_no_trace_leaks_and_no_block_is_longer_than_allowed(words: int) -> None:
+def test_no_trace_leaks_or_says_more_of_a_title_than_three_words_and_no_block_is_longer_than_allowed(
+    words: int,
+) -> None:
     traces = template_traces(TOY, TABLE, POSITIONS, 10, words)
     report = leaks(traces, TOY, TABLE, sid_token)
     assert report.checked == len(POSITIONS)
     assert not report.leaking
     assert not report.unchecked
     assert max(len(words_of(block)) for trace in traces for block in trace.blocks) <= words
-
-
-def test_no_trace_says_more_of_a_title_than_three_words_or_half() -> None:
-    for trace in template_traces(TOY, TABLE, POSITIONS, 10, 12):
+    for trace in traces:
         title = set(words_of(TOY.catalog.titles[int(TOY.sequences.items[trace.position])]))
-        said = set(words_of(" ".join(trace.blocks))) | OWN
-        assert len(title & said) < len(title)
-        assert len(title & said) <= 3
+        shared = title & (set(words_of(" ".join(trace.blocks))) | OWN)
+        assert len(shared) <= min(3, len(title) - 1)
 
 
 def test_a_trace_depends_on_its_position_alone() -> None:
@@ -162,8 +148,3 @@ def test_telling_features_are_those_of_a_plain_computation() -> None:
         assert sorted(found.tolist()) == sorted(scores)
         ordered = [scores[column] for column in found.tolist()]
         assert all(first >= second - 1e-6 for first, second in pairwise(ordered))
-
-
-def test_fewer_than_four_words_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 4 words per block, not 3"):
-        blocks([4, 0], words=3)

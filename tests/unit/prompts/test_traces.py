@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,39 +9,23 @@ import torch
 
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
-from genrl.catalog.sequences import Role, Sequences
 from genrl.errors import DataError
 from genrl.policy.load import sid_token
 from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions
 from genrl.sid.table import make_table
+from tests.unit.recommenders.problems import dataset_of
 
-TITLES = [
-    "OPI Nail Lacquer, Red",
-    "It",
-    "Soap",
-    "The Very Best of Rose Water, 4 oz",
-    "",
-    "Moroccanoil",
-    *(f"Soap {number}" for number in range(12)),
-]
+TITLES = ["OPI Nail Lacquer, Red", "It", "Soap", "The Very Best of Rose Water, 4 oz", "", "Moroccanoil"]
+TITLES += [f"Soap {number}" for number in range(12)]
 IDS = ["B00X7", "12", "red", "134567", "i4", "x", *(f"s{number}" for number in range(12))]
-T, R, V, E, H = Role.TRAIN, Role.RL, Role.VALID, Role.TEST, Role.HISTORY
 
 
-def make_dataset() -> Dataset:
-    """Ann has items 0 (history), 1, 2, 1, 3 (RL), 4 (valid), 5 (test); bob has 0, 1 and 1 again (test)."""
-    sequences = Sequences(
-        items=torch.tensor([0, 1, 2, 1, 3, 4, 5, 0, 1, 1]),
-        roles=torch.tensor([H, T, T, T, R, V, E, T, T, E], dtype=torch.uint8),
-        times=torch.arange(10),
-        offsets=torch.tensor([0, 7, 10]),
-        user_ids=("ann", "7"),
-    )
-    return Dataset(Catalog.from_table(IDS, TITLES), sequences, "shop")
-
-
-DATASET = make_dataset()
 ROWS = torch.arange(len(IDS))
+ACTIONS = dataset_of([[0, 1, 2, 1, 3, 4, 5], [0, 1, 1]], ["htttrve", "tte"], size=len(IDS))
+CATALOG = Catalog.from_table(IDS, TITLES)
+DATASET = Dataset(CATALOG, replace(ACTIONS.sequences, user_ids=("ann", "7")), "shop")
+EVERY_ITEM = Dataset(CATALOG, dataset_of([ROWS.tolist()]).sequences, "all")
+"""One user with the whole catalogue, so that item i is the target at position i."""
 TABLE = make_table(torch.stack([ROWS // 6, ROWS % 6], 1), (3, 6), DATASET.catalog)
 
 
@@ -50,15 +35,6 @@ def write(folder: Path, *lines: object) -> Path:
     return path
 
 
-def every_item() -> Dataset:
-    """One user with the whole catalogue, so that item i is the target at position i."""
-    size = len(IDS)
-    sequences = Sequences(
-        torch.arange(size), torch.zeros(size, dtype=torch.uint8), ROWS, torch.tensor([0, size]), ("ann",)
-    )
-    return Dataset(DATASET.catalog, sequences, "all")
-
-
 def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -66,11 +42,8 @@ def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_pat
         "",
         {"user": 7, "item": 12, "text": "Reads. Writes! Thinks?"},
     )
-    assert read_traces(path, DATASET, 2) == [Trace(3, ("liked soap", "")), Trace(8, ("Reads. Writes!", "Thinks?"))]
-
-
-def test_positions_that_lines_can_name_are_the_latest_training_positions() -> None:
     assert trace_positions(DATASET).tolist() == [2, 3, 7, 8]
+    assert read_traces(path, DATASET, 2) == [Trace(3, ("liked soap", "")), Trace(8, ("Reads. Writes!", "Thinks?"))]
 
 
 @pytest.mark.parametrize(
@@ -85,15 +58,10 @@ def test_positions_that_lines_can_name_are_the_latest_training_positions() -> No
         ({"user": "ann", "item": "12", "blocks": "ab"}, "must be a list of texts"),
         ({"user": "ann", "item": "12", "text": ["ab"]}, "'text' a text"),
         ({"user": "ann", "item": "12", "blocks": ["a"]}, "1 blocks, but the SID table has 2 levels. Give 2 blocks"),
-        ({"user": "ann", "item": "12", "blocks": ["a", "b", "c"]}, "3 blocks, but the SID table has 2 levels"),
         ({"user": "ann", "item": "12", "blocks": ["a", "b </think>"]}, "holds '</think>', which the layout writes"),
-        (
-            {"user": "anna", "item": "12", "text": "a"},
-            "user 'anna' is not in the data set .2 users.. Did you mean 'ann'",
-        ),
+        ({"user": "anna", "item": "12", "text": "a"}, "user 'anna' is not in the data .* Did you mean 'ann'"),
         ({"user": "ann", "item": "B00X8", "text": "a"}, "item 'B00X8' is not in the catalogue .* Did you mean 'B00X7'"),
         ({"user": "ann", "item": "134567", "text": "a"}, "is held out .part rl.: a trace for it would leak"),
-        ({"user": "ann", "item": "i4", "text": "a"}, "is held out .part valid."),
         ({"user": "ann", "item": "x", "text": "a"}, "is held out .part test."),
         ({"user": "ann", "item": "B00X7", "text": "a"}, "is only shown as history, never a target"),
         ({"user": "7", "item": "red", "text": "a"}, "item 'red' of user '7' is not in the user's history"),
@@ -115,8 +83,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_traces(tmp_path / "traces.jsonl", DATASET, 2)
 
 
-@pytest.mark.parametrize("sentences", range(9))
-@pytest.mark.parametrize("blocks", [1, 2, 3, 8])
+@pytest.mark.parametrize("sentences", [0, 1, 5, 8])
+@pytest.mark.parametrize("blocks", [1, 3, 8])
 def test_sentences_are_shared_out_equally_and_in_order(sentences: int, blocks: int) -> None:
     text = " ".join(f"Sentence {number}." for number in range(sentences))
     parts = split_text(text, blocks)
@@ -156,20 +124,13 @@ def test_sentences_end_at_marks_and_line_breaks_but_not_inside_numbers() -> None
     ],
 )
 def test_what_of_a_target_a_trace_names(row: int, blocks: list[str], named: str | None) -> None:
-    report = leaks([Trace(row, tuple(blocks))], every_item(), TABLE, sid_token)
+    report = leaks([Trace(row, tuple(blocks))], EVERY_ITEM, TABLE, sid_token)
     assert {kind for kind, places in report.found.items() if places} == ({named} if named else set())
-
-
-def test_titles_of_one_common_word_and_missing_titles_are_not_looked_for_but_counted() -> None:
-    traces = [Trace(row, ("it is soap",)) for row in (1, 2, 4)]
-    report = leaks(traces, every_item(), TABLE, sid_token)
-    assert not report.leaking
-    assert report.unchecked == 3
 
 
 def test_the_report_counts_and_shows_the_first_leak() -> None:
     traces = [Trace(0, ("fine", "")), Trace(0, ("B00X7 is OPI nail lacquer red", "")), Trace(4, ("<a_0>", ""))]
-    report = leaks(traces, every_item(), TABLE, sid_token)
+    report = leaks(traces, EVERY_ITEM, TABLE, sid_token)
     assert report.checked == 3
     assert report.found == {"title": (1,), "item id": (1,), "SID token": (2,)}
     assert report.leaking == (1, 2)
@@ -177,4 +138,6 @@ def test_the_report_counts_and_shows_the_first_leak() -> None:
         "2 of 3 traces name their target (title: 1, item id: 1, SID token: 1; first: title of 'OPI Nail Lacquer, Red' "
         "in 'B00X7 is OPI nail lacquer red | '); 1 titles unknown or too common to look for"
     )
-    assert leaks(traces[:1], every_item(), TABLE, sid_token).line() == "0 of 1 traces name their target"
+    common = leaks([Trace(row, ("it is soap",)) for row in (1, 2, 4)], EVERY_ITEM, TABLE, sid_token)
+    assert (common.leaking, common.unchecked) == ((), 3)  # titles of one common word, and none
+    assert leaks(traces[:1], EVERY_ITEM, TABLE, sid_token).line() == "0 of 1 traces name their target"

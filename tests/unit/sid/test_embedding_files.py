@@ -14,70 +14,55 @@ CATALOG = Catalog.from_table(["1", "2", "3"])
 MATRIX = [[0.5, 1.0], [2.0, 3.0], [4.0, 5.0]]
 
 
-def parquet(path, ids, vectors, **more):
-    pq.write_table(pa.table({"item_id": ids, "vector": vectors, **more}), path)
+def write(path, content):
+    """Write an array, named tensors, columns of a table or bytes, as the name of the file says."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".npy":
+        np.save(path, np.array(content))
+    elif path.suffix == ".safetensors":
+        save_file(content, path)
+    elif content is not None:
+        pq.write_table(pa.table(content), path)
     return str(path)
 
 
-def test_every_form_gives_the_same_matrix(tmp_path):
-    np.save(tmp_path / "e.npy", np.array(MATRIX))
-    save_file({"e": torch.tensor(MATRIX, dtype=torch.float16)}, tmp_path / "e.safetensors")
-    parquet(tmp_path / "e.parquet", [3, 9, 1, 2], [MATRIX[2], [9.0, 9.0], MATRIX[0], MATRIX[1]])
-    for name in ("e.npy", "e.safetensors", "e.parquet"):
-        found = read_embeddings(str(tmp_path / name), CATALOG)
-        assert found.dtype == torch.float32
-        assert_same(found, torch.tensor(MATRIX))
-
-
-def test_a_pickled_array_is_refused(tmp_path):
-    np.save(tmp_path / "e.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"e\.npy: not a plain \.npy array"):
-        read_embeddings(str(tmp_path / "e.npy"), CATALOG)
-
-
-@pytest.mark.parametrize("name", ["e.npy", "e.safetensors", "e.parquet"])
-def test_a_damaged_file_is_named(tmp_path, name):
-    (tmp_path / name).write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match=name):
-        read_embeddings(str(tmp_path / name), CATALOG)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("e.npy", MATRIX),
+        ("e.safetensors", {"e": torch.tensor(MATRIX, dtype=torch.float16)}),
+        ("e.parquet", {"item_id": [3, 9, 1, 2], "vector": [MATRIX[2], [9.0, 9.0], MATRIX[0], MATRIX[1]]}),
+    ],
+)
+def test_every_form_gives_the_same_matrix(tmp_path, name, content):
+    found = read_embeddings(write(tmp_path / name, content), CATALOG)
+    assert found.dtype == torch.float32
+    assert_same(found, torch.tensor(MATRIX))
 
 
 @pytest.mark.parametrize(
-    ("matrix", "said"),
+    ("name", "content", "said"),
     [
-        (MATRIX[:2], r"shape \[2, 2\], expected \[3, d\]"),
-        ([1.0, 2.0, 3.0], r"shape \[3\], expected \[3, d\]"),
-        ([[0.0], [float("nan")], [1.0]], "embedding of item '2' is not finite"),
+        ("e.npy", [{"a": 1}], r"e\.npy: not a plain \.npy array"),  # a pickle
+        ("e.npy", b"nothing of the kind", r"e\.npy"),
+        ("e.safetensors", b"nothing of the kind", r"e\.safetensors"),
+        ("e.parquet", b"nothing of the kind", r"e\.parquet"),
+        ("e.npy", MATRIX[:2], r"shape \[2, 2\], expected \[3, d\]"),
+        ("e.npy", [1.0, 2.0, 3.0], r"shape \[3\], expected \[3, d\]"),
+        ("e.npy", [[0.0], [float("nan")], [1.0]], "embedding of item '2' is not finite"),
+        ("e.parquet", {"item_id": [1, 3], "vector": [[1.0], [2.0]]}, r"no embedding for 1 of 3 items, e\.g\. '2'"),
+        ("e.parquet", {"item_id": [1, 2, 3], "vector": [[1.0], [2.0, 3.0], [2.0]]}, "not one list of numbers per item"),
+        ("e.parquet", {"item_id": [1], "vector": [[1.0]], "more": [1]}, "columns item_id, vector, more"),
+        ("e.safetensors", {"a": torch.ones(3, 1), "b": torch.ones(3, 1)}, r"holds 2 tensors \(a, b\)"),
+        ("gone.parquet", None, "no such file"),
     ],
 )
-def test_a_matrix_that_does_not_fit_is_refused(tmp_path, matrix, said):
-    np.save(tmp_path / "e.npy", np.array(matrix))
+def test_what_does_not_fit_is_refused(tmp_path, name, content, said):
     with pytest.raises(DataError, match=said):
-        read_embeddings(str(tmp_path / "e.npy"), CATALOG)
+        read_embeddings(write(tmp_path / name, content), CATALOG)
 
 
-def test_parquet_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no embedding for 1 of 3 items, e\.g\. '2'"):
-        read_embeddings(parquet(tmp_path / "a.parquet", [1, 3], [[1.0], [2.0]]), CATALOG)
-    with pytest.raises(DataError, match="not one list of numbers per item"):
-        read_embeddings(parquet(tmp_path / "b.parquet", [1, 2, 3], [[1.0], [2.0, 3.0], [2.0]]), CATALOG)
-    with pytest.raises(DataError, match="columns item_id, vector, more"):
-        read_embeddings(parquet(tmp_path / "c.parquet", [1, 2, 3], MATRIX, more=[1, 2, 3]), CATALOG)
-
-
-def test_several_tensors_are_refused(tmp_path):
-    save_file({"a": torch.ones(3, 1), "b": torch.ones(3, 1)}, tmp_path / "e.safetensors")
-    with pytest.raises(DataError, match=r"holds 2 tensors \(a, b\)"):
-        read_embeddings(str(tmp_path / "e.safetensors"), CATALOG)
-
-
-@pytest.mark.parametrize(
-    ("path", "error", "said"),
-    [
-        ("e.txt", ConfigError, r"no known form.*\.npy, \.safetensors, \.parquet"),
-        ("gone.npy", DataError, "no such file"),
-    ],
-)
-def test_paths_are_checked(path, error, said):
-    with pytest.raises(error, match=said):
-        read_embeddings(path, CATALOG)
+def test_a_form_that_is_not_known_is_refused():
+    with pytest.raises(ConfigError, match=r"no known form.*\.npy, \.safetensors, \.parquet"):
+        read_embeddings("e.txt", CATALOG)

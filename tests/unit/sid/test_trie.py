@@ -88,13 +88,24 @@ def test_legal_and_child_agree_with_a_dictionary_of_prefixes(name: str) -> None:
 
 
 @each_catalogue
-def test_ancestors_are_the_nodes_on_the_path(name: str) -> None:
+def test_ancestors_are_the_nodes_on_the_path_and_the_tables_take_little_memory(name: str) -> None:
     codes, sizes, popularity = make_catalogue(name)
     trie = Trie.build(codes, sizes, popularity)
     *path, leaves = trie.ancestors(torch.arange(len(codes)).view(1, -1))
     assert torch.stack(path, dim=2)[0].tolist() == trie.path(codes[trie.leaf_items.long()]).tolist()
     assert trie.leaf_offsets[leaves[0]].le(torch.arange(len(codes))).all()
     assert trie.leaf_offsets[leaves[0] + 1].gt(torch.arange(len(codes))).all()
+    nodes = torch.zeros(1, dtype=torch.int64)
+    found = [trie.child(0, nodes, codes[:1, 0]), trie.items_below(0, nodes), trie.items(nodes), leaves, *path]
+    found += [trie.expand(nodes[None], torch.zeros(1, 1), width=1)[0], trie.path(codes)]
+    assert {table.dtype for table in found} == {torch.int64}  # whatever the tables are kept in
+
+    held = [trie.leaf_offsets, trie.leaf_items]
+    for level in trie.levels:
+        held += [level.offsets, level.codes, *([] if level.masks is None else [level.masks])]
+    assert trie.nbytes() == sum(table.numel() * table.element_size() for table in held)
+    assert_same(trie.bytes_per_item_level, trie.nbytes() / codes.numel())
+    assert trie.nbytes() <= 20 * codes.numel() + 8 * (len(sizes) + 1)
 
 
 @each_catalogue
@@ -105,12 +116,6 @@ def test_chunks_build_the_same_trie_as_the_whole(name: str, monkeypatch: pytest.
     assert tables(Trie.build(iter(parts), sizes, popularity)) == whole
     monkeypatch.setattr(module, "CHUNK", 7)
     assert tables(Trie.build(codes, sizes, popularity)) == whole
-
-
-def test_unknown_prefixes_have_no_child_and_no_item(codes: Tensor) -> None:
-    trie = Trie.build(codes, SIZES)
-    assert trie.child(0, torch.tensor([0, 0, -1]), torch.tensor([-1, SIZES[0], 0])).tolist() == [-1, -1, -1]
-    assert trie.items(torch.tensor([-1])).tolist() == [-1]
 
 
 def test_items_that_share_a_sid_come_most_popular_first_as_many_as_are_asked_for() -> None:
@@ -124,8 +129,10 @@ def test_items_that_share_a_sid_come_most_popular_first_as_many_as_are_asked_for
     assert trie.items(torch.tensor([0])).tolist() == [2]
 
 
-def test_path_lists_the_nodes_before_each_code(codes: Tensor) -> None:
+def test_path_lists_the_nodes_before_each_code_and_unknown_prefixes_have_none(codes: Tensor) -> None:
     trie = Trie.build(codes, SIZES)
+    assert trie.child(0, torch.tensor([0, 0, -1]), torch.tensor([-1, SIZES[0], 0])).tolist() == [-1, -1, -1]
+    assert trie.items(torch.tensor([-1])).tolist() == [-1]
     path = trie.path(codes)
     for level in range(3):
         legal = trie.legal(level, path[:, level])
@@ -135,33 +142,20 @@ def test_path_lists_the_nodes_before_each_code(codes: Tensor) -> None:
         trie.path(torch.tensor([[*codes[0, :2].tolist(), absent]]))
 
 
-def test_what_leaves_the_trie_is_int64(codes: Tensor) -> None:
-    trie = Trie.build(codes, SIZES)
-    nodes = torch.zeros(1, dtype=torch.int64)
-    items, _ = trie.expand(nodes[None], torch.zeros(1, 1), width=1)
-    found = [trie.child(0, nodes, codes[:1, 0]), trie.items_below(0, nodes)]
-    found += [trie.items(nodes), items, trie.path(codes), *trie.ancestors(nodes)]
-    assert {table.dtype for table in found} == {torch.int64}
-
-
-@pytest.mark.parametrize("given", [torch.empty(0, 3, dtype=torch.int64), [], iter([make_codes(0)])])
-def test_an_empty_catalogue_is_refused(given: Tensor | list[Tensor]) -> None:
-    with pytest.raises(DataError, match="no items with a SID"):
-        Trie.build(given, SIZES)
-
-
-@pytest.mark.parametrize(("code", "size"), [(9, 5), (5, 5), (-1, 5)])
-def test_a_code_outside_its_codebook_is_refused(code: int, size: int) -> None:
-    chunks = [torch.tensor([[1, 1]]), torch.tensor([[0, code]])]
-    with pytest.raises(DataError, match=f"level 2 has code {code}, outside its codebook of {size}"):
-        Trie.build(chunks, (2, size))
-
-
-def test_sids_of_another_length_and_counts_of_other_items_are_refused(codes: Tensor) -> None:
-    with pytest.raises(DataError, match="3 codes for 2 codebooks"):
-        Trie.build(codes, SIZES[:2])
-    with pytest.raises(DataError, match="popularity of 59 items for 60 SIDs"):
-        Trie.build(codes, SIZES, torch.ones(59))
+@pytest.mark.parametrize(
+    ("given", "sizes", "message"),
+    [
+        ([], (2, 5), "no items with a SID"),
+        (torch.empty(0, 2, dtype=torch.int64), (2, 5), "no items with a SID"),
+        ([torch.tensor([[1, 1]]), torch.tensor([[0, 5]])], (2, 5), "level 2 has code 5, outside its codebook of 5"),
+        ([torch.tensor([[1, 1]]), torch.tensor([[0, -1]])], (2, 5), "level 2 has code -1, outside its codebook of 5"),
+        (torch.tensor([[1, 1, 1]]), (2, 5), "3 codes for 2 codebooks"),
+        (torch.tensor([[1, 1]]), (2, 5), "popularity of 59 items for 1 SIDs"),
+    ],
+)
+def test_what_makes_no_trie_is_refused(given: Tensor | list[Tensor], sizes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Trie.build(given, sizes, torch.ones(59) if "popularity" in message else None)
 
 
 def test_a_long_build_counts_its_items_in_a_progress_bar(codes: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,18 +173,6 @@ def test_a_long_build_counts_its_items_in_a_progress_bar(codes: Tensor, monkeypa
     monkeypatch.setattr(module, "SLOW", 60)
     Trie.build(codes, SIZES)
     assert counted == [25, 25, 10]
-
-
-@each_catalogue
-def test_the_tables_take_little_memory(name: str) -> None:
-    codes, sizes, popularity = make_catalogue(name)
-    trie = Trie.build(codes, sizes, popularity)
-    held = [trie.leaf_offsets, trie.leaf_items]
-    for level in trie.levels:
-        held += [level.offsets, level.codes, *([] if level.masks is None else [level.masks])]
-    assert trie.nbytes() == sum(table.numel() * table.element_size() for table in held)
-    assert_same(trie.bytes_per_item_level, trie.nbytes() / codes.numel())
-    assert trie.nbytes() <= 20 * codes.numel() + 8 * (len(sizes) + 1)
 
 
 def test_tables_use_the_smallest_integers() -> None:
