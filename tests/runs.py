@@ -75,35 +75,33 @@ def changed(session: Session, output: Path, *overrides: str) -> Session:
 
 def sft_module(session: Session, folder: Path) -> SFTModule:
     """The align stage of a session."""
-    return SFTModule(session.packer(), session.config.align, **_stage(session, folder))
+    return _made(SFTModule(session.packer(), session.config.align, **_stage(session, folder)))
 
 
 def activate_module(session: Session, folder: Path) -> ActivateModule:
     """The activate stage of a session."""
-    return ActivateModule(session.activate_batches(), session.config.activate, **_stage(session, folder))
+    return _made(ActivateModule(session.activate_batches(), session.config.activate, **_stage(session, folder)))
 
 
 def rl_module(session: Session, folder: Path) -> RLModule:
     """The rl stage of a session."""
     config = session.config
     objective = build_objective(config)
-    return RLModule(
-        objective,
-        make_verifier(session, objective),
-        PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed),
-        session.maker,
-        session.dataset.catalog.categories,
-        config.rl,
-        config.rollout,
-        config.seed,
-        **_stage(session, folder),
-    )
+    order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
+    parts = make_verifier(session, objective), order, session.maker, session.dataset.catalog.categories
+    return _made(RLModule(objective, *parts, config.rl, config.rollout, config.seed, **_stage(session, folder)))
+
+
+def _made(module: Any) -> Any:
+    """With its policy, for tests without a trainer; Lightning's own call then changes nothing."""
+    module.configure_model()
+    return module
 
 
 def _stage(session: Session, folder: Path) -> dict[str, Any]:
     config = session.config.evaluate
     return {
-        "policy": session.policy,
+        "build": lambda: session.policy,
         "layout": session.layout,
         "validation": session.batches("valid"),
         "metrics": ranking_metrics(config, session.dataset.catalog, session.table.codes),

@@ -85,13 +85,19 @@ class Legal:
         if self.child is None:
             raise ValueError("no trie stands behind these tokens")
         edges = self.mask if self.within is None else self.within
-        return torch.where(edges, self.child[:, None] + edges.long().cumsum(1) - 1, -1)
+        return torch.where(edges, self.child[..., None] + edges.long().cumsum(-1) - 1, -1)
 
     def token(self, columns: Tensor, rows: Tensor | None = None) -> Tensor:
         """Tokens [n, k] in columns [n, k] of the sets, or of those of `rows` [n]."""
         if self.tokens is None:
             return columns + self.first
         return (self.tokens if rows is None else self.tokens[rows]).gather(1, columns)
+
+    def among(self, values: Tensor, first: int = 0) -> Tensor:
+        """Values [n, columns] of the columns, out of those of all tokens [n, V], of which `first` is the first."""
+        if self.tokens is None:
+            return values[..., self.first - first : self.first - first + self.mask.shape[-1]]
+        return values.gather(-1, (self.tokens - first).clamp(min=0))
 
     def column(self, tokens: Tensor) -> Tensor:
         """Columns [n] of tokens [n]; -1 where there is none."""

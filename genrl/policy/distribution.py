@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal
-from genrl.policy.model import Head, Policy
+from genrl.policy.protocol import Generative, Next
 
 Normalize = Literal["legal", "vocab", "catalogue"]
 
@@ -43,13 +43,12 @@ RANKING = Sampling(normalize="catalogue")
 
 
 def distribution(
-    head: Head, hidden: Tensor, legal: Legal, temperature: float = 1.0, normalize: str = "legal"
+    said: Next, legal: Legal, temperature: float = 1.0, normalize: str = "legal"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the next token over its legal set.
 
     Args:
-        head: output head of the model, or the rows of it that the layout needs.
-        hidden: [..., H] hidden states.
+        said: what the policy says of the next token behind states [...].
         legal: the legal sets, [..., columns].
         temperature: divides the logits.
         normalize: see `Sampling.normalize`.
@@ -58,15 +57,12 @@ def distribution(
         log_probs [..., columns] with -inf where illegal, over what `normalize` says; sampling_log_probs, the same but
         always over the legal set; entropy [...] in nats over the legal set.
     """
-    illegal, columns = ~legal.mask, legal.mask.shape[-1]
-    if normalize == "vocab" or legal.tokens is not None:
-        everything = head.logits(hidden, head.first, len(head.weight)) / temperature
-    if legal.tokens is not None:
-        logits = everything.gather(-1, (legal.tokens - head.first).clamp(min=0))
-    elif normalize == "vocab":
-        logits = everything[..., legal.first : legal.first + columns]
+    illegal = ~legal.mask
+    if normalize == "vocab":
+        everything = said.logits(None) / temperature
+        logits = legal.among(everything, said.first)
     else:
-        logits = head.logits(hidden, legal.first, columns) / temperature
+        logits = said.logits(legal) / temperature
     legal_log_probs = logits.masked_fill(illegal, float("-inf")).log_softmax(-1)
     entropy = -(legal_log_probs.exp() * legal_log_probs.masked_fill(illegal, 0.0)).sum(-1)
     if normalize == "catalogue" and legal.within is not None:
@@ -88,7 +84,7 @@ def head_rows(layout: Layout, normalize: str) -> str:
     return "vocab" if normalize == "vocab" or "word" in layout.kinds else "legal"
 
 
-def check_tokens(policy: Policy, layout: Layout) -> None:
+def check_tokens(policy: Generative, layout: Layout) -> None:
     """Refuse a layout whose tokens are not those of the policy's tokenizer.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from genrl.config.schema import ModelConfig
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.blocked import Words
-from genrl.policy.model import Policy
-from genrl.policy.tiny import add_dropout, tiny_model, train_tokenizer
+from genrl.policy.model import Policy, PolicySpec
+from genrl.policy.tiny import tiny_config, tiny_model, train_tokenizer
 
 THINK = ("<think>", "</think>")
 """What a think block stands between."""
@@ -28,12 +29,23 @@ def load_policy(
     sizes: tuple[int, ...],
     texts: tuple[str, ...],
     prefix: str = "",
+    **options: Any,  # noqa: ANN401 (those of load_spec)
+) -> Policy:
+    """`load_spec` and `load_weights` in one."""
+    return load_weights(config, load_spec(config, sizes, texts, prefix, **options))
+
+
+def load_spec(
+    config: ModelConfig,
+    sizes: tuple[int, ...],
+    texts: tuple[str, ...],
+    prefix: str = "",
     *,
     thinking: bool = False,
     add_tokens: bool = True,
     saved: Path | None = None,
-) -> Policy:
-    """Load or create the backbone and give it the SID tokens of a catalogue.
+) -> PolicySpec:
+    """Configuration and tokenizer of a backbone, with the SID tokens of a catalogue.
 
     Args:
         config: the model section.
@@ -46,8 +58,9 @@ def load_policy(
 
     Raises:
         ConfigError: if the folder holds no model, or the width does not divide into heads.
-        UnsupportedError: for 4-bit weights where bitsandbytes is not installed.
+        UnsupportedError: for a model that transforms its logits.
     """
+    added = 0
     if config.name == "tiny":
         if config.hidden % config.heads:
             raise ConfigError(f"model.hidden={config.hidden} does not divide into model.heads={config.heads}.")
@@ -56,27 +69,43 @@ def load_policy(
             if saved is None
             else AutoTokenizer.from_pretrained(saved)
         )
-        first_ids = add_sid_tokens(tokenizer, sizes)
-        added = 0
-        model: Any = tiny_model(config, len(tokenizer), config.seed)
-        add_dropout(model, config.dropout)
     else:
-        tokenizer, model = _load_local(config)
+        tokenizer = _local(AutoTokenizer, config)
         added = _add_think_tokens(tokenizer, config.name, add_tokens) if thinking else 0
-        first_ids = add_sid_tokens(tokenizer, sizes)
-        _grow(model, len(tokenizer), first_ids[0] - added, sum(sizes) + added, config.seed)
-    if config.lora.rank > 0:
-        model = _add_lora(model, config, list(range(first_ids[0] - added, first_ids[0] + sum(sizes))))
-    start = next(
-        (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None), None
-    )
+    first_ids = add_sid_tokens(tokenizer, sizes)
+    known = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    start = next((index for index in known if index is not None), None)
     if start is None:
         raise ConfigError(
             f"the tokenizer of model.name={config.name!r} has no bos, eos or pad token to open a sequence with."
         )
     prefix_ids = tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else ()
     words = think_words(tokenizer, first_ids[0]) if thinking else None
-    return Policy(model, tokenizer, first_ids, sizes, start, prefix_ids, words)
+    own = tiny_config(config, len(tokenizer)) if config.name == "tiny" else _local(AutoConfig, config)
+    return PolicySpec(own, tokenizer, first_ids, sizes, start, prefix_ids, words, added)
+
+
+def load_weights(config: ModelConfig, spec: PolicySpec) -> Policy:
+    """Load or create the model that a specification describes, with rows for its SID tokens.
+
+    Weights are drawn on the CPU, wherever the caller has new tensors made: the same from one seed on every device.
+
+    Raises:
+        ConfigError: if the folder's weights do not load.
+        UnsupportedError: for 4-bit weights where bitsandbytes is not installed.
+    """
+    first, count = spec.first_ids[0] - spec.added, sum(spec.sizes) + spec.added
+    # bitsandbytes, which peft loads where it is installed, misses a kernel that is never used: it has no backward pass
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    with torch.device("cpu"):
+        if config.name == "tiny":
+            model: Any = tiny_model(spec.config, config.seed, config.dropout)
+        else:
+            model = _load_local(config)
+            _grow(model, len(spec.tokenizer), first, count, config.seed)
+        if config.lora.rank > 0:
+            model = _add_lora(model, config, list(range(first, first + count)))
+    return Policy(model, spec)
 
 
 def think_words(tokenizer: Any, stop: int) -> Words:  # noqa: ANN401
@@ -145,26 +174,27 @@ def _add_think_tokens(tokenizer: Any, name: str, allowed: bool) -> int:  # noqa:
     return int(tokenizer.add_tokens(missing))
 
 
-def _load_local(config: ModelConfig) -> tuple[Any, Any]:
+def _local(kind: Any, config: ModelConfig, **options: Any) -> Any:  # noqa: ANN401 (classes of transformers)
+    """What a class of transformers reads from the folder of a model."""
     folder = Path(config.name)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model.name={config.name!r} is neither 'tiny' nor a folder with a Hugging Face model (no config.json "
             f"there). Give the path of a downloaded causal LM."
         )
-    options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa"}
-    if config.quantize == "nf4":
-        options["quantization_config"] = _nf4(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code, use_safetensors=True, **options
-        )
+        return kind.from_pretrained(folder, trust_remote_code=config.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(f"model.name={config.name!r} does not load: {str(error).splitlines()[0]}") from error
-    if config.quantize == "nf4":
-        _keep_training_kernels(model)
-    return tokenizer, model
+
+
+def _load_local(config: ModelConfig) -> Any:  # noqa: ANN401
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa", "use_safetensors": True}
+    if config.quantize == "none":
+        return _local(AutoModelForCausalLM, config, **options)
+    model = _local(AutoModelForCausalLM, config, **options, quantization_config=_nf4(config))
+    _keep_training_kernels(model)
+    return model
 
 
 def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401

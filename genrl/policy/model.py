@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.layouts.blocked import Words
+from genrl.policy import share
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -82,55 +83,72 @@ def states(hidden: Tensor, head: Head) -> Tensor:
     return hidden
 
 
+@dataclass(frozen=True)
+class PolicySpec:
+    """All of a policy but its weights: what it reads and writes, known before there is a model."""
+
+    config: Any
+    """The model's configuration, of transformers."""
+    tokenizer: Any
+    """SID tokens included."""
+    first_ids: tuple[int, ...]
+    """Token id of code 0 of each SID level."""
+    sizes: tuple[int, ...]
+    """Codes of each SID level."""
+    start_id: int
+    """Token that opens every sequence."""
+    prefix_ids: tuple[int, ...]
+    """Tokens of the prompt's prefix."""
+    words: Words | None = None
+    """Tokens of thinking; None: the policy does not think."""
+    added: int = 0
+    """Think tokens that the tokenizer lacked, in front of the SID tokens."""
+
+    def __post_init__(self) -> None:
+        for name in HEAD_TRANSFORMS:
+            if getattr(self.config, name, None) not in (None, 1.0):
+                kind = (self.config.architectures or [type(self.config).__name__])[0]
+                raise UnsupportedError(
+                    f"model {kind} transforms its logits ({name}); genrl reads single rows of the head and would leave "
+                    f"that out. Use a model without it (Qwen2, Qwen3, Llama ...)."
+                )
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up prompts."""
+        pad = self.tokenizer.pad_token_id
+        return self.start_id if pad is None else int(pad)
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that the model was made for, if it says so."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+
 class Policy(nn.Module):
     """A causal LM with access to its decoder and to single rows of its output head.
 
     Args:
         model: a transformers causal LM, possibly wrapped by peft.
-        tokenizer: its tokenizer, SID tokens included.
-        first_ids: token id of code 0 of each SID level.
-        sizes: codes of each SID level.
-        start_id: token that opens every sequence.
-        prefix_ids: tokens of the prompt's prefix.
-        words: tokens of thinking; None: the policy does not think.
+        spec: what it reads and writes.
     """
 
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 (transformers and peft are untyped)
-        tokenizer: Any,  # noqa: ANN401
-        first_ids: tuple[int, ...],
-        sizes: tuple[int, ...],
-        start_id: int,
-        prefix_ids: tuple[int, ...],
-        words: Words | None = None,
-    ) -> None:
+    def __init__(self, model: Any, spec: PolicySpec) -> None:  # noqa: ANN401 (transformers and peft are untyped)
         super().__init__()
         self.model: Any = model
-        self.tokenizer = tokenizer
-        self.first_ids = first_ids
-        self.sizes = sizes
-        self.start_id = start_id
-        self.prefix_ids = prefix_ids
-        self.words = words
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        for name in HEAD_TRANSFORMS:
-            if getattr(base.config, name, None) not in (None, 1.0):
-                raise UnsupportedError(
-                    f"model {type(base).__name__} transforms its logits ({name}); genrl reads single rows of the head "
-                    f"and would leave that out. Use a model without it (Qwen2, Qwen3, Llama ...)."
-                )
-        first, stop = min(first_ids), max(start + codes for start, codes in zip(first_ids, sizes, strict=True))
+        self.tokenizer, self.first_ids, self.sizes = spec.tokenizer, spec.first_ids, spec.sizes
+        self.start_id, self.prefix_ids, self.words = spec.start_id, spec.prefix_ids, spec.words
+        self.positions = spec.positions
+        first = min(spec.first_ids)
+        stop = max(start + codes for start, codes in zip(spec.first_ids, spec.sizes, strict=True))
         self.sid_rows = first, stop - first
         """Rows of the head that are SID tokens: the first, and how many."""
         self.branching = "auto"
-        """How completions share their prompt: `auto` or one of `genrl.policy.branching.WAYS`."""
+        """How completions share their prompt: `auto` or one of `genrl.policy.share.WAYS`."""
         self.refused_ways: dict[torch.device, dict[str, str]] = {}
-        """Ways that give wrong results with this model, with the reason, for the devices it was tried on."""
+        """Ways, `share` among them, that give wrong results with this model, with the reason, for the devices tried."""
         self.noticed: set[str] = set()
         """Refused ways that the user has been told of."""
-        self.shares_prompt: dict[torch.device, bool] = {}
-        """Whether rows can attend to one copy of their prompt (`genrl.policy.sharing`), for the devices tried."""
 
     @property
     def base(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -146,11 +164,6 @@ class Policy(nn.Module):
     def decoder(self) -> Any:  # noqa: ANN401 (transformers is untyped)
         """The model without its output head."""
         return getattr(self.base, self.base.base_model_prefix)
-
-    @property
-    def positions(self) -> int | None:
-        """Longest sequence that the model was made for, if it says so."""
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
     def window(self) -> int | None:
@@ -287,6 +300,9 @@ class Policy(nn.Module):
         weight = head.weight if deltas is None else head.token_adapter.base_layer.weight
         whole = Head(0, weight, getattr(head, "bias", None), trained)
         return whole if rows == "vocab" else whole.cut(*self.sid_rows)
+
+    grow = share.grow
+    follow = share.follow
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""

@@ -39,6 +39,9 @@ class Reference:
         weights = {place: self.weights[name] for place, name in self.places.items()}
         return functional_call(self.policy, weights, inputs, options, tie_weights=False)
 
+    grow = Policy.grow
+    follow = Policy.follow
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (any attribute of a policy)
         """What the policy says of itself."""
         return getattr(self.policy, name)

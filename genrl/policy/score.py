@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,19 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from genrl.batches import Completions, Requests, Scores, State
 from genrl.layouts.base import Layout, Legal
-from genrl.policy.branches import alone
-from genrl.policy.branching import Shape, choose
-from genrl.policy.cache import SharedLayer, model_cache
 from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, log_prob
-from genrl.policy.model import Head, Policy, states
-from genrl.policy.tree import branch_mask, left_padded, prompt_positions
+from genrl.policy.protocol import Generative, Next
 from genrl.policy.write import by_site
-
-T = TypeVar("T")
 
 
 def score(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
     completions: Completions,
@@ -33,7 +26,7 @@ def score(
 ) -> Scores:
     """Log-probability and entropy of every chosen token under the current policy, with gradient.
 
-    The prompt is computed once for its G completions (see `genrl.policy.branching` for how). Each token's distribution
+    The prompt is computed once for its G completions (see `genrl.policy.share` for how). Each token's distribution
     is rebuilt from the state before it, which names what it was drawn from.
 
     Args:
@@ -53,7 +46,7 @@ def score(
         places = completions.chosen.any(0).nonzero()
         length = int(places.max()) + 1 if len(places) else 1
     written, chosen = completions.tokens[:, :length], completions.chosen[:, :length]
-    return read_completions(policy, requests, written, chosen, read, head_rows(layout, sampling.normalize))
+    return policy.follow(requests, written, chosen, read, head_rows(layout, sampling.normalize))
 
 
 def _apart(
@@ -62,18 +55,24 @@ def _apart(
     completions: Completions,
     states: State,
     sampling: Sampling,
-    first: Tensor,
-    inner: Tensor,
-    head: Head,
+    first: Next,
+    inner: Next,
 ) -> Scores:
     """Scores where each completion has its sites in columns of its own."""
     tokens, chosen = completions.tokens, completions.chosen
-    before = torch.cat([first.repeat_interleave(len(tokens) // len(first), dim=0)[:, None], inner], dim=1)
-    at = chosen.nonzero(as_tuple=True)
-    own = states.each(lambda value: value[at])
-    logps, entropy = place_scores(head, layout, before[at], own, tokens[at], sampling, requests)
-    empty = logps.new_zeros(tokens.shape)
-    return Scores(logps=empty.index_put(at, logps), entropy=empty.index_put(at, entropy))
+    share = len(tokens) // len(first)
+    logps = entropy = torch.zeros_like(tokens, dtype=torch.float32)
+    for said, opens in ((first, True), (inner, False)):
+        rows, columns = (chosen & ((torch.arange(chosen.shape[1], device=chosen.device) == 0) == opens)).nonzero(
+            as_tuple=True
+        )
+        here = said[rows // share] if opens else said[rows, columns - 1]
+        own = states.each(lambda value, at=(rows, columns): value[at])  # type: ignore[misc]
+        found = place_scores(here, layout, own, tokens[rows, columns], sampling, requests)
+        logps, entropy = (
+            whole.index_put((rows, columns), part) for whole, part in zip((logps, entropy), found, strict=True)
+        )
+    return Scores(logps=logps, entropy=entropy)
 
 
 def _in_step(
@@ -82,9 +81,8 @@ def _in_step(
     completions: Completions,
     states: State,
     sampling: Sampling,
-    first: Tensor,
-    inner: Tensor,
-    head: Head,
+    first: Next,
+    inner: Next,
 ) -> Scores:
     """Scores place by place: all completions have their tokens of a site in the same column."""
     tokens, mask = completions.tokens, completions.chosen
@@ -95,11 +93,11 @@ def _in_step(
     for start, legal in (*places, *_runs(layout, states, requests)):
         stop = start + (legal.mask.shape[1] if start else 1)
         if layout.kinds[start] == "form":
-            logps.append(first.new_zeros(len(tokens), stop - start, dtype=torch.float32))
+            logps.append(torch.zeros_like(mask[:, start:stop], dtype=torch.float32))
             entropies.append(logps[-1])
             continue
-        before = inner[:, start - 1 : stop - 1] if start else first
-        log_probs, _, entropy = distribution(head, before, legal, sampling.at(layout, start), normalize)
+        said = inner[:, start - 1 : stop - 1] if start else first
+        log_probs, _, entropy = distribution(said, legal, sampling.at(layout, start), normalize)
         if start == 0:
             log_probs, entropy = log_probs.repeat_interleave(share, 0), entropy.repeat_interleave(share, 0)[:, None]
         logps.append(_chosen(log_probs, tokens[:, start:stop], legal, share if start == 0 else 1))
@@ -111,9 +109,8 @@ def _in_step(
 
 
 def place_scores(
-    head: Head,
+    said: Next,
     layout: Layout,
-    hidden: Tensor,
     states: State,
     tokens: Tensor,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
@@ -125,31 +122,30 @@ def place_scores(
     pass: memory stays that of one part.
 
     Args:
-        head: the whole output head.
+        said: what the policy says before each of the n tokens.
         layout: grammar of the completions.
-        hidden: [n, H] what each token is predicted from.
         states: [n] states before the tokens, none at a place of the form.
         tokens: [n].
         sampling: temperatures and what probabilities sum to one over.
         requests: whose items are legal.
     """
-    nothing = hidden[:0, 0].float()  # keeps the gradient's path where no token was chosen
+    none = Legal(torch.ones_like(tokens[:0, None], dtype=torch.bool), said.first)
+    nothing = said[:0].logits(none)[:, 0]  # keeps the gradient's path where no token was chosen
     order, logps, entropies = [], [nothing], [nothing]
     for site, rows in by_site(states.site):
 
-        def part(hidden: Tensor, tokens: Tensor, rows: Tensor, site: int = site) -> tuple[Tensor, Tensor]:
+        def part(rows: Tensor, site: int = site) -> tuple[Tensor, Tensor]:
             legal = layout.legal(site, states.rows(rows), requests)
-            log_probs, _, entropy = distribution(head, hidden, legal, sampling.at(layout, site), sampling.normalize)
-            return log_prob(log_probs, legal, tokens), entropy
+            log_probs, _, entropy = distribution(said[rows], legal, sampling.at(layout, site), sampling.normalize)
+            return log_prob(log_probs, legal, tokens[rows]), entropy
 
         order.append(rows)
-        width = len(head.weight)
-        if sampling.normalize != "vocab":
-            width = layout.legal(site, states.rows(rows[:1]), requests).mask.shape[1]
+        width = layout.legal(site, states.rows(rows[:1]), requests).mask.shape[1]
+        if sampling.normalize == "vocab":
+            width = said[:0].logits(None).shape[-1]
         parts = rows.split(max(1, LOGITS // width))
         for each in parts:
-            inputs = (hidden[each], tokens[each], each)
-            one, two = part(*inputs) if len(parts) == 1 else checkpoint(part, *inputs, use_reentrant=False)
+            one, two = part(each) if len(parts) == 1 else checkpoint(part, each, use_reentrant=False)
             logps.append(one)
             entropies.append(two)
     back = torch.cat([tokens.new_zeros(0), *order]).argsort()
@@ -160,22 +156,21 @@ LOGITS = 2**24
 """Logits that are held at a time; with 151,936 tokens a part has 110 places."""
 
 
-def item_loss(head: Head, hidden: Tensor, layout: Layout, items: Tensor, normalize: str = "legal") -> Tensor:
+def item_loss(said: Next, layout: Layout, items: Tensor, normalize: str = "legal") -> Tensor:
     """Negative log-likelihood of whole completions without text, summed over completions and tokens, in nats.
 
     Args:
-        head: output head of the model.
-        hidden: [n, T, H]; place t is what token t is predicted from.
+        said: what the policy says before each token, [n, T].
         layout: grammar of the completions, which keep in step.
         items: catalogue rows [n, N].
         normalize: see `Sampling.normalize`.
     """
     tokens, state = layout.compose(items), layout.start(len(items))
-    total = hidden.new_zeros((), dtype=torch.float32)
+    total = torch.zeros((), device=tokens.device)
     for position, drawn in enumerate(tokens.unbind(1)):
         legal = layout.legal(position, state)
         if not legal.form:
-            log_probs, _, _ = distribution(head, hidden[:, position], legal, 1.0, normalize)
+            log_probs, _, _ = distribution(said[:, position], legal, 1.0, normalize)
             total = total - log_prob(log_probs, legal, drawn).sum()
         state = layout.advance(state, drawn, position)
     return total
@@ -205,11 +200,13 @@ def _runs(layout: Layout, states: State, requests: Requests) -> Iterator[tuple[i
 def _together(run: list[Legal]) -> Legal:
     within = [each.within for each in run if each.within is not None]
     tokens = [each.tokens for each in run if each.tokens is not None]
+    child = [each.child for each in run if each.child is not None]
     return Legal(
         torch.stack([each.mask for each in run], dim=1),
         run[0].first,
         torch.stack(tokens, dim=1) if tokens else None,
         torch.stack(within, dim=1) if within else None,
+        torch.stack(child, dim=1) if child else None,
     )
 
 
@@ -231,79 +228,3 @@ def _chosen(log_probs: Tensor, tokens: Tensor, legal: Legal, share: int) -> Tens
         same = legal.tokens.repeat_interleave(share, 0).view(*tokens.shape, -1) == tokens[:, :, None]
         inside, columns = same.any(2), same.byte().argmax(2)
     return log_probs.gather(2, torch.where(inside, columns, 0)[:, :, None])[:, :, 0].masked_fill(~inside, float("-inf"))
-
-
-def read_completions(
-    policy: Policy,
-    requests: Requests,
-    written: Tensor,
-    chosen: Tensor,
-    read: Callable[[Tensor, Tensor, Head], T],
-    rows: str = "legal",
-) -> T:
-    """Read hidden states before the tokens of completions, with gradient.
-
-    Args:
-        policy: the model.
-        requests: P prompts.
-        written: completions [B, T], B a multiple of P.
-        chosen: [B, T] tokens whose hidden states are wanted.
-        read: gets the hidden states before each first token, [P, H] where a group shares them, else [B, H]; those
-            before all later ones, [B, T - 1, H]; and the head; see `Policy.forward`.
-        rows: of the head, see `Policy.forward`.
-    """
-    prompts, group, depth = len(requests), len(written) // len(requests), written.shape[1] - 1
-    tokens, mask = left_padded(requests.tokens, requests.mask)
-    context = tokens.shape[1]
-    behind = written[:, :depth]
-    way = choose(policy, Shape(prompts, group, context, depth), decode=False)
-    if way == "naive":
-        inputs = alone(tokens, mask, behind.view(prompts, group, depth))
-        return policy(*inputs, lambda hidden, head: read(hidden[:, context - 1], hidden[:, context:], head), rows)
-    if way == "tree":
-        inputs, spread = _tree(tokens, mask, behind.view(prompts, group, depth), _needed(chosen, prompts))
-        return policy(*inputs, lambda hidden, head: read(*spread(hidden), head), rows)
-    cache = model_cache(policy.base.config, SharedLayer)
-    first = policy(tokens, mask, prompt_positions(mask), states, cache=cache)[:, -1]
-    cache.batch_repeat_interleave(group)
-    real = torch.cat([mask.repeat_interleave(group, dim=0), mask.new_ones(prompts * group, depth)], dim=1)
-    return policy(
-        behind, real, prompt_positions(real)[:, context:], lambda inner, head: read(first, inner, head), rows, cache
-    )
-
-
-def _needed(chosen: Tensor, prompts: int) -> Tensor:
-    """Tokens [P, G * (T - 1)] that a token chosen by the policy stands behind; the others need no hidden state."""
-    later = chosen[:, 1:].flip(1).cumsum(1).flip(1) > 0
-    return later.view(prompts, -1)
-
-
-def _tree(
-    tokens: Tensor, mask: Tensor, behind: Tensor, needed: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """Prompts with the needed tokens of all their completions in one row.
-
-    Args:
-        tokens: prompts [P, L], left-padded.
-        mask: [P, L].
-        behind: completions [P, G, D].
-        needed: [P, G * D] bool: tokens to compute, each with all before it in its completion.
-
-    Returns:
-        Tokens, mask and positions of the pass; and a function that makes of its hidden states those behind the prompts
-        [P, H] and behind the tokens [P * G, D, H], of no use where not needed.
-    """
-    prompts, group, depth = behind.shape
-    context = tokens.shape[1]
-    count = int(needed.sum(1).max()) if depth else 0
-    order = (~needed).byte().argsort(dim=1, stable=True)[:, :count]
-    branch, place = order // max(1, depth), order % max(1, depth)
-    row = torch.cat([tokens, behind.flatten(1).gather(1, order)], dim=1)
-    positions = torch.cat([prompt_positions(mask), mask.sum(1, keepdim=True) + place], 1)
-
-    def spread(hidden: Tensor) -> tuple[Tensor, Tensor]:
-        whole = hidden.new_zeros(prompts, group * depth, hidden.shape[-1])
-        inner = whole.scatter(1, order[:, :, None].expand(-1, -1, hidden.shape[-1]), hidden[:, context:])
-        return hidden[:, context - 1], inner.view(prompts * group, depth, hidden.shape[-1])
-
-    return (row, branch_mask(mask, branch, place), positions), spread

@@ -13,10 +13,8 @@ from torch import Tensor
 from genrl.batches import Batch, Completions, Ranking, Requests, State, beside, concatenate, padded, widened
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.base import BROKEN, Layout, Legal
-from genrl.policy.branches import Branches, grow
 from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
-from genrl.policy.model import Head, Policy, Read
-from genrl.policy.tree import left_padded, prompt_positions
+from genrl.policy.protocol import Generative, Growth, Next, Say
 from genrl.policy.write import completed, go_on
 
 T = TypeVar("T")
@@ -76,14 +74,13 @@ class Beams:
                 index = parents if index is None else parents.gather(1, index)
         return reduce(partial(beside, dim=2), reversed(columns))
 
-    def text(self, requests: Requests) -> tuple[Tensor, Tensor]:
-        """Tokens and mask [P * W, L + t] of the prompts with what the beams have written."""
-        width = self.totals.shape[1]
-        tokens, mask = (part.repeat_interleave(width, dim=0) for part in (requests.tokens, requests.mask))
+    def behind(self, requests: Requests) -> Requests:
+        """A request [P * W] for each beam, whose prompt has what the beam wrote behind it."""
         if not self.history:
-            return tokens, mask
-        own = self.written()
-        return torch.cat([tokens, own.tokens.flatten(0, 1)], dim=1), torch.cat([mask, own.real.flatten(0, 1)], dim=1)
+            return requests
+        own, each = self.written().each(lambda value: value.flatten(0, 1)), requests.repeat(self.totals.shape[1])
+        tokens = torch.cat([each.tokens, own.tokens], dim=1)
+        return replace(each, tokens=tokens, mask=torch.cat([each.mask, own.real], dim=1))
 
 
 def _pick(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
@@ -92,7 +89,7 @@ def _pick(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
     width: int,
@@ -160,7 +157,7 @@ def search(
 
 
 def think(
-    policy: Policy, layout: Layout, requests: Requests, sampling: Sampling = RANKING, noise: Tensor | None = None
+    policy: Generative, layout: Layout, requests: Requests, sampling: Sampling = RANKING, noise: Tensor | None = None
 ) -> list[Beams]:
     """Write what stands before the first item token, for each sample of `noise`; a filter of items changes nothing.
 
@@ -191,7 +188,7 @@ def _uncertain(cause: str) -> UnsupportedError:
 
 
 def _widened(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
     begun: Beams,
@@ -227,7 +224,7 @@ def _ranking(layout: Layout, requests: Requests, beams: Beams, width: int) -> Ra
 
 
 def _write(
-    policy: Policy, layout: Layout, requests: Requests, beams: Beams, sampling: Sampling, uniforms: Tensor | None
+    policy: Generative, layout: Layout, requests: Requests, beams: Beams, sampling: Sampling, uniforms: Tensor | None
 ) -> Beams:
     """Let every beam write until an item token is due.
 
@@ -236,8 +233,8 @@ def _write(
     """
     item = torch.tensor([kind == "item" for kind in layout.kinds] + [True], device=beams.totals.device)
     width = beams.totals.shape[1]
-    text, seen = beams.text(requests)
-    done = seen[:, requests.mask.shape[1] :].sum(1)
+    begun = beams.behind(requests)
+    done = begun.mask[:, requests.mask.shape[1] :].sum(1)
     states, written = beams.state, []
     rows = beams.alive.nonzero()[:, 0]
     if rows.numel() == 0:
@@ -251,8 +248,7 @@ def _write(
             policy,
             layout,
             requests,
-            text[part],
-            seen[part],
+            begun.rows(part),
             states.rows(part),
             sampling,
             noise,
@@ -269,7 +265,7 @@ def _write(
 
 
 def _search(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
     begun: Beams,
@@ -293,7 +289,7 @@ def _search(
         certain: whether the ranking shall be certified.
     """
     beams = replace(begun)
-    branches: Branches | None = None
+    growth: Growth | None = None
     parents = torch.empty(0)
     position = 0
     site = _site(layout, beams, position)
@@ -301,19 +297,19 @@ def _search(
         if layout.kinds[site] == "word" or (layout.kinds[site] == "form" and not layout.in_step):
             if certain:
                 raise _uncertain("beams that think between their SID tokens")
-            beams, branches = _write(policy, layout, requests, beams, sampling, uniforms), None
+            beams, growth = _write(policy, layout, requests, beams, sampling, uniforms), None
             site = _site(layout, beams, position)
             continue
         legal = layout.legal(site, beams.state, requests)
-        read = partial(_children, legal, sampling.at(layout, site), sampling.normalize)
-        if branches is None:
-            branches, found = _prefill(policy, layout, requests, beams, width, sampling, read)
+        say = partial(_children, legal, sampling.at(layout, site), sampling.normalize)
+        if growth is None:
+            growth, found = _begin(policy, layout, requests, beams, width, sampling, say)
         else:
             live = beams.alive
             if sampling.normalize != "vocab":
                 live = live & ~layout.settled(beams.state, site)
             drawn = beams.history[-1][0].tokens[:, :, -1]
-            found = branches.extend(drawn, read, parents, live.view(drawn.shape))
+            found = growth.extend(drawn, say, parents, live.view(drawn.shape))
         noise = None if gumbels is None else gumbels[:, position]
         parents = _widen(layout, beams, legal, *found, width, site, noise)
         position += 1
@@ -321,13 +317,12 @@ def _search(
     return beams
 
 
-def _children(legal: Legal, temperature: float, normalize: str, hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def _children(legal: Legal, temperature: float, normalize: str, said: Next) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the children of each beam, and the entropy of their distribution."""
-    hidden = hidden.flatten(0, -2)
     if legal.form:
-        nothing = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+        nothing = torch.zeros_like(legal.mask, dtype=torch.float32)
         return nothing, nothing[:, 0]
-    log_probs, _, entropy = distribution(head, hidden, legal, temperature, normalize)
+    log_probs, _, entropy = distribution(said, legal, temperature, normalize)
     return log_probs, entropy
 
 
@@ -345,26 +340,20 @@ def _site(layout: Layout, beams: Beams, position: int) -> int | None:
     return int(sites[0]) if sites else None
 
 
-def _prefill(
-    policy: Policy, layout: Layout, requests: Requests, beams: Beams, width: int, sampling: Sampling, read: Read[T]
-) -> tuple[Branches | None, T]:
-    """What goes on from all that beams have written, and what `read` makes of the hidden states [P * W, H] behind it.
+def _begin(
+    policy: Generative, layout: Layout, requests: Requests, beams: Beams, width: int, sampling: Sampling, say: Say[T]
+) -> tuple[Growth | None, T]:
+    """What goes on from all that beams have written, and what is said of the tokens behind it.
 
     Beams with text of their own are computed anew each time.
     """
-    tokens, mask = beams.text(requests)
-    head = head_rows(layout, sampling.normalize)
+    begun, head = beams.behind(requests), head_rows(layout, sampling.normalize)
     if beams.totals.shape[1] == 1:
-        branches = grow(policy, tokens, mask, width, sum(kind == "item" for kind in layout.kinds) - 1, head)
-        return branches, branches.prefill(read)
+        growth = policy.grow(begun, width, sum(kind == "item" for kind in layout.kinds) - 1, head)
+        return growth, growth.begin(say)
     rows = beams.alive.nonzero()[:, 0]
-    tokens, mask = left_padded(tokens[rows], mask[rows])
-
-    def placed(hidden: Tensor, head: Head) -> T:
-        whole = hidden.new_zeros(len(beams.alive), hidden.shape[-1])
-        return read(whole.index_copy(0, rows, hidden[:, -1]), head)
-
-    return None, policy(tokens, mask, prompt_positions(mask), placed, head)
+    places = (beams.alive.cumsum(0) - 1).clamp(min=0)  # what is said of beams that have ended has no meaning
+    return None, policy.grow(begun.rows(rows), 1, 0, head).begin(lambda said: say(said[places]))
 
 
 def _widen(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genrl.config.schema import ModelConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
@@ -34,29 +34,36 @@ def train_tokenizer(texts: Iterable[str], size: int, marks: tuple[str, ...] = ()
     )
 
 
-def tiny_model(config: ModelConfig, vocabulary: int, generator_seed: int) -> Qwen3ForCausalLM:
+def tiny_config(config: ModelConfig, vocabulary: int) -> Qwen3Config:
+    """The architecture that a model section asks for."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.hidden // config.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def tiny_model(config: Qwen3Config, seed: int, dropout: float) -> Qwen3ForCausalLM:
     """A small Qwen3 with seeded random weights, leaving the global random state as it was."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM  # take seconds to load
+    from transformers import Qwen3ForCausalLM  # takes seconds to load
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_seed)
-        return Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=vocabulary,
-                hidden_size=config.hidden,
-                intermediate_size=config.feed_forward,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                head_dim=config.hidden // config.heads,
-                max_position_embeddings=4096,
-                tie_word_embeddings=True,
-                attn_implementation="sdpa",
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        )
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    add_dropout(model, dropout)
+    return model
 
 
 def add_dropout(model: Qwen3ForCausalLM, rate: float) -> None:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from genrl.batches import Completions, Requests, State, stacked
 from genrl.layouts.base import Layout
-from genrl.policy.branches import Growing
 from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, invert
-from genrl.policy.model import Head, Policy
+from genrl.policy.protocol import Generative, Next
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Written:
 
 
 def write(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
     group: int,
@@ -59,7 +58,7 @@ def write(
     check_tokens(policy, layout)
     start = layout.start(len(requests), group)
     uniforms = None if noise is None else noise.flatten(0, 1)
-    written = go_on(policy, layout, requests, requests.tokens, requests.mask, start, sampling, uniforms)
+    written = go_on(policy, layout, requests, requests, start, sampling, uniforms)
     return completed(
         layout, group, written.tokens, written.states, written.choices, written.logps, written.entropy, sampling
     )
@@ -67,11 +66,10 @@ def write(
 
 @torch.no_grad()
 def go_on(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
-    tokens: Tensor,
-    mask: Tensor,
+    begun: Requests,
     state: State,
     sampling: Sampling,
     uniforms: Tensor | None = None,
@@ -85,8 +83,7 @@ def go_on(
         policy: what writes.
         layout: grammar of the completions.
         requests: says which items rows may get, by `state.owner`.
-        tokens: what stands before the first token to write [R, L], padded on any side.
-        mask: [R, L].
+        begun: R requests with all that stands before the first token to write, padded on any side.
         state: [n] states to go on from; n is a multiple of R, row i goes on behind row i // (n / R).
         sampling: see `write`.
         uniforms: [n, T] numbers in [0, 1), one per token; None: the likeliest token.
@@ -96,8 +93,9 @@ def go_on(
     ends = until or (lambda site: site < 0)
     settles = until is None and layout.in_step and sampling.normalize != "vocab"
     in_step = layout.in_step and until is None
-    head = head_rows(layout, sampling.normalize)
-    rows = Growing(policy, tokens, mask, count // len(tokens), most, in_step, head)
+    shape = len(begun), count // len(begun)
+    growth = policy.grow(begun, shape[1], most - 1, head_rows(layout, sampling.normalize), apart=not in_step)
+    behind = torch.arange(count, device=state.site.device) // shape[1]
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor, State]] = []
     going = None if until is None and layout.in_step else ~ends(state.site)
     drawn, needed = torch.empty(0), going
@@ -107,7 +105,11 @@ def go_on(
         noise = None if uniforms is None else uniforms[:, position]
         site = position if in_step else None
         draw = partial(_draw, layout, requests, state, site, going, noise, sampling)
-        drawn, choices, logps, entropy = rows.extend(drawn, needed, draw) if position else rows.begin(draw)
+        if position:
+            live = None if needed is None else needed.view(shape)
+            drawn, choices, logps, entropy = growth.extend(drawn.view(shape), draw, live=live)
+        else:
+            drawn, choices, logps, entropy = growth.begin(lambda said, draw=draw: draw(said[behind]))  # type: ignore[misc]
         before = state if going is None else _stopped(state, going)
         steps.append((drawn, choices, logps, entropy, before))
         ahead = layout.advance(state, drawn, site)
@@ -118,7 +120,7 @@ def go_on(
         if settles and position + 1 < most:
             needed = ~layout.settled(state, position + 1)
     if not steps:
-        empty = torch.zeros(count, 0, dtype=torch.int64, device=tokens.device)
+        empty = torch.zeros(count, 0, dtype=torch.int64, device=state.site.device)
         nothing = state.each(lambda value: value[:, None][:, :0])
         return Written(empty, nothing, empty.float(), empty.float(), empty, state, empty.bool())
     columns = list(zip(*steps, strict=True))
@@ -140,43 +142,38 @@ def _draw(
     going: Tensor | None,
     uniforms: Tensor | None,
     sampling: Sampling,
-    hidden: Tensor,
-    head: Head,
+    said: Next,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One token per row [n], rows at the same site together: tokens, number of legal ones, log-probability, entropy."""
     if site is not None:
-        return _draw_at(head, layout, requests, hidden, state, site, uniforms, sampling)
+        return _draw_at(layout, requests, state, site, uniforms, sampling, said)
     tokens, choices = torch.zeros_like(state.site), torch.zeros_like(state.site)
-    logps, entropies = (
-        hidden.new_zeros(len(tokens), dtype=torch.float32),
-        hidden.new_zeros(len(tokens), dtype=torch.float32),
-    )
+    logps, entropies = torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(tokens, dtype=torch.float32)
     for one, rows in by_site(state.site, going):
         noise = None if uniforms is None else uniforms[rows]
-        part = _draw_at(head, layout, requests, hidden[rows], state.rows(rows), one, noise, sampling)
+        part = _draw_at(layout, requests, state.rows(rows), one, noise, sampling, said[rows])
         for whole, values in zip((tokens, choices, logps, entropies), part, strict=True):
             whole[rows] = values
     return tokens, choices, logps, entropies
 
 
 def _draw_at(
-    head: Head,
     layout: Layout,
     requests: Requests,
-    hidden: Tensor,
     state: State,
     site: int,
     uniforms: Tensor | None,
     sampling: Sampling,
+    said: Next,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_draw` for rows that all stand at one site."""
     legal = layout.legal(site, state, requests)
     if legal.form:
-        nothing = hidden.new_zeros(len(hidden), dtype=torch.float32)
-        return legal.token(torch.zeros_like(state.site)[:, None])[:, 0], torch.zeros_like(state.site), nothing, nothing
-    log_probs, drawing, entropy = distribution(head, hidden, legal, sampling.at(layout, site), sampling.normalize)
+        nothing = torch.zeros_like(state.site)
+        return legal.token(nothing[:, None])[:, 0], nothing, nothing.float(), nothing.float()
+    log_probs, drawing, entropy = distribution(said, legal, sampling.at(layout, site), sampling.normalize)
     columns = drawing.argmax(1, keepdim=True) if uniforms is None else invert(drawing.exp(), uniforms[:, None])
-    choices = legal.mask.sum(1).expand(len(hidden))
+    choices = legal.mask.sum(1).expand(len(log_probs))
     return legal.token(columns)[:, 0], choices, log_probs.gather(1, columns)[:, 0], entropy
 
 

@@ -20,6 +20,7 @@ from genrl.options import option
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
 from genrl.policy.search import search
+from genrl.policy.share import Hidden
 from genrl.prompts.packing import Segment, SequenceBatch, text_segments
 from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
@@ -156,7 +157,7 @@ class LCRec(TrainedBaseline):
             if len(items):
                 rows, columns, targets = items.to(device).unbind(1)
                 before = hidden[rows[:, None], columns[:, None] + torch.arange(layout.length, device=device) - 1]
-                total = total + item_loss(head.cut(*self.policy.sid_rows), before, layout, targets[:, None])
+                total = total + item_loss(Hidden(head.cut(*self.policy.sid_rows), before), layout, targets[:, None])
             return total
 
         rows = "vocab" if len(words) else "legal"

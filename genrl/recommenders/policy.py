@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from genrl.layouts.base import Layout
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
 from genrl.policy.distribution import RANKING
-from genrl.policy.load import load_policy
-from genrl.policy.model import Policy
+from genrl.policy.load import load_spec, load_weights
+from genrl.policy.model import Policy, PolicySpec
 from genrl.policy.search import search, think
 from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
@@ -38,19 +39,21 @@ SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 
 class PolicyRecommender:
     """A policy, the grammar that it writes in and the template that it reads.
 
+    Its weights are made when they are first asked for; a stage makes its own, and leaves the trained policy here.
+
     Args:
         config: of the run; its sections `evaluate`, `data.max_history` and `trainer` say how requests are ranked.
         problem: catalogue and Semantic IDs.
-        policy: what ranks.
+        spec: all of the policy but its weights.
         layout: grammar of the completions.
         template: how requests are written.
     """
 
     def __init__(
-        self, config: RunConfig, problem: Problem, policy: Policy, layout: Layout, template: PromptTemplate
+        self, config: RunConfig, problem: Problem, spec: PolicySpec, layout: Layout, template: PromptTemplate
     ) -> None:
         self.config, self.problem = config, problem
-        self.policy, self.layout, self.template = policy, layout, template
+        self.spec, self.layout, self.template = spec, layout, template
 
     @classmethod
     def build(cls, config: RunConfig, problem: Problem) -> PolicyRecommender:
@@ -60,7 +63,7 @@ class PolicyRecommender:
             ConfigError: if beam or prompts do not fit the catalogue or the model.
         """
         table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
-        policy = load_policy(
+        spec = load_spec(
             config.model,
             table.codebook_sizes,
             catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0),
@@ -69,26 +72,24 @@ class PolicyRecommender:
             add_tokens=config.layout.get("add_tokens", True),
             saved=problem.tokenizer,
         )
-        equip(policy, config.trainer)
         options = {name: value for name, value in config.layout.items() if name != "name"}
         trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
-        catalogue = Items(trie, policy.first_ids, table.codes)
-        layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=policy.words)
+        catalogue = Items(trie, spec.first_ids, table.codes)
+        layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
         if config.evaluate.beam > layout.completions:
             raise ConfigError(_too_wide(config.evaluate, layout.completions))
-        pad = policy.tokenizer.pad_token_id
         template = PromptTemplate(
-            start_id=policy.start_id,
-            prefix_ids=policy.prefix_ids,
-            sid_tokens=table.codes + torch.tensor(policy.first_ids),
-            pad_id=policy.start_id if pad is None else pad,
+            start_id=spec.start_id,
+            prefix_ids=spec.prefix_ids,
+            sid_tokens=table.codes + torch.tensor(spec.first_ids),
+            pad_id=spec.pad_id,
         )
-        made = cls(config, problem, policy, layout, template)
+        made = cls(config, problem, spec, layout, template)
         made._check_length()
         return made
 
     def _check_length(self) -> None:
-        limit, history, layout = self.policy.positions, self.config.data.max_history, self.layout
+        limit, history, layout = self.spec.positions, self.config.data.max_history, self.layout
         needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
         if limit is not None and needed > limit:
             further = " or layout.budget" if layout.writes_text else ""
@@ -100,24 +101,39 @@ class PolicyRecommender:
 
     def under(self, layout: Layout) -> PolicyRecommender:
         """The same policy under another grammar, that of the items alone for one."""
-        return PolicyRecommender(self.config, self.problem, self.policy, layout, self.template)
+        made = copy.copy(self)
+        made.layout = layout
+        return made
+
+    def make(self, start: Path | None = None) -> Policy:
+        """A new policy, with the trained weights of a file if one is given."""
+        policy = load_weights(self.config.model, self.spec)
+        equip(policy, self.config.trainer)
+        if start is not None:
+            policy.load_state(read_weights(start), str(start))
+        return policy
+
+    @cached_property
+    def policy(self) -> Policy:
+        """What ranks."""
+        return self.make()
+
+    def forget(self) -> None:
+        """Let go of the weights."""
+        vars(self).pop("policy", None)
 
     @property
     def thinks(self) -> bool:
-        """Whether rankings come from thinking, which may fail."""
         return self.layout.writes_text
 
     @property
     def device(self) -> torch.device:
-        """That of the policy."""
         return self.policy.device
 
     def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask [P, L] of requests with histories [P, H]."""
         return self.template.render(histories[:, max(0, histories.shape[1] - self.config.data.max_history) :])
 
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
-        """Rank the items that each request may get, best first; see `Recommender.rank`."""
         return self.answer(requests, width, exact)[0]
 
     @torch.no_grad()
@@ -139,7 +155,6 @@ class PolicyRecommender:
 
     @torch.no_grad()
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
         self.policy.eval()
         with numerics(self.config.trainer, self.policy.device):
             return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
@@ -149,7 +164,6 @@ class PolicyRecommender:
         return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
-        """Put trained weights in place, which `origin` holds."""
         self.policy.load_state(state, origin)
 
     def save(self, folder: Path) -> None:
@@ -198,15 +212,8 @@ def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
 def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
-    Args:
-        policy: gives the tokens that prompts and completions are made of.
-        layout: grammar that the weights were trained with.
-        max_history: items that prompts show.
-        config: how they are searched.
-
-    Returns:
-        `layout`: name and options; `template`: token ids around the items;
-        `template_hash`: of these; `search`: options that may be chosen anew at each evaluation.
+    `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `search`: options
+    that may be chosen anew at each evaluation.
     """
     options = getattr(layout, "config", None)
     template: dict[str, Any] = {
@@ -236,13 +243,7 @@ def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
     """Refuse weights that were trained with another layout or prompt template.
 
     Weights of versions that did not write it down pass, and so do options that one of the two sides does not know.
-
-    Args:
-        path: file of the weights.
-        now: what `decoding` says of the policy that is to hold them.
-
-    Returns:
-        What is searched in another way than the weights were chosen with, a line for each option.
+    What is searched in another way than the weights were chosen with is returned, a line for each option.
 
     Raises:
         CheckpointError: naming everything that differs.

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import signature
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from genrl.batches import Ranking, Requests, State
-from genrl.layouts.base import BROKEN
+from genrl.batches import Ranking, Requests
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.options import option
-from genrl.policy.distribution import distribution
+from genrl.policy.distribution import Sampling
 from genrl.policy.model import Head
+from genrl.policy.protocol import Say
 from genrl.policy.score import item_loss
+from genrl.policy.search import search
+from genrl.policy.share import Hidden
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.sid.trie import Trie
 
+T = TypeVar("T")
 PAD, EDGE, SPECIAL = 0, 1, 2
 """Tokens: padding; the edge, which ends every history and starts every SID; how many there are before the codes."""
 
@@ -78,6 +82,32 @@ class _History:
     """[P, 1, 1, L] float: -inf on padding, else 0."""
 
 
+class _Decoding:
+    """SIDs that grow behind histories; see `genrl.policy.protocol.Growth`."""
+
+    def __init__(self, model: TIGER, history: _History) -> None:
+        self.model = model
+        self.history = history
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def begin(self, say: Say[T]) -> T:
+        """Behind the edge."""
+        return self._decode(torch.full((len(self.history.states), 1), EDGE, device=self.history.states.device), say)
+
+    def extend(self, tokens: Tensor, say: Say[T], parents: Tensor | None = None, live: Tensor | None = None) -> T:
+        """All slots are computed, live or not."""
+        if parents is not None or tokens.shape[1] != self.width:
+            rows = torch.arange(len(tokens), device=tokens.device)[:, None] * self.width
+            rows = (rows if parents is None else rows + parents).expand_as(tokens)
+            self.cache.self_attention_cache.batch_select_indices(rows.flatten())
+        return self._decode(tokens, say)
+
+    def _decode(self, tokens: Tensor, say: Say[T]) -> T:
+        self.width = tokens.shape[1]
+        hidden = self.model.decode(tokens[:, :, None], self.history, self.cache)
+        return say(Hidden(self.model.head(), hidden.flatten(0, 2)))
+
+
 @BASELINES.register(
     "tiger", config=TIGERConfig, title="Transformer Index for GEnerative Recommenders", paper="arXiv:2305.05065"
 )
@@ -106,8 +136,8 @@ class TIGER(TrainedBaseline):
         table = problem.table
         sizes = table.codebook_sizes
         trie = Trie.build(table.codes, sizes, problem.dataset.catalog.train_counts)
-        first_ids = tuple(accumulate(sizes[:-1], initial=SPECIAL))
-        self.layout = SidLayout(SidLayoutConfig(), catalogue=Items(trie, first_ids, table.codes))
+        self.first_ids, self.sizes = tuple(accumulate(sizes[:-1], initial=SPECIAL)), sizes
+        self.layout = SidLayout(SidLayoutConfig(), catalogue=Items(trie, self.first_ids, table.codes))
         self.t5 = T5Model(
             T5Config(
                 vocab_size=SPECIAL + sum(sizes),
@@ -128,35 +158,59 @@ class TIGER(TrainedBaseline):
         """Sum of the cross-entropies of all codes of all targets, the last items of their rows."""
         if not len(batch):  # a process without rows still has a part in the step
             return torch.stack([0.0 * value.sum() for value in self.parameters()]).sum()
-        layout, groups = self._layout(), length_groups(batch.items)
-        return torch.stack([self._cross_entropy(batch.items[rows, -width:], layout) for rows, width in groups]).sum()
+        layout, losses = self._layout(), []
+        for rows, width in length_groups(batch.items):
+            items = batch.items[rows, -width:]
+            hidden = self._behind(_requests(items[:, :-1]), layout.compose(items[:, -1:]))
+            losses.append(item_loss(Hidden(self.head(), hidden), layout, items[:, -1:], self.config.normalize))
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
         items = histories.new_full((len(histories), width), -1)
         scores = torch.full(items.shape, float("-inf"), device=items.device)
+        layout, beam = self._layout(), max(width, self.config.beam)
+        # a filter changes no item's score
+        sampling = Sampling(normalize="vocab" if self.config.normalize == "vocab" else "catalogue")
         for rows, length in length_groups(histories):
-            denied = None if deny is None else deny[rows]
-            items[rows], scores[rows] = self._search(histories[rows][:, -length:], width, denied)
+            requests = _requests(histories[rows][:, -length:], None if deny is None else deny[rows])
+            found, _ = search(self, layout, requests, width, sampling, beams=beam)
+            items[rows], scores[rows] = found.items, found.scores
         return Ranking(items, scores)
+
+    def grow(
+        self, requests: Requests, width: int, depth: int, rows: str = "legal", *, apart: bool = False
+    ) -> _Decoding:
+        """See `genrl.policy.protocol.Generative`; prompts are not read, their histories are."""
+        return _Decoding(self, self._encode(requests.history, self._layout()))
+
+    def follow(
+        self,
+        requests: Requests,
+        written: Tensor,
+        chosen: Tensor,
+        say: Callable[[Hidden, Hidden], T],
+        rows: str = "legal",
+    ) -> T:
+        """See `genrl.policy.protocol.Generative`."""
+        said = Hidden(self.head(), self._behind(requests, written))
+        return say(said[:, 0], said[:, 1:])
+
+    def _behind(self, requests: Requests, written: Tensor) -> Tensor:
+        """Hidden states [B, T, hidden] before the tokens of SIDs [B, T]."""
+        tokens = torch.cat([torch.full_like(written[:, :1], EDGE), written[:, :-1]], dim=1)
+        history = self._encode(requests.history, self._layout())
+        return self.decode(tokens.unflatten(0, (len(requests), -1)), history).flatten(0, 1)
 
     def _layout(self) -> SidLayout:
         """The layout on the device of the weights."""
         self.layout = self.layout.to(str(self.t5.device))
         return self.layout
 
-    def _head(self) -> Head:
+    def head(self) -> Head:
         """T5's output head: the embedding itself, made smaller."""
         return Head(0, self.t5.shared.weight * self.config.hidden**-0.5, None)
-
-    def _cross_entropy(self, items: Tensor, layout: SidLayout) -> Tensor:
-        """Loss of rows [n, L] whose last item is the target, summed."""
-        tokens = layout.compose(items[:, -1:])
-        start = torch.full_like(tokens[:, :1], EDGE)
-        history = self._encode(items[:, :-1], layout)
-        hidden = self._decode(torch.cat([start, tokens[:, :-1]], dim=1)[:, None], history)[:, 0]
-        return item_loss(self._head(), hidden, layout, items[:, -1:], self.config.normalize)
 
     def _encode(self, items: Tensor, layout: SidLayout) -> _History:
         """Encode histories [P, H]."""
@@ -169,7 +223,7 @@ class TIGER(TrainedBaseline):
         bias = torch.zeros_like(real, dtype=states.dtype).masked_fill(~real, float("-inf"))
         return _History(states, bias[:, None, None])
 
-    def _decode(self, tokens: Tensor, history: _History, cache: EncoderDecoderCache | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, history: _History, cache: EncoderDecoderCache | None = None) -> Tensor:
         """Hidden states of the tokens of W branches of each history; this is T5's decoder, block by block.
 
         Branches are rows where they look at themselves and queries of one row where they look at their history, so
@@ -202,32 +256,7 @@ class TIGER(TrainedBaseline):
         later = torch.ones(size, size, dtype=torch.bool, device=bias.device).triu(1)
         return bias.masked_fill(later, float("-inf"))[:, :, past:]
 
-    def _search(self, histories: Tensor, width: int, deny: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Items and scores [P, width] of histories [P, H]."""
-        layout = self._layout()
-        requests = Requests(histories[:, :0], histories[:, :0] >= 0, histories, deny=deny)
-        state, scores = self._beam(self._encode(histories, layout), layout, requests, max(width, self.config.beam))
-        return layout.rank(state, scores, width, requests)
 
-    def _beam(self, history: _History, layout: SidLayout, requests: Requests, width: int) -> tuple[State, Tensor]:
-        """States [P * W] and scores [P, W] of the best SIDs found, broken and -inf where there are fewer."""
-        prompts, device = len(history.states), history.states.device
-        rows = torch.arange(prompts, device=device)[:, None]
-        normalize = "vocab" if self.config.normalize == "vocab" else "catalogue"  # a filter changes no item's score
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        head = self._head()
-        state: State = layout.start(prompts)
-        tokens = torch.full((prompts, 1), EDGE, device=device)
-        scores = torch.zeros(prompts, 1, device=device)
-        for position in range(layout.length):
-            hidden = self._decode(tokens[:, :, None], history, cache)[:, :, 0]
-            legal = layout.legal(position, state, requests)
-            log_probs, _, _ = distribution(head, hidden.flatten(0, 1), legal, 1.0, normalize)
-            branches, codes = scores.shape[1], log_probs.shape[1]
-            reached = (scores.view(-1, 1) + log_probs).view(prompts, -1)
-            scores, best = reached.topk(min(width, branches * codes), dim=1)
-            parents, tokens = (rows * branches + best // codes).flatten(), best % codes + legal.first
-            state = layout.advance(state.rows(parents), tokens.flatten(), position)
-            state = replace(state, site=state.site.masked_fill(scores.flatten() == float("-inf"), BROKEN))
-            cache.self_attention_cache.batch_select_indices(parents)
-        return state, scores
+def _requests(histories: Tensor, deny: Tensor | None = None) -> Requests:
+    """Histories [P, H] without prompts."""
+    return Requests(histories[:, :0], histories[:, :0] >= 0, histories, deny=deny)

@@ -65,6 +65,8 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
             results["stages"][stage.name] = found["stage"]
             for split in SPLITS:
                 results[split][stage.name] = found[split]
+            if stage is not stages[-1]:
+                stage.session.learner.forget()  # the next stage makes a policy of its own
         if is_first():
             stages[-1].session.recommender.save(folder)
             _finish(session, folder, results, command)

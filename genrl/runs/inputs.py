@@ -20,9 +20,7 @@ READ = ("data.interactions", "data.items", "activate.path")
 def input_files(config: RunConfig, names: Collection[str] | None = None) -> dict[str, tuple[str, str]]:
     """Option -> path and SHA-256 of each file or folder that a run depends on, as far as it is on this disk.
 
-    Args:
-        config: of the run.
-        names: options that are asked for; None: all.
+    With `names`, of these options alone.
     """
     options = flat(asdict(config))
     paths = {name: Path(options[name]) for name in READ if options.get(name)} | sources(config.sid) | plugins(config)

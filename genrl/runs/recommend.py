@@ -85,15 +85,12 @@ def recommend(
     Args:
         folder: of a finished run.
         histories: item ids or titles.
-        top: items for each history.
+        top: items for each history; fewer where fewer are allowed.
         exclude_seen: leave out the items of the history.
         only: item ids or titles that may be recommended (in stock, say); None: all.
         cold: recommend cold items only.
         exact: search until the list is provably the best of all allowed items.
         overrides: `key=value` texts over the configuration of the run, a moved `model.name` for one.
-
-    Returns:
-        One recommendation for each history, of fewer than `top` items where fewer are allowed.
 
     Raises:
         DataError: if no item is allowed, or a name is not in the catalogue or stands for several items.

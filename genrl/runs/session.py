@@ -18,9 +18,8 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
-from genrl.policy.branching import wrong_ways
 from genrl.policy.load import sid_token
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, PolicySpec
 from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.template_traces import template_traces
@@ -30,7 +29,6 @@ from genrl.recommenders.base import build_baseline, numerics
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.runs.evaluate import evaluated_rows
 from genrl.runs.inputs import plugins
-from genrl.runs.stages import supervised_stages
 from genrl.sid import build_sid_table, sources
 from genrl.sid.table import SidTable
 
@@ -55,19 +53,25 @@ class Session:
         return cls(config, dataset, problem.table, make(config, problem))
 
     @property
+    def learner(self) -> PolicyRecommender:
+        """The recommender of a run with stages of a policy."""
+        assert isinstance(self.recommender, PolicyRecommender), f"{self.recommender!r} is a baseline"
+        return self.recommender
+
+    @property
     def policy(self) -> Policy:
-        """That of a run with stages of a policy."""
-        return self._policied.policy
+        """What the recommender ranks with."""
+        return self.learner.policy
+
+    @property
+    def spec(self) -> PolicySpec:
+        """All of the policy but its weights."""
+        return self.learner.spec
 
     @property
     def layout(self) -> Layout:
         """Grammar of the policy's completions."""
-        return self._policied.layout
-
-    @property
-    def _policied(self) -> PolicyRecommender:
-        assert isinstance(self.recommender, PolicyRecommender), f"{self.recommender!r} is a baseline"
-        return self.recommender
+        return self.learner.layout
 
     @cached_property
     def maker(self) -> PromptMaker:
@@ -77,12 +81,7 @@ class Session:
     @property
     def plain(self) -> Session:
         """Of stage `align`, which knows no thinking."""
-        return replace(self, recommender=self._policied.under(self.layout.plain))
-
-    @property
-    def activates(self) -> bool:
-        """Whether there is something for stage `activate` to teach, and the stage is asked for."""
-        return "activate" in supervised_stages(self.config)
+        return replace(self, recommender=self.learner.under(self.layout.plain))
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision of forward passes outside Lightning's loops."""
@@ -102,18 +101,9 @@ class Session:
         """Supervised batches."""
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
-        segments = (
-            text_segments(self.policy.tokenizer, self.dataset.catalog.titles, self.maker.template) if text else ()
-        )
-        packer = HistoryBatches(
-            self.dataset,
-            self.maker.template,
-            self.config.align,
-            self.config.data.max_history,
-            tuple(segments),
-        )
-        packer.alone = "tree" in wrong_ways(self.policy, packer.longest)
-        return packer
+        template, titles, history = self.maker.template, self.dataset.catalog.titles, self.config.data.max_history
+        segments = text_segments(self.spec.tokenizer, titles, template) if text else ()
+        return HistoryBatches(self.dataset, template, self.config.align, history, tuple(segments))
 
     @cached_property
     def traces(self) -> list[Trace]:
@@ -144,10 +134,7 @@ class Session:
 
     def activate_batches(self) -> TraceBatches:
         """Supervised batches of reasoning."""
-        config = self.config.activate
-        batches = TraceBatches(self.traces, self.maker, self.layout, self.policy.tokenizer, config)
-        batches.alone = "tree" in wrong_ways(self.policy, batches.longest)
-        return batches
+        return TraceBatches(self.traces, self.maker, self.layout, self.spec.tokenizer, self.config.activate)
 
     def activate_key(self) -> str:
         """Changes with everything that the activate stage depends on."""

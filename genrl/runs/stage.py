@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
 from genrl.runs.record import Meter, save_ranks, written
 from genrl.runs.session import Session
+from genrl.runs.stages import supervised_stages
 from genrl.training.activate import ActivateModule
 from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.fitting import barrier, is_first, monitor, train
 from genrl.training.rl import RLModule
 from genrl.training.sft import SFTModule
+from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
 
 
@@ -79,10 +82,7 @@ def run_stage(stage: Stage, console: Console) -> dict[str, Any]:
             return {"stage": cost, **_scored(stage, stage.folder)}
         scores = stage.folder / f"evaluation-{key_of(stage.session.config.evaluate)}"
         if not (scores / "metrics.json").exists():
-            found = _scored(stage, scores)
-            if is_first():
-                write_json(scores / "metrics.json", found)
-            barrier()
+            _write(scores / "metrics.json", _scored(stage, scores))
     return {"stage": {**cost, "evaluation": str(scores)}, **read_json(scores / "metrics.json")}
 
 
@@ -94,20 +94,25 @@ def held(folder: Path) -> Any:  # noqa: ANN401 (a context)
 
 
 def _train(stage: Stage) -> dict[str, Any]:
-    meter, step = Meter(), 0
+    meter, step, session = Meter(), 0, stage.session
     if stage.module is not None:
         module = stage.module()
         best = BestWeights(stage.folder / WEIGHTS, stage.monitor, stage.patience)
-        config = stage.session.config
-        steps = config.rl.max_steps if isinstance(module, RLModule) else module.max_steps
-        train(stage.name, module, stage.folder, steps, best, config, *stage.callbacks, start=stage.start)
+        train(stage.name, module, stage.folder, best, session.config, *stage.callbacks, start=stage.start)
         step = best.best_step
+        if isinstance(module, StageModule):
+            session.learner.policy = module.policy
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
     if stage.shared:
-        if is_first():
-            write_json(stage.folder / "metrics.json", cost)
-        barrier()
+        _write(stage.folder / "metrics.json", cost)
     return cost
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    """Have the first process write what all of them go on with."""
+    if is_first():
+        write_json(path, values)
+    barrier()
 
 
 def _scored(stage: Stage, folder: Path) -> dict[str, Any]:
@@ -130,55 +135,58 @@ def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
         ConfigError: if objective, rewards and rollout do not fit each other.
         DataError: if the texts that stage `activate` learns cannot be used.
     """
-    config, stages = session.config, []
+    stages: list[Stage] = []
     if objective is None:
         return [_baseline(session)]
-    if "align" in config.stages:
+    if "align" in session.config.stages:
         stages.append(_align(session))
-    if session.activates:
-        stages.append(_activate(session))
-    if "rl" in config.stages:
-        stages.append(_rl(session, objective))
-    for stage in stages:
-        if stage.name == "activate" and not stage.finished:
-            session.activate_batches()
+    if "activate" in supervised_stages(session.config):
+        stages.append(_activate(session, _weights(stages)))
+    if "rl" in session.config.stages:
+        stages.append(_rl(session, objective, _weights(stages)))
     return stages
 
 
+def _weights(stages: list[Stage]) -> Path | None:
+    """What the next stage begins with; None: the weights of the model."""
+    return stages[-1].folder / WEIGHTS if stages else None
+
+
 def _align(session: Session) -> Stage:
-    plain, options = session.plain, session.config.align
-    folder = _shared(session.config, "align", session.align_key())
+    options, folder = session.config.align, _shared(session.config, f"align-{session.align_key()}")
+    plain = session.plain
 
     def module() -> SFTModule:
-        return SFTModule(session.packer(), options, **_arguments(plain, folder))
+        return SFTModule(session.packer(), options, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
 
-def _activate(session: Session) -> Stage:
-    options = session.config.activate
-    folder = _shared(session.config, "activate", session.activate_key())
+def _activate(session: Session, before: Path | None) -> Stage:
+    options, folder = session.config.activate, _shared(session.config, f"activate-{session.activate_key()}")
+    kind = ActivateModule if session.layout.writes_text else SFTModule
 
     def module() -> ActivateModule | SFTModule:
-        kind = ActivateModule if session.layout.writes_text else SFTModule
-        return kind(session.activate_batches(), options, **_arguments(session, folder))
+        return kind(session.activate_batches(), options, **_arguments(session, folder, before))
 
-    return Stage("activate", "activate", folder, session, module, monitor(session.config), options.patience)
+    stage = Stage("activate", "activate", folder, session, module, monitor(session.config), options.patience)
+    if not stage.finished:
+        session.activate_batches()  # texts that cannot be used are told now
+    return stage
 
 
-def _rl(session: Session, objective: Objective) -> Stage:
+def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
     config, catalog, folder = session.config, session.dataset.catalog, run_folder(session.config)
     verifier = make_verifier(session, objective)
     order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
 
     def module() -> RLModule:
         parts = (objective, verifier, order, session.maker, catalog.categories)
-        return RLModule(*parts, config.rl, config.rollout, config.seed, **_arguments(session, folder))
+        return RLModule(*parts, config.rl, config.rollout, config.seed, **_arguments(session, folder, before))
 
     best = config.rl.select == "best"
     samples = RolloutSamples(catalog, folder / "samples.jsonl")
-    chosen = monitor(config) if best else None
-    title = config.objective["name"]
+    chosen, title = monitor(config) if best else None, config.objective["name"]
     return Stage("rl", title, folder, session, module, chosen, shared=False, start=best, callbacks=(samples,))
 
 
@@ -198,8 +206,8 @@ def _baseline(session: Session) -> Stage:
     return Stage("baseline", name, folder, session, module, monitor(config), options.patience, shared=False)
 
 
-def _shared(config: RunConfig, name: str, key: str) -> Path:
-    return Path(config.output) / config.experiment / f"{name}-{key}"
+def _shared(config: RunConfig, name: str) -> Path:
+    return Path(config.output) / config.experiment / name
 
 
 def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
@@ -212,8 +220,9 @@ def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
     }
 
 
-def _arguments(session: Session, folder: Path) -> dict[str, Any]:
-    parts = {"policy": session.policy, "layout": session.layout, "evaluation": session.config.evaluate}
+def _arguments(session: Session, folder: Path, before: Path | None) -> dict[str, Any]:
+    build = partial(session.learner.make, before)
+    parts = {"build": build, "layout": session.layout, "evaluation": session.config.evaluate}
     return parts | _ranking_arguments(session, folder)
 
 
@@ -225,17 +234,17 @@ def build_objective(config: RunConfig) -> Objective:
 
 def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
-    config, catalog = session.config, session.dataset.catalog
+    config, catalog, layout = session.config, session.dataset.catalog, session.layout
     context = RewardContext.from_catalog(catalog, session.table.codes)
-    verifier = build_verifier(config.rewards, context, thinking=session.layout.writes_text)
+    verifier = build_verifier(config.rewards, context, thinking=layout.writes_text)
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
         group_size=1 if objective.trains_on_targets else config.rollout.group_size,
-        items=1,
+        items=layout.items,
         categories=bool(catalog.category_names),
-        thinking=session.layout.writes_text,
+        thinking=layout.writes_text,
     )
     objective.check(setting, config.objective["name"])
-    check_rollout(config.rollout, session.layout)
+    check_rollout(config.rollout, layout)
     return verifier

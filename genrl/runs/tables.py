@@ -41,15 +41,14 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     paper = f", {entry.paper}" if entry.paper else ""
     console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
     describe_data(console, session.dataset)
-    if isinstance(recommender, TrainedBaseline):
-        trained = sum(value.numel() for value in recommender.trained().values())
-        console.print(f"{trained:,} trained parameters", highlight=False)
     if objective is None:
+        if config.trainer.precision == "bf16-true" and isinstance(recommender, TrainedBaseline):
+            if recommender.backbone is None:
+                console.print(f"{entry.name} holds its weights in float32: bf16-true is for language models.")
         return
-    trained = sum(value.numel() for value in session.policy.trainable().values())
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
-    console.print(f"policy {config.model.name}: {trained:,} trained parameters", highlight=False)
+    console.print(f"policy {config.model.name}", highlight=False)
     if config.model.name == "tiny" and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     if config.model.name != "tiny":

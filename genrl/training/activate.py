@@ -6,23 +6,20 @@ from torch import Tensor
 
 from genrl.policy.model import Head
 from genrl.policy.score import place_scores
+from genrl.policy.share import Hidden
 from genrl.prompts.packing import PackedBatch
 from genrl.training.sft import SupervisedModule
 
 
 class ActivateModule(SupervisedModule):
-    """Cross-entropy over the legal set of every token that the policy is to choose; prompt and forced tokens count not.
-
-    The layout of the stage has thinking.
-    """
+    """Cross-entropy over the legal set of every token that the policy is to choose; prompt and form count not."""
 
     def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of chosen words and SID tokens."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
-            head,
+            Hidden(head, hidden[rows, columns - 1]),
             self.layout,
-            hidden[rows, columns - 1],
             self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
         )

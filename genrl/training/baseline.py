@@ -18,14 +18,9 @@ from genrl.training.stream import StepStream
 
 
 class BaselineModule(RankingModule):
-    """Trains a recommender on item sequences.
+    """Trains a recommender on item sequences, as its own options say.
 
-    Args:
-        recommender: what is trained; its options say how.
-        batches: its training rows.
-        seed: of dropout and negatives; the order of rows has that of `batches`.
-        width: items that validation ranks for each row.
-        ranking: arguments of `RankingModule`.
+    `seed` is that of dropout and negatives; validation ranks `width` items for each row.
     """
 
     def __init__(
@@ -65,15 +60,12 @@ class BaselineModule(RankingModule):
         return loss
 
     def rank(self, batch: Requests) -> Ranking:
-        """Rank the catalogue for validation rows."""
         return self.recommender.rank(batch, self.width)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Those of the recommender."""
         return self.recommender.trained()
 
     def state(self) -> dict[str, Tensor]:
-        """That of the recommender."""
         return self.recommender.state()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

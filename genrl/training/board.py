@@ -45,12 +45,7 @@ def write_outcome(folder: Path, config: RunConfig, metrics: Mapping[str, Any]) -
     """Write a finished run's hyperparameters and final metrics, a row of the table in the HParams tab.
 
     Which hyperparameters the runs of an experiment have is left for TensorBoard to find: of several lists of columns
-    it would take the first, and the objectives have different options.
-
-    Args:
-        folder: of the run; what an earlier call wrote there is replaced.
-        config: of the run.
-        metrics: as in metrics.json.
+    it would take the first, and the objectives have different options. What an earlier call wrote is replaced.
     """
     stage = next(stage for stage in SECTIONS if stage in metrics["stages"])
     start, end = SessionStartInfo(), SessionEndInfo(status=STATUS_SUCCESS)
@@ -80,13 +75,7 @@ def hyperparameters(config: RunConfig, sections: Sequence[str]) -> dict[str, boo
 
 
 def final_metrics(metrics: Mapping[str, Any], stage: str, top: int) -> dict[str, float]:
-    """What a stage scored at cut-off `top`: tag -> value; a metric without rows is left out.
-
-    Args:
-        metrics: as in metrics.json.
-        stage: `rl`, `align` or `baseline`.
-        top: K.
-    """
+    """What a stage scored at cut-off `top`: tag -> value; a metric without rows is left out."""
     found: dict[str, float | None] = {}
     for split in ("test", "valid"):
         for kind, written in RANKINGS.items():

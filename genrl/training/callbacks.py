@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,7 @@ from genrl.training.stage import RankingModule
 
 
 class ResumePoint(Callback):
-    """After each round, write everything a killed run needs to go on; the file is replaced in one move.
-
-    Args:
-        path: the checkpoint file.
-    """
+    """After each round, write everything a killed run needs to go on; the file is replaced in one move."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,12 +86,7 @@ class BestWeights(Callback):
 
 
 class StageProgress(Callback):
-    """One bar for the whole stage: steps, time left, steps per second and the latest validation.
-
-    Args:
-        name: of the stage.
-        total: optimiser steps.
-    """
+    """One bar for all optimiser steps of a stage: time left, steps per second, the latest validation."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name = name
@@ -108,6 +100,9 @@ class StageProgress(Callback):
             return
         self.progress = make_progress("steps", TextColumn("{task.fields[note]}"))
         self.progress.start()
+        if isinstance(module, RankingModule):
+            trained = sum(value.numel() for value in module.trainable().values())
+            self.progress.console.print(f"{self.name}: {trained:,} trained parameters", highlight=False)
         self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
@@ -138,11 +133,9 @@ class StageProgress(Callback):
 
 
 class History(Callback):
-    """Notes every logged value by step in the run folder, for curves; a resumed run goes on in the same file.
+    """Notes every logged value by step in a JSON-lines file, for curves; a resumed run goes on in the same file.
 
-    Args:
-        path: JSON-lines file.
-        every: optimiser steps between notes of training values.
+    Validation values are noted always, those of training at every so many optimiser steps.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -160,16 +153,16 @@ class History(Callback):
         """Note training values, once per step however many micro-batches it has."""
         if trainer.global_step % self.every == 0 and trainer.global_step != self.noted:
             self.noted = trainer.global_step
-            self._note(trainer, "val/", keep=False)
+            self._note(trainer, validation=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Note validation values."""
-        self._note(trainer, "val/", keep=True)
+        self._note(trainer, validation=True)
 
-    def _note(self, trainer: L.Trainer, prefix: str, keep: bool) -> None:
+    def _note(self, trainer: L.Trainer, *, validation: bool) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix) == keep}
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") == validation}
         if values:
             with self.path.open("a" if trainer.global_step else "w") as file:  # step 0 begins the file
                 file.write(json.dumps({"step": trainer.global_step, **values}) + "\n")
@@ -178,13 +171,7 @@ class History(Callback):
 class RolloutSamples(Callback):
     """Keeps what the policy writes: a few prompts with completions, rewards and advantages after each validation.
 
-    They go into a JSON-lines file and, as a table, into TensorBoard.
-
-    Args:
-        catalog: names the items.
-        path: the JSON-lines file; a resumed run goes on in the same file.
-        prompts: prompts shown each time.
-        completions: completions shown per prompt.
+    They go into a JSON-lines file and, as a table, into TensorBoard; a resumed run goes on in the same file.
     """
 
     def __init__(self, catalog: Catalog, path: Path, prompts: int = 3, completions: int = 6) -> None:
@@ -206,7 +193,7 @@ class RolloutSamples(Callback):
         texts = partial(_thinking, module.policy, module.layout) if module.layout.writes_text else None
         samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions, texts)
         with self.path.open("a") as file:
-            record = {"step": trainer.global_step, "samples": [sample.record() for sample in samples]}
+            record = {"step": trainer.global_step, "samples": [asdict(sample) for sample in samples]}
             file.write(json.dumps(record) + "\n")
         if trainer.logger is not None:
             board: Any = trainer.logger

@@ -28,12 +28,7 @@ def reward_values(rewards: Rewards) -> Values:
 
 
 def match_values(drawn: Completions, codes: Tensor) -> Values:
-    """Share of completions whose step names the target's code of its level.
-
-    Args:
-        drawn: P prompts with G completions each.
-        codes: [P, K] codes of the prompts' targets.
-    """
+    """Share of completions whose step names the target's code of its level; targets have codes [P, K]."""
     wanted = codes.repeat_interleave(drawn.group_size, dim=0)
     levels = min(wanted.shape[1], drawn.num_steps)
     return _numbered("train/match/step", (drawn.codes[:, :levels] == wanted[:, :levels]).float().mean(0))
@@ -44,7 +39,7 @@ def rollout_values(whole: Experience, rewards: Rewards, codes: Tensor, cold: Ten
 
     Args:
         whole: P groups of completions with their credit.
-        rewards: of the completions.
+        rewards: of these.
         codes: [P, K] codes of the targets.
         cold: [I] bool, cold items of the catalogue.
         written: whether the policy wrote the completions; else there is no entropy of what they were drawn from.
@@ -60,12 +55,7 @@ def rollout_values(whole: Experience, rewards: Rewards, codes: Tensor, cold: Ten
 
 
 def completion_values(drawn: Completions, cold: Tensor) -> Values:
-    """What the completions are like.
-
-    Args:
-        drawn: P prompts with G completions each.
-        cold: [I] bool, cold items of the catalogue.
-    """
+    """What the completions are like; `cold` [I] bool are items of the catalogue."""
     named = drawn.items >= 0
     groups = drawn.items.view(len(drawn), -1)
     ordered = groups.sort(dim=1).values
@@ -129,11 +119,7 @@ def objective_values(output: ObjectiveOutput) -> Values:
 
 
 class StepGradients:
-    """Norm of the loss's gradient by the log-probabilities of each step's tokens, over all passes and ranks.
-
-    Args:
-        steps: S.
-    """
+    """Norm of the loss's gradient by the log-probabilities of each of S steps' tokens, over all passes and ranks."""
 
     def __init__(self, steps: int) -> None:
         self.squares = torch.zeros(steps)

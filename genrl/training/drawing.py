@@ -32,12 +32,8 @@ class Rollout(Batch):
 def draw_alive(draw: Callable[[int], Rollout], objective: Objective, journal: Journal) -> Rollout:
     """A rollout in which groups without any gradient are replaced, as far as the objective wants it.
 
-    Ranks draw together: as long as one of them has such a group, all do.
-
-    Args:
-        draw: attempt -> rollout; attempts beyond the first have other requests.
-        objective: says how many attempts there are at most, and which groups have a gradient.
-        journal: is told the share of groups that were replaced.
+    Ranks draw together: as long as one of them has such a group, all do. `draw` makes a rollout of an attempt's own
+    requests; the journal is told the share of groups that were replaced.
     """
     rollout = draw(0)
     for attempt in range(1, objective.dynamic_sampling):

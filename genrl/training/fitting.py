@@ -92,7 +92,6 @@ def train(
     name: str,
     module: RankingModule,
     folder: Path,
-    max_steps: int,
     best: BestWeights,
     config: RunConfig,
     *callbacks: L.Callback,
@@ -102,7 +101,7 @@ def train(
 
     With `start` the untrained stage is validated too, so that "best" can be the weights it began with.
     """
-    settings = config.trainer
+    settings, max_steps = config.trainer, module.max_steps
     point = ResumePoint(folder / "last.ckpt")
     trainer = make_trainer(
         settings,

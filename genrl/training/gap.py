@@ -36,10 +36,7 @@ def sampling_gap(experience: Experience, logps: Tensor) -> dict[str, Tensor]:
 def truncated(experience: Experience, logps: Tensor, bound: float) -> Experience:
     """The experience with each token's weight times min(pi_scoring / pi_sampling, bound), without gradient.
 
-    Args:
-        experience: with the log-probabilities of sampling.
-        logps: [B, T] those of scoring.
-        bound: largest factor.
+    It holds the log-probabilities of sampling; those of scoring are `logps` [B, T].
     """
     drawn = experience.completions
     ratio = (logps.detach() - drawn.logps).masked_fill(~drawn.chosen, 0).exp().clamp(max=bound)

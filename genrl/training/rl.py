@@ -85,6 +85,7 @@ class RLModule(StageModule):
         self.categories: Tensor
         self.register_buffer("categories", categories, persistent=False)
         self.config = config
+        self.max_steps = config.max_steps
         self.rollouts = rollouts
         self.seed = seed
         self.updates = rollouts.epochs * rollouts.minibatches
@@ -98,7 +99,13 @@ class RLModule(StageModule):
         self._pending: list[Part] = []
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
-        self.reference = Reference(self.policy) if objective.uses_reference else None
+        self.reference: Reference | None = None
+
+    def configure_model(self) -> None:
+        """The reference is the policy that the stage begins with, so it is made before a checkpoint is restored."""
+        super().configure_model()
+        if self.objective.uses_reference and self.reference is None:
+            self.reference = Reference(self.policy)
 
     def train_dataloader(self) -> StepStream[Part]:
         """The next round of steps; it ends with the last update of a rollout."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -54,10 +54,6 @@ class Sample:
     target_codes: tuple[int, ...]
     completions: tuple[Completion, ...]
 
-    def record(self) -> dict[str, object]:
-        """As plain values for JSON."""
-        return asdict(self)
-
 
 def rollout_samples(
     experience: Experience,
@@ -69,18 +65,11 @@ def rollout_samples(
     completions: int,
     texts: Texts | None = None,
 ) -> list[Sample]:
-    """The prompts whose completions were rewarded most differently; there is most to see.
+    """The `count` prompts whose completions were rewarded most differently; there is most to see.
 
-    Args:
-        experience: a rollout with its credit.
-        rewards: of its completions.
-        prompts: with histories and targets.
-        codes: [I, K] SIDs of the catalogue.
-        catalog: names the items.
-        count: prompts, at most.
-        completions: per prompt, at most; if there are more, half of these are the best and half the worst. Equal ones
-            stand there once. Of equally rewarded ones the likeliest come first.
-        texts: reads the thinking; None: a layout without.
+    If there are more than `completions` per prompt, half of these are the best and half the worst. Equal ones stand
+    there once; of equally rewarded ones the likeliest come first. `codes` [I, K] are the catalogue's SIDs; `texts`
+    reads the thinking, where the layout has it.
     """
     groups = rewards.outcome.view(len(prompts), -1)
     spread = groups.max(1).values - groups.min(1).values

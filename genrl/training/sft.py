@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.ops import seed_of
+from genrl.policy.attention import packed_mask
 from genrl.policy.model import Head
 from genrl.policy.score import item_loss
-from genrl.policy.tree import packed_mask
+from genrl.policy.share import Hidden, wrong_ways
 from genrl.prompts.packing import PackedBatch, SegmentPlanner
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream
@@ -47,6 +48,11 @@ class SupervisedModule(StageModule):
     def rows(self, batch: PackedBatch) -> str:
         """Rows of the head that the batch needs, see `Policy.forward`."""
         return "vocab"
+
+    def on_fit_start(self) -> None:
+        """See on the training device whether the model takes the mask that keeps segments of a row apart."""
+        super().on_fit_start()
+        self.batches.alone = "tree" in wrong_ways(self.policy, self.batches.longest)
 
     def train_dataloader(self) -> StepStream[PackedBatch]:
         """The next round of steps."""
@@ -91,7 +97,7 @@ class SFTModule(SupervisedModule):
         """Negative log-likelihood of the SIDs of all target items."""
         rows, columns = batch.item_places.unbind(1)
         before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
-        return item_loss(head, hidden[rows[:, None], before], self.layout, batch.items[:, None])
+        return item_loss(Hidden(head, hidden[rows[:, None], before]), self.layout, batch.items[:, None])
 
 
 def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:

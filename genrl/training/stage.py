@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +38,9 @@ class RankingModule(L.LightningModule, ABC):
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         folder: where a batch that gave a non-finite loss or gradient is saved.
     """
+
+    max_steps: int
+    """Optimiser steps of the whole training."""
 
     def __init__(
         self, validation: EvaluationBatches, metrics: RankingMetrics, max_grad_norm: float, folder: Path
@@ -126,57 +129,58 @@ class RankingModule(L.LightningModule, ABC):
         self.log("train/grad_norm", norm)
 
     def check_finite(self, value: Tensor, batch: Any, what: str = "loss") -> None:  # noqa: ANN401 (any frozen batch)
-        """Stop on a NaN or infinite loss (or other value), with the batch saved for inspection.
-
-        Raises:
-            NonFiniteError: naming the step and the file.
-        """
+        """Stop on a NaN or infinite loss (or other value), see `stop`."""
         total = value.detach().sum()
         if not bool(torch.isfinite(total)):
             self.stop(f"{what} is {float(total)}", batch)
 
     def stop(self, what: str, batch: Any) -> NoReturn:  # noqa: ANN401 (any frozen batch)
-        """Save a batch and end the run.
-
-        Raises:
-            NonFiniteError: always.
-        """
+        """Save a batch for inspection and end the run with a `NonFiniteError` that names step and file."""
         path = self.folder / f"non-finite-step{self.global_step}-rank{self.global_rank}.safetensors"
         save_file({name: value.contiguous().cpu() for name, value in flatten(batch).items()}, path)
         raise NonFiniteError(f"step {self.global_step}: the {what}. The batch is saved in {path}. {REMEDY}")
 
 
 class StageModule(RankingModule):
-    """A stage of training around one policy.
+    """A stage of training around one policy, which is there once Lightning has called `configure_model`.
 
     Args:
-        policy: what is trained.
-        layout: grammar of completions, on the policy's device.
+        build: makes what is trained.
+        layout: grammar of completions.
         evaluation: how validation ranks; it does without `exact`.
         ranking: arguments of `RankingModule`.
     """
 
-    def __init__(self, policy: Policy, layout: Layout, evaluation: EvaluateConfig, **ranking: Any) -> None:  # noqa: ANN401
+    policy: Policy
+
+    def __init__(
+        self,
+        build: Callable[[], Policy],
+        layout: Layout,
+        evaluation: EvaluateConfig,
+        **ranking: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(**ranking)
-        self.policy = policy
+        self.build = build
         self.layout = layout
         self.evaluation = replace(evaluation, exact=False)
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
 
+    def configure_model(self) -> None:
+        """Make the policy, once, where the strategy wants it made; Lightning calls this before each of its loops."""
+        if not hasattr(self, "policy"):
+            self.policy = self.build()
+
     def rank(self, batch: Requests) -> Ranking:
-        """Rank by beam search, behind thinking where the layout has it."""
         return rankings(self.policy, self.layout, batch, self.evaluation)["raw"]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Those of the policy."""
         return self.policy.trainable()
 
     def state(self) -> dict[str, Tensor]:
-        """That of the policy."""
         return self.policy.state()
 
     def metadata(self) -> dict[str, str]:
-        """How the weights are to be decoded."""
         return {
             "decoding": json.dumps(
                 decoding(self.policy, self.layout, self.validation.maker.max_history, self.evaluation)
@@ -209,8 +213,6 @@ class StageModule(RankingModule):
 
 def flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:  # noqa: ANN401
     """All tensors of nested batches by dotted name."""
-    from dataclasses import fields, is_dataclass
-
     if isinstance(batch, Tensor):
         return {prefix: batch}
     items: dict[str, Any] = {}

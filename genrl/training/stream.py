@@ -19,14 +19,8 @@ class StepStream(Generic[BatchT]):
 
     A stream with a length is not prefetched by Lightning, so a rollout is drawn after the update before it, never
     earlier. A round ends with a validation and a checkpoint; the next round (or a resumed run) goes on at the
-    trainer's step.
-
-    Args:
-        make: optimiser step -> its micro-batches.
-        position: tells the current optimiser step.
-        round_steps: optimiser steps per round.
-        max_steps: optimiser steps of the stage.
-        per_step: micro-batches per optimiser step.
+    trainer's step. Steps are the optimiser's: `make` gives the `per_step` micro-batches of one, `position` tells the
+    current one.
     """
 
     def __init__(

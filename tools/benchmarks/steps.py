@@ -192,7 +192,7 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             RLConfig(max_steps=count, learning_rate=LEARNING_RATE, validate_every=count, betas=[0.9, 0.999]),
             RolloutConfig(group_size=group, prompts=prompts),
             seed=int(torch.randint(2**31, ())),
-            policy=policy,
+            build=lambda: policy,
             layout=inputs.layout,
             validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
             metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),

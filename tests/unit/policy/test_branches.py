@@ -15,13 +15,12 @@ from genrl.batches import Completions, Requests
 from genrl.config.schema import LoraConfig
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.policy.branches import CachedRows, PlainRows, SharingRows, grow, grow_rows
-from genrl.policy.branching import WAYS
 from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
-from genrl.policy.model import Policy, states
+from genrl.policy.model import Policy
 from genrl.policy.score import score
 from genrl.policy.search import search
+from genrl.policy.share import WAYS, Copied, Hidden, Naive, Shared, grow
 from genrl.policy.write import write
 from genrl.sid.trie import Trie
 from tests.helpers import assert_same
@@ -54,6 +53,10 @@ POLICIES: dict[str, Maker] = {
         local_config(save_local_model(folder, "qwen2"), lora=LoraConfig(rank=4), quantize="nf4")
     ),
 }
+
+
+def states(said: Hidden) -> Tensor:
+    return said.states
 
 
 def ways_of(policy: Policy) -> tuple[str, ...]:
@@ -153,8 +156,8 @@ def test_slots_may_change_their_number_and_order(way: str) -> None:
     parents = [torch.tensor([[0, 0, 0]]), torch.tensor([[2, 0]]), torch.tensor([[1, 0, 1, 1]])]
     policy.branching = way
     with torch.no_grad():
-        branches = grow(policy, prompts.tokens, prompts.mask, 4, 3)
-        branches.prefill(states)
+        branches = grow(policy, prompts, 4, 3)
+        branches.begin(states)
         for tokens, chosen in zip(levels, parents, strict=True):
             hidden = branches.extend(tokens.expand(5, -1), states, chosen.expand(5, -1))
         paths = [[5, 9, 10], [7, 8, 11], [5, 9, 12], [5, 9, 13]]
@@ -162,7 +165,7 @@ def test_slots_may_change_their_number_and_order(way: str) -> None:
             start = prompts.tokens[row][prompts.mask[row]]
             for slot, path in enumerate(paths):
                 plain = policy.decoder(input_ids=torch.cat([start, torch.tensor(path)])[None]).last_hidden_state
-                assert_same(hidden[row, slot], plain[0, -1])
+                assert_same(hidden.view(5, 4, -1)[row, slot], plain[0, -1])
 
 
 @pytest.mark.parametrize("kind", ["tiny", "lora"])
@@ -306,8 +309,8 @@ def test_branches_that_left_slots_out_ask_for_the_next_ones() -> None:
     policy = make_policy()
     prompts = make_prompts(policy)
     with torch.no_grad():
-        branches = grow(policy, prompts.tokens, prompts.mask, 2, 2)
-        branches.prefill(states)
+        branches = grow(policy, prompts, 2, 2)
+        branches.begin(states)
         branches.extend(torch.full((5, 2), 5), states, live=torch.tensor([[True, False]] * 5))
         with pytest.raises(ValueError, match="say which of the new ones are live"):
             branches.extend(torch.full((5, 2), 6), states)
@@ -326,12 +329,12 @@ def test_decoding_under_autocast_agrees_with_scoring(way: str) -> None:
     assert float(difference.mean()) < 0.03
 
 
-@pytest.mark.parametrize(("way", "kind"), [("auto", SharingRows), ("tree", SharingRows), ("naive", PlainRows)])
+@pytest.mark.parametrize(("way", "kind"), [("auto", Shared), ("tree", Shared), ("naive", Naive)])
 def test_rows_that_end_apart_have_no_tree(way: str, kind: type) -> None:
     policy = make_policy()
     policy.branching = way
     prompts = make_prompts(policy)
-    assert type(grow_rows(policy, prompts.tokens, prompts.mask, 8, 20)) is kind
+    assert type(grow(policy, prompts, 8, 20, apart=True)) is kind
 
 
 @torch.no_grad()
@@ -344,15 +347,13 @@ def test_rows_leave_the_batch_and_the_others_stay_what_they_are(name: str, tmp_p
     hidden = {}
     for way in ("expand", "naive"):
         policy.branching = way
-        rows = grow_rows(policy, prompts.tokens, prompts.mask, 3, 6)
-        assert isinstance(rows, PlainRows if way == "naive" else CachedRows if name == "window" else SharingRows)
-        found = [rows.prefill(states)]
-        live = torch.ones(15, dtype=torch.bool)
+        rows = grow(policy, prompts, 3, 6, apart=True)
+        assert isinstance(rows, Naive if way == "naive" else Copied if name == "window" else Shared)
+        found = [rows.begin(states)]
         for place in range(6):
-            going = lengths[live] > place
             live = lengths > place
-            found.append(rows.extend(tokens[live, place], states, going if not going.all() else None))
+            found.append(rows.extend(tokens[:, place].view(5, 3), states, live=live.view(5, 3))[live])
+        assert len(rows.owners) < 15
         hidden[way] = found
     for cached, plain in zip(hidden["expand"], hidden["naive"], strict=True):
         assert_same(cached, plain)
-    assert len(hidden["expand"][-1]) < 15

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -140,6 +141,14 @@ def test_saved_weights_come_back_and_those_of_another_model_are_refused() -> Non
     wider = make_policy(ModelConfig(hidden=48, layers=2, heads=2, feed_forward=48, vocabulary=320))
     with pytest.raises(CheckpointError, match="another model"):
         wider.load_state(policy.state(), "weights")
+
+
+def test_a_kernel_that_is_never_used_is_not_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_policy(local_config(save_local_model(tmp_path), lora=LORA), SIZES, TEXTS)
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community")
+    logger.error("what matters")
+    assert [record.message for record in caplog.records if record.name == logger.name] == ["what matters"]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,15 +10,28 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from genrl.errors import CheckpointError, UnsupportedError
-from genrl.policy.branching import WAYS
+from genrl.policy.attention import causal_mask, prompt_positions
+from genrl.policy.load import load_spec
 from genrl.policy.model import HEAD_TRANSFORMS, Policy, states
 from genrl.policy.reference import Reference
 from genrl.policy.score import score
 from genrl.policy.search import search
-from genrl.policy.tree import causal_mask, prompt_positions
+from genrl.policy.share import WAYS
 from genrl.policy.write import write
 from tests.helpers import assert_same
-from tests.models import SIZES, head_of, logits, make_layout, make_policy, make_prompts, make_thinking, shut
+from tests.models import (
+    SIZES,
+    TEXTS,
+    head_of,
+    local_config,
+    logits,
+    make_layout,
+    make_policy,
+    make_prompts,
+    make_thinking,
+    save_local_model,
+    shut,
+)
 from tests.runs import flat_gradient
 
 
@@ -98,13 +114,14 @@ def test_foreign_weights_are_refused_and_nothing_is_loaded(spoil: object, messag
 
 
 @pytest.mark.parametrize("name", HEAD_TRANSFORMS)
-def test_a_model_that_transforms_its_logits_is_refused(name: str) -> None:
-    policy = make_policy()
-    setattr(policy.base.config, name, 1.0)
-    Policy(policy.model, policy.tokenizer, policy.first_ids, SIZES, 1, ())
-    setattr(policy.base.config, name, 30.0)
+def test_a_model_that_transforms_its_logits_is_refused_before_it_is_loaded(tmp_path: Path, name: str) -> None:
+    folder = save_local_model(tmp_path, "qwen3", **{name: 1.0})
+    (folder / "model.safetensors").unlink()
+    load_spec(local_config(folder), SIZES, TEXTS)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, name: 30.0}))
     with pytest.raises(UnsupportedError, match=rf"Qwen3ForCausalLM transforms its logits \({name}\)"):
-        Policy(policy.model, policy.tokenizer, policy.first_ids, SIZES, 1, ())
+        load_spec(local_config(folder), SIZES, TEXTS)
 
 
 def test_a_compiled_policy_computes_the_same() -> None:
@@ -195,7 +212,6 @@ def test_weights_are_read_inside_the_forward_pass_alone(way: str, thinks: bool) 
     wanted = everything()
     with shut(policy):
         policy.refused_ways.clear()
-        policy.shares_prompt.clear()
         assert all(bool(value.isnan().all()) for value in policy.parameters())
         found = everything()
     for one, other in zip(found, wanted, strict=True):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from genrl.config.schema import LoraConfig
+from genrl.policy.attention import causal_mask, prompt_positions
 from genrl.policy.model import Policy, states
 from genrl.policy.reference import Reference
-from genrl.policy.tree import causal_mask, prompt_positions
 from tests.helpers import assert_same
 from tests.models import local_config, make_policy, make_prompts, save_local_model
 

@@ -15,12 +15,12 @@ from genrl.config.schema import ModelConfig, RolloutConfig
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout
-from genrl.policy.branching import WAYS
 from genrl.policy.distribution import Sampling
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
 from genrl.policy.score import score
+from genrl.policy.share import WAYS
 from genrl.policy.write import write
 from genrl.sid.trie import Trie
 from tests.helpers import assert_same

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrl.policy.attention import causal_mask, prompt_positions
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy, states
-from genrl.policy.tiny import END, PAD, START, UNKNOWN, add_dropout, tiny_model, train_tokenizer
-from genrl.policy.tree import causal_mask, prompt_positions
+from genrl.policy.tiny import END, PAD, START, UNKNOWN, tiny_config, tiny_model, train_tokenizer
 from tests.helpers import assert_same
 from tests.models import SIZES, TEXTS, TINY, make_prompts
 
@@ -49,7 +49,7 @@ def test_the_vocabulary_has_the_special_tokens_first_and_no_more_than_asked_for(
 
 def test_weights_come_from_the_seed_alone() -> None:
     state = torch.get_rng_state()
-    one, two, other = (tiny_model(TINY, 50, seed).state_dict() for seed in (3, 3, 4))
+    one, two, other = (tiny_model(tiny_config(TINY, 50), seed, 0.0).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
@@ -70,8 +70,7 @@ def test_dropout_acts_in_training_mode_only() -> None:
 
 
 def test_embeddings_and_both_branches_of_each_layer_are_dropped_out() -> None:
-    model = tiny_model(TINY, 50, 0)
-    add_dropout(model, 0.5)
+    model = tiny_model(tiny_config(TINY, 50), 0, dropout=0.5)
     model.train()
     tokens = torch.randint(4, 50, (4, 64), generator=torch.Generator().manual_seed(0))
     outputs: dict[str, Tensor] = {}
@@ -98,6 +97,5 @@ def test_embeddings_and_both_branches_of_each_layer_are_dropped_out() -> None:
 
 
 def test_a_rate_of_zero_adds_nothing() -> None:
-    model = tiny_model(TINY, 50, 0)
-    add_dropout(model, 0.0)
+    model = tiny_model(tiny_config(TINY, 50), 0, dropout=0.0)
     assert not any(module._forward_hooks for module in model.modules())

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from genrl.batches import State
 from genrl.errors import DataError
 from genrl.layouts.base import Layout
-from genrl.policy.branches import CachedRows, Rows, SharingRows
 from genrl.policy.distribution import Sampling, invert
 from genrl.policy.model import Policy
 from genrl.policy.write import Written, go_on, write
@@ -47,7 +46,7 @@ def draw(
     policy.branching = way
     noise = uniforms_for(len(prompts) * share, layout)
     start = layout.start(len(prompts), share)
-    written = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, start, sampling, noise, **options)
+    written = go_on(policy, layout, prompts, prompts, start, sampling, noise, **options)
     policy.branching = "auto"
     return written
 
@@ -111,7 +110,7 @@ def test_every_token_is_what_a_plain_forward_pass_says(
     uniforms = None if greedy else uniforms_for(5, layout)
     sampling = Sampling(*warmth, normalize)  # type: ignore[arg-type]
     start = layout.start(5)
-    written = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, start, sampling, uniforms)
+    written = go_on(policy, layout, prompts, prompts, start, sampling, uniforms)
     for row in range(5):
         noise = None if uniforms is None else uniforms[row]
         wanted = slowly(policy, layout, prompts.tokens[row][prompts.mask[row]], noise, warmth, normalize)
@@ -129,14 +128,15 @@ def test_every_token_is_what_a_plain_forward_pass_says(
     assert written.tokens.shape[1] == int(written.mask.sum(1).max())
 
 
-@pytest.mark.parametrize("kind", [SharingRows, CachedRows])
+@pytest.mark.parametrize("kind", ["share", "copy"])
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_rows_with_a_cache_write_what_rows_without_one_write(
-    policy: Policy, order: str, kind: type[Rows], monkeypatch: pytest.MonkeyPatch
+    policy: Policy, order: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_thinking(policy, order=order, **OPTIONS)
     plain = draw(policy, layout, way="naive")
-    monkeypatch.setattr("genrl.policy.branches.grow_rows", kind)  # prompts are left-padded already
+    if kind == "copy":
+        monkeypatch.setitem(policy.refused_ways, policy.device, {"share": "left out"})
     cached = draw(policy, layout)
     for name in ("tokens", "choices", "mask"):
         assert getattr(cached, name).equal(getattr(plain, name)), name
@@ -195,8 +195,11 @@ def test_writing_goes_on_in_the_middle_of_completions(policy: Policy, order: str
         policy,
         layout,
         prompts,
-        torch.cat([prompts.tokens, start], dim=1),
-        torch.cat([prompts.mask, begun], dim=1),
+        replace(
+            prompts,
+            tokens=torch.cat([prompts.tokens, start], dim=1),
+            mask=torch.cat([prompts.mask, begun], dim=1),
+        ),
         whole.states.each(lambda value: value[:, cut]),
         Sampling(),
         uniforms_for(5, layout)[:, cut:],
@@ -225,14 +228,14 @@ def test_rows_that_have_ended_before_the_start_write_nothing(policy: Policy) -> 
     others = draw(policy, layout, share=1)
     ended = torch.tensor([1, 4])
     state = layout.start(5).put(ended, others.state.rows(ended))
-    written = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, state, Sampling(), uniforms_for(5, layout))
+    written = go_on(policy, layout, prompts, prompts, state, Sampling(), uniforms_for(5, layout))
     lengths = written.mask.sum(1)
     assert lengths.tolist() == others.mask.sum(1).index_fill(0, ended, 0).tolist()
     for row in (0, 2, 3):
         length = int(lengths[row])
         assert written.tokens[row, :length].equal(others.tokens[row, :length])
 
-    nothing = go_on(policy, layout, prompts, prompts.tokens, prompts.mask, others.state, Sampling())
+    nothing = go_on(policy, layout, prompts, prompts, others.state, Sampling())
     assert nothing.tokens.shape == (5, 0)
     assert nothing.state.site.equal(others.state.site)
 

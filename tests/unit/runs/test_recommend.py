@@ -14,7 +14,7 @@ from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
 from genrl.files import write_json
 from genrl.runs.folder import claim
-from genrl.runs.recommend import recommend
+from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
 from tests.helpers import assert_same
@@ -120,16 +120,17 @@ def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
 
 
 def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finished: Path, tmp_path: Path) -> None:
-    catalog = load_run(finished).dataset.catalog
+    recommender = load_recommender(finished)[1]
+    catalog = recommender.problem.dataset.catalog
     histories = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
-    whole = recommend(finished, histories, 60)
+    whole = answer(recommender, histories, 60)
     stock = [catalog.item_ids[row] for row in range(0, 60, 3)]
     for allowed, options in (
-        (set(stock), {"only": stock}),
+        (set(stock), {"only": range(0, 60, 3)}),
         ({catalog.item_ids[row] for row in catalog.cold.nonzero()[:, 0].tolist()}, {"cold": True}),
     ):
         for exact in (False, True):
-            some = recommend(finished, histories, 10, exclude_seen=True, exact=exact, **options)
+            some = answer(recommender, histories, 10, exclude_seen=True, exact=exact, **options)
             for found, everything, history in zip(some, whole, histories, strict=True):
                 wanted = [entry for entry in everything.items if entry[0] in allowed - set(history)][:10]
                 assert [item for item, _, _ in found.items] == [item for item, _, _ in wanted]

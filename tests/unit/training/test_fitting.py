@@ -91,8 +91,9 @@ def test_what_was_trained_is_scored_where_it_was_trained(tmp_path: Path, monkeyp
             module.cpu()  # as Lightning leaves it
 
     monkeypatch.setattr(fitting.L, "Trainer", Trainer)
-    module = torch.nn.Linear(2, 2)
-    train("stage", module, tmp_path, 1, BestWeights(tmp_path / "best", None), RunConfig())  # type: ignore[arg-type]
+    module: Any = torch.nn.Linear(2, 2)
+    module.max_steps = 1
+    train("stage", module, tmp_path, BestWeights(tmp_path / "best", None), RunConfig())
     assert module.weight.device.type == "meta"
 
 

@@ -168,8 +168,8 @@ def test_the_policy_starts_at_its_reference_and_leaves_it(session: Session, tmp_
 
 
 def test_no_reference_is_kept_where_none_is_needed(session: Session, tmp_path: Path) -> None:
-    assert make(session, tmp_path, "objective=grpo", NO_KL).reference is None
-    reference = make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1").reference
+    assert attach(make(session, tmp_path, "objective=grpo", NO_KL)).reference is None
+    reference = attach(make(session, tmp_path, "objective=grpo", "objective.kl_coef=0.1")).reference
     assert reference is not None
     assert set(reference.weights) == set(session.policy.trainable())
 

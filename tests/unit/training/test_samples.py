@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,7 +90,7 @@ def test_a_completion_that_is_no_item_is_shown_as_such(sampled) -> None:
 
 
 def test_records_are_plain_json(sampled) -> None:
-    record = samples_of(sampled, count=1, completions=1)[0].record()
+    record = asdict(samples_of(sampled, count=1, completions=1)[0])
     assert json.loads(json.dumps(record))["completions"][0]["codes"] == list(record["completions"][0]["codes"])
 
 

@@ -163,8 +163,11 @@ def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradien
     packed = step_gradient(session, tmp_path)[1]
     tried, session.policy.noticed = session.policy.refused_ways, {"tree"}
     session.policy.refused_ways = {torch.device("cpu"): {"tree": "it says so"}}
-    module = sft_module(session, tmp_path)
-    alone = step_gradient(session, tmp_path)[1]
+    module = attach(sft_module(session, tmp_path))
+    module.on_fit_start()
+    session.policy.zero_grad()
+    module.training_step(next(iter(module.train_dataloader())), 0).backward()
+    alone = flat_gradient(session.policy)
     session.policy.refused_ways = tried
     assert module.batches.alone
     batch = module.batches.step(0)

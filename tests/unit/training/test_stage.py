@@ -15,15 +15,17 @@ from torch import Tensor
 from genrl.batches import Targets
 from genrl.catalog.sequences import Role
 from genrl.errors import NonFiniteError
+from genrl.files import save_weights
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import rankings
 from genrl.runs.evaluate import evaluate
 from genrl.runs.session import Session
+from genrl.runs.stage import _rl, build_objective
 from genrl.training.callbacks import BestWeights, ResumePoint
 from genrl.training.stage import StageModule, flatten, scheduled
 from tests.helpers import assert_same
 from tests.models import shut
-from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, train
+from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, small_config, train
 
 
 def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_the_rate_follows_the_schedule_by_step() -> None:
 def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path) -> None:
     config = replace(thinking.config.evaluate, thinking_samples=2, exact=True)
     module = StageModule(
-        thinking.policy,
+        lambda: thinking.policy,
         thinking.layout,
         config,
         validation=thinking.batches("valid"),
@@ -155,10 +157,40 @@ def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path)
         max_grad_norm=0.0,
         folder=tmp_path,
     )
+    module.configure_model()
     batch = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:3])
     wanted = rankings(thinking.policy, thinking.layout, batch, replace(config, exact=False))["raw"]
     assert module.rank(batch).items.tolist() == wanted.items.tolist()
     assert json.loads(module.metadata()["decoding"])["search"]["evaluate.thinking_samples"] == 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_stage_makes_its_policy_once_and_where_lightning_asks_for_it(tmp_path: Path, precision: str) -> None:
+    config = small_config(tmp_path, "objective=grpo", "objective.kl_coef=0.1", f"trainer.precision={precision}")
+    session, weights = Session.build(config), tmp_path / "weights.safetensors"
+    policy = session.learner.make()
+    with torch.no_grad():
+        next(iter(policy.trainable().values())).add_(0.5)
+    save_weights(policy.state(), weights)
+    session.learner.forget()
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    for before, state in ((None, session.learner.make().state()), (weights, policy.state())):
+        stage = _rl(session, build_objective(config), before)
+        assert stage.module is not None
+        module = stage.module()
+        assert not list(module.parameters())
+        torch.manual_seed(5)
+        with torch.device("meta"):  # a strategy's own way to make tensors: seeded weights do not depend on it
+            module.configure_model()
+        assert torch.equal(torch.rand(3), wanted)
+        made = module.policy
+        module.configure_model()
+        assert module.policy is made
+        assert made.state().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in made.state().items())
+        assert all(torch.equal(value.cpu(), state[name]) for name, value in module.reference.weights.items())
+    assert "policy" not in vars(session.learner)
 
 
 @pytest.mark.parametrize("stage", ["align", "rl"])
