@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
-from genrl.compare.finished import Finished, found_rows
-from genrl.config import RunConfig, load_config
+from genrl.compare.finished import found_rows
+from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError, GenRLError, suggest
 from genrl.metrics.functional import ndcg_at_k
 from genrl.runs.evaluate import evaluated_rows
@@ -57,13 +57,17 @@ def breakdown(folder: Path, names: Sequence[str] | None, split: str, kind: str) 
     if not rows:
         raise DataError(f"{folder}: no run is finished there. Give the folder of an experiment, e.g. runs/toy.")
     folders = {name: [run.folder for run in runs] for name, runs in rows.items()}
-    folders |= _aligned(rows)
+    shared = next((runs[0].shared for runs in rows.values() if runs[0].shared), {})
+    folders |= {stage: [place] for stage, place in shared.items()}
     for name in names or ():
         if name not in folders:
             raise ConfigError(f"{folder}: no row {name!r}.{suggest(name, folders)} Rows: {', '.join(folders)}.")
-    config = load_config([next(iter(rows.values()))[0].folder / "config.yaml"])
+    config = next(iter(rows.values()))[0].config
     k = max(config.evaluate.k)
-    ranks = {name: _ranks(folders[name], f"{split}/{kind}") for name in names or folders}
+    ranks = {
+        name: torch.stack([load_file(place / "ranks.safetensors")[f"{split}/{kind}"] for place in folders[name]])
+        for name in names or folders
+    }
     sizes = {name: value.shape[1] for name, value in ranks.items()}
     dataset = load_dataset(config.data)
     groups = row_groups(dataset, config, split)
@@ -112,17 +116,6 @@ def overlap(ranks: Mapping[str, Tensor], k: int) -> str:
         best = _ndcg(torch.minimum(value[0], theirs[0])[None], k)
         lines.append(f"| {name} | {both[0]:.1%} | {both[1]:.1%} | {best:.4f} |")
     return "\n".join(lines)
-
-
-def _aligned(rows: Mapping[str, Sequence[Finished]]) -> dict[str, list[Path]]:
-    for runs in rows.values():
-        if runs[0].shared:
-            return {stage: [place] for stage, place in runs[0].shared.items()}
-    return {}
-
-
-def _ranks(folders: Sequence[Path], part: str) -> Tensor:
-    return torch.stack([load_file(folder / "ranks.safetensors")[part] for folder in folders])
 
 
 def _ndcg(ranks: Tensor, k: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def main() -> int:
 def floors(root: Path) -> Iterator[str]:
     """A module imports only from floors below, also inside functions; basics stay free of torch."""
     for path, tree in _modules(root):
-        part = _part(path, root)
+        part = path.relative_to(root / "genrl").parts[0].removesuffix(".py")
         if part == "__init__":  # the public names of the package, made lazily
             continue
         if part not in FLOORS:
@@ -88,7 +88,9 @@ def mirrored_tests(root: Path) -> Iterator[str]:
             continue
         folder = root / "tests" / "unit" / inside.parent
         module = ".".join(("genrl", *inside.with_suffix("").parts))
-        if not (folder / f"test_{inside.name}").is_file() and not _imported(module, folder, root):
+        tests = folder.glob("test_*.py")
+        imported = (name for test in tests for _, name in _imports(_parsed(test), test, root))
+        if not (folder / f"test_{inside.name}").is_file() and module not in imported:
             yield f"{path.relative_to(root)}: has no tests in {folder.relative_to(root)}"
 
 
@@ -142,14 +144,7 @@ def portable(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}:{number}: path of one machine: {line.strip()[:80]}"
 
 
-CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (
-    floors,
-    mirrored_tests,
-    one_tolerance,
-    documentation,
-    fresh,
-    portable,
-)
+CHECKS = (floors, mirrored_tests, one_tolerance, documentation, fresh, portable)
 
 
 def components(root: Path) -> Iterator[tuple[str, str]]:
@@ -172,10 +167,6 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def _part(path: Path, root: Path) -> str:
-    return path.relative_to(root / "genrl").parts[0].removesuffix(".py")
-
-
 def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[tuple[int, str]]:
     """Absolute names of everything imported, at the top or inside functions."""
     package = path.relative_to(root).with_suffix("").parts
@@ -191,21 +182,14 @@ def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[tuple[int, st
                 yield node.lineno, module
 
 
-def _imported(module: str, folder: Path, root: Path) -> bool:
-    """Whether a test in `folder` imports from a module."""
-    tests = sorted(folder.glob("test_*.py"))
-    return any(name == module for path in tests for _, name in _imports(_parsed(path), path, root))
-
-
 def _files(root: Path) -> Iterator[Path]:
     """Text files that belong to the project (not what runs, tools and editors leave behind)."""
     for folder in ("genrl", "configs", "docs", "tests", "tools", ".ci"):
         for path in sorted((root / folder).rglob("*")):
             if path.is_file() and path.suffix in TEXT and "__pycache__" not in path.parts:
                 yield path
-    yield from (
-        path for path in sorted(root.iterdir()) if path.is_file() and path.suffix in TEXT and path.name != ".git"
-    )
+    at_root = (path for path in sorted(root.iterdir()) if path.is_file() and path.name != ".git")
+    yield from (path for path in at_root if path.suffix in TEXT)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "genrl/config/schema.py"
 TARGET = "docs/configuration.md"
+BAR = r"\|"
 HEAD = """\
 # Configuration
 
@@ -56,28 +57,23 @@ def render(root: Path) -> str:
     Raises:
         ValueError: if an option has no docstring.
     """
-    classes = {
-        node.name: node
-        for node in ast.parse((root / SOURCE).read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
-    parts = [HEAD, *_section(classes, "RunConfig", "")]
-    return "\n".join(parts).rstrip() + "\n"
+    schema = ast.parse((root / SOURCE).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in schema.body if isinstance(node, ast.ClassDef)}
+    return "\n".join([HEAD, *_section(classes, "RunConfig", "")]).rstrip() + "\n"
 
 
 def _section(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
     fields = list(_fields(classes, name))
+    yield f"## {prefix.rstrip('.') or 'The run'}\n"
     if prefix:
-        title = prefix.rstrip(".")
-        yield f"## {title}\n"
         yield (ast.get_docstring(classes[name]) or "") + "\n"
-    else:
-        yield "## The run\n"
     yield "| option | type | default | meaning |"
     yield "|---|---|---|---|"
     for field in fields:
         if field.type not in classes:
-            yield f"| `{prefix}{field.name}` | {_code(field.type)} | {_code(field.default)} | {_cell(field.meaning)} |"
+            default = f"`{field.default}`" if field.default else ""
+            cells = (f"`{prefix}{field.name}`", f"`{field.type}`", default, field.meaning)
+            yield f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
     yield ""
     for field in fields:
         if field.type in classes:
@@ -102,15 +98,11 @@ def _fields(classes: dict[str, ast.ClassDef], name: str) -> Iterator[Field]:
         kind = ast.unparse(statement.annotation)
         if kind.startswith("Literal["):
             kind = kind[len("Literal[") : -1].replace("'", "").replace(", ", " | ")
-        found[option] = Field(option, kind, _default(statement.value), meaning)
+        value = statement.value
+        if isinstance(value, ast.Call):  # option(default, bounds ..), or field(default_factory=..) of a group
+            value = value.args[0] if value.args else None
+        found[option] = Field(option, kind, _yaml(value) if value is not None else "", meaning)
     yield from found.values()
-
-
-def _default(value: ast.expr | None) -> str:
-    """The default as YAML would write it."""
-    if isinstance(value, ast.Call):  # option(default, bounds ..), or field(default_factory=..) of a group
-        return _yaml(value.args[0]) if value.args else ""
-    return _yaml(value) if value is not None else ""
 
 
 def _yaml(value: ast.expr) -> str:
@@ -129,14 +121,6 @@ def _yaml(value: ast.expr) -> str:
     if literal is None or isinstance(literal, bool):
         return json.dumps(literal)
     return str(literal) or '""'
-
-
-def _code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`" if text else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

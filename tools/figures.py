@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import figures_gradient
@@ -30,15 +31,17 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def dynamics(options: argparse.Namespace, path: Path) -> None:
-    """Draw the curves of an experiment."""
+def _gradient(options: argparse.Namespace, path: Path) -> None:
+    figures_gradient.draw(path, options.probability)
+
+
+def _dynamics(options: argparse.Namespace, path: Path) -> None:
     if options.smooth < 1:
         raise ConfigError(f"--smooth {options.smooth}: must be at least 1, the value itself.")
     figures_runs.draw_dynamics(figures_runs.find_rows(options.folder, options.rows), path, options.smooth)
 
 
-def ablation(options: argparse.Namespace, path: Path) -> None:
-    """Draw the bars of an experiment."""
+def _ablation(options: argparse.Namespace, path: Path) -> None:
     names = [options.full, *options.without]
     if len(set(names)) < len(names):
         raise ConfigError(f"--full {options.full} --without {','.join(options.without)}: a run stands there twice.")
@@ -49,22 +52,21 @@ def ablation(options: argparse.Namespace, path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="FIGURE")
-    gradient = commands.add_parser("gradient", help="gradient coefficient over importance ratio (Figure 3)")
-    curves = commands.add_parser("dynamics", help="cold items and entropy while runs trained (Figure 4)")
-    bars = commands.add_parser("ablation", help="metrics without each part of a method (Figure 5)")
-    gradient.set_defaults(draw=lambda options, path: figures_gradient.draw(path, options.probability))
-    curves.set_defaults(draw=dynamics)
-    bars.set_defaults(draw=ablation)
-    for name, part in commands.choices.items():
+
+    def command(name: str, draw: Callable[[argparse.Namespace, Path], None], about: str) -> Callable[..., object]:
+        part = commands.add_parser(name, help=about)
+        part.set_defaults(draw=draw)
         part.add_argument("--out", type=Path, metavar="FILE", help=f"the picture (figures-{name}.png)")
-    for part in (curves, bars):
-        part.add_argument("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
-    option = gradient.add_argument
+        return part.add_argument
+
+    option = command("gradient", _gradient, "gradient coefficient over importance ratio (Figure 3)")
     option("--probability", type=float, default=0.4, metavar="P", help="pi_old of each token, below 0.5 (0.4)")
-    option = curves.add_argument
+    option = command("dynamics", _dynamics, "cold items and entropy while runs trained (Figure 4)")
+    option("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
     option("--rows", type=_names, default=[], metavar="NAMES", help="runs by name (all)")
     option("--smooth", type=int, default=1, metavar="N", help="mean over N notes of rollouts, not of validations (1)")
-    option = bars.add_argument
+    option = command("ablation", _ablation, "metrics without each part of a method (Figure 5)")
+    option("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
     option("--full", required=True, metavar="NAME", help="run of the full method")
     option("--without", required=True, type=_names, metavar="NAMES", help="runs without a part of it")
     option("--split", choices=("test", "valid"), default="test", help="held-out part (test)")

@@ -37,13 +37,9 @@ def coefficients(
     """Gradient coefficient c of an objective: d loss / d log pi = -c A w, where w is the weight of the completion.
 
     The loss is that of a rollout with one prompt per ratio, whose four slates are those of `SLATES`. All tokens of a
-    slate have one ratio, so that means over tokens, items and slates agree; the gradients of its tokens are summed.
-
-    Args:
-        objective: name in the registry.
-        options: of the objective.
-        ratios: pi / pi_old to look at [N].
-        probability: pi_old of every token; the bounds of GBPO depend on it. Times a ratio it must be below 1.
+    slate have one ratio pi / pi_old of `ratios` [N], so that means over tokens, items and slates agree; the gradients
+    of its tokens are summed. `probability` is pi_old of every token, on which the bounds of GBPO depend; times a ratio
+    it must be below 1.
 
     Returns:
         (diversity, quality) of the slate -> coefficients [N] float64.
@@ -96,10 +92,8 @@ def synthetic(ratios: Tensor, probability: float) -> tuple[Completions, Rewards,
 def draw(path: Path, probability: float = 0.4) -> None:
     """Draw GRPO, GBPO and the three readings of SAGE: a column per reading, a row per sign of the advantage."""
     ratios = torch.linspace(0.01, 2, 399, dtype=torch.float64)
-    others = {
-        "GRPO": coefficients("grpo", {"kl_coef": 0.0}, ratios, probability),
-        "GBPO": coefficients("gbpo", {}, ratios, probability),
-    }
+    grpo = coefficients("grpo", {"kl_coef": 0.0}, ratios, probability)
+    gbpo = coefficients("gbpo", {}, ratios, probability)
     with style(**{"text.parse_math": True, "font.size": 10}):
         figure = Figure(figsize=(11, 6.6), layout="constrained")
         axes = figure.subplots(2, len(READINGS), sharex=True, sharey=True)
@@ -107,7 +101,8 @@ def draw(path: Path, probability: float = 0.4) -> None:
             sage = coefficients("sage", options, ratios, probability)
             for row, quality in enumerate(("good", "bad")):
                 curves = {
-                    **{name: found["diverse", quality] for name, found in others.items()},
+                    "GRPO": grpo["diverse", quality],
+                    "GBPO": gbpo["diverse", quality],
                     "SAGE, high entropy (ln 10)": sage["diverse", quality],
                     "SAGE, low entropy (0)": sage["uniform", quality],
                 }

@@ -39,9 +39,8 @@ def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finishe
         raise DataError(f"{folder}: no run of stage rl is finished there. Give the folder of an experiment, not a run.")
     for name in names:
         if name not in rows:
-            raise ConfigError(
-                f"{folder}: no finished run is named {name}.{suggest(name, rows)} Runs: {', '.join(rows)}."
-            )
+            runs = ", ".join(rows)
+            raise ConfigError(f"{folder}: no finished run is named {name}.{suggest(name, rows)} Runs: {runs}.")
     return {name: rows[name] for name in names or rows}
 
 
@@ -51,9 +50,9 @@ def noted_curves(rows: Mapping[str, Sequence[Finished]]) -> dict[str, dict[str, 
     known = {name for runs in notes.values() for run in runs for name in run}
     found = {}
     for wanted in DYNAMICS:
-        same = [name for name in known if name == wanted or (wanted.endswith("@") and name.startswith(wanted))]
-        if same:
-            name = max(same, key=lambda name: int(name.partition("@")[2] or 0))
+        tops = {int(top or 0): name for name in known for head, at, top in [name.partition("@")] if head + at == wanted}
+        if tops:
+            name = tops[max(tops)]
             curves = {row: [run[name] for run in runs if name in run] for row, runs in notes.items()}
             found[name] = {row: seeds for row, seeds in curves.items() if seeds}
     if not found:
@@ -69,21 +68,18 @@ def smoothed(curve: Curve, width: int) -> Curve:
         {0: 1.0, 5: 2.0, 10: 4.0}
     """
     steps = sorted(curve)
-    return {
-        step: statistics.fmean(curve[before] for before in steps[max(0, place + 1 - width) : place + 1])
-        for place, step in enumerate(steps)
-    }
+    windows = (steps[max(0, stop - width) : stop] for stop in range(1, len(steps) + 1))
+    return {window[-1]: statistics.fmean(curve[step] for step in window) for window in windows}
 
 
 def draw_dynamics(rows: Mapping[str, Sequence[Finished]], path: Path, smooth: int = 1) -> None:
     """Draw a panel per quantity with the curves of the rows; validations are not smoothed."""
-    panels = {
-        _title(name): {
-            row: band(seeds if name.startswith("val/") else [smoothed(curve, smooth) for curve in seeds])
-            for row, seeds in curves.items()
-        }
-        for name, curves in noted_curves(rows).items()
-    }
+    panels = {}
+    for name, curves in noted_curves(rows).items():
+        head, at, top = name.partition("@")
+        width = 1 if name.startswith("val/") else smooth
+        title = DYNAMICS[head + at] + (f" (first {top} items)" if at else "")
+        panels[title] = {row: band([smoothed(curve, width) for curve in seeds]) for row, seeds in curves.items()}
     save(curve_grid(panels, looks(rows), columns=2), path, dpi=150)
 
 
@@ -98,11 +94,11 @@ def relative_metrics(
     top = max(int(name.partition("@")[2]) for name in scores[full][0] if name.startswith("ndcg@"))
     found = {}
     for metric, title in METRICS.items():
-        asked = {row: [score.get(f"{metric}@{top}") for score in seeds] for row, seeds in scores.items()}
-        values = {row: [value for value in seeds if value is not None] for row, seeds in asked.items()}
+        name = f"{metric}@{top}"
+        values = {row: [one[name] for one in seeds if one.get(name) is not None] for row, seeds in scores.items()}
         whole = statistics.fmean(values[full] or [0.0])
-        shares = {row: [value / (whole or 1.0) for value in seeds] for row, seeds in values.items()}
-        found[f"{title}@{top}"] = shares if whole else {}
+        shares = {row: [value / whole for value in seeds] for row, seeds in values.items()} if whole else {}
+        found[f"{title}@{top}"] = shares
     if not any(found.values()):
         raise DataError(f"no metric of {full} on {split} ({kind}) is above 0, so nothing can be relative to it.")
     return found
@@ -156,8 +152,3 @@ def _bar(axis: Axes, place: float, width: float, values: Sequence[float], **opti
     axis.plot([place] * len(values), values, "o", color="black", markersize=3, zorder=3)
     if interval.has_width:
         axis.errorbar(place, interval.mean, interval.high - interval.mean, color="black", capsize=3, linewidth=1.2)
-
-
-def _title(name: str) -> str:
-    head, at, top = name.partition("@")
-    return f"{DYNAMICS[head + at]}" + (f" (first {top} items)" if at else "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from teacher import LETTERS, Teacher, check_prompt, read_steps, write_prompt
+from teacher import CHECK, LETTERS, WRITE, Teacher, listed, read_steps
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
@@ -87,21 +88,16 @@ class Task:
     def titles(self, position: int) -> tuple[list[str], str]:
         """Titles of the history, oldest first, and of the target."""
         names = self.dataset.catalog.titles
-        shown = [names[row] or "(unknown)" for row in self._rows(position)]
+        shown = [names[row] or "(unknown)" for row in self._history(position)]
         return shown, names[int(self.dataset.sequences.items[position])]
 
     def options(self, position: int) -> tuple[list[str], int]:
         """Titles to choose the target from, and its place among them."""
         random = np.random.default_rng((self.seed, position))
-        seen = set(self._rows(position))
-        _, target = self.titles(position)
-        titles = self.dataset.catalog.titles
-        others: list[str] = []
-        for row in random.permutation(len(titles)).tolist():
-            if len(others) == self.candidates - 1:
-                break
-            if row not in seen and titles[row] and titles[row] not in (target, *others):
-                others.append(titles[row])
+        titles, seen, (_, target) = self.dataset.catalog.titles, set(self._history(position)), self.titles(position)
+        rows = random.permutation(len(titles)).tolist()
+        known = dict.fromkeys(titles[row] for row in rows if row not in seen and titles[row] not in ("", target))
+        others = list(known)[: self.candidates - 1]
         place = int(random.integers(len(others) + 1))
         return [*others[:place], target, *others[place:]], place
 
@@ -112,7 +108,7 @@ class Task:
         item = self.dataset.catalog.item_ids[int(sequences.items[position])]
         return {"user": sequences.user_ids[user], "item": item}
 
-    def _rows(self, position: int) -> list[int]:
+    def _history(self, position: int) -> list[int]:
         history: Tensor = self.dataset.sequences.histories(torch.tensor([position]), max(self.max_history, 1))[0]
         return history[history >= 0].tolist()
 
@@ -128,11 +124,19 @@ def make_traces(task: Task, teacher: Teacher, out: Path, limit: int | None, batc
     """
     dropped, notes = out.with_suffix(".dropped.jsonl"), out.with_suffix(".json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    settings = _settings(task, teacher)
-    _check_settings(out, dropped, notes, settings)
+    settings = {
+        "data": task.dataset.fingerprint,
+        "sids": key_of(task.table.codes.tolist()),
+        "levels": task.table.levels,
+        "max_history": task.max_history,
+        "check_answer": task.candidates,
+        "seed": task.seed,
+        **teacher.settings(),
+    }
+    if out.exists() or dropped.exists():
+        _check_settings(out, notes, settings)
     write_json(notes, {"settings": settings})
-    lines = [*_finished(out), *_finished(dropped)]
-    done = {(line["user"], line["item"]) for line in lines}
+    done = {(line["user"], line["item"]) for line in (*_finished(out), *_finished(dropped))}
     wanted = task.positions()[:limit]
     left = [position for position in wanted if tuple(task.names(position).values()) not in done]
     check = LeakCheck(task.dataset, task.table, sid_token)
@@ -156,42 +160,31 @@ def _batch(task: Task, teacher: Teacher, check: LeakCheck, positions: Sequence[i
     """Lines for some positions; those with a reason are dropped."""
     levels = task.table.levels
     torch.manual_seed(int(np.random.SeedSequence((task.seed, positions[0])).generate_state(1)[0]))
-    answers = teacher.write([write_prompt(*task.titles(position), levels) for position in positions])
-    blocks = [read_steps(answer.text) for answer in answers]
+    shown = [task.titles(position) for position in positions]
+    answers = teacher.write([WRITE.format(history=listed(old), target=new, levels=levels) for old, new in shown])
+    traces = [Trace(position, read_steps(text)) for position, (text, _) in zip(positions, answers, strict=True)]
     reasons = []
-    for position, answer, texts in zip(positions, answers, blocks, strict=True):
-        wrong = STEPS if len(texts) != levels else "" if answer.whole else CUT
-        reasons.append(wrong or next(iter(check.kinds(Trace(position, texts))), ""))
-    if task.candidates:
-        asked = [place for place, reason in enumerate(reasons) if not reason]
+    for trace, (_, whole) in zip(traces, answers, strict=True):
+        wrong = STEPS if len(trace.blocks) != levels else "" if whole else CUT
+        reasons.append(wrong or next(iter(check.kinds(trace)), ""))
+    asked = [place for place, reason in enumerate(reasons) if not reason]
+    if task.candidates and asked:
         choices = [task.options(positions[place]) for place in asked]
-        prompts = [
-            check_prompt(task.titles(positions[place])[0], " ".join(blocks[place]), titles)
-            for place, (titles, _) in zip(asked, choices, strict=True)
-        ]
+        prompts = []
+        for place, (titles, _) in zip(asked, choices, strict=True):
+            options = listed(titles, (f"{letter}." for letter in LETTERS))
+            thought = " ".join(traces[place].blocks)
+            prompts.append(CHECK.format(history=listed(shown[place][0]), thought=thought, options=options))
         found = teacher.choose(prompts, [len(titles) for titles, _ in choices])
         for place, chosen, (_, right) in zip(asked, found, choices, strict=True):
             reasons[place] = "" if chosen == right else ANSWER
-    for position, answer, texts, reason in zip(positions, answers, blocks, reasons, strict=True):
-        yield task.names(position) | ({"reason": reason, "answer": answer.text} if reason else {"blocks": list(texts)})
+    for trace, (text, _), reason in zip(traces, answers, reasons, strict=True):
+        line = {"reason": reason, "answer": text} if reason else {"blocks": list(trace.blocks)}
+        yield task.names(trace.position) | line
 
 
-def _settings(task: Task, teacher: Teacher) -> dict[str, Any]:
-    """What traces of one file have in common."""
-    return {
-        "data": task.dataset.fingerprint,
-        "sids": key_of(task.table.codes.tolist()),
-        "levels": task.table.levels,
-        "max_history": task.max_history,
-        "check_answer": task.candidates,
-        "seed": task.seed,
-        **teacher.settings(),
-    }
-
-
-def _check_settings(out: Path, dropped: Path, notes: Path, settings: dict[str, Any]) -> None:
-    if not (out.exists() or dropped.exists()):
-        return
+def _check_settings(out: Path, notes: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a file that was begun otherwise."""
     try:
         before = json.loads(notes.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError) as error:
@@ -208,9 +201,7 @@ def _finished(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as stream:
-            stream.truncate(len(whole))
+    os.truncate(path, len(whole))
     lines = []
     for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,9 @@ CHECK = (
 )
 
 
-def write_prompt(history: Sequence[str], target: str, levels: int) -> str:
-    """Ask for a trace of `levels` steps from a history of titles, oldest first, to the title that followed."""
-    return WRITE.format(history=_listed(history), target=target, levels=levels)
-
-
-def check_prompt(history: Sequence[str], thought: str, titles: Sequence[str]) -> str:
-    """Ask which of some titles followed a history, given a trace."""
-    options = "\n".join(f"{letter}. {title}" for letter, title in zip(LETTERS, titles, strict=False))
-    return CHECK.format(history=_listed(history), thought=thought, options=options)
+def listed(titles: Iterable[str], marks: Iterable[str] = repeat("-")) -> str:
+    """Titles as prompts show them, a line each behind its mark."""
+    return "\n".join(f"{mark} {title}" for mark, title in zip(marks, titles, strict=False))
 
 
 def read_steps(answer: str) -> tuple[str, ...]:
@@ -59,26 +54,16 @@ def read_steps(answer: str) -> tuple[str, ...]:
     """
     steps: list[list[str]] = []
     numbers: list[int] = []
-    open_step = False
+    inside = False
     for line in TAGS.sub("", answer.rpartition("</think>")[2]).splitlines():
-        found = STEP.match(line)
-        if found:
+        if found := STEP.match(line):
             numbers.append(int(found[1]))
-            steps.append([found[2]])
-        elif open_step and line.strip():
-            steps[-1].append(line)
-        open_step = bool(steps) and bool(line.strip())
-    texts = tuple(" ".join(" ".join(step).split()) for step in steps)
-    return texts if numbers == list(range(1, len(steps) + 1)) and all(texts) else ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote."""
-
-    text: str
-    whole: bool
-    """Whether it came to its end within the tokens that it may have."""
+            steps.append(found[2].split())
+        elif inside:
+            steps[-1] += line.split()
+        inside = bool(steps) and bool(line.strip())
+    whole = numbers == list(range(1, len(steps) + 1)) and all(steps)
+    return tuple(" ".join(step) for step in steps) if whole else ()
 
 
 @dataclass(frozen=True)
@@ -135,8 +120,8 @@ class Teacher:
         }
 
     @torch.no_grad()
-    def write(self, prompts: Sequence[str]) -> list[Answer]:
-        """An answer to each prompt.
+    def write(self, prompts: Sequence[str]) -> list[tuple[str, bool]]:
+        """An answer to each prompt, and whether it came to its end within the tokens that it may have.
 
         Raises:
             ConfigError: if a prompt and its answer are longer than the model reads.
@@ -146,7 +131,7 @@ class Teacher:
         eos = self.model.generation_config.eos_token_id
         ends = torch.isin(found, torch.tensor([] if eos is None else eos, device=found.device)).any(1)
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
-        return [Answer(text, whole) for text, whole in zip(texts, ends.tolist(), strict=True)]
+        return list(zip(texts, ends.tolist(), strict=True))
 
     @torch.no_grad()
     def choose(self, prompts: Sequence[str], options: Sequence[int]) -> list[int]:
@@ -155,8 +140,6 @@ class Teacher:
         Raises:
             ConfigError: if letters are not told apart by one token, or a prompt is longer than the model reads.
         """
-        if not prompts:
-            return []
         letters = LETTERS[: max(options)]
         found = [self.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in letters]
         ids = [tokens[-1] for tokens in found if tokens]
@@ -170,7 +153,11 @@ class Teacher:
 
     def _encode(self, prompts: Sequence[str], further: int) -> dict[str, Tensor]:
         chat = self.tokenizer.chat_template is not None
-        texts = [self._as_chat(prompt) for prompt in prompts] if chat else list(prompts)
+        texts = list(prompts)
+        if chat:
+            messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+            texts = self.tokenizer.apply_chat_template(messages, **options)
         tokens = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chat)
         limit = getattr(self.model.config, "max_position_embeddings", None)
         length = tokens["input_ids"].shape[1] + further
@@ -179,14 +166,4 @@ class Teacher:
                 f"a prompt and its answer have {length} tokens, but {self.name} reads {limit}. Lower data.max_history "
                 f"or --max-new-tokens."
             )
-        device = self.model.device
-        return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
-
-    def _as_chat(self, prompt: str) -> str:
-        message = [{"role": "user", "content": prompt}]
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        return str(self.tokenizer.apply_chat_template(message, **options))
-
-
-def _listed(titles: Sequence[str]) -> str:
-    return "\n".join(f"- {title}" for title in titles)
+        return {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}

@@ -9,7 +9,6 @@ from genrl.catalog.sequences import Role
 from genrl.metrics.functional import ndcg_at_k
 from genrl.runs.fit import fit
 from genrl.runs.rescore import load_run
-from tests.helpers import assert_same
 from tests.runs import small_config
 
 
@@ -49,6 +48,8 @@ def test_the_table_has_the_means_of_its_groups(experiment):
     assert shown["all"] == ["80", f"{float(ndcg_at_k(ranks[:, None], 10).mean()):.4f}", shown["all"][2]]
     assert sum(int(row[0]) for name, row in shown.items() if name.startswith("target")) == 80
     assert shown["history of 1 to 4"] == ["0", "-", "-"]
+    seeds = {"row": torch.tensor([[0, 20], [20, 20]])}
+    assert table(breakdown.by_group(seeds, {"all": torch.tensor([True, True])}, 10), 0)["all"] == ["2", "0.2500"]
 
 
 def test_what_a_row_finds_beside_another_one():
@@ -58,20 +59,15 @@ def test_what_a_row_finds_beside_another_one():
     assert shown == {"second": ["50.0%", "66.7%", f"{float(best):.4f}"]}
 
 
-def test_seeds_are_averaged():
-    ranks = {"row": torch.tensor([[0, 20], [20, 20]])}
-    shown = table(breakdown.by_group(ranks, {"all": torch.tensor([True, True])}, 10), 0)
-    assert_same(float(shown["all"][1]), 0.25)
-
-
 def test_rows_that_are_not_there_and_rows_of_other_users_are_named(experiment, tmp_path, capsys):
-    assert breakdown.main([str(experiment), "--rows", "item_knm"]) == 2
-    assert "no row 'item_knm'. Did you mean 'item_knn'?" in capsys.readouterr().err
-    assert breakdown.main([str(tmp_path)]) == 2
-    assert "no run is finished there" in capsys.readouterr().err
+    def refused(*words):
+        assert breakdown.main([*map(str, words)]) == 2
+        return capsys.readouterr().err
+
+    assert "no row 'item_knm'. Did you mean 'item_knn'?" in refused(experiment, "--rows", "item_knm")
+    assert "no run is finished there" in refused(tmp_path)
     path = experiment / "most_popular-s0" / "ranks.safetensors"
     ranks = load_file(path)
     save_file({name: value[:40].clone() for name, value in ranks.items()}, path)
-    assert breakdown.main([str(experiment)]) == 2
-    assert "not of the same users" in capsys.readouterr().err
+    assert "not of the same users" in refused(experiment)
     save_file(ranks, path)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from genrl.batches import Rewards
-from genrl.errors import ConfigError
 from genrl.objectives import OBJECTIVES, Setting
 from genrl.registry import load_plugin
 from tests.comparisons import finish, plan_of
@@ -62,19 +61,8 @@ def test_every_curve_is_that_of_its_paper_with_its_kinks(name, options, referenc
     for (diversity, quality), values in found.items():
         expected = [reference(ratio, quality == "good", STRENGTH[diversity]) for ratio in RATIOS.tolist()]
         assert_same(values, expected)
-
-
-def test_a_coefficient_does_not_depend_on_the_other_ratios():
-    for name, options, _ in REFERENCES:
-        together = figures_gradient.coefficients(name, options, RATIOS, OLD)
-        alone = figures_gradient.coefficients(name, options, RATIOS[50:51], OLD)
-        for slate, values in alone.items():
-            assert_same(values, together[slate][50:51])
-
-
-def test_a_ratio_that_makes_no_probability_is_refused():
-    with pytest.raises(ConfigError, match=r"value below 0\.5"):
-        figures_gradient.coefficients("grpo", {}, torch.tensor([2.0]), 0.5)
+    for slate, alone in figures_gradient.coefficients(name, options, RATIOS[50:51], OLD).items():
+        assert_same(alone, found[slate][50:51])  # whatever the other ratios are
 
 
 @pytest.fixture
@@ -162,8 +150,8 @@ def test_figures_are_drawn(words, noted, experiment, tmp_path, capsys):
 
 
 def test_smoothing_looks_back_only():
-    assert figures_runs.smoothed({10: 6.0, 0: 1.0, 5: 2.0}, 2) == {0: 1.0, 5: 1.5, 10: 4.0}
-    assert figures_runs.smoothed({0: 1.0, 5: 2.0}, 1) == {0: 1.0, 5: 2.0}
+    for width, values in ((2, [1.0, 1.5, 4.0]), (1, [1.0, 2.0, 6.0])):
+        assert figures_runs.smoothed({10: 6.0, 0: 1.0, 5: 2.0}, width) == dict(zip((0, 5, 10), values, strict=True))
 
 
 def test_an_ablation_is_relative_to_the_mean_of_the_full_method(experiment):

@@ -48,42 +48,41 @@ def test_imports_from_below_and_declared_siblings_are_fine(tmp_path):
     assert list(check_repo.floors(build(tmp_path, files))) == []
 
 
-def test_a_module_without_tests_is_found(tmp_path):
-    files = {f"genrl/a/{name}.py": "" for name in "bcd"} | {"genrl/a/__init__.py": "", "tests/__init__.py": ""}
-    files |= {"tests/unit/__init__.py": "", "tests/unit/a/test_c.py": "from genrl.a.d import x\n"}
-    problems = list(check_repo.mirrored_tests(build(tmp_path, files)))
-    assert problems == ["tests/unit/a: has no __init__.py", "genrl/a/b.py: has no tests in tests/unit/a"]
+UNTESTED = {f"genrl/a/{name}.py": "" for name in ("b", "c", "d", "__init__")} | {"tests/__init__.py": ""}
+UNTESTED |= {"tests/unit/__init__.py": "", "tests/unit/a/test_c.py": "from genrl.a.d import x\n"}
+LOOSE = {"tests/test_a.py": "close(a, b, rtol=1)\n", "tests/helpers.py": "close(a, b, atol=1)\n"}
+LOST = {
+    "README.md": "[docs](docs/index.md) [site](https://example.org) [gone](docs/gone.md)",
+    "docs/index.md": "[a](a.md)",
+    "docs/a.md": "about `known`",
+    "docs/lost.md": "",
+    "genrl/objectives/x.py": 'OBJECTIVES.register("known")(a)\n\nOBJECTIVES.register("silent", config=C)(b)\n',
+}
+HOME = "/".join(["", "home", "me", "x"])
+LOCAL = {"docs/a.md": f"see {HOME}\nsee docs{HOME} and https://x.org{HOME}", "pyproject.toml": f'a = "{HOME}"'}
 
 
-def test_a_tolerance_of_its_own_is_found(tmp_path):
-    files = {"tests/test_a.py": "close(a, b, rtol=1)\n", "tests/helpers.py": "close(a, b, atol=1)\n"}
-    (problem,) = check_repo.one_tolerance(build(tmp_path, files))
-    assert "tests/test_a.py:1: own rtol" in problem
-
-
-def test_lost_links_pages_and_components_are_found(tmp_path):
-    files = {
-        "README.md": "[docs](docs/index.md) [site](https://example.org) [gone](docs/gone.md)",
-        "docs/index.md": "[a](a.md)",
-        "docs/a.md": "about `known`",
-        "docs/lost.md": "",
-        "genrl/objectives/x.py": 'OBJECTIVES.register("known")(a)\n\nOBJECTIVES.register("silent", config=C)(b)\n',
-    }
-    problems = list(check_repo.documentation(build(tmp_path, files)))
-    assert problems[0] == "README.md: the link to docs/gone.md leads nowhere"
-    assert problems[1] == "docs/index.md: has no link to docs/lost.md"
-    assert problems[2].startswith("genrl/objectives/x.py:3: 'silent' is registered")
-    assert len(problems) == 3
-
-
-def test_paths_of_one_machine_are_found(tmp_path):
-    inside = "/".join(["", "home", "me", "x"])
-    files = {
-        "docs/a.md": f"see {inside}\nsee docs{inside} and https://x.org{inside}",
-        "pyproject.toml": f'a = "{inside}"',
-    }
-    problems = list(check_repo.portable(build(tmp_path, files)))
-    assert [problem.split(": ")[0] for problem in problems] == ["docs/a.md:1", "pyproject.toml:1"]
+@pytest.mark.parametrize(
+    ("check", "files", "begins"),
+    [
+        (check_repo.mirrored_tests, UNTESTED, ["tests/unit/a: has no __init__.py", "genrl/a/b.py: has no tests in"]),
+        (check_repo.one_tolerance, LOOSE, ["tests/test_a.py:1: own rtol"]),
+        (
+            check_repo.documentation,
+            LOST,
+            [
+                "README.md: the link to docs/gone.md leads nowhere",
+                "docs/index.md: has no link to docs/lost.md",
+                "genrl/objectives/x.py:3: 'silent' is registered",
+            ],
+        ),
+        (check_repo.portable, LOCAL, ["docs/a.md:1: ", "pyproject.toml:1: "]),
+    ],
+)
+def test_every_breach_is_found_and_nothing_else(tmp_path, check, files, begins):
+    problems = list(check(build(tmp_path, files)))
+    assert len(problems) == len(begins)
+    assert all(problem.startswith(words) for problem, words in zip(problems, begins, strict=True))
 
 
 def test_an_option_without_a_docstring_has_no_reference(tmp_path):

@@ -36,10 +36,7 @@ def all_items(tokens: Tensor, sid_tokens: Tensor, who: str) -> None:
 def same_completions(inputs: Inputs, drawn: dict[str, list[Tensor]], lengths: dict[str, list[Tensor]]) -> str:
     """Completions [B, T] of all rounds are items, their first choice has the right frequencies, and none writes longer.
 
-    Args:
-        inputs: what they were drawn from.
-        drawn: who -> completions of each round.
-        lengths: who -> tokens [B] of the completions of the rounds that count; `genrl` comes first.
+    Lengths are tokens [B] of each completion of the rounds that count; `genrl` comes first.
     """
     position, chances = first_choice(inputs)
     for who, rounds in drawn.items():

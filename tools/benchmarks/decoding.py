@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checks import all_items, require, same_completions, same_log_probs, same_rankings
-from benchmarks.figures import Figure, compare, interleave, plain, timed
+from benchmarks.figures import Figure, compare, interleave, timed
 from benchmarks.inputs import BLOCKS, LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout, make_thinking
 from benchmarks.peers import constraint, generate_beams, generate_samples
 from genrl.batches import Completions, Ranking
@@ -119,18 +119,20 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
     uniforms = torch.rand(len(prompts), group, LEVELS, generator=torch.Generator().manual_seed(0))
     layouts: dict[int, SidLayout] = {}
     figures = []
-    single = partial(plain, "catalogue", checked="one leaf per distinct SID")
     for items in sizes.catalogues:
         codes = distinct_codes(items, sizes.codes)
         started = time.perf_counter()
         Trie.build(codes, (sizes.codes,) * LEVELS)
         built = time.perf_counter() - started
-        layouts[items] = make_layout(inputs.policy, codes, sizes.codes)
+        layouts[items] = make_layout(inputs.policy, codes)
         trie = layouts[items].catalogue.trie
         require(trie.leaves == items, f"the trie of {items} distinct SIDs has {trie.leaves} leaves.")
-        bytes_each = trie.bytes_per_item_level
-        figures.append(single(f"{items:,} items: build", built, unit="s"))
-        figures.append(single(f"{items:,} items: memory", bytes_each, unit="bytes per item and level", goal=BYTES_GOAL))
+        for what, value, unit, goal in (
+            ("build", built, "s", None),
+            ("memory", trie.bytes_per_item_level, "bytes per item and level", BYTES_GOAL),
+        ):
+            setting, checked = f"{items:,} items: {what}", "one leaf per distinct SID"
+            figures.append(Figure("catalogue", setting, value, None, unit, None, None, goal, "lower", checked))
 
     def decode(items: int) -> Completions:
         return write(inputs.policy, layouts[items], prompts, group, noise=uniforms)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Literal
@@ -65,11 +66,6 @@ def compare(
     return Figure(name, setting, median(ours), median(theirs), unit, median(ratios), (low, high), goal, better, checked)
 
 
-def plain(name: str, setting: str, value: float, *, unit: str, checked: str, goal: float | None = None) -> Figure:
-    """Figure without a peer: less is better."""
-    return Figure(name, setting, value, None, unit, None, None, goal, "lower", checked)
-
-
 def timed(run: Callable[[], object]) -> Callable[[], float]:
     """The same call, answering the seconds it took."""
 
@@ -99,6 +95,7 @@ def interleave(
 
 def as_json(figures: Sequence[Figure], repeats: int, quick: bool, load: float) -> dict[str, Any]:
     """Everything that is needed to judge the figures elsewhere."""
+    trl = next(iter(distributions(name="trl")), None)
     machine = {
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -107,20 +104,11 @@ def as_json(figures: Sequence[Figure], repeats: int, quick: bool, load: float) -
     }
     return {
         "machine": machine,
-        "versions": {**versions(), "trl": _trl_version()},
+        "versions": {**versions(), "trl": trl.version if trl else "not installed"},
         "repeats": repeats,
         "quick": quick,
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
     }
-
-
-def _trl_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("trl")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def table(figures: Sequence[Figure]) -> Table:

@@ -92,7 +92,7 @@ class Inputs:
     layout: Layout
     maker: PromptMaker
 
-    @cached_property
+    @property
     def positions(self) -> Tensor:
         """Where the prompts' targets stand."""
         return self.maker.dataset.sequences.rows(Role.RL)
@@ -102,7 +102,7 @@ class Inputs:
         """The prompts, left-padded."""
         return self.maker.at(self.positions)
 
-    @cached_property
+    @property
     def sid_tokens(self) -> Tensor:
         """SID tokens of the catalogue [I, K]."""
         return self.maker.template.sid_tokens
@@ -113,27 +113,18 @@ class Inputs:
 
     def draw(self, group: int, seed: int = 0, normalize: str = "legal") -> Completions:
         """A rollout of `group` sampled completions per prompt, as training draws it."""
-        config = RolloutConfig(group_size=group, prompts=len(self.prompts), normalize=normalize)  # type: ignore[arg-type]
-        return rollout(
-            self.policy,
-            self.layout,
-            self.prompts,
-            config,
-            generator=torch.Generator().manual_seed(seed),
-            rows=slice(0, len(self.prompts)),
-            total=len(self.prompts),
-            categories=self.maker.dataset.catalog.categories,
-        )
+        count, categories = len(self.prompts), self.maker.dataset.catalog.categories
+        config = RolloutConfig(group_size=group, prompts=count, normalize=normalize)  # type: ignore[arg-type]
+        inputs = self.policy, self.layout, self.prompts, config
+        noise = torch.Generator().manual_seed(seed)
+        return rollout(*inputs, generator=noise, rows=slice(0, count), total=count, categories=categories)
 
 
 def make_inputs(sizes: Sizes) -> Inputs:
     """The inputs of one size; the same on each call."""
-    codes = clustered_codes(sizes.items, sizes.codes)
     policy = make_policy(sizes)
-    layout = make_layout(policy, codes, sizes.codes)
-    tokens = layout.catalogue.render(torch.arange(sizes.items))
-    template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
-    return Inputs(sizes, policy, layout, PromptMaker(make_dataset(sizes), template, sizes.history))
+    layout = make_layout(policy, clustered_codes(sizes.items, sizes.codes))
+    return Inputs(sizes, policy, layout, make_prompts(policy, layout.catalogue, sizes))
 
 
 def make_thinking(sizes: Sizes) -> Inputs:
@@ -148,14 +139,11 @@ def make_thinking(sizes: Sizes) -> Inputs:
     bias = torch.zeros(head.out_features)
     bias[words.closing] = math.log(int(words.legal.sum()) / sizes.budget)
     head.bias = nn.Parameter(bias)
-    codes = distinct_codes(sizes.items, sizes.codes, BLOCKS)
-    catalogue = Items(Trie.build(codes, policy.sizes), policy.first_ids, codes)
+    catalogue = make_items(policy, distinct_codes(sizes.items, sizes.codes, BLOCKS))
     layout = BlockedLayout(BlockedLayoutConfig(budget=sizes.budget), catalogue=catalogue, words=words)
-    tokens = layout.catalogue.render(torch.arange(sizes.items))
-    template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
     history = (sizes.thinking_prompt - 1) // BLOCKS
-    data = make_dataset(replace(sizes, prompts=sizes.thinking_prompts, history=history), shortest=history)
-    return Inputs(sizes, policy, layout, PromptMaker(data, template, history))
+    prompts = make_prompts(policy, catalogue, replace(sizes, prompts=sizes.thinking_prompts, history=history), history)
+    return Inputs(sizes, policy, layout, prompts)
 
 
 def make_policy(sizes: Sizes, levels: int = LEVELS, words: int = 4) -> Policy:
@@ -172,18 +160,14 @@ def make_policy(sizes: Sizes, levels: int = LEVELS, words: int = 4) -> Policy:
         dropout=0.0,
     )
     thinks = words > 4
-    policy = load_policy(config, (sizes.codes,) * levels, _syllables() if thinks else (), thinking=thinks).eval()
+    letters = torch.randint(26, (1000, 8), generator=torch.Generator().manual_seed(0))  # to train a tokenizer on
+    texts = tuple("".join(chr(97 + letter) for letter in row) for row in letters.tolist())
+    policy = load_policy(config, (sizes.codes,) * levels, texts if thinks else (), thinking=thinks).eval()
     with torch.no_grad():
         for value in policy.trainable().values():
             if value.dim() > 1:
                 value.mul_(4.0)
     return policy
-
-
-def _syllables() -> tuple[str, ...]:
-    """Random texts to train a tokenizer on."""
-    letters = torch.randint(26, (1000, 8), generator=torch.Generator().manual_seed(0))
-    return tuple("".join(chr(97 + letter) for letter in row) for row in letters.tolist())
 
 
 def distinct_codes(items: int, codes: int, levels: int = LEVELS) -> Tensor:
@@ -213,23 +197,27 @@ def clustered_codes(items: int, codes: int) -> Tensor:
             weights = (unevenness * torch.randn(codes, generator=generator)).exp()
             column[rows] = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
         prefix = prefix * codes + column
-    found, node = prefix.unique(return_inverse=True)
-    order = node.argsort(stable=True)
-    first = torch.searchsorted(node[order], torch.arange(len(found)))
+    _, node, members = prefix.unique(return_inverse=True, return_counts=True)
     collision = torch.empty(items, dtype=torch.int64)
-    collision[order] = torch.arange(items) - first[node[order]]
+    collision[node.argsort(stable=True)] = torch.arange(items) - (members.cumsum(0) - members).repeat_interleave(
+        members
+    )
     if int(collision.max()) >= codes:
         raise ValueError(f"{int(collision.max()) + 1} items share three codes; {codes} codes tell too few apart")
     return torch.stack([prefix // codes**2, prefix // codes % codes, prefix % codes, collision], dim=1)
 
 
-def make_layout(policy: Policy, codes: Tensor, size: int) -> SidLayout:
-    """The layout of a catalogue with codebooks of one size."""
-    trie = Trie.build(codes, (size,) * codes.shape[1])
-    return SidLayout(SidLayoutConfig(), catalogue=Items(trie, policy.first_ids, codes))
+def make_items(policy: Policy, codes: Tensor) -> Items:
+    """A catalogue of items with these SIDs [I, K]."""
+    return Items(Trie.build(codes, policy.sizes), policy.first_ids, codes)
 
 
-def make_dataset(sizes: Sizes, shortest: int = 9) -> Dataset:
+def make_layout(policy: Policy, codes: Tensor) -> SidLayout:
+    """Completions that are these SIDs [I, K]."""
+    return SidLayout(SidLayoutConfig(), catalogue=make_items(policy, codes))
+
+
+def make_prompts(policy: Policy, items: Items, sizes: Sizes, shortest: int = 9) -> PromptMaker:
     """One user per prompt: a random history of at least `shortest` items, then the target."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(min(shortest, sizes.history), sizes.history + 1, (sizes.prompts,), generator=generator)
@@ -246,4 +234,6 @@ def make_dataset(sizes: Sizes, shortest: int = 9) -> Dataset:
         user_ids=tuple(str(user) for user in range(sizes.prompts)),
     )
     catalog = Catalog.from_table([str(item) for item in range(sizes.items)])
-    return Dataset(catalog, sequences, "random")
+    tokens = items.render(torch.arange(sizes.items))
+    template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
+    return PromptMaker(Dataset(catalog, sequences, "random"), template, sizes.history)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, StoppingCriteria
 
 from benchmarks.inputs import Inputs
 from genrl.batches import Completions, Requests
@@ -23,9 +23,7 @@ Constraint: TypeAlias = Callable[[int], dict[str, Any]]
 class PrefixFunction:
     """The usual constraint of generative recommenders: a Python function from a row's prefix to its legal tokens.
 
-    Args:
-        sid_tokens: [I, K] of the catalogue.
-        prompt_length: columns before the completion.
+    SID tokens of the catalogue are [I, K]; a prompt has `prompt_length` columns.
     """
 
     def __init__(self, sid_tokens: Tensor, prompt_length: int) -> None:
@@ -81,10 +79,7 @@ class CompletionEnds(StoppingCriteria):
 def grammar(layout: Layout, rows: int) -> dict[str, Any]:
     """Arguments of one call of `generate` for `rows` completions under genrl's grammar."""
     processor = GrammarProcessor(layout, rows)
-    return {
-        "logits_processor": LogitsProcessorList([processor]),
-        "stopping_criteria": StoppingCriteriaList([CompletionEnds(processor)]),
-    }
+    return {"logits_processor": [processor], "stopping_criteria": [CompletionEnds(processor)]}
 
 
 def constraint(kind: str, inputs: Inputs) -> Constraint:
@@ -98,45 +93,40 @@ def constraint(kind: str, inputs: Inputs) -> Constraint:
 @torch.no_grad()
 def generate_samples(inputs: Inputs, group: int, limits: Constraint) -> Tensor:
     """Sampled completions [P * G, T] by `transformers.generate`."""
-    prompts = inputs.prompts
-    found = inputs.policy.model.generate(
-        input_ids=prompts.tokens,
-        attention_mask=prompts.mask.long(),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        num_return_sequences=group,
-        max_new_tokens=inputs.layout.length,
-        use_cache=True,
-        eos_token_id=None,
-        **limits(len(prompts) * group),
-    )
-    return found[:, prompts.tokens.shape[1] :]
+    plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "use_cache": True, "eos_token_id": None}
+    return _generate(inputs, group, limits, **plain)[:, inputs.prompts.tokens.shape[1] :]
 
 
-@torch.no_grad()
 def generate_beams(inputs: Inputs, width: int, limits: Constraint, normalize: str) -> tuple[Tensor, Tensor]:
     """Beams [P, W, length], best first, and their scores [P, W]: sums of log-probabilities.
 
     With `normalize` "legal" those over the legal tokens (`renormalize_logits`), else over the vocabulary.
     """
-    prompts = inputs.prompts
-    found = inputs.policy.model.generate(
-        input_ids=prompts.tokens,
-        attention_mask=prompts.mask.long(),
-        do_sample=False,
-        num_beams=width,
-        num_return_sequences=width,
-        length_penalty=0.0,
-        renormalize_logits=normalize == "legal",
-        max_new_tokens=inputs.layout.length,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **limits(len(prompts) * width),
-    )
+    prompts, scored = inputs.prompts, {"return_dict_in_generate": True, "output_scores": True}
+    beam = {"do_sample": False, "num_beams": width, "length_penalty": 0.0, "renormalize_logits": normalize == "legal"}
+    found = _generate(inputs, width, limits, **beam, **scored)
     tokens = found.sequences[:, prompts.tokens.shape[1] :]
     return tokens.view(len(prompts), width, -1), found.sequences_scores.view(len(prompts), width)
+
+
+@torch.no_grad()
+def _generate(inputs: Inputs, width: int, limits: Constraint, **options: object) -> Any:  # noqa: ANN401
+    prompts = inputs.prompts
+    return inputs.policy.model.generate(
+        input_ids=prompts.tokens,
+        attention_mask=prompts.mask.long(),
+        num_return_sequences=width,
+        max_new_tokens=inputs.layout.length,
+        **options,
+        **limits(len(prompts) * width),
+    )
+
+
+def behind_copies(prompts: Requests, tokens: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
+    """Completions [P * G, T] each behind its own copy of its prompt, and their mask as int64."""
+    group = len(tokens) // len(prompts)
+    rows = torch.cat([prompts.tokens.repeat_interleave(group, dim=0), tokens], dim=1)
+    return rows, torch.cat([prompts.mask.repeat_interleave(group, dim=0), written], dim=1).long()
 
 
 @torch.no_grad()
@@ -145,12 +135,10 @@ def legal_log_probs(model: Any, prompts: Requests, tokens: Tensor, allowed: Pref
 
     The slow and obvious way: one full forward pass per row, legal sets from the Python function.
     """
-    group = len(tokens) // len(prompts)
-    rows = torch.cat([prompts.tokens.repeat_interleave(group, dim=0), tokens], dim=1)
-    mask = torch.cat([prompts.mask.repeat_interleave(group, dim=0), torch.ones_like(tokens, dtype=torch.bool)], dim=1)
+    rows, mask = behind_copies(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
     start = prompts.tokens.shape[1]
     parts = []
-    for chunk, shown in zip(rows.split(128), mask.long().split(128), strict=True):
+    for chunk, shown in zip(rows.split(128), mask.split(128), strict=True):
         logits = model(input_ids=chunk, attention_mask=shown).logits[:, start - 1 : -1].float()
         illegal = torch.ones_like(logits, dtype=torch.bool)
         for row, sequence in enumerate(chunk):
@@ -166,9 +154,8 @@ def repeated_log_probs(model: Any, prompts: Requests, rollout: Completions) -> t
 
     What TRL's `GRPOTrainer` computes in an update.
     """
-    group, length = rollout.group_size, rollout.tokens.shape[1]
-    rows = torch.cat([prompts.tokens.repeat_interleave(group, dim=0), rollout.tokens], dim=1)
-    seen = torch.cat([prompts.mask.repeat_interleave(group, dim=0), rollout.written], dim=1).long()
+    rows, seen = behind_copies(prompts, rollout.tokens, rollout.written)
+    length = rollout.tokens.shape[1]
     logits = model(input_ids=rows, attention_mask=seen, logits_to_keep=length + 1, use_cache=False).logits[:, :-1]
     chosen = logits.gather(2, rollout.tokens[:, :, None])[:, :, 0] - logits.logsumexp(-1)
     with torch.no_grad():

@@ -7,21 +7,23 @@ import logging
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from benchmarks.checks import require
 from benchmarks.figures import Figure, compare, interleave
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking
 from benchmarks.peers import grammar
-from genrl.batches import Completions, Requests, Targets
+from genrl.batches import Completions, Targets
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig, TrainerConfig
 from genrl.objectives import OBJECTIVES
 from genrl.prompts.template import EvaluationBatches
@@ -50,62 +52,61 @@ def item_reward(items: Tensor, targets: Tensor) -> Tensor:
     return item_hits(items[:, None], targets)[:, 0].float() + noise
 
 
+class Notes:
+    """What one block of steps left behind: a time stamp after each step, and the items and rewards of each call."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+        self.items: list[Tensor] = []
+        self.rewards: list[Tensor] = []
+
+    def stamp(self, *_: object) -> None:
+        """A step has ended."""
+        self.stamps.append(time.perf_counter())
+
+    def judge(self, items: Tensor, targets: Tensor) -> Tensor:
+        """`item_reward`, noted."""
+        self.items.append(items)
+        self.rewards.append(item_reward(items, targets))
+        return self.rewards[-1]
+
+    def seconds(self) -> float:
+        """Median seconds per step, the first step left out."""
+        return median(after - before for before, after in pairwise(self.stamps))
+
+
 class ItemReward(Reward):
-    """`item_reward` for genrl."""
+    """The reward of `Notes` for genrl."""
 
     level = "outcome"
 
     def __call__(self, rollout: Completions, targets: Targets, context: RewardContext) -> Tensor:
         """Return [B]."""
-        return item_reward(rollout.items[:, 0], targets.items)
-
-
-class Notes:
-    """What one block of steps left behind: a time stamp after each step, rewards and items of its first step."""
-
-    def __init__(self) -> None:
-        self.stamps: list[float] = []
-        self.rewards: Tensor | None = None
-        self.items: list[Tensor] = []
-
-    def judged(self, items: Tensor, rewards: Tensor) -> None:
-        """Keep all items, and the rewards of the first step, where both sides have the same policy."""
-        self.items.append(items)
-        if self.rewards is None:
-            self.rewards = rewards
-
-    def seconds(self) -> float:
-        """Median seconds per step, the first step left out."""
-        return median(b - a for a, b in zip(self.stamps, self.stamps[1:], strict=False))
+        notes: Notes = self.config
+        return notes.judge(rollout.items[:, 0], targets.items)
 
 
 def steps(sizes: Sizes, repeats: int) -> list[Figure]:
     """Blocks of steps in turn: a fresh trainer each, the same model, prompts, group, length, reward and optimiser."""
     inputs = make_inputs(sizes)
-    return _steps("step", f"group {sizes.groups[0]}", inputs, sizes.steps, SPLITS, repeats, STEP_GOAL)
+    return _steps("step", f"group {sizes.groups[0]}", inputs, SPLITS, repeats, STEP_GOAL)
 
 
 def thinking_steps(sizes: Sizes, repeats: int) -> list[Figure]:
     """The same with think blocks before the SIDs; TRL computes as many rows at a time as was fastest without."""
-    inputs = make_thinking(sizes)
+    inputs = make_thinking(replace(sizes, steps=(3, 2)))
     group, prompt = sizes.groups[0], inputs.prompts.tokens.shape[1]
     split = max(1, len(inputs.prompts) * group // THINKING_ROWS)
     setting = f"{len(inputs.prompts)} x {group}, {prompt} + {BLOCKS} x {sizes.budget} tokens"
-    return _steps("reasoning-step", setting, inputs, (3, 2), (split,), repeats, None)
+    return _steps("reasoning-step", setting, inputs, (split,), repeats)
 
 
 def _steps(
-    name: str,
-    setting: str,
-    inputs: Inputs,
-    counts: tuple[int, int],
-    splits: tuple[int, ...],
-    repeats: int,
-    goal: float | None,
+    name: str, setting: str, inputs: Inputs, splits: tuple[int, ...], repeats: int, goal: float | None = None
 ) -> list[Figure]:
-    """Figures of `counts` steps of genrl and of TRL, its batches divided into some numbers of parts."""
-    group = inputs.sizes.groups[0]
-    blocks: dict[str, list[Notes]] = {}
+    """Figures of steps of genrl and of TRL, its batches divided into some numbers of parts."""
+    group, counts = inputs.sizes.groups[0], inputs.sizes.steps
+    blocks: dict[str, list[Notes]] = defaultdict(list)
     runs = {"genrl": partial(genrl_block, inputs, group, counts[0])}
     rows = len(inputs.prompts) * group
     for split in splits:
@@ -113,26 +114,23 @@ def _steps(
 
     def measured(who: str) -> float:
         notes = runs[who]()
-        blocks.setdefault(who, []).append(notes)
+        blocks[who].append(notes)
         return notes.seconds()
 
-    _quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # notices that are repeated for each block
+    for module in ("lightning", "trl", "transformers"):
+        warnings.filterwarnings("ignore", module=module)
     seconds = interleave(name, {who: partial(measured, who) for who in runs}, repeats)
     peers = [who for who in runs if who != "genrl"]
     checked = "; ".join(_same_signal(blocks["genrl"], blocks[who], who) for who in peers)
+    checked += "; reward: exact match + a hash of the item, so that no group is dead"
     best = min(peers, key=lambda who: median(seconds[who]))
-    return [
-        compare(
-            name,
-            f"{setting}, TRL GRPOTrainer {who}{' (its best)' if who == best and len(peers) > 1 else ''}",
-            seconds["genrl"],
-            seconds[who],
-            unit="s/step",
-            goal=goal if who == best else None,
-            checked=f"{checked}; reward: exact match + a hash of the item, so that no group is dead",
-        )
-        for who in peers
-    ]
+    found = []
+    for who in peers:
+        times, reach = (seconds["genrl"], seconds[who]), goal if who == best else None
+        what = f"{setting}, TRL GRPOTrainer {who}{' (its best)' if who == best and len(peers) > 1 else ''}"
+        found.append(compare(name, what, *times, unit="s/step", goal=reach, checked=checked))
+    return found
 
 
 def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> str:
@@ -141,7 +139,7 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
     for notes in (ours, theirs):
         items = torch.cat([part for note in notes for part in note.items])
         require(bool((items >= 0).all()), f"step: {int((items < 0).sum())} completions are no catalogue item.")
-        rewards = torch.cat([note.rewards for note in notes if note.rewards is not None])
+        rewards = torch.cat([note.rewards[0] for note in notes])  # where both sides have the same policy
         means.append(float(rewards.mean()))
         errors.append(float(rewards.var()) / rewards.numel())
     limit = 5 * sum(errors) ** 0.5
@@ -152,35 +150,12 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
     return f"TRL {name}: only items, mean reward {means[0]:.3f} and {means[1]:.3f}"
 
 
-class _Verifier(Verifier):
-    """A verifier that notes what it judged."""
-
-    notes: Notes
-
-    def __call__(self, rollout: Completions, requests: Requests) -> Any:  # noqa: ANN401
-        judged = super().__call__(rollout, requests)
-        self.notes.judged(rollout.items[:, 0], judged.outcome)
-        return judged
-
-
-class _Stamps(L.Callback):
-    """Notes when each step ended."""
-
-    def __init__(self, notes: Notes) -> None:
-        self.notes = notes
-
-    def on_train_batch_end(self, *arguments: object) -> None:
-        """Stamp."""
-        self.notes.stamps.append(time.perf_counter())
-
-
 def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
     """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
     notes = Notes()
     catalog = inputs.maker.dataset.catalog
     prompts = len(inputs.prompts)
-    verifier = _Verifier({"item": (ItemReward(()), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
-    verifier.notes = notes
+    verifier = Verifier({"item": (ItemReward(notes), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:
         module = RLModule(
@@ -200,7 +175,11 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             max_grad_norm=1.0,
             folder=Path(folder),
         )
-        options = {"callbacks": [_Stamps(notes)], "limit_val_batches": 0, "default_root_dir": folder}
+        options = {
+            "callbacks": [LambdaCallback(on_train_batch_end=notes.stamp)],
+            "limit_val_batches": 0,
+            "default_root_dir": folder,
+        }
         make_trainer(TrainerConfig(accelerator="cpu"), max_steps=count, **options).fit(module)
     return notes
 
@@ -226,13 +205,11 @@ def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
     def reward(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float]:
         tokens = torch.tensor(completion_ids)
         items = layout.read(tokens, layout.replay(tokens)).items[:, 0]
-        rewards = item_reward(items, torch.tensor(target)[:, None])
-        notes.judged(items, rewards)
-        return rewards.tolist()
+        return notes.judge(items, torch.tensor(target)[:, None]).tolist()
 
     class Stamps(TrainerCallback):
         def on_step_end(self, *arguments: object, **options: object) -> None:
-            notes.stamps.append(time.perf_counter())
+            notes.stamp()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = GRPOConfig(
@@ -271,10 +248,3 @@ def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
         require(not trainer.model.is_gradient_checkpointing, "step: TRL recomputes activations, which genrl does not.")
         trainer.train()
     return notes
-
-
-def _quiet() -> None:
-    """Silence notices that are repeated for each block."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for module in ("lightning", "trl", "transformers"):
-        warnings.filterwarnings("ignore", module=module)

@@ -60,7 +60,8 @@ def memory(sizes: Sizes, repeats: int) -> list[Figure]:
     """
     group = sizes.groups[0]
     inputs = make_inputs(sizes)
-    checked = _same_ways(inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
+    update = partial(_update, inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
+    checked = same_updates(update("auto"), update("naive"), "ways")
     variants = {way: partial(_peak_elsewhere, sizes, way, group, torch.get_num_threads()) for way in ("auto", "naive")}
     mib = interleave("memory", variants, min(repeats, 3), warm_up=False)
     setting = f"update of {sizes.prompts} x {group} above the model, prompt once or copied"
@@ -97,8 +98,8 @@ def long(sizes: Sizes, repeats: int) -> list[Figure]:
     found = []
     for lengths in ((sizes.long_prompt,), (sizes.long_prompt, sizes.long_prompt * 2 // 3)):
         prompts, drawn = _random(policy, layout, lengths, LONG_GROUP)
-        checked = _same_ways(policy, layout, prompts, drawn, "vocab")
         update = partial(_update, policy, layout, prompts, drawn, "vocab")
+        checked = same_updates(update("auto"), update("naive"), "ways")
         shown = " and ".join(map(str, lengths))
         variants = {way: timed(partial(update, way)) for way in ("auto", "naive")}
         seconds = interleave(f"long, prompts of {shown}", variants, repeats)
@@ -154,7 +155,7 @@ def _levels(sizes: Sizes, levels: int) -> tuple[Policy, SidLayout]:
     policy.first_ids = policy.first_ids[:1] * levels
     policy.sizes = (CODES,) * levels
     codes = torch.randint(CODES, (ITEMS, levels), generator=torch.Generator().manual_seed(0))
-    return policy, make_layout(policy, codes, CODES)
+    return policy, make_layout(policy, codes)
 
 
 def _random(policy: Policy, layout: SidLayout, lengths: tuple[int, ...], group: int) -> tuple[Requests, Completions]:
@@ -181,12 +182,6 @@ def _update(
     logps.sum().backward()
     policy.branching = "auto"
     return logps.detach(), gradient(policy)
-
-
-def _same_ways(policy: Policy, layout: Layout, prompts: Requests, drawn: Completions, normalize: str) -> str:
-    """Compare log-probabilities and gradients of the shared prompt with those of copies."""
-    ours, theirs = (_update(policy, layout, prompts, drawn, normalize, way) for way in ("auto", "naive"))
-    return same_updates(ours, theirs, "ways")
 
 
 def _decode(policy: Policy, layout: Layout, prompts: Requests, noise: Tensor, way: str) -> tuple[Tensor]:
