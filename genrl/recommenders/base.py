@@ -173,13 +173,16 @@ class Baseline(nn.Module, ABC):
             return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
 
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        from genrl.metrics.ranking import needed_width  # loads torchmetrics, which ranking does without
-
         self.eval()
-        items, codes = len(self.problem.table), self.problem.table.codes
-        width = needed_width(config.k, codes if config.level == "sid" else None)
+        width, items = self.width(config), len(self.problem.table)
         unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
         return {"raw": self.rank(requests, width), "excluded": exclude_history(unseen, requests.history)}
+
+    def width(self, config: EvaluateConfig) -> int:
+        """Items that a ranking must list to be scored."""
+        from genrl.metrics.ranking import needed_width  # loads torchmetrics, which ranking does without
+
+        return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
 
     def save(self, folder: Path) -> None:
         save_weights(self.state(), folder / WEIGHTS)
