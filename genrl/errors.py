@@ -50,32 +50,17 @@ class NonFiniteError(GenRLError, ArithmeticError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the closest known name, or an empty string.
-
-    Example:
-        >>> suggest("sappo", ["grpo", "sapo"])
-        " Did you mean 'sapo'?"
-        >>> suggest("zzz", ["grpo"])
-        ''
-    """
+    """Return " Did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def wrong_value(value: Any, hint: Any, error: Exception, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever there is)
-    """Say what is wrong with the value of an option.
-
-    Args:
-        value: what was given.
-        hint: type of the option.
-        error: from the library; quoted for types that have no wording here.
-        default: plain value of the option when nothing is given; named in the message.
+    """Say what is wrong with the value of an option; of a type without words here, in those of the library's `error`.
 
     Example:
         >>> wrong_value("many", int, TypeError("bad"), 50)
         'is not an integer. The default is 50.'
-        >>> wrong_value("many", bytes, TypeError("bad"))
-        'does not fit: bad.'
     """
     allowed = _allowed(hint)
     if not allowed or (isinstance(value, Mapping) and get_origin(hint) is dict):
@@ -86,12 +71,7 @@ def wrong_value(value: Any, hint: Any, error: Exception, default: Any = MISSING)
 
 
 def _allowed(hint: Any) -> str:  # noqa: ANN401
-    """Say in words what a type allows, if there are words for it.
-
-    Example:
-        >>> _allowed(Literal["best", "last"]), _allowed(list[int])
-        ('one of best, last', 'a list of integers such as [1, 2]')
-    """
+    """Say in words what a type allows, if there are words for it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"

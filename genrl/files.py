@@ -27,14 +27,6 @@ def atomic(path: Path) -> Iterator[Path]:
     """A temporary file to write, which takes the place of `path` in one move once it is whole and on the disk.
 
     Readers see the old file or the new one, never half of it; after an error the old one stays.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     with atomic(Path(folder) / "note.txt") as temporary:
-        ...         _ = temporary.write_text("whole")
-        ...     [file.name for file in Path(folder).iterdir()]
-        ['note.txt']
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -62,11 +54,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Read JSON.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
+    """Read JSON, or raise a CheckpointError if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -76,20 +64,12 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, or of all files in a folder with their names.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
+    """SHA-256 of a file, or of all files in a folder with their names; a DataError if it cannot be read."""
     return _hash(Path(path).expanduser(), None)
 
 
 def model_hash(folder: str | Path) -> str:
-    """SHA-256 of what a model folder holds of weights, configuration, tokenizer and code.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
+    """SHA-256 of what a model folder holds of weights, configuration, tokenizer and code."""
     return _hash(Path(folder).expanduser(), MODEL_FILES)
 
 
@@ -148,11 +128,7 @@ def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read trained weights.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated or no safetensors file.
-    """
+    """Read trained weights, or raise a CheckpointError if the file is missing, truncated or no safetensors file."""
     from safetensors.torch import load_file
 
     with _checkpoint(path):
@@ -160,11 +136,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read what the header of trained weights says of them; empty if it says nothing.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated or no safetensors file.
-    """
+    """Read what the header of trained weights says of them; empty if it says nothing. Errors as in `read_weights`."""
     from safetensors import safe_open
 
     with _checkpoint(path), safe_open(path, "pt") as file:

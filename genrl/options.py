@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, field, is_dataclass
@@ -56,13 +57,7 @@ def option(
 
 
 def out_of_bounds(schema: Any, values: Values, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
-    """Yield the dotted name of each option of a dataclass that is out of its bounds, and the bounds in words.
-
-    Args:
-        schema: the dataclass.
-        values: well-typed values of its options by name, as mappings or instances where it nests.
-        prefix: what stands before each name.
-    """
+    """Yield the dotted name of each well-typed value of a dataclass that is out of bounds, and the bounds in words."""
     for name, hint in get_type_hints(schema).items():
         value = values.get(name)
         if is_dataclass(hint):
@@ -81,10 +76,10 @@ def fill(
     defaults: bool = False,
     prefix: str = "",
 ) -> Iterator[tuple[str, Any, str]]:
-    """Write values into a node of OmegaConf one by one, and yield dotted name, value and reason for each wrong_value.
+    """Write values into a node made from a schema; yield dotted name, value and reason of each that does not fit.
 
     Args:
-        node: made from the schema; an option whose value does not fit is left as it is.
+        node: keeps what it holds where a value does not fit.
         schema: the dataclass.
         values: plain values by name.
         unknown: says of a dotted name that it is not among the names of its group.
@@ -118,11 +113,7 @@ def plain(node: DictConfig, key: str) -> Any:  # noqa: ANN401
 def as_written(schema: Any, values: Values, written: Values, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
     """Values of a dataclass with those of text as they were written: `001`, `12:30:45` and `no` stay what they are.
 
-    Args:
-        schema: the dataclass.
-        values: plain values by name, as YAML reads them.
-        written: dotted name -> the scalar, or the list of scalars, as written; null is None.
-        prefix: what stands before each name in `written`.
+    `values` are as YAML reads them; `written` has the scalar or list of scalars of each dotted name, null as None.
     """
     hints = get_type_hints(schema)
     found = dict(values)
@@ -166,31 +157,24 @@ def _reason(value: Any, bounds: Values) -> str:  # noqa: ANN401
     numbers = [member for member in members if isinstance(member, int | float) and not isinstance(member, bool)]
     if bounds and isinstance(value, list | tuple) and len(value) != bounds.get("length", len(value) or 1):
         return bounds.get("says") or _range(bounds)
-    if not all(_within(number, bounds) for number in numbers) or not _chosen(value, bounds):
+    chosen = "choices" not in bounds or value is None or value in bounds["choices"]
+    if not all(_within(number, bounds) for number in numbers) or not chosen:
         return bounds.get("says") or _range(bounds)
     return "" if all(math.isfinite(number) for number in numbers) else "must be a finite number"
 
 
 def _within(number: float, bounds: Values) -> bool:
     """Whether a number is within bounds; not a number is within none."""
-    return (
-        ("ge" not in bounds or number >= bounds["ge"])
-        and ("gt" not in bounds or number > bounds["gt"])
-        and ("le" not in bounds or number <= bounds["le"])
-        and ("lt" not in bounds or number < bounds["lt"])
-    )
-
-
-def _chosen(value: Any, bounds: Values) -> bool:  # noqa: ANN401
-    return "choices" not in bounds or value is None or value in bounds["choices"]
+    holds = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+    return all(compare(number, bounds[name]) for name, compare in holds.items() if name in bounds)
 
 
 def _range(bounds: Values) -> str:
     """Bounds in words.
 
     Example:
-        >>> _range({"ge": 0, "le": 1}), _range({"gt": 0}), _range({"choices": ("a", "b")})
-        ('must be from 0 to 1', 'must be above 0', 'must be one of a, b')
+        >>> _range({"ge": 0, "le": 1}), _range({"choices": ("a", "b")})
+        ('must be from 0 to 1', 'must be one of a, b')
     """
     if "choices" in bounds:
         return f"must be one of {', '.join(bounds['choices'])}"

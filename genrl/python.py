@@ -12,11 +12,7 @@ from genrl.runs.recommend import answer, load_recommender
 
 
 class Loaded:
-    """A finished run, ready to rank.
-
-    Args:
-        recommender: what the run has learnt.
-    """
+    """A finished run, ready to rank."""
 
     def __init__(self, recommender: Recommender) -> None:
         self.recommender = recommender

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
@@ -114,11 +117,7 @@ class Registry(Generic[T]):
         return entry.factory(self.options(name, options), **context)
 
     def options(self, name: str, options: object = None) -> Any:  # noqa: ANN401 (the entry's own dataclass)
-        """Return the config dataclass of `name` filled with `options`, checked and with defaults.
-
-        Raises:
-            ConfigError: naming every unknown option (with a suggestion), wrong type, unknown choice and missing option.
-        """
+        """Return the config dataclass of `name` filled with `options`, or raise a ConfigError with all `problems`."""
         entry = self.entry(name)
         if entry.config is None:
             return options
@@ -188,15 +187,7 @@ class Registry(Generic[T]):
 
 
 def load_plugin(reference: str) -> None:
-    """Import a user's module by dotted name, or a Python file by path, so that its decorators run.
-
-    Raises:
-        ConfigError: if the file or module is not there or fails to import.
-    """
-    import importlib.util
-    import sys
-    from pathlib import Path
-
+    """Import a user's module by dotted name, or a Python file by path; a ConfigError if that is not possible."""
     try:
         if not reference.endswith(".py"):
             importlib.import_module(reference)

@@ -62,7 +62,6 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _run(config)
     yield from data_contradictions(config.data)
     yield from _model(config)
-    yield from _activation(config)
     yield from _training(config)
     yield from _evaluation(config)
 
@@ -103,9 +102,8 @@ def data_contradictions(data: DataConfig) -> Iterator[Problem]:
     """Yield everything that is wrong with well-typed options of section `data`."""
     columns = data.columns
     if data.source == "files" and not data.interactions:
-        yield Problem(
-            ("data.interactions", "data.source"), "is needed by data.source=files: give the file to learn from"
-        )
+        reason = "is needed by data.source=files: give the file to learn from"
+        yield Problem(("data.interactions", "data.source"), reason)
     for key in ("interactions", "items", "interactions_header", "items_header"):
         if data.source == "toy" and getattr(data, key):
             yield Problem((f"data.{key}", "data.source"), "is not read with data.source=toy. Add data.source=files")
@@ -125,21 +123,16 @@ def data_contradictions(data: DataConfig) -> Iterator[Problem]:
 
 
 def _model(config: RunConfig) -> Iterator[Problem]:
-    model = config.model
+    model, activate = config.model, config.activate
     if model.quantize == "nf4" and model.lora.rank == 0:
         reason = "nf4 needs adapters, because 4-bit weights cannot be trained. Add model.lora.rank=16"
         yield Problem(("model.quantize", "model.lora.rank"), reason)
     if model.name == "tiny" and model.hidden % (2 * model.heads):
         reason = f"must be a multiple of twice model.heads={model.heads}: each head has an even size"
         yield Problem(("model.hidden", "model.heads"), reason)
-
-
-def _activation(config: RunConfig) -> Iterator[Problem]:
-    activate = config.activate
     if activate.traces == "jsonl" and not activate.path:
-        yield Problem(
-            ("activate.path", "activate.traces"), "is needed by activate.traces=jsonl: give the file of traces"
-        )
+        reason = "is needed by activate.traces=jsonl: give the file of traces"
+        yield Problem(("activate.path", "activate.traces"), reason)
     if activate.traces == "template" and activate.path:
         reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)

@@ -54,14 +54,9 @@ class Layer:
 
 
 def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], list[str]]:
-    """Read a YAML file and, before it, the files that it includes.
+    """Layers of the files that a YAML file includes, relative to its folder, and of itself; and what is wrong.
 
-    Args:
-        path: the file; its `include: [..]` is relative to its own folder.
-        chain: the files that led here, to find a cycle.
-
-    Returns:
-        Layers, the file itself last, and what is wrong with the files.
+    `chain` are the files that led here, to find a cycle.
     """
     here = path.resolve()
     if here in chain:
@@ -75,8 +70,9 @@ def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], li
         values, lines, written = _parse(text)
     except (yaml.YAMLError, OmegaConfBaseException, ConfigError) as error:
         return [], [_syntax(path, error)]
+    included = values.pop("include", None)
     layers, problems = [], []
-    for name in _listed(values.pop("include", None)):
+    for name in included if isinstance(included, list) else [] if included is None else [included]:
         if not isinstance(name, str):
             problems.append(f"{path}: include: {name!r} is not the path of a file. Write include: [other.yaml].")
             continue
@@ -112,13 +108,7 @@ def read_override(text: str) -> Layer:
 
 
 def combine(layers: Iterable[Layer], base: Tree) -> Tree:
-    """Merge layers over `base`, later wins; another objective or layout drops the options of the one before.
-
-    Example:
-        >>> layers = [Layer("a", {"objective": {"name": "sapo", "clip_high": 0.3}}), Layer("b", {"objective": "gbpo"})]
-        >>> combine(layers, {})
-        {'objective': {'name': 'gbpo'}}
-    """
+    """Merge layers over `base`, later wins; another objective or layout drops the options of the one before."""
     tree = base
     for layer in layers:
         values = {key: _named(key, value) for key, value in layer.values.items()}
@@ -172,12 +162,6 @@ def _lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]
         yield name, key.start_mark.line + 1
         if isinstance(value, yaml.MappingNode):
             yield from _lines(value, f"{name}.")
-
-
-def _listed(value: Any) -> list[Any]:  # noqa: ANN401
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -39,14 +39,10 @@ def load_config(
 
     Args:
         files: YAML files, later ones over earlier ones.
-        flags: values of command-line flags by the flag's name (objective, baseline, layout, stage, seed, experiment,
-            output, plugin); None is a flag that was not given. Plug-ins are added to those of the files.
+        flags: values of command-line flags by name; None was not given. Plug-ins are added to those of the files.
         overrides: `key=value` texts.
-        registries: where components are looked up; without them their names and options are not checked, nor the keys
-            of `trainer.extra`.
-
-    Returns:
-        The configuration. With `registries`, sid, objective, layout and rewards hold every option of their component.
+        registries: where components are looked up and their options completed; without them neither is checked, nor
+            are the keys of `trainer.extra`.
 
     Raises:
         ConfigError: with all problems. Components are looked up only if everything else is in order, so that a
@@ -58,7 +54,9 @@ def load_config(
     """
     layers, problems = _layers(files, flags or {}, overrides)
     written = {key: text for layer in layers for key, text in layer.written.items()}
-    config, wrong = to_typed(combine(layers, _open_sections()), written)
+    defaults = RunConfig()
+    components = {key: getattr(defaults, key) for key in (*SLOTS, "rewards")}  # other defaults stay in the schema
+    config, wrong = to_typed(combine(layers, components), written)
     spoilt = {key for problem in wrong for key in problem.keys}
     wrong += [problem for problem in contradictions(config) if spoilt.isdisjoint(problem.keys)]
     problems += [_located(problem, layers) for problem in wrong]
@@ -116,12 +114,6 @@ def _layers(
             problems.append(str(error))
     naming = {*SLOTS, *(f"{slot}.name" for slot in SLOTS)}  # come first: an option may stand before its component
     return [*layers, *sorted(given, key=lambda layer: naming.isdisjoint(layer.written))], problems
-
-
-def _open_sections() -> Tree:
-    """Defaults of the sections that hold components; all other defaults stay in the typed schema."""
-    defaults = RunConfig()
-    return {key: getattr(defaults, key) for key in (*SLOTS, "rewards")}
 
 
 def _plugins(config: RunConfig) -> Iterator[Problem]:

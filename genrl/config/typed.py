@@ -20,12 +20,7 @@ FORMER = ("prompt.context", "trainer.strategy")
 
 
 def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (a dataclass)
-    """Every option of the schema as a dotted key.
-
-    Example:
-        >>> "rl.max_steps" in set(dotted_keys())
-        True
-    """
+    """Every option of the schema as a dotted key, such as rl.max_steps."""
     for name, hint in get_type_hints(schema).items():
         if is_dataclass(hint):
             yield from dotted_keys(hint, f"{prefix}{name}.")
@@ -34,11 +29,9 @@ def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # 
 
 
 def to_typed(tree: Tree, written: Tree | None = None) -> tuple[RunConfig, list[Problem]]:
-    """Return the configuration of a merged tree; an option with a problem keeps its default.
+    """The configuration of a merged tree of plain values; an option with a problem keeps its default.
 
-    Args:
-        tree: nested plain values.
-        written: dotted key -> its scalar or list of scalars as written, for options of text.
+    `written` has for each dotted key the scalar, or list of scalars, as it was written, for options of text.
     """
     node = OmegaConf.structured(RunConfig)
     found = fill(node, RunConfig, as_written(RunConfig, tree, written or {}), _unknown, defaults=True)

@@ -13,13 +13,7 @@ KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention and a point-wise feed-forward network, each with dropout and a residual path.
-
-    Args:
-        hidden: width; the feed-forward network has it too.
-        heads: attention heads.
-        dropout: of attention weights and of what joins the residual path.
-    """
+    """Pre-norm self-attention and a point-wise network of the same width, each with dropout and a residual path."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -33,15 +27,9 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """Read places.
+        """Read states [B, Q, hidden] behind the past; give new ones, and all that was read.
 
-        Args:
-            states: [B, Q, hidden].
-            mask: bool, broadcastable to [B, heads, Q, past + Q]; True where a place may be attended to.
-            past: what was read before.
-
-        Returns:
-            New states [B, Q, hidden], and all that was read.
+        `mask` is broadcastable to [B, heads, Q, past + Q], True where a place may be attended to.
         """
         projected = self.project(self.attention_norm(states)).unflatten(2, (3 * self.heads, -1))
         query, key, value = projected.transpose(1, 2).chunk(3, dim=1)
@@ -60,13 +48,7 @@ class ItemEncoder(nn.Module):
     Positions are counted from the end, so that the latest item always has the same one and padding moves nothing.
     A place of padding attends to itself alone: its state is finite and no other place sees it.
 
-    Args:
-        items: I, size of the catalogue; row 0 of the table is padding, item i has row i + 1.
-        hidden: width.
-        blocks: how many.
-        heads: attention heads; must divide `hidden`.
-        dropout: of inputs, attention weights and residual paths.
-        max_length: latest items that are read.
+    Row 0 of the embeddings is padding, item i of the I `items` has row i + 1. `heads` must divide `hidden`.
     """
 
     def __init__(self, items: int, hidden: int, blocks: int, heads: int, dropout: float, max_length: int) -> None:
@@ -85,14 +67,7 @@ class ItemEncoder(nn.Module):
         return self.items.weight[1:]
 
     def forward(self, items: Tensor) -> tuple[Tensor, list[KeysValues]]:
-        """Read histories.
-
-        Args:
-            items: catalogue rows [B, L], right-aligned, -1 pads; L of at most `max_length`.
-
-        Returns:
-            States [B, L, hidden], and what each block remembers.
-        """
+        """Read histories [B, L], right-aligned, -1 pads: states [B, L, hidden], and what each block remembers."""
         length = items.shape[1]
         ages = torch.arange(length - 1, -1, -1, device=items.device)
         embedded = self.items(items + 1) * self.items.embedding_dim**0.5
@@ -134,8 +109,7 @@ def length_groups(items: Tensor, most: int = 8, least_rows: int = 16) -> list[tu
         least_rows: rows of a group, below which there are fewer groups.
 
     Returns:
-        For each group its row numbers and its width (of the longest row, at least 1). No rows are one group of all
-        columns.
+        Row numbers and width (of the longest row, at least 1) of each group; of no rows one group of all columns.
     """
     lengths = (items >= 0).sum(dim=1)
     order = lengths.argsort(stable=True)

@@ -19,6 +19,7 @@ from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import read_weights, save_weights
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
+from genrl.options import option
 from genrl.policy.model import Policy
 from genrl.prompts.packing import SequenceBatch
 from genrl.prompts.template import PromptTemplate
@@ -69,12 +70,9 @@ class Recommender(Protocol):
         ...
 
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
-        """Rank the items that each request may get, best first.
+        """The `width` best of the items that each request may get; rows with fewer items end in -1.
 
-        Args:
-            requests: histories, with the items that they may or must not get, on any device.
-            width: W, items per request; rows with fewer items end in -1.
-            exact: the list must be the best of all items that are allowed.
+        Requests may be on any device. `exact`: the list must be the best of all items that are allowed.
 
         Raises:
             UnsupportedError: if it cannot tell whether a list is exact.
@@ -107,37 +105,24 @@ class Recommender(Protocol):
 class TrainingConfig:
     """How a recommender is trained; each has defaults of its own."""
 
-    max_epochs: int = 100
+    max_epochs: int = option(100, ge=1)
     """Passes over the data at most."""
-    patience: int = 10
+    patience: int = option(10, ge=0)
     """Validations without a better NDCG before training stops; 0 never stops early."""
-    validate_every: float = 1.0
+    validate_every: float = option(1.0, gt=0)
     """Passes between validations; a resumable checkpoint follows each."""
-    batch: int = 128
+    batch: int = option(128, ge=1)
     """Rows (users, or targets) per optimiser step."""
-    max_length: int = 50
+    max_length: int = option(50, ge=1, says="must be at least 1 item that the model reads")
     """Latest items of a history that the model reads."""
-    learning_rate: float = 1e-3
+    learning_rate: float = option(1e-3, gt=0)
     """Peak learning rate."""
-    final_learning_rate: float = 1.0
+    final_learning_rate: float = option(1.0, ge=0)
     """Share of the peak that a cosine ends at, reached at the last step of `max_epochs`; 1 keeps the rate constant."""
-    weight_decay: float = 0.0
+    weight_decay: float = option(0.0, ge=0)
     """AdamW weight decay of matrices."""
-    warmup_steps: int = 0
+    warmup_steps: int = option(0, ge=0)
     """Linear warm-up."""
-
-    def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ConfigError(f"max_length={self.max_length}; a model must read at least 1 item.")
-        for name, least in (("max_epochs", 1), ("batch", 1), ("patience", 0), ("warmup_steps", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least {least}.")
-        for name in ("validate_every", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be above 0.")
-        for name in ("final_learning_rate", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 0.")
 
 
 class Baseline(nn.Module, ABC):
@@ -166,22 +151,18 @@ class Baseline(nn.Module, ABC):
         """
 
     @property
-    def template(self) -> PromptTemplate:
-        """Requests are not written: a baseline reads their histories."""
+    def template(self) -> PromptTemplate:  # requests are not written: a baseline reads their histories
         return PromptTemplate(start_id=0, prefix_ids=(), sid_tokens=self.problem.table.codes, pad_id=0)
 
     def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """The start of a request alone."""
         return self.template.render(histories[:, :0])
 
     @property
     def device(self) -> torch.device:
-        """That of its weights or counts."""
         return next((value.device for value in self.state_dict().values()), torch.device("cpu"))
 
     @torch.no_grad()
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
-        """Rank the items that each request may get, best first; see `Recommender.rank`."""
         if exact and not self.exact:
             raise UnsupportedError(
                 f"{self.name} searches with a beam, which cannot tell whether its list is exact. "
@@ -192,7 +173,6 @@ class Baseline(nn.Module, ABC):
             return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
 
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
         self.eval()
         width, items = self.width(config), len(self.problem.table)
         unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
@@ -205,13 +185,11 @@ class Baseline(nn.Module, ABC):
         return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
 
     def save(self, folder: Path) -> None:
-        """Write weights, catalogue and SID table."""
         save_weights(self.state(), folder / WEIGHTS)
         save_problem(folder, self.problem.dataset, self.problem.table)
 
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Baseline:
-        """Read what `save` wrote."""
         config = load_config([folder / "config.yaml"], {}, overrides)
         dataset, table = read_problem(folder)
         made = build_baseline(config, Problem(dataset, table, config.model, folder / "tokenizer"))
@@ -224,11 +202,7 @@ class Baseline(nn.Module, ABC):
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
-        """Put saved trained weights in place.
-
-        Raises:
-            CheckpointError: if names or shapes are those of another model.
-        """
+        """Put saved weights in place, or raise a CheckpointError if names or shapes are those of another model."""
         try:
             self.load_state_dict(state)
         except RuntimeError as error:

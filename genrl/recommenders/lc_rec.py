@@ -16,6 +16,7 @@ from genrl.batches import Ranking, Requests
 from genrl.errors import ConfigError
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.options import option
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
 from genrl.policy.search import search
@@ -34,24 +35,18 @@ class LCRecConfig(TrainingConfig):
     """Options; the backbone is that of the section `model`, adapters and 4-bit weights included."""
 
     max_epochs: int = 7
-    """Passes over the data at most."""
     patience: int = 0
-    """Validations without a better NDCG before training stops; 0 never stops early."""
     batch: int = 48
     """Users per optimiser step."""
     max_length: int = 20
-    """Latest items of a history that the model reads."""
     learning_rate: float = 2e-3
     """Peak learning rate; far lower (1e-4) for a pre-trained backbone."""
     final_learning_rate: float = 0.05
-    """Share of the peak that a cosine ends at."""
     weight_decay: float = 0.1
-    """AdamW weight decay of matrices."""
     warmup_steps: int = 200
-    """Linear warm-up."""
-    alignment: float = 1.0
+    alignment: float = option(1.0, ge=0)
     """Weight of the alignment tasks beside next-item prediction; 0 leaves them out."""
-    beam: int = 20
+    beam: int = option(20, ge=1)
     """Least width of the beam; rankings that are wider have beams as wide as they are."""
 
 
@@ -64,10 +59,6 @@ class LCRec(TrainedBaseline):
     SID of the item after a history of titles (asymmetric prediction, implicit alignment). Probabilities of SID tokens
     are over the codes that continue to an item, here and when ranking; the paper constrains its beam search alone. Its
     two tasks on intentions and preferences need texts that a larger model writes and are left out.
-
-    Args:
-        config: options.
-        problem: data, Semantic IDs and the backbone.
     """
 
     per: ClassVar[Literal["target", "user"]] = "user"
@@ -99,12 +90,10 @@ class LCRec(TrainedBaseline):
 
     @cached_property
     def alignment(self) -> AlignmentTasks:
-        """The tasks that tie Semantic IDs to words."""
         titles = self.problem.dataset.catalog.titles
         return AlignmentTasks(self.policy.tokenizer, titles, self.prompts, self.policy.positions)
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        """Negative log-likelihood of the SIDs of all targets, and of the alignment examples."""
         if not len(batch):  # a process without rows still has a part in the step
             return torch.stack([0.0 * value.sum() for value in self.trained().values()]).sum()
         rows = [self._sequence(items, targets) for items, targets in zip(batch.items, batch.targets, strict=True)]
@@ -114,7 +103,6 @@ class LCRec(TrainedBaseline):
 
     @torch.no_grad()
     def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
-        """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
         layout = self._layout()
         tokens, mask = self.prompts.render(histories[:, -self.config.max_length :].cpu())
         requests = Requests(tokens, mask, histories.cpu(), deny=deny).to(self.policy.device)
@@ -182,7 +170,7 @@ class AlignmentTasks:
     Args:
         tokenizer: of the backbone.
         titles: of the catalogue; items without one are in no example.
-        template: SID tokens.
+        template: gives the SID tokens.
         limit: longest example in tokens; None: any.
     """
 

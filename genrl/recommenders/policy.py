@@ -124,20 +124,16 @@ class PolicyRecommender:
 
     @property
     def thinks(self) -> bool:
-        """Whether rankings come from thinking, which may fail."""
         return self.layout.writes_text
 
     @property
     def device(self) -> torch.device:
-        """That of the policy."""
         return self.policy.device
 
     def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask [P, L] of requests with histories [P, H]."""
         return self.template.render(histories[:, max(0, histories.shape[1] - self.config.data.max_history) :])
 
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
-        """Rank the items that each request may get, best first; see `Recommender.rank`."""
         return self.answer(requests, width, exact)[0]
 
     @torch.no_grad()
@@ -159,7 +155,6 @@ class PolicyRecommender:
 
     @torch.no_grad()
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
         self.policy.eval()
         with numerics(self.config.trainer, self.policy.device):
             return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
@@ -169,7 +164,6 @@ class PolicyRecommender:
         return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
-        """Put trained weights in place, which `origin` holds."""
         self.policy.load_state(state, origin)
 
     def save(self, folder: Path) -> None:
@@ -218,15 +212,8 @@ def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
 def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
-    Args:
-        policy: gives the tokens that prompts and completions are made of.
-        layout: grammar that the weights were trained with.
-        max_history: items that prompts show.
-        config: how they are searched.
-
-    Returns:
-        `layout`: name and options; `template`: token ids around the items;
-        `template_hash`: of these; `search`: options that may be chosen anew at each evaluation.
+    `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `search`: options
+    that may be chosen anew at each evaluation.
     """
     options = getattr(layout, "config", None)
     template: dict[str, Any] = {
@@ -256,13 +243,7 @@ def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
     """Refuse weights that were trained with another layout or prompt template.
 
     Weights of versions that did not write it down pass, and so do options that one of the two sides does not know.
-
-    Args:
-        path: file of the weights.
-        now: what `decoding` says of the policy that is to hold them.
-
-    Returns:
-        What is searched in another way than the weights were chosen with, a line for each option.
+    What is searched in another way than the weights were chosen with is returned, a line for each option.
 
     Raises:
         CheckpointError: naming everything that differs.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from genrl.errors import ConfigError
+from genrl.options import option
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem
@@ -25,9 +25,9 @@ class ReaRecConfig(EncoderConfig):
     """Targets per optimiser step."""
     method: Literal["ensemble", "progressive"] = "ensemble"
     """Ensemble Reasoning Learning (the mean of all states predicts) or Progressive Reasoning Learning (the last)."""
-    steps: int = 2
+    steps: int = option(2, ge=0, says="cannot be negative; 0 is SASRec")
     """K, latent reasoning steps; 0 is SASRec."""
-    temperature: float = 0.07
+    temperature: float = option(0.07, gt=0)
     """Scores are divided by it."""
     kl_weight: float = 0.05
     """ensemble: weight of the divergence between the predictions of the states."""
@@ -39,13 +39,6 @@ class ReaRecConfig(EncoderConfig):
     """progressive: standard deviation of the noise in the second view of the steps."""
     contrast_weight: float = 1.0
     """progressive: weight of the contrast between the two views."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 0:
-            raise ConfigError(f"steps={self.steps}; reasoning steps cannot be negative. 0 is SASRec.")
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature={self.temperature}; it must be above 0.")
 
 
 @BASELINES.register("rearec", config=ReaRecConfig, title="ReaRec", paper="arXiv:2503.22675")
@@ -68,10 +61,6 @@ class ReaRec(EncoderBaseline):
     positions counted from the end (theirs is post-norm and counts from the first item); both views share what was read
     of the items (theirs reads them twice, with different dropout); the noise is there from the first step (theirs
     starts after two passes).
-
-    Args:
-        config: options.
-        problem: the data set.
     """
 
     per: ClassVar[Literal["target", "user"]] = "target"
@@ -95,19 +84,13 @@ class ReaRec(EncoderBaseline):
         return self._progressive(clean, noisy, targets)
 
     def last_states(self, items: Tensor) -> Tensor:
-        """State that scores what follows each history: items [B, L] of one width -> [B, hidden]."""
         states = self.reason(items)
         return states.mean(dim=1) if self.config.method == "ensemble" else states[:, -1]
 
     def reason(self, items: Tensor, noise: float | None = None) -> Tensor:
-        """States of the latest item and of each step.
+        """States of the latest item and of each step: items [B, L], right-aligned, -1 pads -> [B, K + 1, hidden].
 
-        Args:
-            items: catalogue rows [B, L], right-aligned, -1 pads.
-            noise: standard deviation of a second view of the steps; None for no second view.
-
-        Returns:
-            [B, K + 1, hidden]; with a second view [2B, K + 1, hidden], its rows last.
+        With `noise`, the standard deviation of a second view of the steps, [2B, K + 1, hidden], its rows last.
         """
         states, memory = self.encoder(items)
         seen = items >= 0
@@ -148,9 +131,7 @@ class ReaRec(EncoderBaseline):
 def divergence(states: Tensor, table: Tensor) -> Tensor:
     """Sum over rows of mean_{i≠j} KL(p_j || p_i), p_k = softmax(states[:, k] · table); p_i carries no gradient.
 
-    Args:
-        states: [n, T, hidden], T of at least 2.
-        table: embeddings of the catalogue [I, hidden].
+    States [n, T, hidden], T of at least 2, and table [I, hidden] -> a scalar.
     """
     count = states.shape[1]
 

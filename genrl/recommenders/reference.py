@@ -13,8 +13,9 @@ from torch import Tensor
 
 from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
-from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.errors import CheckpointError, DataError
 from genrl.metrics.functional import distinct, exclude_history
+from genrl.options import option
 from genrl.recommenders.base import BASELINES, Baseline, Problem
 
 
@@ -22,14 +23,10 @@ from genrl.recommenders.base import BASELINES, Baseline, Problem
 class ItemKNNConfig:
     """Options of `item_knn`."""
 
-    window: int = 10
-    """Largest distance of two items of a user that counts."""
+    window: int = option(10, ge=1)
+    """Largest distance of two items of a user that counts; neighbours have distance 1."""
     similarity: Literal["conditional", "cosine"] = "conditional"
     """How co-occurrence is normalised."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"window={self.window}; it must be at least 1, the distance of neighbours.")
 
 
 class Counted(Baseline):
@@ -70,11 +67,7 @@ class Counted(Baseline):
 
 
 class MostPopular(Counted):
-    """The same list for everybody: most interactions in the training part first, ties by catalogue row.
-
-    Args:
-        counts: [I] training interactions of each item.
-    """
+    """The same list for everybody: most training interactions (`counts` [I], the scores) first, ties by row."""
 
     counts: Tensor
     order: Tensor
@@ -86,25 +79,19 @@ class MostPopular(Counted):
         self.register_buffer("order", order)
 
     def everything(self, histories: Tensor, width: int) -> Ranking:
-        """Rank; the score is the training count."""
         items = _pad(self.order[:width], width, -1).expand(histories.shape[0], -1)
         scores = _pad(self.counts[:width].float(), width, -math.inf).expand(histories.shape[0], -1)
         return Ranking(items, scores)
 
 
 class RepeatLast(Counted):
-    """The user's own items, latest first, each once; then the most popular ones.
-
-    Args:
-        counts: [I] training interactions of each item.
-    """
+    """The user's own items, latest first, each once; then those of most training interactions (`counts` [I])."""
 
     def __init__(self, counts: Tensor) -> None:
         super().__init__()
         self.popular = MostPopular(counts)
 
     def everything(self, histories: Tensor, width: int) -> Ranking:
-        """Rank; the score is minus the rank."""
         popular = self.popular.everything(histories, width).items
         items = distinct(torch.cat([histories.flip(1), popular], dim=1))[:, :width]
         scores = -torch.arange(width, dtype=torch.float32).expand(items.shape)
@@ -164,9 +151,8 @@ class ItemKNN(Counted):
         self.register_buffer("unreached", -(ranks + 1).float() / catalog_size)
 
     def everything(self, histories: Tensor, width: int) -> Ranking:
-        """Rank; the score is the sum above."""
         parts = [self._rank(part, width) for part in histories.split(self.chunk)]
-        return Ranking(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+        return Ranking(*map(torch.cat, zip(*parts, strict=True)))
 
     def _rank(self, histories: Tensor, width: int) -> tuple[Tensor, Tensor]:
         size = self.unreached.shape[0]
@@ -228,8 +214,7 @@ def reference_lines(
         chunk: rows per batch.
 
     Returns:
-        Name -> metrics, each ranker twice: `most_popular`, `repeat_last`, `item_knn`, and with the suffix
-        `/history_excluded`.
+        Name -> metrics; each ranker stands there once more with the suffix `/history_excluded`.
 
     Raises:
         DataError: if there is no row to score.
@@ -242,19 +227,15 @@ def reference_lines(
     catalog = dataset.catalog
     # Excluding a history removes at most its length, so that this width leaves enough items in every row.
     width = needed_width(k, codes if level == "sid" else None) + history_length
+    rankers = reference_rankers(dataset)
+    count = len(catalog.category_names)
     metrics = {
         f"{name}{suffix}": RankingMetrics(
-            catalog.cold,
-            catalog.categories,
-            k,
-            codes=codes,
-            level=level,
-            category_count=len(catalog.category_names),
+            catalog.cold, catalog.categories, k, codes=codes, level=level, category_count=count
         )
-        for name in ("most_popular", "repeat_last", "item_knn")
+        for name in rankers
         for suffix in ("", "/history_excluded")
     }
-    rankers = reference_rankers(dataset)
     for part in positions.split(chunk):
         histories = dataset.sequences.histories(part, history_length)
         targets = Targets(dataset.sequences.items[part].unsqueeze(1))

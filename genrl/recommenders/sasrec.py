@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid, pad, softplus
 
 from genrl.batches import Ranking
 from genrl.errors import ConfigError
+from genrl.options import option
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.attention import ItemEncoder, length_groups
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
@@ -22,23 +23,20 @@ from genrl.recommenders.scoring import CHUNK, best_items, catalogue_cross_entrop
 class EncoderConfig(TrainingConfig):
     """Size of an item encoder."""
 
-    hidden: int = 64
+    hidden: int = option(64, ge=1)
     """Width of embeddings and states."""
-    blocks: int = 2
+    blocks: int = option(2, ge=0)
     """Self-attention blocks."""
-    heads: int = 2
+    heads: int = option(2, ge=1)
     """Attention heads; must divide `hidden`."""
-    dropout: float = 0.4
+    dropout: float = option(0.4, ge=0, lt=1)
     """Share of activations dropped in training."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.heads < 1 or self.hidden % self.heads:
+        if self.hidden % self.heads:
             raise ConfigError(
                 f"heads={self.heads} does not divide hidden={self.hidden}. Choose a divisor, or another width."
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout}; it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True)
@@ -48,26 +46,16 @@ class SASRecConfig(EncoderConfig):
     batch: int = 256
     """Users per optimiser step."""
     learning_rate: float = 3e-3
-    """Peak learning rate."""
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     """Cross-entropy over the whole catalogue (the strong variant), or the paper's binary loss with drawn negatives."""
-    negatives: int = 1
+    negatives: int = option(1, ge=1)
     """Negatives per target of the binary loss; the paper draws 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.negatives < 1:
-            raise ConfigError(f"negatives={self.negatives}; the binary loss needs at least 1.")
 
 
 class EncoderBaseline(TrainedBaseline):
     """Scores the catalogue by the product of a state of the history with the item embeddings.
 
     A user without a history gets the most popular items.
-
-    Args:
-        config: size of the encoder.
-        problem: the data set.
     """
 
     exact: ClassVar[bool] = True
@@ -89,7 +77,6 @@ class EncoderBaseline(TrainedBaseline):
 
     @torch.no_grad()
     def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
-        """Rank the catalogue; the score is the product of state and embedding."""
         denied = repeat(None) if deny is None else deny.split(CHUNK)
         parts = [
             best_items(self._scores(part), width, rows)
@@ -118,10 +105,6 @@ class SASRec(EncoderBaseline):
     `loss: cross_entropy`: L = -Σ_targets log softmax(r)[target] over the whole catalogue.
     `loss: binary` (the paper's): L = -Σ_targets [log σ(r(target)) + Σ_negatives log(1 - σ(r(negative)))], the
     negatives drawn uniformly from the items that are not in the row.
-
-    Args:
-        config: options.
-        problem: the data set.
     """
 
     per: ClassVar[Literal["target", "user"]] = "user"
@@ -152,14 +135,8 @@ def draw_negatives(items: Tensor, owners: Tensor, count: int, size: int) -> Tens
 
     The n-th item outside a row is n plus the number of the row's items before it.
 
-    Args:
-        items: catalogue rows [B, L], -1 pads.
-        owners: row of each target [n].
-        count: draws per target.
-        size: I. A row of all I items has no negative; it gets the last item.
-
-    Returns:
-        Catalogue rows [n, count].
+    Rows `items` [B, L], -1 pads, and the row of each target `owners` [n] -> catalogue rows [n, count], of I = `size`.
+    A row of all I items has no negative; it gets the last item.
     """
     ordered = items.sort(dim=1).values
     repeated = torch.zeros_like(ordered, dtype=torch.bool)

@@ -14,41 +14,22 @@ from genrl.batches import Ranking
 
 CHUNK = 256
 """Rows scored at once; their scores need CHUNK x I floats."""
-
-
 ChunkLoss: TypeAlias = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """Scores [m, ..., I] and the rows they are of -> sum of the losses, and its gradient (it may overwrite the scores)."""
 
 
 def catalogue_loss(states: Tensor, table: Tensor, chunk_loss: ChunkLoss) -> Tensor:
-    """Sum of a loss of scores over the whole catalogue, without keeping the scores.
+    """Sum of a loss of scores over the whole catalogue: states [n, ..., hidden], table [I, hidden] -> a scalar.
 
-    The gradient is worked out with the loss, one chunk of rows after the other: a batch needs the memory of a chunk,
-    and on a CPU about half the time of scores that are kept.
-
-    Args:
-        states: [n, ..., hidden].
-        table: embeddings of the catalogue [I, hidden].
-        chunk_loss: the loss of some rows.
-
-    Returns:
-        A scalar in the type of the table.
+    The scores are not kept. The gradient is worked out with the loss, one chunk of rows after the other: a batch needs
+    the memory of a chunk, and on a CPU about half the time of scores that are kept.
     """
     loss: Tensor = _CatalogueLoss.apply(states.to(table.dtype), table, chunk_loss)
     return loss
 
 
 def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log softmax(states @ table.T)[target].
-
-    Args:
-        states: [n, hidden].
-        table: embeddings of the catalogue [I, hidden].
-        targets: catalogue rows [n].
-
-    Returns:
-        A scalar in the type of the table.
-    """
+    """Sum of -log softmax(states @ table.T)[target]: states [n, hidden], table [I, hidden], targets [n] -> a scalar."""
 
     def chunk_loss(scores: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         wanted = targets[rows, None]
@@ -85,13 +66,7 @@ class _CatalogueLoss(torch.autograd.Function):
 
 
 def best_items(scores: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
-    """Rank the catalogue by its scores.
-
-    Args:
-        scores: [P, I].
-        width: W, items per row; rows with fewer items end in -1.
-        deny: [P, D] catalogue rows that may not be ranked, -1 is none.
-    """
+    """Rank the catalogue by its scores [P, I], without the rows `deny` [P, D]; rows with fewer items end in -1."""
     size = scores.shape[1]
     if deny is not None:
         spare = pad(scores, (0, 1))  # its last column takes what denies nothing

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from genrl.batches import Ranking, Requests
-from genrl.errors import ConfigError
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.options import option
 from genrl.policy.distribution import Sampling
 from genrl.policy.model import Head
 from genrl.policy.protocol import Say
@@ -53,15 +53,15 @@ class TIGERConfig(TrainingConfig):
     """Linear warm-up."""
     max_length: int = 20
     """Latest items of a history that the encoder reads."""
-    layers: int = 2
+    layers: int = option(2, ge=1)
     """Layers of the encoder, and of the decoder."""
-    hidden: int = 64
+    hidden: int = option(64, ge=1)
     """Width of the model."""
-    heads: int = 4
+    heads: int = option(4, ge=1)
     """Attention heads."""
-    head_size: int = 16
+    head_size: int = option(16, ge=1)
     """Width of a head."""
-    feed_forward: int = 256
+    feed_forward: int = option(256, ge=1)
     """Width of the feed-forward layers."""
     dropout: float = 0.0
     """Dropout everywhere in T5; a few passes need none."""
@@ -70,12 +70,6 @@ class TIGERConfig(TrainingConfig):
     distribution of their own; or the whole vocabulary, as in the paper."""
     beam: int = 20
     """Least width of the beam; rankings that are wider have beams as wide as they are."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("layers", "hidden", "heads", "head_size", "feed_forward"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,6 @@ from genrl.files import (
 )
 
 
-def test_json_is_written_in_one_move(tmp_path: Path) -> None:
-    path = tmp_path / "values.json"
-    write_json(path, {"a": 1})
-    write_json(path, {"a": 2})
-    assert read_json(path) == {"a": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
-
-
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"a": ')
     with pytest.raises(CheckpointError, match=r"half.json is damaged"):
@@ -48,13 +40,6 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             read(tmp_path / "none.safetensors")
 
 
-def test_metadata_are_read_from_the_header_of_weights(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / "plain")
-    save_file({"a": torch.zeros(1)}, tmp_path / "told", metadata={"decoding": "x"})
-    assert read_metadata(tmp_path / "plain") == {}
-    assert read_metadata(tmp_path / "told") == {"decoding": "x"}
-
-
 def test_keys_change_with_what_they_are_made_of() -> None:
     assert key_of(RLConfig(), 1) == key_of(RLConfig(), 1)
     assert key_of(RLConfig(), 1) != key_of(RLConfig(max_steps=4), 1)
@@ -62,14 +47,10 @@ def test_keys_change_with_what_they_are_made_of() -> None:
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from genrl.files import locked\n"
-        "with locked(Path(sys.argv[1])): print('in', flush=True)"
-    )
+    code = "import sys, pathlib, genrl.files\nwith genrl.files.locked(pathlib.Path(sys.argv[1])): print('in')"
+    command, pipe = [sys.executable, "-c", code, str(tmp_path)], subprocess.PIPE
     with locked(tmp_path):
-        other = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        other = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
         assert other.stderr is not None
         assert "waiting" in other.stderr.readline()
         assert other.poll() is None
@@ -115,9 +96,12 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("note.txt", "new")]
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
 
 
 def test_saved_weights_are_read_as_they_were(tmp_path: Path) -> None:
-    save_weights({"a": torch.tensor([1.5, -2.0])}, tmp_path / "w.safetensors", {"decoding": "x"})
-    assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1.5, -2.0]
-    assert read_metadata(tmp_path / "w.safetensors") == {"decoding": "x"}
+    for metadata in ({"decoding": "x"}, None):
+        save_weights({"a": torch.tensor([1.5, -2.0])}, tmp_path / "w.safetensors", metadata)
+        assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1.5, -2.0]
+        assert read_metadata(tmp_path / "w.safetensors") == (metadata or {})

@@ -38,13 +38,8 @@ def test_nothing_is_loaded_that_is_not_needed(finished: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", genrl.__all__)
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(genrl, name) is not None
-    assert name in dir(genrl)
-
-
-def test_an_unknown_name_is_no_attribute() -> None:
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert all(getattr(genrl, name) is not None and name in dir(genrl) for name in genrl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lead'"):
         genrl.lead  # noqa: B018
 

@@ -59,17 +59,6 @@ def registry():
     return registry
 
 
-@pytest.fixture
-def installed(monkeypatch):
-    """Pretend that packages with these entry points are installed."""
-
-    def install(**points):
-        found = [EntryPoint(name, value, INSTALLED) for name, value in points.items()]
-        monkeypatch.setattr("genrl.registry.entry_points", lambda group: found if group == INSTALLED else [])
-
-    return install
-
-
 def test_an_entry_is_built_by_its_name_or_alias(registry):
     assert registry.build("fine", {"size": 3, "mode": "b"}, device="cpu") == (Options(3, "b"), {"device": "cpu"})
     assert registry.build("good", Options(4)) == (Options(4), {})
@@ -99,15 +88,11 @@ def test_an_unknown_name_is_told_the_closest_one(registry):
         registry.entry("god")
 
 
-@pytest.mark.parametrize("name", ["good", "fine"])
-def test_a_name_is_given_once(registry, name):
-    with pytest.raises(ConfigError, match="registered twice"):
-        registry.register(name)(plain)
-
-
-def test_registering_the_same_object_again_changes_nothing(registry):
-    registry.register("plain")(plain)
-    assert registry.build("plain") == "plain"
+def test_a_name_is_given_once(registry):
+    registry.register("plain")(plain)  # the same object again changes nothing
+    for name in ("good", "fine"):
+        with pytest.raises(ConfigError, match="registered twice"):
+            registry.register(name)(plain)
 
 
 def test_every_problem_with_options_is_found(registry):
@@ -150,9 +135,11 @@ def test_options_may_nest(registry):
     assert registry.options("rich", {"inner": {"size": 4}}).inner == Inner(4)
 
 
-def test_good_options_have_no_problem(registry):
+def test_good_options_have_no_problem_but_those_that_they_find_themselves(registry):
     assert registry.problems("good", {"size": 1, "levels": [1, 2]}) == []
     assert registry.options("good", {"size": 1, "levels": [1, 2]}) == Options(1, "a", [1, 2])
+    with pytest.raises(ConfigError, match="thing 'good': size must be at least 0"):
+        registry.options("good", {"size": -1})
 
 
 def test_an_entry_without_options_takes_none(registry):
@@ -163,25 +150,17 @@ def test_an_entry_without_options_takes_none(registry):
         registry.build("plain", {"size": 1})
 
 
-def test_what_the_options_check_themselves_is_a_configuration_error(registry):
-    with pytest.raises(ConfigError, match="thing 'good': size must be at least 0"):
-        registry.options("good", {"size": -1})
-
-
-def test_an_installed_plugin_is_listed_without_import_and_loaded_when_asked_for(registry, installed):
-    installed(theirs="json:dumps")
-    assert registry.names() == ("good", "plain", "theirs")
-    assert registry.entry("theirs").origin == "json:dumps"
-
-
-def test_a_broken_plugin_is_shown_and_fails_only_when_chosen(registry, installed):
-    installed(theirs="no_such_module_anywhere:x")
-    assert registry.broken() == {"theirs": "No module named 'no_such_module_anywhere'"}
+def test_installed_plugins_are_listed_without_import_and_fail_only_when_chosen(registry, monkeypatch):
+    points = {"theirs": "json:dumps", "broken": "no_such_module_anywhere:x"}
+    found = [EntryPoint(name, value, INSTALLED) for name, value in points.items()]
+    monkeypatch.setattr("genrl.registry.entry_points", lambda group: found if group == INSTALLED else [])
+    assert registry.names() == ("broken", "good", "plain", "theirs")
     assert registry.build("plain") == "plain"
-    with pytest.raises(
-        ConfigError, match="'theirs' from 'no_such_module_anywhere:x' does not import: ModuleNotFoundError"
-    ):
-        registry.entry("theirs")
+    assert registry.entry("theirs").origin == "json:dumps"
+    assert registry.broken() == {"broken": "No module named 'no_such_module_anywhere'"}
+    said = "'broken' from 'no_such_module_anywhere:x' does not import: ModuleNotFoundError"
+    with pytest.raises(ConfigError, match=said):
+        registry.entry("broken")
 
 
 def test_a_plugin_is_a_file_or_a_module(tmp_path, monkeypatch):

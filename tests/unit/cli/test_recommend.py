@@ -7,7 +7,7 @@ from genrl.cli.recommend import read_histories
 from genrl.errors import DataError
 
 
-def test_recommend_prints_a_ranked_list(run_module, capsys):
+def test_recommend_prints_a_ranked_list_and_the_thinking_if_asked_to(run_module, capsys):
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3, 4", "--top", "1", "--exclude-history"]) == 0
     asked = {"exclude_seen": True, "only": None, "cold": False, "exact": False, "overrides": []}
     assert run_module.calls == [("recommend", (Path("runs/x"), [["3", "4"]], 1), asked)]
@@ -15,9 +15,6 @@ def test_recommend_prints_a_ranked_list(run_module, capsys):
     assert "after 3, 4:" in shown
     assert "17  a title" in shown
     assert "red fruit" not in shown
-
-
-def test_recommend_prints_the_thinking_beside_the_items(run_module, capsys):
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3", "--show-thinking"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == ["after 3:", "thought 1: red fruit", "thought 2: sweet"]
@@ -76,8 +73,5 @@ def test_a_broken_history_names_file_and_line(tmp_path, line, reason):
         read_histories(None, path)
     assert f"{path}:2: " in str(caught.value)
     assert reason in str(caught.value)
-
-
-def test_a_history_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_histories(None, tmp_path / "nothing")

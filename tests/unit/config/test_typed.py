@@ -6,12 +6,6 @@ from genrl.config import RunConfig, dotted_keys
 from genrl.config.typed import to_typed
 
 
-def only_problem(tree):
-    config, problems = to_typed(tree)
-    (problem,) = problems
-    return config, problem
-
-
 def test_dotted_keys_reach_every_section():
     keys = set(dotted_keys())
     assert {"seed", "objective", "data.columns.user", "model.lora.rank", "sid"} <= keys
@@ -54,15 +48,18 @@ def test_values_of_the_right_type_arrive():
         ({"rewards": {"exact_match": 2}}, "rewards.exact_match", "rewards.exact_match.weight=1.0"),
     ],
 )
-def test_a_misfit_is_named_and_leaves_the_default(tree, key, reason):
-    _, problem = only_problem(tree)
+def test_a_misfit_is_named(tree, key, reason):
+    _, (problem,) = to_typed(tree)
     assert problem.keys == (key,)
     assert reason in problem.reason
 
 
-def test_the_bad_value_keeps_its_default_and_the_good_one_arrives():
-    config, _ = only_problem({"rl": {"max_steps": "many", "warmup_steps": 7}})
+def test_a_misfit_keeps_its_default_and_what_is_right_arrives():
+    rewards = {"exact_match": {"weight": 1.0}, "level_match": None}  # null drops a reward
+    config, problems = to_typed({"rl": {"max_steps": "many", "warmup_steps": 7}, "rewards": rewards})
+    assert len(problems) == 1
     assert (config.rl.max_steps, config.rl.warmup_steps) == (RunConfig().rl.max_steps, 7)
+    assert list(config.rewards) == ["exact_match"]
 
 
 def test_an_option_may_refer_to_another_or_to_the_environment(monkeypatch):
@@ -72,8 +69,3 @@ def test_an_option_may_refer_to_another_or_to_the_environment(monkeypatch):
     )
     assert problems == []
     assert (config.model.seed, config.data.items) == (4, "folder/i.csv")
-
-
-def test_null_drops_a_reward():
-    config, _ = to_typed({"rewards": {"exact_match": {"weight": 1.0}, "level_match": None}})
-    assert list(config.rewards) == ["exact_match"]

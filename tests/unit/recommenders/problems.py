@@ -10,7 +10,7 @@ import torch
 from genrl.catalog import Catalog, Dataset, Role, Sequences
 from genrl.config.schema import ModelConfig
 from genrl.prompts.packing import SequenceBatch, SequenceBatches
-from genrl.recommenders.base import Problem, TrainedBaseline
+from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline
 from genrl.sid.table import CollisionReport, SidTable
 
 ROLES = {"h": Role.HISTORY, "t": Role.TRAIN, "r": Role.RL, "v": Role.VALID, "e": Role.TEST}
@@ -51,6 +51,17 @@ def problem_of(users: Sequence[Sequence[int]], size: int | None = None) -> Probl
     report = CollisionReport(size, size, 0, 1, 0.0, size, (size,), (float(size),))
     table = SidTable(codes, (size,), dataset.catalog.fingerprint, report)
     return Problem(dataset, table, ModelConfig())
+
+
+ITEMS = 12
+PROBLEM = problem_of([[0, 3, 3, 5], [5, 3, 11]], size=ITEMS)
+"""Item 3 is the most popular, then 5."""
+
+
+def model_of(name: str, **options: Any) -> Any:
+    """A small encoder baseline over `PROBLEM`, ready to rank."""
+    torch.manual_seed(0)
+    return shaken(BASELINES.build(name, {"hidden": 8, "max_length": 5, **options}, problem=PROBLEM))  # type: ignore[arg-type]
 
 
 def rows_of(*rows: Sequence[int], per: str = "user") -> SequenceBatch:

@@ -63,14 +63,6 @@ def test_the_loss_without_alignment_is_that_of_ranking_each_target_behind_its_hi
         assert_same(model.loss(batch) / batch.share, slow_loss(model, batch) / batch.share)
 
 
-def test_the_loss_of_a_batch_is_the_sum_of_its_rows(problem: Problem, batch: SequenceBatch) -> None:
-    model = make(problem, alignment=0.0)
-    rows = [replace(batch, items=batch.items[[row]], targets=batch.targets[[row]]) for row in range(len(batch))]
-    with torch.no_grad():
-        whole = torch.stack([model.loss(row) for row in rows]).sum()
-        assert_same(model.loss(batch) / batch.share, whole / batch.share)
-
-
 def test_all_four_alignment_tasks_are_drawn_and_name_the_right_item(
     problem: Problem, model: LCRec, batch: SequenceBatch
 ) -> None:
@@ -94,8 +86,14 @@ def test_all_four_alignment_tasks_are_drawn_and_name_the_right_item(
     assert seen == {("sid", True), ("sid", False), ("title", True), ("title", False)}
 
 
-def test_every_trained_weight_gets_a_gradient(problem: Problem, batch: SequenceBatch) -> None:
+def test_every_trained_weight_gets_a_gradient_of_zero_without_rows(problem: Problem, batch: SequenceBatch) -> None:
     model = make(problem).train()
+    value = model.loss(replace(batch, items=batch.items[:0], targets=batch.targets[:0]))
+    value.backward()
+    assert value.item() == 0
+    for name, parameter in model.trained().items():
+        assert parameter.grad is not None, name  # other processes wait for it
+        assert not parameter.grad.any(), name
     torch.manual_seed(0)
     model.loss(batch).backward()
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in model.trained().values())
@@ -130,18 +128,6 @@ def test_weights_go_to_another_instance(problem: Problem, model: LCRec) -> None:
 def test_a_history_that_the_backbone_cannot_hold_is_refused(problem: Problem) -> None:
     with pytest.raises(ConfigError, match=r"baseline.max_length=100000 .* Lower baseline.max_length"):
         make(problem, max_length=100_000)
-
-
-def test_a_process_without_rows_has_no_loss_and_a_gradient_of_zero_everywhere(
-    problem: Problem, batch: SequenceBatch
-) -> None:
-    model = make(problem).train()
-    value = model.loss(replace(batch, items=batch.items[:0], targets=batch.targets[:0]))
-    value.backward()
-    assert value.item() == 0
-    for name, parameter in model.trained().items():
-        assert parameter.grad is not None, name  # other processes wait for it
-        assert not parameter.grad.any(), name
 
 
 def test_items_that_share_a_sid_are_all_ranked() -> None:

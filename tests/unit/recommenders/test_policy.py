@@ -72,9 +72,10 @@ def test_what_differs_is_named(policy: Policy, tmp_path: Path) -> None:
 def test_another_search_is_allowed_and_told(policy: Policy, tmp_path: Path) -> None:
     layout = make_thinking(policy)
     path = write(tmp_path / "weights", decoding(policy, layout, HISTORY, CONFIG))
-    told = check_decoding(path, decoding(policy, layout, HISTORY, replace(CONFIG, beam=20, thinking_samples=0)))
+    told = check_decoding(path, decoding(policy, layout, 3, replace(CONFIG, beam=20, thinking_samples=0)))
     assert told == [
         "evaluate.beam=20; the weights were chosen with 10",
+        "data.max_history=3; the weights were chosen with 5",
         "evaluate.thinking_samples=0; the weights were chosen with 3",
     ]
 
@@ -85,10 +86,3 @@ def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> Non
     assert check_decoding(tmp_path / "plain", now) == []
     known = {**now, "layout": {"name": "blocked"}}  # written before the layout had options
     assert check_decoding(write(tmp_path / "old", known), now) == []
-
-
-def test_a_shorter_history_is_told(policy: Policy, tmp_path: Path) -> None:
-    layout = make_layout(policy)
-    path = write(tmp_path / "weights", decoding(policy, layout, HISTORY, CONFIG))
-    told = check_decoding(path, decoding(policy, layout, 3, CONFIG))
-    assert told == ["data.max_history=3; the weights were chosen with 5"]

@@ -6,24 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from genrl.errors import ConfigError
-from genrl.prompts.packing import SequenceBatch
-from genrl.recommenders.base import BASELINES
-from genrl.recommenders.rearec import ReaRec, ReaRecConfig, divergence
-from genrl.recommenders.sasrec import SASRec, SASRecConfig
+from genrl.recommenders.rearec import ReaRec, divergence
 from tests.helpers import assert_same
-from tests.unit.recommenders.problems import problem_of, rows_of, shaken, train
+from tests.unit.recommenders.problems import ITEMS, model_of, rows_of
 
-ITEMS = 12
-PROBLEM = problem_of([[0, 3, 3, 5], [5, 3, 11]], size=ITEMS)
 ROWS = rows_of([1, 2, 3], [4, 0], [7, 0, 1, 11, 2], per="target")
 HISTORIES, TARGETS = [[1, 2], [4], [7, 0, 1, 11]], [3, 0, 2]
 
 
-def model_of(**options: Any) -> ReaRec:
-    torch.manual_seed(0)
-    model = ReaRec(ReaRecConfig(hidden=8, max_length=5, **{"temperature": 0.5, **options}), problem=PROBLEM)
-    shaken(model)
+def rearec(**options: Any) -> ReaRec:
+    model: ReaRec = model_of("rearec", **{"temperature": 0.5, **options})
     return model
 
 
@@ -43,7 +35,7 @@ def slow_thoughts(model: ReaRec, history: list[int]) -> torch.Tensor:
 
 
 def test_steps_read_the_items_and_the_steps_before_them() -> None:
-    model = model_of(steps=3)
+    model = rearec(steps=3)
     for history in HISTORIES:
         padded = torch.tensor([[-1, *history]])
         assert_same(model.reason(padded)[0], slow_thoughts(model, history))
@@ -51,7 +43,7 @@ def test_steps_read_the_items_and_the_steps_before_them() -> None:
 
 @pytest.mark.parametrize("method", ["ensemble", "progressive"])
 def test_ranks_come_from_the_mean_or_the_last_state(method: str) -> None:
-    model = model_of(method=method)
+    model = rearec(method=method)
     ranking = model.best(torch.tensor([[-1, -1, 1, 2], [-1, -1, -1, 4], [7, 0, 1, 11]]), ITEMS)
     for row, history in enumerate(HISTORIES):
         thoughts = slow_thoughts(model, history)
@@ -61,7 +53,7 @@ def test_ranks_come_from_the_mean_or_the_last_state(method: str) -> None:
 
 
 def test_the_ensemble_loss_is_its_definition() -> None:
-    model = model_of(kl_weight=0.3)
+    model = rearec(kl_weight=0.3)
     expected = torch.zeros(())
     for history, target in zip(HISTORIES, TARGETS, strict=True):
         thoughts = slow_thoughts(model, history)
@@ -88,7 +80,7 @@ def test_divergence_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_progressive_loss_is_its_definition() -> None:
-    model = model_of(method="progressive", annealing=3.0, noise=0.0, progressive_weight=0.7, contrast_weight=0.2)
+    model = rearec(method="progressive", annealing=3.0, noise=0.0, progressive_weight=0.7, contrast_weight=0.2)
     thoughts = torch.stack([slow_thoughts(model, history) for history in HISTORIES])
     expected = 0.0
     for row, target in enumerate(TARGETS):
@@ -105,7 +97,7 @@ def test_the_progressive_loss_is_its_definition() -> None:
 
 
 def test_the_second_view_starts_from_the_clean_states_with_noise() -> None:
-    model = model_of(method="progressive", noise=0.5)
+    model = rearec(method="progressive", noise=0.5)
     items = torch.tensor([[1, 2], [3, 4]])
     plain = model.reason(items)
     torch.manual_seed(1)
@@ -118,69 +110,9 @@ def test_the_second_view_starts_from_the_clean_states_with_noise() -> None:
 
 @pytest.mark.parametrize("method", ["ensemble", "progressive"])
 def test_no_steps_are_sasrec(method: str) -> None:
-    sasrec = SASRec(SASRecConfig(hidden=8, max_length=5), problem=PROBLEM).eval()
-    model = model_of(steps=0, temperature=1.0, method=method)
+    sasrec = model_of("sasrec")
+    model = rearec(steps=0, temperature=1.0, method=method)
     sasrec.load_state_dict({name: value for name, value in model.state_dict().items() if name != "steps"})
     histories = torch.tensor([[-1, 4], [2, 3], [-1, -1]])
     assert torch.equal(model.best(histories, 5).items, sasrec.best(histories, 5).items)
     assert_same(model.loss(ROWS), sasrec.loss(ROWS).detach())
-
-
-@pytest.mark.parametrize("method", ["ensemble", "progressive"])
-def test_a_rule_is_learnt(method: str) -> None:
-    problem = problem_of([[item, (item + 1) % 7] for item in range(7)])
-    torch.manual_seed(0)
-    config = ReaRecConfig(hidden=16, max_length=4, dropout=0.0, method=method, kl_weight=0.01, contrast_weight=0.1)  # type: ignore[arg-type]
-    model = ReaRec(config, problem=problem)
-    train(model, problem, steps=60, rate=0.01)
-    ranking = model.best(torch.tensor([[-1, item] for item in range(7)]), 1)
-    assert ranking.items[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 0]
-
-
-@pytest.mark.parametrize("method", ["ensemble", "progressive"])
-def test_the_gradient_reaches_every_parameter(method: str) -> None:
-    model = model_of(method=method, dropout=0.0).train()
-    model.loss(rows_of([1, 2, 3, 4, 5, 6], per="target")).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize("method", ["ensemble", "progressive"])
-def test_a_process_without_rows_has_no_loss_and_no_gradient(method: str) -> None:
-    model = model_of(method=method).train()
-    nothing = torch.zeros(0, 2, dtype=torch.int64)
-    value = model.loss(SequenceBatch(nothing, nothing.bool(), torch.tensor(3.0)))
-    value.backward()
-    assert value.item() == 0
-    for parameter in model.parameters():
-        assert parameter.grad is not None  # other processes wait for it
-        assert not parameter.grad.any()
-
-
-@pytest.mark.parametrize("method", ["ensemble", "progressive"])
-def test_mixed_precision_trains_and_ranks(method: str) -> None:
-    model = model_of(method=method, dropout=0.0, noise=0.0)
-    batch = ROWS
-    torch.manual_seed(0)
-    whole = model.loss(batch).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.manual_seed(0)
-        loss = model.loss(batch)
-        items = model.best(torch.tensor([[-1, 4], [2, 3]]), 3).items
-    loss.backward()
-    assert 0 < abs(loss.item() - whole) < 0.1 * abs(whole)
-    assert items.shape == (2, 3)
-
-
-def test_without_a_history_the_most_popular_items_come_first() -> None:
-    ranking = model_of().best(torch.full((1, 3), -1), 2)
-    assert ranking.items.tolist() == [[3, 5]]
-
-
-def test_options_are_checked() -> None:
-    built = BASELINES.build("rearec", {"hidden": 8, "steps": 1}, problem=PROBLEM)
-    assert isinstance(built, ReaRec)
-    for options, message in [({"steps": -1}, "cannot be negative"), ({"temperature": 0.0}, "above 0")]:
-        with pytest.raises(ConfigError, match=message):
-            BASELINES.build("rearec", options, problem=PROBLEM)

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from genrl.catalog import Catalog, Dataset, Role, Sequences
+from genrl.catalog import Role
 from genrl.errors import ConfigError, DataError
-from genrl.recommenders import ItemKNN, MostPopular, RepeatLast, reference_lines
-from genrl.recommenders.reference import ItemKNNConfig
+from genrl.recommenders import BASELINES, ItemKNN, MostPopular, RepeatLast, reference_lines
+from genrl.recommenders.reference import reference_rankers
 from tests.helpers import assert_same
+from tests.unit.recommenders.problems import dataset_of
 
 CATALOG, USERS, LENGTH = 12, 15, 7
 
@@ -20,22 +21,13 @@ def dataset(seed=0, last=None):
     items = torch.randint(0, CATALOG, (USERS, LENGTH), generator=generator)
     if last is not None:
         items[:, 5:] = last
-    roles = torch.tensor([0, 0, 0, 0, 1, 2, 3], dtype=torch.uint8).repeat(USERS)
-    sequences = Sequences(
-        items=items.flatten(),
-        roles=roles,
-        times=torch.arange(LENGTH).repeat(USERS),
-        offsets=torch.arange(0, USERS * LENGTH + 1, LENGTH),
-        user_ids=tuple(map(str, range(USERS))),
-    )
-    counts = torch.bincount(items[:, :5].flatten(), minlength=CATALOG)
-    catalog = Catalog.from_table(
-        [str(row) for row in range(CATALOG)],
+    return dataset_of(
+        items.tolist(),
+        ["ttttrve"] * USERS,
+        CATALOG,
         categories=["even" if row % 2 == 0 else "odd" for row in range(CATALOG)],
-        train_counts=counts,
         cold=torch.arange(CATALOG) < 2,
     )
-    return Dataset(catalog, sequences, "hand-made")
 
 
 def slow_scores(data, history, window, similarity):
@@ -87,35 +79,20 @@ def test_item_knn_does_not_know_validation_and_test():
     assert not torch.equal(wider.scores, other.scores)
 
 
-def test_an_empty_history_gets_the_popular_items():
-    data = dataset()
-    nothing = torch.full((2, 4), -1)
+def test_ties_go_by_row_and_the_popular_items_follow_what_is_known():
+    nothing, data = torch.full((2, 4), -1), dataset()
+    popular = MostPopular(torch.tensor([1, 5, 5, 2])).best(nothing, 3)
+    assert popular.items.tolist() == [[1, 2, 3], [1, 2, 3]]
     knn = ItemKNN(data.sequences, CATALOG).best(nothing, 5)
-    popular = MostPopular(data.catalog.train_counts).best(nothing, 5)
-    assert torch.equal(knn.items, popular.items)
+    assert torch.equal(knn.items, MostPopular(data.catalog.train_counts).best(nothing, 5).items)
+    repeated = RepeatLast(torch.tensor([9, 1, 2, 3, 4])).best(torch.tensor([[-1, 3, 2, 3]]), 4)
+    assert repeated.items.tolist() == [[3, 2, 0, 4]]
+    assert (repeated.scores.diff() < 0).all()
 
 
-def test_most_popular_breaks_ties_by_row():
-    ranking = MostPopular(torch.tensor([1, 5, 5, 2])).best(torch.zeros(2, 1, dtype=torch.int64), 3)
-    assert ranking.items.tolist() == [[1, 2, 3], [1, 2, 3]]
-
-
-def test_repeat_last_shows_each_item_once_latest_first():
-    ranking = RepeatLast(torch.tensor([9, 1, 2, 3, 4])).best(torch.tensor([[-1, 3, 2, 3]]), 4)
-    assert ranking.items.tolist() == [[3, 2, 0, 4]]
-    assert (ranking.scores.diff() < 0).all()
-
-
-@pytest.mark.parametrize("name", ["popular", "repeat", "knn"])
+@pytest.mark.parametrize("name", ["most_popular", "repeat_last", "item_knn"])
 def test_a_small_catalogue_ends_in_no_item(name):
-    data = dataset()
-    counts = data.catalog.train_counts
-    rankers = {
-        "popular": lambda: MostPopular(counts),
-        "repeat": lambda: RepeatLast(counts),
-        "knn": lambda: ItemKNN(data.sequences, CATALOG),
-    }
-    ranking = rankers[name]().best(torch.tensor([[-1, 3]]), CATALOG + 2)
+    ranking = reference_rankers(dataset())[name].best(torch.tensor([[-1, 3]]), CATALOG + 2)
     assert sorted(ranking.items[0, :CATALOG].tolist()) == list(range(CATALOG))
     assert ranking.items[0, CATALOG:].tolist() == [-1, -1]
     assert ranking.scores[0, CATALOG:].isneginf().all()
@@ -138,17 +115,12 @@ def test_reference_lines_score_all_rankers_raw_and_without_history():
     excluded = [line for name, line in lines.items() if name.endswith("/history_excluded")]
     assert all(line["history_share@3"] == 0 and line["valid_rate"] == 1 for line in excluded)
     assert lines == reference_lines(data, Role.TEST, k=[1, 3], history_length=4, chunk=100)
-
-
-def test_reference_lines_of_some_rows():
-    data = dataset()
     some = data.sequences.rows(Role.VALID)[:4]
-    lines = reference_lines(data, Role.VALID, k=[1], positions=some)
-    assert lines["item_knn"]["rows"] == 4
+    assert reference_lines(data, Role.VALID, k=[1], positions=some)["item_knn"]["rows"] == 4
+
+
+def test_nothing_to_score_and_a_window_of_nothing_are_refused():
     with pytest.raises(DataError, match="valid part has no rows"):
-        reference_lines(data, Role.VALID, positions=some[:0])
-
-
-def test_a_window_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="window=0"):
-        ItemKNNConfig(window=0)
+        reference_lines(dataset(), Role.VALID, positions=torch.empty(0, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"window.* at least 1"):
+        BASELINES.build("item_knn", {"window": 0})

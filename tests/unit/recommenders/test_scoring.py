@@ -55,26 +55,14 @@ def test_autocast_does_not_round_the_scores() -> None:
     assert torch.equal(rounded, catalogue_cross_entropy(states, table, targets))
 
 
-def test_the_best_items_are_those_of_a_sort() -> None:
+def test_the_best_items_are_those_of_a_sort_without_what_is_denied() -> None:
     scores = numbers(4, 9)
-    ranking = best_items(scores, 5)
-    for row in range(4):
-        expected = sorted(range(9), key=lambda item: -scores[row, item].item())[:5]
-        assert ranking.items[row].tolist() == expected
-        assert_same(ranking.scores[row], scores[row, expected])
-
-
-def test_what_is_denied_is_not_ranked() -> None:
-    scores = numbers(2, 4)
-    ranking = best_items(scores, 4, torch.tensor([[-1, 2, -1], [0, 3, 0]]))
-    assert sorted(ranking.items[0].tolist()) == [-1, 0, 1, 3]
-    assert sorted(ranking.items[1].tolist()) == [-1, -1, 1, 2]
-    assert ranking.items[:, -1].tolist() == [-1, -1]
-    assert (ranking.scores[ranking.items < 0] == -math.inf).all()
-    assert torch.equal(scores, numbers(2, 4))  # the scores themselves are left alone
-
-
-def test_a_small_catalogue_ends_in_no_item() -> None:
-    ranking = best_items(numbers(1, 3), 5)
-    assert ranking.items[0, 3:].tolist() == [-1, -1]
-    assert ranking.scores[0, 3:].tolist() == [-math.inf, -math.inf]
+    ranking = best_items(scores, 11, torch.tensor([[-1, 2, -1], [0, 3, 0], [-1, -1, -1], [8, 7, 6]]))
+    for row, denied in enumerate([{2}, {0, 3}, set(), {6, 7, 8}]):
+        expected = sorted(set(range(9)) - denied, key=lambda item: -scores[row, item].item())
+        none = 11 - len(expected)
+        assert ranking.items[row].tolist() == expected + [-1] * none
+        assert_same(ranking.scores[row, : len(expected)], scores[row, expected])
+        assert ranking.scores[row, len(expected) :].tolist() == [-math.inf] * none
+    assert torch.equal(scores, numbers(4, 9))  # the scores themselves are left alone
+    assert torch.equal(best_items(scores, 5).items, scores.argsort(dim=1, descending=True)[:, :5])

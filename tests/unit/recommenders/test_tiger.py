@@ -224,4 +224,4 @@ def test_it_is_built_by_name_and_refuses_to_read_nothing() -> None:
     assert isinstance(model, TIGER)
     assert (len(model.t5.encoder.block), len(model.t5.decoder.block), model.config.max_length) == (1, 1, 20)
     with pytest.raises(ConfigError, match="at least 1 item"):
-        TIGERConfig(max_length=0)
+        BASELINES.build("tiger", {"max_length": 0}, problem=problem())
