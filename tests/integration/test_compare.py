@@ -19,7 +19,7 @@ from tests.comparisons import ALIGNED, finish, finish_baseline, plan_of
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = ("--objectives", "sage,same=sage", "--seeds", "0,1", "--jobs", "2")
+ROWS = ("--objectives", "sage,same=sage", "--seeds", "0", "--jobs", "2")
 STEPS = "rl.max_steps=6"
 LIMIT = 300.0
 """Seconds after which a comparison that does not get anywhere fails the test."""
@@ -33,7 +33,7 @@ def report(output: Path) -> Any:
     """The report without what differs between runs that are the same: their costs and what they were started with."""
     found = json.loads((output / "toy" / "report.json").read_text())
     assert found.pop("cost").keys() == {"align", "sage", "same"}
-    assert found.pop("commands").keys() == {"sage-s0", "sage-s1", "same-s0", "same-s1"}
+    assert found.pop("commands").keys() == {"sage-s0", "same-s0"}
     return found
 
 
@@ -55,9 +55,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The comparison that nobody disturbed: its runs one by one, in this process, and then the report."""
     output = tmp_path_factory.mktemp("whole")
     for row in ("sage", "same"):
-        for seed in (0, 1):
-            name = [] if row == "sage" else [f"name={row}"]
-            assert main(["fit", *small(output, STEPS), "--objective", "sage", f"seed={seed}", *name]) == 0
+        name = [] if row == "sage" else [f"name={row}"]
+        assert main(["fit", *small(output, STEPS), "--objective", "sage", *name]) == 0
     assert main(words(output)) == 0
     return output
 
@@ -65,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_comparison_that_is_killed_ends_with_the_same_report(whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "genrl", *words(tmp_path)]
     toy = tmp_path / "toy"
-    kill_when(lambda: any((toy / f"sa{name}-s1" / "last.ckpt").exists() for name in ("ge", "me")), command)
+    kill_when(lambda: (toy / "same-s0" / "last.ckpt").exists(), command)
     assert not (toy / "report.json").exists()
     assert main(words(tmp_path)) == 0
     assert report(tmp_path) == report(whole)
@@ -92,7 +91,7 @@ def test_runs_that_fit_has_made_are_reused(whole: Path, capsys: pytest.CaptureFi
 
 def test_the_folder_alone_is_reported_by_name(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--report-only", "--output", str(whole)]) == 0
-    assert "| same | 2 |" in capsys.readouterr().out
+    assert "| same | 1 |" in capsys.readouterr().out
     assert main(words(whole, "--report-only")) == 0
 
 
