@@ -63,8 +63,8 @@ class Stage:
         return self.shared and (self.folder / "metrics.json").exists()
 
 
-def run_stage(stage: Stage, console: Console) -> dict[str, Any]:
-    """Train or reuse a stage, leave its weights in the recommender and score them.
+def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
+    """Train or reuse a stage and score it; the recommender holds the weights of the `last` stage afterwards.
 
     Returns:
         `stage`: cost, best step and folder; `valid` and `test`: the metrics.
@@ -75,14 +75,13 @@ def run_stage(stage: Stage, console: Console) -> dict[str, Any]:
             cost = read_json(stage.folder / "metrics.json")
         else:
             cost = _train(stage)
-        if stage.module is not None:
-            weights = stage.folder / WEIGHTS
-            stage.session.recommender.load_state(read_weights(weights), str(weights))
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}
         scores = stage.folder / f"evaluation-{key_of(stage.session.config.evaluate)}"
         if not (scores / "metrics.json").exists():
             _write(scores / "metrics.json", _scored(stage, scores))
+        elif last:
+            _load(stage)
     return {"stage": {**cost, "evaluation": str(scores)}, **read_json(scores / "metrics.json")}
 
 
@@ -115,8 +114,16 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     barrier()
 
 
+def _load(stage: Stage) -> None:
+    """Put the weights that the stage has chosen into its recommender."""
+    if stage.module is not None:
+        weights = stage.folder / WEIGHTS
+        stage.session.recommender.load_state(read_weights(weights), str(weights))
+
+
 def _scored(stage: Stage, folder: Path) -> dict[str, Any]:
     """Final metrics on validation and test rows; the ranks are kept in a folder."""
+    _load(stage)
     session, world = stage.session, world_size()  # 1 until the first stage of this process has started the others
     scored: dict[str, Evaluation] = {}
     for split in SPLITS:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from genrl.config import RunConfig, load_config
 from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.policy.model import Policy
+from genrl.recommenders.policy import PolicyRecommender
 from genrl.runs import record
 from genrl.runs.rescore import evaluate_run
 from genrl.runs.fit import build_sids, fit
@@ -17,6 +19,7 @@ from genrl.runs.stage import build_objective, make_verifier
 from genrl.runs.session import Session
 from genrl.registry import load_plugin
 from genrl.runs.recommend import recommend
+from tests.helpers import assert_same
 from tests.models import save_local_model
 from tests.runs import QUICK, changed, content, small_config
 
@@ -47,6 +50,27 @@ def test_a_finished_run_is_shown_and_left_as_it_is(copied: Path, capsys: pytest.
     assert "is finished already" in shown
     assert "rl (grpo)" in shown
     assert content(copied.parent) == before
+
+
+def test_a_stage_that_was_scored_before_is_loaded_only_for_what_comes_of_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path | None] = []
+    make = PolicyRecommender.make
+
+    def noted(recommender: PolicyRecommender, start: Path | None = None) -> Policy:
+        made.append(start)
+        return make(recommender, start)
+
+    monkeypatch.setattr(PolicyRecommender, "make", noted)
+    (align,) = copied.parent.glob("align-*")
+    fit(config_of(copied, "name=again"))
+    assert made == [align / "weights.safetensors"]
+    alone = fit(config_of(copied, "name=alone", "stages=[align]"))
+    kept, learnt = (load_file(folder / "weights.safetensors") for folder in (alone, align))
+    assert kept.keys() == learnt.keys()
+    for name, value in learnt.items():
+        assert_same(kept[name], value, 0.0)
 
 
 def test_another_configuration_is_refused_by_name_and_nothing_is_overwritten(copied: Path) -> None:
