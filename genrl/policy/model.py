@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.layouts.blocked import Words
 from genrl.policy import share
+from genrl.policy.guide import Prior, following, growing
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -143,6 +144,8 @@ class Policy(nn.Module):
         stop = max(start + codes for start, codes in zip(spec.first_ids, spec.sizes, strict=True))
         self.sid_rows = first, stop - first
         """Rows of the head that are SID tokens: the first, and how many."""
+        self.prior: Prior | None = None
+        """A frozen recommender that has its say at every node, in sampling, scoring and search."""
         self.branching = "auto"
         """How completions share their prompt: `auto` or one of `genrl.policy.share.WAYS`."""
         self.refused_ways: dict[torch.device, dict[str, str]] = {}
@@ -301,8 +304,8 @@ class Policy(nn.Module):
         whole = Head(0, weight, getattr(head, "bias", None), trained)
         return whole if rows == "vocab" else whole.cut(*self.sid_rows)
 
-    grow = share.grow
-    follow = share.follow
+    grow = growing(share.grow)
+    follow = following(share.follow)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""

@@ -207,6 +207,7 @@ def _together(run: list[Legal]) -> Legal:
         torch.stack(tokens, dim=1) if tokens else None,
         torch.stack(within, dim=1) if within else None,
         torch.stack(child, dim=1) if child else None,
+        run[0].level,
     )
 
 

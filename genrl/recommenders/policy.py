@@ -17,7 +17,7 @@ from torch import Tensor
 from genrl.batches import Ranking, Requests
 from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.errors import CheckpointError, ConfigError
+from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
@@ -26,7 +26,7 @@ from genrl.ops import seed_of
 from genrl.policy.distribution import RANKING
 from genrl.policy.load import load_spec, load_weights
 from genrl.policy.model import Policy, PolicySpec
-from genrl.policy.search import search, think
+from genrl.policy.search import WIDEST, search, think
 from genrl.prompts.template import PromptTemplate
 from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
@@ -158,6 +158,26 @@ class PolicyRecommender:
         self.policy.eval()
         with numerics(self.config.trainer, self.policy.device):
             return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
+
+    @torch.no_grad()
+    def log_probs(self, requests: Requests) -> Tensor:
+        """By a search that gives up no SID; items of one SID share its probability equally."""
+        policy, layout = self.policy, self.layout.to(self.device)
+        if layout.writes_text or layout.items > 1 or layout.completions > WIDEST:
+            raise UnsupportedError(
+                f"a policy of layout {self.config.layout['name']!r} with {layout.completions:,} distinct completions "
+                f"cannot say how likely each item is: that takes layout sid and at most {WIDEST:,} SIDs. "
+                f"Take a run of sasrec or item_knn."
+            )
+        policy.eval()
+        requests = replace(requests.to(str(policy.device)), pool=None, deny=None)
+        _, own, sharing = layout.codes.unique(dim=0, return_inverse=True, return_counts=True)
+        parts = []
+        for rows in torch.arange(len(requests), device=policy.device).split(max(1, WIDEST // layout.completions)):
+            with numerics(self.config.trainer, policy.device):
+                found, _ = search(policy, layout, requests.rows(rows), len(own), beams=layout.completions)
+            parts.append(torch.empty_like(found.scores).scatter_(1, found.items, found.scores))
+        return torch.cat(parts) - sharing[own].log()
 
     def decoding(self) -> dict[str, Any]:
         """All that rankings depend on besides weights and SID table."""
