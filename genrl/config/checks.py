@@ -137,6 +137,10 @@ def _model(config: RunConfig) -> Iterator[Problem]:
         reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)
 
+    if config.prior.run and config.rollout.normalize == "vocab":
+        reason = "vocab cannot be had with a prior, which knows codes and not words. Set it to legal, or prior.run=null"
+        yield Problem(("rollout.normalize", "prior.run"), reason)
+
 
 def _training(config: RunConfig) -> Iterator[Problem]:
     rollout, trainer = config.rollout, config.trainer

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from genrl.batches import Requests
@@ -100,6 +100,8 @@ class Guide:
         """Log-masses of all nodes for requests; those with one history are computed once."""
         device = requests.history.device
         self.trie = self.trie.to(device)
+        if isinstance(self.recommender, nn.Module):
+            self.recommender.to(device)
         histories, rows = pad(requests.history, (1, 0), value=-1).unique(dim=0, return_inverse=True)
         nothing = histories[:, :0]
         asked = Requests(nothing, nothing >= 0, histories).to(str(self.recommender.device))

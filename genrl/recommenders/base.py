@@ -43,6 +43,8 @@ class Problem:
     """Backbone, for those that have a language model."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a loaded recommender; None where it is yet to be made."""
+    prior: Path | None = None
+    """Folder of the prior that a loaded policy has beside it; None: it is that of the configuration, if any."""
 
 
 class Recommender(Protocol):

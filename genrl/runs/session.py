@@ -151,6 +151,7 @@ class Session:
         """Changes with everything that the align stage depends on."""
         config = self.config
         scored = (config.evaluate.beam, config.evaluate.k, config.evaluate.valid_users, config.evaluate.level)
+        prior = self.learner.prior
         return key_of(
             self.dataset.fingerprint,
             config.data.max_history,
@@ -164,6 +165,7 @@ class Session:
             scored,
             *([] if config.model.name == "tiny" else [model_hash(config.model.name)]),
             *_layout_content(config),
+            *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
         )
 
 
