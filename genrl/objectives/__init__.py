@@ -36,6 +36,7 @@ from genrl.objectives.bapo import AdaptiveBounds, Range
 from genrl.objectives.ce import ConstantCredit, LogLikelihood
 from genrl.objectives.gbpo import GradientBounded, SignCredit
 from genrl.objectives.grpo import GRPOConfig
+from genrl.objectives.opd import TeacherCredit
 from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
 from genrl.objectives.sapo import StepCredit, StepMean
 from genrl.objectives.variants import CappedRatio, ConstantLength, DetachedRatio

@@ -34,6 +34,8 @@ class Setting:
     """Whether items have categories; None: not known yet."""
     thinking: bool | None = None
     """Whether the layout has thinking; None: not known yet."""
+    teacher: bool | None = None
+    """Whether there is a teacher; None: not known yet."""
 
 
 @dataclass
@@ -92,6 +94,8 @@ class Objective(nn.Module, ABC):
 
     uses_reference: bool = False
     """Whether completions need `ref_logps`: a reference policy is kept."""
+    uses_teacher: bool = False
+    """Whether completions need `teacher_gap` and `teacher_kl`: a teacher is kept."""
     uses_scores: bool = False
     """Whether `before_step` is called, with the scores of the whole mini-batch."""
     trains_on_targets: bool = False
@@ -137,7 +141,7 @@ class Piece:
     method it is called after the optimiser step.
     """
 
-    uses_reference = uses_scores = trains_on_targets = False
+    uses_reference = uses_teacher = uses_scores = trains_on_targets = False
 
     def missing(self, setting: Setting) -> Iterator[str]:
         """What the piece needs and the setting lacks; see `Objective.missing`."""
@@ -212,6 +216,7 @@ class PolicyObjective(Objective):
         self.pieces: tuple[Piece, ...] = (credit, surrogate, reduction, *self.penalties)
         self.state = nn.ModuleList(module for piece in self.pieces for module in _modules(piece))
         self.uses_reference = any(piece.uses_reference for piece in self.pieces)
+        self.uses_teacher = any(piece.uses_teacher for piece in self.pieces)
         self.uses_scores = any(piece.uses_scores for piece in self.pieces)
         self.trains_on_targets = any(piece.trains_on_targets for piece in self.pieces)
 

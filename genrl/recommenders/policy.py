@@ -84,7 +84,7 @@ class PolicyRecommender:
             saved=problem.tokenizer,
         )
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
+        trie = problem_trie(problem)
         catalogue = Items(trie, spec.first_ids, table.codes)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
         if config.evaluate.beam > layout.completions:
@@ -227,6 +227,12 @@ class PolicyRecommender:
             Console().print(notice)
         made.policy.load_state(read_weights(weights), str(weights))
         return made
+
+
+def problem_trie(problem: Problem) -> Trie:
+    """The trie of a catalogue's SIDs, items of one SID in the order of their popularity."""
+    table = problem.table
+    return Trie.build(table.codes, table.codebook_sizes, problem.dataset.catalog.train_counts)
 
 
 def _too_wide(config: EvaluateConfig, most: int) -> str:

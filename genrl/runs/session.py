@@ -26,7 +26,8 @@ from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
-from genrl.recommenders.policy import PolicyRecommender
+from genrl.recommenders.guides import RunGuide
+from genrl.recommenders.policy import PolicyRecommender, problem_trie
 from genrl.runs.evaluate import evaluated_rows
 from genrl.runs.inputs import plugins
 from genrl.sid import build_sid_table, sources
@@ -77,6 +78,15 @@ class Session:
     def maker(self) -> PromptMaker:
         """Makes the requests."""
         return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history)
+
+    @cached_property
+    def teacher(self) -> RunGuide | None:
+        """The recommender that the policy learns from, if there is one."""
+        config = self.config.teacher
+        if config.run is None:
+            return None
+        problem = self.learner.problem
+        return RunGuide(Path(config.run), "teacher", config, problem, problem_trie(problem), whole=True)
 
     @property
     def plain(self) -> Session:

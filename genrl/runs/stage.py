@@ -189,7 +189,8 @@ def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
 
     def module() -> RLModule:
         parts = (objective, verifier, order, session.maker, catalog.categories)
-        return RLModule(*parts, config.rl, config.rollout, config.seed, **_arguments(session, folder, before))
+        teacher = session.teacher if objective.uses_teacher else None
+        return RLModule(*parts, config.rl, config.rollout, config.seed, teacher, **_arguments(session, folder, before))
 
     best = config.rl.select == "best"
     samples = RolloutSamples(catalog, folder / "samples.jsonl")
@@ -251,7 +252,10 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         items=layout.items,
         categories=bool(catalog.category_names),
         thinking=layout.writes_text,
+        teacher=config.teacher.run is not None,
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, layout)
+    if objective.uses_teacher:
+        session.teacher  # noqa: B018 (one that cannot be used is told now)
     return verifier

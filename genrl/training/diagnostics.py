@@ -65,9 +65,16 @@ def completion_values(drawn: Completions, cold: Tensor) -> Values:
         "rollout/cold_share": (cold[drawn.items.clamp(min=0)] & named).float().mean(),
         "rollout/length": drawn.chosen.float().sum(1).mean(),
         "rollout/distinct": distinct / max(1, groups.numel()),
+        **({} if drawn.teacher_kl is None else {"policy/teacher_kl": _taught(drawn)}),
         **entropy_values(drawn),
         **thinking_values(drawn),
     }
+
+
+def _taught(drawn: Completions) -> Tensor:
+    """Mean divergence from the teacher over the SID tokens that the policy chose, nats."""
+    assert drawn.teacher_kl is not None
+    return masked_mean(drawn.teacher_kl, drawn.chosen & drawn.item_mask)
 
 
 def thinking_values(drawn: Completions) -> Values:

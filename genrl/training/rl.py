@@ -16,10 +16,12 @@ from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Sco
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
+from genrl.policy.guide import Guide
 from genrl.policy.model import Policy
 from genrl.policy.reference import Reference
 from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
+from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
@@ -62,6 +64,7 @@ class RLModule(StageModule):
         config: the rl section.
         rollouts: the rollout section.
         seed: of the sampling.
+        teacher: judges what was written, for objectives that want it.
         stage: arguments of `StageModule`.
     """
 
@@ -75,6 +78,7 @@ class RLModule(StageModule):
         config: RLConfig,
         rollouts: RolloutConfig,
         seed: int,
+        teacher: Guide | None = None,
         **stage: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**stage)
@@ -88,6 +92,7 @@ class RLModule(StageModule):
         self.max_steps = config.max_steps
         self.rollouts = rollouts
         self.seed = seed
+        self.teacher = teacher
         self.updates = rollouts.epochs * rollouts.minibatches
         """Optimiser steps per rollout."""
         self.writes = not objective.trains_on_targets
@@ -154,6 +159,9 @@ class RLModule(StageModule):
             noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
             shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
             completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
+            if self.teacher is not None and self.objective.uses_teacher:
+                judged = self.policy, self.layout, requests, completions, self.teacher
+                completions = taught(*judged, sampling_of(self.rollouts))
         else:
             completions = target_rollout(self.layout, requests, self.categories)
         return Rollout(requests, completions, self.verifier(completions, requests))
