@@ -102,6 +102,8 @@ class Objective(nn.Module, ABC):
     """Whether the completions are the targets themselves, one per prompt."""
     dynamic_sampling: int = 0
     """Generation batches drawn at most to replace prompts without any gradient; 0: none is replaced."""
+    repair: bool = False
+    """Whether the target takes the place of one completion in groups that all earn the same without naming it."""
 
     @property
     def gradient_without_advantage(self) -> bool:
@@ -205,6 +207,7 @@ class PolicyObjective(Objective):
         penalties: Sequence[Penalty] = (),
         dynamic_sampling: int = 0,
         drop_dead: str = "",
+        repair: bool = False,
     ) -> None:
         super().__init__()
         self.credit = credit
@@ -213,6 +216,7 @@ class PolicyObjective(Objective):
         self.penalties = tuple(penalties)
         self.dynamic_sampling = dynamic_sampling
         self.drop_dead = drop_dead
+        self.repair = repair
         self.pieces: tuple[Piece, ...] = (credit, surrogate, reduction, *self.penalties)
         self.state = nn.ModuleList(module for piece in self.pieces for module in _modules(piece))
         self.uses_reference = any(piece.uses_reference for piece in self.pieces)
@@ -223,6 +227,11 @@ class PolicyObjective(Objective):
     def missing(self, setting: Setting) -> Iterator[str]:
         for piece in self.pieces:
             yield from piece.missing(setting)
+        if self.repair and setting.thinking:
+            yield (
+                "a layout without thinking for repair=true, because nobody wrote the thinking before a target. "
+                "Choose layout=sid, or leave repair out"
+            )
 
     @property
     def gradient_without_advantage(self) -> bool:
@@ -268,6 +277,7 @@ class PolicyObjective(Objective):
         kinds = ("credit   ", "surrogate", "reduction", *["penalty  "] * len(self.penalties))
         lines = [f"  {kind} = {piece!r}" for kind, piece in zip(kinds, self.pieces, strict=True)]
         lines += [f"  dynamic_sampling = {self.dynamic_sampling}"] if self.dynamic_sampling else []
+        lines += ["  repair = True"] if self.repair else []
         return "\n".join(["PolicyObjective(", *lines, ")"])
 
 

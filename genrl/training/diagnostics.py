@@ -50,6 +50,7 @@ def rollout_values(whole: Experience, rewards: Rewards, codes: Tensor, cold: Ten
         **match_values(drawn, codes),
         **completion_values(drawn, cold),
         "objective/dead_groups": 1 - live_prompts(whole).float().mean(),
+        "rollout/useful": ((whole.advantages != 0) & (whole.weights > 0)).any(1).float().mean(),
         **advantage_values(whole),
     }
 

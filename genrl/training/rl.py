@@ -25,7 +25,7 @@ from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
-from genrl.training.drawing import Rollout, draw_alive
+from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
 from genrl.training.gap import based_on, sampling_gap, truncated
 from genrl.training.journal import Journal
 from genrl.training.stage import StageModule, scheduled
@@ -164,7 +164,22 @@ class RLModule(StageModule):
                 completions = taught(*judged, sampling_of(self.rollouts))
         else:
             completions = target_rollout(self.layout, requests, self.categories)
-        return Rollout(requests, completions, self.verifier(completions, requests))
+        drawn = Rollout(requests, completions, self.verifier(completions, requests))
+        return self._repaired(drawn) if self.objective.repair else drawn
+
+    def _repaired(self, drawn: Rollout) -> Rollout:
+        """The target in the place of one completion where nothing else could be learned, as if the policy wrote it."""
+        dead = hopeless(drawn)
+        self.journal.add({"rollout/repaired": dead.float().mean()})
+        groups = dead.nonzero()[:, 0]
+        if not len(groups):
+            return drawn
+        requests = drawn.requests.rows(groups)
+        targets = target_rollout(self.layout, requests, self.categories)
+        scores = self._score(targets, requests)
+        targets = replace(targets, logps=scores.logps, entropy=scores.entropy)
+        completions = with_targets(drawn.completions, groups, targets)
+        return Rollout(drawn.requests, completions, self.verifier(completions, drawn.requests))
 
     def _mini_batches(self, whole: Part, index: int) -> list[Part]:
         """Share out the groups of a rollout, anew in each pass over it; each mini-batch weighs as much as the whole."""

@@ -23,6 +23,8 @@ OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in OBJECTIVES.names()},
     "grpo-token-entropy": ("grpo", {"reduction": "token", "entropy_coef": 0.01, "kl_coef": 0.0}),
     "grpo-dual": ("grpo", {"dual_clip": 1.1, "normalize": "mean", "guard": "clamp"}),
+    "grpo-pass-at-2": ("grpo", {"compare": "pass_at_k", "k": 2}),
+    "grpo-best": ("grpo", {"compare": "best"}),
     "gspo-token": ("gspo", {"level": "sequence_token", "clip_low": 0.05, "clip_high": 0.05}),
     "gdpo-token": ("gdpo", {"whiten": "token"}),
     "ecpo-sequence": ("ecpo", {"level": "sequence"}),
