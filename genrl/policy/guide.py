@@ -39,46 +39,54 @@ class Scorer(Protocol):
         """Log-probabilities [P, I] of the catalogue as the next item, in nats, all finite."""
 
 
-def node_masses(trie: Trie, log_probs: Tensor) -> tuple[Tensor, ...]:
-    """Log-mass of the items below each node of levels 1 .. K: [P, I] -> K tensors [P, nodes of the level], in nats.
-
-    Sums are made level by level, each relative to its own largest summand, so that a node of mass e^-100 is as exact as
-    one of mass 1.
-    """
-    masses = log_probs.T[trie.leaf_items.long()].contiguous()
-    levels = []
-    for offsets in (trie.leaf_offsets, *(level.offsets for level in reversed(trie.levels[1:]))):
-        masses = _summed(masses, offsets.long())
-        levels.append(masses.T)
-    return tuple(levels[::-1])
-
-
-def _summed(logs: Tensor, offsets: Tensor) -> Tensor:
-    """Log of the summed exponentials of neighbours: [n, P] -> [m, P], segment s being offsets[s] .. offsets[s + 1]."""
-    largest = torch.segment_reduce(logs, "max", offsets=offsets, axis=0)
-    shares = (logs - largest.repeat_interleave(offsets.diff(), dim=0)).exp()
-    return largest + torch.segment_reduce(shares, "sum", offsets=offsets, axis=0).log()
-
-
-@dataclass(frozen=True)
 class Masses:
-    """What a guide says of P requests."""
+    """What a guide says of P requests: the log-mass of the items below each node that is asked for.
 
-    levels: tuple[Tensor, ...]
-    """Of `node_masses`, for R different histories."""
-    rows: Tensor
-    """[P] int64: row of each request there."""
+    Sums are made over the items below a node alone, relative to the largest of them, so that codes behind a prefix of
+    probability e^-100 are as exact as those behind the root.
+
+    Args:
+        trie: over I items.
+        log_probs: [R, I] of R different histories.
+        rows: [P] int64: row of each request there.
+    """
+
+    def __init__(self, trie: Trie, codes: Tensor, log_probs: Tensor, rows: Tensor) -> None:
+        self.trie = trie
+        self.codes = codes
+        self.log_probs = log_probs[:, trie.leaf_items.long()]
+        self.rows = rows
 
     def behind(self, legal: Legal, owner: Tensor) -> Tensor:
-        """Log-mass [n, columns] of the node behind each column of legal sets, -inf where there is none.
+        """Log-mass [n, columns] in nats of the node behind each column of legal sets, -inf where there is none.
 
         Args:
-            legal: of SID tokens, behind n states.
+            legal: of SID tokens, behind n states (or [n, t]).
             owner: [n] request of each.
         """
-        nodes = legal.nodes
-        masses = self.levels[legal.level][self.rows[owner][..., None], nodes.clamp(min=0)]
-        return masses.masked_fill(nodes < 0, float("-inf"))
+        assert legal.child is not None
+        edges = legal.mask if legal.within is None else legal.within
+        rows, size = self.rows[owner.flatten()], edges.shape[-1]
+        if legal.level == 0:  # there is one root, whatever the number of states
+            zeros = torch.zeros(len(self.log_probs), dtype=torch.int64, device=rows.device)
+            nodes = torch.full_like(zeros, len(self.trie.levels[0].codes) - 1)
+            masses = self._summed(0, torch.arange(len(zeros), device=rows.device), zeros, nodes, size)[rows]
+        else:
+            first = legal.child.flatten()
+            masses = self._summed(legal.level, rows, first, first + edges.sum(-1).flatten() - 1, size)
+        return masses.view(edges.shape).masked_fill(~edges, float("-inf"))
+
+    def _summed(self, level: int, rows: Tensor, first: Tensor, last: Tensor, size: int) -> Tensor:
+        """Log of the summed probabilities [n, codes] of the items below children `first` .. `last` [n] of one node."""
+        start, stop = self.trie.places_below(level + 1, first)[0], self.trie.places_below(level + 1, last)[1]
+        places = start[:, None] + torch.arange(int((stop - start).amax()), device=rows.device)
+        inside = places < stop[:, None]
+        places = torch.where(inside, places, 0)
+        logs = self.log_probs[rows[:, None], places].masked_fill(~inside, float("-inf"))
+        largest = logs.amax(1, keepdim=True)
+        sums = torch.zeros(len(rows), size, dtype=torch.float64, device=rows.device)
+        sums.scatter_add_(1, self.codes[level][places], (logs - largest).double().exp())
+        return sums.log().float() + largest
 
 
 class Guide:
@@ -94,12 +102,13 @@ class Guide:
     def __init__(self, recommender: Scorer, trie: Trie, temperature: float = 1.0, key: str = "") -> None:
         self.recommender, self.trie = recommender, trie
         self.temperature, self.key = temperature, key
+        self.codes = trie.codes_of_places()
 
     @torch.no_grad()
     def masses(self, requests: Requests) -> Masses:
         """Log-masses of all nodes for requests; those with one history are computed once."""
         device = requests.history.device
-        self.trie = self.trie.to(device)
+        self.trie, self.codes = self.trie.to(device), self.codes.to(device)
         if isinstance(self.recommender, nn.Module):
             self.recommender.to(device)
         histories, rows = pad(requests.history, (1, 0), value=-1).unique(dim=0, return_inverse=True)
@@ -107,7 +116,7 @@ class Guide:
         asked = Requests(nothing, nothing >= 0, histories).to(str(self.recommender.device))
         with torch.autocast(device.type, enabled=False):
             log_probs = self.recommender.log_probs(asked).float().to(device)
-            return Masses(node_masses(self.trie, (log_probs / self.temperature).log_softmax(1)), rows)
+            return Masses(self.trie, self.codes, (log_probs / self.temperature).log_softmax(1), rows)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from genrl.batches import Requests
 from genrl.errors import UnsupportedError
 from genrl.layouts.base import Layout
 from genrl.policy.distribution import Sampling
-from genrl.policy.guide import Guide, Prior, node_masses
+from genrl.policy.guide import Guide, Masses, Prior
 from genrl.policy.model import Policy
 from genrl.policy.reference import Reference
 from genrl.policy.score import score
@@ -94,24 +94,33 @@ def expected(policy: Policy, layout: Layout, requests: Requests, temperature: fl
 
 
 @pytest.mark.parametrize("low", [0.0, -500.0])
-def test_masses_are_sums_over_the_items_below_however_small(low: float) -> None:
+def test_masses_are_sums_over_the_items_below_however_small(policy: Policy, low: float) -> None:
     generator = torch.Generator().manual_seed(1)
     logs = torch.randn(4, ITEMS, generator=generator) + low * (torch.arange(ITEMS) < 50)
-    levels = node_masses(TRIE, logs)
-    leaves = TRIE.path(CODES)
-    nodes = [leaves[:, 1], leaves[:, 2], TRIE.child(2, leaves[:, 2], CODES[:, 2])]
-    for level, (masses, own) in enumerate(zip(levels, nodes, strict=True), start=1):
-        assert masses.shape[1] == len({tuple(row) for row in CODES[:, :level].tolist()})
-        for item in range(ITEMS):
-            below = (CODES[:, :level] == CODES[item, :level]).all(1)
-            assert_same(masses[:, own[item]] - low, logs[:, below].double().logsumexp(1).float() - low, 5e-5)
+    masses = Masses(TRIE, TRIE.codes_of_places(), logs, torch.tensor([2, 0, 3]))
+    layout = make_layout(policy, CODES)
+    states = layout.replay(layout.compose(torch.arange(ITEMS)[:, None]))
+    for level in range(3):
+        for request, row in enumerate([2, 0, 3]):
+            state = states.each(lambda value, at=level: value[:, at])  # type: ignore[misc]
+            legal = layout.legal(level, state)
+            found = masses.behind(legal, torch.full((ITEMS,), request))
+            for item in range(ITEMS):
+                for code in range(SIZES[level]):
+                    below = (CODES[:, :level] == CODES[item, :level]).all(1) & (CODES[:, level] == code)
+                    wanted = logs[row, below].double().logsumexp(0).float()
+                    assert_same(found[item, code] - low, wanted - low, 5e-5)
 
 
-def test_items_that_share_a_sid_add_up() -> None:
+def test_items_that_share_a_sid_add_up(policy: Policy) -> None:
     codes = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0]])
-    masses = node_masses(Trie.build(codes, SIZES), torch.tensor([[0.2, 0.3, 0.5]]).log())
-    assert_same(masses[2].exp(), [[0.5, 0.5]])
-    assert_same(masses[0].exp(), [[1.0]])
+    layout = make_layout(policy, codes)
+    trie = layout.catalogue.trie
+    masses = Masses(trie, trie.codes_of_places(), torch.tensor([[0.2, 0.3, 0.5]]).log(), torch.tensor([0]))
+    start = layout.start(1)
+    assert_same(masses.behind(layout.legal(0, start), start.owner).exp()[0, 0], 1.0)
+    second = layout.advance(start, torch.tensor([layout.tokens.first_ids[0]]), 0)
+    assert_same(masses.behind(layout.legal(1, second), start.owner).exp()[0, :3], [0.5, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -193,10 +202,15 @@ def test_words_are_the_policys_own_and_codes_are_mixed_behind_them(
 
 def test_a_guide_is_asked_once_for_each_history_and_may_be_less_sure(requests: Requests) -> None:
     likings = Likings()
-    sure, unsure = Guide(likings, TRIE).masses(requests), Guide(likings, TRIE, temperature=50.0).masses(requests)
+    layout = make_layout(make_policy(), CODES)
+    start = layout.start(5)
+    legal = layout.legal(0, start)
+    sure, unsure = (
+        Guide(likings, TRIE, temperature).masses(requests).behind(legal, start.owner) for temperature in (1.0, 50.0)
+    )
     assert likings.asked == 2 * 4
-    assert_same(sure.levels[2].exp().sum(1), torch.ones(4))
-    assert float(unsure.levels[2].std()) < 0.1 * float(sure.levels[2].std())
+    assert_same(sure.exp().sum(1), torch.ones(5))
+    assert float(unsure[legal.mask].std()) < float(sure[legal.mask].std())
 
 
 def test_probabilities_over_the_whole_vocabulary_are_refused(guided: Policy, requests: Requests) -> None:
