@@ -68,25 +68,25 @@ class Masses:
         edges = legal.mask if legal.within is None else legal.within
         rows, size = self.rows[owner.flatten()], edges.shape[-1]
         if legal.level == 0:  # there is one root, whatever the number of states
-            zeros = torch.zeros(len(self.log_probs), dtype=torch.int64, device=rows.device)
-            nodes = torch.full_like(zeros, len(self.trie.levels[0].codes) - 1)
-            masses = self._summed(0, torch.arange(len(zeros), device=rows.device), zeros, nodes, size)[rows]
+            masses = _by_code(self.log_probs, self.codes[0].expand(self.log_probs.shape), size)[rows]
         else:
             first = legal.child.flatten()
-            masses = self._summed(legal.level, rows, first, first + edges.sum(-1).flatten() - 1, size)
+            last = first + edges.sum(-1).flatten() - 1
+            start = self.trie.places_below(legal.level + 1, first)[0][:, None]
+            stop = self.trie.places_below(legal.level + 1, last)[1][:, None]
+            places = start + torch.arange(int((stop - start).amax()), device=rows.device)
+            inside = places < stop
+            places = torch.where(inside, places, 0)
+            logs = self.log_probs[rows[:, None], places].masked_fill(~inside, float("-inf"))
+            masses = _by_code(logs, self.codes[legal.level][places], size)
         return masses.view(edges.shape).masked_fill(~edges, float("-inf"))
 
-    def _summed(self, level: int, rows: Tensor, first: Tensor, last: Tensor, size: int) -> Tensor:
-        """Log of the summed probabilities [n, codes] of the items below children `first` .. `last` [n] of one node."""
-        start, stop = self.trie.places_below(level + 1, first)[0], self.trie.places_below(level + 1, last)[1]
-        places = start[:, None] + torch.arange(int((stop - start).amax()), device=rows.device)
-        inside = places < stop[:, None]
-        places = torch.where(inside, places, 0)
-        logs = self.log_probs[rows[:, None], places].masked_fill(~inside, float("-inf"))
-        largest = logs.amax(1, keepdim=True)
-        sums = torch.zeros(len(rows), size, dtype=torch.float64, device=rows.device)
-        sums.scatter_add_(1, self.codes[level][places], (logs - largest).double().exp())
-        return sums.log().float() + largest
+
+def _by_code(logs: Tensor, codes: Tensor, size: int) -> Tensor:
+    """Log of the probabilities summed by code: logs and codes [n, m] -> [n, size]."""
+    largest = logs.amax(1, keepdim=True)
+    sums = torch.zeros(len(logs), size, dtype=torch.float64, device=logs.device)
+    return sums.scatter_add_(1, codes, (logs - largest).double().exp_()).log().float() + largest
 
 
 class Guide:
