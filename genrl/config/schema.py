@@ -213,6 +213,9 @@ class AlignConfig(SupervisedConfig):
     """Each epoch, put interactions of a user with equal time in a new random order."""
     item_dropout: float = option(0.0, ge=0, lt=1)
     """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
+    teacher_share: float = option(0.0, ge=0, le=1)
+    """Share of the section `teacher` in the target of each code: its probabilities of the codes that may follow, in the
+    place of the code alone; 0: there is no teacher."""
     text_tasks: Literal["auto", "on", "off"] = "auto"
     """SID -> title and title -> SID examples; auto: on for backbones that were pre-trained on text."""
 

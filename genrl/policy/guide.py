@@ -105,13 +105,13 @@ class Guide:
         self.codes = trie.codes_of_places()
 
     @torch.no_grad()
-    def masses(self, requests: Requests) -> Masses:
-        """Log-masses of all nodes for requests; those with one history are computed once."""
-        device = requests.history.device
+    def masses(self, histories: Tensor) -> Masses:
+        """What it says behind histories [P, H], -1 pads on the left; equal ones are computed once."""
+        device = histories.device
         self.trie, self.codes = self.trie.to(device), self.codes.to(device)
         if isinstance(self.recommender, nn.Module):
             self.recommender.to(device)
-        histories, rows = pad(requests.history, (1, 0), value=-1).unique(dim=0, return_inverse=True)
+        histories, rows = pad(histories, (1, 0), value=-1).unique(dim=0, return_inverse=True)
         nothing = histories[:, :0]
         asked = Requests(nothing, nothing >= 0, histories).to(str(self.recommender.device))
         with torch.autocast(device.type, enabled=False):
@@ -199,7 +199,7 @@ def growing(grow: Callable[..., Growth]) -> Callable[..., Growth]:
     @wraps(grow)
     def grown(policy: Generative, requests: Requests, *arguments: Any, **options: Any) -> Growth:  # noqa: ANN401
         growth, prior = grow(policy, requests, *arguments, **options), prior_of(policy)
-        return growth if prior is None else MixedGrowth(growth, prior.guide.masses(requests), prior.weight)
+        return growth if prior is None else MixedGrowth(growth, prior.guide.masses(requests.history), prior.weight)
 
     return grown
 
@@ -219,7 +219,7 @@ def following(follow: Callable[..., Any]) -> Callable[..., Any]:
         prior = prior_of(policy)
         if prior is None:
             return follow(policy, requests, written, chosen, say, rows)
-        masses, count = prior.guide.masses(requests), len(requests)
+        masses, count = prior.guide.masses(requests.history), len(requests)
 
         def mixed(first: Next, inner: Next) -> T:
             opens, behind = _owners(masses, len(first) // count), _owners(masses, len(inner) // count)

@@ -40,7 +40,7 @@ def taught(
     assert completions.states is not None
     owner = torch.arange(len(completions.tokens), device=completions.tokens.device) // completions.group_size
     states = replace(completions.states, owner=owner[:, None].expand_as(completions.tokens))
-    read = partial(_compared, layout, requests, completions, states, teacher.masses(requests), sampling)
+    read = partial(_compared, layout, requests, completions, states, teacher.masses(requests.history), sampling)
     rows = head_rows(layout, "legal")
     gap, divergence = policy.follow(requests, completions.tokens, completions.chosen, read, rows)
     return replace(completions, teacher_gap=gap, teacher_kl=divergence)

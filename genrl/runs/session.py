@@ -161,7 +161,7 @@ class Session:
         """Changes with everything that the align stage depends on."""
         config = self.config
         scored = (config.evaluate.beam, config.evaluate.k, config.evaluate.valid_users, config.evaluate.level)
-        prior = self.learner.prior
+        prior, teacher = self.learner.prior, self.teacher if config.align.teacher_share else None
         return key_of(
             self.dataset.fingerprint,
             config.data.max_history,
@@ -176,6 +176,7 @@ class Session:
             *([] if config.model.name == "tiny" else [model_hash(config.model.name)]),
             *_layout_content(config),
             *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
+            *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
         )
 
 

@@ -161,10 +161,10 @@ def _weights(stages: list[Stage]) -> Path | None:
 
 def _align(session: Session) -> Stage:
     options, folder = session.config.align, _shared(session.config, f"align-{session.align_key()}")
-    plain = session.plain
+    plain, teacher = session.plain, session.teacher if options.teacher_share else None
 
     def module() -> SFTModule:
-        return SFTModule(session.packer(), options, **_arguments(plain, folder, None))
+        return SFTModule(session.packer(), options, teacher, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 

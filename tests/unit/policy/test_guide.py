@@ -206,7 +206,8 @@ def test_a_guide_is_asked_once_for_each_history_and_may_be_less_sure(requests: R
     start = layout.start(5)
     legal = layout.legal(0, start)
     sure, unsure = (
-        Guide(likings, TRIE, temperature).masses(requests).behind(legal, start.owner) for temperature in (1.0, 50.0)
+        Guide(likings, TRIE, temperature).masses(requests.history).behind(legal, start.owner)
+        for temperature in (1.0, 50.0)
     )
     assert likings.asked == 2 * 4
     assert_same(sure.exp().sum(1), torch.ones(5))

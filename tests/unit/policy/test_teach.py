@@ -115,7 +115,7 @@ def test_the_expected_gradient_of_the_loss_is_that_of_the_divergence(policy: Pol
     found = gradient_of(objective.loss(scores, weighed).loss, policy)
     logs = scores.logps[:, 0]
     start = layout.start(1)
-    theirs = teacher.masses(requests).behind(layout.legal(0, start), start.owner)[0, codes]
+    theirs = teacher.masses(requests.history).behind(layout.legal(0, start), start.owner)[0, codes]
     divergence = (logs.exp() * (logs - theirs.log_softmax(0))).sum()
     for one, other in zip(found, gradient_of(divergence, policy), strict=True):
         assert_same(one, other, 1e-5)

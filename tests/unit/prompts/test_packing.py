@@ -37,6 +37,18 @@ def one_pass(batches: HistoryBatches) -> list[tuple[tuple[int, ...], int]]:
     return [pair for step in range(batches.steps_per_epoch) for pair in contexts(batches.step(step))]
 
 
+def test_histories_are_what_stands_before_each_target_and_made_only_for_a_teacher() -> None:
+    assert HistoryBatches(TOY, TEMPLATE, CONFIG, 4).step(0).histories is None
+    item = {tuple(sid): row for row, sid in enumerate(SIDS.tolist())}
+    batches = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, teacher_share=0.5, item_dropout=0.2), 4)
+    for step in range(batches.steps_per_epoch):
+        batch = batches.step(step)
+        assert batch.histories is not None
+        for history, (before, _) in zip(batch.histories.tolist(), contexts(batch), strict=True):
+            shown = [item[before[place : place + 2]] for place in range(1, len(before), 2)]
+            assert history == [-1] * (len(history) - len(shown)) + shown
+
+
 def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history() -> None:
     maker = PromptMaker(TOY, TEMPLATE, max_history=50)
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()

@@ -20,7 +20,7 @@ from tests.helpers import assert_same
 from tests.runs import small_config
 
 BASELINE = ("stages=[baseline]", "baseline=item_knn", "experiment=guides")
-POLICY = ("experiment=guides", "objective=grpo", "align.max_epochs=1", "rl.max_steps=2", "evaluate.test_users=20")
+POLICY = ("experiment=guides", "objective=opd", "align.max_epochs=1", "rl.max_steps=2", "evaluate.test_users=20")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,9 @@ def knn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guided(knn: Path) -> Path:
-    """A finished run with a prior."""
-    return fit(small_config(knn.parents[1], *POLICY, f"prior.run={knn}", "prior.weight=0.4"))
+    """A finished run with a prior, and a teacher in both stages."""
+    taught = ("align.teacher_share=0.5", f"teacher.run={knn}", "rollout.group_size=1")
+    return fit(small_config(knn.parents[1], *POLICY, *taught, f"prior.run={knn}", "prior.weight=0.4"))
 
 
 def built(knn: Path, *overrides: str) -> Session:
@@ -97,7 +98,10 @@ def test_shared_stages_are_those_of_one_prior(knn: Path) -> None:
     overrides = ["prior.run=null", f"prior.run={knn}"]
     keys = {built(knn, one).align_key() for one in overrides}
     keys |= {built(knn, overrides[1], one).align_key() for one in ("prior.weight=0.4", "prior.temperature=2")}
-    assert len(keys) == 4
+    taught = (f"teacher.run={knn}", "align.teacher_share=0.5")
+    keys |= {built(knn, *taught, *more).align_key() for more in ((), ("teacher.temperature=2",))}
+    assert len(keys) == 6
+    assert built(knn, taught[0]).align_key() in keys  # a teacher of opd alone does not touch align
 
 
 def test_runs_that_cannot_guide_are_refused_in_words(knn: Path, tmp_path: Path) -> None:
@@ -105,6 +109,10 @@ def test_runs_that_cannot_guide_are_refused_in_words(knn: Path, tmp_path: Path) 
         built(knn, "prior.run=nowhere")
     with pytest.raises(CheckpointError, match=r"made from other data, or with another split or order"):
         built(knn, f"prior.run={knn}", "data.rl_holdout=2")
+    with pytest.raises(ConfigError, match=r"align\.teacher_share = 0\.5: needs a teacher"):
+        built(knn, "align.teacher_share=0.5")
+    with pytest.raises(ConfigError, match=r"objective 'opd' needs a teacher"):
+        fit(small_config(knn.parents[1], *POLICY, "name=untaught"))
     with pytest.raises(ConfigError, match=r"rollout\.normalize = 'vocab': vocab cannot be had with a prior"):
         built(knn, f"prior.run={knn}", "rollout.normalize=vocab")
     last = fit(small_config(knn.parents[1], *BASELINE[:1], "baseline=repeat_last", "experiment=guides"))
