@@ -1,4 +1,4 @@
-"""Objectives and credit beyond the golden file: losses and gradients from loops over plain numbers."""
+"""Credit for the best of k against all subsets, and against the formulas for rewards of 0 and 1."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from genrl.batches import Completions, Rewards, Scores
+from genrl.batches import Rewards
 from genrl.errors import ConfigError
-from genrl.objectives import OBJECTIVES, PassAtK, Setting, live_prompts
+from genrl.objectives import OBJECTIVES, PassAtK, Setting
 from tests.helpers import assert_same
+from tests.unit.objectives.loops import assert_as_in_the_loop, rollout
 
 GROUPS = {
     "one hit": [[0.0, 1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0, 0.0]],
@@ -22,75 +22,6 @@ GROUPS = {
     "dead": [[0.1, 0.1, 0.1, 0.1, 0.1], [5.0, 1.0, 2.0, 3.0, 4.0]],
 }
 """Rewards of two prompts with five completions each."""
-
-
-def rollout(seed: int = 0) -> tuple[Completions, Tensor]:
-    """Ten completions of three tokens, some forced, as float64, and what the policy says of them now."""
-    draw = torch.Generator().manual_seed(seed)
-    chosen = torch.rand(10, 3, generator=draw) < 0.8
-    steps = torch.arange(3).expand(10, 3).clone()
-
-    def logs(width: float) -> Tensor:
-        return -0.1 - width * torch.rand(10, 3, generator=draw, dtype=torch.float64)
-
-    old = logs(2.0).masked_fill(~chosen, 0)
-    new = (old + 0.8 * torch.rand(10, 3, generator=draw, dtype=torch.float64) - 0.4).masked_fill(~chosen, 0)
-    known: dict[str, Any] = {"codes": steps, "items": steps[:, :1], "group_size": 5, "num_steps": 3}
-    gap, kl = 2 * logs(2.0) + 2, -logs(1.0)
-    judged = {"teacher_gap": gap.masked_fill(~chosen, 0), "teacher_kl": kl.masked_fill(~chosen, 0)}
-    return Completions(steps, chosen, steps, torch.zeros_like(steps), logps=old, **known, **judged), new
-
-
-def clipped_loss(drawn: Completions, new: Tensor, advantages: list[list[float]], reduction: str) -> Tensor:
-    """-sum of w min(r A, clip(r) A), token by token; its gradient by autograd on plain scalars."""
-    total: Any = 0.0
-    live = sum(1 for row in drawn.chosen.tolist() if any(row))
-    count = int(drawn.chosen.sum())
-    for i, row in enumerate(drawn.chosen.tolist()):
-        for t, chosen in enumerate(row):
-            if not chosen:
-                continue
-            ratio = (new[i, t] - drawn.logps[i, t]).exp()
-            advantage = advantages[i][t]
-            value = float(ratio.detach())
-            held = min(max(value, 0.8), 1.2)
-            term = ratio * advantage if value * advantage <= held * advantage else held * advantage
-            total = total - term / (count if reduction == "token" else live * sum(row))
-    return total
-
-
-def assert_as_in_the_loop(
-    name: str, options: dict[str, Any], rewards: Rewards, advantages: list[list[float]], reduction: str
-) -> None:
-    drawn, new = rollout()
-    objective = OBJECTIVES.build(name, {"kl_coef": 0.0, **options})
-    experience = objective.prepare(drawn, rewards)
-    assert_same(experience.advantages, torch.tensor(advantages, dtype=torch.float64) * drawn.chosen)
-    logps, plain = (new.clone().requires_grad_() for _ in range(2))
-    found, wanted = objective.loss(Scores(logps), experience).loss, clipped_loss(drawn, plain, advantages, reduction)
-    assert_same(found, wanted)
-    assert_same(torch.autograd.grad(found, logps)[0], torch.autograd.grad(wanted, plain)[0])
-
-
-@pytest.mark.parametrize("reduction", ["token", "sequence"])
-def test_opd(reduction: str) -> None:
-    drawn, _ = rollout()
-    assert drawn.teacher_gap is not None
-    assert drawn.teacher_kl is not None
-    pairs = zip(drawn.teacher_gap.tolist(), drawn.teacher_kl.tolist(), strict=True)
-    advantages = [[gap + kl for gap, kl in zip(*row, strict=True)] for row in pairs]
-    nothing = Rewards({"none": torch.zeros(10, dtype=torch.float64)}, {"none": 1.0})
-    assert_as_in_the_loop("opd", {"reduction": reduction}, nothing, advantages, reduction)
-
-
-def test_opd_has_no_dead_groups_and_needs_a_teacher() -> None:
-    drawn, _ = rollout()
-    objective = OBJECTIVES.build("opd")
-    nothing = Rewards({"none": torch.zeros(10, dtype=torch.float64)}, {"none": 1.0})
-    assert live_prompts(objective.prepare(drawn, nothing)).all()
-    with pytest.raises(ConfigError, match=r"objective 'opd' needs a teacher; .* Add teacher\.run=FOLDER"):
-        objective.check(Setting(("exact_match",), step_rewards=False, group_size=1, teacher=False), "opd")
-    objective.check(Setting(("exact_match",), step_rewards=False, group_size=1, teacher=True), "opd")
 
 
 def pass_at_k(values: list[float], k: int) -> list[float]:
@@ -160,3 +91,12 @@ def test_groups_that_are_too_small_are_told(options: dict[str, Any], size: int, 
     objective = OBJECTIVES.build("grpo", options)
     with pytest.raises(ConfigError, match=remedy):
         objective.check(Setting(("exact_match",), step_rewards=False, group_size=size), "grpo")
+
+
+def test_what_cannot_be_combined_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"compare=best compares the completions of a group, advantage=sign does not"):
+        OBJECTIVES.build("gbpo", {"compare": "best", "advantage": "sign"})
+    objective = OBJECTIVES.build("grpo", {"repair": True})
+    with pytest.raises(ConfigError, match=r"a layout without thinking for repair=true"):
+        objective.check(Setting(("exact_match",), step_rewards=False, group_size=4, thinking=True), "grpo")
+    assert "repair = True" in repr(objective)
