@@ -12,7 +12,7 @@ import torch
 
 from genrl.batches import Rewards
 from genrl.errors import ConfigError
-from genrl.objectives import OBJECTIVES, PassAtK, Setting
+from genrl.objectives import OBJECTIVES, BestOfGroup, OutcomeCredit, PassAtK, Setting
 from tests.helpers import assert_same
 from tests.unit.objectives.loops import assert_as_in_the_loop, rollout
 
@@ -91,6 +91,16 @@ def test_groups_that_are_too_small_are_told(options: dict[str, Any], size: int, 
     objective = OBJECTIVES.build("grpo", options)
     with pytest.raises(ConfigError, match=remedy):
         objective.check(Setting(("exact_match",), step_rewards=False, group_size=size), "grpo")
+
+
+@pytest.mark.parametrize("name", ["grpo", "gbpo", "dapo", "gspo", "ecpo", "cispo", "bapo"])
+def test_every_objective_with_one_advantage_per_completion_has_these_options(name: str) -> None:
+    objective: Any = OBJECTIVES.build(name, {"compare": "pass_at_k", "k": 3, "eps": 0.1, "repair": True})
+    assert objective.credit == OutcomeCredit(PassAtK(3, 0.1))
+    assert objective.repair
+    plain: Any = OBJECTIVES.build(name, {"compare": "best"})
+    assert plain.credit == OutcomeCredit(BestOfGroup())
+    assert not plain.repair
 
 
 def test_what_cannot_be_combined_is_told() -> None:
