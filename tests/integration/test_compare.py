@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from genrl.cli import main
+from genrl.compare import report as writing
 from genrl.compare import run as comparison
 from genrl.compare.plan import Run
 from tests.comparisons import ALIGNED, finish, finish_baseline, plan_of
@@ -68,6 +69,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["fit", *small(output, STEPS), "--objective", "sage", *name]) == 0
     assert main(words(output)) == 0
     return output
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first report has its page and curves; the others leave them out, which takes most of their time."""
+    monkeypatch.setattr(writing, "draw", lambda *_: None)
+    monkeypatch.setattr(writing, "html", lambda *_: "")
 
 
 def test_a_comparison_that_is_killed_ends_with_the_same_report(
