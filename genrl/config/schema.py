@@ -21,7 +21,7 @@ class ColumnsConfig:
     item: str = "item_id"
     """Item identifier, in both files."""
     time: str | None = "timestamp"
-    """Anything that sorts; ties keep the order of the file. None: the order of the file alone."""
+    """Anything that sorts; `ties` says what becomes of equal times. None: the order of the file alone."""
     position: str | None = None
     """Place in the user's sequence; wins over `time` where given."""
     split: str | None = None
@@ -78,6 +78,11 @@ class DataConfig:
     """Share of interactions in the validation period (temporal)."""
     test_fraction: float = option(0.1, gt=0, lt=1)
     """Share of interactions in the test period (temporal)."""
+    ties: Literal["file", "random", "together"] = "random"
+    """Interactions of a user at the same time: as in the files, in one random order, or none in the history of another
+    (they are divided, held out and counted as one)."""
+    ties_seed: int = option(0, ge=0)
+    """Seed of the random order of ties; independent of the run's seed."""
     rl_holdout: int = option(1, ge=0)
     """Last training positions of each user kept from SFT and used as RL prompts; 0: RL prompts are SFT positions."""
     max_history: int = option(20, ge=1)
@@ -191,8 +196,6 @@ class AlignConfig(SupervisedConfig):
     warmup_steps: int = 200
     items_per_step: int = option(384, ge=1)
     """Target items per optimiser step."""
-    shuffle_ties: bool = True
-    """Each epoch, put interactions of a user with equal time in a new random order."""
     item_dropout: float = option(0.0, ge=0, lt=1)
     """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
     text_tasks: Literal["auto", "on", "off"] = "auto"

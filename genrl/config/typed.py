@@ -15,8 +15,8 @@ from genrl.config.schema import RunConfig
 from genrl.errors import suggest
 from genrl.options import as_written, fill, hints_of, node_of, out_of_bounds
 
-FORMER = ("prompt.context", "trainer.strategy")
-"""Options of earlier versions, which the folders of their runs hold."""
+FORMER = {"align.shuffle_ties": ", in place of which there is data.ties", "prompt.context": "", "trainer.strategy": ""}
+"""Options of earlier versions, which the folders of their runs hold -> what is there instead."""
 
 
 def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (a dataclass)
@@ -76,7 +76,8 @@ def _slots(config: RunConfig) -> Iterator[Problem]:
 
 def _unknown(key: str, siblings: list[str]) -> str:
     if key in FORMER:
-        return "is an option of an earlier version. Leave it out; its runs must be read by that version, or made anew"
+        instead = f"is an option of an earlier version{FORMER[key]}"
+        return f"{instead}. Leave it out; its runs must be read by that version, or made anew"
     known = list(dotted_keys())
     prefix, _, name = key.rpartition(".")
     if key in known:

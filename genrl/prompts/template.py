@@ -80,8 +80,7 @@ class PromptMaker:
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
         sequences = self.dataset.sequences
-        starts = sequences.offsets[sequences.users(positions)]
-        longest = int((positions - starts).max()) if positions.numel() else 0
+        longest = int(sequences.seen(positions).max()) if positions.numel() else 0
         return sequences.histories(positions, max(longest, 1))
 
 
@@ -90,8 +89,7 @@ class EvaluationBatches:
 
     def __init__(self, maker: PromptMaker, positions: Tensor, batch: int, rank: int = 0, world: int = 1) -> None:
         self.maker = maker
-        sequences = maker.dataset.sequences
-        lengths = (positions - sequences.offsets[sequences.users(positions)]).clamp(max=maker.max_history)
+        lengths = maker.dataset.sequences.seen(positions).clamp(max=maker.max_history)
         order = lengths.argsort(stable=True)
         self.rows = order[rank::world].split(batch)
         self.positions = positions

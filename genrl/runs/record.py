@@ -108,10 +108,9 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
         if not is_first():
             return {}
         positions = evaluated_rows(dataset, config.evaluate, split)
-        sequences = dataset.sequences
-        before = (positions - sequences.offsets[sequences.users(positions)]).tolist()
+        longest = max([1, *dataset.sequences.seen(positions).tolist()])
         lines = reference_lines(
-            dataset, SPLITS[split], config.evaluate.k, max([1, *before]), positions, codes=codes, level=level
+            dataset, SPLITS[split], config.evaluate.k, longest, positions, codes=codes, level=level
         )
         names = [name for name in lines if "/" not in name]
         write_json(

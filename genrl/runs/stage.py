@@ -242,7 +242,8 @@ def build_objective(config: RunConfig) -> Objective:
 def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog, layout = session.config, session.dataset.catalog, session.layout
-    context = RewardContext.from_catalog(catalog, session.table.codes)
+    table = session.table
+    context = RewardContext.from_catalog(catalog, table.codes, table.report.collision_level)
     verifier = build_verifier(config.rewards, context, thinking=layout.writes_text, steps=layout.steps)
     setting = Setting(
         rewards=tuple(verifier.rewards),

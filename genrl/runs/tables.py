@@ -83,6 +83,8 @@ def describe_data(console: Console, dataset: Dataset) -> None:
         f"data {dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
         f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
     )
+    if dataset.ties:
+        console.print(dataset.ties, highlight=False)
 
 
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
