@@ -176,6 +176,7 @@ CURVES = (
 
 def curves(folder: Path, title: str) -> None:
     """Draw the run's learning curves into curves.png and TensorBoard."""
+    from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
 
     from genrl.plots import band, curve_grid, looks, read_notes, save
@@ -184,7 +185,7 @@ def curves(folder: Path, title: str) -> None:
     panels = {name: {title: band([notes[name]])} for name in CURVES if notes.get(name)}
     if not panels:
         return
-    figure = curve_grid(panels, looks([title]), title=title)
-    save(figure, folder / "curves.png")
+    picture = folder / "curves.png"
+    save(curve_grid(panels, looks([title]), title=title), picture)
     with SummaryWriter(str(folder)) as board:
-        board.add_figure("curves", figure)
+        board.add_image("curves", imread(picture), dataformats="HWC")

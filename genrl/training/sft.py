@@ -55,7 +55,6 @@ class SupervisedModule(StageModule):
         self.batches.alone = "tree" in wrong_ways(self.policy, self.batches.longest)
 
     def train_dataloader(self) -> StepStream[PackedBatch]:
-        """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
@@ -64,7 +63,6 @@ class SupervisedModule(StageModule):
         yield self.batches.step(step)
 
     def training_step(self, batch: PackedBatch, index: int) -> Tensor:
-        """Loss of one packed batch."""
         self.policy.train()
         mask = batch.segments >= 0 if self.batches.alone else packed_mask(batch.segments)
         total = self.policy(batch.tokens, mask, batch.positions, partial(self.total, batch), self.rows(batch))
@@ -86,11 +84,9 @@ class SFTModule(SupervisedModule):
     """Cross-entropy over the legal codes of target items, and over the words of text examples."""
 
     def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        """Of items and words."""
         return self._item_loss(batch, hidden, head.cut(*self.policy.sid_rows)) + _text_loss(batch, hidden, head)
 
     def rows(self, batch: PackedBatch) -> str:
-        """All for words."""
         return "vocab" if len(batch.text_places) else "legal"
 
     def _item_loss(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:

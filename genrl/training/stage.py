@@ -69,7 +69,6 @@ class RankingModule(L.LightningModule, ABC):
         return {}
 
     def val_dataloader(self) -> EvaluationBatches:
-        """Validation rows of this rank."""
         return self.validation.share(self.global_rank, self.trainer.world_size)
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:  # noqa: ANN401 (any frozen batch)
@@ -91,11 +90,9 @@ class RankingModule(L.LightningModule, ABC):
         self.metrics.reset()
 
     def validation_step(self, batch: Requests, index: int) -> None:
-        """Rank the catalogue for one batch of rows."""
         self.metrics.update(self.rank(batch), batch.wanted)
 
     def on_validation_epoch_end(self) -> None:
-        """Log all metrics."""
         values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.log_dict(values, sync_dist=False)
 

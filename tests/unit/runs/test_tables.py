@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from rich.console import Console
 from safetensors.torch import save_file
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
 from genrl.runs.session import Session
 from tests.helpers import assert_same
+from tests.runs import curves_drawn
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -137,17 +141,22 @@ def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
         {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3},
     ]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
-    report.curves(tmp_path, "grpo, seed 0")
+    with curves_drawn(True):
+        report.curves(tmp_path, "grpo, seed 0")
     picture = (tmp_path / "curves.png").read_bytes()
     assert picture.startswith(PNG)
     assert len(picture) > 10_000
+    (events,) = tmp_path.glob("events.out.*")
+    (shown,) = EventAccumulator(str(events)).Reload().Images("curves")
+    assert np.array_equal(imread(BytesIO(shown.encoded_image_string)), imread(tmp_path / "curves.png"))
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 1, "other": 2}\n'])
 def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "history.jsonl").write_text(text)
-    report.curves(tmp_path, "title")
+    with curves_drawn(True):
+        report.curves(tmp_path, "title")
     assert not (tmp_path / "curves.png").exists()
 
 
