@@ -308,6 +308,8 @@ class EvaluateConfig:
     """Cut-offs of the metrics."""
     batch: int = option(128, ge=1)
     """Users per batch."""
+    ties: bool = False
+    """Further rows of the final tables: targets with the time of the interaction before them (tied), and the others."""
     valid_users: int | None = option(2000, ge=1)
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = option(None, ge=1)

@@ -172,8 +172,8 @@ class HistoryBatches(SegmentPlanner):
 
     def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray]]:
         """The pass, and the numbers of each step's windows and texts."""
-        random = np.random.default_rng((self.config.seed, epoch))
-        random.bit_generator.advance(len(self.items))  # draws that ordered ties once: seeds keep their steps
+        bits = np.random.PCG64((self.config.seed, epoch)).advance(len(self.items))  # draws that once ordered ties
+        random = np.random.Generator(bits)
         shuffled = random.permutation(len(self.targets))
         ends = np.cumsum(self.targets[shuffled])
         owner = np.minimum((ends - 1) // self.config.items_per_step, self.steps_per_epoch - 1)

@@ -74,7 +74,7 @@ class PromptMaker:
         sequences = self.dataset.sequences
         tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)))
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
-        targets = Targets(sequences.items[positions][:, None], feedback)
+        targets = Targets(sequences.items[positions][:, None], feedback, sequences.tied[positions][:, None])
         return Requests(tokens, mask, self.full_history(positions), targets)
 
     def full_history(self, positions: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from genrl.config.schema import RunConfig
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.metrics.ranking import TIES
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.recommenders import BASELINES, TrainedBaseline
 from genrl.runs.stages import supervised_stages
@@ -87,6 +88,23 @@ def describe_data(console: Console, dataset: Dataset) -> None:
         console.print(dataset.ties, highlight=False)
 
 
+def with_ties(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a split with rows for tied and untied targets behind each model that was scored on them apart."""
+    rows: dict[str, Any] = {}
+    for name, value in results.items():
+        rows[name] = value
+        for part in TIES if isinstance(value, dict) else ():
+            kinds = {kind: _part(scores, part) for kind, scores in value.items() if f"{part}_rows" in scores}
+            rows |= {f"{name}, {part}": kinds} if kinds else {}
+    return rows
+
+
+def _part(scores: dict[str, float | None], part: str) -> dict[str, float | None]:
+    """The metrics of one part of the targets under their own names; those that it does not have are null."""
+    inside = {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
+    return dict.fromkeys(scores) | inside
+
+
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
     """Print the metrics of all ranking models on a split, raw and with the history excluded.
 
@@ -123,7 +141,7 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
             scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
         if "baseline" in scored:
             scored[metrics["baseline"]["name"]] = scored.pop("baseline")
-        ranking_table(console, split, scored, k)
+        ranking_table(console, split, with_ties(scored), k)
     if "difference" in metrics:
         begun = "activate" if "activate" in metrics["stages"] else "align"
         table = Table(title=f"test: rl minus {begun}, paired over users (95% interval, Student's t)")
