@@ -144,7 +144,7 @@ def _item_model(config: RunConfig) -> Iterator[Problem]:
     """What the item policy, which has no text and no vocabulary, does not do."""
     item, history = config.model.item, config.data.max_history
     if item.hidden % item.heads:
-        yield Problem(("model.item.hidden", "model.item.heads"), f"does not divide into model.item.heads={item.heads}")
+        yield Problem(("model.item.hidden", "model.item.heads"), f"must be a multiple of model.item.heads={item.heads}")
     if history > item.positions:
         reason = f"is more than model.item.positions={item.positions}. Add model.item.positions={history}"
         yield Problem(("data.max_history", "model.item.positions"), reason)

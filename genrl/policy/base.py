@@ -14,7 +14,7 @@ from genrl.batches import Requests
 from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout, Words
 from genrl.policy.protocol import Growth, Next
-from genrl.prompts.template import PromptTemplate
+from genrl.registry import Entry
 
 T = TypeVar("T")
 
@@ -40,13 +40,14 @@ class Spec(ABC):
         """Longest sequence that the model was made for, if it says so."""
         return None
 
-    @abstractmethod
-    def template(self, codes: Tensor) -> PromptTemplate:
-        """How requests are written, for a catalogue with SID codes [I, K]."""
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up prompts."""
+        return self.start_id
 
     @abstractmethod
-    def check(self, layout: Layout) -> None:
-        """Refuse a layout that the policy cannot write.
+    def check(self, layout: Entry[Layout]) -> None:
+        """Refuse a layout that the policy cannot write, before it is built.
 
         Raises:
             UnsupportedError: with what to use instead.

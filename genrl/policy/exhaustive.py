@@ -69,7 +69,8 @@ def leaf_log_probs(said: Everything, trie: Trie) -> Tensor:
         edges, sizes = choice[parents].nonzero()[:, 0], counts[choice]
         if len(edges):
             families = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-            total.index_add_(0, edges, _log_softmax(said.edges(level, edges), families, sizes))
+            own = _log_softmax(said.edges(level, edges), families, sizes)
+            total = total.to(own.dtype).index_add_(0, edges, own)
     return total
 
 

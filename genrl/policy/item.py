@@ -26,11 +26,12 @@ from genrl.config.schema import ItemModelConfig
 from genrl.errors import UnsupportedError
 from genrl.layouts.base import Layout, Legal
 from genrl.layouts.sid import SidLayout
+from genrl.ops import read_as
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.edges import EdgeVectors, child_logits
 from genrl.policy.encoder import Encoder, length_groups
 from genrl.policy.protocol import Next, Say
-from genrl.prompts.template import ItemTemplate, PromptTemplate, read_as
+from genrl.registry import Entry
 from genrl.sid.trie import Trie
 
 T = TypeVar("T")
@@ -60,18 +61,12 @@ class ItemSpec(Spec):
         return sum(self.sizes)
 
     @override
-    def template(self, codes: Tensor) -> PromptTemplate:
-        return ItemTemplate(self.start_id, (), codes + torch.tensor(self.first_ids), self.start_id)
-
-    @override
-    def check(self, layout: Layout) -> None:
-        if isinstance(layout, SidLayout):
-            return
-        name = type(layout).__name__.removesuffix("Layout").lower()
-        raise UnsupportedError(
-            f"model.name=item writes one SID and nothing else, and layout={name} asks for more. Use layout=sid, or a "
-            f"policy that writes: model.name=tiny or the folder of a language model."
-        )
+    def check(self, layout: Entry[Layout]) -> None:
+        if not (isinstance(layout.factory, type) and issubclass(layout.factory, SidLayout)):
+            raise UnsupportedError(
+                f"model.name=item writes one SID and nothing else, and layout={layout.name} asks for more. Use "
+                f"layout=sid, or a policy that writes: model.name=tiny or the folder of a language model."
+            )
 
     @override
     def save(self, folder: Path) -> None:
@@ -126,7 +121,7 @@ class Vectors:
         return self._made[key]
 
     def read(self, inputs: Tensor) -> Tensor:
-        """Vectors [B, L, hidden] of what is read, see `genrl.prompts.template.read_as`."""
+        """Vectors [B, L, hidden] of what is read, see `genrl.ops.read_as`."""
         model = self.model
         edges, items = model.inputs or model.edges, (inputs - 1).clamp(min=0)
         parts = [
@@ -217,7 +212,7 @@ class ItemPolicy(TrainablePolicy):
         """What `read` makes of the states behind places of histories: the one door to the weights.
 
         Args:
-            inputs: [B, L], see `genrl.prompts.template.read_as`.
+            inputs: [B, L], see `genrl.ops.read_as`.
             wanted: [B, L] bool: places whose states are asked for, [n, hidden] row by row; None: the last of each row.
             read: runs inside the pass, where the weights are whole also if a strategy shards them.
             states: of an earlier pass, instead of reading `inputs`.

@@ -17,7 +17,7 @@ from genrl.errors import UnsupportedError
 from genrl.layouts.base import Layout, Words
 from genrl.policy import share
 from genrl.policy.base import Spec, TrainablePolicy
-from genrl.prompts.template import PromptTemplate
+from genrl.registry import Entry
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -113,8 +113,8 @@ class PolicySpec(Spec):
                 )
 
     @property
+    @override
     def pad_id(self) -> int:
-        """Token that fills up prompts."""
         pad = self.tokenizer.pad_token_id
         return self.start_id if pad is None else int(pad)
 
@@ -124,13 +124,8 @@ class PolicySpec(Spec):
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     @override
-    def template(self, codes: Tensor) -> PromptTemplate:
-        sid_tokens = codes + torch.tensor(self.first_ids)
-        return PromptTemplate(self.start_id, self.prefix_ids, sid_tokens, self.pad_id)
-
-    @override
-    def check(self, layout: Layout) -> None:
-        """Whether there are words to write is seen where the layout is built."""
+    def check(self, layout: Entry[Layout]) -> None:
+        """Nothing: a language model writes them all."""
 
     @override
     def save(self, folder: Path) -> None:

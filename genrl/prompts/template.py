@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
+from genrl.ops import read_as
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,6 @@ class ItemTemplate(PromptTemplate):
         longest = int((histories >= 0).sum(1).max()) if len(histories) else 0
         inputs = read_as(functional.pad(histories[:, histories.shape[1] - longest :], (0, 1), value=0))
         return torch.where(inputs < 0, self.pad_id, inputs + self.start_id), inputs >= 0
-
-
-def read_as(items: Tensor) -> Tensor:
-    """What stands before each item of rows [B, L], right-aligned, -1 pads: item i as i + 1, the start as 0, -1 pads.
-
-    Example:
-        >>> read_as(torch.tensor([[-1, 7, 3], [5, 2, 9]])).tolist()
-        [[-1, 0, 8], [0, 6, 3]]
-    """
-    return torch.where(items < 0, -1, functional.pad(items[:, :-1] + 1, (1, 0)))
 
 
 @dataclass(frozen=True)

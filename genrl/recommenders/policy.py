@@ -30,7 +30,7 @@ from genrl.policy.exhaustive import rank_all
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy
 from genrl.policy.search import search, think
-from genrl.prompts.template import PromptTemplate
+from genrl.prompts.template import ItemTemplate, PromptTemplate
 from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.sid.trie import Trie
@@ -76,13 +76,18 @@ class PolicyRecommender:
             add_tokens=config.layout.get("add_tokens", True),
             saved=problem.tokenizer,
         )
+        spec.check(LAYOUTS.entry(config.layout["name"]))
         options = {name: value for name, value in config.layout.items() if name != "name"}
         catalogue = Items(trie, spec.first_ids, table.codes)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
-        spec.check(layout)
         if config.evaluate.beam > layout.completions:
             raise ConfigError(_too_wide(config.evaluate, layout.completions))
-        template = spec.template(table.codes)
+        template = (ItemTemplate if spec.reads_items else PromptTemplate)(
+            start_id=spec.start_id,
+            prefix_ids=spec.prefix_ids,
+            sid_tokens=table.codes + torch.tensor(spec.first_ids),
+            pad_id=spec.pad_id,
+        )
         made = cls(config, problem, spec, layout, template)
         made._check_length()
         return made
@@ -169,7 +174,7 @@ class PolicyRecommender:
         self.policy.load_state(state, origin)
 
     def save(self, folder: Path) -> None:
-        """Write trained weights with the way to decode them, catalogue and SID table, and a tokenizer if there is one."""
+        """Write trained weights with the way to decode them, catalogue and SID table, and any tokenizer."""
         save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
         self.spec.save(folder)
         save_problem(folder, self.problem.dataset, self.problem.table)
