@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,14 @@ class Masses:
 
     Args:
         trie: over I items.
+        paths: [K, I] nodes of levels 1 .. K on the way to each place, see `Trie`.
         log_probs: [R, I] of R different histories.
         rows: [P] int64: row of each request there.
     """
 
-    def __init__(self, trie: Trie, codes: Tensor, log_probs: Tensor, rows: Tensor) -> None:
+    def __init__(self, trie: Trie, paths: Tensor, log_probs: Tensor, rows: Tensor) -> None:
         self.trie = trie
-        self.codes = codes
+        self.paths = paths
         self.log_probs = log_probs[:, trie.leaf_items.long()]
         self.rows = rows
 
@@ -68,7 +69,7 @@ class Masses:
         edges = legal.mask if legal.within is None else legal.within
         rows, size = self.rows[owner.flatten()], edges.shape[-1]
         if legal.level == 0:  # there is one root, whatever the number of states
-            masses = _by_code(self.log_probs, self.codes[0].expand(self.log_probs.shape), size)[rows]
+            masses = _sums(self.log_probs, self._codes(0, self.paths[0]).expand(self.log_probs.shape), size)[rows]
         else:
             first = legal.child.flatten()
             last = first + edges.sum(-1).flatten() - 1
@@ -78,15 +79,25 @@ class Masses:
             inside = places < stop
             places = torch.where(inside, places, 0)
             logs = self.log_probs[rows[:, None], places].masked_fill(~inside, float("-inf"))
-            masses = _by_code(logs, self.codes[legal.level][places], size)
+            masses = _sums(logs, self._codes(legal.level, self.paths[legal.level][places]), size)
         return masses.view(edges.shape).masked_fill(~edges, float("-inf"))
 
+    def edges(self, level: int, which: Tensor, owner: Tensor) -> Tensor:
+        """Log-mass [m, n] of the nodes behind edges [m] of a level, for states of requests `owner` [n]."""
+        every = _sums(
+            self.log_probs, self.paths[level].expand(self.log_probs.shape), len(self.trie.levels[level].codes)
+        )
+        return every[:, which].T[:, self.rows[owner]]
 
-def _by_code(logs: Tensor, codes: Tensor, size: int) -> Tensor:
-    """Log of the probabilities summed by code: logs and codes [n, m] -> [n, size]."""
+    def _codes(self, level: int, nodes: Tensor) -> Tensor:
+        return self.trie.levels[level].codes[nodes].long()
+
+
+def _sums(logs: Tensor, groups: Tensor, size: int) -> Tensor:
+    """Log of the probabilities summed by group: logs and groups [n, m] -> [n, size]."""
     largest = logs.amax(1, keepdim=True)
     sums = torch.zeros(len(logs), size, dtype=torch.float64, device=logs.device)
-    return sums.scatter_add_(1, codes, (logs - largest).double().exp_()).log().float() + largest
+    return sums.scatter_add_(1, groups, (logs - largest).double().exp_()).log().float() + largest
 
 
 class Guide:
@@ -102,13 +113,13 @@ class Guide:
     def __init__(self, recommender: Scorer, trie: Trie, temperature: float = 1.0, key: str = "") -> None:
         self.recommender, self.trie = recommender, trie
         self.temperature, self.key = temperature, key
-        self.codes = trie.codes_of_places()
+        self.paths = torch.stack(trie.ancestors(torch.arange(trie.leaf_items.numel(), device=trie.device))[1:])
 
     @torch.no_grad()
     def masses(self, histories: Tensor) -> Masses:
         """What it says behind histories [P, H], -1 pads on the left; equal ones are computed once."""
         device = histories.device
-        self.trie, self.codes = self.trie.to(device), self.codes.to(device)
+        self.trie, self.paths = self.trie.to(device), self.paths.to(device)
         if isinstance(self.recommender, nn.Module):
             self.recommender.to(device)
         histories, rows = pad(histories, (1, 0), value=-1).unique(dim=0, return_inverse=True)
@@ -116,7 +127,7 @@ class Guide:
         asked = Requests(nothing, nothing >= 0, histories).to(str(self.recommender.device))
         with torch.autocast(device.type, enabled=False):
             log_probs = self.recommender.log_probs(asked).float().to(device)
-            return Masses(self.trie, self.codes, (log_probs / self.temperature).log_softmax(1), rows)
+            return Masses(self.trie, self.paths, (log_probs / self.temperature).log_softmax(1), rows)
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,11 @@ class Mixed:
             return logits
         masses = self.masses.behind(legal, self.owner)
         return (1 - self.weight) * logits + self.weight * masses.masked_fill(masses == float("-inf"), 0.0)
+
+    def edges(self, level: int, which: Tensor) -> Tensor:
+        """See `genrl.policy.exhaustive.Everything`; of policies that rank all."""
+        logits = cast(Any, self.said).edges(level, which)
+        return (1 - self.weight) * logits + self.weight * self.masses.edges(level, which, self.owner)
 
     def __getitem__(self, index: Any) -> Mixed:  # noqa: ANN401 (any index of tensors)
         return Mixed(self.said[index], self.masses, self.weight, self.owner[index])

@@ -150,12 +150,6 @@ class Trie:
         first, behind = self._leaves_below(level, nodes)
         return self.leaf_offsets[first].long(), self.leaf_offsets[behind].long()
 
-    def codes_of_places(self) -> Tensor:
-        """SIDs [K, items] of the items in the order of their places."""
-        places = torch.arange(self.leaf_items.numel(), device=self.device)
-        path = self.ancestors(places)[1:]
-        return torch.stack([level.codes[nodes].long() for level, nodes in zip(self.levels, path, strict=True)])
-
     def leaves_below(self, level: int, nodes: Tensor) -> Tensor:
         """Number of SIDs that begin with the prefix of each node of `level`, any shape."""
         first, behind = self._leaves_below(level, nodes)

@@ -97,7 +97,7 @@ def expected(policy: Policy, layout: Layout, requests: Requests, temperature: fl
 def test_masses_are_sums_over_the_items_below_however_small(policy: Policy, low: float) -> None:
     generator = torch.Generator().manual_seed(1)
     logs = torch.randn(4, ITEMS, generator=generator) + low * (torch.arange(ITEMS) < 50)
-    masses = Masses(TRIE, TRIE.codes_of_places(), logs, torch.tensor([2, 0, 3]))
+    masses = Masses(TRIE, Guide(Likings(), TRIE).paths, logs, torch.tensor([2, 0, 3]))
     layout = make_layout(policy, CODES)
     states = layout.replay(layout.compose(torch.arange(ITEMS)[:, None]))
     for level in range(3):
@@ -110,13 +110,17 @@ def test_masses_are_sums_over_the_items_below_however_small(policy: Policy, low:
                     below = (CODES[:, :level] == CODES[item, :level]).all(1) & (CODES[:, level] == code)
                     wanted = logs[row, below].double().logsumexp(0).float()
                     assert_same(found[item, code] - low, wanted - low, 5e-5)
+            edges = TRIE.levels[level].codes.numel()
+            which = torch.arange(edges).flip(0)
+            every = masses.edges(level, which, torch.full((2,), request))
+            assert_same(every[which[legal.nodes.clamp(min=0)], 1].masked_fill(~legal.mask, float("-inf")), found, 5e-5)
 
 
 def test_items_that_share_a_sid_add_up(policy: Policy) -> None:
     codes = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0]])
     layout = make_layout(policy, codes)
     trie = layout.catalogue.trie
-    masses = Masses(trie, trie.codes_of_places(), torch.tensor([[0.2, 0.3, 0.5]]).log(), torch.tensor([0]))
+    masses = Masses(trie, Guide(Likings(), trie).paths, torch.tensor([[0.2, 0.3, 0.5]]).log(), torch.tensor([0]))
     start = layout.start(1)
     assert_same(masses.behind(layout.legal(0, start), start.owner).exp()[0, 0], 1.0)
     second = layout.advance(start, torch.tensor([layout.tokens.first_ids[0]]), 0)

@@ -74,7 +74,7 @@ def test_loss_and_gradient_equal_one_plain_forward_per_user(session: Session, tm
 
 def test_a_teacher_has_its_share_of_every_code_behind_a_history(session: Session, tmp_path: Path) -> None:
     options = ("align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
-    whole = changed(session, tmp_path, *options, "align.shuffle_ties=false")
+    whole = changed(session, tmp_path, *options)
     knn = item_knn(ItemKNNConfig(), problem=session.learner.problem)
     module = attach(sft_module(whole, tmp_path))
     module.teacher = Guide(knn, session.layout.catalogue.trie)
