@@ -118,7 +118,7 @@ def fill(
         elif isinstance(value, Mapping):
             yield from fill(node, hint, value, unknown, defaults=defaults, prefix=f"{key}.")
         elif value is not None:  # an empty section of a file is null: nothing to set
-            first = next(iter(hints_of(hint)))
+            first = next(iter(get_type_hints(hint)))
             yield key, value, f"is a group of options, not a value. Set one of them, e.g. {key}.{first}"
 
 

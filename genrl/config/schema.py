@@ -110,11 +110,40 @@ class LoraConfig:
 
 
 @dataclass
+class ItemModelConfig:
+    """The item policy: one position per item of the history, one product per SID level."""
+
+    hidden: int = option(64, ge=2)
+    """Width of vectors and states."""
+    layers: int = option(2, ge=0)
+    """Self-attention blocks."""
+    heads: int = option(2, ge=1)
+    """Attention heads; must divide `hidden`."""
+    dropout: float = option(0.3, ge=0, lt=1)
+    """Share of activations dropped in supervised training."""
+    positions: int = option(50, ge=1)
+    """Items of the longest history that it can read; at least `data.max_history`."""
+    tied: bool = True
+    """Read an item as the sum of the vectors that score its edges; false: of vectors of their own."""
+    edge_start: float = option(0.02, ge=0)
+    """Standard deviation of the edges' own vectors before training; 0: every edge begins as its code."""
+    edge_dropout: float = option(0.0, ge=0, lt=1)
+    """Share of the edges that do without their own vector in a step of supervised training."""
+    edge_decay: float = option(0.0, ge=0)
+    """AdamW weight decay of the edges' own vectors, beside that of the stage."""
+
+
+FROM_SCRATCH = ("tiny", "item")
+"""Policies that begin with random weights; any other name is a folder."""
+
+
+@dataclass
 class ModelConfig:
     """The policy's backbone."""
 
     name: str = "tiny"
-    """`tiny` (Qwen3 architecture, random weights, own tokenizer) or the folder of a Hugging Face causal LM."""
+    """`tiny` (Qwen3 architecture, random weights, own tokenizer), `item` (reads items, writes SIDs; see its section) or
+    the folder of a Hugging Face causal LM."""
     hidden: int = option(64, ge=2)
     """tiny: hidden size."""
     layers: int = option(2, ge=1)
@@ -137,6 +166,13 @@ class ModelConfig:
     """Run Python code that comes with the model folder. Off unless you know the folder."""
     seed: int = option(0, ge=0)
     """Seed of the random weights and of new SID rows; independent of the run's seed so that runs share Stage 1."""
+    item: ItemModelConfig = field(default_factory=ItemModelConfig)
+    """The item policy."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether there are no weights before training."""
+        return self.name in FROM_SCRATCH
 
 
 @dataclass

@@ -56,9 +56,9 @@ class SequenceBatch(Batch):
     """Rows of items, each as long as its user's history reaches back, for models that do not read tokens."""
 
     items: Tensor
-    """[B, L] int64 catalogue rows, L of at least 2, right-aligned: the latest item is last, -1 pads on the left."""
+    """[B, L] int64 catalogue rows, right-aligned: the latest item is last, -1 pads on the left."""
     targets: Tensor
-    """[B, L] bool: items to be predicted from those left of them; never the first item of a row."""
+    """[B, L] bool: items to be predicted from those left of them."""
     share: Tensor
     """[] float: targets of the whole step over all ranks; divides the loss."""
 
@@ -190,6 +190,12 @@ class HistoryBatches(SegmentPlanner):
     def _segment(self, window: int, epoch: int) -> Segment:
         if window >= len(self.windows):
             return self.text[window - len(self.windows)]
+        shown, target = self.shown(window, epoch)
+        tokens, starts = self.template.write(torch.from_numpy(shown))
+        return Segment(tokens.numpy(), starts.numpy()[target], shown[target])
+
+    def shown(self, window: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items of a window in a pass, oldest first, and which of them are targets."""
         start, first, stop, _ = self.windows[window].tolist()
         places = np.concatenate([np.arange(start, self.past[first]), np.arange(first, stop)])
         shown, target = self.items[places], _targets(places, first, self.past)
@@ -198,8 +204,32 @@ class HistoryBatches(SegmentPlanner):
             kept = random.random(len(shown)) >= self.config.item_dropout
             kept[-1] |= not (kept & target).any()
             shown, target = shown[kept], target[kept]
-        tokens, starts = self.template.write(torch.from_numpy(shown))
-        return Segment(tokens.numpy(), starts.numpy()[target], shown[target])
+        return shown, target
+
+
+class HistoryRows(Planner[SequenceBatch]):
+    """The steps of stage `align` for a policy that reads items: each window of `HistoryBatches` is a row.
+
+    The start stands before the first item of a row, so that every item may be a target; `share` counts codes.
+    """
+
+    def __init__(self, histories: HistoryBatches) -> None:
+        self.histories = histories
+        self.steps_per_epoch = histories.steps_per_epoch
+
+    def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray]]:
+        return self.histories.plan(epoch)
+
+    def batch(self, planned: tuple[int, np.ndarray]) -> SequenceBatch:
+        epoch, windows = planned
+        rows = [self.histories.shown(window, epoch) for window in windows.tolist()]
+        share = sum(int(target.sum()) for _, target in rows) * self.histories.template.levels
+        rows = rows[self.mine]
+        width = max((len(shown) for shown, _ in rows), default=1)
+        items, targets = np.full((len(rows), width), -1, np.int64), np.zeros((len(rows), width), bool)
+        for row, (shown, target) in enumerate(rows):
+            items[row, width - len(shown) :], targets[row, width - len(shown) :] = shown, target
+        return SequenceBatch(torch.from_numpy(items), torch.from_numpy(targets), torch.tensor(float(share)))
 
 
 class TraceBatches(SegmentPlanner):

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
+from genrl.ops import read_as
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,22 @@ class PromptTemplate:
         tokens = pad_sequence(texts, batch_first=True, padding_value=self.pad_id, padding_side="left")
         lengths = torch.tensor([len(text) for text in texts])
         return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+
+
+@dataclass(frozen=True)
+class ItemTemplate(PromptTemplate):
+    """One token per item behind the start token, for a policy with a vector for every item: item i is start + 1 + i."""
+
+    def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.head, items + self.start_id + 1]), len(self.head) + torch.arange(len(items))
+
+    def longest(self, items: int) -> int:
+        return len(self.head) + items
+
+    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        longest = int((histories >= 0).sum(1).max()) if len(histories) else 0
+        inputs = read_as(functional.pad(histories[:, histories.shape[1] - longest :], (0, 1), value=0))
+        return torch.where(inputs < 0, self.pad_id, inputs + self.start_id), inputs >= 0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.fitting import barrier, is_first, monitor, train
 from genrl.training.rl import RLModule
-from genrl.training.sft import SFTModule
+from genrl.training.sft import ItemSFTModule, SFTModule, SupervisedModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
 
@@ -45,7 +45,7 @@ class Stage:
     folder: Path
     """Where its weights and notes lie; of a shared stage it is named by the key of all that the stage depends on."""
     session: Session
-    module: Callable[[], SFTModule | ActivateModule | RLModule | BaselineModule] | None
+    module: Callable[[], SupervisedModule | RLModule | BaselineModule] | None
     """Makes what is trained; None: there is nothing to train."""
     monitor: str | None
     """Validation metric that chooses the weights; None: the latest are taken."""
@@ -163,8 +163,10 @@ def _align(session: Session) -> Stage:
     options, folder = session.config.align, _shared(session.config, f"align-{session.align_key()}")
     plain = session.plain
 
-    def module() -> SFTModule:
-        return SFTModule(session.packer(), options, **_arguments(plain, folder, None))
+    kind = ItemSFTModule if session.spec.reads_items else SFTModule
+
+    def module() -> SFTModule | ItemSFTModule:
+        return kind(session.packer(), options, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 

@@ -50,9 +50,9 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}", highlight=False)
-    if config.model.name == "tiny" and not supervised_stages(config):
+    if config.model.from_scratch and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
-    if config.model.name != "tiny":
+    if not config.model.from_scratch:
         _tell_high_rates(console, config)
     console.print(repr(objective), highlight=False, markup=False)
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -180,7 +180,7 @@ class RolloutSamples(Callback):
         if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
         codes = module.layout.codes
-        texts = partial(_thinking, module.policy, module.layout) if module.layout.writes_text else None
+        texts = partial(_thinking, cast(Policy, module.policy), module.layout) if module.layout.writes_text else None
         samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions, texts)
         with self.path.open("a") as file:
             record = {"step": trainer.global_step, "samples": [asdict(sample) for sample in samples]}

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import sklearn.feature_extraction.text  # noqa: F401 (runs import it late, and so each fork would)
 import torch
+import torch.utils.tensorboard
+import transformers.models.qwen3.modeling_qwen3  # noqa: F401 (likewise)
 
+import genrl.runs.fit  # noqa: F401 (likewise)
 from genrl.cli import main
 from genrl.training.callbacks import BestWeights, History, ResumePoint
 from genrl.training.rl import RLModule
@@ -39,7 +43,7 @@ server.set_forkserver_preload([__name__])
 
 
 def start(words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Start a run, without curves; what it says goes to `log`."""
+    """Start a run, without curves, in a process group of its own; what it says goes to `log`."""
     return _started(words, log, environment or {}, None)
 
 
@@ -62,6 +66,7 @@ def _started(words: Sequence[str], log: Path, environment: Mapping[str, str], at
 
 
 def _run(words: list[str], log: Path, environment: dict[str, str], at: Leave | None) -> None:
+    os.setsid()
     os.environ.update(environment)
     torch.set_num_threads(1)
     with log.open("a") as said, curves_drawn(False):
