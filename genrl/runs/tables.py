@@ -99,7 +99,7 @@ def with_ties(results: dict[str, Any]) -> dict[str, Any]:
         rows[name] = value
         for part in TIES if isinstance(value, dict) else ():
             kinds = {kind: _part(scores, part) for kind, scores in value.items() if f"{part}_rows" in scores}
-            rows |= {f"{name}, {part}": kinds} if kinds else {}
+            rows |= {f"{NAMES.get(name, name)}, {part}": kinds} if kinds else {}
     return rows
 
 
