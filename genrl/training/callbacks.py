@@ -88,9 +88,10 @@ class BestWeights(Callback):
 class StageProgress(Callback):
     """One bar for all optimiser steps of a stage: time left, steps per second, the latest validation."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int, monitor: str = "val/ndcg@10") -> None:
         self.name = name
         self.total = total
+        self.monitor = monitor
         self.progress: Progress | None = None
         self.validation = ""
 
@@ -116,8 +117,8 @@ class StageProgress(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Show the latest validation."""
-        if "val/ndcg@10" in trainer.callback_metrics:
-            self.validation = f"  val ndcg@10 {float(trainer.callback_metrics['val/ndcg@10']):.4f}"
+        if self.monitor in trainer.callback_metrics:
+            self.validation = f"  {self.monitor.replace('/', ' ')} {float(trainer.callback_metrics[self.monitor]):.4f}"
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Close the bar."""
