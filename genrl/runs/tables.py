@@ -100,9 +100,8 @@ def with_ties(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(scores: dict[str, float | None], part: str) -> dict[str, float | None]:
-    """The metrics of one part of the targets under their own names; those that it does not have are null."""
-    inside = {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
-    return dict.fromkeys(scores) | inside
+    """The metrics of one part of the targets under their own names."""
+    return {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
 
 
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:

@@ -72,6 +72,7 @@ def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_a
     assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "item-kNN"]
     assert [row[1:3] for row in rows[1:3]] == [["0.2500", "0.5000"], ["0.1250", "-"]]
     assert rows[1][3:] == ["-", "-", "-", "-"]
+    assert "pass@8" not in report.with_ties({"align": {"raw": {**parts, "pass@8": 0.5}}})["align, tied"]["raw"]
 
 
 @pytest.mark.parametrize(
