@@ -80,7 +80,7 @@ def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_a
         (80, "N@1 N@5 N@10 R@10 R@20 R@50 MRR"),
         (100, "N@1 N@5 N@10 R@10 R@20 R@50 MRR Cold@10 Cov@10"),
         (40, "N@10 R@10"),
-        (160, "N@1 N@5 N@10 N@20 R@1 R@5 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
+        (160, "N@1 N@5 N@10 N@20 N@50 R@1 R@5 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
     ],
 )
 def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width: int, heads: str) -> None:
