@@ -177,6 +177,7 @@ class TIGER(TrainedBaseline):
         for rows, length in length_groups(histories):
             requests = _requests(histories[rows][:, -length:], None if deny is None else deny[rows])
             found, _ = search(self, layout, requests, width, sampling, beams=beam)
+            assert found.bound is not None  # every search says it
             items[rows], scores[rows], bound[rows] = found.items, found.scores, found.bound
         return Ranking(items, scores, bound)
 
