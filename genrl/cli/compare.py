@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +77,9 @@ def _report(
     measure: Callable[[Rows], dict[str, Any]] | None = None,
 ) -> None:
     from genrl.compare.report import write_report  # takes seconds to load
+    from genrl.compare.summary import show
 
-    print(write_report(folder, plan, baseline, measure))
-    print(f"report: {folder / 'report.html'}   as text: {folder / 'report.md'}", file=sys.stderr)
+    show(write_report(folder, plan, baseline, measure), folder)
     if failed:
         names = ", ".join(run.folder.name for run in failed)
         raise GenRLError(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from genrl.compare.figures import curves, forest, scatter
 from genrl.compare.quantities import MEASURES, TESTED, Panels, bands_of, capital, panels, titled
-from genrl.compare.record import Line, Report, Table
+from genrl.compare.record import Line, Pair, Report, Table
 from genrl.compare.verdict import (
     WAYS,
     direction,
@@ -41,6 +41,7 @@ SECTIONS = {
     "Does thinking pay?": "thinking",
     "Results": "results",
     "Other effects": "effects",
+    "Objectives against each other": "pairs",
     "Learning curves": "learning",
     "Match rate of each step": "matches",
     "Quality and popularity": "popularity",
@@ -206,7 +207,7 @@ def _score(line: Line, metric: str) -> str:
     return _number(line.metrics[metric]) + ("" if line.ends is None else " [{:.4f}, {:.4f}]".format(*line.ends))
 
 
-def _gain(line: Line, metric: str) -> list[str]:
+def _gain(line: Line | Pair, metric: str) -> list[str]:
     """Difference with its interval, relative, p; empty cells where there is none."""
     found = line.differences.get(metric)
     if found is None:
