@@ -13,16 +13,15 @@ import lightning as L
 from rich.console import Console
 
 from genrl.config import RunConfig, run_folder
-from genrl.files import key_of, locked, read_json, read_weights, write_json
+from genrl.files import locked, read_json, read_weights, write_json
 from genrl.objectives import OBJECTIVES, Objective, Setting
-from genrl.ops import world_rank, world_size
 from genrl.policy.rollout import check_rollout
 from genrl.prompts.packing import SequenceBatches
 from genrl.recommenders import TrainedBaseline
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import RewardContext, Verifier, build_verifier
-from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
-from genrl.runs.record import Meter, save_ranks, written
+from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
 from genrl.training.activate import ActivateModule
@@ -77,7 +76,7 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
             cost = _train(stage)
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}
-        scores = stage.folder / f"evaluation-{key_of(stage.session.config.evaluate)}"
+        scores = stage.folder / evaluation_name(stage.session.config.evaluate)
         if not (scores / "metrics.json").exists():
             _write(scores / "metrics.json", _scored(stage, scores))
         elif last:
@@ -124,15 +123,7 @@ def _load(stage: Stage) -> None:
 def _scored(stage: Stage, folder: Path) -> dict[str, Any]:
     """Final metrics on validation and test rows; the ranks are kept in a folder."""
     _load(stage)
-    session, world = stage.session, world_size()  # 1 until the first stage of this process has started the others
-    scored: dict[str, Evaluation] = {}
-    for split in SPLITS:
-        rows = session.batches(split).share(world_rank(), world)
-        scored[split] = evaluate(session.recommender, rows, session.config.evaluate, f"{stage.title} {split}")
-    if is_first():
-        folder.mkdir(exist_ok=True)
-        save_ranks(folder, scored, session.dataset, session.config.evaluate)
-    return {split: written(value) for split, value in scored.items()}
+    return score(stage.session, stage.title, folder)
 
 
 def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
