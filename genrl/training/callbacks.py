@@ -88,9 +88,10 @@ class BestWeights(Callback):
 class StageProgress(Callback):
     """Shows how far a stage is, with its latest loss or reward and validation, and how far a validation is."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int, monitor: str = "val/ndcg@10") -> None:
         self.name = name
         self.total = total
+        self.monitor = monitor
         self.display: Display | None = None
         self.note, self.validation = "", ""
 
@@ -124,14 +125,13 @@ class StageProgress(Callback):
             self._open(trainer).move(self.batches, self.counted)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Show the latest validation, at the largest K."""
+        """Show the latest validation."""
         if not trainer.is_global_zero:
             return
         display, logged = self._open(trainer), trainer.callback_metrics
         display.remove(self.batches)
-        cuts = [int(name.partition("@")[2]) for name in logged if name.startswith("val/ndcg@")]
-        if cuts:
-            self.validation = f"val ndcg@{max(cuts)} {float(logged[f'val/ndcg@{max(cuts)}']):.4f}"
+        if self.monitor in logged:
+            self.validation = f"{self.monitor.replace('/', ' ')} {float(logged[self.monitor]):.4f}"
         display.move(self.steps, trainer.global_step, note=f"{self.note}  {self.validation}".strip(), tell=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -109,7 +109,7 @@ def train(
         logger=RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
         callbacks=[
             best,
-            StageProgress(name, max_steps),
+            StageProgress(name, max_steps, monitor(config)),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
             point,
