@@ -47,7 +47,13 @@ Expenses = Callable[[Rows], dict[str, Expense]]
 """Says what thinking costs each row (`genrl.compare.studies.thinking.measure`)."""
 
 
-def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, measure: Expenses | None = None) -> Report:
+def write_report(
+    folder: Path,
+    plan: Plan | None,
+    baseline: str | None = None,
+    measure: Expenses | None = None,
+    evaluate: Sequence[str] = (),
+) -> Report:
     """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
 
     Args:
@@ -56,11 +62,12 @@ def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, m
             folder are reported in both cases.
         baseline: the row that the others are compared with; None: the last stage before `rl`.
         measure: says what thinking costs. Its rows need not share the stages before `rl`.
+        evaluate: `evaluate.option=value` texts; runs that were scored with others are scored again.
 
     Raises:
         DataError: if no run is finished, or runs cannot be compared.
     """
-    report = make_report(folder, plan, baseline, measure)
+    report = make_report(folder, plan, baseline, measure, evaluate)
     # Steps of baselines are not steps of stage rl, so they have no curves.
     trained = {row: facts.runs for row, facts in report.rows.items() if facts.kind == "objective"}
     noted = {row: [read_notes(folder / run) for run in runs] for row, runs in trained.items()}
@@ -74,14 +81,22 @@ def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, m
     return report
 
 
-def make_report(folder: Path, plan: Plan | None, baseline: str | None, measure: Expenses | None = None) -> Report:
+def make_report(
+    folder: Path,
+    plan: Plan | None,
+    baseline: str | None,
+    measure: Expenses | None = None,
+    evaluate: Sequence[str] = (),
+) -> Report:
     """What `write_report` writes, from the same arguments."""
-    rows = found_rows(folder, "align", "rl") if plan is None else planned_rows(plan)
-    baselines, notes = comparable(found_rows(folder, "baseline"), rows)
+    rows = found_rows(folder, "align", "rl", evaluate=evaluate) if plan is None else planned_rows(plan, evaluate)
+    baselines, notes = comparable(found_rows(folder, "baseline", evaluate=evaluate), rows)
     everything = {**baselines, **rows}
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
         raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
+    if any(run.scored != run.folder for run in runs):
+        notes.append(f"Every row was scored again with {', '.join(evaluate)}; weights were chosen as before.")
     if measure is None:
         check_same_start(runs)
     shared = list(shared_by_all(runs)) or (["align"] if plan is None else plan.shared.config.stages)

@@ -29,7 +29,7 @@ RANKS = (0, 1, 2, 20, 4, 20)
 
 
 def read(folder: Path) -> Finished:
-    return Finished(folder, read_json(folder / "metrics.json"))
+    return Finished.read(folder)
 
 
 @pytest.fixture

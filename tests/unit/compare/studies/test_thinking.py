@@ -195,7 +195,7 @@ def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.Monk
     plain, thinking = (report["thinking"][row] for row in module.ROWS)
     assert plain["training"].keys() == {"align", "rl"}
     runs = {
-        row: Finished(folder / f"{row}-s0", read_json(folder / f"{row}-s0" / "metrics.json")) for row in module.ROWS
+        row: Finished.read(folder / f"{row}-s0") for row in module.ROWS
     }
     passes = runs["plain"].config.align.max_epochs
     supervised = thinking["training"]["align"] + thinking["training"]["activate"]
