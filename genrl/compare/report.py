@@ -153,7 +153,8 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
     top = max(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
-    lines = {name: _fixed_line(values[kind], top) for name, values in first.references(split).items()}
+    same = {"repeat_last"} - baselines.keys() if kind == "excluded" else ()  # it is most popular there
+    lines = {name: _fixed_line(one[kind], top) for name, one in first.references(split).items() if name not in same}
     places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}
     lines |= {row: _line(found, split, kind, top) for row, found in baselines.items() if row not in lines}
     if rows:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -30,7 +33,13 @@ COLUMNS = {
 """Short heads of the tables, so that they fit a terminal of 80 columns."""
 HIGH_RATE = 1e-3
 """Peak learning rate above which a supervised stage of a pre-trained policy is told of in the header."""
+KINDS = {"excluded": "history excluded", "raw": "raw ranking"}
+"""Of rankings, those that the closing words are about first."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
+
+
+def main_cut(k: Sequence[int]) -> int:
+    return max(k)
 
 
 def header(console: Console, session: Session, objective: Objective | None) -> None:
@@ -85,61 +94,77 @@ def describe_data(console: Console, dataset: Dataset) -> None:
     )
 
 
-def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
-    """Print the metrics of all ranking models on a split, raw and with the history excluded.
+def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: Sequence[int]) -> None:
+    """Print the metrics of all ranking models on a split in one table, with the history excluded and raw.
 
-    A terminal too narrow for all cut-offs shows the largest ones; metrics.json holds all.
+    A terminal too narrow for all cut-offs shows the main one and the largest; metrics.json holds all.
     """
-    top = max(k)
-    k = sorted(k)[-max(1, (console.width - 44) // 18) :]  # 17 for the name, 9 for each of 2 columns per cut-off and 3
+    top = main_cut(k)
+    fitting = max(1, (console.width - 44) // 16)  # 18 for the name, 8 for each of 2 columns per cut-off, 26 for 3
+    k = sorted(sorted(k, key=lambda cut: (cut != top, -cut))[:fitting])
     columns = [f"recall@{cut}" for cut in k] + [f"ndcg@{cut}" for cut in k]
     columns += [f"entropy@{top}", f"cold_recall@{top}", f"coverage@{top}"]
-    for kind, title in (("raw", "raw ranking"), ("excluded", "history excluded")):
-        scored = {name: value[kind] for name, value in results.items() if isinstance(value, dict) and kind in value}
-        if not scored:
-            continue
-        first = next(iter(scored.values()))
-        table = Table(
-            title=f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
-        )
-        table.add_column("", no_wrap=True)
-        for column in columns:
-            metric, cut = column.split("@")
-            table.add_column(f"{COLUMNS[metric]}@{cut}", justify="right", no_wrap=True)
+    first = next(values["raw"] for values in results.values() if isinstance(values, Mapping))
+    title = f"{split} ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        metric, cut = column.split("@")
+        table.add_column(f"{COLUMNS[metric]}@{cut}", justify="right", no_wrap=True)
+    for kind, title in KINDS.items():
+        scored = {name: value[kind] for name, value in results.items() if isinstance(value, Mapping) and kind in value}
+        if kind == "excluded":
+            scored.pop("repeat_last", None)  # without the history it is most popular
+        if scored:
+            table.add_section()
+            table.add_row(f"[bold]{title}[/]")
         for name, values in scored.items():
             cells = ["-" if values[column] is None else f"{values[column]:.4f}" for column in columns]
             table.add_row(NAMES.get(name, name), *cells)
-        console.print(table)
-
-
-def show(console: Console, metrics: dict[str, Any]) -> None:
-    """Print the closing tables of a run."""
-    k = sorted({int(name.split("@")[1]) for name in next(iter(metrics["test"].values()))["raw"] if "recall@" in name})
-    for split in ("valid", "test"):
-        scored = dict(metrics[split])
-        if "rl" in scored:
-            scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
-        if "baseline" in scored:
-            scored[metrics["baseline"]["name"]] = scored.pop("baseline")
-        ranking_table(console, split, scored, k)
-    if "difference" in metrics:
-        begun = "activate" if "activate" in metrics["stages"] else "align"
-        table = Table(title=f"test: rl minus {begun}, paired over users (95% interval, Student's t)")
-        for column in ("ranking", "metric", "difference", "low", "high"):
-            table.add_column(column, justify="right")
-        for kind, values in metrics["difference"].items():
-            for name, (mean, low, high) in values.items():
-                table.add_row(kind, name, f"{mean:+.4f}", f"{low:+.4f}", f"{high:+.4f}")
-        console.print(table)
-    table = Table(title="cost")
-    for column in ("stage", "wall time", "peak memory", "best step"):
-        table.add_column(column, justify="right")
-    for name, stage in metrics["stages"].items():
-        table.add_row(name, f"{stage['seconds']:.1f} s", f"{stage['peak_mib']:.0f} MiB", str(stage["best_step"]))
     console.print(table)
 
 
-def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def show(console: Console, metrics: Mapping[str, Any]) -> None:
+    """Print what a run scored on test rows, and what each of its stages brought and cost, in words."""
+    scored = dict(metrics["test"])
+    k = sorted({int(name.split("@")[1]) for name in next(iter(scored.values()))["raw"] if "recall@" in name})
+    if "rl" in scored:
+        scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
+    if "baseline" in scored:
+        scored[metrics["baseline"]["name"]] = scored.pop("baseline")
+    ranking_table(console, "test", scored, k)
+    differences = metrics.get("differences", {})
+    words = "brought, with the history excluded; 95% intervals, for other users:" if differences else "cost:"
+    console.print(f"What each stage {words}", highlight=False, soft_wrap=True)
+    before = ""
+    for name, stage in metrics["stages"].items():
+        gain = differences.get(name, {}).get("excluded", {}).get(f"ndcg@{main_cut(k)}")
+        brought = "" if gain is None else f": {_brought(gain, before, kept=stage['best_step'] == 0, k=main_cut(k))}"
+        cost = f"{stage['seconds']:.1f} s, {stage['peak_mib']:.0f} MiB, weights of step {stage['best_step']}"
+        console.print(f"  {name} ({cost}){brought}", markup=False, highlight=False, soft_wrap=True)
+        before = name
+
+
+def _brought(gain: Sequence[float], before: str, *, kept: bool, k: int) -> str:
+    """What a stage brought, from its difference to the one before and the ends of its interval, in words."""
+    if kept:
+        return f"no validation beat {before}; its weights were kept."
+    mean, low, high = gain
+    number = f"NDCG@{k} {mean:+.4f} [{low:+.4f}, {high:+.4f}] against {before}"
+    if low <= 0 <= high:
+        return f"{number}; nothing was learned that these users can tell apart from {before}."
+    return f"{number}; {'better' if mean > 0 else 'worse'} than {before}."
+
+
+def stage_differences(
+    stages: Mapping[str, Any], folder: Path, k: Sequence[int]
+) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
+    """What each stage of a run scored on test more than the one before it: stage -> as `paired_differences`."""
+    places = [(name, Path(stage.get("evaluation", folder))) for name, stage in stages.items()]
+    return {name: paired_differences(before, after, k) for (_, before), (name, after) in pairwise(places)}
+
+
+def paired_differences(before: Path, after: Path, k: Sequence[int]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Test metrics of one run folder minus those of another on the same users.
 
     Returns:
@@ -147,9 +172,9 @@ def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dic
         and not the seed (`genrl.metrics.paired_difference` with one seed).
     """
     old, new = load_file(before / "ranks.safetensors"), load_file(after / "ranks.safetensors")
-    top = max(k)
+    top = main_cut(k)
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for kind in ("raw", "excluded"):
+    for kind in KINDS:
         found[kind] = {}
         for name, measure in ((f"recall@{top}", recall_at_k), (f"ndcg@{top}", ndcg_at_k)):
             one, two = (measure(ranks[f"test/{kind}"][:, None], top)[None] for ranks in (new, old))
