@@ -33,7 +33,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     add("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
     help_thinking = "one objective (default: sapo) with and without thinking, at matched training and request costs"
     add("--thinking", action="store_true", help=help_thinking)
-    help_report = "run nothing; report what is finished, of any name if --objectives is left out; evaluate.* scores it again"
+    help_report = "run nothing; report what is finished, of any name without --objectives; evaluate.* scores it again"
     add("--report-only", action="store_true", help=help_report)
     compare.epilog = f"NAME:key=value sets an option, and --grid NAME:key=.. a grid, of one row.\n\n{OVERRIDES}"
 

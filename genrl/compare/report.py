@@ -35,6 +35,7 @@ from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.quantities import MEASURES
 from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, Point, Report, Table
 from genrl.compare.run import choose, is_done
+from genrl.config.select import main_cut, selected
 from genrl.errors import DataError
 from genrl.files import locked, write_json
 from genrl.metrics.comparison import Difference as Paired
@@ -140,8 +141,10 @@ def choices(plan: Plan) -> dict[str, Choice]:
             Point(candidate.runs[0].folder.name, dict(candidate.point), score)
             for candidate, score in zip(candidates, scores, strict=True)
         ]
-        metric = f"ndcg@{max(candidates[0].runs[0].config.evaluate.k)}"
-        found[row] = Choice(f"valid raw {metric}", points, None if best is None else dict(best.point))
+        config = candidates[0].runs[0].config
+        found[row] = Choice(
+            f"valid {config.select.ranking} {selected(config)}", points, None if best is None else dict(best.point)
+        )
     return found
 
 
@@ -152,7 +155,7 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     """
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
-    top = max(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
+    top = main_cut(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
     same = {"repeat_last"} - baselines.keys() if kind == "excluded" else ()  # it is most popular there
     lines = {name: _fixed_line(one[kind], top) for name, one in first.references(split).items() if name not in same}
     places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}

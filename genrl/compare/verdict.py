@@ -70,7 +70,7 @@ def statements(table: Table, baseline: str) -> list[Statement]:
 
 
 def remarks(kinds: Mapping[str, Table], main: str, baseline: str) -> Iterator[str]:
-    """What a reader must know beside the statements on the main kind of ranking: references, pairs, what else differs."""
+    """What a reader must know beside the statements on the main ranking: references, pairs, what else differs."""
     yield from _against_references(kinds[main])
     yield from _among(kinds[main])
     for kind, table in kinds.items():

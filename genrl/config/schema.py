@@ -175,7 +175,7 @@ class SupervisedConfig(OptimizerConfig):
     max_epochs: int = option(16, ge=1)
     """Passes over the data or the traces at most."""
     patience: int = option(3, ge=0)
-    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
+    """Validations without a better `select.metric` before the stage stops; 0 never stops early."""
     validate_every: float = option(2.0, gt=0)
     """Passes between validations; a resumable checkpoint follows each."""
     pack_length: int = option(128, ge=2)
@@ -262,7 +262,7 @@ class RLConfig(OptimizerConfig):
     validate_every: int = option(25, ge=1)
     """Optimiser steps between validations; a resumable checkpoint follows each."""
     select: Literal["best", "last"] = "best"
-    """Keep the weights with the best validation NDCG@10, or the last."""
+    """Keep the weights with the best `select.metric` on validation rows, or the last."""
 
 
 @dataclass
@@ -296,27 +296,46 @@ class TrainerConfig:
 
 
 @dataclass
+class SelectConfig:
+    """What chooses weights on validation rows: when a stage stops early, and which of its weights are kept."""
+
+    ranking: Literal["excluded", "raw"] = "excluded"
+    """Rankings without the items of the user's history, which verdicts are about, or of all items."""
+    metric: str | None = None
+    """ndcg@K, recall@K, mrr@K or cold_recall@K; null: ndcg@10, or at the largest of `evaluate.k` if 10 is not there."""
+
+
+@dataclass
 class EvaluateConfig:
     """Full-catalogue evaluation."""
 
     beam: int = option(20, ge=1)
-    """Beam width; at least the largest K."""
-    k: list[int] = option([5, 10], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [5, 10]")
-    """Cut-offs of the metrics."""
+    """Beam width while validating, and where final tables begin; it grows with the largest K by itself."""
+    k: list[int] = option(
+        [1, 5, 10, 20, 50], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [1, 5, 10]"
+    )
+    """Cut-offs of the metrics; those above the number of items are left out."""
     batch: int = option(128, ge=1)
     """Users per batch."""
     valid_users: int | None = option(2000, ge=1)
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = option(None, ge=1)
     """Test rows of the final table; None: all."""
-    exact: bool = False
+    exact: bool = True
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
     thinking_samples: int = option(0, ge=0)
     """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
+    empty_thought: bool = False
+    """Layouts with thinking: count the ranking without any thinking as one more train of thought."""
     thinking_temperature: float = option(1.0, gt=0)
     """Temperature of the words of sampled trains of thought."""
+    readings: bool = False
+    """Layouts with thinking: further rows of the final tables, of the same weights: without thinking, behind the
+    likeliest words, and by the mean over `thinking_samples` thoughts (8 if that is 0)."""
+    pass_at: list[int] | None = option(None, ge=1, says="must hold numbers of samples of at least 1, e.g. [1, 8]")
+    """Final tables of policies: Pass@K, the probability that one of K sampled completions names the target."""
 
 
 @dataclass
@@ -362,5 +381,7 @@ class RunConfig:
     """Stage `rl`."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Hardware and numerics."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """What chooses weights."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Evaluation."""

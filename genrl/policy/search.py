@@ -203,9 +203,11 @@ def _searched(
         return _search(policy, text.layout, asked, text.begun, beams, sampling, text.uniforms, gumbels, certain, floor)
 
     wide = [find(text, requests, beams, certain, floor) for text in texts]
-    found = [_ranking(text.layout, requests, each, width) for text, each in zip(texts, wide, strict=True)]
-    if len(found) == 1:
-        return found[0], found, wide
+    if len(texts) == 1:
+        only = _ranking(texts[0].layout, requests, wide[0], width)
+        return only, [only], wide
+    places = max(width, beams if beams < texts[0].layout.completions else len(texts[0].layout.codes))
+    found = [_ranking(text.layout, requests, each, places) for text, each in zip(texts, wide, strict=True)]
     union = _union(found)
     rows = _incomplete(found, union).nonzero()[:, 0]
     whole = [_resized(each, union.shape[1]) for each in found]
@@ -244,8 +246,8 @@ def think(
 
 def _uncertain() -> UnsupportedError:
     return UnsupportedError(
-        "a ranking by beams that think between their SID tokens cannot be certified to be exact. Leave evaluate.exact "
-        "(or --exact) out, or use layout.order=tail."
+        "a ranking by beams that think between their SID tokens cannot be certified to be exact. Set "
+        "evaluate.exact=false (or leave --exact out), or use layout.order=tail."
     )
 
 

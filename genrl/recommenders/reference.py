@@ -14,7 +14,7 @@ from torch import Tensor
 from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import CheckpointError, DataError
-from genrl.metrics.functional import distinct, exclude_history
+from genrl.metrics.functional import distinct, exclude_history, needed_width
 from genrl.options import option
 from genrl.progress import progress_bar
 from genrl.recommenders.base import BASELINES, Baseline, Problem
@@ -220,7 +220,7 @@ def reference_lines(
     Raises:
         DataError: if there is no row to score.
     """
-    from genrl.metrics.ranking import RankingMetrics, needed_width  # loads torchmetrics, which ranking does without
+    from genrl.metrics.ranking import RankingMetrics  # loads torchmetrics, which ranking does without
 
     positions = dataset.sequences.rows(role) if positions is None else positions
     if not len(positions):

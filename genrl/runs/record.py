@@ -88,14 +88,23 @@ class Meter:
         return float(used) * (1 if sys.platform == "darwin" else 1024)
 
 
-def written(value: Evaluation) -> dict[str, dict[str, float | None]]:
-    """Metrics as metrics.json holds them; a mean over no rows is null."""
-    return {"raw": _rounded(value.raw), "excluded": _rounded(value.excluded)}
+def written(value: Evaluation) -> dict[str, Any]:
+    """Metrics as metrics.json holds them, those of other readings under `readings`; a mean over no rows is null."""
+    own: dict[str, Any] = {"raw": _rounded(value.raw), "excluded": _rounded(value.excluded)}
+    if value.readings:
+        own["readings"] = {way: written(read) for way, read in value.readings.items()}
+    return own
 
 
 def save_ranks(folder: Path, scored: Mapping[str, Evaluation], dataset: Dataset, config: EvaluateConfig) -> None:
-    """Keep the place of every row's target and which targets are cold, for paired comparisons."""
+    """Keep the place of every row's target and which targets are cold, for paired comparisons.
+
+    Those of another reading have its name at the end: `test/excluded/plain`.
+    """
     ranks = {f"{split}/{kind}": rank for split, value in scored.items() for kind, rank in value.ranks.items()}
+    for split, value in scored.items():
+        for way, read in value.readings.items():
+            ranks |= {f"{split}/{kind}/{way}": rank for kind, rank in read.ranks.items()}
     cold, items = dataset.catalog.cold, dataset.sequences.items
     for split in scored:
         ranks[f"cold/{split}"] = cold[items[evaluated_rows(dataset, config, split)]].to(torch.uint8)

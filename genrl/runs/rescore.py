@@ -12,6 +12,7 @@ from rich.console import Console
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
 from genrl.config.schema import RunConfig
+from genrl.config.select import within
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.files import locked, read_json, read_weights, write_json
 from genrl.recommenders.base import WEIGHTS
@@ -39,6 +40,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session:
     check_inputs(folder, config, [name for name in ("data.interactions", "data.items") if name not in named])
     dataset = _of_the_run(load_dataset(config.data), recommender.problem.dataset.catalog, folder)
     recommender.problem = replace(recommender.problem, dataset=dataset)
+    config = replace(config, evaluate=within(config, len(dataset.catalog)))
     return Session(config, dataset, recommender.problem.table, recommender)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
+from genrl.config.select import selected, within
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.load import sid_token
@@ -49,6 +50,7 @@ class Session:
             torch.set_num_threads(config.trainer.threads)
         dataset = load_dataset(config.data)
         problem = Problem(dataset, sid_table(config, dataset), config.model)
+        config = replace(config, evaluate=within(config, len(dataset.catalog)))
         make = build_baseline if config.stages == ["baseline"] else PolicyRecommender.build
         return cls(config, dataset, problem.table, make(config, problem))
 
@@ -144,13 +146,14 @@ class Session:
             config.layout,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
-            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
+            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature, config.evaluate.empty_thought),
         )
 
     def align_key(self) -> str:
         """Changes with everything that the align stage depends on."""
         config = self.config
-        scored = (config.evaluate.beam, config.evaluate.k, config.evaluate.valid_users, config.evaluate.level)
+        chosen = (config.select.ranking, selected(config))
+        scored = (config.evaluate.beam, config.evaluate.valid_users, config.evaluate.level, *chosen)
         return key_of(
             self.dataset.fingerprint,
             config.data.max_history,

@@ -13,6 +13,7 @@ import lightning as L
 from rich.console import Console
 
 from genrl.config import RunConfig, run_folder
+from genrl.config.select import validating
 from genrl.files import locked, read_json, read_weights, write_json
 from genrl.objectives import OBJECTIVES, Objective, Setting
 from genrl.policy.rollout import check_rollout
@@ -198,8 +199,7 @@ def _baseline(session: Session) -> Stage:
     def module() -> BaselineModule:
         length, seed = options.max_length + 1, config.seed
         batches = SequenceBatches(session.dataset, recommender.per, length, options.batch, seed=seed)
-        width = recommender.width(config.evaluate)
-        return BaselineModule(recommender, batches, seed, width, **_ranking_arguments(session, folder))
+        return BaselineModule(recommender, batches, seed, **_ranking_arguments(session, folder))
 
     return Stage("baseline", name, folder, session, module, monitor(config), options.patience, shared=False)
 
@@ -209,10 +209,12 @@ def _shared(config: RunConfig, name: str) -> Path:
 
 
 def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
-    config = session.config
+    config, narrow = session.config, validating(session.config)
     return {
         "validation": session.batches("valid"),
-        "metrics": ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes),
+        "metrics": ranking_metrics(narrow, session.dataset.catalog, session.table.codes),
+        "evaluation": narrow,
+        "kind": config.select.ranking,
         "max_grad_norm": config.trainer.max_grad_norm,
         "folder": folder,
     }
@@ -220,8 +222,7 @@ def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
 
 def _arguments(session: Session, folder: Path, before: Path | None) -> dict[str, Any]:
     build = partial(session.learner.make, before)
-    parts = {"build": build, "layout": session.layout, "evaluation": session.config.evaluate}
-    return parts | _ranking_arguments(session, folder)
+    return {"build": build, "layout": session.layout} | _ranking_arguments(session, folder)
 
 
 def build_objective(config: RunConfig) -> Objective:

@@ -13,6 +13,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from genrl.config.schema import RunConfig
+from genrl.config.select import main_cut
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.objectives import OBJECTIVES, Objective
@@ -23,23 +24,13 @@ if TYPE_CHECKING:
     from genrl.catalog.dataset import Dataset
     from genrl.runs.session import Session
 
-COLUMNS = {
-    "recall": "R",
-    "ndcg": "N",
-    "entropy": "Ent",
-    "cold_recall": "Cold",
-    "coverage": "Cov",
-}
-"""Short heads of the tables, so that they fit a terminal of 80 columns."""
+COLUMNS = {"ndcg": "N", "recall": "R", "mrr": "MRR", "cold_recall": "Cold", "coverage": "Cov", "entropy": "Ent"}
+"""Short heads of the tables."""
 HIGH_RATE = 1e-3
 """Peak learning rate above which a supervised stage of a pre-trained policy is told of in the header."""
 KINDS = {"excluded": "history excluded", "raw": "raw ranking"}
 """Of rankings, those that the closing words are about first."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
-
-
-def main_cut(k: Sequence[int]) -> int:
-    return max(k)
 
 
 def header(console: Console, session: Session, objective: Objective | None) -> None:
@@ -95,39 +86,102 @@ def describe_data(console: Console, dataset: Dataset) -> None:
 
 
 def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: Sequence[int]) -> None:
-    """Print the metrics of all ranking models on a split in one table, with the history excluded and raw.
+    """Print the metrics of all models on a split in one table, history excluded and raw, and what they lack.
 
-    A terminal too narrow for all cut-offs shows the main one and the largest; metrics.json holds all.
+    A terminal too narrow for all columns shows those of the cut-offs first; metrics.json holds all.
     """
-    top = main_cut(k)
-    fitting = max(1, (console.width - 44) // 16)  # 18 for the name, 8 for each of 2 columns per cut-off, 26 for 3
-    k = sorted(sorted(k, key=lambda cut: (cut != top, -cut))[:fitting])
-    columns = [f"recall@{cut}" for cut in k] + [f"ndcg@{cut}" for cut in k]
-    columns += [f"entropy@{top}", f"cold_recall@{top}", f"coverage@{top}"]
-    first = next(values["raw"] for values in results.values() if isinstance(values, Mapping))
-    title = f"{split} ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    rows = {name: value for name, value in _with_readings(results).items() if isinstance(value, Mapping)}
+    kinds = {kind: {name: value[kind] for name, value in rows.items() if kind in value} for kind in KINDS}
+    kinds["excluded"].pop("repeat_last", None)  # without the history it is most popular
+    every = [values for scored in kinds.values() for values in scored.values()]
+    passes = list(dict.fromkeys(name for values in every for name in values if name.startswith("pass@")))
+    names = [NAMES.get(name, name) for name in rows]
+    room = (console.width - 3 - max(map(len, (*names, *KINDS.values())))) // 8 - len(passes)
+    shown = [*columns(k, max(1, room)), *passes]
+    users = f"{every[0]['rows']:.0f} users, {every[0]['cold_rows']:.0f} with a cold target"
+    table = Table(title=f"{split} ({users})", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("", no_wrap=True)
-    for column in columns:
+    for column in shown:
         metric, cut = column.split("@")
-        table.add_column(f"{COLUMNS[metric]}@{cut}", justify="right", no_wrap=True)
-    for kind, title in KINDS.items():
-        scored = {name: value[kind] for name, value in results.items() if isinstance(value, Mapping) and kind in value}
-        if kind == "excluded":
-            scored.pop("repeat_last", None)  # without the history it is most popular
+        head = COLUMNS.get(metric, metric)
+        table.add_column(head if metric == "mrr" else f"{head}@{cut}", justify="right", no_wrap=True, min_width=6)
+    for kind, scored in kinds.items():
         if scored:
             table.add_section()
-            table.add_row(f"[bold]{title}[/]")
+            table.add_row(f"[bold]{KINDS[kind]}[/]")
         for name, values in scored.items():
-            cells = ["-" if values[column] is None else f"{values[column]:.4f}" for column in columns]
-            table.add_row(NAMES.get(name, name), *cells)
+            found = [values.get(column) for column in shown]
+            table.add_row(NAMES.get(name, name), *("-" if value is None else f"{value:.4f}" for value in found))
     console.print(table)
+    said = {line: None for scored in kinds.values() for line in shortcomings(scored, max(k))}
+    for line in said:
+        console.print(line, highlight=False)
+
+
+def columns(k: Sequence[int], room: int) -> list[str]:
+    """The metrics that a table has room for, in the order they are shown.
+
+    NDCG up to the main cut-off and recall from it on stand for all cut-offs; the others follow where there is room.
+
+    Example:
+        >>> columns([1, 5, 10, 20, 50], 7)
+        ['ndcg@1', 'ndcg@5', 'ndcg@10', 'recall@10', 'recall@20', 'recall@50', 'mrr@50']
+        >>> columns([5, 10], 3)
+        ['ndcg@5', 'ndcg@10', 'recall@10']
+    """
+    main, last = main_cut(k), max(k)
+    first = [f"ndcg@{main}", f"recall@{main}"]
+    first += [f"ndcg@{cut}" for cut in k if cut < main] + [f"recall@{cut}" for cut in k if cut > main]
+    rest = [f"mrr@{last}", f"cold_recall@{main}", f"coverage@{main}", f"entropy@{main}"]
+    rest += [f"recall@{cut}" for cut in k if cut < main] + [f"ndcg@{cut}" for cut in k if cut > main]
+    kept = [*first, *rest][:room]
+    order = [f"{metric}@{cut}" for metric in COLUMNS for cut in sorted(k)]
+    return sorted(kept, key=order.index)
+
+
+def shortcomings(scored: Mapping[str, Mapping[str, float | None]], largest: int) -> list[str]:
+    """What is to be said of models with short lists, or with lists that are not proven to be the best of the catalogue.
+
+    Args:
+        scored: model -> its metrics in one kind of ranking.
+        largest: the largest cut-off.
+    """
+    found: dict[str, list[str]] = {}
+    for name, values in scored.items():
+        short, certified = values.get(f"short@{largest}") or 0.0, values.get(f"certified@{largest}")
+        said = []
+        if short > 0:
+            said.append(f"the lists of {_share(short)} of the users have fewer than {largest} items")
+        if certified is not None and certified < 1:
+            said.append(
+                f"the lists of {_share(1 - certified)} of the users are not proven to hold the best {largest} items of "
+                f"the catalogue (evaluate.exact)"
+            )
+        if said:
+            found.setdefault("; ".join(said), []).append(NAMES.get(name, name))
+    return [f"{', '.join(names)}: {text}." for text, names in found.items()]
+
+
+def _share(value: float) -> str:
+    """Percent that never rounds to none."""
+    return f"{100 * value:.1f}%" if value >= 0.0005 else "less than 0.1%"
+
+
+def _with_readings(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with a row of its own for each further reading of a model's weights."""
+    rows: dict[str, Any] = {}
+    for name, value in results.items():
+        rows[name] = value
+        if isinstance(value, Mapping):
+            rows |= {f"{name}, {way}": read for way, read in value.get("readings", {}).items()}
+    return rows
 
 
 def show(console: Console, metrics: Mapping[str, Any]) -> None:
     """Print what a run scored on test rows, and what each of its stages brought and cost, in words."""
     scored = dict(metrics["test"])
-    k = sorted({int(name.split("@")[1]) for name in next(iter(scored.values()))["raw"] if "recall@" in name})
+    first = next(iter(scored.values()))["raw"]
+    k = sorted({int(name.split("@")[1]) for name in first if name.startswith("ndcg@")})
     if "rl" in scored:
         scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
     if "baseline" in scored:

@@ -54,7 +54,9 @@ def test_what_ends_within_seconds_says_nothing_and_standard_output_is_left_alone
     assert (shown.out, shown.err) == ("", "")
 
 
-def test_a_terminal_gets_bars(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_gets_bars(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes any stream for a terminal
     with Display(clock=clock) as display:
         task = display.add("rank", 4, "users")

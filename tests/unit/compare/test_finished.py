@@ -21,7 +21,6 @@ from genrl.compare.finished import (
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
 from genrl.errors import DataError
-from genrl.files import read_json
 from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
 

@@ -418,7 +418,7 @@ def test_of_a_grid_only_the_chosen_point_is_in_the_tables(tmp_path: Path) -> Non
     assert_same(mean, float(outcomes(FOUND["grpo-s0"]).mean()), 1e-6)
     assert report["choices"] == {
         "grpo": {
-            "metric": "valid raw ndcg@10",
+            "metric": "valid excluded ndcg@10",
             "points": [
                 {"run": "grpo-lr1e-5-s0", "point": {"lr": "1e-5"}, "score": 0.1},
                 {"run": "grpo-lr1e-3-s0", "point": {"lr": "1e-3"}, "score": 0.2},

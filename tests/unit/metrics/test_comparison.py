@@ -134,7 +134,7 @@ def test_placebo_objectives_are_called_different_in_one_report_of_twenty():
     # that of three seeds most reports err, and pooled degrees of freedom would make it one in ten.
     reports, uncorrected = [], []
     for seed in range(400):
-        tables, easy = World(3, 40, between_users=0.3, between_seeds=0.3, residual=0.3).models(seed, count=6)
+        tables, _ = World(3, 40, between_users=0.3, between_seeds=0.3, residual=0.3).models(seed, count=6)
         p_values = torch.tensor([paired_difference(table, tables[0]).p_value for table in tables[1:]])
         reports.append(bool((holm(p_values) < 0.05).any()))
         uncorrected.append(bool((p_values < 0.05).any()))

@@ -27,11 +27,11 @@ def make_console(width: int = 80) -> tuple[Console, StringIO]:
     return Console(file=shown, width=width), shown
 
 
-def make_metrics(cold: float | None, **changes: float | None) -> dict[str, float | None]:
+def make_metrics(cold: float | None, k: Sequence[int] = (5, 10), **changes: float | None) -> dict[str, float | None]:
     values: dict[str, float | None] = {"rows": 12345.0, "cold_rows": 0.0 if cold is None else 7.0}
-    for cut in (5, 10):
+    for cut in k:
         values |= {f"recall@{cut}": 0.1234, f"ndcg@{cut}": 0.0567, f"entropy@{cut}": 2.5, f"coverage@{cut}": 0.75}
-        values[f"cold_recall@{cut}"] = cold
+        values |= {f"cold_recall@{cut}": cold, f"mrr@{cut}": 0.04}
     return values | changes
 
 
@@ -50,28 +50,57 @@ def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> 
     lines = shown.getvalue().splitlines()
     assert max(len(line) for line in lines) <= 80
     assert "…" not in shown.getvalue()
-    assert lines[0].strip() == "test (12345 users, 0 with a cold target)"
+    assert lines[0].strip() == "test (12345 users, 7 with a cold target)"
     rows = cells(lines)[2:]
-    rest = ["0.1234", "0.1234", "0.0567", "0.0567", "2.5000"]
-    raw = [[name, *rest, "-", "0.7500"] for name in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)")]
-    excluded = [[row[0], *rest, "0.5000", "0.7500"] for row in raw if row[0] != "repeat last"]  # it is most popular there
+    rest = ["0.0567", "0.0567", "0.1234", "0.0400"]
+    raw = [[name, *rest, "-", "0.7500", "2.5000"] for name in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)")]
+    excluded = [[row[0], *rest, "0.5000", "0.7500", "2.5000"] for row in raw if row[0] != "repeat last"]  # it is most popular there
     assert rows == [["history excluded"], *excluded, ["raw ranking"], *raw]
 
 
 @pytest.mark.parametrize(
-    ("width", "cuts", "heads"), [(80, [5, 10, 20], [10, 20]), (100, [5, 10, 20], [5, 10, 20]), (40, [5, 20], [20])]
+    ("width", "heads"),
+    [
+        (80, "N@1 N@5 N@10 R@10 R@20 R@50 MRR"),
+        (100, "N@1 N@5 N@10 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
+        (40, "N@10 R@10"),
+        (160, "N@1 N@5 N@10 N@20 N@50 R@1 R@5 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
+    ],
 )
-def test_a_narrow_terminal_shows_the_largest_cutoffs(width: int, cuts: list[int], heads: list[int]) -> None:
+def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width: int, heads: str) -> None:
     console, shown = make_console(width)
-    metrics = make_metrics(0.5) | {f"{name}@20": 0.5 for name in report.COLUMNS}
-    report.ranking_table(console, "test", {"align": {"raw": metrics}}, cuts)
-    if width >= 80:
-        assert "…" not in shown.getvalue()
-        head = next(line for line in shown.getvalue().splitlines() if "R@" in line)
-        top = main_cut(cuts)
-        wanted = [f"{metric}@{cut}" for metric in ("R", "N") for cut in heads]
-        wanted += [f"{name}@{top}" for name in ("Ent", "Cold", "Cov")]
-        assert head.split() == wanted
+    k = [1, 5, 10, 20, 50]
+    report.ranking_table(console, "test", {"rl (dr_grpo)": {"raw": make_metrics(0.5, k)}}, k)
+    assert "…" not in shown.getvalue() or width < 80
+    assert next(line for line in shown.getvalue().splitlines() if "N@10" in line).split() == heads.split()
+
+
+def test_lists_that_are_short_or_not_certified_are_told_in_words() -> None:
+    console, shown = make_console(200)
+    bad = {"short@10": 0.123, "certified@10": 0.9999}
+    results = {
+        "item_knn": {"raw": make_metrics(0.5)},
+        "align": {"raw": make_metrics(0.5, **bad)},
+        "rl": {"raw": make_metrics(0.5, **bad)},
+        "exact": {"raw": make_metrics(0.5, **{"short@10": 0.0, "certified@10": 1.0})},
+    }
+    report.ranking_table(console, "test", results, [5, 10])
+    assert shown.getvalue().splitlines()[-1] == (
+        "align, rl: the lists of 12.3% of the users have fewer than 10 items; the lists of less than 0.1% of the users "
+        "are not proven to hold the best 10 items of the catalogue (evaluate.exact)."
+    )
+    assert shown.getvalue().count("fewer than") == 1
+
+
+def test_other_readings_of_the_same_weights_and_passes_have_rows_of_their_own() -> None:
+    console, shown = make_console(120)
+    read = {"plain": {"raw": make_metrics(0.5)}, "marginal": {"raw": make_metrics(0.5)}}
+    results = {"align": {"raw": make_metrics(0.5)}, "rl": {"raw": make_metrics(0.5, **{"pass@8": 0.25}), "readings": read}}
+    report.ranking_table(console, "test", results, [5, 10])
+    rows = {row[0]: row[1:] for row in cells(shown.getvalue().splitlines())}
+    assert rows["rl, plain"] == rows["rl, marginal"]
+    assert [rows[name][-1] for name in ("align", "rl", "rl, plain")] == ["-", "0.2500", "-"]
+    assert "pass@8" in shown.getvalue()
 
 
 def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:
