@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -75,7 +76,7 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def add(self, name: str, total: float | None, unit: str, done: float = 0) -> TaskID:
+    def add(self, name: str, total: float | None, unit: str, done: int = 0) -> TaskID:
         """Begin to count something, in units in the plural; the total may be unknown."""
         task = self._bars.add_task(name, total=total or 0.0, completed=done, note="", unit=unit)
         if total is None:
@@ -86,7 +87,7 @@ class Display:
         self, task: TaskID, done: float, *, name: str | None = None, note: str | None = None, tell: bool = False
     ) -> None:
         """Say how much is done now, under another name or with a note; `tell` prints a line if lines are printed."""
-        further = {} if note is None else {"note": note}
+        further: dict[str, Any] = {} if note is None else {"note": note}
         self._bars.update(task, completed=done, description=name, **further)
         self.tell(now=tell)
 

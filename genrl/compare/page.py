@@ -22,11 +22,11 @@ from genrl.compare.verdict import (
     named,
     p_text,
     remarks,
-    signed,
     statements,
     warnings,
 )
 from genrl.files import atomic
+from genrl.metrics.comparison import signed
 from genrl.plots import DARK, LIGHT, Notes, band, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
 
@@ -81,12 +81,13 @@ def markdown(report: Report) -> str:
 
 
 def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
-    """Draw the curves of some rows into a PNG; what no run has noted is left out."""
+    """Draw the curves of some rows into a PNG; what makes no curve is left out."""
     titles = panels({name for runs in notes.values() for run in runs for name in run})
-    drawn = {
+    bands = {
         title: {row: band([run[name] for run in runs if name in run]) for row, runs in notes.items()}
         for name, title in titles.items()
     }
+    drawn = {title: found for title, found in bands.items() if any(len(curve) > 1 for curve in found.values())}
     if drawn:
         save(curve_grid(drawn, looks(notes)), path)
 

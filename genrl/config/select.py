@@ -47,7 +47,7 @@ def validating(config: RunConfig) -> EvaluateConfig:
     assert cut is not None, f"checked with the configuration: {config.select.metric}"
     reached = max(config.evaluate.beam, cut)
     k = sorted({cut, *(each for each in config.evaluate.k if each <= reached)})
-    return replace(config.evaluate, k=k, exact=False, pass_at=None, readings=False)
+    return replace(config.evaluate, k=k, exact=False, ties=False, readings=False, pass_at=None)
 
 
 def within(config: RunConfig, items: int) -> EvaluateConfig:

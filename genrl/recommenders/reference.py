@@ -201,6 +201,7 @@ def reference_lines(
     codes: Tensor | None = None,
     level: Literal["item", "sid"] = "item",
     chunk: int = 2048,
+    ties: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Score the reference rankers on the rows that models are scored on.
 
@@ -213,6 +214,7 @@ def reference_lines(
         codes: [I, K] SIDs, for `level="sid"`.
         level: whether a hit is the item or any item of its SID.
         chunk: rows per batch.
+        ties: whether tied and untied targets are scored apart, too.
 
     Returns:
         Name -> metrics; each ranker stands there once more with the suffix `/history_excluded`.
@@ -232,7 +234,7 @@ def reference_lines(
     count = len(catalog.category_names)
     metrics = {
         f"{name}{suffix}": RankingMetrics(
-            catalog.cold, catalog.categories, k, codes=codes, level=level, category_count=count
+            catalog.cold, catalog.categories, k, codes=codes, level=level, category_count=count, ties=ties
         )
         for name in rankers
         for suffix in ("", "/history_excluded")
@@ -240,7 +242,8 @@ def reference_lines(
     with progress_bar(f"reference lines {role.name.lower()}", len(positions), "users") as advance:
         for part in positions.split(chunk):
             histories = dataset.sequences.histories(part, history_length)
-            targets = Targets(dataset.sequences.items[part].unsqueeze(1))
+            tied = dataset.sequences.tied[part].unsqueeze(1)
+            targets = Targets(dataset.sequences.items[part].unsqueeze(1), tied=tied)
             for name, ranker in rankers.items():
                 ranking = ranker.everything(histories, width)
                 metrics[name].update(ranking, targets, history=histories)

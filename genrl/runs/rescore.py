@@ -171,7 +171,7 @@ def evaluate_run(folder: Path, *, split: str, overrides: list[str], stages: Sequ
         if not shared and len(stages) > 1:
             session.recommender.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
         results[name] = written(evaluate(scored.recommender, scored.batches(split), config.evaluate, split))
-    tables.ranking_table(Console(), split, results, config.evaluate.k)
+    tables.ranking_table(Console(), split, tables.with_ties(results), config.evaluate.k)
     return results
 
 

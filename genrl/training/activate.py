@@ -8,13 +8,13 @@ from genrl.policy.model import Head
 from genrl.policy.score import place_scores
 from genrl.policy.share import Hidden
 from genrl.prompts.packing import PackedBatch
-from genrl.training.sft import SupervisedModule
+from genrl.training.sft import PackedModule
 
 
-class ActivateModule(SupervisedModule):
+class ActivateModule(PackedModule):
     """Cross-entropy over the legal set of every token that the policy is to choose; prompt and form count not."""
 
-    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
+    def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of chosen words and SID tokens."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(

@@ -3,21 +3,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from rich.console import Console
 from safetensors.torch import save_file
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
 from genrl.runs.session import Session
 from genrl.runs.tables import main_cut
 from tests.helpers import assert_same
+from tests.runs import curves_drawn
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -56,6 +60,17 @@ def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> 
     raw = [[name, *rest, "-", "0.7500", "2.5000"] for name in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)")]
     excluded = [[row[0], *rest, "0.5000", "0.7500", "2.5000"] for row in raw if row[0] != "repeat last"]  # it is most popular there
     assert rows == [["history excluded"], *excluded, ["raw ranking"], *raw]
+
+
+def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart() -> None:
+    console, shown = make_console()
+    parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
+    results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "sasrec": {"raw": make_metrics(None)}}
+    report.ranking_table(console, "test", report.with_ties(results), [10])
+    rows = cells(shown.getvalue().splitlines())[3:]
+    assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "sasrec"]
+    assert [row[1:3] for row in rows[1:3]] == [["0.2500", "0.5000"], ["0.1250", "-"]]
+    assert rows[1][3:] == ["-", "-", "-", "-"]
 
 
 @pytest.mark.parametrize(
@@ -136,8 +151,8 @@ def test_a_finished_run_is_shown_in_one_table_with_what_its_stages_brought() -> 
     assert said == (
         "What each stage brought, with the history excluded; 95% intervals, for other users: "
         f"align {cost} "
-        f"activate {cost}: NDCG@10 -0.4400 [-0.4600, -0.4200] against align; worse than align. "
-        f"rl {cost}: NDCG@10 +0.0123 [-0.0010, +0.0200] against activate; nothing was learned that these users can "
+        f"activate {cost}: NDCG@10 −0.4400 [−0.4600, −0.4200] against align; worse than align. "
+        f"rl {cost}: NDCG@10 +0.0123 [−0.0010, +0.0200] against activate; nothing was learned that these users can "
         "tell apart from activate."
     )
     assert list(metrics["test"]) == ["align", "activate", "rl"]  # what is shown is not renamed in what was read
@@ -212,20 +227,25 @@ def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
     notes = [
         {"step": 0, "val/ndcg@10": 0.1, "val/recall@10": 0.2},
         {"step": 1, "train/reward": 0.5, "policy/entropy": 1.0, "objective/dead_groups": 0.0, "train/grad_norm": 1.0},
-        {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3},
+        {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3, "policy/entropy": 0.9},
     ]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
-    report.curves(tmp_path, "grpo, seed 0")
+    with curves_drawn(True):
+        report.curves(tmp_path, "grpo, seed 0")
     picture = (tmp_path / "curves.png").read_bytes()
     assert picture.startswith(PNG)
     assert len(picture) > 10_000
+    (events,) = tmp_path.glob("events.out.*")
+    (shown,) = EventAccumulator(str(events)).Reload().Images("curves")
+    assert np.array_equal(imread(BytesIO(shown.encoded_image_string)), imread(tmp_path / "curves.png"))
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 1, "other": 2}\n'])
 def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "history.jsonl").write_text(text)
-    report.curves(tmp_path, "title")
+    with curves_drawn(True):
+        report.curves(tmp_path, "title")
     assert not (tmp_path / "curves.png").exists()
 
 
