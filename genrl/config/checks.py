@@ -140,6 +140,13 @@ def _model(config: RunConfig) -> Iterator[Problem]:
         reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)
 
+    if config.align.teacher_share and not config.teacher.run:
+        reason = "needs a teacher. Add teacher.run=FOLDER, a finished run on the same data"
+        yield Problem(("align.teacher_share", "teacher.run"), reason)
+    if config.prior.run and config.rollout.normalize == "vocab":
+        reason = "vocab cannot be had with a prior, which knows codes and not words. Set it to legal, or prior.run=null"
+        yield Problem(("rollout.normalize", "prior.run"), reason)
+
 
 def _item_model(config: RunConfig) -> Iterator[Problem]:
     """What the item policy, which has no text and no vocabulary, does not do."""

@@ -176,6 +176,24 @@ class ModelConfig:
 
 
 @dataclass
+class GuideConfig:
+    """A frozen recommender, made from the same data, whose probabilities of items are a target of training."""
+
+    run: str | None = None
+    """Folder of its finished run, e.g. runs/beauty/sasrec-s0; null: there is none."""
+    temperature: float = option(1.0, gt=0)
+    """Divides its log-probabilities of items before they are normalised again; above 1 it is less sure."""
+
+
+@dataclass
+class PriorConfig(GuideConfig):
+    """A frozen recommender that has its say at each code: in sampling, scoring, rankings and KL, not in supervision."""
+
+    weight: float = option(0.5, ge=0, lt=1)
+    """w of pi^(1 - w) p^w, normalised over the codes that may follow; 0 leaves the policy alone."""
+
+
+@dataclass
 class PromptConfig:
     """The words around a history; the same for SFT and RL."""
 
@@ -234,6 +252,9 @@ class AlignConfig(SupervisedConfig):
     """Target items per optimiser step."""
     item_dropout: float = option(0.0, ge=0, lt=1)
     """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
+    teacher_share: float = option(0.0, ge=0, le=1)
+    """Share of the section `teacher` in the target of each code: its probabilities of the codes that may follow, in the
+    place of the code alone; 0: there is no teacher."""
     text_tasks: Literal["auto", "on", "off"] = "auto"
     """SID -> title and title -> SID examples; auto: on for backbones that were pre-trained on text."""
 
@@ -402,6 +423,10 @@ class RunConfig:
     """How items become Semantic IDs: name and options of a builder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Backbone."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    """Prior of the policy."""
+    teacher: GuideConfig = field(default_factory=GuideConfig)
+    """Teacher of objective `opd` and, with `align.teacher_share`, of stage `align`."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompt."""
     layout: dict[str, Any] = option({"name": "blocked", "budget": 8})

@@ -64,6 +64,8 @@ class Legal:
     """[n, columns] bool: what would be allowed without a filter of items; None where there is no filter."""
     child: Tensor | None = None
     """[n] int64 trie node behind the first column of `within` (or `mask`) that is allowed; further ones follow."""
+    level: int = -1
+    """SID level of the columns; -1: they are no edges of a trie."""
 
     @classmethod
     def fixed(cls, tokens: Tensor) -> Legal:

@@ -47,6 +47,8 @@ class Problem:
     """Backbone, for those that have a language model."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a loaded recommender; None where it is yet to be made."""
+    prior: Path | None = None
+    """Folder of the prior that a loaded policy has beside it; None: it is that of the configuration, if any."""
 
 
 class Recommender(Protocol):
@@ -85,6 +87,14 @@ class Recommender(Protocol):
 
     def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
         """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, or one of these `kinds`."""
+        ...
+
+    def log_probs(self, requests: Requests) -> Tensor:
+        """Log-probabilities [P, I] of the catalogue as the next item, in nats, all finite; filters are not looked at.
+
+        Raises:
+            UnsupportedError: if it gives items no probabilities.
+        """
         ...
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
@@ -175,6 +185,21 @@ class Baseline(nn.Module, ABC):
         requests = requests.to(str(self.device))
         with numerics(self.trainer, self.device):
             return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
+
+    @torch.no_grad()
+    def log_probs(self, requests: Requests) -> Tensor:
+        return self.likelihoods(requests.history.to(self.device))
+
+    def likelihoods(self, histories: Tensor) -> Tensor:
+        """Log-probabilities [P, I] of what follows histories [P, H]; how scores become them is the baseline's own rule.
+
+        Raises:
+            UnsupportedError: if there is no such rule.
+        """
+        raise UnsupportedError(
+            f"{self.name} ranks items without giving them probabilities, so it can be neither prior nor teacher. "
+            f"Take a run of sasrec, rearec, item_knn or most_popular."
+        )
 
     def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
         self.eval()

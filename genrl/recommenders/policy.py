@@ -17,7 +17,7 @@ from torch import Tensor
 from genrl.batches import Ranking, Requests
 from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.errors import CheckpointError, ConfigError
+from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
@@ -27,15 +27,19 @@ from genrl.ops import seed_of
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.distribution import RANKING, Sampling
 from genrl.policy.exhaustive import rank_all
+from genrl.policy.guide import Prior
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy
-from genrl.policy.search import search, think
+from genrl.policy.search import WIDEST, search, think
 from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
 from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
+from genrl.recommenders.guides import RunGuide
 from genrl.sid.trie import Trie
 
+PRIOR = "prior"
+"""Folder, in that of a run, of the prior that its policy has."""
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
 """What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
 
@@ -56,13 +60,20 @@ class PolicyRecommender:
         spec: all of the policy but its weights.
         layout: grammar of the completions.
         template: how requests are written.
+        prior: the recommender that has its say, if there is one.
     """
 
     def __init__(
-        self, config: RunConfig, problem: Problem, spec: Spec, layout: Layout, template: PromptTemplate
+        self,
+        config: RunConfig,
+        problem: Problem,
+        spec: Spec,
+        layout: Layout,
+        template: PromptTemplate,
+        prior: RunGuide | None = None,
     ) -> None:
         self.config, self.problem = config, problem
-        self.spec, self.layout, self.template = spec, layout, template
+        self.spec, self.layout, self.template, self.prior = spec, layout, template, prior
 
     @classmethod
     def build(cls, config: RunConfig, problem: Problem) -> PolicyRecommender:
@@ -72,7 +83,7 @@ class PolicyRecommender:
             ConfigError: if prompts do not fit the model.
         """
         table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
-        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
+        trie = problem_trie(problem)
         spec = policy_spec(
             config.model,
             trie,
@@ -92,7 +103,11 @@ class PolicyRecommender:
             sid_tokens=table.codes + torch.tensor(spec.first_ids),
             pad_id=spec.pad_id,
         )
-        made = cls(config, problem, spec, layout, template)
+        prior = None
+        if problem.prior is not None or config.prior.run is not None:
+            folder, whole = problem.prior or Path(str(config.prior.run)), problem.prior is None
+            prior = RunGuide(folder, "prior", config.prior, problem, trie, whole=whole)
+        made = cls(config, problem, spec, layout, template, prior)
         made._check_length()
         return made
 
@@ -117,6 +132,8 @@ class PolicyRecommender:
         """A new policy, with the trained weights of a file if one is given."""
         policy = make_policy(self.config.model, self.spec)
         equip(policy, self.config.trainer)
+        if self.prior is not None:
+            policy.prior = Prior(self.prior, self.config.prior.weight)
         if start is not None:
             policy.load_state(read_weights(start), str(start))
         return policy
@@ -193,6 +210,34 @@ class PolicyRecommender:
         hits = ((named == wanted) & (named >= 0)).flatten(2).any(2).sum(1)
         return {f"pass@{k}": pass_at_k(hits, samples, k) for k in counts}
 
+    @torch.no_grad()
+    def log_probs(self, requests: Requests) -> Tensor:
+        """By a search that gives up no SID, or all at once; items of one SID share its probability equally.
+
+        What the policy reads is written anew from the histories.
+        """
+        policy, layout = self.policy, self.layout.to(self.device)
+        if not policy.ranks_all and (layout.writes_text or layout.items > 1 or layout.completions > WIDEST):
+            raise UnsupportedError(
+                f"a policy of layout {self.config.layout['name']!r} with {layout.completions:,} distinct completions "
+                f"cannot say how likely each item is: that takes layout sid and at most {WIDEST:,} SIDs. "
+                f"Take a run of sasrec or item_knn, or one with model.name=item."
+            )
+        policy.eval()
+        history = requests.history.cpu()
+        asked = Requests(*self.write(history), history).to(str(policy.device))
+        _, own, sharing = layout.codes.unique(dim=0, return_inverse=True, return_counts=True)
+        parts = []
+        for rows in torch.arange(len(asked), device=policy.device).split(max(1, WIDEST // layout.completions)):
+            with numerics(self.config.trainer, policy.device):
+                width = len(own)
+                if policy.ranks_all:
+                    (found,) = rank_all(policy, cast(SidLayout, layout), [asked.rows(rows)], width)
+                else:
+                    found, _ = search(policy, layout, asked.rows(rows), width, beams=layout.completions)
+            parts.append(torch.empty_like(found.scores).scatter_(1, found.items, found.scores))
+        return torch.cat(parts) - sharing[own].log()
+
     def decoding(self) -> dict[str, Any]:
         """All that rankings depend on besides weights and SID table."""
         return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
@@ -205,6 +250,8 @@ class PolicyRecommender:
         save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
         self.spec.save(folder)
         save_problem(folder, self.problem.dataset, self.problem.table)
+        if self.prior is not None:
+            self.prior.save(folder / PRIOR)
 
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> PolicyRecommender:
@@ -212,7 +259,9 @@ class PolicyRecommender:
         config = load_config([folder / "config.yaml"], {}, overrides)
         dataset, table = read_problem(folder)
         saved = folder / "tokenizer" if config.model.name == "tiny" else None
-        made = cls.build(config, Problem(dataset, table, config.model, saved))
+        named = load_config([folder / "config.yaml"]).prior.run
+        prior = folder / PRIOR if named is not None and config.prior.run == named else None
+        made = cls.build(config, Problem(dataset, table, config.model, saved, prior))
         if not {"activate", "rl"} & set(config.stages):
             made = made.under(made.layout.plain)
         weights = folder / WEIGHTS
@@ -220,6 +269,12 @@ class PolicyRecommender:
             Console().print(notice)
         made.policy.load_state(read_weights(weights), str(weights))
         return made
+
+
+def problem_trie(problem: Problem) -> Trie:
+    """The trie of a catalogue's SIDs, items of one SID in the order of their popularity."""
+    table = problem.table
+    return Trie.build(table.codes, table.codebook_sizes, problem.dataset.catalog.train_counts)
 
 
 def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
@@ -238,9 +293,10 @@ def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
 def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
-    `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `search`: options
-    that may be chosen anew at each evaluation.
+    `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `prior`: content
+    and temperature of the prior, None if there is none; `search`: options that may be chosen anew at each evaluation.
     """
+    guide = policy.prior.guide if policy.prior is not None else None
     options = getattr(layout, "config", None)
     template: dict[str, Any] = {
         "start": policy.start_id,
@@ -249,6 +305,8 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         "codes": list(policy.sizes),
     }
     search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": max_history}
+    if policy.prior is not None:
+        search["prior.weight"] = policy.prior.weight
     if layout.writes_text and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
@@ -261,12 +319,13 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         },
         "template": template,
         "template_hash": key_of(template),
+        "prior": {"content": guide and guide.key, "temperature": guide and guide.temperature},
         "search": search,
     }
 
 
 def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
-    """Refuse weights that were trained with another layout or prompt template.
+    """Refuse weights that were trained with another layout, prompt template or prior.
 
     Weights of versions that did not write it down pass, and so do options that one of the two sides does not know.
     What is searched in another way than the weights were chosen with is returned, a line for each option.
@@ -280,13 +339,14 @@ def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
     saved = json.loads(text)
     wrong = [
         f"{section}.{name} is {before!r} there and {value!r} here"
-        for section in ("layout", "template")
+        for section in ("layout", "template", "prior")
         for name, before, value in _differences(saved.get(section, {}), now[section])
     ]
     if wrong:
         raise CheckpointError(
             f"{path}: these weights are to be decoded in another way: {'; '.join(wrong)}. Use the configuration that "
-            f"they were trained with (config.yaml in the run folder) and leave its layout, prompt and data as they are."
+            f"they were trained with (config.yaml in the run folder) and leave its layout, prompt, data and prior as "
+            f"they are; prior.weight may change, and 0 ranks without the prior."
         )
     return [
         f"{name}={value}; the weights were chosen with {before}"

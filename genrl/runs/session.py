@@ -28,7 +28,8 @@ from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
-from genrl.recommenders.policy import PolicyRecommender
+from genrl.recommenders.guides import RunGuide
+from genrl.recommenders.policy import PolicyRecommender, problem_trie
 from genrl.runs.evaluate import evaluated_rows
 from genrl.runs.inputs import plugins
 from genrl.sid import build_sid_table, sources
@@ -85,6 +86,15 @@ class Session:
     def maker(self) -> PromptMaker:
         """Makes the requests."""
         return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history)
+
+    @cached_property
+    def teacher(self) -> RunGuide | None:
+        """The recommender that the policy learns from, if there is one."""
+        config = self.config.teacher
+        if config.run is None:
+            return None
+        problem = self.learner.problem
+        return RunGuide(Path(config.run), "teacher", config, problem, problem_trie(problem), whole=True)
 
     @property
     def plain(self) -> Session:
@@ -161,6 +171,7 @@ class Session:
         config = self.config
         chosen = (config.select.ranking, selected(config))
         scored = (config.evaluate.beam, config.evaluate.valid_users, config.evaluate.level, *chosen)
+        prior, teacher = self.learner.prior, self.teacher if config.align.teacher_share else None
         return key_of(
             self.dataset.fingerprint,
             config.data.max_history,
@@ -174,6 +185,8 @@ class Session:
             scored,
             *([] if config.model.from_scratch else [model_hash(config.model.name)]),
             *_layout_content(config),
+            *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
+            *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
         )
 
 

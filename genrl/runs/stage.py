@@ -153,12 +153,12 @@ def _weights(stages: list[Stage]) -> Path | None:
 
 def _align(session: Session) -> Stage:
     options, folder = session.config.align, _shared(session.config, f"align-{session.align_key()}")
-    plain = session.plain
+    plain, teacher = session.plain, session.teacher if options.teacher_share else None
 
     kind = ItemSFTModule if session.spec.reads_items else SFTModule
 
     def module() -> SFTModule | ItemSFTModule:
-        return kind(session.packer(), options, **_arguments(plain, folder, None))
+        return kind(session.packer(), options, teacher, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
@@ -183,7 +183,8 @@ def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
 
     def module() -> RLModule:
         parts = (objective, verifier, order, session.maker, catalog.categories)
-        return RLModule(*parts, config.rl, config.rollout, config.seed, **_arguments(session, folder, before))
+        teacher = session.teacher if objective.uses_teacher else None
+        return RLModule(*parts, config.rl, config.rollout, config.seed, teacher, **_arguments(session, folder, before))
 
     best = config.rl.select == "best"
     samples = RolloutSamples(catalog, folder / "samples.jsonl")
@@ -246,7 +247,10 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         items=layout.items,
         categories=bool(catalog.category_names),
         thinking=layout.writes_text,
+        teacher=config.teacher.run is not None,
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, layout)
+    if objective.uses_teacher:
+        session.teacher  # noqa: B018 (one that cannot be used is told now)
     return verifier

@@ -50,6 +50,10 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}", highlight=False)
+    prior = session.learner.prior
+    if prior is not None:
+        told = f"prior {prior.name} ({config.prior.run}), weight {config.prior.weight:g}"
+        console.print(told, highlight=False, soft_wrap=True)
     if config.model.from_scratch and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     if not config.model.from_scratch:
@@ -95,7 +99,7 @@ def with_ties(results: dict[str, Any]) -> dict[str, Any]:
         rows[name] = value
         for part in TIES if isinstance(value, dict) else ():
             kinds = {kind: _part(scores, part) for kind, scores in value.items() if f"{part}_rows" in scores}
-            rows |= {f"{name}, {part}": kinds} if kinds else {}
+            rows |= {f"{NAMES.get(name, name)}, {part}": kinds} if kinds else {}
     return rows
 
 

@@ -65,10 +65,10 @@ def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> 
 def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart() -> None:
     console, shown = make_console()
     parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
-    results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "sasrec": {"raw": make_metrics(None)}}
+    results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "item_knn": {"raw": make_metrics(None)}}
     report.ranking_table(console, "test", report.with_ties(results), [10])
     rows = cells(shown.getvalue().splitlines())[3:]
-    assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "sasrec"]
+    assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "item-kNN"]
     assert [row[1:3] for row in rows[1:3]] == [["0.2500", "0.5000"], ["0.1250", "-"]]
     assert rows[1][3:] == ["-", "-", "-", "-"]
 
