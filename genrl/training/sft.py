@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
+from genrl.layouts.base import Layout
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
 from genrl.policy.model import Head
@@ -66,7 +67,10 @@ class SupervisedModule(StageModule):
     def training_step(self, batch: PackedBatch, index: int) -> Tensor:
         """Loss of one packed batch."""
         self.policy.train()
-        mask = batch.segments >= 0 if self.batches.alone else packed_mask(batch.segments)
+        if self.batches.alone:
+            mask = batch.segments >= 0
+        else:
+            mask = packed_mask(batch.segments, batch.positions, batch.leaves)
         total = self.policy(batch.tokens, mask, batch.positions, partial(self.total, batch), self.rows(batch))
         loss = total * self.trainer.world_size / batch.share
         self.check_finite(loss, batch)
@@ -87,17 +91,19 @@ class SFTModule(SupervisedModule):
 
     def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of items and words."""
-        return self._item_loss(batch, hidden, head.cut(*self.policy.sid_rows)) + _text_loss(batch, hidden, head)
+        items = items_loss(batch, hidden, head.cut(*self.policy.sid_rows), self.layout)
+        return items + _text_loss(batch, hidden, head)
 
     def rows(self, batch: PackedBatch) -> str:
         """All for words."""
         return "vocab" if len(batch.text_places) else "legal"
 
-    def _item_loss(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        """Negative log-likelihood of the SIDs of all target items."""
-        rows, columns = batch.item_places.unbind(1)
-        before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
-        return item_loss(Hidden(head, hidden[rows[:, None], before]), self.layout, batch.items[:, None])
+
+def items_loss(batch: PackedBatch, hidden: Tensor, head: Head, layout: Layout) -> Tensor:
+    """Negative log-likelihood of all target items as completions without text."""
+    rows, columns = batch.item_places.unbind(1)
+    before = columns[:, None] + torch.arange(layout.length, device=columns.device) - 1
+    return item_loss(Hidden(head, hidden[rows[:, None], before]), layout, batch.items[:, None])
 
 
 def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
