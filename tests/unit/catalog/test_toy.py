@@ -9,7 +9,12 @@ from genrl.config.schema import DataConfig, ToyConfig
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_dataset(DataConfig())
+    return load_dataset(DataConfig(toy=ToyConfig(world="toy")))
+
+
+@pytest.fixture(scope="module")
+def hop():
+    return load_dataset(DataConfig(toy=ToyConfig(world="hop")))
 
 
 def ndcg(scores, targets, k=10):
@@ -40,7 +45,7 @@ def test_who_knows_the_rule_ranks_far_better_than_neighbours(dataset):
     np.add.at(adjacent, (items[:-1][pairs], items[1:][pairs]), 1)
     adjacent += adjacent.T
 
-    world = draw_world(ToyConfig())
+    world = draw_world(ToyConfig(world="toy"))
     neighbours = np.where(shown > 0, -1, shown @ cosine)
     following = world.following(histories[:, -1], histories[:, -2])
     oracle = neighbours.copy()
@@ -52,6 +57,28 @@ def test_who_knows_the_rule_ranks_far_better_than_neighbours(dataset):
     latest, before = np.divmod(np.arange(size**2), size)
     followers = [len(set(row.tolist())) for row in world.following(latest, before).reshape(size, size)]
     assert min(followers) >= 9  # the rule leads to many items from each
+
+
+def test_what_follows_in_the_world_hop_hangs_on_all_of_a_chain_of_four(hop):
+    sequences = hop.sequences
+    positions = sequences.rows(Role.TEST)
+    recent = sequences.histories(positions, 4).numpy().T[::-1]
+    world = draw_world(ToyConfig(world="hop"))
+    follows = world.following(*recent) == sequences.items[positions].numpy()
+    assert 0.6 < follows.mean() < 0.8
+    for back in range(4):  # with any one of the four another item, something else follows
+        others = [*recent]
+        others[back] = np.roll(others[back], 1)
+        assert (world.following(*others) == world.following(*recent)).mean() < 0.2
+
+
+def test_a_teacher_has_a_share_of_the_first_step_wrong_and_nothing_else():
+    rule = draw_world(ToyConfig(world="hop")).rule
+    wrong = rule.mistaken(0.25, seed=3)
+    assert (wrong.first != rule.first).mean() == 0.25
+    assert all(getattr(wrong, name) is getattr(rule, name) for name in ("second", "third", "next_leaf", "next_kind"))
+    assert (rule.mistaken(0.25, seed=4).first != wrong.first).any()
+    assert (rule.mistaken(0.0, seed=3).first == rule.first).all()
 
 
 def test_size_roles_and_popularity(dataset):
