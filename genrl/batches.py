@@ -130,11 +130,15 @@ class Targets(Batch):
     """[P, M] int64 catalogue rows; -1 pads."""
     feedback: Mapping[str, Tensor] = field(default_factory=dict)
     """name -> [P, M] float: what the log says of each target (click, like, play time ...)."""
+    tied: Tensor | None = None
+    """[P, M] bool: the interaction before the target has the same time. None: not known."""
 
     def __post_init__(self) -> None:
         expect(self.items, "Targets.items", (None, None), torch.int64)
         for name, value in self.feedback.items():
             expect(value, f"Targets.feedback[{name!r}]", tuple(self.items.shape), *FLOATS)
+        if self.tied is not None:
+            expect(self.tied, "Targets.tied", tuple(self.items.shape), torch.bool)
 
 
 @dataclass(frozen=True, slots=True)

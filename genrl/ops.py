@@ -114,3 +114,13 @@ def world_max(value: Tensor) -> Tensor:
 
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def read_as(items: Tensor) -> Tensor:
+    """What stands before each item of rows [B, L], right-aligned, -1 pads: item i as i + 1, the start as 0, -1 pads.
+
+    Example:
+        >>> read_as(torch.tensor([[-1, 7, 3], [5, 2, 9]])).tolist()
+        [[-1, 0, 8], [0, 6, 3]]
+    """
+    return torch.where(items < 0, -1, torch.nn.functional.pad(items[:, :-1] + 1, (1, 0)))

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, field, is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,9 +57,25 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@cache
+def hints_of(schema: Any) -> Mapping[str, Any]:  # noqa: ANN401 (a dataclass)
+    """Types of the options of a dataclass by name."""
+    return get_type_hints(schema)
+
+
+def node_of(schema: Any) -> DictConfig:  # noqa: ANN401 (a dataclass)
+    """A node of OmegaConf with the defaults of a dataclass."""
+    return deepcopy(_made(schema))
+
+
+@cache
+def _made(schema: Any) -> DictConfig:  # noqa: ANN401
+    return OmegaConf.structured(schema)  # takes several times as long as a copy of what it gives
+
+
 def out_of_bounds(schema: Any, values: Values, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
     """Yield the dotted name of each well-typed value of a dataclass that is out of bounds, and the bounds in words."""
-    for name, hint in get_type_hints(schema).items():
+    for name, hint in hints_of(schema).items():
         value = values.get(name)
         if is_dataclass(hint):
             inner = value if isinstance(value, Mapping) else vars(value)
@@ -86,15 +103,16 @@ def fill(
         defaults: whether a reason tells the default.
         prefix: what stands before each name.
     """
-    hints = get_type_hints(schema)
-    OmegaConf.set_readonly(OmegaConf.select(node, prefix[:-1]) if prefix else node, False)  # of a frozen dataclass
+    hints = hints_of(schema)
+    group: Any = OmegaConf.select(node, prefix[:-1]) if prefix else node
+    OmegaConf.set_readonly(group, False)  # of a frozen dataclass
     for name, value in values.items():
         key, hint = f"{prefix}{name}", hints.get(name)
         if hint is None:
             yield key, value, unknown(key, list(hints))
         elif not is_dataclass(hint):
             try:
-                OmegaConf.update(node, key, value, merge=False)
+                OmegaConf.update(group, name, value, merge=False)
             except (OmegaConfBaseException, TypeError) as error:
                 yield key, value, wrong_value(value, hint, error, plain(node, key) if defaults else MISSING)
         elif isinstance(value, Mapping):
@@ -115,7 +133,7 @@ def as_written(schema: Any, values: Values, written: Values, prefix: str = "") -
 
     `values` are as YAML reads them; `written` has the scalar or list of scalars of each dotted name, null as None.
     """
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)
     found = dict(values)
     for name, value in values.items():
         hint, text = hints.get(name), written.get(f"{prefix}{name}")

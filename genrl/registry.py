@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from genrl.errors import ConfigError, UnknownComponentError, suggest
-from genrl.options import bounds, fill, out_of_bounds, plain
+from genrl.options import bounds, fill, node_of, out_of_bounds, plain
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -128,7 +128,7 @@ class Registry(Generic[T]):
         if isinstance(options, entry.config):
             return options
         try:
-            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.config), values))
+            return OmegaConf.to_object(OmegaConf.merge(node_of(entry.config), values))
         except (TypeError, ValueError) as error:  # the dataclass checks its values when it is made
             raise ConfigError(f"{self.kind} {name!r}: {error}") from error
 
@@ -145,7 +145,7 @@ class Registry(Generic[T]):
 
         if config is None or not is_dataclass(config):
             return [(key, f"{self.kind} {name!r} {unknown(key, ())}") for key in options]
-        node = OmegaConf.structured(config)
+        node = node_of(config)
         found = []
         for key, value, reason in fill(node, config, options, unknown):
             place = "" if reason.startswith("has no option") else f", option {key!r}: {value!r}"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from torch import Tensor
 
 from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.policy.model import Policy
+from genrl.runs import tables
 from genrl.runs.evaluate import ranking_metrics
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, make_verifier
@@ -51,6 +55,15 @@ SMALL = (
 """Overrides of a run that takes about a second."""
 QUICK = ("align.max_epochs=1", "rl.max_steps=2", "objective=grpo")
 """Further overrides of a run whose numbers do not matter."""
+_curves = tables.curves
+
+
+@contextmanager
+def curves_drawn(drawn: bool) -> Iterator[None]:
+    """Whether runs draw their curves, which takes as long as all the rest of a small one."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tables, "curves", _curves if drawn else lambda *_: None)
+        yield
 
 
 def small(output: Path, *overrides: str) -> list[str]:

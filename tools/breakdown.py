@@ -82,13 +82,11 @@ def row_groups(dataset: Dataset, config: RunConfig, split: str) -> dict[str, Ten
     sequences = dataset.sequences
     positions = evaluated_rows(dataset, config.evaluate, split)
     counts = dataset.catalog.train_counts[sequences.items[positions]]
-    lengths = positions - sequences.offsets[sequences.users(positions)]
+    lengths = sequences.seen(positions)
     groups = {"all": torch.ones(len(positions), dtype=torch.bool)}
     groups |= {f"target seen {_span(*span)} times": _inside(counts, *span) for span in FREQUENCIES}
     groups |= {f"history of {_span(*span)}": _inside(lengths, *span) for span in HISTORIES}
-    before = positions - 1
-    tied = (sequences.times[before.clamp(min=0)] == sequences.times[positions]) & (lengths > 0)
-    groups["at the same time as the item before"] = tied
+    groups["at the same time as the item before"] = sequences.tied[positions]
     return groups
 
 

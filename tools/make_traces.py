@@ -80,7 +80,7 @@ class Task:
         places = trace_positions(self.dataset)
         sequences, titles = self.dataset.sequences, self.dataset.catalog.titles
         titled = torch.tensor([bool(title) for title in titles])
-        places = places[titled[sequences.items[places]] & (places > sequences.offsets[sequences.users(places)])]
+        places = places[titled[sequences.items[places]] & (sequences.seen(places) > 0)]
         if not len(places):
             raise DataError("no training position has a history and a title. Set data.items and data.columns.title.")
         return places[torch.from_numpy(np.random.default_rng(self.seed).permutation(len(places)))].tolist()

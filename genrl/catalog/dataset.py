@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genrl.catalog import splits
+from genrl.catalog import splits, ties
 from genrl.catalog.interactions import Events, ItemTable, item_rows, read_events, read_items, sorted_ids
 from genrl.catalog.items import Catalog, cold_items
 from genrl.catalog.reading import bare
@@ -30,6 +30,8 @@ class Dataset:
     sequences: Sequences
     name: str
     """Short name for folders and tables."""
+    ties: str = ""
+    """What there is to say of interactions of a user at the same time; "" where there are none."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -57,8 +59,11 @@ def load_dataset(config: DataConfig) -> Dataset:
     _check(config)
     items, events, name = (*generate(config.toy), "toy") if config.source == "toy" else _files(config)
     items, events = _filter(items, events, config.k_core)
-    sequences = _sequences(events, config)
-    return Dataset(_catalog(items, sequences, config), sequences, name)
+    events = events.take(np.lexsort((events.rows, events.order, events.users)))
+    events, moments = _moments(events, config)
+    sequences = _sequences(events, moments, config)
+    said = ties.in_words(sequences.tied.numpy(), config.ties, _sorting(events, items, config), config.ties_seed)
+    return Dataset(_catalog(items, sequences, config), sequences, name, said)
 
 
 def _check(config: DataConfig) -> None:
@@ -95,12 +100,36 @@ def _filter(items: ItemTable, events: Events, minimum: int) -> tuple[ItemTable, 
     return items, replace(events, users=users.astype(np.int64), user_ids=user_ids)
 
 
-def _sequences(events: Events, config: DataConfig) -> Sequences:
-    """Sort by user and time and give every interaction its role."""
-    events = events.take(np.lexsort((events.rows, events.order, events.users)))
+def _moments(events: Events, config: DataConfig) -> tuple[Events, np.ndarray]:
+    """Settle the order of ties, and number what is divided and seen as one: [N] int64.
+
+    A split column and rows that are history only say more than the time: what they tell apart is never exchanged.
+    """
+    parts = events.parts if config.split == "column" else events.parts == Role.HISTORY
+    runs = ties.moments(events.users, events.times, parts)
+    if config.ties != "file":
+        events = events.take(ties.shuffled(runs, events.items, config.ties_seed))
+    return events, runs if config.ties == "together" else np.arange(len(events))
+
+
+def _sorting(events: Events, items: ItemTable, config: DataConfig) -> tuple[str, float] | None:
+    """The column that ties stand in the order of, if they keep the order of the files."""
+    tied = np.concatenate([[False], np.diff(ties.moments(events.users, events.times)) == 0])
+    if config.ties != "file" or not tied.any():
+        return None
+    names = config.columns
+    words = {names.item: items.item_ids, names.title or "": items.titles, names.category or "": items.categories}
+    columns = {name: ties.ranked(values)[events.items] for name, values in {**words, **items.attributes}.items()}
+    return ties.sorting(tied, columns | dict(events.feedback))
+
+
+def _sequences(events: Events, moments: np.ndarray, config: DataConfig) -> Sequences:
+    """Give every interaction its role; they are sorted by user and time."""
     counts = np.bincount(events.users, minlength=len(events.user_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    roles = _roles(events, offsets, config)
+    starts = np.unique(moments, return_index=True)[1]
+    roles = _roles(events, offsets, starts, config)[moments]
+    _refuse_empty(roles, config)
     return Sequences(
         items=torch.from_numpy(events.items),
         roles=torch.from_numpy(roles),
@@ -108,28 +137,29 @@ def _sequences(events: Events, config: DataConfig) -> Sequences:
         offsets=torch.from_numpy(offsets),
         user_ids=tuple(events.user_ids),
         feedback={name: torch.from_numpy(values) for name, values in events.feedback.items()},
+        moments=torch.from_numpy(starts[moments]) if len(starts) < len(events) else None,
     )
 
 
-def _roles(events: Events, offsets: np.ndarray, config: DataConfig) -> np.ndarray:
-    history_only = events.parts == Role.HISTORY
+def _roles(events: Events, offsets: np.ndarray, starts: np.ndarray, config: DataConfig) -> np.ndarray:
+    """Role of each moment, which begin at `starts`; offsets count interactions."""
+    offsets, history_only = np.searchsorted(starts, offsets), events.parts == Role.HISTORY
     if config.split == "leave_one_out":
-        roles = splits.leave_one_out(offsets, history_only)
+        roles = splits.leave_one_out(offsets, history_only[starts])
     elif config.split == "temporal":
-        roles = splits.temporal(events.times, history_only, config.valid_fraction, config.test_fraction)
+        roles = splits.temporal(events.times, history_only, config.valid_fraction, config.test_fraction)[starts]
     else:
-        roles = events.parts
+        roles = events.parts[starts]
     roles = splits.hide_first_targets(roles, offsets)
     late = splits.first_disorder(roles, offsets)
     if late is not None:
+        row = int(starts[late])
         raise DataError(
-            f"{events.place(late)}: user {events.user_ids[int(events.users[late])]!r} has a "
+            f"{events.place(row)}: user {events.user_ids[int(events.users[row])]!r} has a "
             f"{Role(roles[late]).name.lower()} row after a {Role(roles[late - 1]).name.lower()} row. Within a user the "
             f"order must be history_only, train, valid, test. Check data.columns.time, .position and .split."
         )
-    roles = splits.hold_out_for_rl(roles, offsets, config.rl_holdout)
-    _refuse_empty(roles, config)
-    return roles
+    return splits.hold_out_for_rl(roles, offsets, config.rl_holdout)
 
 
 def _refuse_empty(roles: np.ndarray, config: DataConfig) -> None:
@@ -140,11 +170,12 @@ def _refuse_empty(roles: np.ndarray, config: DataConfig) -> None:
     }
     if config.rl_holdout:
         wanted[Role.RL] = "No user has two training interactions; set data.rl_holdout=0 or give longer sequences."
+    together = " With data.ties=together, interactions of equal time count as one." * (config.ties == "together")
     for role, remedy in wanted.items():
         if not (roles == role).any():
             raise DataError(
                 f"the {role.name.lower()} part is empty after data.split: {config.split} of {len(roles):,} "
-                f"interactions. {remedy}"
+                f"interactions. {remedy}{together}"
             )
 
 

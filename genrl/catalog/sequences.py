@@ -46,13 +46,16 @@ class Sequences:
     roles: Tensor
     """[N] uint8 values of `Role`."""
     times: Tensor
-    """[N] int64 rank of the time; equal values are ties, whose order is arbitrary."""
+    """[N] int64 rank of the time; equal values of a user are ties."""
     offsets: Tensor
     """[U + 1] int64: user u holds the positions offsets[u] .. offsets[u + 1] - 1."""
     user_ids: tuple[str, ...]
     """External user ids."""
     feedback: dict[str, Tensor] = field(default_factory=dict)
     """Column of `data.columns.feedback` -> [N] float32 beside `items`; NaN where the file has no value."""
+    moments: Tensor | None = None
+    """[N] int64 first position of the moment that each interaction belongs to, which sees only what is before it; None:
+    every interaction is a moment of its own."""
 
     def __post_init__(self) -> None:
         size = self.items.shape[0]
@@ -60,6 +63,8 @@ class Sequences:
         expect(self.roles, "Sequences.roles", (size,), torch.uint8)
         expect(self.times, "Sequences.times", (size,), torch.int64)
         expect(self.offsets, "Sequences.offsets", (len(self.user_ids) + 1,), torch.int64)
+        if self.moments is not None:
+            expect(self.moments, "Sequences.moments", (size,), torch.int64)
         for name, values in self.feedback.items():
             expect(values, f"Sequences.feedback[{name!r}]", (size,), torch.float32)
 
@@ -74,16 +79,33 @@ class Sequences:
         """User index of each position: [P] int64."""
         return torch.searchsorted(self.offsets, positions, right=True) - 1
 
+    def past(self, positions: Tensor) -> Tensor:
+        """Where the history of each position [P] ends: at itself, or at the first interaction of its moment."""
+        return positions if self.moments is None else self.moments[positions]
+
+    def seen(self, positions: Tensor) -> Tensor:
+        """Interactions in the whole history of each position: [P] int64."""
+        return self.past(positions) - self.offsets[self.users(positions)]
+
     def histories(self, positions: Tensor, length: int) -> Tensor:
         """The last `length` items before positions [P]: [P, length] int64, the latest last, -1 pads on the left."""
-        places = positions[:, None] - torch.arange(length, 0, -1)
+        places = self.past(positions)[:, None] - torch.arange(length, 0, -1)
         inside = places >= self.offsets[self.users(positions)][:, None]
         return torch.where(inside, self.items[places.clamp(min=0)], -1)
 
     @cached_property
+    def tied(self) -> Tensor:
+        """[N] bool: the interaction before it is the same user's and has the same time."""
+        tied = torch.zeros(len(self), dtype=torch.bool)
+        tied[1:] = self.times[1:] == self.times[:-1]
+        tied[self.offsets[:-1][self.offsets.diff() > 0]] = False
+        return tied
+
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any interaction, role, time, user or feedback."""
+        """16 hex digits that change with any interaction, role, time, user, feedback or moment."""
         digest = hashlib.sha256("\x1e".join((*self.user_ids, *self.feedback)).encode("utf-8", "surrogatepass"))
-        for tensor in (self.items, self.roles, self.times, self.offsets, *self.feedback.values()):
+        moments = () if self.moments is None else (self.moments,)
+        for tensor in (self.items, self.roles, self.times, self.offsets, *self.feedback.values(), *moments):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -1,4 +1,7 @@
-"""k-core filtering and the division of interactions into training, RL, validation and test."""
+"""k-core filtering and the division of interactions into training, RL, validation and test.
+
+Where interactions of equal time stand together, a row of these functions is a moment.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from genrl.compare.record import Difference
-from genrl.compare.verdict import direction, signed
+from genrl.compare.verdict import direction
+from genrl.metrics.comparison import signed
 from genrl.plots import HEIGHT, LIGHT, WIDTH, Band, Look, draw_curves, keep_above_zero, style, to_svg
 
 Styles = Mapping[str, Look]

@@ -22,11 +22,11 @@ from genrl.compare.verdict import (
     named,
     p_text,
     remarks,
-    signed,
     statements,
     warnings,
 )
 from genrl.files import atomic
+from genrl.metrics.comparison import signed
 from genrl.plots import DARK, LIGHT, Notes, band, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from genrl.compare.quantities import capital, titled
 from genrl.compare.record import Difference, Table
+from genrl.metrics.comparison import signed
 from genrl.runs.stages import SUPERVISED
 from genrl.runs.tables import NAMES
 
@@ -91,16 +92,6 @@ def warnings(table: Table) -> dict[str, dict[str, list[str]]]:
 def named(row: str) -> str:
     """Name of a row for people."""
     return NAMES.get(row, row)
-
-
-def signed(value: float, decimals: int = 4) -> str:
-    """A number with its sign, as print has it.
-
-    Example:
-        >>> signed(-0.01)
-        '−0.0100'
-    """
-    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def p_text(value: float) -> str:

@@ -130,6 +130,8 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     if model.name == "tiny" and model.hidden % (2 * model.heads):
         reason = f"must be a multiple of twice model.heads={model.heads}: each head has an even size"
         yield Problem(("model.hidden", "model.heads"), reason)
+    if model.name == "item":
+        yield from _item_model(config)
     if activate.traces == "jsonl" and not activate.path:
         reason = "is needed by activate.traces=jsonl: give the file of traces"
         yield Problem(("activate.path", "activate.traces"), reason)
@@ -139,6 +141,33 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     if activate.traces == "teacher" and (config.data.source, config.data.toy.world) != ("toy", "hop"):
         reason = "teacher knows the world hop of the toy catalogue alone. Add data.source=toy data.toy.world=hop, or "
         yield Problem(("activate.traces", "data.toy.world"), f"{reason}choose derived, template or jsonl")
+
+
+def _item_model(config: RunConfig) -> Iterator[Problem]:
+    """What the item policy, which has no text and no vocabulary, does not do."""
+    item, history = config.model.item, config.data.max_history
+    if item.hidden % item.heads:
+        yield Problem(("model.item.hidden", "model.item.heads"), f"must be a multiple of model.item.heads={item.heads}")
+    if history > item.positions:
+        reason = f"is more than model.item.positions={item.positions}. Add model.item.positions={history}"
+        yield Problem(("data.max_history", "model.item.positions"), reason)
+    if config.model.lora.rank or config.model.quantize != "none":
+        key = "model.lora.rank" if config.model.lora.rank else "model.quantize"
+        yield Problem(
+            (key, "model.name"), "is for language models; model.name=item trains all its weights. Leave it out"
+        )
+    if config.prompt.prefix:
+        yield Problem(("prompt.prefix", "model.name"), "is text, which model.name=item does not read. Leave it out")
+    if config.align.text_tasks == "on":
+        reason = "needs a policy that reads text, and model.name=item reads items. Set it to auto"
+        yield Problem(("align.text_tasks", "model.name"), reason)
+    if config.rollout.normalize == "vocab":
+        reason = "vocab needs a policy with a vocabulary; model.name=item scores the codes of the trie alone. Use legal"
+        yield Problem(("rollout.normalize", "model.name"), reason)
+    for name in ("checkpointing", "compile"):
+        if getattr(config.trainer, name):
+            reason = "is for language models; passes of model.name=item are too small to gain by it. Set it to false"
+            yield Problem((f"trainer.{name}", "model.name"), reason)
 
 
 def _training(config: RunConfig) -> Iterator[Problem]:

@@ -98,7 +98,7 @@ def read_override(text: str) -> Layer:
     try:
         source = f"'{value}'" if SIGNS.fullmatch(value) else value
         values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={source}"]))
-        node = yaml.compose(source, Loader=yaml.SafeLoader)
+        node = _compose(source)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"command line: the value of {key} is not YAML: {value!r}: {reason}. Quote it.") from error
@@ -136,13 +136,21 @@ def _merge(tree: Tree, values: Tree) -> Tree:
 
 
 def _parse(text: str) -> tuple[Tree, dict[str, int], Tree]:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = _compose(text)
     if root is None:
         return {}, {}, {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError("the file holds no options; write lines of the form `key: value`")
     values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     return values, dict(_lines(root)), dict(_written(root))  # type: ignore[return-value]
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """The nodes of a YAML text, read by the fast parser in C where there is one."""
+    try:
+        return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:  # the other parser may read it, and gives clearer reasons
+        return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _written(node: yaml.Node | None, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ class ColumnsConfig:
     item: str = "item_id"
     """Item identifier, in both files."""
     time: str | None = "timestamp"
-    """Anything that sorts; ties keep the order of the file. None: the order of the file alone."""
+    """Anything that sorts; `ties` says what becomes of equal times. None: the order of the file alone."""
     position: str | None = None
     """Place in the user's sequence; wins over `time` where given."""
     split: str | None = None
@@ -81,6 +81,11 @@ class DataConfig:
     """Share of interactions in the validation period (temporal)."""
     test_fraction: float = option(0.1, gt=0, lt=1)
     """Share of interactions in the test period (temporal)."""
+    ties: Literal["file", "random", "together"] = "random"
+    """Interactions of a user at the same time: as in the files, in one random order, or none in the history of another
+    (they are divided, held out and counted as one)."""
+    ties_seed: int = option(0, ge=0)
+    """Seed of the random order of ties; independent of the run's seed."""
     rl_holdout: int = option(1, ge=0)
     """Last training positions of each user kept from SFT and used as RL prompts; 0: RL prompts are SFT positions."""
     max_history: int = option(20, ge=1)
@@ -108,11 +113,40 @@ class LoraConfig:
 
 
 @dataclass
+class ItemModelConfig:
+    """The item policy: one position per item of the history, one product per SID level."""
+
+    hidden: int = option(64, ge=2)
+    """Width of vectors and states."""
+    layers: int = option(2, ge=0)
+    """Self-attention blocks."""
+    heads: int = option(2, ge=1)
+    """Attention heads; must divide `hidden`."""
+    dropout: float = option(0.3, ge=0, lt=1)
+    """Share of activations dropped in supervised training."""
+    positions: int = option(50, ge=1)
+    """Items of the longest history that it can read; at least `data.max_history`."""
+    tied: bool = True
+    """Read an item as the sum of the vectors that score its edges; false: of vectors of their own."""
+    edge_start: float = option(0.02, ge=0)
+    """Standard deviation of the edges' own vectors before training; 0: every edge begins as its code."""
+    edge_dropout: float = option(0.0, ge=0, lt=1)
+    """Share of the edges that do without their own vector in a step of supervised training."""
+    edge_decay: float = option(0.0, ge=0)
+    """AdamW weight decay of the edges' own vectors, beside that of the stage."""
+
+
+FROM_SCRATCH = ("tiny", "item")
+"""Policies that begin with random weights; any other name is a folder."""
+
+
+@dataclass
 class ModelConfig:
     """The policy's backbone."""
 
     name: str = "tiny"
-    """`tiny` (Qwen3 architecture, random weights, own tokenizer) or the folder of a Hugging Face causal LM."""
+    """`tiny` (Qwen3 architecture, random weights, own tokenizer), `item` (reads items, writes SIDs; see its section) or
+    the folder of a Hugging Face causal LM."""
     hidden: int = option(64, ge=2)
     """tiny: hidden size."""
     layers: int = option(2, ge=1)
@@ -135,6 +169,13 @@ class ModelConfig:
     """Run Python code that comes with the model folder. Off unless you know the folder."""
     seed: int = option(0, ge=0)
     """Seed of the random weights and of new SID rows; independent of the run's seed so that runs share Stage 1."""
+    item: ItemModelConfig = field(default_factory=ItemModelConfig)
+    """The item policy."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether there are no weights before training."""
+        return self.name in FROM_SCRATCH
 
 
 @dataclass
@@ -194,8 +235,6 @@ class AlignConfig(SupervisedConfig):
     warmup_steps: int = 200
     items_per_step: int = option(384, ge=1)
     """Target items per optimiser step."""
-    shuffle_ties: bool = True
-    """Each epoch, put interactions of a user with equal time in a new random order."""
     item_dropout: float = option(0.0, ge=0, lt=1)
     """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
     text_tasks: Literal["auto", "on", "off"] = "auto"
@@ -212,8 +251,8 @@ class ActivateConfig(SupervisedConfig):
     warmup_steps: int = 20
     traces: Literal["auto", "derived", "evidence", "candidates", "teacher", "template", "jsonl"] = "auto"
     """What is thought. From the history alone: `derived`, `evidence` or `candidates` by counting, `teacher` by the rule
-    of the toy world hop. `template` describes the target; `jsonl` is read from the file `path`. `auto`: `teacher` in the
-    world hop, else `derived` if items have categories or attributes, else `template`."""
+    of the toy world hop. `template` describes the target; `jsonl` is read from the file `path`. `auto`: `teacher` in
+    the world hop, else `derived` if items have categories or attributes, else `template`."""
     teacher_wrong: float = option(0.25, ge=0, le=1)
     """teacher: share of the cells of the rule's first step that he has wrong."""
     teacher_often: float = option(0.6, ge=0, le=1)
@@ -316,6 +355,8 @@ class EvaluateConfig:
     """Cut-offs of the metrics."""
     batch: int = option(128, ge=1)
     """Users per batch."""
+    ties: bool = False
+    """Further rows of the final tables: targets with the time of the interaction before them (tied), and the others."""
     valid_users: int | None = option(2000, ge=1)
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = option(None, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,15 +13,15 @@ from genrl.config.checks import Problem
 from genrl.config.layers import SLOTS, Tree
 from genrl.config.schema import RunConfig
 from genrl.errors import suggest
-from genrl.options import as_written, fill, out_of_bounds
+from genrl.options import as_written, fill, hints_of, node_of, out_of_bounds
 
-FORMER = ("prompt.context", "trainer.strategy")
-"""Options of earlier versions, which the folders of their runs hold."""
+FORMER = {"align.shuffle_ties": ", in place of which there is data.ties", "prompt.context": "", "trainer.strategy": ""}
+"""Options of earlier versions, which the folders of their runs hold -> what is there instead."""
 
 
 def dotted_keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (a dataclass)
     """Every option of the schema as a dotted key, such as rl.max_steps."""
-    for name, hint in get_type_hints(schema).items():
+    for name, hint in hints_of(schema).items():
         if is_dataclass(hint):
             yield from dotted_keys(hint, f"{prefix}{name}.")
         else:
@@ -33,7 +33,7 @@ def to_typed(tree: Tree, written: Tree | None = None) -> tuple[RunConfig, list[P
 
     `written` has for each dotted key the scalar, or list of scalars, as it was written, for options of text.
     """
-    node = OmegaConf.structured(RunConfig)
+    node = node_of(RunConfig)
     found = fill(node, RunConfig, as_written(RunConfig, tree, written or {}), _unknown, defaults=True)
     problems = [Problem((key,), reason) for key, _, reason in found]
     problems += _unresolved(node)
@@ -59,7 +59,7 @@ def _unresolved(node: DictConfig) -> Iterator[Problem]:
 
 
 def _put_back(node: DictConfig, key: str) -> None:
-    OmegaConf.update(node, key, OmegaConf.select(OmegaConf.structured(RunConfig), key), merge=False)
+    OmegaConf.update(node, key, OmegaConf.select(node_of(RunConfig), key), merge=False)
 
 
 def _slots(config: RunConfig) -> Iterator[Problem]:
@@ -76,7 +76,8 @@ def _slots(config: RunConfig) -> Iterator[Problem]:
 
 def _unknown(key: str, siblings: list[str]) -> str:
     if key in FORMER:
-        return "is an option of an earlier version. Leave it out; its runs must be read by that version, or made anew"
+        instead = f"is an option of an earlier version{FORMER[key]}"
+        return f"{instead}. Leave it out; its runs must be read by that version, or made anew"
     known = list(dotted_keys())
     prefix, _, name = key.rpartition(".")
     if key in known:

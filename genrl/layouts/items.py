@@ -93,6 +93,14 @@ class Items:
             mask = torch.where(left.any(1, keepdim=True), left, mask)
         return Legal(mask, first, within=whole, child=child)
 
+    def open_leaves(self, requests: Requests | None) -> Tensor | None:
+        """[P, leaves] or [1, leaves] bool: SIDs of which an item is left for each request; None: all."""
+        lists = self._lists(requests)
+        stocked = None if self.keep is None else (self.stock.leaf_offsets.diff() > 0)[None]
+        if lists is None:
+            return stocked
+        return lists.leaves() if stocked is None else lists.leaves() & stocked
+
     def child(self, level: int, node: Tensor, tokens: Tensor) -> Tensor:
         """Nodes behind tokens of a level; -1 where there is none."""
         return self.trie.child(level, node, tokens - self.tokens.first_ids[level])
@@ -219,6 +227,13 @@ class Lists:
         columns = torch.where(on_path, self.codes[level][rows], size)
         marks = legal.new_zeros(len(legal), size + 1).scatter_(1, columns, True)[:, :size]
         return legal & marks if self.allow else legal & ~marks
+
+    def leaves(self) -> Tensor:
+        """[R, leaves] bool: leaves that the lists leave something of."""
+        marked = self.exists if self.allow else self._exhausted(self.stock.depth - 1)
+        marks = torch.zeros(len(marked), self.stock.leaves + 1, dtype=torch.bool, device=marked.device)
+        marks = marks.scatter_(1, torch.where(marked, self.nodes[-1], self.stock.leaves), True)[:, :-1]
+        return marks if self.allow else ~marks
 
     def _exhausted(self, level: int) -> Tensor:
         """Edges [R, M] on the paths of listed items below which all items are listed."""

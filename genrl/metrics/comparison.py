@@ -201,6 +201,16 @@ def detectable_change(difference: Difference, rows: int) -> float:
     return _multiple(total.degrees) * math.sqrt(total.variance)
 
 
+def signed(value: float, decimals: int = 4) -> str:
+    """A number with its sign, as print has it.
+
+    Example:
+        >>> signed(-0.01)
+        '−0.0100'
+    """
+    return f"{value:+.{decimals}f}".replace("-", "−")
+
+
 def warnings_of(difference: Difference, counted_rows: int, *, trained: bool = True) -> list[str]:
     """What a reader must know before believing a difference, in plain sentences.
 
@@ -225,7 +235,7 @@ def _too_few_seeds(difference: Difference) -> list[str]:
         found.append(f"{difference.seeds} training seeds: the noise between seeds is hardly known. Train at least 3.")
     if abs(difference.effect) < difference.seed_noise:
         found.append(
-            f"The difference ({difference.effect:+.4f}) is smaller than the noise between seeds "
+            f"The difference ({signed(difference.effect)}) is smaller than the noise between seeds "
             f"({difference.seed_noise:.4f}): one run of each can show the opposite."
         )
     return found

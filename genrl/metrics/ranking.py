@@ -15,6 +15,8 @@ from genrl.metrics import functional as F
 
 NATS = math.log(2)
 """In a bit."""
+TIES = ("tied", "untied")
+"""Targets with the time of the interaction before them, and the others."""
 
 
 def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
@@ -46,6 +48,8 @@ class RankingMetrics(Metric):
         codes: [I, K] SIDs; needed for `level="sid"`.
         level: whether recall, ndcg and cold recall compare items or SIDs.
         category_count: by default the largest id + 1.
+        ties: add tied_recall@k, tied_ndcg@k, untied_recall@k and untied_ndcg@k over the rows whose target has, or has
+            not, the time of the interaction before it, with tied_rows and untied_rows; the targets must say which.
     """
 
     full_state_update = False
@@ -63,6 +67,7 @@ class RankingMetrics(Metric):
         codes: Tensor | None = None,
         level: Literal["item", "sid"] = "item",
         category_count: int | None = None,
+        ties: bool = False,
     ) -> None:
         super().__init__()
         if not k or min(k) < 1:
@@ -77,6 +82,10 @@ class RankingMetrics(Metric):
         self.register_buffer("categories", categories, persistent=False)
         per_cut = ("recall", "ndcg", "cold_recall", "entropy", "history_share")
         self.names = (*(f"{name}@{k}" for k in self.k for name in per_cut), "valid_rate")
+        self.ties = ties
+        if ties:
+            by_ties = tuple(f"{name}_{metric}@{k}" for name in TIES for metric in ("recall", "ndcg") for k in self.k)
+            self.names = (*self.names, *by_ties)
         self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(self.names), dtype=torch.int64), dist_reduce_fx="sum")
         shape = (len(self.k), cold.shape[0])
@@ -124,6 +133,11 @@ class RankingMetrics(Metric):
             values[f"entropy@{k}"] = F.entropy_at_k(ranking.items, self.categories, self.category_count, k)
             if history is not None:
                 values[f"history_share@{k}"] = F.history_slots(ranking.items, history, k), everywhere
+        if self.ties and targets.tied is not None:
+            tied = targets.tied.any(dim=1)
+            for name, inside in zip(TIES, (tied, ~tied), strict=True):
+                whole = [metric for metric in values if metric.startswith(("recall@", "ndcg@"))]
+                values |= {f"{name}_{metric}": (values[metric][0], aimed & inside) for metric in whole}
         return values
 
     def compute(self) -> dict[str, float]:
@@ -147,6 +161,9 @@ class RankingMetrics(Metric):
         result["valid_rate"] = means["valid_rate"]
         result["rows"] = float(counts[f"recall@{self.k[-1]}"])
         result["cold_rows"] = float(counts[f"cold_recall@{self.k[-1]}"])
+        if self.ties:
+            result |= {name: means[name] for name in self.names if name.startswith(TIES)}
+            result |= {f"{name}_rows": float(counts[f"{name}_recall@{self.k[-1]}"]) for name in TIES}
         return result
 
 

@@ -129,7 +129,6 @@ class Diversity(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Options, on one line."""
         return f"source={self.source!r}, decay={self.decay}"
 
 

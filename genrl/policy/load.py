@@ -15,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from genrl.config.schema import ModelConfig
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.blocked import Words
+from genrl.policy.base import Spec, TrainablePolicy
+from genrl.policy.item import ItemPolicy, ItemSpec
 from genrl.policy.model import Policy, PolicySpec
 from genrl.policy.tiny import tiny_config, tiny_model, train_tokenizer
+from genrl.sid.trie import Trie
 
 THINK = ("<think>", "</think>")
 """What a think block stands between."""
@@ -45,7 +48,7 @@ def load_spec(
     add_tokens: bool = True,
     saved: Path | None = None,
 ) -> PolicySpec:
-    """Configuration and tokenizer of a backbone, with the SID tokens of a catalogue.
+    """Configuration and tokenizer of a language model, with the SID tokens of a catalogue.
 
     Args:
         config: the model section.
@@ -83,6 +86,26 @@ def load_spec(
     words = think_words(tokenizer, first_ids[0]) if thinking else None
     own = tiny_config(config, len(tokenizer)) if config.name == "tiny" else _local(AutoConfig, config)
     return PolicySpec(own, tokenizer, first_ids, sizes, start, prefix_ids, words, added)
+
+
+def policy_spec(config: ModelConfig, trie: Trie, texts: tuple[str, ...], prefix: str = "", **options: Any) -> Spec:  # noqa: ANN401
+    """The policy that a model section names, but its weights; arguments are those of `load_spec`, `trie` the items."""
+    if config.name == "item":
+        return ItemSpec(config.item, trie)
+    return load_spec(config, tuple(level.size for level in trie.levels), texts, prefix, **options)
+
+
+def make_policy(config: ModelConfig, spec: Spec) -> TrainablePolicy:
+    """The policy of a specification, with the weights that it begins with.
+
+    Weights are drawn on the CPU, wherever the caller has new tensors made: the same from one seed on every device.
+    """
+    if isinstance(spec, PolicySpec):
+        return load_weights(config, spec)
+    assert isinstance(spec, ItemSpec)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ItemPolicy(spec)
 
 
 def load_weights(config: ModelConfig, spec: PolicySpec) -> Policy:

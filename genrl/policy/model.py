@@ -6,14 +6,18 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from genrl.errors import CheckpointError, UnsupportedError
-from genrl.layouts.blocked import Words
+from genrl.errors import UnsupportedError
+from genrl.layouts.base import Layout, Words
 from genrl.policy import share
+from genrl.policy.base import Spec, TrainablePolicy
+from genrl.registry import Entry
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -84,23 +88,18 @@ def states(hidden: Tensor, head: Head) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PolicySpec:
-    """All of a policy but its weights: what it reads and writes, known before there is a model."""
+class PolicySpec(Spec):
+    """A language model but its weights."""
 
     config: Any
     """The model's configuration, of transformers."""
     tokenizer: Any
     """SID tokens included."""
     first_ids: tuple[int, ...]
-    """Token id of code 0 of each SID level."""
     sizes: tuple[int, ...]
-    """Codes of each SID level."""
     start_id: int
-    """Token that opens every sequence."""
     prefix_ids: tuple[int, ...]
-    """Tokens of the prompt's prefix."""
     words: Words | None = None
-    """Tokens of thinking; None: the policy does not think."""
     added: int = 0
     """Think tokens that the tokenizer lacked, in front of the SID tokens."""
 
@@ -114,18 +113,26 @@ class PolicySpec:
                 )
 
     @property
+    @override
     def pad_id(self) -> int:
-        """Token that fills up prompts."""
         pad = self.tokenizer.pad_token_id
         return self.start_id if pad is None else int(pad)
 
     @property
+    @override
     def positions(self) -> int | None:
-        """Longest sequence that the model was made for, if it says so."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
+    @override
+    def check(self, layout: Entry[Layout]) -> None:
+        """Nothing: a language model writes them all."""
 
-class Policy(nn.Module):
+    @override
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+class Policy(TrainablePolicy):
     """A causal LM with access to its decoder and to single rows of its output head.
 
     Args:
@@ -134,17 +141,12 @@ class Policy(nn.Module):
     """
 
     def __init__(self, model: Any, spec: PolicySpec) -> None:  # noqa: ANN401 (transformers and peft are untyped)
-        super().__init__()
-        self.model: Any = model
-        self.tokenizer, self.first_ids, self.sizes = spec.tokenizer, spec.first_ids, spec.sizes
-        self.start_id, self.prefix_ids, self.words = spec.start_id, spec.prefix_ids, spec.words
-        self.positions = spec.positions
+        super().__init__(model, spec)
+        self.tokenizer, self.positions = spec.tokenizer, spec.positions
         first = min(spec.first_ids)
         stop = max(start + codes for start, codes in zip(spec.first_ids, spec.sizes, strict=True))
         self.sid_rows = first, stop - first
         """Rows of the head that are SID tokens: the first, and how many."""
-        self.branching = "auto"
-        """How completions share their prompt: `auto` or one of `genrl.policy.share.WAYS`."""
         self.refused_ways: dict[torch.device, dict[str, str]] = {}
         """Ways, `share` among them, that give wrong results with this model, with the reason, for the devices tried."""
         self.noticed: set[str] = set()
@@ -154,11 +156,6 @@ class Policy(nn.Module):
     def base(self) -> Any:  # noqa: ANN401 (transformers is untyped)
         """The causal LM itself, adapters injected but peft's wrapper taken off."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.model.parameters()).device
 
     @property
     def decoder(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -195,8 +192,8 @@ class Policy(nn.Module):
         """Whether passes drop what the backward pass can compute again, caches among it: see `update_mode`."""
         return any(layer.training for layer in self._checkpointed())
 
+    @override
     def checkpoint_activations(self) -> None:
-        """Have the backward pass compute activations again from here on."""
         name = "activation_checkpointing_enable"  # the other name is the older one
         enable = getattr(self.base, name, None) or self.base.gradient_checkpointing_enable
         kind = type(self.base).__name__
@@ -224,6 +221,7 @@ class Policy(nn.Module):
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
         )
 
+    @override
     def update_mode(self) -> None:
         """Be the policy that was sampled from, ready for a backward pass: no dropout, but activation checkpointing.
 
@@ -234,8 +232,8 @@ class Policy(nn.Module):
         for layer in self._checkpointed():
             layer.training = True
 
-    def compile_decoder(self, **options: Any) -> None:  # noqa: ANN401 (those of torch.compile)
-        """Compile passes without a cache: supervised training, scoring and its backward pass."""
+    @override
+    def compile_decoder(self, **options: Any) -> None:
         self._forward = torch.compile(self._forward, dynamic=True, **options)  # type: ignore[method-assign]
 
     def forward(
@@ -304,10 +302,7 @@ class Policy(nn.Module):
     grow = share.grow
     follow = share.follow
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters that training changes, by name."""
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-
+    @override
     def to_bfloat16(self) -> None:
         """Hold the weights in bfloat16, but for adapters: steps too small for its 8 bits would not move them."""
         adapted = self.base is not self.model
@@ -316,34 +311,7 @@ class Policy(nn.Module):
                 value.data = value.data.bfloat16()
 
     @property
+    @override
     def exact(self) -> bool:
-        """Whether passes of different shapes agree to rounding of float32: sampling and scoring, for example."""
         dtype = self.base.get_input_embeddings().weight.dtype
         return dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(self.device.type)
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the trained weights on the CPU: all that a stage has to save."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.trainable().items()}
-
-    def load_state(self, state: dict[str, Tensor], origin: str) -> None:
-        """Put saved trained weights in place.
-
-        Raises:
-            CheckpointError: if names or shapes are those of another model.
-        """
-        own = self.trainable()
-        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-        if missing or extra or shapes:
-            what = [
-                f"{len(names)} {word} ({names[0]} ...)"
-                for names, word in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
-                if names
-            ]
-            raise CheckpointError(
-                f"{origin}: these weights belong to another model: {', '.join(what)}. "
-                f"Use the configuration the checkpoint was trained with (config.yaml in its run folder)."
-            )
-        with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)

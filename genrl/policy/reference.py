@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.func import functional_call
 
-from genrl.policy.model import Policy
+from genrl.policy.base import TrainablePolicy
+from genrl.policy.protocol import Growth
 
 
 class Reference:
@@ -19,7 +20,7 @@ class Reference:
         policy: what is copied.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: TrainablePolicy) -> None:
         self.policy = policy
         own = policy.trainable()
         self.weights = {name: value.detach().clone() for name, value in own.items()}
@@ -33,14 +34,19 @@ class Reference:
         """Where the policy holds each of them: tied weights in several places."""
 
     @torch.no_grad()
-    def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (those of `Policy.forward`)
-        """`Policy.forward` with these weights."""
+    def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (those of `forward`)
+        """The policy's `forward` with these weights."""
         self.weights = {name: value.to(self.policy.device) for name, value in self.weights.items()}
         weights = {place: self.weights[name] for place, name in self.places.items()}
         return functional_call(self.policy, weights, inputs, options, tie_weights=False)
 
-    grow = Policy.grow
-    follow = Policy.follow
+    def grow(self, *inputs: Any, **options: Any) -> Growth:  # noqa: ANN401
+        """As the policy does, by passes with these weights."""
+        return type(self.policy).grow(cast(TrainablePolicy, self), *inputs, **options)
+
+    def follow(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401
+        """As the policy does, by passes with these weights."""
+        return type(self.policy).follow(cast(TrainablePolicy, self), *inputs, **options)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (any attribute of a policy)
         """What the policy says of itself."""

@@ -12,7 +12,7 @@ from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
 from genrl.layouts.base import Layout
 from genrl.policy.distribution import Sampling
-from genrl.policy.model import Policy
+from genrl.policy.protocol import Generative
 from genrl.policy.search import search
 from genrl.policy.write import targets_as_completions, write
 
@@ -50,7 +50,7 @@ def sampling_of(config: RolloutConfig) -> Sampling:
 
 
 def rollout(
-    policy: Policy,
+    policy: Generative,
     layout: Layout,
     requests: Requests,
     config: RolloutConfig,

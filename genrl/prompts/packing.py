@@ -59,9 +59,9 @@ class SequenceBatch(Batch):
     """Rows of items, each as long as its user's history reaches back, for models that do not read tokens."""
 
     items: Tensor
-    """[B, L] int64 catalogue rows, L of at least 2, right-aligned: the latest item is last, -1 pads on the left."""
+    """[B, L] int64 catalogue rows, right-aligned: the latest item is last, -1 pads on the left."""
     targets: Tensor
-    """[B, L] bool: items to be predicted from those left of them; never the first item of a row."""
+    """[B, L] bool: items to be predicted from those left of them."""
     share: Tensor
     """[] float: targets of the whole step over all ranks; divides the loss."""
 
@@ -156,7 +156,8 @@ class HistoryBatches(SegmentPlanner):
 
     A user's training items are cut into windows of at most `max_history` + 1 items. Windows behind the first repeat
     half a window of items as context without training on them again, so every training position is a target once per
-    pass.
+    pass. In a window only the first item of a moment is a target; the others have a window of their own, behind what
+    was before the moment.
 
     Segments of SID <-> title examples (`text`) are trained on once per pass, too.
 
@@ -178,47 +179,70 @@ class HistoryBatches(SegmentPlanner):
         self.text = text
         sequences = dataset.sequences
         self.items = sequences.items.numpy()
-        self.roles = sequences.roles.numpy()
-        offsets = sequences.offsets.numpy()
-        self.ties = _ties(offsets, sequences.times.numpy(), self.roles)
-        trained = np.isin(self.roles, [Role.TRAIN, Role.HISTORY])
-        self.windows = _windows(offsets, trained, self.roles == Role.TRAIN, max_history + 1)
+        self.past = sequences.past(torch.arange(len(sequences))).numpy()
+        self.windows = _windows(sequences.offsets.numpy(), sequences.roles.numpy(), self.past, max_history + 1)
         if not len(self.windows):
             raise DataError(
                 "no training positions: every interaction is held out. Lower data.rl_holdout or check the split."
             )
-        self.targets = np.concatenate([self.windows[:, 2], np.array([len(s.items) or 1 for s in text], np.int64)])
+        self.targets = np.concatenate([self.windows[:, 3], np.array([len(s.items) or 1 for s in text], np.int64)])
         self.steps_per_epoch = min((int(self.targets.sum()) - 1) // config.items_per_step + 1, len(self.targets))
 
-    def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray, np.ndarray]]:
-        """The pass, all items in its order of ties, and the numbers of each step's windows and texts."""
-        random = np.random.default_rng((self.config.seed, epoch))
-        items = self.items
-        if self.config.shuffle_ties:
-            places = np.arange(len(items), dtype=np.float64)
-            shuffled_places = np.where(self.roles == Role.TRAIN, random.random(len(items)), places)
-            items = items[np.lexsort((shuffled_places, self.ties))]
+    def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray]]:
+        """The pass, and the numbers of each step's windows and texts."""
+        bits = np.random.PCG64((self.config.seed, epoch)).advance(len(self.items))  # draws that once ordered ties
+        random = np.random.Generator(bits)
         shuffled = random.permutation(len(self.targets))
         steps = shared_out(self.targets[shuffled], self.config.items_per_step, self.steps_per_epoch)
-        return [(epoch, items, windows) for windows in np.split(shuffled, steps)]
+        return [(epoch, windows) for windows in np.split(shuffled, steps)]
 
-    def segments(self, planned: tuple[int, np.ndarray, np.ndarray]) -> list[Segment]:
-        epoch, items, windows = planned
-        return [self._segment(window, items, epoch) for window in windows.tolist()]
+    def segments(self, planned: tuple[int, np.ndarray]) -> list[Segment]:
+        epoch, windows = planned
+        return [self._segment(window, epoch) for window in windows.tolist()]
 
-    def _segment(self, window: int, items: np.ndarray, epoch: int) -> Segment:
+    def _segment(self, window: int, epoch: int) -> Segment:
         if window >= len(self.windows):
             return self.text[window - len(self.windows)]
-        start, stop, count = self.windows[window]
-        shown = items[start:stop]
-        target = np.arange(stop - start) >= stop - start - count
+        shown, target = self.shown(window, epoch)
+        tokens, starts = self.template.write(torch.from_numpy(shown))
+        return Segment(tokens.numpy(), starts.numpy()[target], shown[target])
+
+    def shown(self, window: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items of a window in a pass, oldest first, and which of them are targets."""
+        start, first, stop, _ = self.windows[window].tolist()
+        places = np.concatenate([np.arange(start, self.past[first]), np.arange(first, stop)])
+        shown, target = self.items[places], _targets(places, first, self.past)
         if self.config.item_dropout:
             random = np.random.default_rng((self.config.seed, epoch, window))
             kept = random.random(len(shown)) >= self.config.item_dropout
             kept[-1] |= not (kept & target).any()
             shown, target = shown[kept], target[kept]
-        tokens, starts = self.template.write(torch.from_numpy(shown))
-        return Segment(tokens.numpy(), starts.numpy()[target], shown[target])
+        return shown, target
+
+
+class HistoryRows(Planner[SequenceBatch]):
+    """The steps of stage `align` for a policy that reads items: each window of `HistoryBatches` is a row.
+
+    The start stands before the first item of a row, so that every item may be a target; `share` counts codes.
+    """
+
+    def __init__(self, histories: HistoryBatches) -> None:
+        self.histories = histories
+        self.steps_per_epoch = histories.steps_per_epoch
+
+    def plan(self, epoch: int) -> Sequence[tuple[int, np.ndarray]]:
+        return self.histories.plan(epoch)
+
+    def batch(self, planned: tuple[int, np.ndarray]) -> SequenceBatch:
+        epoch, windows = planned
+        rows = [self.histories.shown(window, epoch) for window in windows.tolist()]
+        share = sum(int(target.sum()) for _, target in rows) * self.histories.template.levels
+        rows = rows[self.mine]
+        width = max((len(shown) for shown, _ in rows), default=1)
+        items, targets = np.full((len(rows), width), -1, np.int64), np.zeros((len(rows), width), bool)
+        for row, (shown, target) in enumerate(rows):
+            items[row, width - len(shown) :], targets[row, width - len(shown) :] = shown, target
+        return SequenceBatch(torch.from_numpy(items), torch.from_numpy(targets), torch.tensor(float(share)))
 
 
 class TraceBatches(SegmentPlanner):
@@ -257,9 +281,12 @@ class TraceBatches(SegmentPlanner):
         self.chosen = self._kind(self.states, "item", "word")
         longest = maker.template.longest(maker.max_history + 1) + self.tokens.shape[1]
         super().__init__(maker.template, longest, config.pack_length)
-        starts = maker.dataset.sequences.offsets[maker.dataset.sequences.users(self.where)]
-        self.firsts = torch.maximum(starts, self.where - max(maker.max_history, 1))
-        """[T] position of the first item of each prompt."""
+        sequences = maker.dataset.sequences
+        self.ends = sequences.past(self.where)
+        self.firsts = torch.maximum(
+            sequences.offsets[sequences.users(self.where)], self.ends - max(maker.max_history, 1)
+        )
+        """[T] positions of the first item of each prompt, and behind its last one."""
         self.groups = self._grouped()
         self.steps_per_epoch = min(-(-len(traces) // config.examples_per_step), len(self.groups))
 
@@ -322,10 +349,10 @@ class TraceBatches(SegmentPlanner):
 
     def _text(self, group: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The text from the first item of the prompts to the last target, and where in it each target begins."""
-        positions = self.where[group]
-        first, last = int(self.firsts[group[-1]]), int(positions[-1])
-        text, starts = self.template.write(self.maker.dataset.sequences.items[first : last + 1])
-        own = starts[positions - first]
+        first, last = int(self.firsts[group[-1]]), group[-1:]
+        items = self.maker.dataset.sequences.items
+        text, starts = self.template.write(torch.cat([items[first : int(self.ends[last])], items[self.where[last]]]))
+        own = starts[self.ends[group] - first]
         stop = int(own[-1]) + (self.template.levels if self.config.plain else 0)
         return text[:stop].numpy(), own.numpy()
 
@@ -338,20 +365,22 @@ class TraceBatches(SegmentPlanner):
         start, size = 0, 0
         for number, (row, (tokens, _, _)) in enumerate(zip(group.tolist(), branches, strict=True)):
             size += len(tokens)
-            same = number > start and self.where[row] == self.where[group[number - 1]]
+            same = number > start and self.ends[row] == self.ends[group[number - 1]]
             if number > start and (same or self._longest_text(row) + size > self.length):
                 yield slice(start, number)
                 start, size = number, len(tokens)
         yield slice(start, len(group))
 
     def _longest_text(self, row: int) -> int:
-        return self.template.longest(int(self.where[row] - self.firsts[row]) + 1)
+        return self.template.longest(int(self.ends[row] - self.firsts[row]) + 1)
 
     def _grouped(self) -> list[Tensor]:
-        """Traces whose prompts begin at the same item, by position."""
+        """Traces whose prompts begin at the same item, by position; one whose history ends earlier stands alone."""
+        apart = len(self.maker.dataset.sequences) + torch.arange(len(self.where))
+        text = torch.where(self.ends == self.where, self.firsts, apart)
         order = self.where.argsort(stable=True)
-        order = order[self.firsts[order].argsort(stable=True)]
-        return list(order.split(torch.unique_consecutive(self.firsts[order], return_counts=True)[1].tolist()))
+        order = order[text[order].argsort(stable=True)]
+        return list(order.split(torch.unique_consecutive(text[order], return_counts=True)[1].tolist()))
 
     def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
         """Traces `rows` [n] with the thinking of traces `thinking` [n]: tokens, states, what is learned, each [n, T].
@@ -379,6 +408,7 @@ class SequenceBatches(Planner[SequenceBatch]):
 
     Per `target`, a row ends at every target and has it as its only one; per `user`, rows are windows of a user's
     targets, and windows behind the first repeat half a window as context, so that every target counts once per pass.
+    Of a moment the first item is a target in the rows of others, the rest have rows of their own.
 
     Raises:
         DataError: if there is nothing to train on, or rows have no room for a target.
@@ -392,14 +422,18 @@ class SequenceBatches(Planner[SequenceBatch]):
         self.sequences = dataset.sequences
         self.length, self.per_step, self.seed = length, batch, seed
         roles = torch.tensor([int(role) for role in KNOWN], dtype=self.sequences.roles.dtype)
-        self.known = torch.isin(self.sequences.roles, roles)
-        first = torch.zeros_like(self.known)
-        first[self.sequences.offsets[:-1][self.sequences.offsets.diff() > 0]] = True
-        targets = torch.nonzero(self.known & ~first).flatten()
-        if not len(targets):
+        places = torch.arange(len(self.sequences))
+        known = torch.isin(self.sequences.roles, roles) & (self.sequences.seen(places) > 0)
+        if not bool(known.any()):
             raise DataError("no training positions: every interaction is held out. Check data.split.")
-        self.rows = torch.stack([targets, targets + 1], dim=1) if per == "target" else self._windows(targets)
+        leads = self.sequences.past(places) == places
+        self.leads = known & leads
+        """[N] bool: targets that stand behind their history in the rows of others."""
+        alone = torch.nonzero(known if per == "target" else known & ~leads).flatten()
+        self.rows = torch.stack([alone, alone + 1], dim=1)
         """[n, 2] first and past-the-last target of each row."""
+        if per == "user":
+            self.rows = torch.cat([self._windows(leads.cumsum(0)), self.rows])
         self.steps_per_epoch = -(-len(self.rows) // batch)
 
     def plan(self, epoch: int) -> Sequence[Tensor]:
@@ -408,25 +442,29 @@ class SequenceBatches(Planner[SequenceBatch]):
 
     def batch(self, planned: Tensor) -> SequenceBatch:
         rows = self.rows[planned]
-        share = (rows[:, 1] - rows[:, 0]).sum().float()
+        before = torch.nn.functional.pad(self.leads.cumsum(0), (1, 0))
+        share = (1 + before[rows[:, 1]] - before[rows[:, 0] + 1]).sum().float()
         rows = rows[self.mine]
         ends = rows[:, 1]
-        starts = self.sequences.offsets[self.sequences.users(ends - 1)]
-        width = int((ends - starts).clamp(max=self.length).max()) if len(rows) else 2
+        width = int((self.sequences.seen(ends - 1) + 1).clamp(max=self.length).max()) if len(rows) else 2
         histories = self.sequences.histories(ends - 1, width - 1)
         items = torch.cat([histories, self.sequences.items[ends - 1][:, None]], dim=1)
         places = ends[:, None] - torch.arange(width, 0, -1)
-        targets = (places >= rows[:, :1]) & self.known[places.clamp(min=0)] & (places > starts[:, None])
+        targets = (places > rows[:, :1]) & self.leads[places.clamp(min=0)] | (places == rows[:, :1])
         return SequenceBatch(items, targets, share)
 
-    def _windows(self, targets: Tensor) -> Tensor:
-        """Runs of consecutive targets of a user, cut to at most a window (behind the first: half a window)."""
-        users = self.sequences.users(targets)
+    def _windows(self, moments: Tensor) -> Tensor:
+        """Runs of targets of consecutive moments of a user, cut to at most a window (behind the first: half a window).
+
+        `moments` [N] numbers them.
+        """
+        targets = torch.nonzero(self.leads).flatten()
+        users, numbers = self.sequences.users(targets), moments[targets]
         place = targets - self.sequences.offsets[users]
         half = max(1, self.length // 2)
         piece = torch.where(place < self.length, 0, 1 + (place - self.length) // half)
         new = torch.ones_like(targets, dtype=torch.bool)
-        new[1:] = (users[1:] != users[:-1]) | (piece[1:] != piece[:-1]) | (targets[1:] != targets[:-1] + 1)
+        new[1:] = (users[1:] != users[:-1]) | (piece[1:] != piece[:-1]) | (numbers[1:] != numbers[:-1] + 1)
         first = torch.nonzero(new).flatten()
         last = torch.cat([first[1:], torch.tensor([len(targets)])]) - 1
         return torch.stack([targets[first], targets[last] + 1], dim=1)
@@ -509,27 +547,34 @@ def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]
     return rows
 
 
-def _ties(offsets: np.ndarray, times: np.ndarray, roles: np.ndarray) -> np.ndarray:
-    """Number the runs of neighbouring interactions of one user with the same time and role."""
-    first = np.zeros(len(times), bool)
-    first[offsets[:-1][offsets[:-1] < len(times)]] = True
-    first[1:] |= (times[1:] != times[:-1]) | (roles[1:] != roles[:-1])
-    return np.cumsum(first)
+def _targets(places: np.ndarray, first: int, past: np.ndarray) -> np.ndarray:
+    """Which places of a window [n] are targets: its first one, and behind it the first of each moment."""
+    return (places >= first) & ((past[places] == places) | (places == first))
 
 
-def _windows(offsets: np.ndarray, trained: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
-    """Windows [w, 3]: first position, end, and how many of the last positions are targets."""
+def _windows(offsets: np.ndarray, roles: np.ndarray, past: np.ndarray, size: int) -> np.ndarray:
+    """Windows [w, 4]: first position shown, first target, end, and how many targets there are.
+
+    The history of position n ends at past[n] [N]; the first target stands behind its history, the others in line.
+    """
     windows = []
+    leads = past == np.arange(len(past))
+    wanted = roles == Role.TRAIN
+    trained = wanted | (roles == Role.HISTORY)
     for start, stop in pairwise(offsets.tolist()):
         end = start + int(trained[start:stop].sum())  # training positions are a prefix of the user's sequence
-        first_target = start + int((~target[start:end]).sum())
-        done = first_target
+        done = start + int((~wanted[start:end]).sum())
         while done < end:
             low = max(start, done - size // 2) if end - start > size else start
             high = min(low + size, end)
-            windows.append((low, high, high - max(done, low)))
+            targets = max(done, low) + np.flatnonzero(leads[max(done, low) : high])
+            if len(targets):
+                windows.append((low, int(targets[0]), int(targets[-1]) + 1, len(targets)))
             done = high
-    return np.array(windows, np.int64).reshape(-1, 3)
+    for place in np.flatnonzero(wanted & ~leads).tolist():
+        user = int(offsets[np.searchsorted(offsets, place, side="right") - 1])
+        windows.append((max(user, int(past[place]) - size + 1), place, place + 1, 1))
+    return np.array(windows, np.int64).reshape(-1, 4)
 
 
 def text_segments(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
+from genrl.ops import read_as
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,22 @@ class PromptTemplate:
 
 
 @dataclass(frozen=True)
+class ItemTemplate(PromptTemplate):
+    """One token per item behind the start token, for a policy with a vector for every item: item i is start + 1 + i."""
+
+    def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.head, items + self.start_id + 1]), len(self.head) + torch.arange(len(items))
+
+    def longest(self, items: int) -> int:
+        return len(self.head) + items
+
+    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+        longest = int((histories >= 0).sum(1).max()) if len(histories) else 0
+        inputs = read_as(functional.pad(histories[:, histories.shape[1] - longest :], (0, 1), value=0))
+        return torch.where(inputs < 0, self.pad_id, inputs + self.start_id), inputs >= 0
+
+
+@dataclass(frozen=True)
 class PromptMaker:
     """Prompts of histories, and at positions of a data set."""
 
@@ -74,14 +92,13 @@ class PromptMaker:
         sequences = self.dataset.sequences
         tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)))
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
-        targets = Targets(sequences.items[positions][:, None], feedback)
+        targets = Targets(sequences.items[positions][:, None], feedback, sequences.tied[positions][:, None])
         return Requests(tokens, mask, self.full_history(positions), targets)
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""
         sequences = self.dataset.sequences
-        starts = sequences.offsets[sequences.users(positions)]
-        longest = int((positions - starts).max()) if positions.numel() else 0
+        longest = int(sequences.seen(positions).max()) if positions.numel() else 0
         return sequences.histories(positions, max(longest, 1))
 
 
@@ -90,8 +107,7 @@ class EvaluationBatches:
 
     def __init__(self, maker: PromptMaker, positions: Tensor, batch: int, rank: int = 0, world: int = 1) -> None:
         self.maker = maker
-        sequences = maker.dataset.sequences
-        lengths = (positions - sequences.offsets[sequences.users(positions)]).clamp(max=maker.max_history)
+        lengths = maker.dataset.sequences.seen(positions).clamp(max=maker.max_history)
         order = lengths.argsort(stable=True)
         self.rows = order[rank::world].split(batch)
         self.positions = positions

@@ -20,6 +20,7 @@ from genrl.files import read_weights, save_weights
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
 from genrl.options import option
+from genrl.policy.base import TrainablePolicy
 from genrl.policy.model import Policy
 from genrl.prompts.packing import SequenceBatch
 from genrl.prompts.template import PromptTemplate
@@ -265,7 +266,7 @@ def numerics(config: TrainerConfig, device: torch.device) -> AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
 
 
-def equip(policy: Policy, config: TrainerConfig) -> None:
+def equip(policy: TrainablePolicy, config: TrainerConfig) -> None:
     """Give a policy what the trainer says of its passes."""
     if config.precision == "bf16-true":
         policy.to_bfloat16()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -21,13 +21,16 @@ from genrl.errors import CheckpointError, ConfigError
 from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
+from genrl.layouts.sid import SidLayout
 from genrl.metrics.functional import exclude_history
 from genrl.ops import seed_of
+from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.distribution import RANKING
-from genrl.policy.load import load_spec, load_weights
-from genrl.policy.model import Policy, PolicySpec
+from genrl.policy.exhaustive import rank_all
+from genrl.policy.load import make_policy, policy_spec
+from genrl.policy.model import Policy
 from genrl.policy.search import search, think
-from genrl.prompts.template import PromptTemplate
+from genrl.prompts.template import ItemTemplate, PromptTemplate
 from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.sid.trie import Trie
@@ -50,7 +53,7 @@ class PolicyRecommender:
     """
 
     def __init__(
-        self, config: RunConfig, problem: Problem, spec: PolicySpec, layout: Layout, template: PromptTemplate
+        self, config: RunConfig, problem: Problem, spec: Spec, layout: Layout, template: PromptTemplate
     ) -> None:
         self.config, self.problem = config, problem
         self.spec, self.layout, self.template = spec, layout, template
@@ -63,22 +66,23 @@ class PolicyRecommender:
             ConfigError: if beam or prompts do not fit the catalogue or the model.
         """
         table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
-        spec = load_spec(
+        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
+        spec = policy_spec(
             config.model,
-            table.codebook_sizes,
+            trie,
             catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0),
             config.prompt.prefix,
             thinking=thinking,
             add_tokens=config.layout.get("add_tokens", True),
             saved=problem.tokenizer,
         )
+        spec.check(LAYOUTS.entry(config.layout["name"]))
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
         catalogue = Items(trie, spec.first_ids, table.codes)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
         if config.evaluate.beam > layout.completions:
             raise ConfigError(_too_wide(config.evaluate, layout.completions))
-        template = PromptTemplate(
+        template = (ItemTemplate if spec.reads_items else PromptTemplate)(
             start_id=spec.start_id,
             prefix_ids=spec.prefix_ids,
             sid_tokens=table.codes + torch.tensor(spec.first_ids),
@@ -105,16 +109,16 @@ class PolicyRecommender:
         made.layout = layout
         return made
 
-    def make(self, start: Path | None = None) -> Policy:
+    def make(self, start: Path | None = None) -> TrainablePolicy:
         """A new policy, with the trained weights of a file if one is given."""
-        policy = load_weights(self.config.model, self.spec)
+        policy = make_policy(self.config.model, self.spec)
         equip(policy, self.config.trainer)
         if start is not None:
             policy.load_state(read_weights(start), str(start))
         return policy
 
     @cached_property
-    def policy(self) -> Policy:
+    def policy(self) -> TrainablePolicy:
         """What ranks."""
         return self.make()
 
@@ -145,13 +149,16 @@ class PolicyRecommender:
         policy.eval()
         beam, first = max(config.beam, width), width if exact else 0
         with numerics(self.config.trainer, policy.device):
+            if policy.ranks_all:
+                return rank_all(policy, cast(SidLayout, layout), [requests], beam)[0], None
             noise = thinking_noise(layout, requests, config)
             sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
             ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first)
         if not layout.writes_text:
             return ranking, None
         blocks = [layout.blocks(tokens) for tokens in found.tokens[:: found.group_size]]
-        return ranking, [[policy.tokenizer.decode(block).strip() for block in each] for each in blocks]
+        tokenizer = cast(Policy, policy).tokenizer
+        return ranking, [[tokenizer.decode(block).strip() for block in each] for each in blocks]
 
     @torch.no_grad()
     def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
@@ -167,9 +174,9 @@ class PolicyRecommender:
         self.policy.load_state(state, origin)
 
     def save(self, folder: Path) -> None:
-        """Write trained weights with the way to decode them, tokenizer, catalogue and SID table."""
+        """Write trained weights with the way to decode them, catalogue and SID table, and any tokenizer."""
         save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
-        self.policy.tokenizer.save_pretrained(folder / "tokenizer")
+        self.spec.save(folder)
         save_problem(folder, self.problem.dataset, self.problem.table)
 
     @classmethod
@@ -209,7 +216,7 @@ def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
     return layout, requests
 
 
-def decoding(policy: Policy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
+def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
     `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `search`: options
@@ -274,8 +281,12 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     return [(name, saved[name], plain[name]) for name in plain if name in saved and saved[name] != plain[name]]
 
 
-def rankings(policy: Policy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+def rankings(policy: TrainablePolicy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
+    unseen = replace(prompts, deny=deniable(prompts.history, len(layout.codes)))
+    if policy.ranks_all:
+        raw, left = rank_all(policy, cast(SidLayout, layout), [prompts, unseen], config.beam)
+        return {"raw": raw, "excluded": exclude_history(left, prompts.history)}
     noise = thinking_noise(layout, prompts, config)
     sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
     behind = think(policy, layout, prompts, sampling, noise)
@@ -284,9 +295,9 @@ def rankings(policy: Policy, layout: Layout, prompts: Requests, config: Evaluate
         raw, _ = find(prompts)
         return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
     first = max(config.k)
-    unseen, _ = find(replace(prompts, deny=deniable(prompts.history, len(layout.codes))), exact=first)
+    left, _ = find(unseen, exact=first)
     raw, _ = find(prompts, exact=first)
-    return {"raw": raw, "excluded": exclude_history(unseen, prompts.history)}
+    return {"raw": raw, "excluded": exclude_history(left, prompts.history)}
 
 
 def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:

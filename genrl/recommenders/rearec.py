@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from genrl.options import option
+from genrl.policy.encoder import length_groups
 from genrl.prompts.packing import SequenceBatch
-from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem
 from genrl.recommenders.sasrec import EncoderBaseline, EncoderConfig
 from genrl.recommenders.scoring import catalogue_cross_entropy, catalogue_loss

@@ -200,6 +200,7 @@ def reference_lines(
     codes: Tensor | None = None,
     level: Literal["item", "sid"] = "item",
     chunk: int = 2048,
+    ties: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Score the reference rankers on the rows that models are scored on.
 
@@ -212,6 +213,7 @@ def reference_lines(
         codes: [I, K] SIDs, for `level="sid"`.
         level: whether a hit is the item or any item of its SID.
         chunk: rows per batch.
+        ties: whether tied and untied targets are scored apart, too.
 
     Returns:
         Name -> metrics; each ranker stands there once more with the suffix `/history_excluded`.
@@ -231,14 +233,14 @@ def reference_lines(
     count = len(catalog.category_names)
     metrics = {
         f"{name}{suffix}": RankingMetrics(
-            catalog.cold, catalog.categories, k, codes=codes, level=level, category_count=count
+            catalog.cold, catalog.categories, k, codes=codes, level=level, category_count=count, ties=ties
         )
         for name in rankers
         for suffix in ("", "/history_excluded")
     }
     for part in positions.split(chunk):
         histories = dataset.sequences.histories(part, history_length)
-        targets = Targets(dataset.sequences.items[part].unsqueeze(1))
+        targets = Targets(dataset.sequences.items[part].unsqueeze(1), tied=dataset.sequences.tied[part].unsqueeze(1))
         for name, ranker in rankers.items():
             ranking = ranker.everything(histories, width)
             metrics[name].update(ranking, targets, history=histories)

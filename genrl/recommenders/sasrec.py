@@ -13,8 +13,8 @@ from torch.nn.functional import logsigmoid, pad, softplus
 from genrl.batches import Ranking
 from genrl.errors import ConfigError
 from genrl.options import option
+from genrl.policy.encoder import ItemEncoder, length_groups
 from genrl.prompts.packing import SequenceBatch
-from genrl.recommenders.attention import ItemEncoder, length_groups
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.recommenders.scoring import CHUNK, best_items, catalogue_cross_entropy
 

@@ -17,13 +17,13 @@ from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.options import option
 from genrl.policy.distribution import Sampling
+from genrl.policy.encoder import length_groups
 from genrl.policy.model import Head
 from genrl.policy.protocol import Say
 from genrl.policy.score import item_loss
 from genrl.policy.search import search
 from genrl.policy.share import Hidden
 from genrl.prompts.packing import SequenceBatch
-from genrl.recommenders.attention import length_groups
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
 from genrl.sid.trie import Trie
 

@@ -31,6 +31,8 @@ class RewardContext(Batch):
     """[I] bool: the items that count as cold."""
     attributes: Mapping[str, list[str]] = field(default_factory=dict)
     """Column of `data.columns.attributes` -> [I] its texts, "" where unknown."""
+    collision_level: bool = False
+    """Whether the last SID level says nothing of an item, and only tells those apart that share the codes before it."""
     history: Tensor | None = None
     """[B, H] int64 items that the user of each *completion* chose before, oldest first; -1 pads. None: outside a
     rollout."""
@@ -46,7 +48,7 @@ class RewardContext(Batch):
             raise ValueError("RewardContext.codes: the last row must be all -1; use RewardContext.from_catalog.")
 
     @classmethod
-    def from_catalog(cls, catalog: Catalog, codes: Tensor) -> RewardContext:
+    def from_catalog(cls, catalog: Catalog, codes: Tensor, collision_level: bool = False) -> RewardContext:
         """What a catalogue says of its items, and their codes [I, K] with the row of "no item" appended.
 
         Example:
@@ -55,7 +57,7 @@ class RewardContext(Batch):
         """
         none = codes.new_full((1, codes.shape[1]), -1)
         known = (catalog.train_counts, catalog.categories, catalog.cold, catalog.attributes)
-        return cls(torch.cat([codes, none]), *known)
+        return cls(torch.cat([codes, none]), *known, collision_level)
 
     @property
     def levels(self) -> int:

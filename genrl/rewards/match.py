@@ -93,7 +93,8 @@ class _CodeMatch(Reward):
         weight: float = 1.0
         """Factor of this reward in the sum."""
         levels: int = option(0, ge=0)
-        """Pay for the first so many SID levels only (e.g. to leave the collision level out); 0: all."""
+        """Pay for the first so many SID levels only; 0: all, for level_match without the one that tells colliding items
+        apart."""
 
     def check(self, steps: int, context: RewardContext) -> None:
         if steps != context.levels:
@@ -106,8 +107,8 @@ class _CodeMatch(Reward):
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
         self.check(completions.num_steps, context)
         values = code_matches(completions.codes, targets.items, context, self.prefix).float()
-        if self.config.levels:
-            values[:, self.config.levels :] = 0
+        without = context.collision_level and not self.prefix
+        values[:, self.config.levels or context.levels - without :] = 0
         return values
 
 
@@ -116,7 +117,8 @@ class LevelMatch(_CodeMatch):
     """Step k gets 1 if its code is the target's code of level k, whatever the other levels are.
 
     m[i, k] = 1[s_i^(k) = s_target^(k)]   (SAPO, arXiv:2605.17648). Codes of residual quantisation mean something only
-    under the codes above them; `prefix_match` is the reward that knows this.
+    under the codes above them; `prefix_match` is the reward that knows this. A last level that only tells colliding
+    items apart is no match: most items have its first code, whatever they are.
     """
 
     name, prefix = "level_match", False

@@ -44,6 +44,7 @@ def ranking_metrics(config: EvaluateConfig, catalog: Catalog, codes: Tensor) -> 
         codes=codes,
         level=config.level,
         category_count=max(1, len(catalog.category_names)),
+        ties=config.ties,
     )
 
 

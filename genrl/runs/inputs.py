@@ -24,7 +24,7 @@ def input_files(config: RunConfig, names: Collection[str] | None = None) -> dict
     """
     options = flat(asdict(config))
     paths = {name: Path(options[name]) for name in READ if options.get(name)} | sources(config.sid) | plugins(config)
-    if config.model.name != "tiny" and Path(config.model.name).is_dir():
+    if not config.model.from_scratch and Path(config.model.name).is_dir():
         paths["model.name"] = Path(config.model.name)
     found = {name: path.expanduser() for name, path in paths.items() if names is None or name in names}
     return {

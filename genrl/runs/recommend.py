@@ -62,11 +62,11 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
 
 def run_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run, wherever its folder is now."""
-    experiment = Path(load_config([folder / "config.yaml"]).experiment).parts
-    home, flags = folder.resolve(), {}
+    config = load_config([folder / "config.yaml"])
+    home, experiment = folder.resolve(), Path(config.experiment).parts
     if home.parts[-1 - len(experiment) : -1] == experiment:  # what its experiment shares lies beside it
-        flags["output"] = str(home.parents[len(experiment)])
-    return load_config([folder / "config.yaml"], flags, list(overrides))
+        config.output = str(home.parents[len(experiment)])
+    return load_config([folder / "config.yaml"], {"output": config.output}, list(overrides)) if overrides else config
 
 
 def recommend(

@@ -101,17 +101,16 @@ def save_ranks(folder: Path, scored: Mapping[str, Evaluation], dataset: Dataset,
 def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -> dict[str, Any]:
     """Metrics of the reference lines, computed once per experiment."""
     limit = {"valid": config.evaluate.valid_users, "test": config.evaluate.test_users}[split]
-    level = config.evaluate.level
-    key = key_of(dataset.fingerprint, split, limit, config.evaluate.k, level, codes.tolist())
+    level, apart = config.evaluate.level, ["ties"] if config.evaluate.ties else []
+    key = key_of(dataset.fingerprint, split, limit, config.evaluate.k, level, codes.tolist(), *apart)
     path = Path(config.output) / config.experiment / f"reference-{split}-{key}.json"
     if not path.exists():
         if not is_first():
             return {}
         positions = evaluated_rows(dataset, config.evaluate, split)
-        sequences = dataset.sequences
-        before = (positions - sequences.offsets[sequences.users(positions)]).tolist()
+        longest = max([1, *dataset.sequences.seen(positions).tolist()])
         lines = reference_lines(
-            dataset, SPLITS[split], config.evaluate.k, max([1, *before]), positions, codes=codes, level=level
+            dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
         )
         names = [name for name in lines if "/" not in name]
         write_json(

@@ -60,5 +60,5 @@ def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str,
     scored = evaluate(session.recommender, session.batches(split), config.evaluate, split)
     lines = references(config, session.dataset, session.table.codes, split)
     results = {**lines, folder.name: written(scored)}
-    tables.ranking_table(Console(), split, results, config.evaluate.k)
+    tables.ranking_table(Console(), split, tables.with_ties(results), config.evaluate.k)
     return results

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from genrl.config.schema import RunConfig
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.load import sid_token
-from genrl.policy.model import Policy, PolicySpec
-from genrl.prompts.packing import HistoryBatches, TraceBatches, text_segments
+from genrl.policy.base import Spec, TrainablePolicy
+from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
+from genrl.prompts.packing import HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
@@ -59,14 +60,19 @@ class Session:
         return self.recommender
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> TrainablePolicy:
         """What the recommender ranks with."""
         return self.learner.policy
 
     @property
-    def spec(self) -> PolicySpec:
+    def spec(self) -> Spec:
         """All of the policy but its weights."""
         return self.learner.spec
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401 (transformers is untyped)
+        """Of a policy that reads text."""
+        return cast(PolicySpec, self.spec).tokenizer
 
     @property
     def layout(self) -> Layout:
@@ -97,13 +103,14 @@ class Session:
         held_out = self.dataset.sequences.rows(Role.RL)
         return held_out if held_out.numel() else self.dataset.sequences.rows(Role.TRAIN)
 
-    def packer(self) -> HistoryBatches:
-        """Supervised batches."""
+    def packer(self) -> HistoryBatches | HistoryRows:
+        """Supervised batches: rows of items for a policy that reads these, or packed text."""
         wanted = self.config.align.text_tasks
-        text = wanted == "on" or (wanted == "auto" and self.config.model.name != "tiny")
+        text = wanted == "on" or (wanted == "auto" and not self.config.model.from_scratch)
         template, titles, history = self.maker.template, self.dataset.catalog.titles, self.config.data.max_history
-        segments = text_segments(self.spec.tokenizer, titles, template) if text else ()
-        return HistoryBatches(self.dataset, template, self.config.align, history, tuple(segments))
+        segments = text_segments(self.tokenizer, titles, template) if text else ()
+        batches = HistoryBatches(self.dataset, template, self.config.align, history, tuple(segments))
+        return HistoryRows(batches) if self.spec.reads_items else batches
 
     @cached_property
     def traces(self) -> list[Trace]:
@@ -136,7 +143,7 @@ class Session:
 
     def activate_batches(self) -> TraceBatches:
         """Supervised batches of reasoning."""
-        return TraceBatches(self.traces, self.maker, self.layout, self.spec.tokenizer, self.config.activate)
+        return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, self.config.activate)
 
     def activate_key(self) -> str:
         """Changes with everything that the activate stage depends on."""
@@ -164,7 +171,7 @@ class Session:
             config.trainer.precision,
             config.trainer.max_grad_norm,
             scored,
-            *([] if config.model.name == "tiny" else [model_hash(config.model.name)]),
+            *([] if config.model.from_scratch else [model_hash(config.model.name)]),
             *_layout_content(config),
         )
 

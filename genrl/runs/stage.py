@@ -31,7 +31,7 @@ from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.fitting import barrier, is_first, monitor, train
 from genrl.training.rl import RLModule
-from genrl.training.sft import SFTModule
+from genrl.training.sft import ItemSFTModule, SFTModule, SupervisedModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
 
@@ -46,7 +46,7 @@ class Stage:
     folder: Path
     """Where its weights and notes lie; of a shared stage it is named by the key of all that the stage depends on."""
     session: Session
-    module: Callable[[], SFTModule | ActivateModule | RLModule | BaselineModule] | None
+    module: Callable[[], SupervisedModule | RLModule | BaselineModule] | None
     """Makes what is trained; None: there is nothing to train."""
     monitor: str | None
     """Validation metric that chooses the weights; None: the latest are taken."""
@@ -168,8 +168,10 @@ def _align(session: Session) -> Stage:
     options, folder = session.config.align, _shared(session.config, f"align-{session.align_key()}")
     plain = session.plain
 
-    def module() -> SFTModule:
-        return SFTModule(session.packer(), options, **_arguments(plain, folder, None))
+    kind = ItemSFTModule if session.spec.reads_items else SFTModule
+
+    def module() -> SFTModule | ItemSFTModule:
+        return kind(session.packer(), options, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
@@ -251,7 +253,8 @@ def build_objective(config: RunConfig) -> Objective:
 def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog, layout = session.config, session.dataset.catalog, session.layout
-    context = RewardContext.from_catalog(catalog, session.table.codes)
+    table = session.table
+    context = RewardContext.from_catalog(catalog, table.codes, table.report.collision_level)
     verifier = build_verifier(config.rewards, context, thinking=layout.writes_text, steps=layout.steps)
     setting = Setting(
         rewards=tuple(verifier.rewards),

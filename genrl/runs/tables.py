@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from genrl.config.schema import RunConfig
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
+from genrl.metrics.ranking import TIES
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.recommenders import BASELINES, TrainedBaseline
 from genrl.runs.stages import supervised_stages
@@ -49,9 +50,9 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}", highlight=False)
-    if config.model.name == "tiny" and not supervised_stages(config):
+    if config.model.from_scratch and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
-    if config.model.name != "tiny":
+    if not config.model.from_scratch:
         _tell_high_rates(console, config)
     console.print(repr(objective), highlight=False, markup=False)
 
@@ -83,6 +84,25 @@ def describe_data(console: Console, dataset: Dataset) -> None:
         f"data {dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
         f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
     )
+    if dataset.ties:
+        console.print(dataset.ties, highlight=False)
+
+
+def with_ties(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a split with rows for tied and untied targets behind each model that was scored on them apart."""
+    rows: dict[str, Any] = {}
+    for name, value in results.items():
+        rows[name] = value
+        for part in TIES if isinstance(value, dict) else ():
+            kinds = {kind: _part(scores, part) for kind, scores in value.items() if f"{part}_rows" in scores}
+            rows |= {f"{name}, {part}": kinds} if kinds else {}
+    return rows
+
+
+def _part(scores: dict[str, float | None], part: str) -> dict[str, float | None]:
+    """The metrics of one part of the targets under their own names; those that it does not have are null."""
+    inside = {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
+    return dict.fromkeys(scores) | inside
 
 
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
@@ -121,7 +141,7 @@ def show(console: Console, metrics: dict[str, Any]) -> None:
             scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
         if "baseline" in scored:
             scored[metrics["baseline"]["name"]] = scored.pop("baseline")
-        ranking_table(console, split, scored, k)
+        ranking_table(console, split, with_ties(scored), k)
     if "difference" in metrics:
         begun = "activate" if "activate" in metrics["stages"] else "align"
         table = Table(title=f"test: rl minus {begun}, paired over users (95% interval, Student's t)")
@@ -174,6 +194,7 @@ CURVES = (
 
 def curves(folder: Path, title: str) -> None:
     """Draw the run's learning curves into curves.png and TensorBoard."""
+    from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
 
     from genrl.plots import band, curve_grid, looks, read_notes, save
@@ -182,7 +203,7 @@ def curves(folder: Path, title: str) -> None:
     panels = {name: {title: band([notes[name]])} for name in CURVES if notes.get(name)}
     if not panels:
         return
-    figure = curve_grid(panels, looks([title]), title=title)
-    save(figure, folder / "curves.png")
+    picture = folder / "curves.png"
+    save(curve_grid(panels, looks([title]), title=title), picture)
     with SummaryWriter(str(folder)) as board:
-        board.add_figure("curves", figure)
+        board.add_image("curves", imread(picture), dataformats="HWC")

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from genrl.batches import Requests
 from genrl.files import read_json
 from genrl.plots import read_notes
-from genrl.policy.model import Head
+from genrl.policy.model import Head, Policy
 from genrl.policy.score import place_scores
 from genrl.policy.share import Hidden
 from genrl.prompts.packing import PackedBatch
 from genrl.recommenders.policy import rankings
-from genrl.training.sft import SupervisedModule, items_loss
-
+from genrl.training.sft import PackedModule, items_loss
 
 KEPT = 0.9
 """Share of what a policy could do without thinking that it should keep while it learns to think."""
 
 
-class ActivateModule(SupervisedModule):
+class ActivateModule(PackedModule):
     """Cross-entropy over the legal set of every token that the policy is to choose; prompt and form count not.
 
     The same items are learned without thinking beside it, with the weight `plain`: what is not practised is forgotten.
@@ -47,7 +46,7 @@ class ActivateModule(SupervisedModule):
         values = {f"val/plain_{name}": float(value) for name, value in self.plain_metrics.compute().items()}
         self.log_dict(values, sync_dist=False)
 
-    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
+    def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of chosen words and SID tokens, and of items without thinking."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
@@ -59,7 +58,7 @@ class ActivateModule(SupervisedModule):
         thought = -logps.sum()
         if not len(batch.items):
             return thought
-        plain = items_loss(batch, hidden, head.cut(*self.policy.sid_rows), self.layout.plain)
+        plain = items_loss(batch, hidden, head.cut(*cast(Policy, self.policy).sid_rows), self.layout.plain)
         return thought + self.config.plain * plain
 
 

@@ -42,7 +42,6 @@ class BaselineModule(RankingModule):
         self.round_steps = max(1, round(batches.steps_per_epoch * self.config.validate_every))
 
     def train_dataloader(self) -> StepStream[SequenceBatch]:
-        """The next round of steps."""
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
@@ -73,7 +72,6 @@ class BaselineModule(RankingModule):
         checkpoint["state_dict"] = {f"recommender.{name}": value for name, value in self.recommender.state().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the recommender take its own."""
         prefix = len("recommender.")
         state = {name[prefix:]: value for name, value in checkpoint.pop("state_dict").items()}
         self.recommender.load_state(state, "the last checkpoint")

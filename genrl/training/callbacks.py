@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -31,7 +31,6 @@ class ResumePoint(Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save, on all ranks together."""
         temporary = self.path.with_suffix(".writing")
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
@@ -57,11 +56,9 @@ class BestWeights(Callback):
         self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the checkpoint stood."""
         self.best, self.best_step, self.waited = state_dict["best"], state_dict["best_step"], state_dict["waited"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -69,7 +66,6 @@ class BestWeights(Callback):
         trainer.should_stop = trainer.should_stop or self._exhausted()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compare with the best so far."""
         if trainer.sanity_checking or not isinstance(module, RankingModule):
             return
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
@@ -95,7 +91,6 @@ class StageProgress(Callback):
         self.validation = ""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Open the bar."""
         if not trainer.is_global_zero:
             return
         self.progress = make_progress("steps", TextColumn("{task.fields[note]}"))
@@ -106,7 +101,6 @@ class StageProgress(Callback):
         self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
-        """Move the bar."""
         if self.progress is None:
             return
         logged = trainer.callback_metrics
@@ -115,12 +109,10 @@ class StageProgress(Callback):
         self.progress.update(self.task, completed=trainer.global_step, note=note)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Show the latest validation."""
         if "val/ndcg@10" in trainer.callback_metrics:
             self.validation = f"  val ndcg@10 {float(trainer.callback_metrics['val/ndcg@10']):.4f}"
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Close the bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -156,7 +148,6 @@ class History(Callback):
             self._note(trainer, validation=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Note validation values."""
         self._note(trainer, validation=True)
 
     def _note(self, trainer: L.Trainer, *, validation: bool) -> None:
@@ -186,11 +177,10 @@ class RolloutSamples(Callback):
             keep_notes(self.path, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the samples of the latest rollout."""
         if not isinstance(module, RLModule) or module.sampled is None or not trainer.is_global_zero:
             return
         codes = module.layout.codes
-        texts = partial(_thinking, module.policy, module.layout) if module.layout.writes_text else None
+        texts = partial(_thinking, cast(Policy, module.policy), module.layout) if module.layout.writes_text else None
         samples = rollout_samples(*module.sampled, codes, self.catalog, self.prompts, self.completions, texts)
         with self.path.open("a") as file:
             record = {"step": trainer.global_step, "samples": [asdict(sample) for sample in samples]}

@@ -16,7 +16,7 @@ from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Sco
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
-from genrl.policy.model import Policy
+from genrl.policy.base import TrainablePolicy
 from genrl.policy.reference import Reference
 from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
@@ -132,7 +132,7 @@ class RLModule(StageModule):
         requests, completions = drawn.requests, drawn.completions
         self.check_finite(completions.logps, drawn, "log-probability of the rollout")
         if self.reference is not None:
-            held_to = self._score(completions, requests, cast(Policy, self.reference))
+            held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
         whole = self.objective.prepare(completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
@@ -208,7 +208,7 @@ class RLModule(StageModule):
             {**self.journal.close(), **self.gradients.close(self.device), "train/learning_rate": rate}, batch_size=1
         )
 
-    def _score(self, completions: Completions, requests: Requests, policy: Policy | None = None) -> Scores:
+    def _score(self, completions: Completions, requests: Requests, policy: TrainablePolicy | None = None) -> Scores:
         """What a policy, by default that of the moment, says of completions, under what they were drawn from."""
         return score(policy or self.policy, self.layout, requests, completions, sampling_of(self.rollouts))
 

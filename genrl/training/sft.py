@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,10 +15,11 @@ from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.layouts.base import Layout
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
-from genrl.policy.model import Head
+from genrl.policy.item import ItemPolicy
+from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
 from genrl.policy.share import Hidden, wrong_ways
-from genrl.prompts.packing import PackedBatch, SegmentPlanner
+from genrl.prompts.packing import PackedBatch, Planner, SegmentPlanner, SequenceBatch
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream
 
@@ -35,7 +36,7 @@ class SupervisedModule(StageModule):
         stage: arguments of `StageModule`.
     """
 
-    def __init__(self, batches: SegmentPlanner, config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
+    def __init__(self, batches: Planner[Any], config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
         super().__init__(**stage)
         self.batches = batches
         self.config = config
@@ -43,36 +44,20 @@ class SupervisedModule(StageModule):
         self.round_steps = max(1, round(batches.steps_per_epoch * config.validate_every))
 
     @abstractmethod
-    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        """Negative log-likelihood of the targets of a batch, summed, from hidden states [R, L, H]."""
+    def total(self, batch: Any) -> Tensor:  # noqa: ANN401 (what the planner makes)
+        """Negative log-likelihood of the targets of a batch, summed."""
 
-    def rows(self, batch: PackedBatch) -> str:
-        """Rows of the head that the batch needs, see `Policy.forward`."""
-        return "vocab"
-
-    def on_fit_start(self) -> None:
-        """See on the training device whether the model takes the mask that keeps segments of a row apart."""
-        super().on_fit_start()
-        self.batches.alone = "tree" in wrong_ways(self.policy, self.batches.longest)
-
-    def train_dataloader(self) -> StepStream[PackedBatch]:
-        """The next round of steps."""
+    def train_dataloader(self) -> StepStream[Any]:
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
         return StepStream(self._batches, lambda: self.global_step, self.round_steps, self.max_steps)
 
-    def _batches(self, step: int) -> Iterator[PackedBatch]:
+    def _batches(self, step: int) -> Iterator[Any]:
         torch.manual_seed(seed_of(self.config.seed, step, self.global_rank))  # dropout of this step
         yield self.batches.step(step)
 
-    def training_step(self, batch: PackedBatch, index: int) -> Tensor:
-        """Loss of one packed batch."""
+    def training_step(self, batch: Any, index: int) -> Tensor:  # noqa: ANN401
         self.policy.train()
-        if self.batches.alone:
-            mask = batch.segments >= 0
-        else:
-            mask = packed_mask(batch.segments, batch.positions, batch.leaves)
-        total = self.policy(batch.tokens, mask, batch.positions, partial(self.total, batch), self.rows(batch))
-        loss = total * self.trainer.world_size / batch.share
+        loss = self.total(batch) * self.trainer.world_size / batch.share
         self.check_finite(loss, batch)
         self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)  # the mean is that of the step
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -86,16 +71,41 @@ class SupervisedModule(StageModule):
         return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)
 
 
-class SFTModule(SupervisedModule):
-    """Cross-entropy over the legal codes of target items, and over the words of text examples."""
+class PackedModule(SupervisedModule):
+    """A language model on packed rows of tokens."""
 
-    def total(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        """Of items and words."""
-        items = items_loss(batch, hidden, head.cut(*self.policy.sid_rows), self.layout)
-        return items + _text_loss(batch, hidden, head)
+    batches: SegmentPlanner
+
+    @abstractmethod
+    def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
+        """The total of a batch from hidden states [R, L, H]."""
 
     def rows(self, batch: PackedBatch) -> str:
-        """All for words."""
+        """Rows of the head that the batch needs, see `Policy.forward`."""
+        return "vocab"
+
+    def on_fit_start(self) -> None:
+        """See on the training device whether the model takes the mask that keeps segments of a row apart."""
+        super().on_fit_start()
+        self.batches.alone = "tree" in wrong_ways(cast(Policy, self.policy), self.batches.longest)
+
+    def total(self, batch: PackedBatch) -> Tensor:
+        if self.batches.alone:
+            mask = batch.segments >= 0
+        else:
+            mask = packed_mask(batch.segments, batch.positions, batch.leaves)
+        total: Tensor = self.policy(batch.tokens, mask, batch.positions, partial(self.read, batch), self.rows(batch))
+        return total
+
+
+class SFTModule(PackedModule):
+    """Cross-entropy over the legal codes of target items, and over the words of text examples."""
+
+    def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
+        sid_rows = cast(Policy, self.policy).sid_rows
+        return items_loss(batch, hidden, head.cut(*sid_rows), self.layout) + _text_loss(batch, hidden, head)
+
+    def rows(self, batch: PackedBatch) -> str:
         return "vocab" if len(batch.text_places) else "legal"
 
 
@@ -104,6 +114,16 @@ def items_loss(batch: PackedBatch, hidden: Tensor, head: Head, layout: Layout) -
     rows, columns = batch.item_places.unbind(1)
     before = columns[:, None] + torch.arange(layout.length, device=columns.device) - 1
     return item_loss(Hidden(head, hidden[rows[:, None], before]), layout, batch.items[:, None])
+
+
+class ItemSFTModule(SupervisedModule):
+    """Cross-entropy over the legal codes of all items of a row, for a policy that reads items."""
+
+    def total(self, batch: SequenceBatch) -> Tensor:
+        items = batch.items[batch.targets][:, None]
+        return cast(ItemPolicy, self.policy).along(
+            batch.items, batch.targets, lambda said: item_loss(said, self.layout, items)
+        )
 
 
 def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:

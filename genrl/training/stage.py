@@ -22,7 +22,7 @@ from genrl.config.schema import EvaluateConfig
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
-from genrl.policy.model import Policy
+from genrl.policy.base import TrainablePolicy
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding, rankings
 
@@ -64,12 +64,16 @@ class RankingModule(L.LightningModule, ABC):
     def state(self) -> dict[str, Tensor]:
         """What is kept of the trained model, on the CPU."""
 
+    @property
+    def decays(self) -> Mapping[str, float]:
+        """Weight decay of single matrices, by name, beside that of all."""
+        return {}
+
     def metadata(self) -> dict[str, str]:
         """What is written into the header of the weights besides them."""
         return {}
 
     def val_dataloader(self) -> EvaluationBatches:
-        """Validation rows of this rank."""
         return self.validation.share(self.global_rank, self.trainer.world_size)
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:  # noqa: ANN401 (any frozen batch)
@@ -91,20 +95,24 @@ class RankingModule(L.LightningModule, ABC):
         self.metrics.reset()
 
     def validation_step(self, batch: Requests, index: int) -> None:
-        """Rank the catalogue for one batch of rows."""
         self.metrics.update(self.rank(batch), batch.wanted)
 
     def on_validation_epoch_end(self) -> None:
-        """Log all metrics."""
         values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.log_dict(values, sync_dist=False)
 
     def optimiser(self, learning_rate: float, weight_decay: float, betas: Sequence[float]) -> torch.optim.Optimizer:
         """AdamW that decays matrices and leaves vectors (norms, biases) alone."""
-        trained = list(self.trainable().values())
+        trained, more = self.trainable(), self.decays
+        own = sorted({rate for name, rate in more.items() if rate})
+        kinds = {name: (p.dim() > 1, more.get(name, 0.0)) for name, p in trained.items()}
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [trained[name] for name in trained if kinds[name] == (matrix, rate)], "weight_decay": decay}
+            for matrix, rate, decay in (
+                (True, 0.0, weight_decay),
+                (False, 0.0, 0.0),
+                *((True, rate, weight_decay + rate) for rate in own),
+            )
         ]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(betas[0], betas[1]))
 
@@ -151,11 +159,11 @@ class StageModule(RankingModule):
         ranking: arguments of `RankingModule`.
     """
 
-    policy: Policy
+    policy: TrainablePolicy
 
     def __init__(
         self,
-        build: Callable[[], Policy],
+        build: Callable[[], TrainablePolicy],
         layout: Layout,
         evaluation: EvaluateConfig,
         **ranking: Any,  # noqa: ANN401
@@ -179,6 +187,10 @@ class StageModule(RankingModule):
 
     def state(self) -> dict[str, Tensor]:
         return self.policy.state()
+
+    @property
+    def decays(self) -> Mapping[str, float]:
+        return self.policy.decays
 
     def metadata(self) -> dict[str, str]:
         return {

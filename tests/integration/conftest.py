@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.processes import curves_drawn
+from tests.runs import curves_drawn
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -8,20 +8,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pytest
+import sklearn.feature_extraction.text  # noqa: F401 (runs import it late, and so each fork would)
 import torch
+import torch.utils.tensorboard
+import transformers.models.qwen3.modeling_qwen3  # noqa: F401 (likewise)
 
+import genrl.runs.fit  # noqa: F401 (likewise)
 from genrl.cli import main
-from genrl.runs import tables
 from genrl.training.callbacks import BestWeights, History, ResumePoint
 from genrl.training.rl import RLModule
+from tests.runs import curves_drawn
 
 KILLED = 137
 """What a shell reports of a process that was killed with signal 9."""
@@ -38,19 +40,10 @@ LIMIT = 300.0
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload([__name__])
-_curves = tables.curves
-
-
-@contextmanager
-def curves_drawn(drawn: bool) -> Iterator[None]:
-    """Whether runs draw their curves, which takes more than half of the time of a small one."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tables, "curves", _curves if drawn else lambda *_: None)
-        yield
 
 
 def start(words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Start a run, without curves; what it says goes to `log`."""
+    """Start a run, without curves, in a process group of its own; what it says goes to `log`."""
     return _started(words, log, environment or {}, None)
 
 
@@ -73,6 +66,7 @@ def _started(words: Sequence[str], log: Path, environment: Mapping[str, str], at
 
 
 def _run(words: list[str], log: Path, environment: dict[str, str], at: Leave | None) -> None:
+    os.setsid()
     os.environ.update(environment)
     torch.set_num_threads(1)
     with log.open("a") as said, curves_drawn(False):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +13,16 @@ from typing import Any
 import pytest
 
 from genrl.cli import main
+from genrl.compare import report as writing
+from genrl.compare import run as comparison
+from genrl.compare.plan import Run
 from tests.comparisons import ALIGNED, finish, finish_baseline, plan_of
+from tests.integration.processes import LIMIT, start
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("--objectives", "sage,same=sage", "--seeds", "0", "--jobs", "2")
 STEPS = "rl.max_steps=6"
-LIMIT = 300.0
-"""Seconds after which a comparison that does not get anywhere fails the test."""
 
 
 def words(output: Path, *flags: str) -> list[str]:
@@ -37,17 +37,27 @@ def report(output: Path) -> Any:
     return found
 
 
-def kill_when(reached: Callable[[], bool], command: list[str]) -> None:
+def kill_when(reached: Callable[[], bool], command: list[str], log: Path) -> None:
     """Start a comparison and kill it, and all its runs, at some moment."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    process = start(command, log, {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert process.pid is not None
     end = time.monotonic() + LIMIT
     while not reached():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:] if process.stderr else ""
+        assert process.is_alive(), log.read_text()[-2000:]
         assert time.monotonic() < end
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.join()
+
+
+class Ended:
+    """A run that was made in this process."""
+
+    def __init__(self, run: Run, slot: int) -> None:
+        self.code = main(run.words)
+
+    def poll(self) -> int:
+        return self.code
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +71,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_comparison_that_is_killed_ends_with_the_same_report(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "genrl", *words(tmp_path)]
+@pytest.fixture(autouse=True)
+def without_pictures(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first report has its page and curves; the others leave them out, which takes most of their time."""
+    monkeypatch.setattr(writing, "draw", lambda *_: None)
+    monkeypatch.setattr(writing, "html", lambda *_: "")
+
+
+def test_a_comparison_that_is_killed_ends_with_the_same_report(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy = tmp_path / "toy"
-    kill_when(lambda: (toy / "same-s0" / "last.ckpt").exists(), command)
+    kill_when(lambda: (toy / "same-s0" / "last.ckpt").exists(), words(tmp_path), tmp_path / "log.txt")
     assert not (toy / "report.json").exists()
+    monkeypatch.setattr(comparison, "start", Ended)  # what is left goes on in this process, which has loaded all
     assert main(words(tmp_path)) == 0
     assert report(tmp_path) == report(whole)
     assert len(list(toy.glob("align-*"))) == 1

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from genrl.cli import main
 from tests.helpers import assert_same
-from tests.integration.processes import LIMIT, curves_drawn, end, start
-from tests.runs import small
+from tests.integration.processes import LIMIT, end, start
+from tests.runs import curves_drawn, small
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=16")

@@ -12,9 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genrl.cli import main
 from genrl.cli.flags import BUILT_IN
-from tests.integration.processes import curves_drawn
 from tests.models import save_local_model
-from tests.runs import small
+from tests.runs import curves_drawn, small
 
 METHODS = {"grpo": "beam", "gbpo": "gumbel", "sage": "gumbel", "dapo": "beam"}
 """Rollout methods other than `sample`, to have each of them run."""

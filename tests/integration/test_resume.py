@@ -17,7 +17,6 @@ OPTIONS = (
     "model.dropout=0.2",
     "align.validate_every=0.5",
     "align.patience=3",
-    "align.shuffle_ties=true",
     "align.item_dropout=0.1",
     "rollout.epochs=2",
     "rl.max_steps=8",

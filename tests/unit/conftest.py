@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from genrl.runs.fit import fit
 from genrl.runs.session import Session
-from tests.runs import QUICK, small_config
+from tests.runs import QUICK, curves_drawn, small_config
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_curves() -> Iterator[None]:
+    with curves_drawn(False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from genrl.batches import Requests
 from genrl.config.schema import EvaluateConfig
+from genrl.policy.model import Policy
 from genrl.recommenders.policy import rankings
 from genrl.runs.session import Session
 
@@ -47,7 +48,10 @@ def work(session: Session, beam: int | None = None) -> Work:
     _request(session, prompts[0], config)  # the first one tries what the model can do
     # PyTorch counts the attention kernels of GPUs alone.
     mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    with _tokens_through(session.policy.decoder) as tokens, FlopCounterMode(display=False, custom_mapping=mapping) as f:
+    with (
+        _tokens_through(cast(Policy, session.policy).decoder) as tokens,
+        FlopCounterMode(display=False, custom_mapping=mapping) as f,
+    ):
         for prompt in prompts:
             _request(session, prompt, config)
     return Work(sum(tokens) / len(prompts), f.get_total_flops() / 2 / len(prompts))

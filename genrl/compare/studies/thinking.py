@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from genrl.compare.finished import Finished, Rows, planned_rows, spent
 from genrl.compare.plan import SECTIONS, Budget, Compose, Plan, Run, make_plan, of_row
@@ -198,7 +199,7 @@ def _rl_tokens(runs: Sequence[Finished]) -> int:
 
 
 def _batches(session: Session, stage: str) -> SegmentPlanner:
-    return session.packer() if stage == "align" else session.activate_batches()
+    return cast(SegmentPlanner, session.packer()) if stage == "align" else session.activate_batches()
 
 
 def _tokens_per_pass(batches: SegmentPlanner) -> int:

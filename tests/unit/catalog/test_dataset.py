@@ -41,13 +41,14 @@ def test_leave_one_out_end_to_end(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
-def test_the_order_of_rows_matters_for_ties_alone(tmp_path, split):
+def test_the_order_of_rows_matters_for_ties_in_the_order_of_the_file_alone(tmp_path, split):
     rows = [(user, item, number) for number, (user, item, _) in enumerate(rows_of(random_histories(0)))]
     one = load_dataset(files_config(write(tmp_path / "a.csv", rows), split=split))
     random.Random(0).shuffle(rows)
     other = load_dataset(files_config(write(tmp_path / "b.csv", rows), split=split))
     assert one.fingerprint == other.fingerprint
-    tied = load_dataset(files_config(write(tmp_path / "ties.csv", [("u", item, 5) for item in "dbca"]))).sequences
+    path = write(tmp_path / "ties.csv", [("u", item, 5) for item in "dbca"])
+    tied = load_dataset(files_config(path, ties="file")).sequences
     assert_same(tied.items, [3, 1, 2, 0])
     assert_same(tied.times, [0, 0, 0, 0])
 

@@ -4,17 +4,8 @@ from dataclasses import replace
 
 from genrl.compare.quantities import capital
 from genrl.compare.record import Table
-from genrl.compare.verdict import (
-    direction,
-    lead,
-    listed,
-    named,
-    p_text,
-    remarks,
-    signed,
-    statements,
-    warnings,
-)
+from genrl.compare.verdict import direction, lead, listed, named, p_text, remarks, statements, warnings
+from genrl.metrics.comparison import signed
 from tests.pages import difference, line, table
 
 

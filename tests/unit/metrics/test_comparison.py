@@ -260,8 +260,9 @@ def test_few_seeds_are_named_where_models_have_seeds():
 
 
 def test_a_difference_within_the_noise_of_seeds_is_named():
-    found = paired_difference(1 + torch.tensor([[0.3], [-0.2], [0.1]]).expand(-1, 9), torch.ones(1, 9))
-    assert any("smaller than the noise between seeds (0.2517)" in warning for warning in warnings_of(found, 9))
+    found = paired_difference(1 + torch.tensor([[-0.3], [0.2], [-0.1]]).expand(-1, 9), torch.ones(1, 9))
+    words = "The difference (−0.0667) is smaller than the noise between seeds (0.2517)"
+    assert any(words in warning for warning in warnings_of(found, 9))
     steady = paired_difference(1 + torch.tensor([[0.3], [0.2], [0.1]]).expand(-1, 9), torch.ones(1, 9))
     assert not any("smaller than the noise" in warning for warning in warnings_of(steady, 9))
 

@@ -55,6 +55,20 @@ def same(left, right):
         assert_same(value, right[name])
 
 
+def test_tied_and_untied_targets_are_scored_apart_on_request():
+    ranking, targets, history = case(40)
+    tied = torch.rand(40, generator=torch.Generator().manual_seed(3)) < 0.4
+    flagged = Targets(targets.items, tied=tied[:, None].expand(-1, 2).contiguous())
+    values = measured(make(ties=True), ranking, flagged, history=history)
+    for name, rows in (("tied", tied), ("untied", ~tied)):
+        part = measured(make(), ranking, targets, rows=rows)
+        assert values[f"{name}_rows"] == part["rows"] > 5
+        for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
+            assert_same(values[f"{name}_{metric}"], part[metric])
+    plain = measured(make(), ranking, flagged, history=history)
+    same(plain, {name: value for name, value in values.items() if "tied" not in name})
+
+
 def test_it_reports_the_functions_means():
     ranking, targets, history = case(40)
     metrics = make()

@@ -7,8 +7,8 @@ from genrl.catalog import Catalog, Dataset, Role, Sequences, load_dataset
 from genrl.config.schema import DataConfig, ToyConfig
 from genrl.errors import DataError
 from genrl.prompts.derived_traces import Clue, derived_traces, mine
-from genrl.prompts.traces import Trace, read_off
 from genrl.prompts.template_traces import template_traces
+from genrl.prompts.traces import Trace, read_off
 from genrl.sid import build_sid_table
 
 SHAPES, SIZES = ("ball", "cube", "cone"), ("big", "small")

@@ -9,6 +9,7 @@ import torch
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
+from genrl.catalog.ties import moments
 from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
 from genrl.errors import DataError
 from genrl.prompts.packing import HistoryBatches, PackedBatch, SequenceBatch, SequenceBatches, text_segments
@@ -19,7 +20,7 @@ from tests.unit.recommenders.problems import dataset_of
 TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
 SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
 TEMPLATE = PromptTemplate(start_id=1, prefix_ids=(), sid_tokens=SIDS, pad_id=0)
-CONFIG = AlignConfig(items_per_step=30, pack_length=32, shuffle_ties=False)
+CONFIG = AlignConfig(items_per_step=30, pack_length=32)
 
 
 def contexts(batch: PackedBatch) -> list[tuple[tuple[int, ...], int]]:
@@ -37,32 +38,40 @@ def one_pass(batches: HistoryBatches) -> list[tuple[tuple[int, ...], int]]:
     return [pair for step in range(batches.steps_per_epoch) for pair in contexts(batches.step(step))]
 
 
-def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history() -> None:
-    maker = PromptMaker(TOY, TEMPLATE, max_history=50)
+def in_moments(dataset: Dataset, apart: int) -> Dataset:
+    """The data set with times `apart` times as coarse, interactions of equal time and role standing together."""
+    sequences = dataset.sequences
+    users, times = sequences.users(torch.arange(len(sequences))), sequences.times // apart
+    runs = torch.from_numpy(moments(users.numpy(), times.numpy(), sequences.roles.numpy()))
+    starts = torch.searchsorted(runs, runs)
+    assert 0.2 < float((starts < torch.arange(len(runs))).float().mean()) < 0.8
+    return replace(dataset, sequences=replace(sequences, times=times, moments=starts))
+
+
+@pytest.mark.parametrize("dataset", [TOY, in_moments(TOY, 20)], ids=["apart", "together"])
+def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history(dataset: Dataset) -> None:
+    maker = PromptMaker(dataset, TEMPLATE, max_history=50)
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()
-    for position in TOY.sequences.rows(Role.TRAIN).split(1):
+    for position in dataset.sequences.rows(Role.TRAIN).split(1):
         prompt = maker.at(position)
-        wanted[tuple(prompt.tokens[prompt.mask].tolist()), int(prompt.targets.items)] += 1
-    assert Counter(one_pass(HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=50))) == wanted
+        wanted[tuple(prompt.tokens[prompt.mask].tolist()), int(prompt.wanted.items)] += 1
+    assert Counter(one_pass(HistoryBatches(dataset, TEMPLATE, CONFIG, max_history=50))) == wanted
 
 
 def test_long_histories_are_cut_into_windows_with_context() -> None:
-    pairs = one_pass(HistoryBatches(TOY, TEMPLATE, CONFIG, max_history=4))
-    assert len(pairs) == TOY.sequences.rows(Role.TRAIN).numel()
-    assert max(len(before) for before, _ in pairs) <= 1 + 2 * 4
+    for dataset in (TOY, in_moments(TOY, 20)):
+        pairs = one_pass(HistoryBatches(dataset, TEMPLATE, CONFIG, max_history=4))
+        assert len(pairs) == dataset.sequences.rows(Role.TRAIN).numel()
+        assert max(len(before) for before, _ in pairs) == 1 + 2 * 4
 
 
-def test_held_out_items_are_neither_targets_nor_context_and_ties_are_shuffled_among_the_others() -> None:
+def test_held_out_items_are_neither_targets_nor_context() -> None:
     dataset = dataset_of([[0, 1, 2, 3, 4, 5, 6], [7, 8]], ["htttrve", "te"], size=60)
-    dataset = replace(dataset, sequences=replace(dataset.sequences, times=torch.zeros(9, dtype=torch.int64)))
-    for shuffle in (False, True):
-        packer = HistoryBatches(dataset, TEMPLATE, replace(CONFIG, shuffle_ties=shuffle), max_history=10)
-        batches = [packer.step(step) for step in range(20)]
-        for batch in batches:
-            assert sorted(batch.items.tolist()) == [1, 2, 3, 7]
-            assert {token - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160} == {0, 1, 2, 3, 7}
-        orders = {tuple(item for item in batch.items.tolist() if item < 7) for batch in batches}
-        assert len(orders) > 3 if shuffle else orders == {(1, 2, 3)}
+    packer = HistoryBatches(dataset, TEMPLATE, CONFIG, max_history=10)
+    for step in range(20):
+        batch = packer.step(step)
+        assert sorted(batch.items.tolist()) == [1, 2, 3, 7]
+        assert {token - 100 for token in batch.tokens.flatten().tolist() if 100 <= token < 160} == {0, 1, 2, 3, 7}
     with pytest.raises(DataError, match="no training positions"):
         HistoryBatches(dataset_of([[0, 1, 2]], ["rve"]), TEMPLATE, CONFIG, 10)
 
@@ -139,6 +148,25 @@ def test_every_known_target_counts_once_per_pass_behind_as_much_of_its_user_as_f
             assert items == tuple(range(max(starts[last], last - length + 1), last + 1))
             if per == "target":
                 assert sum(marks) == 1
+
+
+@pytest.mark.parametrize("per", ["target", "user"])
+@pytest.mark.parametrize("length", [3, 8, 50])
+def test_what_stands_together_is_never_seen_by_a_target_of_its_own_moment(per: str, length: int) -> None:
+    dataset = in_moments(users_of(), 3)  # items are numbered by position
+    sequences = dataset.sequences
+    steps = SequenceBatches(dataset, per, length, batch=20)  # type: ignore[arg-type]
+    batches = [steps.step(step) for step in range(steps.steps_per_epoch)]
+    assert all(float(batch.share) == int(batch.targets.sum()) for batch in batches)
+    marked = []
+    for items, marks in (row for batch in batches for row in sequence_rows(batch)):
+        for place in (place for place, mark in enumerate(marks) if mark):
+            marked.append(items[place])
+            history = sequences.histories(torch.tensor([items[place]]), place)[0].tolist()
+            assert list(items[:place]) == history
+            assert place >= min(length // 2, int(sequences.seen(torch.tensor([items[place]]))))
+    wanted = [row for role in (Role.TRAIN, Role.RL) for row in sequences.rows(role).tolist()]
+    assert sorted(marked) == sorted(row for row in wanted if int(sequences.seen(torch.tensor([row]))))
 
 
 def test_a_target_behind_the_first_window_has_half_a_window_before_it() -> None:

@@ -43,7 +43,10 @@ def segments(batch: PackedBatch) -> list[tuple[tuple[int, ...], tuple[int, ...],
             assert columns.tolist() == list(range(int(columns[0]), int(columns[-1]) + 1))
             leaves = columns * 0 if batch.leaves is None else batch.leaves[row, columns]
             for leaf in sorted(set(leaves.tolist()) - {0}) or [0]:
-                seen = [*columns[leaves == 0][: leaf or None].tolist(), *(columns[leaves == leaf].tolist() if leaf else ())]
+                seen = [
+                    *columns[leaves == 0][: leaf or None].tolist(),
+                    *(columns[leaves == leaf].tolist() if leaf else ()),
+                ]
                 assert batch.positions[row, seen].tolist() == list(range(len(seen)))
                 own = [(place, learned[row, column]) for place, column in enumerate(seen) if (row, column) in learned]
                 if own:
@@ -144,7 +147,9 @@ def test_items_are_learned_without_thinking_too_once_per_pass(alone: bool) -> No
             assert text[-len(SIZES) :] == TEMPLATE.sid_tokens[item].tolist()
             learned.append((tuple(text[: -len(SIZES)]), item))
     items = TOY.sequences.items[POSITIONS].tolist()
-    assert Counter(learned) == Counter((prompt_of(position), item) for position, item in zip(POSITIONS, items, strict=True))
+    assert Counter(learned) == Counter(
+        (prompt_of(position), item) for position, item in zip(POSITIONS, items, strict=True)
+    )
     found = Counter((tokens, places) for batch in steps for tokens, places, _ in segments(batch))
     assert found == Counter(wanted(trace, "tail") for trace in TRACES)
 

@@ -14,7 +14,11 @@ TRAIN = HOP.sequences.rows(Role.TRAIN)
 
 def look(row: int) -> tuple[str, str, str]:
     catalog = HOP.catalog
-    return catalog.category_names[catalog.categories[row]], catalog.attributes["colour"][row], catalog.attributes["kind"][row]
+    return (
+        catalog.category_names[catalog.categories[row]],
+        catalog.attributes["colour"][row],
+        catalog.attributes["kind"][row],
+    )
 
 
 def test_a_trace_says_the_chain_step_by_step_from_the_history_alone() -> None:

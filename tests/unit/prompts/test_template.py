@@ -73,7 +73,7 @@ def test_prompts_and_packed_histories_follow_the_template_whatever_it_writes(kin
     assert len(text) == template.longest(3)
     tokens, mask = template.render(torch.tensor([[-1, 3], [3, 4]]))
     assert tokens[mask].tolist() == [*template.write(items[:1])[0].tolist(), *template.write(items[:2])[0].tolist()]
-    batches = HistoryBatches(TOY, template, AlignConfig(items_per_step=30, shuffle_ties=False), max_history=50)
+    batches = HistoryBatches(TOY, template, AlignConfig(items_per_step=30), max_history=50)
     batch = batches.step(0)
     assert batch.tokens.shape[1] <= batches.length
     for (row, column), item in zip(batch.item_places.tolist(), batch.items.tolist(), strict=True):

@@ -1,5 +1,7 @@
 """Rewards against a row-by-row reference, and what must hold for any batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -145,6 +147,22 @@ def test_level_match_pays_under_a_wrong_prefix_and_prefix_match_does_not():
     targets = Targets(torch.tensor([[0]]))
     assert_same(REWARDS.build("level_match")(rollout, targets, context), torch.tensor([[0.0, 1.0, 1.0]]))
     assert_same(REWARDS.build("prefix_match")(rollout, targets, context), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("level_match", {}, [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]),
+        ("level_match", {"levels": 3}, [[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]),
+        ("level_match", {"levels": 1}, [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
+        ("prefix_match", {}, [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]),
+    ],
+)
+def test_the_code_that_tells_colliding_items_apart_matches_only_behind_the_others(name, options, wanted):
+    codes = torch.tensor([[1, 2, 0], [1, 2, 1], [0, 2, 0]])
+    context = replace(context_of(codes), collision_level=True)
+    rollout = make_rollout(torch.tensor([[2], [0]]), codes[[2, 0]], torch.zeros(2, 3), 2)
+    assert_same(REWARDS.build(name, options)(rollout, Targets(torch.tensor([[0], [0]])), context), torch.tensor(wanted))
 
 
 def test_rank_penalties_are_minionerecs():

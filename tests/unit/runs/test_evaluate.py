@@ -31,6 +31,20 @@ def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = N
     return evaluate(session.recommender, rows, config, "valid")
 
 
+def test_tied_targets_are_those_with_the_time_of_the_interaction_before_them(session: Session) -> None:
+    sequences = session.dataset.sequences
+    times = sequences.times // 30
+    daily = replace(session, dataset=replace(session.dataset, sequences=replace(sequences, times=times)))
+    found = run(daily, replace(CONFIG, ties=True))
+    rows = sequences.rows(Role.VALID)
+    tied = times[rows] == times[rows - 1]
+    for kind, values in (("raw", found.raw), ("excluded", found.excluded)):
+        hits = (found.ranks[kind] < 10).double()
+        assert (values["tied_rows"], values["untied_rows"]) == (int(tied.sum()), int((~tied).sum()))
+        assert_same(values["tied_recall@10"], float(hits[tied].mean()))
+        assert_same(values["untied_recall@10"], float(hits[~tied].mean()))
+
+
 @pytest.fixture
 def exhaustive(session: Session) -> tuple[list[list[int]], list[list[int]], Tensor]:
     """For each validation row all items, best first; the items seen before; the target: one plain forward per item."""

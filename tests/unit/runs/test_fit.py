@@ -166,6 +166,10 @@ def test_the_verifier_holds_the_rewards_of_the_configuration(session: Session, t
     verifier = make_verifier(config, build_objective(config.config))
     assert verifier.weights == {"exact_match": 2.0, "level_match": 1.0, "prefix_match": 0.0}
     assert verifier.step_names == ("level_match",)
+    report = replace(config.table.report, distinct=config.table.report.built + 1)
+    crowded = replace(config, table=replace(config.table, report=report))
+    contexts = [make_verifier(each, build_objective(each.config)).context for each in (config, crowded)]
+    assert [context.collision_level for context in contexts] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ def test_reference_lines_are_computed_once_and_again_for_other_rows(session: Ses
     found = references(fewer, session.dataset, session.table.codes, "valid")
     assert list(found) == list(lines) == ["most_popular", "repeat_last", "item_knn"]
     assert (found["item_knn"]["raw"]["rows"], lines["item_knn"]["raw"]["rows"]) == (10, 80)
+    apart = replace(config, evaluate=replace(config.evaluate, ties=True))
+    raw = references(apart, session.dataset, session.table.codes, "valid")["item_knn"]["raw"]
+    assert (raw["untied_rows"], raw["tied_rows"], raw["tied_ndcg@10"]) == (80, 0, None)  # the toy has no ties
+    assert raw["untied_ndcg@10"] == raw["ndcg@10"] == lines["item_knn"]["raw"]["ndcg@10"]
 
 
 def test_a_split_without_rows_is_a_clear_error(tmp_path: Path) -> None:

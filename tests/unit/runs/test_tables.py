@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from rich.console import Console
 from safetensors.torch import save_file
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
 from genrl.runs.session import Session
 from tests.helpers import assert_same
+from tests.runs import curves_drawn
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -51,6 +55,18 @@ def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> N
         assert cells == [row, "0.1234", "0.1234", "0.0567", "0.0567", "2.5000", "-", "0.7500"]
     assert "0.5000" in excluded
     assert "│     - │" not in excluded
+
+
+def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart() -> None:
+    console, shown = make_console()
+    parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
+    results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "sasrec": {"raw": make_metrics(None)}}
+    report.ranking_table(console, "test", report.with_ties(results), [10])
+    lines = [line for line in shown.getvalue().splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert [row[0] for row in cells] == ["align", "align, tied", "align, untied", "sasrec"]
+    assert [row[1:3] for row in cells[1:3]] == [["0.5000", "0.2500"], ["-", "0.1250"]]
+    assert cells[1][3:] == ["-", "-", "-"]
 
 
 @pytest.mark.parametrize(("width", "heads"), [(80, ["10", "20"]), (100, ["5", "10", "20"]), (40, ["20"])])
@@ -137,17 +153,22 @@ def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
         {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3},
     ]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
-    report.curves(tmp_path, "grpo, seed 0")
+    with curves_drawn(True):
+        report.curves(tmp_path, "grpo, seed 0")
     picture = (tmp_path / "curves.png").read_bytes()
     assert picture.startswith(PNG)
     assert len(picture) > 10_000
+    (events,) = tmp_path.glob("events.out.*")
+    (shown,) = EventAccumulator(str(events)).Reload().Images("curves")
+    assert np.array_equal(imread(BytesIO(shown.encoded_image_string)), imread(tmp_path / "curves.png"))
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 1, "other": 2}\n'])
 def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "history.jsonl").write_text(text)
-    report.curves(tmp_path, "title")
+    with curves_drawn(True):
+        report.curves(tmp_path, "title")
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -26,9 +26,11 @@ def test_the_collision_level_numbers_items_by_popularity_then_row():
     kept = make_table(CODES, (2, 3), catalog(COUNTS), collisions="keep")
     assert_same(kept.codes, CODES)
     assert kept.report.distinct == 3
+    assert (table.report.collision_level, kept.report.collision_level) == (True, False)
     assert "3 SIDs short, collisions kept" in "\n".join(kept.report.lines())
     without = make_table(torch.tensor([[0], [2], [1]]), (3,), catalog([1, 1, 1]))
     assert (without.levels, without.report.colliding_items, without.report.largest_collision) == (1, 0, 1)
+    assert not without.report.collision_level
 
 
 def test_the_report_counts_by_item_and_by_traffic():
@@ -41,6 +43,27 @@ def test_the_report_counts_by_item_and_by_traffic():
     lines = "\n".join(report.lines())
     facts = ("items: 6", "built: 3", "5 (83.3% of items, 85.0% of training", "at most 3", "(none left)", "level 3: 3")
     assert [fact for fact in facts if fact not in lines] == []
+
+
+@pytest.mark.parametrize("collisions", ["token", "keep"])
+@pytest.mark.parametrize(
+    ("colliding", "codes", "said"),
+    [
+        (0.1, 16, None),
+        (0.11, 16, "11.0% of the items collide. About 32 codes per level suit 200 items (kmeans: sid.codes=32)."),
+        (0.16, 16, "16.0% of the items collide. About 64 codes per level suit 200 items"),
+        (0.3, 16, "30.0% of the items collide. About 128 codes"),
+        (0.5, 16, "50.0% of the items collide. More levels tell more of them apart (kmeans: sid.levels)."),
+    ],
+)
+def test_many_collisions_are_warned_of_with_a_number_of_codes(colliding, codes, said, collisions):
+    rows = torch.arange(200)
+    paired = torch.where(rows < 200 * colliding, rows // 2 * 2, rows)  # the first share items share a SID in pairs
+    built = torch.stack([paired // codes, paired % codes], dim=1)
+    lines = make_table(built, (codes, codes), catalog([1] * 200), collisions).report.lines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

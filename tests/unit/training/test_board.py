@@ -78,7 +78,7 @@ def test_a_truth_value_stays_one_and_a_metric_without_rows_is_left_out(tmp_path:
     write_outcome(tmp_path, config, metrics)
     events = read(tmp_path)
     options = hyperparameters(events)
-    assert options["align.shuffle_ties"] is True
+    assert options["model.trust_remote_code"] is False
     assert options["model"] == "tiny"
     assert "objective" not in options
     assert "final/test/cold_recall@3" in scalars(events)

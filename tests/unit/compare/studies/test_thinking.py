@@ -183,9 +183,10 @@ def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(comparison, "start", start)
     monkeypatch.setattr(comparison, "LOOK", 0.01)
     monkeypatch.setattr(writing, "draw", lambda *arguments: None)
+    monkeypatch.setattr(writing, "html", lambda *arguments: "")
     monkeypatch.setattr(asking, "COUNTED", 1)
     monkeypatch.setattr(asking, "TIMED", 2)
-    words = ["compare", "--thinking", "--seeds", "0", *small(tmp_path, "layout.budget=6", "evaluate.beam=10")]
+    words = ["compare", "--thinking", "--seeds", "0", *small(tmp_path, "layout.budget=3", "evaluate.beam=10")]
     words = [word for word in words if not word.startswith("stages=")]
     words += ["activate.max_epochs=1", "activate.examples=50", "rl.max_steps=2"]
     words += ["evaluate.valid_users=10", "evaluate.test_users=10", "align.max_epochs=1"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from genrl.recommenders.attention import Block, ItemEncoder, length_groups
+from genrl.policy.encoder import Block, ItemEncoder, length_groups
 from tests.helpers import assert_same
 
 ITEMS = 9

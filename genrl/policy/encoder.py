@@ -1,4 +1,4 @@
-"""The encoder of SASRec and its relatives: causal self-attention over a history of items."""
+"""The encoder of SASRec, its relatives and the item policy: causal self-attention over a history of items."""
 
 from __future__ import annotations
 
@@ -42,39 +42,36 @@ class Block(nn.Module):
         return states + self.drop(self.network(self.network_norm(states))), (key, value)
 
 
-class ItemEncoder(nn.Module):
-    """Item embeddings, learnt positions and causal blocks.
+class Encoder(nn.Module):
+    """Learnt positions and causal blocks.
 
     Positions are counted from the end, so that the latest item always has the same one and padding moves nothing.
     A place of padding attends to itself alone: its state is finite and no other place sees it.
 
-    Row 0 of the embeddings is padding, item i of the I `items` has row i + 1. `heads` must divide `hidden`.
+    `heads` must divide `hidden`. `items`: see `ItemEncoder`; without them whoever calls gives the vectors.
     """
 
-    def __init__(self, items: int, hidden: int, blocks: int, heads: int, dropout: float, max_length: int) -> None:
+    def __init__(
+        self, hidden: int, blocks: int, heads: int, dropout: float, max_length: int, items: int | None = None
+    ) -> None:
         super().__init__()
         self.max_length = max_length
-        self.items = nn.Embedding(items + 1, hidden, padding_idx=0)
+        if items is not None:
+            self.items = nn.Embedding(items + 1, hidden, padding_idx=0)
         self.positions = nn.Embedding(max_length, hidden)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(hidden, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden)
         self.apply(_initialise)
 
-    @property
-    def table(self) -> Tensor:
-        """Embeddings of the catalogue [I, hidden], for scores."""
-        return self.items.weight[1:]
-
-    def forward(self, items: Tensor) -> tuple[Tensor, list[KeysValues]]:
-        """Read histories [B, L], right-aligned, -1 pads: states [B, L, hidden], and what each block remembers."""
-        length = items.shape[1]
-        ages = torch.arange(length - 1, -1, -1, device=items.device)
-        embedded = self.items(items + 1) * self.items.embedding_dim**0.5
-        causal = torch.ones(length, length, dtype=torch.bool, device=items.device).tril()
-        itself = torch.eye(length, dtype=torch.bool, device=items.device)
-        mask = (causal & (items >= 0)[:, None, None, :]) | itself
-        return self.read(embedded + self.positions(ages), mask)
+    def encode(self, vectors: Tensor, real: Tensor) -> tuple[Tensor, list[KeysValues]]:
+        """Read vectors of items [B, L, hidden], right-aligned, where they are `real` [B, L]: as `ItemEncoder` does."""
+        length = vectors.shape[1]
+        ages = torch.arange(length - 1, -1, -1, device=vectors.device)
+        causal = torch.ones(length, length, dtype=torch.bool, device=vectors.device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=vectors.device)
+        mask = (causal & real[:, None, None, :]) | itself
+        return self.read(vectors * vectors.shape[2] ** 0.5 + self.positions(ages), mask)
 
     def read(
         self, inputs: Tensor, mask: Tensor, past: list[KeysValues] | None = None
@@ -85,6 +82,22 @@ class ItemEncoder(nn.Module):
             states, kept = block(states, mask, None if past is None else past[place])
             memory.append(kept)
         return self.norm(states), memory
+
+
+class ItemEncoder(Encoder):
+    """An encoder with embeddings of I items of its own: row 0 is padding, item i has row i + 1."""
+
+    def __init__(self, items: int, hidden: int, blocks: int, heads: int, dropout: float, max_length: int) -> None:
+        super().__init__(hidden, blocks, heads, dropout, max_length, items)
+
+    @property
+    def table(self) -> Tensor:
+        """Embeddings of the catalogue [I, hidden], for scores."""
+        return self.items.weight[1:]
+
+    def forward(self, items: Tensor) -> tuple[Tensor, list[KeysValues]]:
+        """Read histories [B, L], right-aligned, -1 pads: states [B, L, hidden], and what each block remembers."""
+        return self.encode(self.items(items + 1), items >= 0)
 
 
 def _initialise(module: nn.Module) -> None:

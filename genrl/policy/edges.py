@@ -1,0 +1,85 @@
+"""Vectors and biases of trie edges, and what they make of a state: logits of the children of nodes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from genrl.sid.trie import Trie
+
+BLOCK = 8
+"""Rows that stand at one node and share one copy of its children's vectors."""
+
+
+class EdgeVectors(nn.Module):
+    """A vector for every edge of a trie: that of its code, which edges of the level share, and one of its own.
+
+    Codes carry over what is learned of one item to others, edges keep what only an item can know.
+
+    Args:
+        trie: its edges, level by level, in the order of the nodes behind them.
+        hidden: width.
+        start: standard deviation of the edges' own vectors.
+        dropout: share of the edges that do without their own vector in a pass of training.
+        biases: whether each edge has a number of its own, too.
+    """
+
+    def __init__(self, trie: Trie, hidden: int, start: float, dropout: float, *, biases: bool) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.codes = nn.ParameterList(_normal(level.size, hidden, 0.02) for level in trie.levels)
+        self.own = nn.ParameterList(_normal(level.codes.numel(), hidden, start) for level in trie.levels)
+        self.biases = nn.ParameterList(torch.zeros(level.codes.numel()) for level in trie.levels) if biases else None
+        for number, level in enumerate(trie.levels):
+            self.register_buffer(f"code{number}", level.codes.long(), persistent=False)
+
+    def forward(self, level: int) -> Tensor:
+        """Vectors [edges, hidden] of a level."""
+        own = self.own[level]
+        if self.training and self.dropout:
+            own = own * functional.dropout(own.new_ones(len(own), 1), self.dropout)
+        return functional.embedding(getattr(self, f"code{level}"), self.codes[level]) + own
+
+
+def _normal(rows: int, width: int, deviation: float) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width) * deviation)
+
+
+def child_logits(states: Tensor, vectors: Tensor, biases: Tensor, nodes: Tensor, counts: Tensor) -> Tensor:
+    """Products of states with the edges that go out from their nodes.
+
+    Rows at the same node are put together, `BLOCK` at a time, so that few copies of vectors are made.
+
+    Args:
+        states: [n, hidden].
+        vectors: [edges, hidden] of the level.
+        biases: [edges].
+        nodes: [n] first edge of each row.
+        counts: [n] edges of each row, side by side; at least 1.
+
+    Returns:
+        [n, W] for the widest row of W edges; columns behind those of a row mean nothing.
+    """
+    if not len(states):  # keeps the gradient's path
+        return torch.addmm(biases[:1], states, vectors[:1].T)
+    order = nodes.argsort()
+    at = nodes[order]
+    opens = torch.ones_like(at, dtype=torch.bool)
+    opens[1:] = at[1:] != at[:-1]
+    place = torch.arange(len(at), device=at.device)
+    within = place - torch.where(opens, place, 0).cummax(0).values
+    block = ((within % BLOCK) == 0).cumsum(0) - 1
+    slot = block * BLOCK + within % BLOCK
+    firsts = ((within % BLOCK) == 0).nonzero()[:, 0]
+    width = int(counts.max())
+    columns = torch.arange(width, device=at.device)
+    edges = at[firsts][:, None] + torch.minimum(columns, counts[order][firsts][:, None] - 1)
+    rows = states.new_zeros(len(firsts) * BLOCK, states.shape[1]).index_copy(0, slot, states[order])
+    products = torch.baddbmm(
+        functional.embedding(edges, biases[:, None])[:, None, :, 0],
+        rows.unflatten(0, (len(firsts), BLOCK)),
+        functional.embedding(edges, vectors).transpose(1, 2),
+    ).flatten(0, 1)
+    back = torch.empty_like(order).index_copy(0, order, slot)
+    return products[back]

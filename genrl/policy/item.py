@@ -1,0 +1,308 @@
+"""The item policy: one position per item of the history, one product per SID level, no decode passes.
+
+A history is read by the encoder of SASRec (Kang and McAuley 2018, arXiv:1808.09781), each item as the sum of the
+vectors of its K trie edges. The state h behind it says all K codes of what comes next: at a node of level l,
+
+    p(child | node) = softmax over the children of z_l(h) . e_child + b_child,    z_l(h) = h + MLP_l(h)
+
+and p(item) is the product over its levels: a hierarchical softmax (Morin and Bengio 2005) over the catalogue whose tree
+is that of the SIDs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from genrl.batches import Requests
+from genrl.config.schema import ItemModelConfig
+from genrl.errors import UnsupportedError
+from genrl.layouts.base import Layout, Legal
+from genrl.layouts.sid import SidLayout
+from genrl.ops import read_as
+from genrl.policy.base import Spec, TrainablePolicy
+from genrl.policy.edges import EdgeVectors, child_logits
+from genrl.policy.encoder import Encoder, length_groups
+from genrl.policy.protocol import Next, Say
+from genrl.registry import Entry
+from genrl.sid.trie import Trie
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ItemSpec(Spec):
+    """An item policy but its weights."""
+
+    config: ItemModelConfig
+    trie: Trie
+    """Of the catalogue; every edge gets a vector."""
+    words = None
+    prefix_ids = ()
+    reads_items: ClassVar[bool] = True
+
+    @property
+    def sizes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(level.size for level in self.trie.levels)
+
+    @property
+    def first_ids(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(sum(self.sizes[:level]) for level in range(len(self.sizes)))
+
+    @property
+    def start_id(self) -> int:  # type: ignore[override]
+        return sum(self.sizes)
+
+    @override
+    def check(self, layout: Entry[Layout]) -> None:
+        if not (isinstance(layout.factory, type) and issubclass(layout.factory, SidLayout)):
+            raise UnsupportedError(
+                f"model.name=item writes one SID and nothing else, and layout={layout.name} asks for more. Use "
+                f"layout=sid, or a policy that writes: model.name=tiny or the folder of a language model."
+            )
+
+    @override
+    def save(self, folder: Path) -> None:
+        """Nothing: the trie is that of the SID table."""
+
+
+class ItemModel(nn.Module):
+    """The weights of an item policy."""
+
+    def __init__(self, spec: ItemSpec) -> None:
+        super().__init__()
+        config, hidden = spec.config, spec.config.hidden
+        parts = spec.trie, hidden, config.edge_start, config.edge_dropout
+        self.start = nn.Parameter(torch.randn(hidden) * 0.02)
+        self.edges = EdgeVectors(*parts, biases=True)
+        self.inputs = None if config.tied else EdgeVectors(*parts, biases=False)
+        self.encoder = Encoder(hidden, config.layers, config.heads, config.dropout, config.positions + 1)
+        self.transforms = nn.ModuleList(_transform(hidden, config.dropout) for _ in spec.sizes)
+        self.paths: Tensor
+        self.register_buffer("paths", paths(spec.trie), persistent=False)
+        self.first_ids = spec.first_ids
+
+
+def _transform(hidden: int, dropout: float) -> nn.Sequential:
+    """What a level makes of the state, beside the state itself."""
+    first, last = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
+    for layer in (first, last):
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), last)
+
+
+def paths(trie: Trie) -> Tensor:
+    """Edges [I, K] on the way to each catalogue row, each numbered inside its level."""
+    items = trie.leaf_items.long()
+    nodes = torch.stack(trie.ancestors(torch.arange(len(items), device=items.device))[1:], dim=1)
+    return torch.empty_like(nodes).index_copy(0, items, nodes)
+
+
+class Vectors:
+    """The vectors of all edges in one pass: each level is made when it is first asked for."""
+
+    def __init__(self, model: ItemModel) -> None:
+        self.model = model
+        self._made: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, edges: EdgeVectors, level: int) -> Tensor:
+        """Float32 (or float64) vectors [edges, hidden] of a level."""
+        key = id(edges), level
+        if key not in self._made:
+            self._made[key] = exact(edges(level))
+        return self._made[key]
+
+    def read(self, inputs: Tensor) -> Tensor:
+        """Vectors [B, L, hidden] of what is read, see `genrl.ops.read_as`."""
+        model = self.model
+        edges, items = model.inputs or model.edges, (inputs - 1).clamp(min=0)
+        parts = [
+            functional.embedding(path[items], self.of(edges, level)) for level, path in enumerate(model.paths.unbind(1))
+        ]
+        total = sum(parts[1:], start=parts[0])
+        return torch.where(inputs[..., None] == 0, exact(model.start), total)
+
+    def scoring(self, level: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States [n, hidden] as a level sees them, and its vectors and biases [edges]."""
+        model = self.model
+        assert model.edges.biases is not None
+        seen = exact(states + model.transforms[level](states))
+        return seen, self.of(model.edges, level), exact(model.edges.biases[level])
+
+
+def exact(values: Tensor) -> Tensor:
+    """Values in float32, or float64 if that is what they are in: products with edges are never rounded to bfloat16."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an item policy says of the next code: the state behind the history [..., hidden], whatever was chosen."""
+
+    vectors: Vectors
+    states: Tensor
+    first = 0
+
+    def logits(self, legal: Legal | None) -> Tensor:
+        """See `Next.logits`; columns that are no edge hold numbers without meaning.
+
+        Raises:
+            UnsupportedError: where no trie stands behind the columns.
+        """
+        if legal is None or legal.child is None:
+            raise UnsupportedError(
+                "model.name=item says nothing but edges of the trie. Use layout=sid, normalize=legal."
+            )
+        level = self.vectors.model.first_ids.index(legal.first)
+        edges = legal.mask if legal.within is None else legal.within
+        edges = edges.expand(*self.states.shape[:-1], -1).flatten(0, -2)
+        nodes = legal.child.expand(self.states.shape[:-1]).flatten()
+        seen, vectors, biases = self.vectors.scoring(level, self.states.flatten(0, -2))
+        with torch.autocast(seen.device.type, enabled=False):
+            if level == 0:
+                known = torch.addmm(biases, seen, vectors.T)
+            else:
+                known = _of_children(seen, vectors, biases, nodes, edges.sum(1))
+        columns = (edges.long().cumsum(1) - 1).clamp(min=0, max=known.shape[1] - 1)
+        return known.gather(1, columns).unflatten(0, self.states.shape[:-1])
+
+    def edges(self, level: int, which: Tensor) -> Tensor:
+        """Logits of some edges [m] of a level, transposed: [m, n]."""
+        seen, vectors, biases = self.vectors.scoring(level, self.states)
+        with torch.autocast(seen.device.type, enabled=False):
+            return torch.addmm(biases[which][:, None], vectors[which], seen.T)
+
+    def __getitem__(self, index: Any) -> Standing:  # noqa: ANN401 (any index of tensors)
+        return replace(self, states=self.states[index])
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+def _of_children(seen: Tensor, vectors: Tensor, biases: Tensor, nodes: Tensor, counts: Tensor) -> Tensor:
+    """`child_logits` of the rows with a choice; an only child gets 0, which is as good as any logit."""
+    rows = (counts > 1).nonzero()[:, 0]
+    found = child_logits(seen[rows], vectors, biases, nodes[rows], counts[rows])
+    return found.new_zeros(len(seen), found.shape[1]).index_copy(0, rows, found)
+
+
+class ItemPolicy(TrainablePolicy):
+    """A policy that reads items and writes SIDs; see the module.
+
+    It has one state per history, so completions grow without any pass of the encoder.
+    """
+
+    ranks_all: ClassVar[bool] = True
+
+    def __init__(self, spec: ItemSpec) -> None:
+        super().__init__(ItemModel(spec), spec)
+        self.edge_decay = spec.config.edge_decay
+
+    def forward(
+        self, inputs: Tensor, wanted: Tensor | None, read: Callable[[Standing], T], states: Tensor | None = None
+    ) -> T:
+        """What `read` makes of the states behind places of histories: the one door to the weights.
+
+        Args:
+            inputs: [B, L], see `genrl.ops.read_as`.
+            wanted: [B, L] bool: places whose states are asked for, [n, hidden] row by row; None: the last of each row.
+            read: runs inside the pass, where the weights are whole also if a strategy shards them.
+            states: of an earlier pass, instead of reading `inputs`.
+        """
+        vectors = Vectors(self.model)
+        return read(Standing(vectors, self._states(vectors, inputs, wanted) if states is None else states))
+
+    def _states(self, vectors: Vectors, inputs: Tensor, wanted: Tensor | None) -> Tensor:
+        """Rows of like length are read together."""
+        if wanted is None:
+            wanted = torch.zeros_like(inputs, dtype=torch.bool)
+            wanted[:, -1:] = True
+        numbers = (wanted.flatten().cumsum(0) - 1).view_as(wanted)
+        states, places = [], []
+        for rows, length in length_groups(inputs):
+            some, here = inputs[rows, -length:], wanted[rows, -length:]
+            states.append(self.model.encoder.encode(vectors.read(some), some >= 0)[0][here])
+            places.append(numbers[rows, -length:][here])
+        found = torch.cat(states)
+        return torch.empty_like(found).index_copy(0, torch.cat(places), found)
+
+    def along(self, items: Tensor, targets: Tensor, say: Say[T]) -> T:
+        """Say what follows before targets of rows of items, with gradient.
+
+        Args:
+            items: catalogue rows [B, L], right-aligned, -1 pads.
+            targets: [B, L] bool.
+            say: gets the states before each code of the n targets, [n, K], row by row.
+        """
+        levels = len(self.sizes)
+        return self(
+            read_as(items),
+            targets,
+            lambda said: say(replace(said, states=said.states[:, None].expand(-1, levels, -1))),
+        )
+
+    def _inputs(self, requests: Requests) -> Tensor:
+        return torch.where(requests.mask, requests.tokens - self.start_id, -1)
+
+    @override
+    def grow(self, requests: Requests, width: int, depth: int, rows: str = "legal", *, apart: bool = False) -> Slots:
+        return Slots(self, self._inputs(requests))
+
+    @override
+    def follow(
+        self, requests: Requests, written: Tensor, chosen: Tensor, say: Callable[[Next, Next], T], rows: str = "legal"
+    ) -> T:
+        group, later = len(written) // len(requests), written.shape[1] - 1
+
+        def spread(said: Standing) -> T:
+            each = said.states.repeat_interleave(group, 0)[:, None].expand(-1, later, -1)
+            return say(said, replace(said, states=each))
+
+        return self(self._inputs(requests), None, spread)
+
+    @property
+    @override
+    def exact(self) -> bool:
+        autocast = torch.is_autocast_enabled(self.device.type)
+        return self.model.start.dtype in (torch.float32, torch.float64) and not autocast
+
+    @property
+    @override
+    def decays(self) -> Mapping[str, float]:
+        return {name: self.edge_decay for name in self.trainable() if ".own." in name}
+
+    @override
+    def to_bfloat16(self) -> None:
+        self.model.bfloat16()
+
+    @override
+    def checkpoint_activations(self) -> None:
+        raise UnsupportedError("trainer.checkpointing is for language models. Leave it out with model.name=item.")
+
+    @override
+    def compile_decoder(self, **options: Any) -> None:
+        raise UnsupportedError("trainer.compile is for language models. Leave it out with model.name=item.")
+
+
+class Slots:
+    """Completions behind requests; see `Growth`. What was written changes nothing but where in the trie they stand."""
+
+    def __init__(self, policy: ItemPolicy, inputs: Tensor) -> None:
+        self.policy, self.inputs = policy, inputs
+        self.states = torch.empty(0)
+
+    def begin(self, say: Say[T]) -> T:
+        self.states, found = self.policy(self.inputs, None, lambda said: (said.states, say(said)))
+        return found
+
+    def extend(self, tokens: Tensor, say: Say[T], parents: Tensor | None = None, live: Tensor | None = None) -> T:
+        each = self.states.repeat_interleave(tokens.shape[1], 0)
+        return self.policy(self.inputs[:0], None, say, each)

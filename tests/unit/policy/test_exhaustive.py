@@ -1,0 +1,61 @@
+"""Exact rankings of all items against searches that are as wide as the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genrl.batches import Requests
+from genrl.policy import exhaustive
+from genrl.policy.exhaustive import leaf_log_probs, rank_all
+from genrl.policy.search import search
+from tests.helpers import assert_same
+from tests.unit.policy.test_item import CODES, HISTORIES, TRIE, ask, make, make_layout
+
+FILTERS: dict[str, dict[str, torch.Tensor]] = {
+    "none": {},
+    "deny": {"deny": HISTORIES},
+    "pool": {"pool": torch.arange(30, 51).expand(4, -1)},
+    "both": {"pool": torch.arange(18, 51).expand(4, -1), "deny": torch.tensor([[20, 50], [48, 49], [-1, 3], [-1, -1]])},
+}
+
+
+def test_probabilities_of_all_items_sum_to_one() -> None:
+    policy = make().double()
+    found = policy.grow(ask(), 1, 0).begin(lambda said: leaf_log_probs(said, TRIE))  # type: ignore[arg-type]
+    assert found.shape == (TRIE.leaves, 4)
+    assert_same(found.exp().sum(0), torch.ones(4, dtype=found.dtype), 1e-6)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("width", [3, 60])
+def test_a_ranking_is_that_of_the_widest_search(name: str, stock: bool, width: int) -> None:
+    keep = torch.ones(len(CODES), dtype=torch.bool)
+    keep[[0, 33, 50]] = not stock
+    policy = make()
+    layout = make_layout(policy, keep if stock else None)
+    requests = replace(ask(), **FILTERS[name])
+    (found,) = rank_all(policy, layout, [requests], width)
+    wanted, _ = search(policy, layout, requests, 60)
+    assert found.items.tolist() == wanted.items[:, :width].tolist()
+    assert_same(found.scores, wanted.scores[:, :width])
+    assert found.bound is not None
+    assert_same(found.bound, wanted.scores[:, width] if width == 3 else torch.full((4,), -torch.inf))
+    assert bool(found.certified(3).all())
+
+
+def test_users_are_ranked_a_few_at_a_time_and_under_several_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make()
+    layout, requests = make_layout(policy), ask()
+    denied = replace(requests, deny=HISTORIES)
+    whole = rank_all(policy, layout, [requests, denied], 9)
+    monkeypatch.setattr(exhaustive, "LOGITS", 3 * TRIE.leaves)
+    parts = rank_all(policy, layout, [requests, denied], 9)
+    for one, other in zip(whole, parts, strict=True):
+        assert one.items.equal(other.items)
+        assert_same(one.scores, other.scores)
+    nobody: Requests = requests.rows(torch.tensor([], dtype=torch.int64))
+    assert rank_all(policy, layout, [nobody], 9)[0].items.shape == (0, 9)
