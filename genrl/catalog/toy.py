@@ -1,13 +1,13 @@
 """The synthetic catalogue that ships as code, in two worlds: learnt in a minute, and hard for rankings by neighbours.
 
 `toy`: what follows hangs on the two latest items, attribute by attribute; a policy learns it without thinking.
-`hop`: what follows hangs on a chain of three steps over the four latest items. It was built to reward thinking: a
-policy that writes the steps down learns them, one that names the item at once hardly does.
+`hop`: what follows hangs on three mixtures of colours, one after the other, of the four latest items. It was built to
+reward thinking: a policy that writes the steps down learns them, one that names the item at once hardly does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,47 +117,47 @@ class ToyRule:
 
 @dataclass(frozen=True, eq=False)
 class HopRule:
-    """The rule of world `hop`: a chain of three colours, each from the one before and an older item.
+    """The rule of world `hop`: colours are mixed, two at a time, and what follows hangs on the last mixture.
 
-    Of the four latest items, the latest first, the category of the first and the colour of the second give a colour,
-    that and the colour of the third the next one, that and the colour of the fourth the last one. The last colour and
-    the kinds of the first, second and third item give category, colour and kind of what follows.
+    The colours of the two latest items give a third, that and the colour of the item before them the next, that and the
+    colour of the fourth the last one. With the kinds of the first, second and third item it gives category, colour and
+    kind of what follows.
     """
 
     reach = 4
 
-    first: Array
-    """[leaves, colours] first colour of the chain."""
-    second: Array
-    """[colours, colours] second colour, by the first and the colour of the third item."""
-    third: Array
-    """[colours, colours] third colour, by the second and the colour of the fourth item."""
+    mix: Array
+    """[colours, colours] what two colours give."""
     next_leaf: Array
-    """[kinds, colours] by kind of the latest item and third colour."""
+    """[kinds, colours] by kind of the latest item and the last mixture."""
     next_colour: Array
-    """[kinds, colours] by kind of the second item and third colour."""
+    """[kinds, colours] by kind of the second item and the last mixture."""
     next_kind: Array
-    """[kinds, colours] by kind of the third item and third colour."""
+    """[kinds, colours] by kind of the third item and the last mixture."""
 
-    def chain(self, first: Look, second: Look, third: Look, fourth: Look) -> tuple[Array, Array, Array]:
-        """The three colours."""
-        one = self.first[first[0], second[1]]
-        two = self.second[one, third[1]]
-        return one, two, self.third[two, fourth[1]]
+    def mixtures(self, *recent: Look) -> list[Array]:
+        """The three mixtures."""
+        found = [recent[0][1]]
+        for look in recent[1:]:
+            found.append(self.mix[found[-1], look[1]])
+        return found[1:]
 
     def next(self, *recent: Look) -> Look:
         """Look of what follows."""
-        colour = self.chain(*recent)[-1]
-        kinds = [look[2] for look in recent]
-        return self.next_leaf[kinds[0], colour], self.next_colour[kinds[1], colour], self.next_kind[kinds[2], colour]
+        return self.after(self.mixtures(*recent)[-1], *recent)
 
-    def mistaken(self, share: float, seed: int) -> HopRule:
-        """The rule of a teacher who has a share of the first steps wrong."""
+    def after(self, mixture: Array, *recent: Look) -> Look:
+        """Look of what follows on a last mixture."""
+        one, two, three = (look[2] for look in recent[:3])
+        return self.next_leaf[one, mixture], self.next_colour[two, mixture], self.next_kind[three, mixture]
+
+    def mistaken(self, share: float, seed: int) -> Array:
+        """[colours, colours] what two colours give in the eyes of a teacher who has a share of it wrong."""
         generator = np.random.default_rng((seed, 3))
-        first = self.first.copy()
-        cells = generator.choice(first.size, size=round(share * first.size), replace=False)
-        first.flat[cells] = (first.flat[cells] + generator.integers(1, len(COLOURS), size=len(cells))) % len(COLOURS)
-        return replace(self, first=first)
+        mix = self.mix.copy()
+        cells = generator.choice(mix.size, size=round(share * mix.size), replace=False)
+        mix.flat[cells] = (mix.flat[cells] + generator.integers(1, len(COLOURS), size=len(cells))) % len(COLOURS)
+        return mix
 
 
 def draw_world(config: ToyConfig) -> World:
@@ -200,9 +200,7 @@ def _hop_rule(generator: np.random.Generator) -> HopRule:
         return np.stack([generator.permutation(generator.permutation(values)[even]) for _ in range(rows)])
 
     return HopRule(
-        first=table(leaves, colours),
-        second=table(colours, colours),
-        third=table(colours, colours),
+        mix=table(colours, colours),
         next_leaf=table(kinds, leaves),
         next_colour=table(kinds, colours),
         next_kind=table(kinds, kinds),

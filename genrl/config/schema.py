@@ -43,8 +43,8 @@ class ToyConfig:
     """The synthetic catalogue that ships as code."""
 
     world: Literal["toy", "hop"] = "toy"
-    """What the next item hangs on: `toy`, the two latest items; `hop`, a chain of three steps over the four latest,
-    built so that thinking pays."""
+    """What the next item hangs on: `toy`, the two latest items; `hop`, three mixtures of colours, one after the
+    other, of the four latest; built so that thinking pays."""
     users: int = option(1500, ge=10)
     """Number of users, enough for two splits."""
     items: int = option(288, ge=48)
@@ -253,10 +253,10 @@ class ActivateConfig(SupervisedConfig):
     """What is thought. From the history alone: `derived`, `evidence` or `candidates` by counting, `teacher` by the rule
     of the toy world hop. `template` describes the target; `jsonl` is read from the file `path`. `auto`: `teacher` in
     the world hop, else `derived` if items have categories or attributes, else `template`."""
-    teacher_wrong: float = option(0.25, ge=0, le=1)
-    """teacher: share of the cells of the rule's first step that he has wrong."""
+    teacher_wrong: float = option(0.15, ge=0, le=1)
+    """teacher: share of the pairs of colours whose mixture he has wrong."""
     teacher_often: float = option(0.6, ge=0, le=1)
-    """teacher: how often he takes the wrong value where he has one."""
+    """teacher: how often he says the wrong mixture where he has one."""
     plain: float = option(1.0, ge=0)
     """Weight of learning the same targets without thinking, too, so that it is not forgotten; 0 leaves it out."""
     path: str | None = None

@@ -283,9 +283,8 @@ class TraceBatches(SegmentPlanner):
         super().__init__(maker.template, longest, config.pack_length)
         sequences = maker.dataset.sequences
         self.ends = sequences.past(self.where)
-        self.firsts = torch.maximum(
-            sequences.offsets[sequences.users(self.where)], self.ends - max(maker.max_history, 1)
-        )
+        starts = sequences.offsets[sequences.users(self.where)]
+        self.firsts = torch.maximum(starts, self.ends - max(maker.max_history, 1))
         """[T] positions of the first item of each prompt, and behind its last one."""
         self.groups = self._grouped()
         self.steps_per_epoch = min(-(-len(traces) // config.examples_per_step), len(self.groups))

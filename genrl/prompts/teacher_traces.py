@@ -1,4 +1,4 @@
-"""Traces of the toy world `hop`: a teacher who knows the rule, but for some of its first step, says it step by step."""
+"""Traces of the toy world `hop`: a teacher who knows its rule, but for some mixtures, says it step by step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
-from genrl.catalog.toy import COLOURS, KINDS, LEAVES, HopRule, draw_world
+from genrl.catalog.toy import COLOURS, KINDS, LEAVES, HopRule, Look, draw_world
 from genrl.config.schema import ToyConfig
 from genrl.errors import ConfigError, DataError
 from genrl.prompts.traces import Trace, in_blocks
@@ -24,18 +24,18 @@ def teacher_traces(
 ) -> list[Trace]:
     """Traces of K blocks for those of `positions` [P] that have four items before them, in their order.
 
-    "Tea Blue Ivory Green Amber White Olive Pots | Amber | Plus": category of the latest item and colour of the one
-    before, the first colour of the chain (see `HopRule`), what the older items add and the colours that come of it; then
-    category, colour and kind of the item that the rule puts next. Whether the user took it is not looked at: a trace is
-    a function of the history alone.
+    "Blue Ivory Green Amber White Olive Red Pots | Amber | Plus": the colours of the two latest items and their mixture,
+    the next older colour and the mixture with it, the oldest and the last mixture (see `HopRule`); at last category,
+    colour and kind of the item that follows on it. Whether the user took it is not looked at: a trace is a function of
+    the history alone.
 
     Args:
         dataset: made from `config`.
         config: of the world.
         positions: training positions.
         levels: K.
-        wrong: share of the cells of the rule's first step that the teacher has wrong, always in the same way.
-        often: how often he takes the wrong value where he has one.
+        wrong: share of the pairs of colours whose mixture the teacher has wrong, always in the same way.
+        often: how often he says the wrong mixture where he has one.
         seed: of his mistakes.
 
     Raises:
@@ -52,19 +52,21 @@ def teacher_traces(
     places = positions[enough].tolist()
     numbers = np.array([int(item_id[1:]) for item_id in dataset.catalog.item_ids])[histories[enough].numpy()]
     recent = [(world.leaves[row], world.colours[row], world.kinds[row]) for row in numbers.T[::-1]]
-    right, mistaken = _said(world.rule, recent), _said(world.rule.mistaken(wrong, seed), recent)
-    errs = torch.rand(len(places), generator=torch.Generator().manual_seed(seed)) < often
-    words = np.where(errs.numpy()[:, None], mistaken, right).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    errs = (torch.rand(len(places), world.rule.reach - 1, generator=generator) < often).numpy()
+    words = _said(world.rule, recent, world.rule.mistaken(wrong, seed), errs).tolist()
     parts = ((said[:-2], said[-2:-1], said[-1:]) for said in words)
     return [Trace(place, in_blocks(said, levels)) for place, said in zip(places, parts, strict=True)]
 
 
-def _said(rule: HopRule, recent: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Words [P, 10]."""
+def _said(rule: HopRule, recent: list[Look], mistaken: np.ndarray, errs: np.ndarray) -> np.ndarray:
+    """Words [P, 10]; a teacher who `errs` [P, 3] at a mixture takes what he is mistaken about."""
     colours, kinds = np.array(COLOURS), np.array(KINDS)
     leaves = np.array([leaf for _, leaf, _ in LEAVES])
-    adds = [leaves[recent[0][0]], *(colours[look[1]] for look in recent[1:])]
-    one, two, three = (colours[step] for step in rule.chain(*recent))
-    leaf, colour, kind = rule.next(*recent)
-    chain = [adds[0], adds[1], one, adds[2], two, adds[3], three]
-    return np.stack([*chain, leaves[leaf], colours[colour], kinds[kind]], axis=1)
+    mixture = recent[0][1]
+    chain = [mixture]
+    for step, look in enumerate(recent[1:]):
+        mixture = np.where(errs[:, step], mistaken[mixture, look[1]], rule.mix[mixture, look[1]])
+        chain += [look[1], mixture]
+    leaf, colour, kind = rule.after(mixture, *recent)
+    return np.stack([*(colours[one] for one in chain), leaves[leaf], colours[colour], kinds[kind]], axis=1)

@@ -86,9 +86,9 @@ class LeakReport:
             return ""
         words = ", ".join(self.told[:5])
         return (
-            f"{self.telling:.0%} of {self.checked:,} traces say words that depend on nothing but the target ({words} ...): "
-            f"they describe what the user chose, which is not known when the policy thinks, and teach it to guess. Take "
-            f"traces that follow from the history: activate.traces=derived"
+            f"{self.telling:.0%} of {self.checked:,} traces say words that depend on nothing but the target ({words} "
+            f"...): they describe what the user chose, which is not known when the policy thinks, and teach it to "
+            f"guess. Take traces that follow from the history: activate.traces=derived"
         )
 
 
@@ -131,7 +131,7 @@ def split_text(text: str, blocks: int) -> tuple[str, ...]:
 
 
 def in_blocks(parts: Sequence[Sequence[str]], levels: int) -> tuple[str, ...]:
-    """Words of each conclusion as K blocks: those that are too many go into the last, missing ones repeat the last word.
+    """Words of each conclusion as K blocks: what is too much goes into the last, missing ones repeat the last word.
 
     Example:
         >>> in_blocks((["red", "pie"], ["large"]), 3)

@@ -74,8 +74,8 @@ def forgotten(before: Path, folder: Path, metric: str) -> str:
     if could is None or can is None or can >= KEPT * could:
         return ""
     return (
-        f"stage activate: without thinking the policy now reads {can:.4f} {metric} where stage align read {could:.4f}. It "
-        f"forgets what it does not practise: raise activate.plain, or lower activate.learning_rate."
+        f"stage activate: without thinking the policy now reads {can:.4f} {metric} where stage align read {could:.4f}. "
+        f"It forgets what it does not practise: raise activate.plain, or lower activate.learning_rate."
     )
 
 

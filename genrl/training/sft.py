@@ -90,10 +90,8 @@ class PackedModule(SupervisedModule):
         self.batches.alone = "tree" in wrong_ways(cast(Policy, self.policy), self.batches.longest)
 
     def total(self, batch: PackedBatch) -> Tensor:
-        if self.batches.alone:
-            mask = batch.segments >= 0
-        else:
-            mask = packed_mask(batch.segments, batch.positions, batch.leaves)
+        whole = packed_mask(batch.segments, batch.positions, batch.leaves)
+        mask = batch.segments >= 0 if self.batches.alone else whole
         total: Tensor = self.policy(batch.tokens, mask, batch.positions, partial(self.read, batch), self.rows(batch))
         return total
 

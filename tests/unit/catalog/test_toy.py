@@ -72,13 +72,12 @@ def test_what_follows_in_the_world_hop_hangs_on_all_of_a_chain_of_four(hop):
         assert (world.following(*others) == world.following(*recent)).mean() < 0.2
 
 
-def test_a_teacher_has_a_share_of_the_first_step_wrong_and_nothing_else():
+def test_a_teacher_has_a_share_of_the_mixtures_wrong():
     rule = draw_world(ToyConfig(world="hop")).rule
     wrong = rule.mistaken(0.25, seed=3)
-    assert (wrong.first != rule.first).mean() == 0.25
-    assert all(getattr(wrong, name) is getattr(rule, name) for name in ("second", "third", "next_leaf", "next_kind"))
-    assert (rule.mistaken(0.25, seed=4).first != wrong.first).any()
-    assert (rule.mistaken(0.0, seed=3).first == rule.first).all()
+    assert (wrong != rule.mix).mean() == 0.25
+    assert (rule.mistaken(0.25, seed=4) != wrong).any()
+    assert (rule.mistaken(0.0, seed=3) == rule.mix).all()
 
 
 def test_size_roles_and_popularity(dataset):

@@ -84,7 +84,7 @@ def train_of(dataset: Dataset) -> torch.Tensor:
 
 def test_items_without_attributes_have_nothing_to_derive() -> None:
     dataset = little(4, attributes=False)
-    with pytest.raises(DataError, match="items have: no category and no attributes.*activate.traces=template"):
+    with pytest.raises(DataError, match=r"items have: no category and no attributes.*activate\.traces=template"):
         derived_traces(dataset, torch.tensor([5]), train_of(dataset), 2)
 
 
