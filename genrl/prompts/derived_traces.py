@@ -18,6 +18,7 @@ from genrl.prompts.traces import Trace, in_blocks
 
 Array = np.ndarray
 Kind = Literal["derived", "evidence", "candidates"]
+KINDS: tuple[Kind, ...] = ("derived", "evidence", "candidates")
 
 REACH = 3
 """Recent items that are looked at."""
@@ -142,7 +143,7 @@ Looks = dict[Clue, Array]
 def _looks(dataset: Dataset, values: dict[str, tuple[Array, list[str]]], positions: Tensor) -> Looks:
     histories = dataset.sequences.histories(positions, REACH).numpy()
     items = np.concatenate([histories, dataset.sequences.items[positions].numpy()[:, None]], axis=1)
-    found = {}
+    found: Looks = {}
     for name, (numbers, names) in values.items():
         seen = np.where(items >= 0, numbers[items], len(names) - 1)
         found |= {Clue(name, back): seen[:, -1 - back] for back in range(REACH + 1)}

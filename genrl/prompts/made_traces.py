@@ -7,7 +7,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, DataConfig
-from genrl.prompts.derived_traces import attributes, derived_traces
+from genrl.prompts.derived_traces import KINDS, attributes, derived_traces
 from genrl.prompts.teacher_traces import teacher_traces
 from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace
@@ -24,7 +24,8 @@ def make_traces(
         return teacher_traces(dataset, data.toy, positions, table.levels, *errors)
     if kind == "template":
         return template_traces(dataset, table, positions, data.max_history, config.words)
-    return derived_traces(dataset, positions, dataset.sequences.rows(Role.TRAIN), table.levels, kind)
+    counted = next(each for each in KINDS if each == kind)
+    return derived_traces(dataset, positions, dataset.sequences.rows(Role.TRAIN), table.levels, counted)
 
 
 def kind_of(config: ActivateConfig, data: DataConfig, dataset: Dataset) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from genrl.batches import Requests
+from genrl.config.schema import ActivateConfig
 from genrl.files import read_json
 from genrl.plots import read_notes
 from genrl.policy.model import Head, Policy
@@ -27,6 +28,8 @@ class ActivateModule(PackedModule):
 
     The same items are learned without thinking beside it, with the weight `plain`: what is not practised is forgotten.
     """
+
+    config: ActivateConfig
 
     def __init__(self, *arguments: Any, **stage: Any) -> None:  # noqa: ANN401
         super().__init__(*arguments, **stage)
