@@ -113,8 +113,8 @@ def test_the_seed_decides_everything():
 
 
 def test_no_user_buys_twice_or_before_the_launch_and_days_are_distinct():
-    _, events = generate(ToyConfig(users=300))
-    world = draw_world(ToyConfig(users=300))
+    _, events = generate(ToyConfig(world="toy", users=300))
+    world = draw_world(ToyConfig(world="toy", users=300))
     assert len(set(zip(events.users.tolist(), events.items.tolist(), strict=True))) == len(events)
     assert len(set(zip(events.users.tolist(), events.order.tolist(), strict=True))) == len(events)
     assert (world.launch[events.items] <= events.order).all()

@@ -31,7 +31,7 @@ from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from genrl.sid.trie import Trie
 
-TOY = load_dataset(DataConfig(toy=ToyConfig(users=40, items=60)))
+TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=40, items=60)))
 CODES = torch.stack([torch.arange(60) // 10, torch.arange(60) % 10], 1)
 TEMPLATE = PromptTemplate(1, (7, 8), CODES + torch.tensor([100, 106]), 0)
 WORDS = Words(2, 3, 4, torch.arange(100) > 9)

@@ -16,7 +16,7 @@ from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.traces import Trace
 from tests.models import SIZES, make_codes, make_policy, make_thinking
 
-TOY = load_dataset(DataConfig(toy=ToyConfig(users=20, items=60)))
+TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=20, items=60)))
 POLICY = make_policy(thinking=True)
 CODES = make_codes(len(TOY.catalog))
 TEMPLATE = PromptTemplate(POLICY.start_id, (), CODES + torch.tensor(POLICY.first_ids), 0)
