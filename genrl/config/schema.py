@@ -42,6 +42,9 @@ class ColumnsConfig:
 class ToyConfig:
     """The synthetic catalogue that ships as code."""
 
+    world: Literal["toy", "hop"] = "hop"
+    """What the next item hangs on: `toy`, the two latest items; `hop`, three mixtures of colours, one after the
+    other, of the four latest; built so that thinking pays."""
     users: int = option(1500, ge=10)
     """Number of users, enough for two splits."""
     items: int = option(288, ge=48)
@@ -154,7 +157,7 @@ class ModelConfig:
     """tiny: inner size of the feed-forward layers."""
     vocabulary: int = option(1000, ge=1)
     """tiny: size of the word vocabulary trained on titles."""
-    dropout: float = option(0.1, ge=0, lt=1)
+    dropout: float = option(0.0, ge=0, lt=1)
     """tiny: dropout on embeddings and on each residual branch, in SFT only."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters; with rank 0 all weights train and the KL reference is a frozen copy."""
@@ -234,7 +237,7 @@ class SupervisedConfig(OptimizerConfig):
     max_epochs: int = option(16, ge=1)
     """Passes over the data or the traces at most."""
     patience: int = option(3, ge=0)
-    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
+    """Validations without a better `select.metric` before the stage stops; 0 never stops early."""
     validate_every: float = option(2.0, gt=0)
     """Passes between validations; a resumable checkpoint follows each."""
     pack_length: int = option(128, ge=2)
@@ -263,23 +266,32 @@ class AlignConfig(SupervisedConfig):
 class ActivateConfig(SupervisedConfig):
     """Stage 2: supervised training on traces, the prompt masked."""
 
-    max_epochs: int = 2
+    max_epochs: int = 4
     patience: int = 2
     validate_every: float = 1.0
     warmup_steps: int = 20
-    traces: Literal["template", "jsonl"] = "template"
-    """Thinking made from the catalogue alone, or a teacher's from the file `path`."""
+    pack_length: int = 160
+    traces: Literal["auto", "derived", "evidence", "candidates", "teacher", "template", "jsonl"] = "auto"
+    """What is thought. From the history alone: `derived`, `evidence` or `candidates` by counting, `teacher` by the rule
+    of the toy world hop. `template` describes the target; `jsonl` is read from the file `path`. `auto`: `teacher` in
+    the world hop, else `derived` if items have categories or attributes, else `template`."""
+    teacher_wrong: float = option(0.15, ge=0, le=1)
+    """teacher: share of the pairs of colours whose mixture he has wrong."""
+    teacher_often: float = option(0.6, ge=0, le=1)
+    """teacher: how often he says the wrong mixture where he has one."""
+    plain: float = option(1.0, ge=0)
+    """Weight of learning the same targets without thinking, too, so that it is not forgotten; 0 leaves it out."""
     path: str | None = None
     """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
     words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
     examples: int = option(20000, ge=0)
-    """template: traces at most, of a random part of the training positions; 0: one for each."""
-    examples_per_step: int = option(128, ge=1)
-    """Traces per optimiser step."""
-    foreign: float = option(0.8, ge=0, lt=1)
+    """Traces at most that genrl makes, of a random part of the training positions; 0: one for each."""
+    examples_per_step: int = option(40, ge=1)
+    """Traces per optimiser step, about: those of one text stay together."""
+    foreign: float = option(0.0, ge=0, lt=1)
     """Share of the traces that are shown with the thinking of another trace, drawn anew in each pass; of these only the
-    SID is learned: the policy looks at the history, too, instead of trusting its thinking blindly."""
+    SID is learned. For traces that describe the target: the policy looks at the history, too."""
 
 
 @dataclass
@@ -322,7 +334,7 @@ class RLConfig(OptimizerConfig):
     validate_every: int = option(25, ge=1)
     """Optimiser steps between validations; a resumable checkpoint follows each."""
     select: Literal["best", "last"] = "best"
-    """Keep the weights with the best validation NDCG@10, or the last."""
+    """Keep the weights with the best `select.metric` on validation rows, or the last."""
 
 
 @dataclass
@@ -356,13 +368,25 @@ class TrainerConfig:
 
 
 @dataclass
+class SelectConfig:
+    """What chooses weights on validation rows: when a stage stops early, and which of its weights are kept."""
+
+    ranking: Literal["excluded", "raw"] = "excluded"
+    """Rankings without the items of the user's history, which verdicts are about, or of all items."""
+    metric: str | None = None
+    """ndcg@K, recall@K, mrr@K or cold_recall@K; null: ndcg@10, or at the largest of `evaluate.k` if 10 is not there."""
+
+
+@dataclass
 class EvaluateConfig:
     """Full-catalogue evaluation."""
 
     beam: int = option(20, ge=1)
-    """Beam width; at least the largest K."""
-    k: list[int] = option([5, 10], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [5, 10]")
-    """Cut-offs of the metrics."""
+    """Beam width while validating, and where final tables begin; it grows with the largest K by itself."""
+    k: list[int] = option(
+        [1, 5, 10, 20, 50], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [1, 5, 10]"
+    )
+    """Cut-offs of the metrics; those above the number of items are left out."""
     batch: int = option(128, ge=1)
     """Users per batch."""
     ties: bool = False
@@ -371,14 +395,21 @@ class EvaluateConfig:
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = option(None, ge=1)
     """Test rows of the final table; None: all."""
-    exact: bool = False
+    exact: bool = True
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
     thinking_samples: int = option(0, ge=0)
     """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
+    empty_thought: bool = False
+    """Layouts with thinking: count the ranking without any thinking as one more train of thought."""
     thinking_temperature: float = option(1.0, gt=0)
     """Temperature of the words of sampled trains of thought."""
+    readings: bool = False
+    """Layouts with thinking: further rows of the final tables, of the same weights: without thinking, behind the
+    likeliest words, and by the mean over `thinking_samples` thoughts (8 if that is 0)."""
+    pass_at: list[int] | None = option(None, ge=1, says="must hold numbers of samples of at least 1, e.g. [1, 8]")
+    """Final tables of policies: Pass@K, the probability that one of K sampled completions names the target."""
 
 
 @dataclass
@@ -428,5 +459,7 @@ class RunConfig:
     """Stage `rl`."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Hardware and numerics."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """What chooses weights."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Evaluation."""

@@ -147,6 +147,8 @@ class Layout(ABC):
     """Whether every completion stands at site t before its token t."""
     writes_text: ClassVar[bool] = False
     """Whether completions hold free text, so that only a policy with words can write them."""
+    writes_between: bool = False
+    """Whether text stands between the tokens of an item, too, so that each beam of a search writes on its own."""
     codes: Tensor
     """[I, K] SID codes of the catalogue: equal rows are one SID."""
     widest: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import read_weights, save_weights
-from genrl.metrics.functional import exclude_history
+from genrl.metrics.functional import exclude_history, needed_width
 from genrl.ops import seed_of
 from genrl.options import option
 from genrl.policy.base import TrainablePolicy
@@ -28,6 +29,8 @@ from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 
+KINDS = ("raw", "excluded")
+"""Rankings of the whole catalogue, and those without the items of each user's history."""
 WEIGHTS = "weights.safetensors"
 """File of a run folder that holds the trained weights."""
 
@@ -82,8 +85,8 @@ class Recommender(Protocol):
         """
         ...
 
-    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
+    def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
+        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, or one of these `kinds`."""
         ...
 
     def log_probs(self, requests: Requests) -> Tensor:
@@ -198,17 +201,18 @@ class Baseline(nn.Module, ABC):
             f"Take a run of sasrec, rearec, item_knn or most_popular."
         )
 
-    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+    def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
         self.eval()
-        width, items = self.width(config), len(self.problem.table)
-        unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
-        return {"raw": self.rank(requests, width), "excluded": exclude_history(unseen, requests.history)}
-
-    def width(self, config: EvaluateConfig) -> int:
-        """Items that a ranking must list to be scored."""
-        from genrl.metrics.ranking import needed_width  # loads torchmetrics, which ranking does without
-
-        return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
+        items = len(self.problem.table)
+        width = needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
+        found = {}
+        for kind in kinds:
+            if kind == "raw":
+                found[kind] = self.rank(requests, width)
+            else:
+                unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
+                found[kind] = exclude_history(unseen, requests.history)
+        return found
 
     def save(self, folder: Path) -> None:
         save_weights(self.state(), folder / WEIGHTS)

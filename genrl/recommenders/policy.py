@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,17 +22,18 @@ from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
-from genrl.metrics.functional import exclude_history
+from genrl.metrics.functional import distinct, exclude_history, needed_width, pass_at_k, sid_keys, to_keys
 from genrl.ops import seed_of
 from genrl.policy.base import Spec, TrainablePolicy
-from genrl.policy.distribution import RANKING
+from genrl.policy.distribution import RANKING, Sampling
 from genrl.policy.exhaustive import rank_all
 from genrl.policy.guide import Prior
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy
 from genrl.policy.search import WIDEST, search, think
+from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
-from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
+from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
 from genrl.sid.trie import Trie
@@ -41,6 +42,11 @@ PRIOR = "prior"
 """Folder, in that of a run, of the prior that its policy has."""
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
 """What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
+
+PASSES = 1
+"""Tells the noise of samples for Pass@K from that of thinking."""
+SMALL = 512
+"""SIDs of a catalogue up to which exact rankings search all of it at once."""
 
 
 class PolicyRecommender:
@@ -74,7 +80,7 @@ class PolicyRecommender:
         """The configured policy, not yet trained.
 
         Raises:
-            ConfigError: if beam or prompts do not fit the catalogue or the model.
+            ConfigError: if prompts do not fit the model.
         """
         table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
         trie = problem_trie(problem)
@@ -91,8 +97,6 @@ class PolicyRecommender:
         options = {name: value for name, value in config.layout.items() if name != "name"}
         catalogue = Items(trie, spec.first_ids, table.codes)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
-        if config.evaluate.beam > layout.completions:
-            raise ConfigError(_too_wide(config.evaluate, layout.completions))
         template = (ItemTemplate if spec.reads_items else PromptTemplate)(
             start_id=spec.start_id,
             prefix_ids=spec.prefix_ids,
@@ -170,7 +174,8 @@ class PolicyRecommender:
                 return rank_all(policy, cast(SidLayout, layout), [requests], beam)[0], None
             noise = thinking_noise(layout, requests, config)
             sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
-            ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first)
+            plain = config.empty_thought
+            ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first, plain=plain)
         if not layout.writes_text:
             return ranking, None
         blocks = [layout.blocks(tokens) for tokens in found.tokens[:: found.group_size]]
@@ -178,10 +183,32 @@ class PolicyRecommender:
         return ranking, [[tokenizer.decode(block).strip() for block in each] for each in blocks]
 
     @torch.no_grad()
-    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+    def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
         self.policy.eval()
         with numerics(self.config.trainer, self.policy.device):
-            return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
+            return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config, kinds)
+
+    @torch.no_grad()
+    def passes(self, requests: Requests, config: EvaluateConfig, kind: str) -> dict[str, Tensor]:
+        """`pass@K` [P] of each K of `evaluate.pass_at`, from as many sampled completions as the largest says.
+
+        With `kind` excluded the items of the history are not legal. A K below the number of samples has the unbiased
+        estimate of all of them (`pass_at_k`).
+        """
+        counts = config.pass_at or []
+        policy, layout, samples = self.policy, self.layout.to(str(self.policy.device)), max(counts)
+        if kind == "excluded":
+            requests = replace(requests, deny=deniable(requests.history, len(layout.codes)))
+        policy.eval()
+        noise = _noise(requests, (samples, layout.length), PASSES)
+        sampling = Sampling(thinking_temperature=config.thinking_temperature)
+        with numerics(self.config.trainer, policy.device):
+            drawn = write(policy, layout, requests, samples, sampling, noise)
+        keys = sid_keys(layout.codes) if config.level == "sid" else None
+        named = to_keys(drawn.items, keys).view(len(requests), samples, -1, 1)
+        wanted = to_keys(requests.wanted.items, keys)[:, None, None]
+        hits = ((named == wanted) & (named >= 0)).flatten(2).any(2).sum(1)
+        return {f"pass@{k}": pass_at_k(hits, samples, k) for k in counts}
 
     @torch.no_grad()
     def log_probs(self, requests: Requests) -> Tensor:
@@ -248,14 +275,6 @@ def problem_trie(problem: Problem) -> Trie:
     """The trie of a catalogue's SIDs, items of one SID in the order of their popularity."""
     table = problem.table
     return Trie.build(table.codes, table.codebook_sizes, problem.dataset.catalog.train_counts)
-
-
-def _too_wide(config: EvaluateConfig, most: int) -> str:
-    kept = sorted(k for k in config.k if k <= most) or [most]
-    lower = f"evaluate.beam to {most} or less"
-    if max(config.k) > most:
-        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
-    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
 
 
 def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
@@ -341,23 +360,59 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     return [(name, saved[name], plain[name]) for name in plain if name in saved and saved[name] != plain[name]]
 
 
-def rankings(policy: TrainablePolicy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
-    unseen = replace(prompts, deny=deniable(prompts.history, len(layout.codes)))
+def rankings(
+    policy: TrainablePolicy, layout: Layout, prompts: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS
+) -> dict[str, Ranking]:
+    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking.
+
+    One search serves both for the users for whom it is certified; without `exact`, and where beams think between the
+    tokens of an item so that nothing is widened, there is a second one for the others, in which the items of their
+    history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
+    """
+    count = needed_width(config.k, layout.codes if config.level == "sid" else None)
+    denied = deniable(prompts.history, len(layout.codes))
     if policy.ranks_all:
-        raw, left = rank_all(policy, cast(SidLayout, layout), [prompts, unseen], config.beam)
-        return {"raw": raw, "excluded": exclude_history(left, prompts.history)}
+        filters = {"raw": prompts, "excluded": replace(prompts, deny=denied)}
+        every = rank_all(policy, cast(SidLayout, layout), [filters[kind] for kind in kinds], count)
+        shown = dict(zip(kinds, every, strict=True))
+        return {k: exclude_history(v, prompts.history) if k == "excluded" else v for k, v in shown.items()}
     noise = thinking_noise(layout, prompts, config)
     sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
     behind = think(policy, layout, prompts, sampling, noise)
-    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise, behind=behind)
-    if not config.exact:
-        raw, _ = find(prompts)
-        return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
-    first = max(config.k)
-    left, _ = find(unseen, exact=first)
-    raw, _ = find(prompts, exact=first)
-    return {"raw": raw, "excluded": exclude_history(left, prompts.history)}
+    find = partial(search, policy, layout, sampling=sampling, plain=config.empty_thought)
+    if config.exact and not layout.writes_between:
+        seen = int((distinct(prompts.history) >= 0).sum(1).max())
+        beams = _first_beam(layout, config.beam, count, seen)
+        raw, _ = find(prompts, count + seen, noise=noise, behind=behind, exact=count, besides=denied, beams=beams)
+        found = {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
+        return {kind: _cut(found[kind], count) for kind in kinds}
+    places = max(count, min(config.beam, layout.completions))
+    found, rows = {}, torch.arange(len(prompts), device=prompts.tokens.device)
+    if "raw" in kinds:
+        found["raw"], _ = find(prompts, places, noise=noise, behind=behind)
+        found["excluded"] = exclude_history(found["raw"], prompts.history)
+        rows = rows[~found["excluded"].certified(count)]
+    if "excluded" in kinds and rows.numel():
+        asked, own = replace(prompts, deny=denied).rows(rows), None if noise is None else noise[rows]
+        again, _ = find(asked, places, noise=own, behind=[text.rows(rows) for text in behind])
+        again = exclude_history(again, asked.history)
+        found["excluded"] = found["excluded"].put(rows, again) if "raw" in kinds else again
+    return {kind: found[kind] for kind in kinds}
+
+
+def _first_beam(layout: Layout, beam: int, count: int, seen: int) -> int:
+    """Width that an exact ranking of `count` items begins with, beside which up to `seen` items may stand."""
+    if layout.completions <= SMALL:
+        return layout.completions
+    return min(layout.completions, max(beam, count + min(count, seen)))
+
+
+def _cut(ranking: Ranking, places: int) -> Ranking:
+    """The first places; the bound covers what is cut off."""
+    items, scores, bound = ranking.items, ranking.scores, ranking.bound
+    if bound is not None and scores.shape[1] > places:
+        bound = torch.maximum(bound, scores[:, places])
+    return Ranking(items[:, :places], scores[:, :places], bound)
 
 
 def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:
@@ -368,7 +423,12 @@ def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) ->
     """
     if config.thinking_samples == 0 or not layout.writes_text:
         return None
-    shape = (config.thinking_samples, layout.length)
-    seeds = [seed_of(*row[real].tolist()) for row, real in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
+    return _noise(prompts, (config.thinking_samples, layout.length))
+
+
+def _noise(prompts: Requests, shape: tuple[int, int], *purpose: int) -> Tensor:
+    """Numbers [P, *shape] in [0, 1), of each prompt by a seed that is made of its tokens and of what they are for."""
+    rows = zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)
+    seeds = [seed_of(*row[real].tolist(), *purpose) for row, real in rows]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(prompts.tokens.device)

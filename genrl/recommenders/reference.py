@@ -14,8 +14,9 @@ from torch import Tensor
 from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import CheckpointError, DataError
-from genrl.metrics.functional import distinct, exclude_history
+from genrl.metrics.functional import distinct, exclude_history, needed_width
 from genrl.options import option
+from genrl.progress import progress_bar
 from genrl.recommenders.base import BASELINES, Baseline, Problem
 
 SMOOTHING = 0.1
@@ -246,7 +247,7 @@ def reference_lines(
     Raises:
         DataError: if there is no row to score.
     """
-    from genrl.metrics.ranking import RankingMetrics, needed_width  # loads torchmetrics, which ranking does without
+    from genrl.metrics.ranking import RankingMetrics  # loads torchmetrics, which ranking does without
 
     positions = dataset.sequences.rows(role) if positions is None else positions
     if not len(positions):
@@ -263,13 +264,17 @@ def reference_lines(
         for name in rankers
         for suffix in ("", "/history_excluded")
     }
-    for part in positions.split(chunk):
-        histories = dataset.sequences.histories(part, history_length)
-        targets = Targets(dataset.sequences.items[part].unsqueeze(1), tied=dataset.sequences.tied[part].unsqueeze(1))
-        for name, ranker in rankers.items():
-            ranking = ranker.everything(histories, width)
-            metrics[name].update(ranking, targets, history=histories)
-            metrics[f"{name}/history_excluded"].update(exclude_history(ranking, histories), targets, history=histories)
+    with progress_bar(f"reference lines {role.name.lower()}", len(positions), "users") as advance:
+        for part in positions.split(chunk):
+            histories = dataset.sequences.histories(part, history_length)
+            tied = dataset.sequences.tied[part].unsqueeze(1)
+            targets = Targets(dataset.sequences.items[part].unsqueeze(1), tied=tied)
+            for name, ranker in rankers.items():
+                ranking = ranker.everything(histories, width)
+                metrics[name].update(ranking, targets, history=histories)
+                excluded = exclude_history(ranking, histories)
+                metrics[f"{name}/history_excluded"].update(excluded, targets, history=histories)
+            advance(len(part))
     return {name: metric.compute() for name, metric in metrics.items()}
 
 

@@ -16,14 +16,15 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
+from genrl.config.select import selected, within
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.load import sid_token
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.model import PolicySpec
+from genrl.prompts.made_traces import make_traces
 from genrl.prompts.packing import HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
-from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
@@ -51,6 +52,7 @@ class Session:
             torch.set_num_threads(config.trainer.threads)
         dataset = load_dataset(config.data)
         problem = Problem(dataset, sid_table(config, dataset), config.model)
+        config = replace(config, evaluate=within(config, len(dataset.catalog)))
         make = build_baseline if config.stages == ["baseline"] else PolicyRecommender.build
         return cls(config, dataset, problem.table, make(config, problem))
 
@@ -129,16 +131,18 @@ class Session:
         Raises:
             DataError: if the file of traces cannot be used.
         """
-        config = self.config.activate
-        if config.traces == "jsonl":
-            found = read_traces(str(config.path), self.dataset, self.table.levels)
-        else:
-            history = self.config.data.max_history
-            found = template_traces(self.dataset, self.table, self._taught(), history, config.words)
+        config = self.config
+        found = (
+            read_traces(str(config.activate.path), self.dataset, self.table.levels)
+            if config.activate.traces == "jsonl"
+            else make_traces(config.activate, config.data, self.dataset, self.table, self._taught())
+        )
         report = leaks(found, self.dataset, self.table, sid_token)
         named = set(report.leaking)
         if named:
             warnings.warn(f"{report.line()}; they are left out.", stacklevel=2)
+        if report.reading():
+            warnings.warn(f"{report.reading()}.", stacklevel=2)
         return [trace for place, trace in enumerate(found) if place not in named]
 
     def _taught(self) -> Tensor:
@@ -161,13 +165,14 @@ class Session:
             config.layout,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
-            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
+            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature, config.evaluate.empty_thought),
         )
 
     def align_key(self) -> str:
         """Changes with everything that the align stage depends on."""
         config = self.config
-        scored = (config.evaluate.beam, config.evaluate.k, config.evaluate.valid_users, config.evaluate.level)
+        chosen = (config.select.ranking, selected(config))
+        scored = (config.evaluate.beam, config.evaluate.valid_users, config.evaluate.level, *chosen)
         prior, teacher = self.learner.prior, self.teacher if config.align.teacher_share else None
         return key_of(
             self.dataset.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,19 +14,19 @@ import lightning as L
 from rich.console import Console
 
 from genrl.config import RunConfig, run_folder
-from genrl.files import key_of, locked, read_json, read_weights, write_json
+from genrl.config.select import validating
+from genrl.files import locked, read_json, read_weights, write_json
 from genrl.objectives import OBJECTIVES, Objective, Setting
-from genrl.ops import world_rank, world_size
 from genrl.policy.rollout import check_rollout
 from genrl.prompts.packing import SequenceBatches
 from genrl.recommenders import TrainedBaseline
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import RewardContext, Verifier, build_verifier
-from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
-from genrl.runs.record import Meter, save_ranks, written
+from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
-from genrl.training.activate import ActivateModule
+from genrl.training.activate import ActivateModule, forgotten
 from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.fitting import barrier, is_first, monitor, train
@@ -56,6 +57,8 @@ class Stage:
     start: bool = False
     """Whether the weights that it begins with may be the best."""
     callbacks: tuple[L.Callback, ...] = ()
+    judge: Callable[[], str] | None = None
+    """What is to be said of the stage once it is trained; an empty text says nothing."""
 
     @property
     def finished(self) -> bool:
@@ -77,7 +80,7 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
             cost = _train(stage)
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}
-        scores = stage.folder / f"evaluation-{key_of(stage.session.config.evaluate)}"
+        scores = stage.folder / evaluation_name(stage.session.config.evaluate)
         if not (scores / "metrics.json").exists():
             _write(scores / "metrics.json", _scored(stage, scores))
         elif last:
@@ -104,6 +107,8 @@ def _train(stage: Stage) -> dict[str, Any]:
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
     if stage.shared:
         _write(stage.folder / "metrics.json", cost)
+    if stage.judge is not None and is_first() and (said := stage.judge()):
+        warnings.warn(said, stacklevel=2)
     return cost
 
 
@@ -124,15 +129,7 @@ def _load(stage: Stage) -> None:
 def _scored(stage: Stage, folder: Path) -> dict[str, Any]:
     """Final metrics on validation and test rows; the ranks are kept in a folder."""
     _load(stage)
-    session, world = stage.session, world_size()  # 1 until the first stage of this process has started the others
-    scored: dict[str, Evaluation] = {}
-    for split in SPLITS:
-        rows = session.batches(split).share(world_rank(), world)
-        scored[split] = evaluate(session.recommender, rows, session.config.evaluate, f"{stage.title} {split}")
-    if is_first():
-        folder.mkdir(exist_ok=True)
-        save_ranks(folder, scored, session.dataset, session.config.evaluate)
-    return {split: written(value) for split, value in scored.items()}
+    return score(stage.session, stage.title, folder)
 
 
 def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
@@ -148,7 +145,7 @@ def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
     if "align" in session.config.stages:
         stages.append(_align(session))
     if "activate" in supervised_stages(session.config):
-        stages.append(_activate(session, _weights(stages)))
+        stages.append(_activate(session, stages[-1].folder if stages else None))
     if "rl" in session.config.stages:
         stages.append(_rl(session, objective, _weights(stages)))
     return stages
@@ -171,14 +168,18 @@ def _align(session: Session) -> Stage:
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
 
-def _activate(session: Session, before: Path | None) -> Stage:
+def _activate(session: Session, align: Path | None) -> Stage:
     options, folder = session.config.activate, _shared(session.config, f"activate-{session.activate_key()}")
     kind = ActivateModule if session.layout.writes_text else SFTModule
+
+    before = align / WEIGHTS if align is not None else None
+    judge = partial(forgotten, align, folder, monitor(session.config)) if align and session.layout.writes_text else None
 
     def module() -> ActivateModule | SFTModule:
         return kind(session.activate_batches(), options, **_arguments(session, folder, before))
 
-    stage = Stage("activate", "activate", folder, session, module, monitor(session.config), options.patience)
+    chosen = monitor(session.config)
+    stage = Stage("activate", "activate", folder, session, module, chosen, options.patience, judge=judge)
     if not stage.finished:
         session.activate_batches()  # texts that cannot be used are told now
     return stage
@@ -210,8 +211,7 @@ def _baseline(session: Session) -> Stage:
     def module() -> BaselineModule:
         length, seed = options.max_length + 1, config.seed
         batches = SequenceBatches(session.dataset, recommender.per, length, options.batch, seed=seed)
-        width = recommender.width(config.evaluate)
-        return BaselineModule(recommender, batches, seed, width, **_ranking_arguments(session, folder))
+        return BaselineModule(recommender, batches, seed, **_ranking_arguments(session, folder))
 
     return Stage("baseline", name, folder, session, module, monitor(config), options.patience, shared=False)
 
@@ -221,10 +221,12 @@ def _shared(config: RunConfig, name: str) -> Path:
 
 
 def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
-    config = session.config
+    config, narrow = session.config, validating(session.config)
     return {
         "validation": session.batches("valid"),
-        "metrics": ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes),
+        "metrics": ranking_metrics(narrow, session.dataset.catalog, session.table.codes),
+        "evaluation": narrow,
+        "kind": config.select.ranking,
         "max_grad_norm": config.trainer.max_grad_norm,
         "folder": folder,
     }
@@ -232,8 +234,7 @@ def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
 
 def _arguments(session: Session, folder: Path, before: Path | None) -> dict[str, Any]:
     build = partial(session.learner.make, before)
-    parts = {"build": build, "layout": session.layout, "evaluation": session.config.evaluate}
-    return parts | _ranking_arguments(session, folder)
+    return {"build": build, "layout": session.layout} | _ranking_arguments(session, folder)
 
 
 def build_objective(config: RunConfig) -> Objective:
