@@ -178,7 +178,7 @@ class Standing:
         """Logits of some edges [m] of a level, transposed: [m, n]."""
         seen, vectors, biases = self.vectors.scoring(level, self.states)
         with torch.autocast(seen.device.type, enabled=False):
-            return torch.addmm(biases[which][:, None], vectors[which], seen.T)
+            return (vectors.index_select(0, which) @ seen.T).add_(biases[which][:, None])
 
     def __getitem__(self, index: Any) -> Standing:  # noqa: ANN401 (any index of tensors)
         return replace(self, states=self.states[index])
