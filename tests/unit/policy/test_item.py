@@ -199,11 +199,11 @@ def test_products_with_children_are_those_of_each_row() -> None:
     nodes = torch.randint(0, 4, (37,), generator=generator)
     states, vectors, biases = (torch.randn(shape, generator=generator) for shape in ((37, 5), (20, 5), (20,)))
     counts = offsets.diff()[nodes]
-    found = child_logits(states, vectors, biases, offsets[nodes], counts)
+    found = child_logits(states, lambda edges: vectors[edges], biases, offsets[nodes], counts)
     for row, node in enumerate(nodes.tolist()):
         own = slice(int(offsets[node]), int(offsets[node + 1]))
         assert_same(found[row, : counts[row]], vectors[own] @ states[row] + biases[own])
-    assert child_logits(states[:0], vectors, biases, nodes[:0], counts[:0]).shape == (0, 1)
+    assert child_logits(states[:0], lambda edges: vectors[edges], biases, nodes[:0], counts[:0]).shape == (0, 1)
 
 
 def test_the_reference_stays_and_the_policy_moves() -> None:
@@ -232,6 +232,8 @@ def test_edges_begin_as_their_codes_and_may_do_without_their_own_vector() -> Non
     assert set(own.unique().tolist()) == {0.0, 2.0}  # those that stay make up for the others
     assert bool((own == own[:, :1]).all())
     assert_same(edges.eval()(1), edges.codes[1][codes] + 1.0)
+    some = torch.tensor([[3, 0], [7, 7]])
+    assert edges(1, some).equal(edges(1)[some])
 
 
 def test_weights_are_kept_by_name_and_those_of_another_trie_refused() -> None:
