@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
+from genrl.policy.guide import Guide
 from genrl.policy.item import ItemPolicy
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
@@ -32,19 +33,38 @@ class SupervisedModule(StageModule):
     Args:
         batches: makes the batches.
         config: the stage's section.
+        teacher: has a share of each target, see `lesson`; None: there is none.
         stage: arguments of `StageModule`.
     """
 
-    def __init__(self, batches: Planner[Any], config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        batches: Planner[Any],
+        config: AlignConfig | ActivateConfig,
+        teacher: Guide | None = None,
+        **stage: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(**stage)
         self.batches = batches
         self.config = config
+        self.teacher = teacher
         self.max_steps = batches.steps_per_epoch * config.max_epochs
         self.round_steps = max(1, round(batches.steps_per_epoch * config.validate_every))
 
     @abstractmethod
     def total(self, batch: Any) -> Tensor:  # noqa: ANN401 (what the planner makes)
         """Negative log-likelihood of the targets of a batch, summed."""
+
+    def lesson(self, histories: Tensor | None) -> dict[str, Any]:
+        """The arguments of `item_loss` about the teacher, for targets behind histories [n, H].
+
+        Where there is no history it has nothing to say, and the target counts alone.
+        """
+        if self.teacher is None or histories is None or not len(histories):
+            return {}
+        assert isinstance(self.config, AlignConfig)
+        known = (histories >= 0).any(1)
+        return {"teacher": self.teacher.masses(histories), "shares": self.config.teacher_share * known}
 
     def train_dataloader(self) -> StepStream[Any]:
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
@@ -108,7 +128,8 @@ class SFTModule(PackedModule):
         """Negative log-likelihood of the SIDs of all target items."""
         rows, columns = batch.item_places.unbind(1)
         before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
-        return item_loss(Hidden(head, hidden[rows[:, None], before]), self.layout, batch.items[:, None])
+        said, lesson = Hidden(head, hidden[rows[:, None], before]), self.lesson(batch.histories)
+        return item_loss(said, self.layout, batch.items[:, None], **lesson)
 
 
 class ItemSFTModule(SupervisedModule):
@@ -116,8 +137,9 @@ class ItemSFTModule(SupervisedModule):
 
     def total(self, batch: SequenceBatch) -> Tensor:
         items = batch.items[batch.targets][:, None]
+        lesson = {} if self.teacher is None else self.lesson(batch.histories)
         return cast(ItemPolicy, self.policy).along(
-            batch.items, batch.targets, lambda said: item_loss(said, self.layout, items)
+            batch.items, batch.targets, lambda said: item_loss(said, self.layout, items, **lesson)
         )
 
 
