@@ -130,12 +130,12 @@ class Vectors:
         return exact(edges(level, which))
 
     def read(self, inputs: Tensor) -> Tensor:
-        """Vectors [B, L, hidden] of what is read, see `genrl.ops.read_as`."""
+        """Vectors [B, L, hidden] of what is read, see `genrl.ops.read_as`, in the precision of the encoder."""
         model = self.model
         edges, paths = model.inputs or model.edges, model.paths[(inputs - 1).clamp(min=0)]
         parts = [self.of(edges, level, path) for level, path in enumerate(paths.unbind(-1))]
         total = sum(parts[1:], start=parts[0])
-        return torch.where(inputs[..., None] == 0, exact(model.start), total)
+        return torch.where(inputs[..., None] == 0, exact(model.start), total).to(model.start.dtype)
 
     def seen(self, level: int, states: Tensor) -> Tensor:
         """States [n, hidden] as a level sees them."""

@@ -152,6 +152,24 @@ def test_what_is_drawn_is_scored_with_the_probability_it_was_drawn_with(method: 
     assert bool((drawn.items >= 0).all())
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_products_with_edges_are_in_float32_whatever_the_encoder_is_in(mixed: bool) -> None:
+    policy = make()
+    layout, requests = make_layout(policy), ask()
+    whole = score(policy, layout, requests, every_item(layout, requests)).logps
+    assert policy.exact
+    if not mixed:
+        policy.to_bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        assert not policy.exact
+        drawn = write(policy, layout, requests, 8, noise=torch.rand(4, 8, 3))
+        assert_same(score(policy, layout, requests, drawn).logps, drawn.logps, 1e-5)
+        rough = score(policy, layout, requests, every_item(layout, requests)).logps
+    assert rough.dtype == torch.float32
+    assert_same(rough.exp(), whole.exp(), 0.3)
+    assert float((rough - whole).abs().max()) > 0
+
+
 def test_padding_and_the_order_of_rows_change_nothing() -> None:
     policy = make().double()
     layout, requests = make_layout(policy), ask()
