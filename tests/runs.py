@@ -30,6 +30,7 @@ from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
 
 SMALL = (
+    "data.toy.world=toy",
     "data.toy.users=80",
     "data.toy.items=60",
     "data.max_history=50",

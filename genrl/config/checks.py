@@ -136,9 +136,12 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     if activate.traces == "jsonl" and not activate.path:
         reason = "is needed by activate.traces=jsonl: give the file of traces"
         yield Problem(("activate.path", "activate.traces"), reason)
-    if activate.traces == "template" and activate.path:
-        reason = "is not read with activate.traces=template. Add activate.traces=jsonl"
+    if activate.traces != "jsonl" and activate.path:
+        reason = f"is not read with activate.traces={activate.traces}. Add activate.traces=jsonl"
         yield Problem(("activate.path", "activate.traces"), reason)
+    if activate.traces == "teacher" and (config.data.source, config.data.toy.world) != ("toy", "hop"):
+        reason = "teacher knows the world hop of the toy catalogue alone. Add data.source=toy data.toy.world=hop, or "
+        yield Problem(("activate.traces", "data.toy.world"), f"{reason}choose derived, template or jsonl")
 
     if config.align.teacher_share and not config.teacher.run:
         reason = "needs a teacher. Add teacher.run=FOLDER, a finished run on the same data"

@@ -42,6 +42,9 @@ class ColumnsConfig:
 class ToyConfig:
     """The synthetic catalogue that ships as code."""
 
+    world: Literal["toy", "hop"] = "hop"
+    """What the next item hangs on: `toy`, the two latest items; `hop`, three mixtures of colours, one after the
+    other, of the four latest; built so that thinking pays."""
     users: int = option(1500, ge=10)
     """Number of users, enough for two splits."""
     items: int = option(288, ge=48)
@@ -154,7 +157,7 @@ class ModelConfig:
     """tiny: inner size of the feed-forward layers."""
     vocabulary: int = option(1000, ge=1)
     """tiny: size of the word vocabulary trained on titles."""
-    dropout: float = option(0.1, ge=0, lt=1)
+    dropout: float = option(0.0, ge=0, lt=1)
     """tiny: dropout on embeddings and on each residual branch, in SFT only."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters; with rank 0 all weights train and the KL reference is a frozen copy."""
@@ -263,23 +266,32 @@ class AlignConfig(SupervisedConfig):
 class ActivateConfig(SupervisedConfig):
     """Stage 2: supervised training on traces, the prompt masked."""
 
-    max_epochs: int = 2
+    max_epochs: int = 4
     patience: int = 2
     validate_every: float = 1.0
     warmup_steps: int = 20
-    traces: Literal["template", "jsonl"] = "template"
-    """Thinking made from the catalogue alone, or a teacher's from the file `path`."""
+    pack_length: int = 160
+    traces: Literal["auto", "derived", "evidence", "candidates", "teacher", "template", "jsonl"] = "auto"
+    """What is thought. From the history alone: `derived`, `evidence` or `candidates` by counting, `teacher` by the rule
+    of the toy world hop. `template` describes the target; `jsonl` is read from the file `path`. `auto`: `teacher` in
+    the world hop, else `derived` if items have categories or attributes, else `template`."""
+    teacher_wrong: float = option(0.15, ge=0, le=1)
+    """teacher: share of the pairs of colours whose mixture he has wrong."""
+    teacher_often: float = option(0.6, ge=0, le=1)
+    """teacher: how often he says the wrong mixture where he has one."""
+    plain: float = option(1.0, ge=0)
+    """Weight of learning the same targets without thinking, too, so that it is not forgotten; 0 leaves it out."""
     path: str | None = None
     """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
     words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
     examples: int = option(20000, ge=0)
-    """template: traces at most, of a random part of the training positions; 0: one for each."""
-    examples_per_step: int = option(128, ge=1)
-    """Traces per optimiser step."""
-    foreign: float = option(0.8, ge=0, lt=1)
+    """Traces at most that genrl makes, of a random part of the training positions; 0: one for each."""
+    examples_per_step: int = option(40, ge=1)
+    """Traces per optimiser step, about: those of one text stay together."""
+    foreign: float = option(0.0, ge=0, lt=1)
     """Share of the traces that are shown with the thinking of another trace, drawn anew in each pass; of these only the
-    SID is learned: the policy looks at the history, too, instead of trusting its thinking blindly."""
+    SID is learned. For traces that describe the target: the policy looks at the history, too."""
 
 
 @dataclass

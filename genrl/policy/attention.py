@@ -43,11 +43,24 @@ def causal_mask(mask: Tensor) -> Tensor:
     return ((causal & mask[:, None, :]) | alone)[:, None]
 
 
-def packed_mask(segments: Tensor) -> Tensor:
-    """Causal attention inside segments of packed rows: ids [R, L], -1 is padding -> [R, 1, L, L]."""
+def packed_mask(segments: Tensor, positions: Tensor | None = None, leaves: Tensor | None = None) -> Tensor:
+    """Causal attention inside segments of packed rows: ids [R, L], -1 is padding -> [R, 1, L, L].
+
+    A segment may be a text with branches behind it, which see the text up to where they leave it, and themselves.
+
+    Args:
+        segments: [R, L].
+        positions: [R, L] in the text or branch; needed with `leaves`.
+        leaves: [R, L] position at which the branch of a token leaves the text, 0 for the text itself; None: there are
+            no branches.
+    """
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
+    seen = (segments[:, :, None] == segments[:, None, :]) & causal
+    if leaves is not None and positions is not None:
+        before = (leaves == 0)[:, None, :] & (positions[:, None, :] < leaves[:, :, None])
+        seen &= (leaves[:, :, None] == leaves[:, None, :]) | before
+    return seen[:, None]
 
 
 def branch_mask(mask: Tensor, branch: Tensor, place: Tensor) -> Tensor:

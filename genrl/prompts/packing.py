@@ -51,6 +51,9 @@ class PackedBatch(Batch):
     """Of [c]: where the layout stands before the chosen tokens; None: there are none."""
     histories: Tensor | None = None
     """[n, H] int64 catalogue rows shown before each target item, -1 pads on the left; None: nobody asks for them."""
+    leaves: Tensor | None = None
+    """[R, L] int64 position at which the branch of a token leaves the text of its segment; 0 for the text itself. None:
+    there are no branches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,21 @@ class Segment:
     states: State | None = None
     histories: np.ndarray | None = None
     """[n, h] items before each target, -1 pads on the left; None: there are none, or nobody asks for them."""
+    leaves: np.ndarray | None = None
+    """Of branches behind a text, as in `PackedBatch`; None: there are none."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Of each token in its text or branch."""
+        places = np.arange(len(self.tokens))
+        if self.leaves is None:
+            return places
+        first = np.flatnonzero(np.diff(self.leaves, prepend=0))  # where each branch begins
+        return np.where(self.leaves, places - first[np.searchsorted(first, places, "right") - 1] + self.leaves, places)
+
+
+Branch = tuple[np.ndarray, np.ndarray, State]
+"""Tokens of a completion, the places in them that are learned, and the states there."""
 
 
 class SegmentPlanner(Planner[PackedBatch]):
@@ -186,13 +204,8 @@ class HistoryBatches(SegmentPlanner):
         bits = np.random.PCG64((self.config.seed, epoch)).advance(len(self.items))  # draws that once ordered ties
         random = np.random.Generator(bits)
         shuffled = random.permutation(len(self.targets))
-        ends = np.cumsum(self.targets[shuffled])
-        owner = np.minimum((ends - 1) // self.config.items_per_step, self.steps_per_epoch - 1)
-        steps = np.arange(1, self.steps_per_epoch)
-        cuts = np.searchsorted(owner, steps)
-        cuts = np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps  # a window with more targets than a step
-        cuts = np.minimum(cuts, len(shuffled) - self.steps_per_epoch + steps)  # must not leave other steps empty
-        return [(epoch, windows) for windows in np.split(shuffled, cuts)]
+        steps = shared_out(self.targets[shuffled], self.config.items_per_step, self.steps_per_epoch)
+        return [(epoch, windows) for windows in np.split(shuffled, steps)]
 
     def segments(self, planned: tuple[int, np.ndarray]) -> list[Segment]:
         epoch, windows = planned
@@ -245,7 +258,10 @@ class HistoryRows(Planner[SequenceBatch]):
 
 
 class TraceBatches(SegmentPlanner):
-    """The steps of stage `activate`: a prompt, the thinking of a trace, the item.
+    """The steps of stage `activate`: a prompt, the thinking of a trace, the item; and the item without thinking.
+
+    Traces of one user whose prompts begin with the same item are branches behind one text, which is computed once; the
+    items without thinking are learned in that text. A step has whole texts of about `examples_per_step` traces.
 
     The layout is on the CPU.
 
@@ -275,30 +291,107 @@ class TraceBatches(SegmentPlanner):
         self.tokens = layout.compose(self.items[:, None], self.blocks)
         self.states = layout.replay(self.tokens)
         self.chosen = self._kind(self.states, "item", "word")
-        self.steps_per_epoch = -(-len(traces) // config.examples_per_step)
-        super().__init__(maker.template, maker.longest + self.tokens.shape[1], config.pack_length)
+        longest = maker.template.longest(maker.max_history + 1) + self.tokens.shape[1]
+        super().__init__(maker.template, longest, config.pack_length)
+        sequences = maker.dataset.sequences
+        self.ends = sequences.past(self.where)
+        starts = sequences.offsets[sequences.users(self.where)]
+        self.firsts = torch.maximum(starts, self.ends - max(maker.max_history, 1))
+        """[T] positions of the first item of each prompt, and behind its last one."""
+        self.groups = self._grouped()
+        self.steps_per_epoch = min(-(-len(traces) // config.examples_per_step), len(self.groups))
 
-    def plan(self, epoch: int) -> Sequence[tuple[Tensor, Tensor]]:
-        """Traces of each step, and those whose thinking is shown with them."""
+    def plan(self, epoch: int) -> Sequence[tuple[list[Tensor], Tensor]]:
+        """Texts of each step as the traces behind them, and for every trace the one whose thinking is shown."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order, others = (torch.randperm(len(self.where), generator=generator) for _ in range(2))
+        others = torch.randperm(len(self.where), generator=generator)
         foreign = torch.rand(len(self.where), generator=generator) < self.config.foreign
         thinking = torch.where(foreign, others, torch.arange(len(others)))
-        return [(rows, thinking[rows]) for rows in order.tensor_split(self.steps_per_epoch)]
+        order = torch.randperm(len(self.groups), generator=generator).tolist()
+        groups = [self.groups[number] for number in order]
+        sizes = np.array([len(group) for group in groups])
+        cuts = [0, *shared_out(sizes, self.config.examples_per_step, self.steps_per_epoch).tolist(), len(groups)]
+        return [(groups[start:stop], thinking) for start, stop in pairwise(cuts)]
 
-    def segments(self, planned: tuple[Tensor, Tensor]) -> list[Segment]:
-        """Prompts with their completions, up to the last token that is learned."""
-        rows, thinking = planned
-        prompts = self.maker.at(self.where[rows])
-        segments = []
-        tokens, states, chosen = self._completions(rows, thinking)
-        for row, (prompt, shown) in enumerate(zip(prompts.tokens, prompts.mask, strict=True)):
-            places = chosen[row].nonzero()[:, 0]
-            text = torch.cat([prompt[shown], tokens[row, : int(places[-1]) + 1]])
-            marks = places + shown.sum()
-            own = states.each(lambda value, at=(row, places): value[at])  # type: ignore[misc]
-            segments.append(Segment(text.numpy(), NOTHING, NOTHING, NOTHING, marks.numpy(), own))
+    def segments(self, planned: tuple[list[Tensor], Tensor]) -> list[Segment]:
+        """Texts with their branches, each up to the last token that is learned."""
+        groups, thinking = planned
+        rows = torch.cat(groups)
+        tokens, states, chosen = self._completions(rows, thinking[rows])
+        branches: list[Branch] = []
+        for number, (text, is_chosen) in enumerate(zip(tokens, chosen, strict=True)):
+            places = is_chosen.nonzero()[:, 0]
+            own = states.each(lambda value, at=(number, places): value[at])  # type: ignore[misc]
+            branches.append((text[: int(places[-1]) + 1].numpy(), places.numpy(), own))
+        behind = iter(branches)
+        segments: list[Segment] = []
+        for group in groups:
+            mine = [next(behind) for _ in group]
+            if self.alone:
+                segments += self._alone(group, mine)
+            else:
+                segments += [self._together(group[part], mine[part]) for part in self._pieces(group, mine)]
         return segments
+
+    def _together(self, group: Tensor, branches: Sequence[Branch]) -> Segment:
+        """One text with all its branches."""
+        text, starts = self._text(group)
+        leaves, chosen, length = [np.zeros(len(text), np.int64)], [], len(text)
+        for start, (tokens, places, _) in zip(starts.tolist(), branches, strict=True):
+            leaves.append(np.full(len(tokens), start, np.int64))
+            chosen.append(length + places)
+            length += len(tokens)
+        return Segment(
+            np.concatenate([text, *(tokens for tokens, _, _ in branches)]),
+            *self._plain(group, starts),
+            chosen=np.concatenate(chosen),
+            states=reduce(concatenate, [states for _, _, states in branches]),
+            leaves=np.concatenate(leaves),
+        )
+
+    def _alone(self, group: Tensor, branches: Sequence[Branch]) -> list[Segment]:
+        """Each branch behind a text of its own, and the whole text for the items without thinking."""
+        text, starts = self._text(group)
+        found = [
+            Segment(np.concatenate([text[:start], tokens]), NOTHING, NOTHING, NOTHING, start + places, states)
+            for start, (tokens, places, states) in zip(starts.tolist(), branches, strict=True)
+        ]
+        return [*found, Segment(text, *self._plain(group, starts))] if self.config.plain else found
+
+    def _text(self, group: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The text from the first item of the prompts to the last target, and where in it each target begins."""
+        first, last = int(self.firsts[group[-1]]), group[-1:]
+        items = self.maker.dataset.sequences.items
+        text, starts = self.template.write(torch.cat([items[first : int(self.ends[last])], items[self.where[last]]]))
+        own = starts[self.ends[group] - first]
+        stop = int(own[-1]) + (self.template.levels if self.config.plain else 0)
+        return text[:stop].numpy(), own.numpy()
+
+    def _plain(self, group: Tensor, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where items without thinking begin, and which they are."""
+        return (starts, self.items[group].numpy()) if self.config.plain else (NOTHING, NOTHING)
+
+    def _pieces(self, group: Tensor, branches: Sequence[Branch]) -> Iterator[slice]:
+        """Runs of traces that fit into a row behind one text, each at a position of its own."""
+        start, size = 0, 0
+        for number, (row, (tokens, _, _)) in enumerate(zip(group.tolist(), branches, strict=True)):
+            size += len(tokens)
+            same = number > start and self.ends[row] == self.ends[group[number - 1]]
+            if number > start and (same or self._longest_text(row) + size > self.length):
+                yield slice(start, number)
+                start, size = number, len(tokens)
+        yield slice(start, len(group))
+
+    def _longest_text(self, row: int) -> int:
+        return self.template.longest(int(self.ends[row] - self.firsts[row]) + 1)
+
+    def _grouped(self) -> list[Tensor]:
+        """Traces whose prompts begin at the same item, by position; one whose history ends earlier stands alone."""
+        apart = len(self.maker.dataset.sequences) + torch.arange(len(self.where))
+        text = torch.where(self.ends == self.where, self.firsts, apart)
+        order = self.where.argsort(stable=True)
+        order = order[text[order].argsort(stable=True)]
+        return list(order.split(torch.unique_consecutive(text[order], return_counts=True)[1].tolist()))
 
     def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
         """Traces `rows` [n] with the thinking of traces `thinking` [n]: tokens, states, what is learned, each [n, T].
@@ -417,6 +510,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
     tokens = np.full((max(len(rows), 1), width), pad_id, np.int64)  # a rank without a segment: one padding
     positions = np.zeros_like(tokens)
     ids = np.full_like(tokens, -1)
+    leaves = np.zeros_like(tokens)
     packed: list[tuple[int, int, Segment]] = []
     for row, members in enumerate(rows):
         column = 0
@@ -424,8 +518,10 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
             packed.append((row, column, segment))
             end = column + len(segment.tokens)
             tokens[row, column:end] = segment.tokens
-            positions[row, column:end] = np.arange(end - column)
+            positions[row, column:end] = segment.positions
             ids[row, column:end] = number
+            if segment.leaves is not None:
+                leaves[row, column:end] = segment.leaves
             column = end
 
     def places(name: str) -> Tensor:
@@ -447,7 +543,23 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         share=torch.tensor(float(share)),
         states=reduce(concatenate, states) if states else None,
         histories=_histories([segment for _, _, segment in packed]),
+        leaves=torch.from_numpy(leaves) if leaves.any() else None,
     )
+
+
+def shared_out(targets: np.ndarray, each: int, steps: int) -> np.ndarray:
+    """Where to cut examples with so many `targets` into `steps` runs of about `each` targets, none of them empty.
+
+    Example:
+        >>> shared_out(np.array([2, 3, 1, 4]), 5, 2).tolist()
+        [2]
+    """
+    ends = np.cumsum(targets)
+    owner = np.minimum((ends - 1) // each, steps - 1)
+    numbers = np.arange(1, steps)
+    cuts = np.searchsorted(owner, numbers)
+    cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers  # an example with more targets than a step
+    return np.minimum(cuts, len(targets) - steps + numbers)  # must not leave other steps empty
 
 
 def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]:

@@ -29,6 +29,14 @@ KINDS = ("title", "item id", "SID token")
 """What of a target a trace may give away."""
 RUN = 4
 """Words of a title in a row that name it, if they are half of it; a shorter title must stand there whole."""
+SAME = 0.98
+"""A word depends on the target alone if so many pairs of traces of one target that may share it do ..."""
+OTHERS = 0.5
+"""... and no more of the traces of other targets have it."""
+PAIRS = 50
+"""Pairs of traces that a word is judged by at least."""
+MANY = 0.5
+"""Share of traces with such a word from which they are said to be read off their targets."""
 COMMON = 10
 """A title of one word is not looked for if more items than that, and more than 1%, have the word in their text."""
 
@@ -55,6 +63,10 @@ class LeakReport:
     """Traces whose target's title was not looked for: it is unknown, or one common word."""
     example: str
     """The first leak, in words; "" without one."""
+    told: tuple[str, ...] = ()
+    """Words that stand in a trace whenever they stand in another one of the same target, most frequent first."""
+    telling: float = 0.0
+    """Share of the traces with such a word."""
 
     @property
     def leaking(self) -> tuple[int, ...]:
@@ -67,6 +79,17 @@ class LeakReport:
         named = f" ({kinds}; first: {self.example})" if self.example else ""
         left = f"; {self.unchecked:,} titles unknown or too common to look for" if self.unchecked else ""
         return f"{len(self.leaking):,} of {self.checked:,} traces name their target{named}{left}"
+
+    def reading(self) -> str:
+        """Whether the traces can be read off their targets, in words; "" if they cannot."""
+        if self.telling < MANY:
+            return ""
+        words = ", ".join(self.told[:5])
+        return (
+            f"{self.telling:.0%} of {self.checked:,} traces say words that depend on nothing but the target ({words} "
+            f"...): they describe what the user chose, which is not known when the policy thinks, and teach it to "
+            f"guess. Take traces that follow from the history: activate.traces=derived"
+        )
 
 
 def words_of(text: str) -> list[str]:
@@ -105,6 +128,22 @@ def split_text(text: str, blocks: int) -> tuple[str, ...]:
     each, more = divmod(len(sentences), blocks)
     cuts = accumulate((each + (block < more) for block in range(blocks)), initial=0)
     return tuple(" ".join(sentences[start:stop]) for start, stop in pairwise(cuts))
+
+
+def in_blocks(parts: Sequence[Sequence[str]], levels: int) -> tuple[str, ...]:
+    """Words of each conclusion as K blocks: what is too much goes into the last, missing ones repeat the last word.
+
+    Example:
+        >>> in_blocks((["red", "pie"], ["large"]), 3)
+        ('red pie', 'large', 'large')
+        >>> in_blocks((["red", "pie"], ["large"]), 1)
+        ('red pie large',)
+    """
+    blocks = [list(part) for part in parts[:levels]]
+    for part in parts[levels:]:
+        blocks[-1] += part
+    blocks += [blocks[-1][-1:]] * (levels - len(blocks))
+    return tuple(" ".join(block) for block in blocks)
 
 
 def trace_positions(dataset: Dataset) -> Tensor:
@@ -155,7 +194,39 @@ def leaks(
         for kind in check.kinds(trace):
             found[kind].append(place)
             example = example or f"{kind} of {check.title_or_id(trace)!r} in {' | '.join(trace.blocks)[:200]!r}"
-    return LeakReport(len(traces), {kind: tuple(places) for kind, places in found.items()}, unchecked, example)
+    told, telling = read_off(traces, dataset.sequences.items)
+    named = {kind: tuple(places) for kind, places in found.items()}
+    return LeakReport(len(traces), named, unchecked, example, told, telling)
+
+
+def read_off(traces: Sequence[Trace], items: Tensor) -> tuple[tuple[str, ...], float]:
+    """Words of traces that are a function of the target, and the share of the traces with any of them.
+
+    Of two traces of one target, both or neither have such a word in a block, whatever the histories are; of other
+    targets' traces most do not. What follows from the history changes with it, even where it mostly leads to the
+    target. Words of targets with one trace are not judged.
+
+    Args:
+        traces: T.
+        items: [N] catalogue row at each position.
+    """
+    targets = items[[trace.position for trace in traces]].numpy()
+    said = [{(block, word) for block, text in enumerate(trace.blocks) for word in words_of(text)} for trace in traces]
+    every = Counter(word for words in said for word in words)
+    traced = Counter(targets.tolist())
+    holders = Counter((target, word) for target, words in zip(targets.tolist(), said, strict=True) for word in words)
+    both: Counter[tuple[int, str]] = Counter()
+    either: Counter[tuple[int, str]] = Counter()
+    for (target, word), count in holders.items():
+        both[word] += count * (count - 1)
+        either[word] += count * (traced[target] - 1)
+    told = {
+        word
+        for word, pairs in either.items()
+        if pairs >= PAIRS and both[word] >= SAME * pairs and every[word] <= OTHERS * len(traces)
+    }
+    named = dict.fromkeys(word for (block, word), _ in every.most_common() if (block, word) in told)
+    return tuple(named), sum(not told.isdisjoint(words) for words in said) / max(len(traces), 1)
 
 
 class LeakCheck:

@@ -22,9 +22,9 @@ from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.load import sid_token
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.model import PolicySpec
+from genrl.prompts.made_traces import make_traces
 from genrl.prompts.packing import HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
-from genrl.prompts.template_traces import template_traces
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
@@ -131,16 +131,18 @@ class Session:
         Raises:
             DataError: if the file of traces cannot be used.
         """
-        config = self.config.activate
-        if config.traces == "jsonl":
-            found = read_traces(str(config.path), self.dataset, self.table.levels)
-        else:
-            history = self.config.data.max_history
-            found = template_traces(self.dataset, self.table, self._taught(), history, config.words)
+        config = self.config
+        found = (
+            read_traces(str(config.activate.path), self.dataset, self.table.levels)
+            if config.activate.traces == "jsonl"
+            else make_traces(config.activate, config.data, self.dataset, self.table, self._taught())
+        )
         report = leaks(found, self.dataset, self.table, sid_token)
         named = set(report.leaking)
         if named:
             warnings.warn(f"{report.line()}; they are left out.", stacklevel=2)
+        if report.reading():
+            warnings.warn(f"{report.reading()}.", stacklevel=2)
         return [trace for place, trace in enumerate(found) if place not in named]
 
     def _taught(self) -> Tensor:

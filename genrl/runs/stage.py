@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from genrl.runs.evaluate import ranking_metrics
 from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
-from genrl.training.activate import ActivateModule
+from genrl.training.activate import ActivateModule, forgotten
 from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.fitting import barrier, is_first, monitor, train
@@ -56,6 +57,8 @@ class Stage:
     start: bool = False
     """Whether the weights that it begins with may be the best."""
     callbacks: tuple[L.Callback, ...] = ()
+    judge: Callable[[], str] | None = None
+    """What is to be said of the stage once it is trained; an empty text says nothing."""
 
     @property
     def finished(self) -> bool:
@@ -104,6 +107,8 @@ def _train(stage: Stage) -> dict[str, Any]:
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
     if stage.shared:
         _write(stage.folder / "metrics.json", cost)
+    if stage.judge is not None and is_first() and (said := stage.judge()):
+        warnings.warn(said, stacklevel=2)
     return cost
 
 
@@ -140,7 +145,7 @@ def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
     if "align" in session.config.stages:
         stages.append(_align(session))
     if "activate" in supervised_stages(session.config):
-        stages.append(_activate(session, _weights(stages)))
+        stages.append(_activate(session, stages[-1].folder if stages else None))
     if "rl" in session.config.stages:
         stages.append(_rl(session, objective, _weights(stages)))
     return stages
@@ -163,14 +168,18 @@ def _align(session: Session) -> Stage:
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
 
-def _activate(session: Session, before: Path | None) -> Stage:
+def _activate(session: Session, align: Path | None) -> Stage:
     options, folder = session.config.activate, _shared(session.config, f"activate-{session.activate_key()}")
     kind = ActivateModule if session.layout.writes_text else SFTModule
+
+    before = align / WEIGHTS if align is not None else None
+    judge = partial(forgotten, align, folder, monitor(session.config)) if align and session.layout.writes_text else None
 
     def module() -> ActivateModule | SFTModule:
         return kind(session.activate_batches(), options, **_arguments(session, folder, before))
 
-    stage = Stage("activate", "activate", folder, session, module, monitor(session.config), options.patience)
+    chosen = monitor(session.config)
+    stage = Stage("activate", "activate", folder, session, module, chosen, options.patience, judge=judge)
     if not stage.finished:
         session.activate_batches()  # texts that cannot be used are told now
     return stage

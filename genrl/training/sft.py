@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from genrl.config.schema import ActivateConfig, AlignConfig
+from genrl.layouts.base import Layout
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
 from genrl.policy.guide import Guide
@@ -109,7 +110,8 @@ class PackedModule(SupervisedModule):
         self.batches.alone = "tree" in wrong_ways(cast(Policy, self.policy), self.batches.longest)
 
     def total(self, batch: PackedBatch) -> Tensor:
-        mask = batch.segments >= 0 if self.batches.alone else packed_mask(batch.segments)
+        whole = packed_mask(batch.segments, batch.positions, batch.leaves)
+        mask = batch.segments >= 0 if self.batches.alone else whole
         total: Tensor = self.policy(batch.tokens, mask, batch.positions, partial(self.read, batch), self.rows(batch))
         return total
 
@@ -118,18 +120,19 @@ class SFTModule(PackedModule):
     """Cross-entropy over the legal codes of target items, and over the words of text examples."""
 
     def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        sid_rows = cast(Policy, self.policy).sid_rows
-        return self._item_loss(batch, hidden, head.cut(*sid_rows)) + _text_loss(batch, hidden, head)
+        sid_head = head.cut(*cast(Policy, self.policy).sid_rows)
+        found = items_loss(batch, hidden, sid_head, self.layout, **self.lesson(batch.histories))
+        return found + _text_loss(batch, hidden, head)
 
     def rows(self, batch: PackedBatch) -> str:
         return "vocab" if len(batch.text_places) else "legal"
 
-    def _item_loss(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        """Negative log-likelihood of the SIDs of all target items."""
-        rows, columns = batch.item_places.unbind(1)
-        before = columns[:, None] + torch.arange(self.layout.length, device=columns.device) - 1
-        said, lesson = Hidden(head, hidden[rows[:, None], before]), self.lesson(batch.histories)
-        return item_loss(said, self.layout, batch.items[:, None], **lesson)
+
+def items_loss(batch: PackedBatch, hidden: Tensor, head: Head, layout: Layout, **lesson: Any) -> Tensor:  # noqa: ANN401
+    """Negative log-likelihood of all target items as completions without text."""
+    rows, columns = batch.item_places.unbind(1)
+    before = columns[:, None] + torch.arange(layout.length, device=columns.device) - 1
+    return item_loss(Hidden(head, hidden[rows[:, None], before]), layout, batch.items[:, None], **lesson)
 
 
 class ItemSFTModule(SupervisedModule):

@@ -152,7 +152,7 @@ def test_the_saved_configuration_repeats_the_run(output: Path, tmp_path: Path) -
     assert main(["fit", "--config", str(first / "config.yaml"), f"output={tmp_path}"]) == 0
     second = tmp_path / "toy" / "sapo-s0"
     one, two = read(first), read(second)
-    for part in ("valid", "test", "difference", "data", "sid", "seed"):
+    for part in ("valid", "test", "differences", "data", "sid", "seed"):
         assert one[part] == two[part]
     for name in ("weights.safetensors", "ranks.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
@@ -182,7 +182,7 @@ def test_recommend_takes_ids_titles_and_files(output: Path, tmp_path: Path, caps
     from genrl.config.schema import DataConfig, ToyConfig
 
     run = str(output / "toy" / "sapo-s0")
-    titles = load_dataset(DataConfig(toy=ToyConfig(users=80, items=60))).catalog.titles
+    titles = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=80, items=60))).catalog.titles
     histories = tmp_path / "histories.jsonl"
     histories.write_text(json.dumps([titles[3], "i7"]) + "\n" + json.dumps({"history": ["i5"]}) + "\n")
     capsys.readouterr()

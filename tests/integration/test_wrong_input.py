@@ -170,7 +170,7 @@ def test_what_does_not_go_together_is_refused_before_training(
 def test_traces_with_another_number_of_blocks_than_sids_have_levels_are_refused(
     complaint: Complaint, tmp_path: Path
 ) -> None:
-    dataset = load_dataset(DataConfig(toy=ToyConfig(users=80, items=60)))
+    dataset = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=80, items=60)))
     position = dataset.sequences.rows(Role.TRAIN)[:1]
     user = dataset.sequences.user_ids[int(dataset.sequences.users(position))]
     item = dataset.catalog.item_ids[int(dataset.sequences.items[position])]

@@ -15,7 +15,7 @@ from genrl.prompts.traces import read_traces
 from genrl.sid.table import make_table
 from tests.models import save_local_model
 
-DATASET = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
+DATASET = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=60, items=60)))
 ROWS = torch.arange(60)
 TABLE = make_table(torch.stack([ROWS // 10, ROWS % 10], 1), (6, 10), DATASET.catalog)
 TOY = ["data.toy.users=60", "data.toy.items=60", "data.max_history=3", "sid.codes=8", "sid.levels=2"]

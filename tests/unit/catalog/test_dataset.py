@@ -29,7 +29,7 @@ def named(dataset, role):
 
 def test_leave_one_out_end_to_end(tmp_path):
     dataset = load(tmp_path, HISTORIES)
-    assert dataset.name == "log"
+    assert dataset.name == f"{tmp_path.name}/log.parquet"
     assert dataset.catalog.item_ids == ("a", "b", "c", "d", "e")
     assert named(dataset, Role.TEST) == {"u1": "e", "u2": "a", "u3": "b"}
     assert named(dataset, Role.VALID) == {"u1": "d", "u2": "d", "u3": "a"}
@@ -156,8 +156,8 @@ def test_an_empty_part_is_refused(tmp_path, histories, options, said):
         (DataConfig(test_fraction=0.0), r"data\.test_fraction = 0\.0: must be above 0"),
         (DataConfig(cold_fraction=1.5), r"data\.cold_fraction = 1\.5: must be at least 0 and below 1"),
         (DataConfig(k_core=-1), r"data\.k_core = -1: must be at least 0"),
-        (DataConfig(toy=ToyConfig(items=20)), r"data\.toy\.items = 20: must be at least 48"),
-        (DataConfig(toy=ToyConfig(users=5)), r"data\.toy\.users = 5: must be at least 10"),
+        (DataConfig(toy=ToyConfig(world="toy", items=20)), r"data\.toy\.items = 20: must be at least 48"),
+        (DataConfig(toy=ToyConfig(world="toy", users=5)), r"data\.toy\.users = 5: must be at least 10"),
     ],
 )
 def test_contradicting_options_are_refused(config, said):

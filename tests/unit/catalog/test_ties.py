@@ -60,7 +60,7 @@ def test_file_keeps_the_order_and_random_draws_one_that_does_not_depend_on_it(tm
 
 
 def test_without_ties_every_rule_gives_the_same_data():
-    toy = DataConfig(toy=ToyConfig(users=40, items=60))
+    toy = DataConfig(toy=ToyConfig(world="toy", users=40, items=60))
     found = [load_dataset(replace(toy, ties=order)) for order in ("file", "random", "together")]
     assert len({data.fingerprint for data in found}) == 1
     assert {data.ties for data in found} == {""}

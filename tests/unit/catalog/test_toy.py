@@ -9,7 +9,12 @@ from genrl.config.schema import DataConfig, ToyConfig
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_dataset(DataConfig())
+    return load_dataset(DataConfig(toy=ToyConfig(world="toy")))
+
+
+@pytest.fixture(scope="module")
+def hop():
+    return load_dataset(DataConfig(toy=ToyConfig(world="hop")))
 
 
 def ndcg(scores, targets, k=10):
@@ -40,7 +45,7 @@ def test_who_knows_the_rule_ranks_far_better_than_neighbours(dataset):
     np.add.at(adjacent, (items[:-1][pairs], items[1:][pairs]), 1)
     adjacent += adjacent.T
 
-    world = draw_world(ToyConfig())
+    world = draw_world(ToyConfig(world="toy"))
     neighbours = np.where(shown > 0, -1, shown @ cosine)
     following = world.following(histories[:, -1], histories[:, -2])
     oracle = neighbours.copy()
@@ -52,6 +57,27 @@ def test_who_knows_the_rule_ranks_far_better_than_neighbours(dataset):
     latest, before = np.divmod(np.arange(size**2), size)
     followers = [len(set(row.tolist())) for row in world.following(latest, before).reshape(size, size)]
     assert min(followers) >= 9  # the rule leads to many items from each
+
+
+def test_what_follows_in_the_world_hop_hangs_on_all_of_a_chain_of_four(hop):
+    sequences = hop.sequences
+    positions = sequences.rows(Role.TEST)
+    recent = sequences.histories(positions, 4).numpy().T[::-1]
+    world = draw_world(ToyConfig(world="hop"))
+    follows = world.following(*recent) == sequences.items[positions].numpy()
+    assert 0.6 < follows.mean() < 0.8
+    for back in range(4):  # with any one of the four another item, something else follows
+        others = [*recent]
+        others[back] = np.roll(others[back], 1)
+        assert (world.following(*others) == world.following(*recent)).mean() < 0.2
+
+
+def test_a_teacher_has_a_share_of_the_mixtures_wrong():
+    rule = draw_world(ToyConfig(world="hop")).rule
+    wrong = rule.mistaken(0.25, seed=3)
+    assert (wrong != rule.mix).mean() == 0.25
+    assert (rule.mistaken(0.25, seed=4) != wrong).any()
+    assert (rule.mistaken(0.0, seed=3) == rule.mix).all()
 
 
 def test_size_roles_and_popularity(dataset):
@@ -87,8 +113,8 @@ def test_the_seed_decides_everything():
 
 
 def test_no_user_buys_twice_or_before_the_launch_and_days_are_distinct():
-    _, events = generate(ToyConfig(users=300))
-    world = draw_world(ToyConfig(users=300))
+    _, events = generate(ToyConfig(world="toy", users=300))
+    world = draw_world(ToyConfig(world="toy", users=300))
     assert len(set(zip(events.users.tolist(), events.items.tolist(), strict=True))) == len(events)
     assert len(set(zip(events.users.tolist(), events.order.tolist(), strict=True))) == len(events)
     assert (world.launch[events.items] <= events.order).all()

@@ -17,7 +17,7 @@ from genrl.prompts.template import PromptMaker, PromptTemplate
 from tests.models import make_layout, make_policy
 from tests.unit.recommenders.problems import dataset_of
 
-TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
+TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=60, items=60)))
 SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
 TEMPLATE = PromptTemplate(start_id=1, prefix_ids=(), sid_tokens=SIDS, pad_id=0)
 CONFIG = AlignConfig(items_per_step=30, pack_length=32)

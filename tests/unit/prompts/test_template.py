@@ -11,7 +11,7 @@ from genrl.config.schema import AlignConfig, DataConfig, ToyConfig
 from genrl.prompts.packing import HistoryBatches
 from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 
-TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=60)))
+TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=60, items=60)))
 SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
 TEMPLATE = PromptTemplate(start_id=1, prefix_ids=(7, 8), sid_tokens=SIDS, pad_id=0)
 

@@ -19,7 +19,7 @@ from genrl.prompts.traces import leaks, words_of
 from genrl.sid.table import make_table
 from tests.unit.recommenders.problems import dataset_of
 
-TOY = load_dataset(DataConfig(toy=ToyConfig(users=60, items=144)))
+TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=60, items=144)))
 ROWS = torch.arange(144)
 TABLE = make_table(torch.stack([ROWS // 12, ROWS % 12 // 3, torch.zeros_like(ROWS)], 1), (12, 4, 1), TOY.catalog)
 """Level 1 is the second-level category, level 2 part of it, level 4 tells colliding items apart."""

@@ -25,7 +25,7 @@ MODEL = ModelConfig(hidden=16, layers=1, heads=2, feed_forward=32, vocabulary=30
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    dataset = load_dataset(DataConfig(toy=ToyConfig(users=40, items=60)))
+    dataset = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=40, items=60)))
     return Problem(dataset, build_sid_table({"name": "kmeans", "codes": 6}, dataset), MODEL)
 
 

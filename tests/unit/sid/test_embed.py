@@ -18,7 +18,7 @@ COLLABORATIVE = EmbeddingConfig(source="collaborative", dimensions=2)
 
 @pytest.fixture(scope="module")
 def toy():
-    return load_dataset(DataConfig(toy=ToyConfig(users=200, items=60)))
+    return load_dataset(DataConfig(toy=ToyConfig(world="toy", users=200, items=60)))
 
 
 def pairs(dataset, window):

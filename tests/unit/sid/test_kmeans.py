@@ -60,6 +60,6 @@ def test_no_code_stays_empty_among_distinct_points():
 
 
 def test_more_codes_than_items_are_refused():
-    dataset = load_dataset(DataConfig(toy=ToyConfig(users=30, items=60)))
+    dataset = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=30, items=60)))
     with pytest.raises(ConfigError, match=r"sid\.codes is 61, but the catalogue has 60 items.*smaller sid\.codes"):
         kmeans(KMeansConfig(codes=61), dataset)

@@ -14,7 +14,7 @@ KMEANS = {"name": "kmeans"}
 
 @pytest.fixture(scope="module")
 def toy():
-    return load_dataset(DataConfig(toy=ToyConfig(users=100)))
+    return load_dataset(DataConfig(toy=ToyConfig(world="toy", users=100)))
 
 
 def test_the_default_toy_table_needs_no_collision_level_and_its_first_codes_are_the_categories(toy):

@@ -19,6 +19,7 @@ THINKING = (
     "activate.examples=12",
     "activate.examples_per_step=6",
     "activate.foreign=0",
+    "activate.plain=0",
 )
 
 
@@ -48,6 +49,23 @@ def step_gradient(module: ActivateModule, step: int = 0) -> tuple[Tensor, Tensor
     loss = module.training_step(next(iter(module.train_dataloader())), 0)
     loss.backward()
     return loss.detach(), flat_gradient(module.policy)
+
+
+def naive_plain(session: Session) -> Tensor:
+    """Summed negative log-likelihood of the SIDs of all targets of traces: one forward per target, without thinking."""
+    layout, policy, total = session.layout.plain, session.policy, torch.zeros(())
+    for trace in session.traces:
+        prompt = session.maker.at(torch.tensor([trace.position]))
+        sid = layout.compose(prompt.targets.items)[0]
+        logits = policy.model(torch.cat([prompt.tokens[prompt.mask], sid])[None]).logits[0].float()
+        state = layout.start(1)
+        for place, token in enumerate(sid):
+            legal = layout.legal(place, state)
+            now = logits[int(prompt.mask.sum()) + place - 1]
+            allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
+            total = total - (now[token] - allowed.logsumexp(0))
+            state = layout.advance(state, token[None], place)
+    return total
 
 
 def naive_loss(session: Session) -> Tensor:
@@ -86,9 +104,24 @@ def test_loss_and_gradient_equal_one_plain_forward_per_trace(session: Session, t
     assert_same(gradient, flat_gradient(session.policy))
 
 
-def test_gradients_do_not_depend_on_how_traces_are_packed(session: Session, tmp_path: Path) -> None:
+def test_items_without_thinking_are_learned_beside_with_their_weight(session: Session, tmp_path: Path) -> None:
+    whole = other(session, tmp_path, "activate.examples_per_step=100", "activate.plain=3")
+    loss, gradient = step_gradient(activate_module(whole, tmp_path))
+    session.policy.zero_grad()
+    every = other(session, tmp_path, "activate.examples_per_step=100").activate_batches().step(0)
+    said, targets = len(every.places), len(session.traces) * session.table.levels
+    wanted = (said * naive_loss(session) + 3 * naive_plain(session)) / (said + targets)
+    wanted.backward()
+    assert_same(loss, wanted)
+    assert_same(gradient, flat_gradient(session.policy))
+
+
+@pytest.mark.parametrize("plain", [0, 1])
+def test_gradients_do_not_depend_on_how_traces_are_packed(session: Session, tmp_path: Path, plain: int) -> None:
+    session = other(session, tmp_path, f"activate.plain={plain}")
     loss, gradient = step_gradient(activate_module(session, tmp_path))
-    longer = step_gradient(activate_module(other(session, tmp_path, "activate.pack_length=2000"), tmp_path))
+    own = "activate.pack_length=2000", f"activate.plain={plain}"
+    longer = step_gradient(activate_module(other(session, tmp_path, *own), tmp_path))
     alone = activate_module(session, tmp_path)
     alone.batches.alone = True
     for again in (longer, step_gradient(alone)):
@@ -116,7 +149,7 @@ def test_a_rank_without_a_trace_takes_part_with_a_gradient_of_zero(
     session: Session, tmp_path: Path, alone: bool
 ) -> None:
     one = other(session, tmp_path, "activate.examples_per_step=1")
-    module = attach(activate_module(one, tmp_path), world_size=2, global_rank=1)
+    module = attach(activate_module(one, tmp_path), world_size=50, global_rank=49)
     module.batches = one.activate_batches()
     module.batches.alone = alone
     loss = module.training_step(next(iter(module.train_dataloader())), 0)
@@ -132,7 +165,7 @@ def test_training_lowers_the_loss_and_validates_after_each_round(session: Sessio
     trainer = train(module, module.max_steps)
     assert trainer.global_step == module.max_steps == 6
     assert module.round_steps == 2
-    logged = {"train/loss", "train/grad_norm", "train/learning_rate", "val/ndcg@10"}
+    logged = {"train/loss", "train/grad_norm", "train/learning_rate", "val/ndcg@10", "val/plain_ndcg@10"}
     assert logged <= set(trainer.callback_metrics)
     session.policy.eval()
     assert float(naive_loss(session).detach()) < before - 0.1
