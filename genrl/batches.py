@@ -218,6 +218,10 @@ class Completions(Batch):
     """[B, T] float log-probability under the reference policy."""
     entropy: Tensor | None = field(default=None, metadata=padded("right"))
     """[B, T] float entropy of the legal distribution each token was drawn from, nats."""
+    teacher_gap: Tensor | None = field(default=None, metadata=padded("right"))
+    """[B, T] float log of the teacher's probability over the policy's, both over the legal set; 0 where neither is."""
+    teacher_kl: Tensor | None = field(default=None, metadata=padded("right"))
+    """[B, T] float KL divergence of the legal distribution each token was drawn from, from the teacher's, nats."""
     categories: Tensor | None = None
     """[B, N] int64 second-level category of each item; -1 unknown."""
     states: State | None = field(default=None, metadata=padded("right", -1))
@@ -233,7 +237,7 @@ class Completions(Batch):
         per_token, per_step = (rows, length), (rows, self.num_steps)
         wanted: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
             **dict.fromkeys(("tokens", "step_ids", "item_ids"), (per_token, (torch.int64,))),
-            **dict.fromkeys(("logps", "ref_logps", "entropy"), (per_token, FLOATS)),
+            **dict.fromkeys(("logps", "ref_logps", "entropy", "teacher_gap", "teacher_kl"), (per_token, FLOATS)),
             "chosen": (per_token, (torch.bool,)),
             "codes": (per_step, (torch.int64,)),
             "closed": (per_step, (torch.bool,)),

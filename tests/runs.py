@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
+from genrl.config.select import validating
 from genrl.policy.model import Policy
 from genrl.runs import tables
 from genrl.runs.evaluate import ranking_metrics
@@ -113,13 +114,14 @@ def _made(module: Any) -> Any:
 
 
 def _stage(session: Session, folder: Path) -> dict[str, Any]:
-    config = session.config.evaluate
+    config = validating(session.config)
     return {
         "build": lambda: session.policy,
         "layout": session.layout,
         "validation": session.batches("valid"),
         "metrics": ranking_metrics(config, session.dataset.catalog, session.table.codes),
         "evaluation": config,
+        "kind": session.config.select.ranking,
         "max_grad_norm": session.config.trainer.max_grad_norm,
         "folder": folder,
     }

@@ -20,6 +20,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.compare.finished import found_rows
 from genrl.config import RunConfig
+from genrl.config.select import main_cut
 from genrl.errors import ConfigError, DataError, GenRLError, suggest
 from genrl.metrics.functional import ndcg_at_k
 from genrl.runs.evaluate import evaluated_rows
@@ -63,7 +64,7 @@ def breakdown(folder: Path, names: Sequence[str] | None, split: str, kind: str) 
         if name not in folders:
             raise ConfigError(f"{folder}: no row {name!r}.{suggest(name, folders)} Rows: {', '.join(folders)}.")
     config = next(iter(rows.values()))[0].config
-    k = max(config.evaluate.k)
+    k = main_cut(config.evaluate.k)
     ranks = {
         name: torch.stack([load_file(place / "ranks.safetensors")[f"{split}/{kind}"] for place in folders[name]])
         for name in names or folders

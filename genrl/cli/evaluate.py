@@ -14,7 +14,9 @@ from genrl.errors import ConfigError
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
     """Add the command to a parser."""
     evaluate = add_command(commands, "evaluate", "rank the full catalogue for held-out users with a trained run", run)
-    evaluate.add_argument("--run", metavar="FOLDER", type=Path, help="run folder; or name the run by its configuration")
+    evaluate.add_argument(
+        "--run", metavar="FOLDER", type=Path, help="folder of a run or of a stage; or name it by its configuration"
+    )
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="held-out part (default: test)")
     add_config(evaluate)
 
@@ -30,14 +32,14 @@ def run(options: argparse.Namespace) -> None:
         _refuse_config(options)
     from genrl.runs.rescore import evaluate_run
 
-    evaluate_run(folder, split=options.split, overrides=options.overrides)
+    evaluate_run(folder, split=options.split, overrides=options.overrides, stages=options.stage or ())
 
 
 def _refuse_config(options: argparse.Namespace) -> None:
     """A run folder has its own configuration: flags that choose another would be ignored."""
     given = [
         f"--{name}"
-        for name in ("config", "objective", "baseline", "layout", "stage", "experiment", "output")
+        for name in ("config", "objective", "baseline", "layout", "experiment", "output")
         if getattr(options, name)
     ]
     if given or options.seed is not None:

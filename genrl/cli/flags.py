@@ -57,7 +57,7 @@ def add_config(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--objective", metavar="NAME", help=f"policy objective: {', '.join(BUILT_IN)}, or a plug-in's name")
     add("--baseline", metavar="NAME", help=f"run a baseline instead: {', '.join(BASELINES)}, or a plug-in's name")
-    add("--stage", action="append", choices=("align", "activate", "rl"), help="run this stage only; repeatable")
+    add("--stage", action="append", choices=("align", "activate", "rl"), help="this stage only; repeatable")
     add("--seed", type=int, metavar="N", help="seed of the RL stage or of the baseline")
 
 

@@ -34,6 +34,7 @@ from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.quantities import MEASURES
 from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Point, Report, Table
 from genrl.compare.run import choose, is_done
+from genrl.config.select import main_cut, selected
 from genrl.errors import DataError
 from genrl.files import locked, write_json
 from genrl.metrics.comparison import Difference as Paired
@@ -128,8 +129,10 @@ def choices(plan: Plan) -> dict[str, Choice]:
             Point(candidate.runs[0].folder.name, dict(candidate.point), score)
             for candidate, score in zip(candidates, scores, strict=True)
         ]
-        metric = f"ndcg@{max(candidates[0].runs[0].config.evaluate.k)}"
-        found[row] = Choice(f"valid raw {metric}", points, None if best is None else dict(best.point))
+        config = candidates[0].runs[0].config
+        found[row] = Choice(
+            f"valid {config.select.ranking} {selected(config)}", points, None if best is None else dict(best.point)
+        )
     return found
 
 
@@ -140,7 +143,7 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     """
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
-    top = max(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
+    top = main_cut(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
     lines = {name: _fixed_line(values[kind], top) for name, values in first.references(split).items()}
     places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}
     lines |= {row: _line(found, split, kind, top) for row, found in baselines.items() if row not in lines}

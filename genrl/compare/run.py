@@ -18,6 +18,7 @@ from rich.progress import Progress, TaskID
 
 from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig
+from genrl.config.select import main_cut
 from genrl.errors import ConfigError, GenRLError
 from genrl.files import read_json
 from genrl.progress import make_progress
@@ -62,7 +63,7 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
 
 
 def choose(candidates: Sequence[Candidate]) -> tuple[list[float | None], Candidate | None]:
-    """Choose the setting of a row on validation: the best NDCG at the largest K, the first of equal ones.
+    """Choose the setting of a row on validation: the best `select.metric`, the first of equal ones.
 
     Returns:
         The score of each with the first seed, None where it is not finished; and the best one, None until all are.
@@ -233,9 +234,9 @@ def _size(run: Run) -> int:
 def _validation_score(run: Run) -> float | None:
     if not is_done(run.folder):
         return None
-    scores = read_json(run.folder / "metrics.json")["valid"]["rl"]["raw"]
-    top = max(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
-    score: float = scores[f"ndcg@{top}"]
+    scores = read_json(run.folder / "metrics.json")["valid"]["rl"][run.config.select.ranking]
+    main = main_cut(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
+    score: float = scores[run.config.select.metric or f"ndcg@{main}"]
     return score
 
 

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from genrl.config.schema import DataConfig, RunConfig
+from genrl.config.select import METRICS, cut_of
 from genrl.errors import suggest
 
 STAGES = ("align", "activate", "rl", "baseline")
@@ -142,6 +143,13 @@ def _model(config: RunConfig) -> Iterator[Problem]:
         reason = "teacher knows the world hop of the toy catalogue alone. Add data.source=toy data.toy.world=hop, or "
         yield Problem(("activate.traces", "data.toy.world"), f"{reason}choose derived, template or jsonl")
 
+    if config.align.teacher_share and not config.teacher.run:
+        reason = "needs a teacher. Add teacher.run=FOLDER, a finished run on the same data"
+        yield Problem(("align.teacher_share", "teacher.run"), reason)
+    if config.prior.run and config.rollout.normalize == "vocab":
+        reason = "vocab cannot be had with a prior, which knows codes and not words. Set it to legal, or prior.run=null"
+        yield Problem(("rollout.normalize", "prior.run"), reason)
+
 
 def _item_model(config: RunConfig) -> Iterator[Problem]:
     """What the item policy, which has no text and no vocabulary, does not do."""
@@ -189,15 +197,7 @@ def _training(config: RunConfig) -> Iterator[Problem]:
 
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:
-    cutoffs, beam = config.evaluate.k, config.evaluate.beam
-    if max(cutoffs) > beam:
-        kept = sorted(k for k in cutoffs if k <= beam) or [beam]
-        reason = f"needs a beam of at least {max(cutoffs)}, evaluate.beam is {beam}. Add evaluate.beam={max(cutoffs)}"
-        reason += f" or evaluate.k=[{','.join(map(str, kept))}]"
-        yield Problem(("evaluate.k", "evaluate.beam"), reason)
-    if config.evaluate.exact and config.evaluate.thinking_samples > 1:
-        reason = "cannot be certified where several trains of thought are merged. Set evaluate.thinking_samples=1 or 0"
-        yield Problem(("evaluate.exact", "evaluate.thinking_samples"), reason)
-    if config.evaluate.exact and config.layout.get("order") == "interleaved":
-        reason = "cannot be certified where each beam thinks on its own. Set layout.order=tail or evaluate.exact=false"
-        yield Problem(("evaluate.exact", "layout.order"), reason)
+    metric = config.select.metric
+    if metric is not None and cut_of(metric) is None:
+        allowed = ", ".join(f"{name}@K" for name in METRICS)
+        yield Problem(("select.metric",), f"must be one of {allowed}, e.g. ndcg@10, or null")

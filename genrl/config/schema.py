@@ -179,6 +179,24 @@ class ModelConfig:
 
 
 @dataclass
+class GuideConfig:
+    """A frozen recommender, made from the same data, whose probabilities of items are a target of training."""
+
+    run: str | None = None
+    """Folder of its finished run, e.g. runs/beauty/sasrec-s0; null: there is none."""
+    temperature: float = option(1.0, gt=0)
+    """Divides its log-probabilities of items before they are normalised again; above 1 it is less sure."""
+
+
+@dataclass
+class PriorConfig(GuideConfig):
+    """A frozen recommender that has its say at each code: in sampling, scoring, rankings and KL, not in supervision."""
+
+    weight: float = option(0.5, ge=0, lt=1)
+    """w of pi^(1 - w) p^w, normalised over the codes that may follow; 0 leaves the policy alone."""
+
+
+@dataclass
 class PromptConfig:
     """The words around a history; the same for SFT and RL."""
 
@@ -219,7 +237,7 @@ class SupervisedConfig(OptimizerConfig):
     max_epochs: int = option(16, ge=1)
     """Passes over the data or the traces at most."""
     patience: int = option(3, ge=0)
-    """Validations without a better NDCG@10 before the stage stops; 0 never stops early."""
+    """Validations without a better `select.metric` before the stage stops; 0 never stops early."""
     validate_every: float = option(2.0, gt=0)
     """Passes between validations; a resumable checkpoint follows each."""
     pack_length: int = option(128, ge=2)
@@ -237,6 +255,9 @@ class AlignConfig(SupervisedConfig):
     """Target items per optimiser step."""
     item_dropout: float = option(0.0, ge=0, lt=1)
     """Share of the items of a history that are left out, chosen anew in each pass: more different short histories."""
+    teacher_share: float = option(0.0, ge=0, le=1)
+    """Share of the section `teacher` in the target of each code: its probabilities of the codes that may follow, in the
+    place of the code alone; 0: there is no teacher."""
     text_tasks: Literal["auto", "on", "off"] = "auto"
     """SID -> title and title -> SID examples; auto: on for backbones that were pre-trained on text."""
 
@@ -313,7 +334,7 @@ class RLConfig(OptimizerConfig):
     validate_every: int = option(25, ge=1)
     """Optimiser steps between validations; a resumable checkpoint follows each."""
     select: Literal["best", "last"] = "best"
-    """Keep the weights with the best validation NDCG@10, or the last."""
+    """Keep the weights with the best `select.metric` on validation rows, or the last."""
 
 
 @dataclass
@@ -347,13 +368,25 @@ class TrainerConfig:
 
 
 @dataclass
+class SelectConfig:
+    """What chooses weights on validation rows: when a stage stops early, and which of its weights are kept."""
+
+    ranking: Literal["excluded", "raw"] = "excluded"
+    """Rankings without the items of the user's history, which verdicts are about, or of all items."""
+    metric: str | None = None
+    """ndcg@K, recall@K, mrr@K or cold_recall@K; null: ndcg@10, or at the largest of `evaluate.k` if 10 is not there."""
+
+
+@dataclass
 class EvaluateConfig:
     """Full-catalogue evaluation."""
 
     beam: int = option(20, ge=1)
-    """Beam width; at least the largest K."""
-    k: list[int] = option([5, 10], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [5, 10]")
-    """Cut-offs of the metrics."""
+    """Beam width while validating, and where final tables begin; it grows with the largest K by itself."""
+    k: list[int] = option(
+        [1, 5, 10, 20, 50], ge=1, says="must hold one or more cut-offs of at least 1, e.g. [1, 5, 10]"
+    )
+    """Cut-offs of the metrics; those above the number of items are left out."""
     batch: int = option(128, ge=1)
     """Users per batch."""
     ties: bool = False
@@ -362,14 +395,21 @@ class EvaluateConfig:
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = option(None, ge=1)
     """Test rows of the final table; None: all."""
-    exact: bool = False
+    exact: bool = True
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
     thinking_samples: int = option(0, ge=0)
     """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
+    empty_thought: bool = False
+    """Layouts with thinking: count the ranking without any thinking as one more train of thought."""
     thinking_temperature: float = option(1.0, gt=0)
     """Temperature of the words of sampled trains of thought."""
+    readings: bool = False
+    """Layouts with thinking: further rows of the final tables, of the same weights: without thinking, behind the
+    likeliest words, and by the mean over `thinking_samples` thoughts (8 if that is 0)."""
+    pass_at: list[int] | None = option(None, ge=1, says="must hold numbers of samples of at least 1, e.g. [1, 8]")
+    """Final tables of policies: Pass@K, the probability that one of K sampled completions names the target."""
 
 
 @dataclass
@@ -395,6 +435,10 @@ class RunConfig:
     """How items become Semantic IDs: name and options of a builder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Backbone."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    """Prior of the policy."""
+    teacher: GuideConfig = field(default_factory=GuideConfig)
+    """Teacher of objective `opd` and, with `align.teacher_share`, of stage `align`."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompt."""
     layout: dict[str, Any] = option({"name": "blocked", "budget": 8})
@@ -415,5 +459,7 @@ class RunConfig:
     """Stage `rl`."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Hardware and numerics."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """What chooses weights."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Evaluation."""

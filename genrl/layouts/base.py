@@ -64,6 +64,8 @@ class Legal:
     """[n, columns] bool: what would be allowed without a filter of items; None where there is no filter."""
     child: Tensor | None = None
     """[n] int64 trie node behind the first column of `within` (or `mask`) that is allowed; further ones follow."""
+    level: int = -1
+    """SID level of the columns; -1: they are no edges of a trie."""
 
     @classmethod
     def fixed(cls, tokens: Tensor) -> Legal:
@@ -145,6 +147,8 @@ class Layout(ABC):
     """Whether every completion stands at site t before its token t."""
     writes_text: ClassVar[bool] = False
     """Whether completions hold free text, so that only a policy with words can write them."""
+    writes_between: bool = False
+    """Whether text stands between the tokens of an item, too, so that each beam of a search writes on its own."""
     codes: Tensor
     """[I, K] SID codes of the catalogue: equal rows are one SID."""
     widest: int

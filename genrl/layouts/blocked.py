@@ -95,6 +95,7 @@ class BlockedLayout(Layout):
         self.tokens = catalogue.tokens
         self.codes = catalogue.codes
         self.completions = catalogue.distinct
+        self.writes_between = config.order == "interleaved" and levels > 1
         self.steps = levels
         self.total = levels * config.budget if config.total is None else config.total
         self.kept = config.minimum + (config.on_budget == "fail")

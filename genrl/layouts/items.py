@@ -84,14 +84,14 @@ class Items:
         first, child = self.tokens.first_ids[level], self.trie.levels[level].offsets[node].long()
         lists = self._lists(requests, owner, taken)
         if lists is None and self.keep is None:
-            return Legal(whole, first, child=child)
+            return Legal(whole, first, child=child, level=level)
         mask = whole if self.keep is None else self.stock.legal(level, node)
         if lists is not None:
             left = lists.legal(
                 level, node, owner if taken is None else torch.arange(len(node), device=node.device), mask
             )
             mask = torch.where(left.any(1, keepdim=True), left, mask)
-        return Legal(mask, first, within=whole, child=child)
+        return Legal(mask, first, within=whole, child=child, level=level)
 
     def open_leaves(self, requests: Requests | None) -> Tensor | None:
         """[P, leaves] or [1, leaves] bool: SIDs of which an item is left for each request; None: all."""

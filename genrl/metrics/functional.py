@@ -7,6 +7,7 @@ rankings and histories and "no target" in targets.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -124,6 +125,47 @@ def ndcg_at_k(ranks: Tensor, k: int) -> Tensor:
     best = discounts.expand(k, k).tril().sum(dim=1)  # a cumulative sum that is deterministic on CUDA too
     ideal = best[(ranks >= 0).sum(dim=1).clamp(min=1, max=k) - 1]
     return gains / ideal
+
+
+def reciprocal_rank_at_k(ranks: Tensor, k: int) -> Tensor:
+    """1 over the place of the first target, counted from 1; 0 where none is among the first k items.
+
+    From `target_ranks` [P, M], float64 [P]; their mean is the MRR.
+
+    Example:
+        >>> reciprocal_rank_at_k(torch.tensor([[0, 7], [3, 1], [9, 9]]), 5).tolist()
+        [1.0, 0.5, 0.0]
+    """
+    hit = (ranks >= 0) & (ranks < k)
+    return torch.where(hit, 1 / (ranks.clamp(min=0).double() + 1), 0.0).amax(dim=1)
+
+
+def pass_at_k(hits: Tensor, samples: int, k: int) -> Tensor:
+    """Probability that at least one of k completions hits, from `hits` [P] of n samples: float64 [P].
+
+    pass@k = 1 - C(n - hits, k) / C(n, k), unbiased for k <= n (Chen et al. 2021, arXiv:2107.03374).
+
+    Example:
+        >>> pass_at_k(torch.tensor([0, 1, 2, 4]), 4, 2).tolist()
+        [0.0, 0.5, 0.8333333333333334, 1.0]
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {samples} samples: k must be from 1 to their number.")
+    missed = (samples - hits)[:, None] - torch.arange(k, device=hits.device)
+    return 1 - (missed.clamp(min=0).double() / (samples - torch.arange(k, device=hits.device))).prod(dim=1)
+
+
+def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
+    """Items that a ranking must list for the largest cut-off; with codes [I, K], for as many different SIDs.
+
+    Example:
+        >>> needed_width([1, 2]), needed_width([1, 2], torch.tensor([[0], [1], [0], [2], [0]]))
+        (2, 5)
+    """
+    if codes is None:
+        return max(k)
+    most = int(codes.unique(dim=0, return_counts=True)[1].max())
+    return max(max(k), min(len(codes), max(k) * most))
 
 
 def entropy_of_counts(counts: Tensor) -> Tensor:

@@ -19,27 +19,14 @@ TIES = ("tied", "untied")
 """Targets with the time of the interaction before them, and the others."""
 
 
-def needed_width(k: Sequence[int], codes: Tensor | None = None) -> int:
-    """Items that a ranking must list for the largest cut-off; with codes [I, K], for as many different SIDs.
-
-    Example:
-        >>> needed_width([1, 2]), needed_width([1, 2], torch.tensor([[0], [1], [0], [2], [0]]))
-        (2, 5)
-    """
-    if codes is None:
-        return max(k)
-    most = int(codes.unique(dim=0, return_counts=True)[1].max())
-    return max(max(k), min(len(codes), max(k) * most))
-
-
 class RankingMetrics(Metric):
     """Every ranking metric behind one `update` and one `compute`.
 
-    For each cut-off k: recall@k, ndcg@k, cold_recall@k, entropy@k (mean per list, bits), entropy_normalized@k (over
-    its bound log2 min(k, categories)), entropy_corpus@k (all slots pooled, bits), coverage@k, top1pct_share@k,
-    gini@k, and history_share@k if `update` was given histories. For the largest k: valid_rate. The denominators: rows
-    (with a target) and cold_rows. A mean over no rows is NaN, and so are the entropies of a catalogue without
-    categories.
+    For each cut-off k: recall@k, ndcg@k, mrr@k, cold_recall@k, entropy@k (mean per list, bits),
+    entropy_normalized@k (over its bound log2 min(k, categories)), entropy_corpus@k (all slots pooled, bits),
+    coverage@k, top1pct_share@k, gini@k, and history_share@k if `update` was given histories. For the largest k:
+    valid_rate. The denominators: rows (with a target) and cold_rows. A mean over no rows is NaN, and so are the
+    entropies of a catalogue without categories.
 
     Args:
         cold: bool [I].
@@ -80,7 +67,7 @@ class RankingMetrics(Metric):
         self.register_buffer("keys", keys, persistent=False)
         self.register_buffer("cold", cold, persistent=False)
         self.register_buffer("categories", categories, persistent=False)
-        per_cut = ("recall", "ndcg", "cold_recall", "entropy", "history_share")
+        per_cut = ("recall", "ndcg", "mrr", "cold_recall", "entropy", "history_share")
         self.names = (*(f"{name}@{k}" for k in self.k for name in per_cut), "valid_rate")
         self.ties = ties
         if ties:
@@ -129,6 +116,7 @@ class RankingMetrics(Metric):
         for k in self.k:
             values[f"recall@{k}"] = F.recall_at_k(ranks, k), aimed
             values[f"ndcg@{k}"] = F.ndcg_at_k(ranks, k), aimed
+            values[f"mrr@{k}"] = F.reciprocal_rank_at_k(ranks, k), aimed
             values[f"cold_recall@{k}"] = F.recall_at_k(cold_ranks, k), F.has_target(cold_ranks)
             values[f"entropy@{k}"] = F.entropy_at_k(ranking.items, self.categories, self.category_count, k)
             if history is not None:
@@ -147,7 +135,7 @@ class RankingMetrics(Metric):
         result: dict[str, float] = {}
         for place, k in enumerate(self.k):
             exposure = self.exposures[place]
-            result |= {f"{name}@{k}": means[f"{name}@{k}"] for name in ("recall", "ndcg", "cold_recall")}
+            result |= {f"{name}@{k}": means[f"{name}@{k}"] for name in ("recall", "ndcg", "mrr", "cold_recall")}
             result[f"entropy@{k}"] = means[f"entropy@{k}"] / NATS
             bound = F.largest_entropy(k, self.category_count)
             result[f"entropy_normalized@{k}"] = means[f"entropy@{k}"] / (bound or 1.0)  # a bound of 0: entropy is 0

@@ -18,7 +18,7 @@ from genrl.objectives.base import (
     live_prompts,
     renormalized,
 )
-from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
+from genrl.objectives.credit import Comparison, DecoupledCredit, GroupNorm, OutcomeCredit
 from genrl.objectives.terms import (
     Bounds,
     ClippedRatio,
@@ -35,7 +35,9 @@ from genrl.objectives.terms import (
 from genrl.objectives.bapo import AdaptiveBounds, Range
 from genrl.objectives.ce import ConstantCredit, LogLikelihood
 from genrl.objectives.gbpo import GradientBounded, SignCredit
+from genrl.objectives.groups import BestOfGroup, OutcomeOptions, PassAtK
 from genrl.objectives.grpo import GRPOConfig
+from genrl.objectives.opd import TeacherCredit
 from genrl.objectives.sage import Diversity, DiversityBounds, PhiRatio
 from genrl.objectives.sapo import StepCredit, StepMean
 from genrl.objectives.variants import CappedRatio, ConstantLength, DetachedRatio

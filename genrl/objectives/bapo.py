@@ -10,8 +10,8 @@ from torch import Tensor
 
 from genrl.batches import Completions, Experience, Scores
 from genrl.errors import ConfigError
-from genrl.objectives.base import OBJECTIVES, GroupOptions, PolicyObjective, Stats
-from genrl.objectives.credit import GroupNorm, OutcomeCredit
+from genrl.objectives.base import OBJECTIVES, PolicyObjective, Stats
+from genrl.objectives.groups import OutcomeOptions, outcome_credit
 from genrl.objectives.terms import Bound, Bounds, ClippedRatio, TokenMean, clipped, penalties
 from genrl.ops import world_sum
 from genrl.options import option
@@ -105,7 +105,7 @@ class AdaptiveBounds(Bounds):
 
 
 @dataclass
-class BAPOConfig(GroupOptions):
+class BAPOConfig(OutcomeOptions):
     """Options of `bapo`; the defaults are those of the authors' recipe."""
 
     variant: Literal["code", "paper"] = "code"
@@ -139,10 +139,11 @@ def bapo(config: BAPOConfig) -> PolicyObjective:
         config.count,
     )
     return PolicyObjective(
-        credit=OutcomeCredit(GroupNorm(ddof=config.ddof, eps=config.eps)),
+        credit=outcome_credit(config),
         surrogate=ClippedRatio("token", bounds, config.dual_clip),
         reduction=TokenMean(),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
     )
 
 

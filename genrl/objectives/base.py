@@ -34,6 +34,8 @@ class Setting:
     """Whether items have categories; None: not known yet."""
     thinking: bool | None = None
     """Whether the layout has thinking; None: not known yet."""
+    teacher: bool | None = None
+    """Whether there is a teacher; None: not known yet."""
 
 
 @dataclass
@@ -92,12 +94,16 @@ class Objective(nn.Module, ABC):
 
     uses_reference: bool = False
     """Whether completions need `ref_logps`: a reference policy is kept."""
+    uses_teacher: bool = False
+    """Whether completions need `teacher_gap` and `teacher_kl`: a teacher is kept."""
     uses_scores: bool = False
     """Whether `before_step` is called, with the scores of the whole mini-batch."""
     trains_on_targets: bool = False
     """Whether the completions are the targets themselves, one per prompt."""
     dynamic_sampling: int = 0
     """Generation batches drawn at most to replace prompts without any gradient; 0: none is replaced."""
+    repair: bool = False
+    """Whether the target takes the place of one completion in groups that all earn the same without naming it."""
 
     @property
     def gradient_without_advantage(self) -> bool:
@@ -137,7 +143,7 @@ class Piece:
     method it is called after the optimiser step.
     """
 
-    uses_reference = uses_scores = trains_on_targets = False
+    uses_reference = uses_teacher = uses_scores = trains_on_targets = False
 
     def missing(self, setting: Setting) -> Iterator[str]:
         """What the piece needs and the setting lacks; see `Objective.missing`."""
@@ -201,6 +207,7 @@ class PolicyObjective(Objective):
         penalties: Sequence[Penalty] = (),
         dynamic_sampling: int = 0,
         drop_dead: str = "",
+        repair: bool = False,
     ) -> None:
         super().__init__()
         self.credit = credit
@@ -209,15 +216,22 @@ class PolicyObjective(Objective):
         self.penalties = tuple(penalties)
         self.dynamic_sampling = dynamic_sampling
         self.drop_dead = drop_dead
+        self.repair = repair
         self.pieces: tuple[Piece, ...] = (credit, surrogate, reduction, *self.penalties)
         self.state = nn.ModuleList(module for piece in self.pieces for module in _modules(piece))
         self.uses_reference = any(piece.uses_reference for piece in self.pieces)
+        self.uses_teacher = any(piece.uses_teacher for piece in self.pieces)
         self.uses_scores = any(piece.uses_scores for piece in self.pieces)
         self.trains_on_targets = any(piece.trains_on_targets for piece in self.pieces)
 
     def missing(self, setting: Setting) -> Iterator[str]:
         for piece in self.pieces:
             yield from piece.missing(setting)
+        if self.repair and setting.thinking:
+            yield (
+                "a layout without thinking for repair=true, because nobody wrote the thinking before a target. "
+                "Choose layout=sid, or leave repair out"
+            )
 
     @property
     def gradient_without_advantage(self) -> bool:
@@ -263,6 +277,7 @@ class PolicyObjective(Objective):
         kinds = ("credit   ", "surrogate", "reduction", *["penalty  "] * len(self.penalties))
         lines = [f"  {kind} = {piece!r}" for kind, piece in zip(kinds, self.pieces, strict=True)]
         lines += [f"  dynamic_sampling = {self.dynamic_sampling}"] if self.dynamic_sampling else []
+        lines += ["  repair = True"] if self.repair else []
         return "\n".join(["PolicyObjective(", *lines, ")"])
 
 

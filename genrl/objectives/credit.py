@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 """Rewards of a group whose range is at most this share of their largest size are equal."""
+
+
+class Comparison(Protocol):
+    """A way to compare the completions of a group."""
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        """What it needs and the setting lacks; see `Objective.missing`."""
+
+    def __call__(self, values: Tensor, group_size: int, sizes: Tensor | None = None) -> Tensor:
+        """Rewards [B, ...] -> advantages of their shape, 0 in groups equal up to rounding; see `normalized`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def spread(values: Tensor, completions: Completions) -> Tensor:
 class OutcomeCredit(Credit):
     """One advantage per completion, the same for all its tokens (GRPO)."""
 
-    norm: GroupNorm = GroupNorm()
+    norm: Comparison = GroupNorm()
     component: str | None = None
     """Name of the reward that counts; None: the weighted sum of all."""
 

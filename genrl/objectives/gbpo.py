@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Rewards, Scores
-from genrl.objectives.base import OBJECTIVES, Credit, GroupOptions, PolicyObjective, Stats, Surrogate
-from genrl.objectives.credit import GroupNorm, OutcomeCredit, spread
+from genrl.errors import ConfigError
+from genrl.objectives.base import OBJECTIVES, Credit, PolicyObjective, Stats, Surrogate
+from genrl.objectives.credit import spread
+from genrl.objectives.groups import OutcomeOptions, outcome_credit
 from genrl.objectives.terms import SequenceMean, item_tokens, penalties, ratio_stats
 from genrl.ops import segment_gather, segment_sum, world_size, world_sum
 from genrl.options import option
@@ -108,7 +110,7 @@ def _of_all_ranks(values: Tensor) -> Tensor:
 
 
 @dataclass
-class GBPOConfig(GroupOptions):
+class GBPOConfig(OutcomeOptions):
     """Options of `gbpo`."""
 
     level: Literal["token", "item"] = "token"
@@ -133,13 +135,19 @@ def gbpo(config: GBPOConfig) -> PolicyObjective:
     rewards); the default is the group-relative one that its baselines use, so that only the surrogate differs from
     `grpo`.
     """
+    if config.advantage == "sign" and config.compare != "all":
+        raise ConfigError(
+            f"objective 'gbpo': compare={config.compare} compares the completions of a group, advantage=sign does not. "
+            f"Set advantage=group, or leave compare out."
+        )
     if config.advantage == "sign":
         credit: Credit = SignCredit(config.positive_quantile, config.negative_reward)
     else:
-        credit = OutcomeCredit(GroupNorm(ddof=config.ddof, eps=config.eps))
+        credit = outcome_credit(config)
     return PolicyObjective(
         credit=credit,
         surrogate=GradientBounded(config.level),
         reduction=SequenceMean(),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective
-from genrl.objectives.credit import GroupNorm, Guard, Normalize, OutcomeCredit
+from genrl.objectives.base import OBJECTIVES, ClipOptions, PolicyObjective
+from genrl.objectives.credit import GroupNorm, Guard, Normalize
+from genrl.objectives.groups import OutcomeOptions, outcome_credit
 from genrl.objectives.terms import ClippedRatio, FixedBounds, penalties, reduction
 from genrl.options import option
 
 
 @dataclass
-class GRPOConfig(ClipOptions, GroupOptions):
+class GRPOConfig(ClipOptions, OutcomeOptions):
     """Options of `grpo`."""
 
     dual_clip: float | None = option(None, gt=1)
@@ -41,8 +42,9 @@ def grpo(config: GRPOConfig) -> PolicyObjective:
     """
     norm = GroupNorm(config.normalize, config.ddof, config.eps, config.guard, config.singleton)
     return PolicyObjective(
-        credit=OutcomeCredit(norm),
+        credit=outcome_credit(config, norm),
         surrogate=ClippedRatio("token", FixedBounds(config.clip_low, config.clip_high), config.dual_clip),
         reduction=reduction(config.reduction),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
     )

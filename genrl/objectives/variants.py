@@ -12,6 +12,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Scores
 from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective, Reduction, Stats, Surrogate
 from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
+from genrl.objectives.groups import OutcomeOptions, outcome_credit
 from genrl.objectives.terms import (
     ClippedRatio,
     FixedBounds,
@@ -64,7 +65,7 @@ def dr_grpo(config: DrGRPOConfig) -> PolicyObjective:
 
 
 @dataclass
-class DAPOConfig(ClipOptions, GroupOptions):
+class DAPOConfig(ClipOptions, OutcomeOptions):
     """Options of `dapo`."""
 
     clip_high: float = 0.28
@@ -89,17 +90,18 @@ def dapo(config: DAPOConfig) -> PolicyObjective:
     punishment of overlong completions is a reward, not part of the objective.
     """
     return PolicyObjective(
-        credit=OutcomeCredit(GroupNorm(ddof=config.ddof, eps=config.eps)),
+        credit=outcome_credit(config),
         surrogate=ClippedRatio("token", FixedBounds(config.clip_low, config.clip_high)),
         reduction=TokenMean(),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
         dynamic_sampling=config.dynamic_sampling,
         drop_dead=config.denominator,
     )
 
 
 @dataclass
-class GSPOConfig(ClipOptions, GroupOptions):
+class GSPOConfig(ClipOptions, OutcomeOptions):
     """Options of `gspo`."""
 
     clip_low: float = 3e-4
@@ -114,10 +116,11 @@ class GSPOConfig(ClipOptions, GroupOptions):
 def gspo(config: GSPOConfig) -> PolicyObjective:
     """GSPO (arXiv:2507.18071, equations 5 and 7): clip the geometric mean of token ratios, exp(mean_t log r_it)."""
     return PolicyObjective(
-        credit=OutcomeCredit(GroupNorm(ddof=config.ddof, eps=config.eps)),
+        credit=outcome_credit(config),
         surrogate=ClippedRatio(config.level, FixedBounds(config.clip_low, config.clip_high)),
         reduction=reduction("sequence"),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
     )
 
 
@@ -180,7 +183,7 @@ class CappedRatio(Surrogate):
 
 
 @dataclass
-class ECPOConfig(GroupOptions):
+class ECPOConfig(OutcomeOptions):
     """Options of `ecpo`."""
 
     clip: float = option(0.2, ge=0, le=1)
@@ -195,10 +198,11 @@ class ECPOConfig(GroupOptions):
 def ecpo(config: ECPOConfig) -> PolicyObjective:
     """ECPO (OneRec technical report, arXiv:2506.13695): the coefficient of bad tokens is at most 1 + clip + delta."""
     return PolicyObjective(
-        credit=OutcomeCredit(GroupNorm(ddof=config.ddof, eps=config.eps)),
+        credit=outcome_credit(config),
         surrogate=CappedRatio("token" if config.level == "token" else "product", config.clip, config.delta),
         reduction=reduction("sequence"),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
     )
 
 
@@ -220,7 +224,7 @@ class DetachedRatio(Surrogate):
 
 
 @dataclass
-class CISPOConfig(GroupOptions):
+class CISPOConfig(OutcomeOptions):
     """Options of `cispo`."""
 
     weight_min: float = option(0.0, ge=0)
@@ -235,8 +239,9 @@ class CISPOConfig(GroupOptions):
 def cispo(config: CISPOConfig) -> PolicyObjective:
     """CISPO (MiniMax-M1, arXiv:2506.13585): U = sg(clip(r)) A log pi, so clipping limits weights, never gradients."""
     return PolicyObjective(
-        credit=OutcomeCredit(GroupNorm(ddof=config.ddof, eps=config.eps)),
+        credit=outcome_credit(config),
         surrogate=DetachedRatio(config.weight_min, config.weight_max),
         reduction=TokenMean(),
         penalties=penalties(config.kl_coef, config.entropy_coef),
+        repair=config.repair,
     )

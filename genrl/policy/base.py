@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from genrl.batches import Requests
 from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout, Words
+from genrl.policy.guide import Prior
 from genrl.policy.protocol import Growth, Next
 from genrl.registry import Entry
 
@@ -74,6 +75,8 @@ class TrainablePolicy(nn.Module, ABC):
         self.model: Any = model
         self.first_ids, self.sizes = spec.first_ids, spec.sizes
         self.start_id, self.prefix_ids, self.words = spec.start_id, spec.prefix_ids, spec.words
+        self.prior: Prior | None = None
+        """A frozen recommender that has its say at every node, in sampling, scoring and search."""
         self.branching = "auto"
         """How completions share their prompt: `auto` or one of `genrl.policy.share.WAYS`."""
 

@@ -30,6 +30,7 @@ from genrl.ops import read_as
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.edges import EdgeVectors, child_logits
 from genrl.policy.encoder import Encoder, length_groups
+from genrl.policy.guide import following, growing
 from genrl.policy.protocol import Next, Say
 from genrl.registry import Entry
 from genrl.sid.trie import Trie
@@ -252,10 +253,12 @@ class ItemPolicy(TrainablePolicy):
     def _inputs(self, requests: Requests) -> Tensor:
         return torch.where(requests.mask, requests.tokens - self.start_id, -1)
 
+    @growing
     @override
     def grow(self, requests: Requests, width: int, depth: int, rows: str = "legal", *, apart: bool = False) -> Slots:
         return Slots(self, self._inputs(requests))
 
+    @following
     @override
     def follow(
         self, requests: Requests, written: Tensor, chosen: Tensor, say: Callable[[Next, Next], T], rows: str = "legal"

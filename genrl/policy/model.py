@@ -17,6 +17,7 @@ from genrl.errors import UnsupportedError
 from genrl.layouts.base import Layout, Words
 from genrl.policy import share
 from genrl.policy.base import Spec, TrainablePolicy
+from genrl.policy.guide import following, growing
 from genrl.registry import Entry
 
 if TYPE_CHECKING:
@@ -299,8 +300,8 @@ class Policy(TrainablePolicy):
         whole = Head(0, weight, getattr(head, "bias", None), trained)
         return whole if rows == "vocab" else whole.cut(*self.sid_rows)
 
-    grow = share.grow
-    follow = share.follow
+    grow = growing(share.grow)
+    follow = following(share.follow)
 
     @override
     def to_bfloat16(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from genrl.batches import Completions, Requests, Scores, State
 from genrl.layouts.base import Layout, Legal
 from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, log_prob
+from genrl.policy.guide import Masses
 from genrl.policy.protocol import Generative, Next
 from genrl.policy.write import by_site
 
@@ -156,14 +157,25 @@ LOGITS = 2**24
 """Logits that are held at a time; with 151,936 tokens a part has 110 places."""
 
 
-def item_loss(said: Next, layout: Layout, items: Tensor, normalize: str = "legal") -> Tensor:
+def item_loss(
+    said: Next,
+    layout: Layout,
+    items: Tensor,
+    normalize: str = "legal",
+    teacher: Masses | None = None,
+    shares: Tensor | None = None,
+) -> Tensor:
     """Negative log-likelihood of whole completions without text, summed over completions and tokens, in nats.
+
+    With a teacher p it is the cross-entropy to (1 - share) of the target and share of p(. | the target's codes before).
 
     Args:
         said: what the policy says before each token, [n, T].
         layout: grammar of the completions, which keep in step.
         items: catalogue rows [n, N].
         normalize: see `Sampling.normalize`.
+        teacher: what it says behind the n histories; None: the targets count alone.
+        shares: [n] of the teacher, in [0, 1].
     """
     tokens, state = layout.compose(items), layout.start(len(items))
     total = torch.zeros((), device=tokens.device)
@@ -171,7 +183,12 @@ def item_loss(said: Next, layout: Layout, items: Tensor, normalize: str = "legal
         legal = layout.legal(position, state)
         if not legal.form:
             log_probs, _, _ = distribution(said[:, position], legal, 1.0, normalize)
-            total = total - log_prob(log_probs, legal, drawn).sum()
+            likelihoods = log_prob(log_probs, legal, drawn)
+            if teacher is not None and shares is not None:
+                wanted = teacher.behind(legal, state.owner).softmax(-1)
+                soft = (wanted * log_probs.masked_fill(~legal.mask, 0.0)).sum(-1)
+                likelihoods = likelihoods + shares * (soft - likelihoods)
+            total = total - likelihoods.sum()
         state = layout.advance(state, drawn, position)
     return total
 
@@ -207,6 +224,7 @@ def _together(run: list[Legal]) -> Legal:
         torch.stack(tokens, dim=1) if tokens else None,
         torch.stack(within, dim=1) if within else None,
         torch.stack(child, dim=1) if child else None,
+        run[0].level,
     )
 
 

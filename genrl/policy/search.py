@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from genrl.batches import Batch, Completions, Ranking, Requests, State, beside, concatenate, padded, widened
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.base import BROKEN, Layout, Legal
+from genrl.metrics.functional import distinct, exclude_history
 from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
 from genrl.policy.protocol import Generative, Growth, Next, Say
 from genrl.policy.write import completed, go_on
@@ -22,6 +24,8 @@ WIDEN = 4
 """How many times wider each further beam of an exact ranking is."""
 WIDEST = 16384
 """Places of the widest beam of an exact ranking; memory grows with it. Rankings that need more stay uncertified."""
+SLACK = 0.05
+"""What a beginning's log-probability may lack to that of the last wanted item: two passes differ by rounding."""
 ROWS = 1024
 """Beams that write at a time, where each beam has text of its own; it bounds memory, not results."""
 
@@ -64,6 +68,17 @@ class Beams:
         """[P * W] bool: beams that go on."""
         return self.state.site >= 0
 
+    def rows(self, rows: Tensor) -> Beams:
+        """Of some requests, while each has one beam."""
+        state: Any = self.state.rows(rows)
+        return Beams(
+            replace(state, owner=torch.arange(len(rows), device=rows.device)),
+            self.totals[rows],
+            self.keys[rows],
+            self.bound[rows],
+            tuple((places.rows(rows), parents) for places, parents in self.history),
+        )
+
     def written(self) -> Places:
         """All that each beam and its ancestors have written, [P, W, t]."""
         rows = torch.arange(len(self.totals), device=self.totals.device)[:, None]
@@ -98,16 +113,17 @@ def search(
     gumbels: Tensor | None = None,
     noise: Tensor | None = None,
     exact: int = 0,
+    besides: Tensor | None = None,
     beams: int = 0,
     behind: Sequence[Beams] | None = None,
+    plain: bool = False,
 ) -> tuple[Ranking, Completions]:
     """The most likely items found by beam search, best first, with a bound for those that are not listed.
 
     Text is not searched: it is written, by the likeliest words or with `noise`, and the items behind it are ranked by
     the log-probability of their own tokens. Where text stands between the tokens of items, every beam goes on writing
     before its next token, and is computed anew with its prompt each time. With S > 1 samples of text an item's score is
-    log 1/S sum_s p(item | text s), a lower bound: an item that is not in the list of s, which is `width` long, counts
-    as p = 0 there; such rankings have no bound.
+    log 1/S sum_s p(item | text s): what any of the S searches finds is scored behind all texts.
 
     With `gumbels` the search is Stochastic Beam Search (Kool, van Hoof and Welling 2019, arXiv:1903.06059):
     log-probabilities are perturbed top-down with Gumbel noise conditioned on the parent's maximum, which draws `width`
@@ -126,8 +142,10 @@ def search(
         noise: [P, S, layout.length] numbers in [0, 1) for S samples of text; None: one, of the likeliest words.
         exact: make the beam wider for the requests that need it, until this many first items are certified to be the
             best of the whole catalogue or the beam has `WIDEST` places; 0 takes what the beam finds.
+        besides: [P, D] catalogue rows that do not count among the `exact` items, though they may be listed; -1 is none.
         beams: width of the beam; 0: as many as places.
         behind: what `think` wrote with the same noise, for searches that share it; None: it is written here.
+        plain: count the ranking without any text among the samples, as one more.
 
     Returns:
         The ranking, and the completions of the beams [P * W], best first, -1 where fewer exist. Those of a request
@@ -135,25 +153,71 @@ def search(
 
     Raises:
         ConfigError: if more items shall be exact than there are places.
-        UnsupportedError: if items must be exact where several samples of text or beams that write are merged.
+        UnsupportedError: if items must be exact where beams write between their tokens.
     """
     if exact > width:
         raise ConfigError(f"the first {exact} of {width} places cannot be exact. Make the beam {exact} wide or wider.")
     check_tokens(policy, layout)
-    samples = noise.shape[1] if noise is not None and layout.writes_text else 1
-    if exact and samples > 1:
-        raise _uncertain(f"{samples} trains of thought")
-    found = []
-    for sample, begun in enumerate(behind or think(policy, layout, requests, sampling, noise)):
-        uniforms = noise[:, sample] if noise is not None and layout.writes_text else None
-        wide = _search(policy, layout, requests, begun, beams or width, sampling, uniforms, gumbels, exact > 0)
-        ranking = _ranking(layout, requests, wide, width)
-        if exact:
-            ranking = _widened(policy, layout, requests, begun, ranking, width, sampling, exact)
-        found.append((ranking, wide))
-    rankings, searched = zip(*found, strict=True)
-    ranking = merge(rankings)
-    return ranking, _completions(layout, _best(rankings, searched, ranking), sampling)
+    begun = behind or think(policy, layout, requests, sampling, noise)
+    uniforms = [None] * len(begun) if noise is None or not layout.writes_text else list(noise.unbind(1))
+    texts = [_Text(layout, *pair) for pair in zip(begun, uniforms, strict=True)]
+    if plain and layout.writes_text:
+        texts.append(_Text(layout.plain, think(policy, layout.plain, requests, sampling)[0], None))
+    find = partial(_searched, policy, width=width, sampling=sampling, certain=exact > 0)
+    ranking, rankings, searched = find(requests, texts, beams=beams or width, gumbels=gumbels)
+    if exact:
+        ranking = _widened(find, layout, requests, texts, ranking, beams or width, exact, besides)
+    thought = len(begun)
+    return ranking, _completions(layout, _best(rankings[:thought], searched[:thought], ranking), sampling)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One sample of the text of P requests."""
+
+    layout: Layout
+    begun: Beams
+    """What `think` wrote."""
+    uniforms: Tensor | None
+    """[P, T] noise of what is written further on."""
+
+    def rows(self, rows: Tensor) -> _Text:
+        return _Text(self.layout, self.begun.rows(rows), None if self.uniforms is None else self.uniforms[rows])
+
+
+def _searched(
+    policy: Generative,
+    requests: Requests,
+    texts: Sequence[_Text],
+    *,
+    width: int,
+    sampling: Sampling,
+    certain: bool,
+    beams: int,
+    gumbels: Tensor | None = None,
+    floor: Tensor | None = None,
+) -> tuple[Ranking, Sequence[Ranking], Sequence[Beams]]:
+    """The ranking by the mean over some texts, `width` long, with the ranking and the beams behind each of them."""
+
+    def find(text: _Text, asked: Requests, beams: int, certain: bool, floor: Tensor | None) -> Beams:
+        return _search(policy, text.layout, asked, text.begun, beams, sampling, text.uniforms, gumbels, certain, floor)
+
+    wide = [find(text, requests, beams, certain, floor) for text in texts]
+    if len(texts) == 1:
+        only = _ranking(texts[0].layout, requests, wide[0], width)
+        return only, [only], wide
+    places = max(width, beams if beams < texts[0].layout.completions else len(texts[0].layout.codes))
+    found = [_ranking(text.layout, requests, each, places) for text, each in zip(texts, wide, strict=True)]
+    union = _union(found)
+    rows = _incomplete(found, union).nonzero()[:, 0]
+    whole = [_resized(each, union.shape[1]) for each in found]
+    if rows.numel():
+        asked = replace(requests.rows(rows), pool=union[rows])
+        for place, text in enumerate(texts):
+            again = find(text.rows(rows), asked, union.shape[1], False, None)
+            listed = _ranking(text.layout, asked, again, union.shape[1])
+            whole[place] = whole[place].put(rows, replace(listed, bound=_bound(found[place])[rows]))
+    return merge(whole, width), found, wide
 
 
 def think(
@@ -180,41 +244,69 @@ def think(
     return [_write(policy, layout, requests, replace(begun), sampling, uniforms) for uniforms in samples]
 
 
-def _uncertain(cause: str) -> UnsupportedError:
+def _uncertain() -> UnsupportedError:
     return UnsupportedError(
-        f"a ranking by {cause} cannot be certified to be exact. Leave evaluate.exact (or --exact) out, or use "
-        f"evaluate.thinking_samples=0 or 1 with layout.order=tail."
+        "a ranking by beams that think between their SID tokens cannot be certified to be exact. Set "
+        "evaluate.exact=false (or leave --exact out), or use layout.order=tail."
     )
 
 
 def _widened(
-    policy: Generative,
+    find: Callable[..., tuple[Ranking, Sequence[Ranking], Sequence[Beams]]],
     layout: Layout,
     requests: Requests,
-    begun: Beams,
+    texts: Sequence[_Text],
     ranking: Ranking,
     width: int,
-    sampling: Sampling,
     exact: int,
+    besides: Tensor | None,
 ) -> Ranking:
-    """The ranking with wider beams where its first `exact` items are not certified."""
+    """The ranking with wider beams, from `width` on, where its first `exact` items are not certified.
+
+    No item is among the wanted ones whose beginning is less likely than the last item that is listed of them: such
+    beginnings are not followed.
+    """
     beams, widest = width, min(layout.completions, max(WIDEST, width))
     while beams < widest:
-        unsure = (~ranking.certified(exact)).nonzero()[:, 0]
+        counted = ranking if besides is None else exclude_history(ranking, besides)
+        unsure = (~counted.certified(exact)).nonzero()[:, 0]
         if unsure.numel() == 0:
             break
         beams = min(WIDEN * beams, widest)
+        floor = counted.scores[:, exact - 1] - SLACK
         for rows in unsure.split(max(1, len(requests) * width // beams)):
-            own = requests.rows(rows)
-            start = replace(
-                begun,
-                state=replace(begun.state.rows(rows), owner=torch.arange(len(rows), device=rows.device)),
-                history=tuple((places.rows(rows), parents) for places, parents in begun.history),
-                **{name: getattr(begun, name)[rows] for name in ("totals", "keys", "bound")},
-            )
-            wider = _search(policy, layout, own, start, beams, sampling, None, None, True)
-            ranking = ranking.put(rows, _ranking(layout, own, wider, width))
+            own = [text.rows(rows) for text in texts]
+            ranking = ranking.put(rows, find(requests.rows(rows), own, beams=beams, floor=floor[rows])[0])
     return ranking
+
+
+def _union(rankings: Sequence[Ranking]) -> Tensor:
+    """The items that any of the rankings lists, each once: [P, U], -1 pads."""
+    items = torch.cat([each.items for each in rankings], dim=1)
+    kept = distinct(items)
+    return kept[:, : max(rankings[0].items.shape[1], int((kept >= 0).sum(1).max()))]
+
+
+def _incomplete(rankings: Sequence[Ranking], union: Tensor) -> Tensor:
+    """Rows [P] in which a ranking lacks items of the union that it does not rule out."""
+    count = (union >= 0).sum(1)
+    lacking = [((each.items >= 0).sum(1) < count) & (_bound(each) > float("-inf")) for each in rankings]
+    return torch.stack(lacking).any(0)
+
+
+def _bound(ranking: Ranking) -> Tensor:
+    assert ranking.bound is not None  # every search says it
+    return ranking.bound
+
+
+def _resized(ranking: Ranking, width: int) -> Ranking:
+    """The ranking with `width` places."""
+    missing = width - ranking.items.shape[1]
+    return Ranking(
+        pad(ranking.items, (0, missing), value=-1),
+        pad(ranking.scores, (0, missing), value=float("-inf")),
+        ranking.bound,
+    )
 
 
 def _ranking(layout: Layout, requests: Requests, beams: Beams, width: int) -> Ranking:
@@ -274,6 +366,7 @@ def _search(
     uniforms: Tensor | None,
     gumbels: Tensor | None,
     certain: bool,
+    floor: Tensor | None,
 ) -> Beams:
     """Widen and follow beams until all have ended.
 
@@ -287,8 +380,11 @@ def _search(
         uniforms: [P, T] noise of the text; None: the likeliest words.
         gumbels: see `search`.
         certain: whether the ranking shall be certified.
+        floor: [P] score below which nothing is followed; None: there is none.
     """
     beams = replace(begun)
+    if floor is not None:
+        beams.bound = torch.maximum(beams.bound, floor)
     growth: Growth | None = None
     parents = torch.empty(0)
     position = 0
@@ -296,7 +392,7 @@ def _search(
     while site is not None:
         if layout.kinds[site] == "word" or (layout.kinds[site] == "form" and not layout.in_step):
             if certain:
-                raise _uncertain("beams that think between their SID tokens")
+                raise _uncertain()
             beams, growth = _write(policy, layout, requests, beams, sampling, uniforms), None
             site = _site(layout, beams, position)
             continue
@@ -311,7 +407,7 @@ def _search(
             drawn = beams.history[-1][0].tokens[:, :, -1]
             found = growth.extend(drawn, say, parents, live.view(drawn.shape))
         noise = None if gumbels is None else gumbels[:, position]
-        parents = _widen(layout, beams, legal, *found, width, site, noise)
+        parents = _widen(layout, beams, legal, *found, width, site, noise, floor)
         position += 1
         site = _site(layout, beams, position)
     return beams
@@ -365,17 +461,22 @@ def _widen(
     width: int,
     site: int,
     gumbels: Tensor | None,
+    floor: Tensor | None,
 ) -> Tensor:
     """Give every beam its best children, in place; returns their parents [P, W]."""
     prompts, slots = beams.totals.shape
     codes = log_probs.shape[1]
     log_probs = log_probs.view(prompts, slots, codes).masked_fill(~beams.alive.view(prompts, slots, 1), float("-inf"))
     reached = beams.totals[:, :, None] + log_probs
+    if floor is not None:
+        reached = reached.masked_fill(reached < floor[:, None, None], float("-inf"))
     ranked = reached if gumbels is None else _perturb(reached, beams.keys, gumbels[:, :slots, :codes])
     keep = min(width, slots * codes)
     best, flat = ranked.reshape(prompts, -1).topk(min(keep + 1, slots * codes), dim=1)
     if best.shape[1] > keep:
         beams.bound = torch.maximum(beams.bound, best[:, keep])
+    if floor is not None:  # few are left
+        keep = max(1, min(keep, int((best > float("-inf")).sum(1).max())))
     keys, flat = best[:, :keep], flat[:, :keep]
     parents, columns = flat // codes, flat % codes
     rows = torch.arange(prompts, device=flat.device)[:, None]
@@ -412,21 +513,19 @@ def _perturb(reached: Tensor, keys: Tensor, gumbels: Tensor) -> Tensor:
     return torch.where(reached == float("-inf"), reached, conditioned)
 
 
-def merge(rankings: Sequence[Ranking]) -> Ranking:
-    """Rankings [P, W] of the same requests by S samples of text -> one by mean probability, without a bound.
+def merge(rankings: Sequence[Ranking], width: int) -> Ranking:
+    """Rankings of the same requests by S samples of text, [P, U] each -> one [P, width] by mean probability.
 
-    An item counts as impossible where it is not listed, so that scores are lower bounds of the true ones.
+    All of them list the same items but those that are impossible behind their text, and leave out the same ones.
 
     Example:
-        >>> one = Ranking(torch.tensor([[4, 2]]), torch.tensor([[0.6, 0.3]]).log())
-        >>> two = Ranking(torch.tensor([[7, 4]]), torch.tensor([[0.9, 0.1]]).log())
-        >>> merged = merge([one, two])
-        >>> merged.items.tolist(), merged.scores.exp().mul(100).round().tolist()
-        ([[7, 4]], [[45.0, 35.0]])
+        >>> out = torch.tensor([-3.0])
+        >>> one = Ranking(torch.tensor([[4, 2]]), torch.tensor([[0.6, 0.3]]).log(), out)
+        >>> two = Ranking(torch.tensor([[2, 4]]), torch.tensor([[0.9, 0.1]]).log(), out)
+        >>> merged = merge([one, two], 2)
+        >>> merged.items.tolist(), merged.scores.exp().mul(100).round().tolist(), merged.bound.tolist()
+        ([[2, 4]], [[60.0, 35.0]], [-3.0])
     """
-    if len(rankings) == 1:
-        return rankings[0]
-    width = rankings[0].items.shape[1]
     items = torch.cat([each.items for each in rankings], dim=1)
     scores = torch.cat([each.scores for each in rankings], dim=1).double()
     largest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
@@ -438,10 +537,14 @@ def merge(rankings: Sequence[Ranking]) -> Ranking:
     places = torch.full_like(items, items.shape[1]).scatter_reduce(1, group, order, "amin")  # where it is listed first
     named = torch.full_like(items, -1).scatter(1, group, values)
     early = places.argsort(dim=1, stable=True)  # items of one SID stay in the order of the trie
-    best = early.gather(1, masses.gather(1, early).argsort(dim=1, descending=True, stable=True))[:, :width]
-    total = (masses.gather(1, best).log() + largest - torch.tensor(float(len(rankings))).log()).float()
+    best = early.gather(1, masses.gather(1, early).argsort(dim=1, descending=True, stable=True))[:, : width + 1]
+    count = torch.tensor(float(len(rankings)))
+    total = (masses.gather(1, best).log() + largest - count.log()).float()
     kept = named.gather(1, best).masked_fill(total == float("-inf"), -1)
-    return Ranking(kept, total.masked_fill(kept < 0, float("-inf")))
+    bound = (torch.stack([_bound(each) for each in rankings]).double().logsumexp(0) - count.log()).float()
+    if best.shape[1] > width:
+        bound = torch.maximum(bound, total[:, width])
+    return Ranking(kept[:, :width], total.masked_fill(kept < 0, float("-inf"))[:, :width], bound)
 
 
 def _best(rankings: Sequence[Ranking], searched: Sequence[Beams], merged: Ranking) -> Places:

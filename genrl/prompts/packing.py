@@ -52,6 +52,8 @@ class PackedBatch(Batch):
     leaves: Tensor | None = None
     """[R, L] int64 position at which the branch of a token leaves the text of its segment; 0 for the text itself. None:
     there are no branches."""
+    histories: Tensor | None = None
+    """[n, H] int64 catalogue rows shown before each target item, -1 pads on the left; None: nobody asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,13 @@ class SequenceBatch(Batch):
     def __len__(self) -> int:
         """Rows."""
         return self.items.shape[0]
+
+    @property
+    def histories(self) -> Tensor:
+        """[n, L] items before each target, row by row, right-aligned, -1 pads."""
+        rows, columns = self.targets.nonzero(as_tuple=True)
+        places = columns[:, None] - torch.arange(self.items.shape[1], 0, -1, device=rows.device)
+        return torch.where(places >= 0, self.items[rows[:, None], places.clamp(min=0)], -1)
 
 
 BatchT = TypeVar("BatchT", PackedBatch, SequenceBatch)
@@ -114,6 +123,8 @@ class Segment:
     text_starts: np.ndarray = field(default_factory=lambda: NOTHING)
     chosen: np.ndarray = field(default_factory=lambda: NOTHING)
     states: State | None = None
+    histories: np.ndarray | None = None
+    """[n, h] items before each target, -1 pads on the left; None: there are none, or nobody asks for them."""
     leaves: np.ndarray | None = None
     """Of branches behind a text, as in `PackedBatch`; None: there are none."""
 
@@ -205,7 +216,8 @@ class HistoryBatches(SegmentPlanner):
             return self.text[window - len(self.windows)]
         shown, target = self.shown(window, epoch)
         tokens, starts = self.template.write(torch.from_numpy(shown))
-        return Segment(tokens.numpy(), starts.numpy()[target], shown[target])
+        behind = _before(shown, target) if self.config.teacher_share else None
+        return Segment(tokens.numpy(), starts.numpy()[target], shown[target], histories=behind)
 
     def shown(self, window: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Items of a window in a pass, oldest first, and which of them are targets."""
@@ -469,6 +481,28 @@ class SequenceBatches(Planner[SequenceBatch]):
         return torch.stack([targets[first], targets[last] + 1], dim=1)
 
 
+def _before(shown: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Items [n, h] shown before each target, -1 pads on the left.
+
+    Example:
+        >>> _before(np.array([4, 7, 9]), np.array([False, True, True])).tolist()
+        [[-1, -1, 4], [-1, 4, 7]]
+    """
+    places = np.flatnonzero(target)[:, None] - np.arange(len(shown), 0, -1)
+    return np.where(places >= 0, shown[np.maximum(places, 0)], -1)
+
+
+def _histories(segments: Sequence[Segment]) -> Tensor | None:
+    """Those of all targets [n, H]; a target that has none gets padding."""
+    known = [s.histories for s in segments if s.histories is not None]
+    if not known:
+        return None
+    width = max(part.shape[1] for part in known)
+    parts = [np.full((len(s.items), 0), -1) if s.histories is None else s.histories for s in segments]
+    wide = [np.pad(part, ((0, 0), (width - part.shape[1], 0)), constant_values=-1) for part in parts]
+    return torch.from_numpy(np.concatenate(wide))
+
+
 def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, alone: bool) -> PackedBatch:
     """Put segments of this rank beside each other into rows of at most `length` tokens, or each into its own."""
     rows = [[segments[one] for one in row] for row in first_fit([len(s.tokens) for s in segments], length, alone)]
@@ -509,6 +543,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         share=torch.tensor(float(share)),
         states=reduce(concatenate, states) if states else None,
         leaves=torch.from_numpy(leaves) if leaves.any() else None,
+        histories=_histories([segment for _, _, segment in packed]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import read_weights, save_weights
-from genrl.metrics.functional import exclude_history
+from genrl.metrics.functional import exclude_history, needed_width
 from genrl.ops import seed_of
 from genrl.options import option
 from genrl.policy.base import TrainablePolicy
@@ -28,6 +29,8 @@ from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 
+KINDS = ("raw", "excluded")
+"""Rankings of the whole catalogue, and those without the items of each user's history."""
 WEIGHTS = "weights.safetensors"
 """File of a run folder that holds the trained weights."""
 
@@ -44,6 +47,8 @@ class Problem:
     """Backbone, for those that have a language model."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a loaded recommender; None where it is yet to be made."""
+    prior: Path | None = None
+    """Folder of the prior that a loaded policy has beside it; None: it is that of the configuration, if any."""
 
 
 class Recommender(Protocol):
@@ -80,8 +85,16 @@ class Recommender(Protocol):
         """
         ...
 
-    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`."""
+    def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
+        """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, or one of these `kinds`."""
+        ...
+
+    def log_probs(self, requests: Requests) -> Tensor:
+        """Log-probabilities [P, I] of the catalogue as the next item, in nats, all finite; filters are not looked at.
+
+        Raises:
+            UnsupportedError: if it gives items no probabilities.
+        """
         ...
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
@@ -173,17 +186,33 @@ class Baseline(nn.Module, ABC):
         with numerics(self.trainer, self.device):
             return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
 
-    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+    @torch.no_grad()
+    def log_probs(self, requests: Requests) -> Tensor:
+        return self.likelihoods(requests.history.to(self.device))
+
+    def likelihoods(self, histories: Tensor) -> Tensor:
+        """Log-probabilities [P, I] of what follows histories [P, H]; how scores become them is the baseline's own rule.
+
+        Raises:
+            UnsupportedError: if there is no such rule.
+        """
+        raise UnsupportedError(
+            f"{self.name} ranks items without giving them probabilities, so it can be neither prior nor teacher. "
+            f"Take a run of sasrec, rearec, item_knn or most_popular."
+        )
+
+    def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
         self.eval()
-        width, items = self.width(config), len(self.problem.table)
-        unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
-        return {"raw": self.rank(requests, width), "excluded": exclude_history(unseen, requests.history)}
-
-    def width(self, config: EvaluateConfig) -> int:
-        """Items that a ranking must list to be scored."""
-        from genrl.metrics.ranking import needed_width  # loads torchmetrics, which ranking does without
-
-        return needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
+        items = len(self.problem.table)
+        width = needed_width(config.k, self.problem.table.codes if config.level == "sid" else None)
+        found = {}
+        for kind in kinds:
+            if kind == "raw":
+                found[kind] = self.rank(requests, width)
+            else:
+                unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
+                found[kind] = exclude_history(unseen, requests.history)
+        return found
 
     def save(self, folder: Path) -> None:
         save_weights(self.state(), folder / WEIGHTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,26 +17,36 @@ from torch import Tensor
 from genrl.batches import Ranking, Requests
 from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.errors import CheckpointError, ConfigError
+from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
-from genrl.metrics.functional import exclude_history
+from genrl.metrics.functional import distinct, exclude_history, needed_width, pass_at_k, sid_keys, to_keys
 from genrl.ops import seed_of
 from genrl.policy.base import Spec, TrainablePolicy
-from genrl.policy.distribution import RANKING
+from genrl.policy.distribution import RANKING, Sampling
 from genrl.policy.exhaustive import rank_all
+from genrl.policy.guide import Prior
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy
-from genrl.policy.search import search, think
+from genrl.policy.search import WIDEST, search, think
+from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
-from genrl.recommenders.base import WEIGHTS, Problem, deniable, equip, numerics
+from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
+from genrl.recommenders.guides import RunGuide
 from genrl.sid.trie import Trie
 
+PRIOR = "prior"
+"""Folder, in that of a run, of the prior that its policy has."""
 SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 7 of 8, 9 of 10, last"
 """What template traces say besides the words of the catalogue; the tiny tokenizer learns it once per item."""
+
+PASSES = 1
+"""Tells the noise of samples for Pass@K from that of thinking."""
+SMALL = 512
+"""SIDs of a catalogue up to which exact rankings search all of it at once."""
 
 
 class PolicyRecommender:
@@ -50,23 +60,30 @@ class PolicyRecommender:
         spec: all of the policy but its weights.
         layout: grammar of the completions.
         template: how requests are written.
+        prior: the recommender that has its say, if there is one.
     """
 
     def __init__(
-        self, config: RunConfig, problem: Problem, spec: Spec, layout: Layout, template: PromptTemplate
+        self,
+        config: RunConfig,
+        problem: Problem,
+        spec: Spec,
+        layout: Layout,
+        template: PromptTemplate,
+        prior: RunGuide | None = None,
     ) -> None:
         self.config, self.problem = config, problem
-        self.spec, self.layout, self.template = spec, layout, template
+        self.spec, self.layout, self.template, self.prior = spec, layout, template, prior
 
     @classmethod
     def build(cls, config: RunConfig, problem: Problem) -> PolicyRecommender:
         """The configured policy, not yet trained.
 
         Raises:
-            ConfigError: if beam or prompts do not fit the catalogue or the model.
+            ConfigError: if prompts do not fit the model.
         """
         table, catalog, thinking = problem.table, problem.dataset.catalog, thinks(config)
-        trie = Trie.build(table.codes, table.codebook_sizes, catalog.train_counts)
+        trie = problem_trie(problem)
         spec = policy_spec(
             config.model,
             trie,
@@ -80,15 +97,17 @@ class PolicyRecommender:
         options = {name: value for name, value in config.layout.items() if name != "name"}
         catalogue = Items(trie, spec.first_ids, table.codes)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
-        if config.evaluate.beam > layout.completions:
-            raise ConfigError(_too_wide(config.evaluate, layout.completions))
         template = (ItemTemplate if spec.reads_items else PromptTemplate)(
             start_id=spec.start_id,
             prefix_ids=spec.prefix_ids,
             sid_tokens=table.codes + torch.tensor(spec.first_ids),
             pad_id=spec.pad_id,
         )
-        made = cls(config, problem, spec, layout, template)
+        prior = None
+        if problem.prior is not None or config.prior.run is not None:
+            folder, whole = problem.prior or Path(str(config.prior.run)), problem.prior is None
+            prior = RunGuide(folder, "prior", config.prior, problem, trie, whole=whole)
+        made = cls(config, problem, spec, layout, template, prior)
         made._check_length()
         return made
 
@@ -113,6 +132,8 @@ class PolicyRecommender:
         """A new policy, with the trained weights of a file if one is given."""
         policy = make_policy(self.config.model, self.spec)
         equip(policy, self.config.trainer)
+        if self.prior is not None:
+            policy.prior = Prior(self.prior, self.config.prior.weight)
         if start is not None:
             policy.load_state(read_weights(start), str(start))
         return policy
@@ -153,7 +174,8 @@ class PolicyRecommender:
                 return rank_all(policy, cast(SidLayout, layout), [requests], beam)[0], None
             noise = thinking_noise(layout, requests, config)
             sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
-            ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first)
+            plain = config.empty_thought
+            ranking, found = search(policy, layout, requests, beam, sampling, noise=noise, exact=first, plain=plain)
         if not layout.writes_text:
             return ranking, None
         blocks = [layout.blocks(tokens) for tokens in found.tokens[:: found.group_size]]
@@ -161,10 +183,60 @@ class PolicyRecommender:
         return ranking, [[tokenizer.decode(block).strip() for block in each] for each in blocks]
 
     @torch.no_grad()
-    def rankings(self, requests: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
+    def rankings(self, requests: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS) -> dict[str, Ranking]:
         self.policy.eval()
         with numerics(self.config.trainer, self.policy.device):
-            return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config)
+            return rankings(self.policy, self.layout.to(str(self.policy.device)), requests, config, kinds)
+
+    @torch.no_grad()
+    def passes(self, requests: Requests, config: EvaluateConfig, kind: str) -> dict[str, Tensor]:
+        """`pass@K` [P] of each K of `evaluate.pass_at`, from as many sampled completions as the largest says.
+
+        With `kind` excluded the items of the history are not legal. A K below the number of samples has the unbiased
+        estimate of all of them (`pass_at_k`).
+        """
+        counts = config.pass_at or []
+        policy, layout, samples = self.policy, self.layout.to(str(self.policy.device)), max(counts)
+        if kind == "excluded":
+            requests = replace(requests, deny=deniable(requests.history, len(layout.codes)))
+        policy.eval()
+        noise = _noise(requests, (samples, layout.length), PASSES)
+        sampling = Sampling(thinking_temperature=config.thinking_temperature)
+        with numerics(self.config.trainer, policy.device):
+            drawn = write(policy, layout, requests, samples, sampling, noise)
+        keys = sid_keys(layout.codes) if config.level == "sid" else None
+        named = to_keys(drawn.items, keys).view(len(requests), samples, -1, 1)
+        wanted = to_keys(requests.wanted.items, keys)[:, None, None]
+        hits = ((named == wanted) & (named >= 0)).flatten(2).any(2).sum(1)
+        return {f"pass@{k}": pass_at_k(hits, samples, k) for k in counts}
+
+    @torch.no_grad()
+    def log_probs(self, requests: Requests) -> Tensor:
+        """By a search that gives up no SID, or all at once; items of one SID share its probability equally.
+
+        What the policy reads is written anew from the histories.
+        """
+        policy, layout = self.policy, self.layout.to(self.device)
+        if not policy.ranks_all and (layout.writes_text or layout.items > 1 or layout.completions > WIDEST):
+            raise UnsupportedError(
+                f"a policy of layout {self.config.layout['name']!r} with {layout.completions:,} distinct completions "
+                f"cannot say how likely each item is: that takes layout sid and at most {WIDEST:,} SIDs. "
+                f"Take a run of sasrec or item_knn, or one with model.name=item."
+            )
+        policy.eval()
+        history = requests.history.cpu()
+        asked = Requests(*self.write(history), history).to(str(policy.device))
+        _, own, sharing = layout.codes.unique(dim=0, return_inverse=True, return_counts=True)
+        parts = []
+        for rows in torch.arange(len(asked), device=policy.device).split(max(1, WIDEST // layout.completions)):
+            with numerics(self.config.trainer, policy.device):
+                width = len(own)
+                if policy.ranks_all:
+                    (found,) = rank_all(policy, cast(SidLayout, layout), [asked.rows(rows)], width)
+                else:
+                    found, _ = search(policy, layout, asked.rows(rows), width, beams=layout.completions)
+            parts.append(torch.empty_like(found.scores).scatter_(1, found.items, found.scores))
+        return torch.cat(parts) - sharing[own].log()
 
     def decoding(self) -> dict[str, Any]:
         """All that rankings depend on besides weights and SID table."""
@@ -178,6 +250,8 @@ class PolicyRecommender:
         save_weights(self.policy.state(), folder / WEIGHTS, {"decoding": json.dumps(self.decoding())})
         self.spec.save(folder)
         save_problem(folder, self.problem.dataset, self.problem.table)
+        if self.prior is not None:
+            self.prior.save(folder / PRIOR)
 
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> PolicyRecommender:
@@ -185,7 +259,9 @@ class PolicyRecommender:
         config = load_config([folder / "config.yaml"], {}, overrides)
         dataset, table = read_problem(folder)
         saved = folder / "tokenizer" if config.model.name == "tiny" else None
-        made = cls.build(config, Problem(dataset, table, config.model, saved))
+        named = load_config([folder / "config.yaml"]).prior.run
+        prior = folder / PRIOR if named is not None and config.prior.run == named else None
+        made = cls.build(config, Problem(dataset, table, config.model, saved, prior))
         if not {"activate", "rl"} & set(config.stages):
             made = made.under(made.layout.plain)
         weights = folder / WEIGHTS
@@ -195,12 +271,10 @@ class PolicyRecommender:
         return made
 
 
-def _too_wide(config: EvaluateConfig, most: int) -> str:
-    kept = sorted(k for k in config.k if k <= most) or [most]
-    lower = f"evaluate.beam to {most} or less"
-    if max(config.k) > most:
-        lower = f"evaluate.beam={most} evaluate.k=[{','.join(map(str, kept))}]"
-    return f"evaluate.beam={config.beam} is wider than the catalogue, which has {most} distinct SIDs. Set {lower}."
+def problem_trie(problem: Problem) -> Trie:
+    """The trie of a catalogue's SIDs, items of one SID in the order of their popularity."""
+    table = problem.table
+    return Trie.build(table.codes, table.codebook_sizes, problem.dataset.catalog.train_counts)
 
 
 def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
@@ -219,9 +293,10 @@ def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:
 def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: EvaluateConfig) -> dict[str, Any]:
     """All that rankings depend on besides weights, data and SID table.
 
-    `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `search`: options
-    that may be chosen anew at each evaluation.
+    `layout`: name and options; `template`: token ids around the items, of which `template_hash` is; `prior`: content
+    and temperature of the prior, None if there is none; `search`: options that may be chosen anew at each evaluation.
     """
+    guide = policy.prior.guide if policy.prior is not None else None
     options = getattr(layout, "config", None)
     template: dict[str, Any] = {
         "start": policy.start_id,
@@ -230,6 +305,8 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         "codes": list(policy.sizes),
     }
     search: dict[str, Any] = {"evaluate.beam": config.beam, "data.max_history": max_history}
+    if policy.prior is not None:
+        search["prior.weight"] = policy.prior.weight
     if layout.writes_text and policy.words is not None:
         words = policy.words
         template |= {"think": words.opening, "end_of_think": words.closing, "line_break": words.line_break}
@@ -242,12 +319,13 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         },
         "template": template,
         "template_hash": key_of(template),
+        "prior": {"content": guide and guide.key, "temperature": guide and guide.temperature},
         "search": search,
     }
 
 
 def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
-    """Refuse weights that were trained with another layout or prompt template.
+    """Refuse weights that were trained with another layout, prompt template or prior.
 
     Weights of versions that did not write it down pass, and so do options that one of the two sides does not know.
     What is searched in another way than the weights were chosen with is returned, a line for each option.
@@ -261,13 +339,14 @@ def check_decoding(path: Path, now: Mapping[str, Any]) -> list[str]:
     saved = json.loads(text)
     wrong = [
         f"{section}.{name} is {before!r} there and {value!r} here"
-        for section in ("layout", "template")
+        for section in ("layout", "template", "prior")
         for name, before, value in _differences(saved.get(section, {}), now[section])
     ]
     if wrong:
         raise CheckpointError(
             f"{path}: these weights are to be decoded in another way: {'; '.join(wrong)}. Use the configuration that "
-            f"they were trained with (config.yaml in the run folder) and leave its layout, prompt and data as they are."
+            f"they were trained with (config.yaml in the run folder) and leave its layout, prompt, data and prior as "
+            f"they are; prior.weight may change, and 0 ranks without the prior."
         )
     return [
         f"{name}={value}; the weights were chosen with {before}"
@@ -281,23 +360,59 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     return [(name, saved[name], plain[name]) for name in plain if name in saved and saved[name] != plain[name]]
 
 
-def rankings(policy: TrainablePolicy, layout: Layout, prompts: Requests, config: EvaluateConfig) -> dict[str, Ranking]:
-    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking."""
-    unseen = replace(prompts, deny=deniable(prompts.history, len(layout.codes)))
+def rankings(
+    policy: TrainablePolicy, layout: Layout, prompts: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS
+) -> dict[str, Ranking]:
+    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking.
+
+    One search serves both for the users for whom it is certified; without `exact`, and where beams think between the
+    tokens of an item so that nothing is widened, there is a second one for the others, in which the items of their
+    history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
+    """
+    count = needed_width(config.k, layout.codes if config.level == "sid" else None)
+    denied = deniable(prompts.history, len(layout.codes))
     if policy.ranks_all:
-        raw, left = rank_all(policy, cast(SidLayout, layout), [prompts, unseen], config.beam)
-        return {"raw": raw, "excluded": exclude_history(left, prompts.history)}
+        filters = {"raw": prompts, "excluded": replace(prompts, deny=denied)}
+        every = rank_all(policy, cast(SidLayout, layout), [filters[kind] for kind in kinds], count)
+        shown = dict(zip(kinds, every, strict=True))
+        return {k: exclude_history(v, prompts.history) if k == "excluded" else v for k, v in shown.items()}
     noise = thinking_noise(layout, prompts, config)
     sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
     behind = think(policy, layout, prompts, sampling, noise)
-    find = partial(search, policy, layout, width=config.beam, sampling=sampling, noise=noise, behind=behind)
-    if not config.exact:
-        raw, _ = find(prompts)
-        return {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
-    first = max(config.k)
-    left, _ = find(unseen, exact=first)
-    raw, _ = find(prompts, exact=first)
-    return {"raw": raw, "excluded": exclude_history(left, prompts.history)}
+    find = partial(search, policy, layout, sampling=sampling, plain=config.empty_thought)
+    if config.exact and not layout.writes_between:
+        seen = int((distinct(prompts.history) >= 0).sum(1).max())
+        beams = _first_beam(layout, config.beam, count, seen)
+        raw, _ = find(prompts, count + seen, noise=noise, behind=behind, exact=count, besides=denied, beams=beams)
+        found = {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
+        return {kind: _cut(found[kind], count) for kind in kinds}
+    places = max(count, min(config.beam, layout.completions))
+    found, rows = {}, torch.arange(len(prompts), device=prompts.tokens.device)
+    if "raw" in kinds:
+        found["raw"], _ = find(prompts, places, noise=noise, behind=behind)
+        found["excluded"] = exclude_history(found["raw"], prompts.history)
+        rows = rows[~found["excluded"].certified(count)]
+    if "excluded" in kinds and rows.numel():
+        asked, own = replace(prompts, deny=denied).rows(rows), None if noise is None else noise[rows]
+        again, _ = find(asked, places, noise=own, behind=[text.rows(rows) for text in behind])
+        again = exclude_history(again, asked.history)
+        found["excluded"] = found["excluded"].put(rows, again) if "raw" in kinds else again
+    return {kind: found[kind] for kind in kinds}
+
+
+def _first_beam(layout: Layout, beam: int, count: int, seen: int) -> int:
+    """Width that an exact ranking of `count` items begins with, beside which up to `seen` items may stand."""
+    if layout.completions <= SMALL:
+        return layout.completions
+    return min(layout.completions, max(beam, count + min(count, seen)))
+
+
+def _cut(ranking: Ranking, places: int) -> Ranking:
+    """The first places; the bound covers what is cut off."""
+    items, scores, bound = ranking.items, ranking.scores, ranking.bound
+    if bound is not None and scores.shape[1] > places:
+        bound = torch.maximum(bound, scores[:, places])
+    return Ranking(items[:, :places], scores[:, :places], bound)
 
 
 def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:
@@ -308,7 +423,12 @@ def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) ->
     """
     if config.thinking_samples == 0 or not layout.writes_text:
         return None
-    shape = (config.thinking_samples, layout.length)
-    seeds = [seed_of(*row[real].tolist()) for row, real in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
+    return _noise(prompts, (config.thinking_samples, layout.length))
+
+
+def _noise(prompts: Requests, shape: tuple[int, int], *purpose: int) -> Tensor:
+    """Numbers [P, *shape] in [0, 1), of each prompt by a seed that is made of its tokens and of what they are for."""
+    rows = zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)
+    seeds = [seed_of(*row[real].tolist(), *purpose) for row, real in rows]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(prompts.tokens.device)

@@ -70,6 +70,10 @@ class ReaRec(EncoderBaseline):
         super().__init__(config, problem=problem)
         self.steps = nn.Parameter(torch.randn(config.steps, config.hidden) * 0.02)
 
+    @property
+    def temperature(self) -> float:
+        return self.config.temperature
+
     def loss(self, batch: SequenceBatch) -> Tensor:
         views = self.config.method == "progressive" and self.config.steps > 0
         order, thoughts = [], []

@@ -14,9 +14,12 @@ from torch import Tensor
 from genrl.batches import Ranking, Targets
 from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import CheckpointError, DataError
-from genrl.metrics.functional import distinct, exclude_history
+from genrl.metrics.functional import distinct, exclude_history, needed_width
 from genrl.options import option
 from genrl.recommenders.base import BASELINES, Baseline, Problem
+
+SMOOTHING = 0.1
+"""Share of the probability that item-kNN gives to items by their popularity alone."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class MostPopular(Counted):
         ordered, order = counts.sort(descending=True, stable=True)
         self.register_buffer("counts", ordered)
         self.register_buffer("order", order)
+
+    def likelihoods(self, histories: Tensor) -> Tensor:
+        """Shares of the training interactions, each count plus 1, whatever the history."""
+        counts = torch.empty_like(self.counts).scatter_(0, self.order, self.counts)
+        return counts.float().log1p().log_softmax(0).expand(len(histories), -1)
 
     def everything(self, histories: Tensor, width: int) -> Ranking:
         items = _pad(self.order[:width], width, -1).expand(histories.shape[0], -1)
@@ -150,26 +158,43 @@ class ItemKNN(Counted):
         ranks = torch.empty_like(order).scatter_(0, order, torch.arange(catalog_size))
         self.register_buffer("unreached", -(ranks + 1).float() / catalog_size)
 
+    def likelihoods(self, histories: Tensor) -> Tensor:
+        """(1 - `SMOOTHING`) of the probability goes to reached items by their scores, the rest to all by popularity.
+
+        p(i) = (1 - s) score(i) / sum of scores + s / rank(i) / sum of 1 / rank, rank 1 the most popular; Jelinek and
+        Mercer's interpolation. Behind a history that reaches nothing it is popularity alone.
+        """
+        scores = torch.cat([self._scores(part) for part in histories.split(self.chunk)])
+        popular = 1 / (-self.unreached * len(self.unreached))  # one over the rank
+        popular = popular / popular.sum()
+        total = scores.sum(1, keepdim=True)
+        mixed = (1 - SMOOTHING) * scores / total.clamp(min=torch.finfo(scores.dtype).tiny) + SMOOTHING * popular
+        return torch.where(total > 0, mixed, popular).log()
+
     def everything(self, histories: Tensor, width: int) -> Ranking:
         parts = [self._rank(part, width) for part in histories.split(self.chunk)]
         return Ranking(*map(torch.cat, zip(*parts, strict=True)))
 
     def _rank(self, histories: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        size = self.unreached.shape[0]
+        scores, size = self._scores(histories), len(self.unreached)
+        best, order = torch.where(scores > 0, scores, self.unreached).topk(min(width, size), dim=1)
+        return _pad(order, width, -1), _pad(best, width, -math.inf)
+
+    def _scores(self, histories: Tensor) -> Tensor:
+        """Scores [P, I] of items near those of histories [P, H]; 0 where no neighbour reaches."""
+        size, device = len(self.unreached), histories.device
         latest_first = histories.flip(1)
         rows, ages = torch.nonzero(latest_first >= 0, as_tuple=True)
         items = latest_first[rows, ages]
         lengths = self.offsets[items + 1] - self.offsets[items]
         # One flat list of (row, neighbour): every history item is replaced by its slice of the neighbour table.
-        owner = torch.repeat_interleave(torch.arange(len(items)), lengths)
-        inside = torch.arange(len(owner)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        owner = torch.repeat_interleave(torch.arange(len(items), device=device), lengths)
+        inside = torch.arange(len(owner), device=device) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         entries = self.offsets[items][owner] + inside
-        scores = torch.zeros(len(histories) * size)
+        scores = torch.zeros(len(histories) * size, device=device)
         shares = self.similarities[entries] * torch.pow(0.5, ages.float())[owner]
         scores.index_add_(0, rows[owner] * size + self.neighbours[entries], shares)
-        scores = scores.view(-1, size)
-        best, order = torch.where(scores > 0, scores, self.unreached).topk(min(width, size), dim=1)
-        return _pad(order, width, -1), _pad(best, width, -math.inf)
+        return scores.view(-1, size)
 
 
 def _co_occurrence(items: Tensor, users: Tensor, size: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,7 +246,7 @@ def reference_lines(
     Raises:
         DataError: if there is no row to score.
     """
-    from genrl.metrics.ranking import RankingMetrics, needed_width  # loads torchmetrics, which ranking does without
+    from genrl.metrics.ranking import RankingMetrics  # loads torchmetrics, which ranking does without
 
     positions = dataset.sequences.rows(role) if positions is None else positions
     if not len(positions):

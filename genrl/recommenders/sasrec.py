@@ -84,6 +84,17 @@ class EncoderBaseline(TrainedBaseline):
         ]
         return Ranking(torch.cat([part.items for part in parts]), torch.cat([part.scores for part in parts]))
 
+    @property
+    def temperature(self) -> float:
+        """Of the softmax of scores that training fits."""
+        return 1.0
+
+    def likelihoods(self, histories: Tensor) -> Tensor:
+        """Softmax of the scores; behind no history at all, shares of the training interactions (each count plus 1)."""
+        scores = torch.cat([self._scores(part) for part in histories.split(CHUNK)]) / self.temperature
+        nothing = (histories < 0).all(dim=1, keepdim=True)
+        return torch.where(nothing, self.popularity.log1p(), scores).log_softmax(1)
+
     def _scores(self, histories: Tensor) -> Tensor:
         histories = pad(histories, (1, 0), value=-1)[:, -self.config.max_length :]
         states = self.popularity.new_zeros(len(histories), self.config.hidden)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,28 +11,39 @@ from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
+from genrl.metrics.functional import distinct
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
 from genrl.progress import progress_bar
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders import Recommender
+from genrl.recommenders.base import KINDS
+from genrl.recommenders.policy import PolicyRecommender
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}
+
+
+THOUGHTS = 8
+"""Thoughts of reading `marginal` where the options say nothing."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one recommender on one set of rows, ranked raw and with each user's history taken out.
 
-    Besides the metrics of `RankingMetrics` a beam search has certified@K for the largest K: the share of rows whose
-    first K items are provably those that scoring the whole catalogue would give. Layouts with thinking have
-    format_failure: the share of rows that got no item at all, because all their thinking failed; they count as misses.
+    Besides the metrics of `RankingMetrics`, for the largest K: short@K, the share of rows whose list has fewer than K
+    items though there are more to rank, and of searches certified@K, the share of rows whose first K items are provably those that scoring the whole
+    catalogue would give. Layouts with thinking have format_failure: the share of rows that got no item at all, because
+    all their thinking failed; they count as misses. With `evaluate.pass_at` policies have pass@K.
     """
 
     raw: dict[str, float]
     excluded: dict[str, float]
     ranks: dict[str, Tensor]
     """`raw` and `excluded`: [R] 0-based place of each row's target, the ranking's width where it is missed."""
+    readings: dict[str, Evaluation] = field(default_factory=dict)
+    """Layouts with thinking, on request: what the same weights score `plain`, without it, `greedy`, behind the likeliest
+    words, and `marginal`, by the mean over many thoughts."""
 
 
 def ranking_metrics(config: EvaluateConfig, catalog: Catalog, codes: Tensor) -> RankingMetrics:
@@ -58,42 +69,61 @@ def evaluated_rows(dataset: Dataset, config: EvaluateConfig, split: str) -> Tens
     return positions[chosen.sort().values]
 
 
-@torch.no_grad()
 def evaluate(recommender: Recommender, batches: EvaluationBatches, config: EvaluateConfig, name: str) -> Evaluation:
-    """Rank the whole catalogue for every row.
+    """Rank the whole catalogue for every row, and once more for each reading that is asked for.
 
     Args:
         recommender: what ranks.
         batches: the rows, or this rank's share of them.
-        config: beam width, cut-offs. With `exact` the ranking without the history is a search of its own in which
-            items of the history are not legal; otherwise a policy's are taken out of the ranking.
+        config: beam width, cut-offs.
         name: shown at the progress bar.
     """
+    found = _evaluate(recommender, batches, config, name)
+    if not (config.readings and recommender.thinks and isinstance(recommender, PolicyRecommender)):
+        return found
+    greedy = replace(config, pass_at=None, empty_thought=False, thinking_samples=0)
+    ways: dict[str, tuple[Recommender, EvaluateConfig]] = {
+        "plain": (recommender.under(recommender.layout.plain), greedy),
+        "greedy": (recommender, greedy),
+        "marginal": (recommender, replace(greedy, thinking_samples=config.thinking_samples or THOUGHTS)),
+    }
+    read = {way: _evaluate(one, batches, options, f"{name}, {way}") for way, (one, options) in ways.items()}
+    return replace(found, readings=read)
+
+
+@torch.no_grad()
+def _evaluate(recommender: Recommender, batches: EvaluationBatches, config: EvaluateConfig, name: str) -> Evaluation:
     device, problem = recommender.device, recommender.problem
     codes = problem.table.codes
-    metrics = {kind: ranking_metrics(config, problem.dataset.catalog, codes).to(device) for kind in ("raw", "excluded")}
+    metrics = {kind: ranking_metrics(config, problem.dataset.catalog, codes).to(device) for kind in KINDS}
     keyed = codes.to(device) if config.level == "sid" else None
-    rows, largest = batches.positions.numel(), max(config.k)
-    ranks = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
-    certified = {kind: torch.full((rows,), -1, device=device) for kind in metrics}
-    failed = torch.full((rows,), -1, device=device)
-    with progress_bar(name, rows, "users") as advance:
+    samples = (config.pass_at or []) if isinstance(recommender, PolicyRecommender) else []
+    count, largest = batches.positions.numel(), max(config.k)
+    names = ("rank", "format_failure", f"short@{largest}", f"certified@{largest}", *(f"pass@{n}" for n in samples))
+    kept = {kind: {name: torch.full((count,), -1.0, device=device) for name in names} for kind in KINDS}
+    with progress_bar(name, count, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             requests, places = batch.to(str(device)), places.to(device)
-            found = recommender.rankings(requests, config)
-            failed[places] = (found["raw"].items < 0).all(1).long()
-            for kind, shown in found.items():
+            seen = (distinct(requests.history) >= 0).sum(1)
+            for kind, shown in recommender.rankings(requests, config).items():
                 metrics[kind].update(shown, requests.wanted, history=requests.history)
-                ranks[kind][places] = per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]
+                found = {"rank": per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]}
+                left = len(codes) - seen if kind == "excluded" else torch.full_like(seen, len(codes))
+                found[f"short@{largest}"] = (shown.items[:, :largest] >= 0).sum(1) < left.clamp(max=largest)
                 if shown.bound is not None:
-                    certified[kind][places] = shown.certified(largest).long()
+                    found[f"certified@{largest}"] = shown.certified(largest)
+                if recommender.thinks:
+                    found["format_failure"] = (shown.items < 0).all(1)
+                if samples and isinstance(recommender, PolicyRecommender):
+                    found |= recommender.passes(requests, config, kind)
+                for name, values in found.items():
+                    kept[kind][name][places] = values.float()
             advance(len(requests))
-    values = {}
+    scored: dict[str, dict[str, float]] = {}
+    ranks: dict[str, Tensor] = {}
     for kind, metric in metrics.items():
-        values[kind] = metric.compute()
-        shares = world_max(certified[kind])
-        if bool((shares >= 0).all()):
-            values[kind][f"certified@{largest}"] = float(shares.float().mean())
-        if recommender.thinks:
-            values[kind]["format_failure"] = float(world_max(failed).float().mean())
-    return Evaluation(**values, ranks={kind: world_max(part).cpu() for kind, part in ranks.items()})
+        found = {name: world_max(values).cpu() for name, values in kept[kind].items()}
+        ranks[kind] = found.pop("rank").long()
+        scored[kind] = metric.compute()
+        scored[kind] |= {name: float(values.mean()) for name, values in found.items() if bool((values >= 0).all())}
+    return Evaluation(scored["raw"], scored["excluded"], ranks)

@@ -11,6 +11,7 @@ from typing import Any
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError
 from genrl.files import file_hash, model_hash, read_json
+from genrl.recommenders.base import WEIGHTS
 from genrl.sid import sources
 
 READ = ("data.interactions", "data.items", "activate.path")
@@ -26,6 +27,8 @@ def input_files(config: RunConfig, names: Collection[str] | None = None) -> dict
     paths = {name: Path(options[name]) for name in READ if options.get(name)} | sources(config.sid) | plugins(config)
     if not config.model.from_scratch and Path(config.model.name).is_dir():
         paths["model.name"] = Path(config.model.name)
+    guides = {"prior.run": config.prior.run, "teacher.run": config.teacher.run}
+    paths |= {name: Path(run) / WEIGHTS for name, run in guides.items() if run}
     found = {name: path.expanduser() for name, path in paths.items() if names is None or name in names}
     return {
         name: (str(path), (model_hash if name == "model.name" else file_hash)(path))

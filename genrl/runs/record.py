@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,13 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.files import key_of, read_json, save_weights, write_json
+from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
-from genrl.runs.evaluate import SPLITS, Evaluation, evaluated_rows
+from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, evaluated_rows
 from genrl.training.fitting import is_first
+
+if TYPE_CHECKING:
+    from genrl.runs.session import Session
 
 PACKAGES = (
     "genrl",
@@ -84,18 +88,48 @@ class Meter:
         return float(used) * (1 if sys.platform == "darwin" else 1024)
 
 
-def written(value: Evaluation) -> dict[str, dict[str, float | None]]:
-    """Metrics as metrics.json holds them; a mean over no rows is null."""
-    return {"raw": _rounded(value.raw), "excluded": _rounded(value.excluded)}
+def written(value: Evaluation) -> dict[str, Any]:
+    """Metrics as metrics.json holds them, those of other readings under `readings`; a mean over no rows is null."""
+    own: dict[str, Any] = {"raw": _rounded(value.raw), "excluded": _rounded(value.excluded)}
+    if value.readings:
+        own["readings"] = {way: written(read) for way, read in value.readings.items()}
+    return own
 
 
 def save_ranks(folder: Path, scored: Mapping[str, Evaluation], dataset: Dataset, config: EvaluateConfig) -> None:
-    """Keep the place of every row's target and which targets are cold, for paired comparisons."""
+    """Keep the place of every row's target and which targets are cold, for paired comparisons.
+
+    Those of another reading have its name at the end: `test/excluded/plain`.
+    """
     ranks = {f"{split}/{kind}": rank for split, value in scored.items() for kind, rank in value.ranks.items()}
+    for split, value in scored.items():
+        for way, read in value.readings.items():
+            ranks |= {f"{split}/{kind}/{way}": rank for kind, rank in read.ranks.items()}
     cold, items = dataset.catalog.cold, dataset.sequences.items
     for split in scored:
         ranks[f"cold/{split}"] = cold[items[evaluated_rows(dataset, config, split)]].to(torch.uint8)
     save_weights(ranks, folder / "ranks.safetensors")
+
+
+def evaluation_name(config: EvaluateConfig) -> str:
+    """Folder, inside that of the weights, of what they score under some options."""
+    return f"evaluation-{key_of(config)}"
+
+
+def score(session: Session, title: str, folder: Path) -> dict[str, Any]:
+    """Metrics of a session's recommender on validation and test rows, as metrics.json holds them.
+
+    The rows are shared out over the processes of the run; the first one keeps the ranks in a folder.
+    """
+    world = world_size()  # 1 until the first stage of this process has started the others
+    scored: dict[str, Evaluation] = {}
+    for split in SPLITS:
+        rows = session.batches(split).share(world_rank(), world)
+        scored[split] = evaluate(session.recommender, rows, session.config.evaluate, f"{title} {split}")
+    if is_first():
+        folder.mkdir(exist_ok=True)
+        save_ranks(folder, scored, session.dataset, session.config.evaluate)
+    return {split: written(value) for split, value in scored.items()}
 
 
 def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -> dict[str, Any]:

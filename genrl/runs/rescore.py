@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ from rich.console import Console
 
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
-from genrl.errors import DataError
+from genrl.config.schema import RunConfig
+from genrl.config.select import within
+from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.files import locked, read_json, read_weights, write_json
+from genrl.recommenders.base import WEIGHTS
 from genrl.runs import tables
-from genrl.runs.evaluate import evaluate
+from genrl.runs.evaluate import SPLITS, evaluate
 from genrl.runs.inputs import check_inputs
-from genrl.runs.recommend import load_recommender
-from genrl.runs.record import references, written
+from genrl.runs.recommend import load_recommender, run_config
+from genrl.runs.record import evaluation_name, references, score, written
 from genrl.runs.session import Session
+from genrl.runs.stages import SUPERVISED
 from genrl.training.fitting import quiet_libraries
 
 
@@ -36,6 +41,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session:
     check_inputs(folder, config, [name for name in ("data.interactions", "data.items") if name not in named])
     dataset = _of_the_run(load_dataset(config.data), recommender.problem.dataset.catalog, folder)
     recommender.problem = replace(recommender.problem, dataset=dataset)
+    config = replace(config, evaluate=within(config, len(dataset.catalog)))
     return Session(config, dataset, recommender.problem.table, recommender)
 
 
@@ -52,13 +58,135 @@ def _of_the_run(now: Dataset, catalog: Catalog, folder: Path) -> Dataset:
     return Dataset(kept, now.sequences, now.name)
 
 
-def evaluate_run(folder: Path, *, split: str, overrides: list[str]) -> dict[str, Any]:
-    """Score a finished run on a split and print the table; the run folder stays as it is."""
-    quiet_libraries()
+@dataclass(frozen=True)
+class Record:
+    """What a finished run scores under some options of evaluation."""
+
+    config: RunConfig
+    """The run's, with these options."""
+    metrics: dict[str, Any]
+    """As metrics.json of the run; the stages before the last and the reference lines are scored alike."""
+    folder: Path
+    """Where ranks.safetensors lies."""
+
+
+def rescore(folder: Path, overrides: Sequence[str] = ()) -> Record:
+    """Score a finished run and the stages before its last one again, on both splits, with other options of evaluation.
+
+    What was scored is kept in `evaluation-<key of the options>`, inside the folder of the weights, and found there the
+    next time; the run's own metrics.json and ranks stay as they are. Without a difference in the options these are the
+    record.
+
+    Args:
+        folder: of the run.
+        overrides: `evaluate.option=value` texts.
+
+    Raises:
+        ConfigError: if another section than `evaluate` is changed.
+        CheckpointError: as `load_run`, or if the weights of a stage are not there any more.
+    """
+    other = [word for word in overrides if not word.startswith("evaluate.")]
+    if other:
+        raise ConfigError(f"{', '.join(other)}: a finished run is scored again with options of section evaluate alone.")
+    config, own = run_config(folder, overrides), run_config(folder)
+    metrics: dict[str, Any] = read_json(folder / "metrics.json")
+    if config.evaluate == own.evaluate:
+        return Record(config, metrics, folder)
+    place = folder / evaluation_name(config.evaluate)
+    if not (place / "metrics.json").exists():
+        with locked(folder):
+            if not (place / "metrics.json").exists():
+                write_json(place / "metrics.json", _rescored(folder, overrides, metrics, place))
+    return Record(config, read_json(place / "metrics.json"), place)
+
+
+def _rescored(folder: Path, overrides: Sequence[str], metrics: dict[str, Any], place: Path) -> dict[str, Any]:
+    """The metrics of a run under other options; ranks are kept in `place`, those of shared stages beside these."""
     session = load_run(folder, overrides)
     config = session.config
-    scored = evaluate(session.recommender, session.batches(split), config.evaluate, split)
-    lines = references(config, session.dataset, session.table.codes, split)
-    results = {**lines, folder.name: written(scored)}
+    stages: dict[str, Any] = {name: dict(cost) for name, cost in metrics["stages"].items()}
+    results = {split: references(config, session.dataset, session.table.codes, split) for split in SPLITS}
+    for name, cost in stages.items():
+        if "evaluation" in cost:
+            shared = _stage_folder(folder, cost)
+            with locked(shared):
+                scores = shared / evaluation_name(config.evaluate)
+                if not (scores / "metrics.json").exists():
+                    write_json(scores / "metrics.json", score(_of_stage(session, folder, name, cost), name, scores))
+            cost["evaluation"] = str(scores)
+            found = read_json(scores / "metrics.json")
+        else:
+            session.recommender.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+            found = score(session, name, place)
+        for split in SPLITS:
+            results[split][name] = found[split]
+    again = {**metrics, **results, "stages": stages}
+    begun = [name for name in SUPERVISED if name in stages]
+    if "difference" in metrics:
+        start = Path(stages[begun[-1]]["evaluation"])
+        again["difference"] = tables.paired_differences(start, place, config.evaluate.k)
+    return again
+
+
+def _stage_folder(folder: Path, cost: dict[str, Any]) -> Path:
+    """Where the weights of a shared stage lie: beside the run, wherever that is now."""
+    return folder.parent / Path(cost["folder"]).name
+
+
+def _of_stage(session: Session, folder: Path, name: str, cost: dict[str, Any]) -> Session:
+    """The session of a run with the weights and the layout of one of its stages."""
+    weights = _stage_folder(folder, cost) / WEIGHTS
+    if not weights.exists():
+        raise CheckpointError(
+            f"{weights} is missing, the weights of stage {name} that {folder.name} began with. Put the folder beside "
+            f"the run, or run its stages again (command.txt)."
+        )
+    found = session.plain if name == "align" else session
+    found.recommender.load_state(read_weights(weights), str(weights))
+    return found
+
+
+def evaluate_run(folder: Path, *, split: str, overrides: list[str], stages: Sequence[str] = ()) -> dict[str, Any]:
+    """Score a finished run on a split and print the table; the run folder stays as it is.
+
+    Args:
+        folder: of the run, or of a stage that a finished run beside it has used.
+        split: `valid` or `test`.
+        overrides: `key=value` texts over the configuration of the run.
+        stages: what of the run is scored; none stands for its last stage.
+
+    Raises:
+        CheckpointError: as `load_run`, or if no finished run has used the folder of a stage.
+        ConfigError: if the run has no such stage.
+    """
+    quiet_libraries()
+    folder, stages = _run_of(folder, stages)
+    session = load_run(folder, overrides)
+    config = session.config
+    known = read_json(folder / "metrics.json").get("stages", {})
+    unknown = [name for name in stages if name not in known]
+    if unknown:
+        raise ConfigError(f"{folder} has no stage {', '.join(unknown)}. Its stages: {', '.join(known)}.")
+    results = references(config, session.dataset, session.table.codes, split)
+    for name in stages or [folder.name]:
+        shared = name in known and "evaluation" in known[name]
+        scored = _of_stage(session, folder, name, known[name]) if shared else session
+        if not shared and len(stages) > 1:
+            session.recommender.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        results[name] = written(evaluate(scored.recommender, scored.batches(split), config.evaluate, split))
     tables.ranking_table(Console(), split, tables.with_ties(results), config.evaluate.k)
     return results
+
+
+def _run_of(folder: Path, stages: Sequence[str]) -> tuple[Path, Sequence[str]]:
+    """A run and the stages to score: of the folder of a shared stage, a finished run beside it that has used it."""
+    if (folder / "config.yaml").exists() or not (folder / WEIGHTS).exists():
+        return folder, stages
+    for path in sorted(folder.parent.glob("*-s*/metrics.json")):
+        for name, cost in read_json(path)["stages"].items():
+            if Path(cost["folder"]).name == folder.resolve().name:
+                return path.parent, [name]
+    raise CheckpointError(
+        f"{folder} holds the weights of a stage, and no finished run beside it has used them: how they are to be read "
+        f"is kept in the folder of a run. Finish one first, e.g. with `genrl fit --stage align`."
+    )

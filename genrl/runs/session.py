@@ -16,6 +16,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
+from genrl.config.select import selected, within
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.load import sid_token
@@ -27,7 +28,8 @@ from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
-from genrl.recommenders.policy import PolicyRecommender
+from genrl.recommenders.guides import RunGuide
+from genrl.recommenders.policy import PolicyRecommender, problem_trie
 from genrl.runs.evaluate import evaluated_rows
 from genrl.runs.inputs import plugins
 from genrl.sid import build_sid_table, sources
@@ -50,6 +52,7 @@ class Session:
             torch.set_num_threads(config.trainer.threads)
         dataset = load_dataset(config.data)
         problem = Problem(dataset, sid_table(config, dataset), config.model)
+        config = replace(config, evaluate=within(config, len(dataset.catalog)))
         make = build_baseline if config.stages == ["baseline"] else PolicyRecommender.build
         return cls(config, dataset, problem.table, make(config, problem))
 
@@ -83,6 +86,15 @@ class Session:
     def maker(self) -> PromptMaker:
         """Makes the requests."""
         return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history)
+
+    @cached_property
+    def teacher(self) -> RunGuide | None:
+        """The recommender that the policy learns from, if there is one."""
+        config = self.config.teacher
+        if config.run is None:
+            return None
+        problem = self.learner.problem
+        return RunGuide(Path(config.run), "teacher", config, problem, problem_trie(problem), whole=True)
 
     @property
     def plain(self) -> Session:
@@ -153,13 +165,15 @@ class Session:
             config.layout,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
-            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature),
+            (config.evaluate.thinking_samples, config.evaluate.thinking_temperature, config.evaluate.empty_thought),
         )
 
     def align_key(self) -> str:
         """Changes with everything that the align stage depends on."""
         config = self.config
-        scored = (config.evaluate.beam, config.evaluate.k, config.evaluate.valid_users, config.evaluate.level)
+        chosen = (config.select.ranking, selected(config))
+        scored = (config.evaluate.beam, config.evaluate.valid_users, config.evaluate.level, *chosen)
+        prior, teacher = self.learner.prior, self.teacher if config.align.teacher_share else None
         return key_of(
             self.dataset.fingerprint,
             config.data.max_history,
@@ -173,6 +187,8 @@ class Session:
             scored,
             *([] if config.model.from_scratch else [model_hash(config.model.name)]),
             *_layout_content(config),
+            *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
+            *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
         )
 
 

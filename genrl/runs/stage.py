@@ -14,16 +14,16 @@ import lightning as L
 from rich.console import Console
 
 from genrl.config import RunConfig, run_folder
-from genrl.files import key_of, locked, read_json, read_weights, write_json
+from genrl.config.select import validating
+from genrl.files import locked, read_json, read_weights, write_json
 from genrl.objectives import OBJECTIVES, Objective, Setting
-from genrl.ops import world_rank, world_size
 from genrl.policy.rollout import check_rollout
 from genrl.prompts.packing import SequenceBatches
 from genrl.recommenders import TrainedBaseline
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import RewardContext, Verifier, build_verifier
-from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, ranking_metrics
-from genrl.runs.record import Meter, save_ranks, written
+from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
 from genrl.training.activate import ActivateModule, forgotten
@@ -80,7 +80,7 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
             cost = _train(stage)
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}
-        scores = stage.folder / f"evaluation-{key_of(stage.session.config.evaluate)}"
+        scores = stage.folder / evaluation_name(stage.session.config.evaluate)
         if not (scores / "metrics.json").exists():
             _write(scores / "metrics.json", _scored(stage, scores))
         elif last:
@@ -129,15 +129,7 @@ def _load(stage: Stage) -> None:
 def _scored(stage: Stage, folder: Path) -> dict[str, Any]:
     """Final metrics on validation and test rows; the ranks are kept in a folder."""
     _load(stage)
-    session, world = stage.session, world_size()  # 1 until the first stage of this process has started the others
-    scored: dict[str, Evaluation] = {}
-    for split in SPLITS:
-        rows = session.batches(split).share(world_rank(), world)
-        scored[split] = evaluate(session.recommender, rows, session.config.evaluate, f"{stage.title} {split}")
-    if is_first():
-        folder.mkdir(exist_ok=True)
-        save_ranks(folder, scored, session.dataset, session.config.evaluate)
-    return {split: written(value) for split, value in scored.items()}
+    return score(stage.session, stage.title, folder)
 
 
 def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
@@ -166,12 +158,12 @@ def _weights(stages: list[Stage]) -> Path | None:
 
 def _align(session: Session) -> Stage:
     options, folder = session.config.align, _shared(session.config, f"align-{session.align_key()}")
-    plain = session.plain
+    plain, teacher = session.plain, session.teacher if options.teacher_share else None
 
     kind = ItemSFTModule if session.spec.reads_items else SFTModule
 
     def module() -> SFTModule | ItemSFTModule:
-        return kind(session.packer(), options, **_arguments(plain, folder, None))
+        return kind(session.packer(), options, teacher, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
@@ -200,7 +192,8 @@ def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
 
     def module() -> RLModule:
         parts = (objective, verifier, order, session.maker, catalog.categories)
-        return RLModule(*parts, config.rl, config.rollout, config.seed, **_arguments(session, folder, before))
+        teacher = session.teacher if objective.uses_teacher else None
+        return RLModule(*parts, config.rl, config.rollout, config.seed, teacher, **_arguments(session, folder, before))
 
     best = config.rl.select == "best"
     samples = RolloutSamples(catalog, folder / "samples.jsonl")
@@ -218,8 +211,7 @@ def _baseline(session: Session) -> Stage:
     def module() -> BaselineModule:
         length, seed = options.max_length + 1, config.seed
         batches = SequenceBatches(session.dataset, recommender.per, length, options.batch, seed=seed)
-        width = recommender.width(config.evaluate)
-        return BaselineModule(recommender, batches, seed, width, **_ranking_arguments(session, folder))
+        return BaselineModule(recommender, batches, seed, **_ranking_arguments(session, folder))
 
     return Stage("baseline", name, folder, session, module, monitor(config), options.patience, shared=False)
 
@@ -229,10 +221,12 @@ def _shared(config: RunConfig, name: str) -> Path:
 
 
 def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
-    config = session.config
+    config, narrow = session.config, validating(session.config)
     return {
         "validation": session.batches("valid"),
-        "metrics": ranking_metrics(config.evaluate, session.dataset.catalog, session.table.codes),
+        "metrics": ranking_metrics(narrow, session.dataset.catalog, session.table.codes),
+        "evaluation": narrow,
+        "kind": config.select.ranking,
         "max_grad_norm": config.trainer.max_grad_norm,
         "folder": folder,
     }
@@ -240,8 +234,7 @@ def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
 
 def _arguments(session: Session, folder: Path, before: Path | None) -> dict[str, Any]:
     build = partial(session.learner.make, before)
-    parts = {"build": build, "layout": session.layout, "evaluation": session.config.evaluate}
-    return parts | _ranking_arguments(session, folder)
+    return {"build": build, "layout": session.layout} | _ranking_arguments(session, folder)
 
 
 def build_objective(config: RunConfig) -> Objective:
@@ -263,7 +256,10 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         items=layout.items,
         categories=bool(catalog.category_names),
         thinking=layout.writes_text,
+        teacher=config.teacher.run is not None,
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, layout)
+    if objective.uses_teacher:
+        session.teacher  # noqa: B018 (one that cannot be used is told now)
     return verifier

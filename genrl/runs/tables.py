@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from genrl.config.schema import RunConfig
+from genrl.config.select import main_cut
 from genrl.metrics.comparison import paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.metrics.ranking import TIES
@@ -21,14 +23,8 @@ if TYPE_CHECKING:
     from genrl.catalog.dataset import Dataset
     from genrl.runs.session import Session
 
-COLUMNS = {
-    "recall": "R",
-    "ndcg": "N",
-    "entropy": "Ent",
-    "cold_recall": "Cold",
-    "coverage": "Cov",
-}
-"""Short heads of the tables, so that they fit a terminal of 80 columns."""
+COLUMNS = {"ndcg": "N", "recall": "R", "mrr": "MRR", "cold_recall": "Cold", "coverage": "Cov", "entropy": "Ent"}
+"""Short heads of the tables."""
 HIGH_RATE = 1e-3
 """Peak learning rate above which a supervised stage of a pre-trained policy is told of in the header."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
@@ -50,6 +46,10 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
     console.print(f"policy {config.model.name}", highlight=False)
+    prior = session.learner.prior
+    if prior is not None:
+        told = f"prior {prior.name} ({config.prior.run}), weight {config.prior.weight:g}"
+        console.print(told, highlight=False, soft_wrap=True)
     if config.model.from_scratch and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     if not config.model.from_scratch:
@@ -95,46 +95,113 @@ def with_ties(results: dict[str, Any]) -> dict[str, Any]:
         rows[name] = value
         for part in TIES if isinstance(value, dict) else ():
             kinds = {kind: _part(scores, part) for kind, scores in value.items() if f"{part}_rows" in scores}
-            rows |= {f"{name}, {part}": kinds} if kinds else {}
+            rows |= {f"{NAMES.get(name, name)}, {part}": kinds} if kinds else {}
     return rows
 
 
 def _part(scores: dict[str, float | None], part: str) -> dict[str, float | None]:
-    """The metrics of one part of the targets under their own names; those that it does not have are null."""
-    inside = {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
-    return dict.fromkeys(scores) | inside
+    """The metrics of one part of the targets under their own names."""
+    return {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
 
 
 def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
-    """Print the metrics of all ranking models on a split, raw and with the history excluded.
+    """Print the metrics of all ranking models on a split, raw and with the history excluded, and what they lack.
 
-    A terminal too narrow for all cut-offs shows the largest ones; metrics.json holds all.
+    A terminal too narrow for all columns shows those of the cut-offs first; metrics.json holds all.
     """
-    top = max(k)
-    k = sorted(k)[-max(1, (console.width - 44) // 18) :]  # 17 for the name, 9 for each of 2 columns per cut-off and 3
-    columns = [f"recall@{cut}" for cut in k] + [f"ndcg@{cut}" for cut in k]
-    columns += [f"entropy@{top}", f"cold_recall@{top}", f"coverage@{top}"]
+    rows = _with_readings(results)
     for kind, title in (("raw", "raw ranking"), ("excluded", "history excluded")):
-        scored = {name: value[kind] for name, value in results.items() if isinstance(value, dict) and kind in value}
+        scored = {name: value[kind] for name, value in rows.items() if isinstance(value, dict) and kind in value}
         if not scored:
             continue
         first = next(iter(scored.values()))
-        table = Table(
-            title=f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
-        )
-        table.add_column("", no_wrap=True)
-        for column in columns:
-            metric, cut = column.split("@")
-            table.add_column(f"{COLUMNS[metric]}@{cut}", justify="right", no_wrap=True)
-        for name, values in scored.items():
-            cells = ["-" if values[column] is None else f"{values[column]:.4f}" for column in columns]
-            table.add_row(NAMES.get(name, name), *cells)
-        console.print(table)
+        title = f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
+        wide = max(len(name) for name in scored)
+        _print(console, title, scored, columns(k, max(1, (console.width - wide - 4) // 9)))
+        passes = [name for name in dict.fromkeys(name for value in scored.values() for name in value) if "pass@" in name]
+        if passes:
+            sampled = {name: value for name, value in scored.items() if passes[0] in value}
+            _print(console, f"{split}: Pass@K, one of K sampled completions names the target", sampled, passes)
+        for line in shortcomings(scored, max(k)):
+            console.print(line, highlight=False)
+
+
+def columns(k: list[int], room: int) -> list[str]:
+    """The metrics that a table has room for, in the order they are shown.
+
+    NDCG up to the main cut-off and recall from it on stand for all cut-offs; the others follow where there is room.
+
+    Example:
+        >>> columns([1, 5, 10, 20, 50], 7)
+        ['ndcg@1', 'ndcg@5', 'ndcg@10', 'recall@10', 'recall@20', 'recall@50', 'mrr@50']
+        >>> columns([5, 10], 3)
+        ['ndcg@5', 'ndcg@10', 'recall@10']
+    """
+    main, last = main_cut(k), max(k)
+    first = [f"ndcg@{main}", f"recall@{main}"]
+    first += [f"ndcg@{cut}" for cut in k if cut < main] + [f"recall@{cut}" for cut in k if cut > main]
+    rest = [f"mrr@{last}", f"cold_recall@{main}", f"coverage@{main}", f"entropy@{main}"]
+    rest += [f"recall@{cut}" for cut in k if cut < main] + [f"ndcg@{cut}" for cut in k if cut > main]
+    kept = [*first, *rest][:room]
+    order = [f"{metric}@{cut}" for metric in COLUMNS for cut in sorted(k)]
+    return sorted(kept, key=order.index)
+
+
+def shortcomings(scored: Mapping[str, Mapping[str, float | None]], largest: int) -> list[str]:
+    """What is to be said of models with short lists, or with lists that are not proven to be the best of the catalogue.
+
+    Args:
+        scored: model -> its metrics in one kind of ranking.
+        largest: the largest cut-off.
+    """
+    found: dict[str, list[str]] = {}
+    for name, values in scored.items():
+        short, certified = values.get(f"short@{largest}") or 0.0, values.get(f"certified@{largest}")
+        said = []
+        if short > 0:
+            said.append(f"the lists of {_share(short)} of the users have fewer than {largest} items")
+        if certified is not None and certified < 1:
+            said.append(
+                f"the lists of {_share(1 - certified)} of the users are not proven to hold the best {largest} items of "
+                f"the catalogue (evaluate.exact)"
+            )
+        if said:
+            found.setdefault("; ".join(said), []).append(NAMES.get(name, name))
+    return [f"{', '.join(names)}: {text}." for text, names in found.items()]
+
+
+def _share(value: float) -> str:
+    """Percent that never rounds to none."""
+    return f"{100 * value:.1f}%" if value >= 0.0005 else "less than 0.1%"
+
+
+def _with_readings(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with a row of its own for each further reading of a model's weights."""
+    rows: dict[str, Any] = {}
+    for name, value in results.items():
+        rows[name] = value
+        if isinstance(value, dict):
+            rows |= {f"{name}, {way}": read for way, read in value.get("readings", {}).items()}
+    return rows
+
+
+def _print(console: Console, title: str, scored: Mapping[str, Mapping[str, float | None]], shown: list[str]) -> None:
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for column in shown:
+        metric, cut = column.split("@")
+        head = COLUMNS.get(metric, metric)
+        table.add_column(head if metric == "mrr" else f"{head}@{cut}", justify="right", no_wrap=True)
+    for name, values in scored.items():
+        found = [values.get(column) for column in shown]
+        table.add_row(NAMES.get(name, name), *("-" if value is None else f"{value:.4f}" for value in found))
+    console.print(table)
 
 
 def show(console: Console, metrics: dict[str, Any]) -> None:
     """Print the closing tables of a run."""
-    k = sorted({int(name.split("@")[1]) for name in next(iter(metrics["test"].values()))["raw"] if "recall@" in name})
+    first = next(iter(metrics["test"].values()))["raw"]
+    k = sorted({int(name.split("@")[1]) for name in first if name.startswith("ndcg@")})
     for split in ("valid", "test"):
         scored = dict(metrics[split])
         if "rl" in scored:
@@ -167,7 +234,7 @@ def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dic
         and not the seed (`genrl.metrics.paired_difference` with one seed).
     """
     old, new = load_file(before / "ranks.safetensors"), load_file(after / "ranks.safetensors")
-    top = max(k)
+    top = main_cut(k)
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for kind in ("raw", "excluded"):
         found[kind] = {}

@@ -142,8 +142,13 @@ class Trie:
 
     def items_below(self, level: int, nodes: Tensor) -> Tensor:
         """Number of items whose path goes through each node of `level`, any shape."""
+        first, behind = self.places_below(level, nodes)
+        return behind - first
+
+    def places_below(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Place of the first item below each node of `level`, any shape, and the one behind its last."""
         first, behind = self._leaves_below(level, nodes)
-        return (self.leaf_offsets[behind] - self.leaf_offsets[first]).long()
+        return self.leaf_offsets[first].long(), self.leaf_offsets[behind].long()
 
     def leaves_below(self, level: int, nodes: Tensor) -> Tensor:
         """Number of SIDs that begin with the prefix of each node of `level`, any shape."""

@@ -18,17 +18,13 @@ from genrl.training.stream import StepStream
 
 
 class BaselineModule(RankingModule):
-    """Trains a recommender on item sequences, as its own options say.
-
-    `seed` is that of dropout and negatives; validation ranks `width` items for each row.
-    """
+    """Trains a recommender on item sequences, as its own options say; `seed` is that of dropout and negatives."""
 
     def __init__(
         self,
         recommender: TrainedBaseline,
         batches: SequenceBatches,
         seed: int,
-        width: int,
         **ranking: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**ranking)
@@ -36,7 +32,6 @@ class BaselineModule(RankingModule):
         self.recommender = recommender
         self.batches = batches
         self.seed = seed
-        self.width = width
         self.config = recommender.config
         self.max_steps = batches.steps_per_epoch * self.config.max_epochs
         self.round_steps = max(1, round(batches.steps_per_epoch * self.config.validate_every))
@@ -59,7 +54,7 @@ class BaselineModule(RankingModule):
         return loss
 
     def rank(self, batch: Requests) -> Ranking:
-        return self.recommender.rank(batch, self.width)
+        return self.recommender.rankings(batch, self.evaluation, (self.kind,))[self.kind]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.recommender.trained()

@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from genrl.config import RunConfig
+from genrl.config.select import main_cut
 
 SECTIONS = {
     "baseline": ("baseline",),
@@ -56,7 +57,7 @@ def write_outcome(folder: Path, config: RunConfig, metrics: Mapping[str, Any]) -
     with SummaryWriter(str(folder), filename_suffix=OUTCOME) as writer:
         add = writer.file_writer.add_summary
         add(_session(SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
-        for name, value in final_metrics(metrics, stage, max(config.evaluate.k)).items():
+        for name, value in final_metrics(metrics, stage, main_cut(config.evaluate.k)).items():
             writer.add_scalar(name, value, 0)
         add(_session(SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)))
 

@@ -84,9 +84,10 @@ class BestWeights(Callback):
 class StageProgress(Callback):
     """One bar for all optimiser steps of a stage: time left, steps per second, the latest validation."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int, monitor: str = "val/ndcg@10") -> None:
         self.name = name
         self.total = total
+        self.monitor = monitor
         self.progress: Progress | None = None
         self.validation = ""
 
@@ -109,8 +110,8 @@ class StageProgress(Callback):
         self.progress.update(self.task, completed=trainer.global_step, note=note)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if "val/ndcg@10" in trainer.callback_metrics:
-            self.validation = f"  val ndcg@10 {float(trainer.callback_metrics['val/ndcg@10']):.4f}"
+        if self.monitor in trainer.callback_metrics:
+            self.validation = f"  {self.monitor.replace('/', ' ')} {float(trainer.callback_metrics[self.monitor]):.4f}"
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.progress is not None:

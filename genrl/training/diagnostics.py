@@ -50,6 +50,7 @@ def rollout_values(whole: Experience, rewards: Rewards, codes: Tensor, cold: Ten
         **match_values(drawn, codes),
         **completion_values(drawn, cold),
         "objective/dead_groups": 1 - live_prompts(whole).float().mean(),
+        "rollout/useful": ((whole.advantages != 0) & (whole.weights > 0)).any(1).float().mean(),
         **advantage_values(whole),
     }
 
@@ -65,9 +66,16 @@ def completion_values(drawn: Completions, cold: Tensor) -> Values:
         "rollout/cold_share": (cold[drawn.items.clamp(min=0)] & named).float().mean(),
         "rollout/length": drawn.chosen.float().sum(1).mean(),
         "rollout/distinct": distinct / max(1, groups.numel()),
+        **({} if drawn.teacher_kl is None else {"policy/teacher_kl": _taught(drawn)}),
         **entropy_values(drawn),
         **thinking_values(drawn),
     }
+
+
+def _taught(drawn: Completions) -> Tensor:
+    """Mean divergence from the teacher over the SID tokens that the policy chose, nats."""
+    assert drawn.teacher_kl is not None
+    return masked_mean(drawn.teacher_kl, drawn.chosen & drawn.item_mask)
 
 
 def thinking_values(drawn: Completions) -> Values:

@@ -1,16 +1,17 @@
-"""Rollouts with their rewards, and the replacement of groups that nothing can be learned from."""
+"""Rollouts with their rewards, and what is done about groups that nothing can be learned from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from genrl.batches import Batch, Completions, Requests, Rewards, concatenate
 from genrl.objectives import Objective, live_prompts
-from genrl.ops import world_max
+from genrl.objectives.credit import ROUNDING
+from genrl.ops import group_view, world_max, world_size
 from genrl.training.journal import Journal
 
 
@@ -36,13 +37,44 @@ def draw_alive(draw: Callable[[int], Rollout], objective: Objective, journal: Jo
     requests; the journal is told the share of groups that were replaced.
     """
     rollout = draw(0)
+    count = len(rollout.completions.tokens)
+    drawn = count
     for attempt in range(1, objective.dynamic_sampling):
         live = live_prompts(objective.prepare(rollout.completions, rollout.rewards))
         if int(world_max((~live).sum())) == 0:
             break
         rollout = replaced(rollout, live, draw(attempt))
+        drawn += count
         journal.add({"rollout/resampled": float((~live).float().mean())})
+    journal.add({"rollout/drawn": float(drawn * world_size())})
     return rollout
+
+
+def hopeless(rollout: Rollout) -> Tensor:
+    """[P] bool: groups whose completions all earn the same, up to rounding, and none of which names the target."""
+    outcome, sizes = (
+        group_view(each.outcome, rollout.completions.group_size) for each in (rollout.rewards, rollout.rewards.absolute)
+    )
+    equal = outcome.amax(1) - outcome.amin(1) <= ROUNDING * sizes.amax(1)
+    named = group_view(rollout.completions.items[:, 0], rollout.completions.group_size)
+    return equal & ~(named == rollout.requests.wanted.items[:, :1]).any(1)
+
+
+def with_targets(completions: Completions, groups: Tensor, targets: Completions) -> Completions:
+    """Completions with the target in the place of the last one of some groups.
+
+    Args:
+        completions: G for each of P requests.
+        groups: [n] which groups.
+        targets: one for each of these requests, with their log-probabilities under the policy.
+    """
+    size = completions.group_size
+    if completions.teacher_gap is not None:  # a teacher judges what the policy wrote
+        nothing = torch.zeros_like(targets.logps)
+        targets = replace(targets, teacher_gap=nothing, teacher_kl=nothing)
+    places = torch.arange(len(completions.tokens), device=groups.device)
+    places[groups * size + size - 1] = len(places) + torch.arange(len(groups), device=groups.device)
+    return replace(concatenate(replace(completions, group_size=1), targets).rows(places), group_size=size)
 
 
 def replaced(rollout: Rollout, live: Tensor, further: Rollout) -> Rollout:

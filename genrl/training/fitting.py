@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
 from genrl.config.schema import RunConfig, TrainerConfig
+from genrl.config.select import selected
 from genrl.errors import CheckpointError, ConfigError
 from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress
 from genrl.training.rl import RLModule, micro_batches
@@ -109,7 +110,7 @@ def train(
         logger=RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
         callbacks=[
             best,
-            StageProgress(name, max_steps),
+            StageProgress(name, max_steps, monitor(config)),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
             point,
@@ -142,8 +143,8 @@ def train(
 
 
 def monitor(config: RunConfig) -> str:
-    """The validation metric that chooses weights."""
-    return f"val/ndcg@{max(config.evaluate.k)}"
+    """Name of the logged validation metric that chooses weights."""
+    return f"val/{selected(config)}"
 
 
 def barrier() -> None:

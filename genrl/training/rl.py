@@ -17,13 +17,15 @@ from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
 from genrl.policy.base import TrainablePolicy
+from genrl.policy.guide import Guide
 from genrl.policy.reference import Reference
 from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
+from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
-from genrl.training.drawing import Rollout, draw_alive
+from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
 from genrl.training.gap import based_on, sampling_gap, truncated
 from genrl.training.journal import Journal
 from genrl.training.stage import StageModule, scheduled
@@ -62,6 +64,7 @@ class RLModule(StageModule):
         config: the rl section.
         rollouts: the rollout section.
         seed: of the sampling.
+        teacher: judges what was written, for objectives that want it.
         stage: arguments of `StageModule`.
     """
 
@@ -75,6 +78,7 @@ class RLModule(StageModule):
         config: RLConfig,
         rollouts: RolloutConfig,
         seed: int,
+        teacher: Guide | None = None,
         **stage: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**stage)
@@ -88,6 +92,7 @@ class RLModule(StageModule):
         self.max_steps = config.max_steps
         self.rollouts = rollouts
         self.seed = seed
+        self.teacher = teacher
         self.updates = rollouts.epochs * rollouts.minibatches
         """Optimiser steps per rollout."""
         self.writes = not objective.trains_on_targets
@@ -154,9 +159,27 @@ class RLModule(StageModule):
             noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
             shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
             completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
+            if self.teacher is not None and self.objective.uses_teacher:
+                judged = self.policy, self.layout, requests, completions, self.teacher
+                completions = taught(*judged, sampling_of(self.rollouts))
         else:
             completions = target_rollout(self.layout, requests, self.categories)
-        return Rollout(requests, completions, self.verifier(completions, requests))
+        drawn = Rollout(requests, completions, self.verifier(completions, requests))
+        return self._repaired(drawn) if self.objective.repair else drawn
+
+    def _repaired(self, drawn: Rollout) -> Rollout:
+        """The target in the place of one completion where nothing else could be learned, as if the policy wrote it."""
+        dead = hopeless(drawn)
+        self.journal.add({"rollout/repaired": dead.float().mean()})
+        groups = dead.nonzero()[:, 0]
+        if not len(groups):
+            return drawn
+        requests = drawn.requests.rows(groups)
+        targets = target_rollout(self.layout, requests, self.categories)
+        scores = self._score(targets, requests)
+        targets = replace(targets, logps=scores.logps, entropy=scores.entropy)
+        completions = with_targets(drawn.completions, groups, targets)
+        return Rollout(drawn.requests, completions, self.verifier(completions, drawn.requests))
 
     def _mini_batches(self, whole: Part, index: int) -> list[Part]:
         """Share out the groups of a rollout, anew in each pass over it; each mini-batch weighs as much as the whole."""

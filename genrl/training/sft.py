@@ -15,6 +15,7 @@ from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.layouts.base import Layout
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
+from genrl.policy.guide import Guide
 from genrl.policy.item import ItemPolicy
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
@@ -33,19 +34,38 @@ class SupervisedModule(StageModule):
     Args:
         batches: makes the batches.
         config: the stage's section.
+        teacher: has a share of each target, see `lesson`; None: there is none.
         stage: arguments of `StageModule`.
     """
 
-    def __init__(self, batches: Planner[Any], config: AlignConfig | ActivateConfig, **stage: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        batches: Planner[Any],
+        config: AlignConfig | ActivateConfig,
+        teacher: Guide | None = None,
+        **stage: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(**stage)
         self.batches = batches
         self.config = config
+        self.teacher = teacher
         self.max_steps = batches.steps_per_epoch * config.max_epochs
         self.round_steps = max(1, round(batches.steps_per_epoch * config.validate_every))
 
     @abstractmethod
     def total(self, batch: Any) -> Tensor:  # noqa: ANN401 (what the planner makes)
         """Negative log-likelihood of the targets of a batch, summed."""
+
+    def lesson(self, histories: Tensor | None) -> dict[str, Any]:
+        """The arguments of `item_loss` about the teacher, for targets behind histories [n, H].
+
+        Where there is no history it has nothing to say, and the target counts alone.
+        """
+        if self.teacher is None or histories is None or not len(histories):
+            return {}
+        assert isinstance(self.config, AlignConfig)
+        known = (histories >= 0).any(1)
+        return {"teacher": self.teacher.masses(histories), "shares": self.config.teacher_share * known}
 
     def train_dataloader(self) -> StepStream[Any]:
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
@@ -101,17 +121,19 @@ class SFTModule(PackedModule):
 
     def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         sid_rows = cast(Policy, self.policy).sid_rows
-        return items_loss(batch, hidden, head.cut(*sid_rows), self.layout) + _text_loss(batch, hidden, head)
+        lesson = self.lesson(batch.histories)
+        items = items_loss(batch, hidden, head.cut(*sid_rows), self.layout, **lesson)
+        return items + _text_loss(batch, hidden, head)
 
     def rows(self, batch: PackedBatch) -> str:
         return "vocab" if len(batch.text_places) else "legal"
 
 
-def items_loss(batch: PackedBatch, hidden: Tensor, head: Head, layout: Layout) -> Tensor:
-    """Negative log-likelihood of all target items as completions without text."""
+def items_loss(batch: PackedBatch, hidden: Tensor, head: Head, layout: Layout, **lesson: Any) -> Tensor:  # noqa: ANN401
+    """Negative log-likelihood of all target items as completions without text; `lesson` is for `item_loss`."""
     rows, columns = batch.item_places.unbind(1)
     before = columns[:, None] + torch.arange(layout.length, device=columns.device) - 1
-    return item_loss(Hidden(head, hidden[rows[:, None], before]), layout, batch.items[:, None])
+    return item_loss(Hidden(head, hidden[rows[:, None], before]), layout, batch.items[:, None], **lesson)
 
 
 class ItemSFTModule(SupervisedModule):
@@ -119,8 +141,9 @@ class ItemSFTModule(SupervisedModule):
 
     def total(self, batch: SequenceBatch) -> Tensor:
         items = batch.items[batch.targets][:, None]
+        lesson = {} if self.teacher is None else self.lesson(batch.histories)
         return cast(ItemPolicy, self.policy).along(
-            batch.items, batch.targets, lambda said: item_loss(said, self.layout, items)
+            batch.items, batch.targets, lambda said: item_loss(said, self.layout, items, **lesson)
         )
 
 

@@ -35,6 +35,8 @@ class RankingModule(L.LightningModule, ABC):
     Args:
         validation: rows that validation ranks.
         metrics: computed from the rankings; logged under `val/`.
+        evaluation: how validation ranks; it does without `exact`.
+        kind: which ranking is logged, `raw` or `excluded`.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         folder: where a batch that gave a non-finite loss or gradient is saved.
     """
@@ -43,11 +45,19 @@ class RankingModule(L.LightningModule, ABC):
     """Optimiser steps of the whole training."""
 
     def __init__(
-        self, validation: EvaluationBatches, metrics: RankingMetrics, max_grad_norm: float, folder: Path
+        self,
+        validation: EvaluationBatches,
+        metrics: RankingMetrics,
+        evaluation: EvaluateConfig,
+        kind: str,
+        max_grad_norm: float,
+        folder: Path,
     ) -> None:
         super().__init__()
         self.validation = validation
         self.metrics = metrics
+        self.evaluation = replace(evaluation, exact=False)
+        self.kind = kind
         self.max_grad_norm = max_grad_norm
         self.folder = folder
         self._batch: Any = None  # the latest of training
@@ -155,7 +165,6 @@ class StageModule(RankingModule):
     Args:
         build: makes what is trained.
         layout: grammar of completions.
-        evaluation: how validation ranks; it does without `exact`.
         ranking: arguments of `RankingModule`.
     """
 
@@ -165,13 +174,11 @@ class StageModule(RankingModule):
         self,
         build: Callable[[], TrainablePolicy],
         layout: Layout,
-        evaluation: EvaluateConfig,
         **ranking: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**ranking)
         self.build = build
         self.layout = layout
-        self.evaluation = replace(evaluation, exact=False)
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
 
     def configure_model(self) -> None:
@@ -180,7 +187,7 @@ class StageModule(RankingModule):
             self.policy = self.build()
 
     def rank(self, batch: Requests) -> Ranking:
-        return rankings(self.policy, self.layout, batch, self.evaluation)["raw"]
+        return rankings(self.policy, self.layout, batch, self.evaluation, (self.kind,))[self.kind]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.policy.trainable()

@@ -23,6 +23,8 @@ OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in OBJECTIVES.names()},
     "grpo-token-entropy": ("grpo", {"reduction": "token", "entropy_coef": 0.01, "kl_coef": 0.0}),
     "grpo-dual": ("grpo", {"dual_clip": 1.1, "normalize": "mean", "guard": "clamp"}),
+    "grpo-pass-at-2": ("grpo", {"compare": "pass_at_k", "k": 2}),
+    "grpo-best": ("grpo", {"compare": "best"}),
     "gspo-token": ("gspo", {"level": "sequence_token", "clip_low": 0.05, "clip_high": 0.05}),
     "gdpo-token": ("gdpo", {"whiten": "token"}),
     "ecpo-sequence": ("ecpo", {"level": "sequence"}),
@@ -104,7 +106,17 @@ class Sample:
         def widen(value: Tensor, fill: float) -> Tensor:
             return torch.cat([value, value.new_full((value.shape[0], width), fill)], 1)
 
-        names = ("tokens", "chosen", "step_ids", "logps", "ref_logps", "entropy", "item_ids")
+        names = (
+            "tokens",
+            "chosen",
+            "step_ids",
+            "logps",
+            "ref_logps",
+            "entropy",
+            "item_ids",
+            "teacher_gap",
+            "teacher_kl",
+        )
         present = {name: getattr(self.rollout, name) for name in names if getattr(self.rollout, name) is not None}
         rollout = replace(self.rollout, **{name: widen(value, fills.get(name, 0)) for name, value in present.items()})
         return Sample(rollout, self.rewards, widen(self.logps, 0), widen(self.entropy, 0))
@@ -190,6 +202,11 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
     def logs(center: Tensor, width: float) -> Tensor:
         return ((center + (uniform(*mask.shape) - 0.5) * width).clamp(max=-1e-3)).masked_fill(~mask, 0)
 
+    teacher = torch.Generator().manual_seed(seed + 1000)
+
+    def told(low: float) -> Tensor:
+        return (torch.rand(mask.shape, generator=teacher, dtype=torch.float64) + low).masked_fill(~mask, 0)
+
     old = logs(-0.2 - 2 * uniform(*mask.shape), 0.0)
     entropy = uniform(*mask.shape).masked_fill(~mask, 0)
     rollout = Completions(
@@ -200,6 +217,8 @@ def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, sp
         logps=old,
         ref_logps=logs(old, spread),
         entropy=entropy,
+        teacher_gap=told(-0.5),
+        teacher_kl=told(0.0),
         group_size=group_size,
         num_steps=steps,
         **shape,

@@ -164,7 +164,7 @@ def _plan(asked: Question, row: str, overrides: Sequence[str], budget: Budget | 
 
 def _overrides(asked: Question, row: str) -> list[str]:
     """Those for both rows and those for this one."""
-    kept = []
+    kept = ["evaluate.exact=false"]  # what a request costs is matched by the width of its beam
     for text in asked.overrides:
         owner, rest = of_row(text, ROWS, "")
         section = rest.partition("=")[0].partition(".")[0]

@@ -83,11 +83,12 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["trainer.extra={num_sanity_val_steps: 2}"], "is set by genrl itself: every stage validates"),
         (["trainer.extra={barebones: true}"], "is set by genrl itself: it would keep no metrics"),
         (["evaluate.k=[]"], "must hold one or more cut-offs"),
-        (["evaluate.k=[5, 50]"], "at least 50, evaluate.beam is 20. Add evaluate.beam=50 or evaluate.k=[5]."),
-        (["evaluate.beam=3"], "Add evaluate.beam=10 or evaluate.k=[3]."),
+        (["select.metric=ndcg"], "must be one of ndcg@K, recall@K, mrr@K, cold_recall@K, e.g. ndcg@10, or null"),
+        (["select.metric=gini@10"], "must be one of ndcg@K, recall@K, mrr@K, cold_recall@K"),
+        (["select.metric=ndcg@0"], "must be one of ndcg@K"),
+        (["select.ranking=all"], "is not one of excluded, raw"),
+        (["evaluate.pass_at=[0]"], "must hold numbers of samples of at least 1"),
         (["evaluate.thinking_temperature=0"], "evaluate.thinking_temperature = 0: must be above 0"),
-        (["evaluate.exact=true", "evaluate.thinking_samples=2"], "Set evaluate.thinking_samples=1 or 0"),
-        (["evaluate.exact=true", "layout.order=interleaved"], "Set layout.order=tail or evaluate.exact=false"),
     ],
 )
 def test_a_contradiction_says_what_to_write(overrides, reason):
@@ -100,5 +101,4 @@ def test_a_contradiction_says_what_to_write(overrides, reason):
 
 def test_a_remedy_works():
     assert load_config(overrides=["model.quantize=nf4", "model.lora.rank=16"]).model.quantize == "nf4"
-    assert load_config(overrides=["evaluate.k=[5, 50]", "evaluate.beam=50"]).evaluate.k == [5, 50]
-    assert load_config(overrides=["evaluate.beam=3", "evaluate.k=[3]"]).evaluate.k == [3]
+    assert load_config(overrides=["select.metric=mrr@7"]).select.metric == "mrr@7"

@@ -130,7 +130,9 @@ def test_components_are_completed_under_their_canonical_name(registries):
 
 def test_all_problems_are_shown_together_with_their_places(tmp_path):
     broken = write(tmp_path, "broken.yaml", "seed: [1\n")
-    file = write(tmp_path, "a.yaml", "include: broken.yaml\nobjectve: gbpo\nrl:\n  select: bst\nevaluate: {k: [50]}\n")
+    file = write(
+        tmp_path, "a.yaml", "include: broken.yaml\nobjectve: gbpo\nrl:\n  select: bst\nselect: {metric: hits@3}\n"
+    )
     text = problems_of(
         [file], {"stage": ["algin"]}, ["rl.max_step=3", "nonsense", "model.quantize=nf4", "rl.max_steps=x"]
     )
@@ -139,7 +141,7 @@ def test_all_problems_are_shown_together_with_their_places(tmp_path):
         f"{broken}:2: this is not YAML",
         f"{file}:2: objectve = 'gbpo': is not an option. Did you mean 'objective'?",
         f"{file}:4: rl.select = 'bst': is not one of best, last.",
-        f"{file}:5: evaluate.k = [50]: needs a beam of at least 50",
+        f"{file}:5: select.metric = 'hits@3': must be one of ndcg@K, recall@K",
         "--stage: stages = ['algin']: has no stage 'algin'. Did you mean 'align'?",
         "command line: rl.max_step = 3: is not an option. Did you mean 'max_steps'?",
         "command line: 'nonsense' is not an override.",
@@ -176,9 +178,9 @@ def test_registries_are_not_touched_while_anything_else_is_wrong():
 def test_a_problem_stands_at_its_place_and_alone_where_others_follow_from_it(registries):
     unknown = "--objective: objective = 'sappo': unknown objective 'sappo'. Did you mean 'sapo'?"
     assert problems_of(flags={"objective": "sappo"}, registries=registries).startswith(unknown)
-    text = problems_of(overrides=["evaluate.k=[50]", "evaluate.beam=wide"], registries=registries)
-    assert text.startswith("command line: evaluate.beam = 'wide': is not an integer.")
-    assert "needs a beam" not in text
+    text = problems_of(overrides=["data.valid_fraction=0.9", "data.test_fraction=wide"], registries=registries)
+    assert text.startswith("command line: data.test_fraction = 'wide': is not a number.")
+    assert "leave nothing" not in text
 
 
 @pytest.mark.parametrize("folder", ["${oc.env:GENRL_TEST_DATA}", "${experiment}", "toy"])

@@ -29,7 +29,7 @@ def test_values_of_the_right_type_arrive():
         ({"rl": {"max_steps": 2.5}}, "rl.max_steps", "is not an integer"),
         ({"rl": {"learning_rate": "fast"}}, "rl.learning_rate", "is not a number"),
         ({"trainer": {"compile": "maybe"}}, "trainer.compile", "is not true or false. The default is false"),
-        ({"evaluate": {"k": 5}}, "evaluate.k", "a list of integers such as [1, 2]. The default is [5, 10]"),
+        ({"evaluate": {"k": 5}}, "evaluate.k", "a list of integers such as [1, 2]. The default is [1, 5, 10, 20, 50]"),
         ({"evaluate": {"test_users": "x"}}, "evaluate.test_users", "is not an integer or null"),
         ({"rl": {"select": "bst"}}, "rl.select", "is not one of best, last. Did you mean 'best'?"),
         ({"trainer": {"extra": 3}}, "trainer.extra", "is not a group of options"),

@@ -1,6 +1,7 @@
 """Metrics against slow references in plain Python, and the published goldens."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -145,3 +146,21 @@ def test_golden_entropy():
     assert_same(F.largest_entropy(10, 100), 2.302585092994046)
     assert_same(F.largest_entropy(10, 100) / math.log(2), 3.321928094887362)
     assert_same(F.largest_entropy(10, 6), math.log(6))
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples() -> None:
+    for samples in range(1, 7):
+        for hits in range(samples + 1):
+            drawn = [True] * hits + [False] * (samples - hits)
+            for k in range(1, samples + 1):
+                wanted = [any(part) for part in combinations(drawn, k)]
+                found = F.pass_at_k(torch.tensor([hits]), samples, k)
+                assert_same(found, torch.tensor([sum(wanted) / len(wanted)], dtype=torch.float64))
+    with pytest.raises(ValueError, match="pass@4 of 3 samples"):
+        F.pass_at_k(torch.tensor([1]), 3, 4)
+
+
+def test_the_reciprocal_rank_is_that_of_the_first_target() -> None:
+    ranks = torch.tensor([[3, 0, -1], [9, 4, -1], [-1, -1, -1], [2, -1, -1]])
+    assert F.reciprocal_rank_at_k(ranks, 4).tolist() == [1.0, 0.0, 0.0, 1 / 3]
+    assert F.reciprocal_rank_at_k(ranks, 5).tolist() == [1.0, 0.2, 0.0, 1 / 3]

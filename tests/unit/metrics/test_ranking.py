@@ -77,6 +77,7 @@ def test_it_reports_the_functions_means():
     aimed = F.has_target(ranks)
     assert_same(values["recall@5"], F.recall_at_k(ranks, 5)[aimed].mean().item())
     assert_same(values["ndcg@10"], F.ndcg_at_k(ranks, 10)[aimed].mean().item())
+    assert_same(values["mrr@10"], F.reciprocal_rank_at_k(ranks, 10)[aimed].mean().item())
     assert values["rows"] == aimed.sum()
     cold = [[t for t in row if t >= 0 and t % 3 == 0] for row in targets.items.tolist()]
     hits = [

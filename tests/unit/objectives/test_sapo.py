@@ -168,7 +168,7 @@ def test_format_reaches_the_gradient_of_sapo(options: dict[str, object], weight:
 
 
 @ORDERS
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name not in ("sapo", "ce")])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name not in ("sapo", "ce", "opd")])
 def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> None:
     closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
     batch = thoughts(order, torch.zeros(4, 3, dtype=torch.float64), closed, 0.2)

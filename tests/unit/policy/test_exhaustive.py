@@ -10,6 +10,7 @@ import torch
 from genrl.batches import Requests
 from genrl.policy import exhaustive
 from genrl.policy.exhaustive import leaf_log_probs, rank_all
+from genrl.policy.guide import Guide, Prior
 from genrl.policy.search import search
 from tests.helpers import assert_same
 from tests.unit.policy.test_item import CODES, HISTORIES, TRIE, ask, make, make_layout
@@ -59,3 +60,23 @@ def test_users_are_ranked_a_few_at_a_time_and_under_several_filters(monkeypatch:
         assert_same(one.scores, other.scores)
     nobody: Requests = requests.rows(torch.tensor([], dtype=torch.int64))
     assert rank_all(policy, layout, [nobody], 9)[0].items.shape == (0, 9)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_prior_has_its_say_in_rankings_of_all_as_in_searches(name: str) -> None:
+    class Likings:
+        device = torch.device("cpu")
+
+        def log_probs(self, requests: Requests) -> torch.Tensor:
+            table = torch.randn(60, len(CODES), generator=torch.Generator().manual_seed(0))
+            return (3 * table)[requests.history[:, -1]].log_softmax(1)
+
+    policy = make()
+    layout, requests = make_layout(policy), replace(ask(), history=HISTORIES, **FILTERS[name])
+    (alone,) = rank_all(policy, layout, [requests], 60)
+    policy.prior = Prior(Guide(Likings(), TRIE), 0.6)
+    (found,) = rank_all(policy, layout, [requests], 60)
+    wanted, _ = search(policy, layout, requests, 60)
+    assert found.items.tolist() == wanted.items.tolist()
+    assert_same(found.scores, wanted.scores, 1e-4)
+    assert found.items.tolist() != alone.items.tolist()

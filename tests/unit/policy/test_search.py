@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from genrl.errors import ConfigError, DataError
 from genrl.layouts.base import Layout
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout
+from genrl.metrics.functional import exclude_history
+from genrl.policy import search as searching
 from genrl.policy.distribution import Sampling
 from genrl.policy.model import Policy
 from genrl.policy.score import score
@@ -194,3 +197,36 @@ def test_a_search_that_may_not_get_wider_leaves_rankings_uncertified(
     assert not bool(ranking.certified(4).all())
     with pytest.raises(ValueError, match="top 5 of a ranking with 4 places and a bound is not certifiable"):
         ranking.certified(5)
+
+
+def test_items_that_do_not_count_are_listed_and_the_others_certified(everything: tuple) -> None:
+    policy, layout, prompts, exact = everything
+    seen = exact.topk(6, dim=1).indices[:, [0, 2, 3, 5]]
+    ranking = search(policy, layout, prompts, 8, exact=4, besides=seen, beams=4)[0]
+    wanted = exact.sort(dim=1, descending=True, stable=True)
+    assert ranking.items.tolist() == wanted.indices[:, :8].tolist()
+    left = exclude_history(ranking, seen)
+    assert bool(left.certified(4).all())
+    filtered = search(policy, layout, replace(prompts, deny=seen), 4, exact=4)[0]
+    assert left.items[:, :4].tolist() == filtered.items.tolist()
+    assert_same(left.scores[:, :4], filtered.scores)
+
+
+def test_a_wider_beam_follows_nothing_that_is_out_of_reach(everything: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, layout, prompts, exact = everything
+    grown = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        parents = widen(*arguments, **options)
+        beams, floor = arguments[1], arguments[-1]
+        if floor is not None:
+            grown.append((beams.totals, floor))
+        return parents
+
+    widen = searching._widen
+    monkeypatch.setattr(searching, "_widen", counted)
+    ranking = rank(policy, layout, prompts, 4, exact=4)
+    assert ranking.items.tolist() == exact.topk(4, dim=1).indices.tolist()
+    assert grown
+    assert all(bool((totals[totals > float("-inf")].min() >= floor.min()).all()) for totals, floor in grown)
+    assert max(totals.shape[1] for totals, _ in grown) < 60

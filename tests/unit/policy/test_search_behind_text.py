@@ -152,6 +152,12 @@ def test_a_full_beam_equals_what_scoring_the_completions_gives(order: str) -> No
     assert_same(by_item(ranking, items), totals, 1e-4)
 
 
+def every_plain(policy: Policy, layout: BlockedLayout, prompts: Requests) -> Tensor:
+    """Scores [P, I] of every item without any text."""
+    items = len(layout.codes)
+    return by_item(search(policy, layout.plain, prompts, items, RANKING)[0], items)
+
+
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 def test_sampled_trains_of_thought_are_merged_by_mean_probability(order: str) -> None:
     policy, layout, prompts = make(2, order=order)
@@ -161,7 +167,7 @@ def test_sampled_trains_of_thought_are_merged_by_mean_probability(order: str) ->
     each = torch.stack([brute_force(policy, layout, prompts, noise=noise[:, one], warmth=1.5) for one in range(2)])
     wanted = each.logsumexp(0) - torch.tensor(2.0).log()
     assert_same(by_item(ranking, items), wanted, 1e-4)
-    assert ranking.bound is None
+    assert ranking.bound is not None
     assert_same(wanted.exp().sum(1), torch.ones(2), 1e-4)
     top = ranking.items[:, 0]
     best = each[:, torch.arange(2), top].argmax(0)
@@ -261,14 +267,37 @@ def test_rankings_depend_neither_on_the_batch_nor_on_how_many_beams_think_at_onc
     assert first_texts(same) == first_texts(texts)
 
 
-@pytest.mark.parametrize(
-    ("order", "samples", "cause"), [("interleaved", 1, "beams that think"), ("tail", 2, "2 trains")]
-)
-def test_what_cannot_be_certified_is_refused(order: str, samples: int, cause: str) -> None:
+@pytest.mark.parametrize("order", ["tail", "interleaved"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_narrow_lists_are_merged_by_the_true_mean_of_what_any_of_them_holds(order: str, plain: bool) -> None:
     policy, layout, prompts = make(2, order=order)
-    noise = torch.rand(2, samples, layout.length)
-    with pytest.raises(UnsupportedError, match=cause):
-        run(policy, layout, prompts, 2, noise=noise, exact=1)
+    noise = torch.rand(2, 3, layout.length, generator=torch.Generator().manual_seed(6))
+    each = [brute_force(policy, layout, prompts, noise=noise[:, one], warmth=1.5) for one in range(3)]
+    each += [every_plain(policy, layout, prompts)] if plain else []
+    wanted = torch.stack(each).logsumexp(0) - torch.tensor(float(len(each))).log()
+    for width in (1, 2, 4):
+        ranking, _ = run(policy, layout, prompts, width, noise=noise, temperature=1.5, plain=plain)
+        assert_same(ranking.scores, wanted.gather(1, ranking.items), 1e-4)
+        assert ranking.bound is not None
+        assert bool((wanted.scatter(1, ranking.items, NEGATIVE).amax(1) <= ranking.bound + 1e-4).all())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_exact_ranking_by_several_texts_is_that_of_all_items(plain: bool) -> None:
+    policy, layout, prompts = make(2)
+    noise = torch.rand(2, 3, layout.length, generator=torch.Generator().manual_seed(6))
+    each = [brute_force(policy, layout, prompts, noise=noise[:, one], warmth=1.5) for one in range(3)]
+    each += [every_plain(policy, layout, prompts)] if plain else []
+    wanted = torch.stack(each).logsumexp(0)
+    ranking, _ = run(policy, layout, prompts, 2, noise=noise, temperature=1.5, plain=plain, exact=2, beams=2)
+    assert ranking.items.tolist() == wanted.topk(2, dim=1).indices.tolist()
+    assert bool(ranking.certified(2).all())
+
+
+def test_what_cannot_be_certified_is_refused() -> None:
+    policy, layout, prompts = make(2, order="interleaved")
+    with pytest.raises(UnsupportedError, match="beams that think between their SID tokens"):
+        run(policy, layout, prompts, 2, noise=torch.rand(2, 1, layout.length), exact=1)
 
 
 def test_interleaved_thinking_for_one_level_is_thinking_in_front() -> None:
@@ -277,20 +306,24 @@ def test_interleaved_thinking_for_one_level_is_thinking_in_front() -> None:
 
 
 def test_items_that_share_a_sid_keep_their_order_when_rankings_are_merged() -> None:
-    one = Ranking(torch.tensor([[4, 2, 0]]), torch.tensor([[0.4, 0.4, 0.2]]).log())
-    two = Ranking(torch.tensor([[0, 4, 2]]), torch.tensor([[0.5, 0.25, 0.25]]).log())
-    assert merge([one, two]).items.tolist() == [[0, 4, 2]]
-    assert merge([replace(one, scores=torch.tensor([[-1.0, -1.0, -9.0]])), two]).items.tolist() == [[4, 2, 0]]
+    nothing = torch.tensor([NEGATIVE])
+    one = Ranking(torch.tensor([[4, 2, 0]]), torch.tensor([[0.4, 0.4, 0.2]]).log(), nothing)
+    two = Ranking(torch.tensor([[0, 4, 2]]), torch.tensor([[0.5, 0.25, 0.25]]).log(), nothing)
+    assert merge([one, two], 3).items.tolist() == [[0, 4, 2]]
+    assert merge([replace(one, scores=torch.tensor([[-1.0, -1.0, -9.0]])), two], 3).items.tolist() == [[4, 2, 0]]
 
 
-def test_merging_counts_what_is_not_listed_as_impossible() -> None:
-    one = Ranking(torch.tensor([[3, 1], [-1, -1]]), torch.tensor([[-1.0, -2.0], [NEGATIVE, NEGATIVE]]))
-    two = Ranking(torch.tensor([[1, 5], [-1, -1]]), torch.tensor([[-400.0, -401.0], [NEGATIVE, NEGATIVE]]))
-    merged = merge([one, two])
+def test_merging_counts_what_is_impossible_behind_a_text_and_bounds_what_is_cut_off() -> None:
+    nothing = torch.tensor([NEGATIVE, NEGATIVE])
+    one = Ranking(torch.tensor([[3, 1], [-1, -1]]), torch.tensor([[-1.0, -2.0], [NEGATIVE, NEGATIVE]]), nothing)
+    two = Ranking(torch.tensor([[1, 5], [-1, -1]]), torch.tensor([[-400.0, -401.0], [NEGATIVE, NEGATIVE]]), nothing)
+    merged = merge([one, two], 2)
     half = torch.tensor(2.0).log()
     assert merged.items.tolist() == [[3, 1], [-1, -1]]
     assert_same(merged.scores[0], torch.tensor([-1.0, -2.0]) - half)
     assert bool((merged.scores[1] == NEGATIVE).all())
+    assert merged.bound is not None
+    assert_same(merged.bound, torch.tensor([-401.0 - float(half), NEGATIVE]))
 
 
 def test_blocks_are_read_back_from_what_was_written() -> None:

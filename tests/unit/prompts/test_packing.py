@@ -38,6 +38,25 @@ def one_pass(batches: HistoryBatches) -> list[tuple[tuple[int, ...], int]]:
     return [pair for step in range(batches.steps_per_epoch) for pair in contexts(batches.step(step))]
 
 
+def test_histories_are_what_stands_before_each_target_and_made_only_for_a_teacher() -> None:
+    assert HistoryBatches(TOY, TEMPLATE, CONFIG, 4).step(0).histories is None
+    item = {tuple(sid): row for row, sid in enumerate(SIDS.tolist())}
+    batches = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, teacher_share=0.5, item_dropout=0.2), 4)
+    for step in range(batches.steps_per_epoch):
+        batch = batches.step(step)
+        assert batch.histories is not None
+        for history, (before, _) in zip(batch.histories.tolist(), contexts(batch), strict=True):
+            shown = [item[before[place : place + 2]] for place in range(1, len(before), 2)]
+            assert history == [-1] * (len(history) - len(shown)) + shown
+
+
+def test_rows_of_items_know_the_history_of_each_target() -> None:
+    items = torch.tensor([[-1, 4, 7, 9], [1, 2, 2, 3]])
+    targets = torch.tensor([[False, True, False, True], [False, False, True, True]])
+    found = SequenceBatch(items, targets, torch.tensor(4.0)).histories
+    assert found.tolist() == [[-1, -1, -1, -1], [-1, -1, 4, 7], [-1, -1, 1, 2], [-1, 1, 2, 2]]
+
+
 def in_moments(dataset: Dataset, apart: int) -> Dataset:
     """The data set with times `apart` times as coarse, interactions of equal time and role standing together."""
     sequences = dataset.sequences

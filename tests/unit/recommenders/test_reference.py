@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrl.catalog import Role
-from genrl.errors import ConfigError, DataError
+from genrl.errors import ConfigError, DataError, UnsupportedError
 from genrl.recommenders import BASELINES, ItemKNN, MostPopular, RepeatLast, reference_lines
 from genrl.recommenders.reference import reference_rankers
 from tests.helpers import assert_same
@@ -124,3 +124,25 @@ def test_nothing_to_score_and_a_window_of_nothing_are_refused():
         reference_lines(dataset(), Role.VALID, positions=torch.empty(0, dtype=torch.int64))
     with pytest.raises(ConfigError, match=r"window.* at least 1"):
         BASELINES.build("item_knn", {"window": 0})
+
+
+@pytest.mark.parametrize("similarity", ["conditional", "cosine"])
+def test_knn_probabilities_are_scores_smoothed_with_popularity(similarity):
+    data = dataset()
+    histories = torch.tensor([[-1, 3, 1], [2, 2, 7], [-1, -1, -1]])
+    found = ItemKNN(data.sequences, CATALOG, 2, similarity, chunk=2).likelihoods(histories)
+    trained = data.sequences.items.view(USERS, LENGTH)[:, :5].flatten()
+    order = torch.bincount(trained, minlength=CATALOG).argsort(descending=True, stable=True).tolist()
+    harmonic = sum(1 / rank for rank in range(1, CATALOG + 1))
+    popular = torch.tensor([1 / (order.index(item) + 1) / harmonic for item in range(CATALOG)])
+    for row, history in enumerate(histories[:2].tolist()):
+        scores = slow_scores(data, history, 2, similarity)
+        assert_same(found[row].exp(), 0.9 * scores / scores.sum() + 0.1 * popular)
+    assert_same(found[2].exp(), popular)
+
+
+def test_popularity_is_a_distribution_and_an_order_is_none():
+    found = MostPopular(torch.tensor([1, 0, 7])).likelihoods(torch.zeros(2, 1, dtype=torch.int64))
+    assert_same(found.exp(), [[2 / 11, 1 / 11, 8 / 11]] * 2)
+    with pytest.raises(UnsupportedError, match=r"neither prior nor teacher\. Take a run of sasrec"):
+        RepeatLast(torch.tensor([1, 0, 7])).likelihoods(torch.zeros(2, 1, dtype=torch.int64))

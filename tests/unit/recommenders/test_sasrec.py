@@ -99,3 +99,15 @@ def test_negatives_are_drawn_evenly_from_the_items_outside_the_row() -> None:
 
 def test_a_row_of_all_items_has_a_negative_that_exists() -> None:
     assert draw_negatives(torch.tensor([[0, 1, 2]]), torch.tensor([0]), 2, size=3).tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize("name", ["sasrec", "rearec"])
+def test_probabilities_are_the_softmax_that_training_fits(name: str) -> None:
+    model = model_of(name)
+    histories = torch.tensor([[-1, -1, 4], [1, 2, 3], [-1, -1, -1]])
+    ranking, found = model.best(histories, ITEMS), model.likelihoods(histories)
+    order = ranking.items.argsort(1)
+    wanted = (ranking.scores.gather(1, order) / getattr(model.config, "temperature", 1.0)).log_softmax(1)
+    assert_same(found[:2], wanted[:2])
+    counts = torch.bincount(torch.tensor([0, 3, 3, 5, 5, 3, 11]), minlength=ITEMS) + 1  # nothing is known of the user
+    assert_same(found[2], (counts / counts.sum()).log())

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from genrl.batches import Ranking
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.layouts.blocked import BlockedLayout
@@ -22,7 +25,7 @@ from genrl.runs.evaluate import (
 from genrl.runs.session import Session
 from tests.helpers import assert_same
 
-CONFIG = EvaluateConfig(beam=60, k=[5, 10])
+CONFIG = EvaluateConfig(beam=60, k=[5, 10], exact=False)
 
 
 def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = None) -> Evaluation:
@@ -138,8 +141,6 @@ def test_a_hit_may_be_any_item_of_the_sid(session: Session) -> None:
     by_item, by_sid = (ranking_metrics(replace(CONFIG, level=level), catalog, shared) for level in ("item", "sid"))  # type: ignore[arg-type]
     batch = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:1])
     targets = replace(batch.targets, items=torch.tensor([[1]]))
-    from genrl.batches import Ranking
-
     ranking = Ranking(torch.tensor([[0, *range(2, 11)]]), -torch.arange(10.0)[None])
     for metrics in (by_item, by_sid):
         metrics.update(ranking, targets)
@@ -236,7 +237,7 @@ def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking
         joined = torch.maximum(parts[0].ranks[kind], parts[1].ranks[kind])
         assert joined.tolist() == whole.ranks[kind].tolist()
     assert whole.raw["format_failure"] == 0
-    assert ("certified@10" in whole.raw) == (samples == 0)
+    assert 0 <= whole.raw["certified@10"] <= 1
 
 
 def test_raw_and_history_excluded_rankings_share_one_thinking(
@@ -269,3 +270,90 @@ def test_failed_thinking_is_a_miss_that_is_counted(thinking: Session) -> None:
 
 def test_only_layouts_with_thinking_can_fail_in_it(session: Session) -> None:
     assert "format_failure" not in run(session, replace(CONFIG, beam=10), limit=5).raw
+
+
+def test_a_narrow_beam_filters_the_history_inside_the_search(session: Session) -> None:
+    prompts = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:8])
+    first, _ = search(session.policy, session.layout, prompts, 12)
+    prompts = replace(prompts, history=first.items[:, :9])  # nearly all that the beam finds has been seen
+    config = replace(CONFIG, beam=12, k=[5])
+    found = rankings(session.policy, session.layout, prompts, config)
+    wanted, _ = search(session.policy, session.layout, replace(prompts, deny=prompts.history), 12)
+    assert found["raw"].items.tolist() == first.items.tolist()
+    assert found["excluded"].items.tolist() == wanted.items.tolist()
+    alone = rankings(session.policy, session.layout, prompts, config, ("excluded",))
+    assert list(alone) == ["excluded"]
+    assert alone["excluded"].items.tolist() == wanted.items.tolist()
+
+
+@pytest.mark.parametrize("small", [0, 512])
+@pytest.mark.parametrize("beam", [1, 20])
+def test_exact_lists_of_users_with_long_histories_are_whole(
+    session: Session, monkeypatch: pytest.MonkeyPatch, small: int, beam: int
+) -> None:
+    from genrl.recommenders import policy
+
+    monkeypatch.setattr(policy, "SMALL", small)
+    prompts = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:6])
+    every, _ = search(session.policy, session.layout, prompts, 60)
+    prompts = replace(prompts, history=every.items[:, :45].flip(1))  # the likeliest ones
+    found = rankings(session.policy, session.layout, prompts, EvaluateConfig(beam=beam, k=[1, 12]))
+    assert found["raw"].items.tolist() == every.items[:, :12].tolist()
+    assert found["excluded"].items.tolist() == every.items[:, 45:57].tolist()
+    assert all(bool(shown.certified(12).all()) for shown in found.values())
+
+
+def test_lists_are_short_where_items_are_left_that_they_lack(session: Session) -> None:
+    whole = run(session, replace(CONFIG, exact=True, k=[60]), limit=20)
+    assert whole.raw["short@60"] == whole.excluded["short@60"] == 0  # nothing is left of what the user has not seen
+    codes = session.table.codes
+
+    class Narrow(type(session.recommender)):  # type: ignore[misc]
+        """Loses the last item of each list, as a beam may."""
+
+        def rankings(self, *arguments: Any, **options: Any) -> dict[str, Ranking]:
+            found = super().rankings(*arguments, **options)
+            lost = torch.tensor([[1] * (len(codes) - 1) + [0]], dtype=torch.bool)
+            return {kind: replace(shown, items=shown.items.where(lost, -1)) for kind, shown in found.items()}
+
+    recommender = copy(session.recommender)
+    recommender.__class__ = Narrow
+    found = run(replace(session, recommender=recommender), replace(CONFIG, exact=True, k=[60]), limit=20)
+    assert found.raw["short@60"] == 1
+    assert found.excluded["short@60"] == 0  # every user has seen something
+
+
+def test_the_same_weights_are_read_in_three_ways(thinking: Session) -> None:
+    config = replace(CONFIG, exact=True, valid_users=12, readings=True, thinking_samples=2)
+    found = run(thinking, config, limit=12)
+    assert list(found.readings) == ["plain", "greedy", "marginal"]
+    assert found.readings["marginal"].excluded == pytest.approx(found.excluded, nan_ok=True)
+    greedy = run(thinking, replace(config, readings=False, thinking_samples=0), limit=12)
+    assert found.readings["greedy"].ranks["excluded"].tolist() == greedy.ranks["excluded"].tolist()
+    plain = run(
+        replace(thinking, recommender=thinking.learner.under(thinking.layout.plain)),
+        replace(config, readings=False),
+        limit=12,
+    )
+    assert found.readings["plain"].ranks["raw"].tolist() == plain.ranks["raw"].tolist()
+    assert plain.readings == {}
+    both = run(thinking, replace(config, readings=False, empty_thought=True), limit=12)
+    assert both.raw["certified@10"] == 1
+    assert both.ranks["raw"].tolist() != found.ranks["raw"].tolist()
+
+
+def test_passes_follow_the_probability_of_the_target(session: Session) -> None:
+    config = replace(CONFIG, k=[5], pass_at=[1, 64])
+    found = run(session, config, limit=24)
+    positions = evaluated_rows(session.dataset, replace(CONFIG, valid_users=24), "valid")
+    prompts = session.maker.at(positions)
+    every, _ = search(session.policy, session.layout, prompts, 60)
+    chance = torch.zeros(24, 60).scatter(1, every.items, every.scores.exp())
+    share = chance.gather(1, prompts.wanted.items)[:, 0].double()
+    deviation = float((share * (1 - share) / 64).sum().sqrt() / 24)
+    assert_same(found.raw["pass@1"], float(share.mean()), 4 * deviation)
+    assert 0 <= found.excluded["pass@1"] <= found.excluded["pass@64"] <= 1
+    once = 1 - (1 - share) ** 64
+    assert_same(found.raw["pass@64"], float(once.mean()), 4 * float((once * (1 - once)).sum().sqrt() / 24))
+    again = run(session, replace(config, batch=5), limit=24)
+    assert again.excluded["pass@64"] == found.excluded["pass@64"]

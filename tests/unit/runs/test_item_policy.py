@@ -62,7 +62,7 @@ def test_align_lowers_the_likelihood_of_the_codes_of_every_training_item(session
     histories = module.batches
     assert isinstance(histories, HistoryRows)
     total, count = torch.zeros(()), 0
-    for start, stop, targets in histories.histories.windows.tolist():
+    for start, _, stop, targets in histories.histories.windows.tolist():
         items = session.dataset.sequences.items[start:stop]
         wanted = torch.arange(len(items)) >= len(items) - targets
         total = total + module.policy.along(

@@ -116,16 +116,13 @@ def test_options_of_the_trainer_reach_the_policy(tmp_path: Path) -> None:
     assert (plain.branching, plain.checkpointing, "_forward" in vars(plain)) == ("auto", False, False)
 
 
-def test_a_beam_wider_than_the_catalogue_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.beam=5000 is wider than the catalogue, which has \d+ distinct"):
-        Session.build(small_config(tmp_path, "evaluate.beam=5000"))
-
-
-@pytest.mark.parametrize("cutoffs", ["[5,1000]", "[1000]"])
-def test_the_remedy_for_a_short_catalogue_works(tmp_path: Path, cutoffs: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Session.build(small_config(tmp_path, f"evaluate.k={cutoffs}", "evaluate.beam=1000"))
-    remedy = str(caught.value).partition("Set ")[2].rstrip(".").split()
-    session = Session.build(small_config(tmp_path, *remedy))
-    assert session.config.evaluate.beam == session.layout.completions
-    assert max(session.config.evaluate.k) == (5 if "5," in cutoffs else session.layout.completions)
+@pytest.mark.parametrize(("cutoffs", "left"), [("[5,1000]", [5]), ("[1000]", [60]), ("[60,5]", [60, 5])])
+def test_cut_offs_above_the_catalogue_are_left_out_and_any_beam_will_do(
+    tmp_path: Path, cutoffs: str, left: list[int]
+) -> None:
+    session = Session.build(small_config(tmp_path, f"evaluate.k={cutoffs}", "evaluate.beam=5000"))
+    assert session.config.evaluate.k == left
+    batch = session.maker.at(session.batches("valid").positions[:2])
+    for exact in (True, False):
+        found = session.recommender.rankings(batch, replace(session.config.evaluate, exact=exact))
+        assert found["raw"].items.shape == (2, max(left) if exact else 60)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -29,12 +30,17 @@ def make_console(width: int = 80) -> tuple[Console, StringIO]:
     return Console(file=shown, width=width), shown
 
 
-def make_metrics(cold: float | None, **changes: float | None) -> dict[str, float | None]:
+def make_metrics(cold: float | None, k: Sequence[int] = (5, 10), **changes: float | None) -> dict[str, float | None]:
     values: dict[str, float | None] = {"rows": 12345.0, "cold_rows": 0.0 if cold is None else 7.0}
-    for cut in (5, 10):
+    for cut in k:
         values |= {f"recall@{cut}": 0.1234, f"ndcg@{cut}": 0.0567, f"entropy@{cut}": 2.5, f"coverage@{cut}": 0.75}
-        values[f"cold_recall@{cut}"] = cold
+        values |= {f"cold_recall@{cut}": cold, f"mrr@{cut}": 0.04}
     return values | changes
+
+
+def cells(text: str, row: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if row in line]
+    return [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
 
 
 def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> None:
@@ -49,10 +55,9 @@ def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> N
     assert "…" not in text
     raw, excluded = text.split("test: history excluded")
     assert "test: raw ranking  (12345 users, 0 with a cold target)" in raw
+    assert cells(raw, "N@10") == ["", "N@5", "N@10", "R@10", "MRR", "Cold@10", "Cov@10", "Ent@10"]
     for row in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)"):
-        (line,) = [line for line in raw.splitlines() if row in line]
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
-        assert cells == [row, "0.1234", "0.1234", "0.0567", "0.0567", "2.5000", "-", "0.7500"]
+        assert cells(raw, row) == [row, "0.0567", "0.0567", "0.1234", "0.0400", "-", "0.7500", "2.5000"]
     assert "0.5000" in excluded
     assert "│     - │" not in excluded
 
@@ -60,25 +65,59 @@ def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> N
 def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart() -> None:
     console, shown = make_console()
     parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
-    results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "sasrec": {"raw": make_metrics(None)}}
+    results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "item_knn": {"raw": make_metrics(None)}}
     report.ranking_table(console, "test", report.with_ties(results), [10])
     lines = [line for line in shown.getvalue().splitlines() if "│" in line]
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-    assert [row[0] for row in cells] == ["align", "align, tied", "align, untied", "sasrec"]
-    assert [row[1:3] for row in cells[1:3]] == [["0.5000", "0.2500"], ["-", "0.1250"]]
-    assert cells[1][3:] == ["-", "-", "-"]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "item-kNN"]
+    assert [row[1:3] for row in rows[1:3]] == [["0.2500", "0.5000"], ["0.1250", "-"]]
+    assert rows[1][3:] == ["-", "-", "-", "-"]
+    assert "pass@8" not in report.with_ties({"align": {"raw": {**parts, "pass@8": 0.5}}})["align, tied"]["raw"]
 
 
-@pytest.mark.parametrize(("width", "heads"), [(80, ["10", "20"]), (100, ["5", "10", "20"]), (40, ["20"])])
-def test_a_narrow_terminal_shows_the_largest_cutoffs(width: int, heads: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (80, "N@1 N@5 N@10 R@10 R@20 R@50 MRR"),
+        (100, "N@1 N@5 N@10 R@10 R@20 R@50 MRR Cold@10 Cov@10"),
+        (40, "N@10 R@10"),
+        (160, "N@1 N@5 N@10 N@20 N@50 R@1 R@5 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
+    ],
+)
+def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width: int, heads: str) -> None:
     console, shown = make_console(width)
-    metrics = make_metrics(0.5) | {f"{name}@20": 0.5 for name in report.COLUMNS}
-    report.ranking_table(console, "test", {"align": {"raw": metrics}}, [5, 10, 20])
-    if width >= 80:
-        assert "…" not in shown.getvalue()
-        head = next(line for line in shown.getvalue().splitlines() if "R@" in line)
-        wanted = [f"{metric}@{cut}" for metric in ("R", "N") for cut in heads] + ["Ent@20", "Cold@20", "Cov@20"]
-        assert [cell.strip() for cell in head.strip("┃").split("┃")] == ["", *wanted]
+    k = [1, 5, 10, 20, 50]
+    report.ranking_table(console, "test", {"rl (dr_grpo)": {"raw": make_metrics(0.5, k)}}, k)
+    assert "…" not in shown.getvalue() or width < 80
+    assert cells(shown.getvalue(), "N@10") == ["", *heads.split()]
+
+
+def test_lists_that_are_short_or_not_certified_are_told_in_words() -> None:
+    console, shown = make_console(200)
+    bad = {"short@10": 0.123, "certified@10": 0.9999}
+    results = {
+        "item_knn": {"raw": make_metrics(0.5)},
+        "align": {"raw": make_metrics(0.5, **bad)},
+        "rl": {"raw": make_metrics(0.5, **bad)},
+        "exact": {"raw": make_metrics(0.5, **{"short@10": 0.0, "certified@10": 1.0})},
+    }
+    report.ranking_table(console, "test", results, [5, 10])
+    assert shown.getvalue().splitlines()[-1] == (
+        "align, rl: the lists of 12.3% of the users have fewer than 10 items; the lists of less than 0.1% of the users "
+        "are not proven to hold the best 10 items of the catalogue (evaluate.exact)."
+    )
+    assert shown.getvalue().count("fewer than") == 1
+
+
+def test_other_readings_of_the_same_weights_and_passes_have_rows_of_their_own() -> None:
+    console, shown = make_console(120)
+    read = {"plain": {"raw": make_metrics(0.5)}, "marginal": {"raw": make_metrics(0.5)}}
+    results = {"align": {"raw": make_metrics(0.5)}, "rl": {"raw": make_metrics(0.5, **{"pass@8": 0.25}), "readings": read}}
+    report.ranking_table(console, "test", results, [5, 10])
+    ranked, sampled = shown.getvalue().split("Pass@K")
+    assert cells(ranked, "rl, plain")[1:] == cells(ranked, "rl, marginal")[1:]
+    assert cells(sampled, "rl") == ["rl", "0.2500"]
+    assert "align" not in sampled
 
 
 def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:

@@ -36,6 +36,8 @@ def written(order: str, words: list[list[int]], closed: list[list[bool]]) -> Sam
         tokens=zeros.long(),
         logps=zeros,
         ref_logps=None,
+        teacher_gap=None,
+        teacher_kl=None,
         entropy=zeros,
         codes=torch.zeros(rows, len(words[0]), dtype=torch.int64),
         num_steps=len(words[0]),

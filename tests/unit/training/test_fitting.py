@@ -11,7 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.rank_zero import rank_zero_only as lightning_rank
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genrl.config.schema import EvaluateConfig, RunConfig, TrainerConfig
+from genrl.config.schema import EvaluateConfig, RunConfig, SelectConfig, TrainerConfig
 from genrl.errors import ConfigError
 from genrl.training import fitting
 from genrl.training.callbacks import BestWeights
@@ -27,8 +27,9 @@ from genrl.training.fitting import (
 )
 
 
-def test_the_largest_cut_off_chooses_weights() -> None:
+def test_the_selected_metric_of_validation_is_watched() -> None:
     assert monitor(RunConfig(evaluate=EvaluateConfig(k=[20, 5]))) == "val/ndcg@20"
+    assert monitor(RunConfig(select=SelectConfig(metric="recall@5"))) == "val/recall@5"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.sequences import Role
+from genrl.policy.guide import Guide
+from genrl.recommenders import Baseline
+from genrl.recommenders.reference import ItemKNNConfig, item_knn
 from genrl.runs.session import Session
 from genrl.training.sft import SFTModule, _text_loss
 from tests.helpers import assert_same
@@ -25,8 +28,11 @@ def step_gradient(session: Session, folder: Path, step: int = 0) -> tuple[Tensor
     return loss.detach(), flat_gradient(session.policy)
 
 
-def naive_loss(session: Session) -> Tensor:
-    """Mean negative log-likelihood of the codes of all training items: one plain forward per user."""
+def naive_loss(session: Session, teacher: Baseline | None = None, share: float = 0.0) -> Tensor:
+    """Mean negative log-likelihood of the codes of all training items: one plain forward per user.
+
+    A teacher has a share of every target behind a history: its probabilities of the items below each code.
+    """
     sequences, layout, policy = session.dataset.sequences, session.layout, session.policy
     total, count = torch.zeros(()), 0
     for start, end in zip(sequences.offsets[:-1].tolist(), sequences.offsets[1:].tolist(), strict=True):
@@ -40,7 +46,17 @@ def naive_loss(session: Session) -> Tensor:
                 now = logits[number * layout.length + position]
                 legal = layout.legal(position, state)
                 allowed = now[legal.first : legal.first + legal.mask.shape[1]][legal.mask[0]]
-                total = total - (now[token] - allowed.logsumexp(0))
+                likelihood = now[token] - allowed.logsumexp(0)
+                if teacher is not None and number:
+                    chances = teacher.likelihoods(items[None, :number])[0].exp()
+                    family = (layout.codes[:, :position] == layout.codes[items[number], :position]).all(1)
+                    soft = torch.zeros(())
+                    for code in legal.mask[0].nonzero()[:, 0].tolist():
+                        below = family & (layout.codes[:, position] == code)
+                        mass = chances[below].sum() / chances[family].sum()
+                        soft = soft + mass * (now[legal.first + code] - allowed.logsumexp(0))
+                    likelihood = (1 - share) * likelihood + share * soft
+                total = total - likelihood
                 state = layout.advance(state, token[None], position)
                 count += 1
     return total / count
@@ -53,6 +69,23 @@ def test_loss_and_gradient_equal_one_plain_forward_per_user(session: Session, tm
     wanted = naive_loss(session)
     wanted.backward()
     assert_same(loss, wanted)
+    assert_same(gradient, flat_gradient(session.policy))
+
+
+def test_a_teacher_has_its_share_of_every_code_behind_a_history(session: Session, tmp_path: Path) -> None:
+    options = ("align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
+    whole = changed(session, tmp_path, *options)
+    knn = item_knn(ItemKNNConfig(), problem=session.learner.problem)
+    module = attach(sft_module(whole, tmp_path))
+    module.teacher = Guide(knn, session.layout.catalogue.trie)
+    session.policy.zero_grad()
+    loss = module.training_step(next(iter(module.train_dataloader())), 0)
+    loss.backward()
+    gradient = flat_gradient(session.policy)
+    session.policy.zero_grad()
+    wanted = naive_loss(session, knn, 0.8)
+    wanted.backward()
+    assert_same(loss.detach(), wanted)
     assert_same(gradient, flat_gradient(session.policy))
 
 
