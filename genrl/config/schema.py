@@ -250,6 +250,7 @@ class SupervisedConfig(OptimizerConfig):
 class AlignConfig(SupervisedConfig):
     """Stage 1: supervised next-item training on the SIDs of user histories."""
 
+    max_epochs: int = 4
     warmup_steps: int = 200
     items_per_step: int = option(384, ge=1)
     """Target items per optimiser step."""
@@ -266,7 +267,7 @@ class AlignConfig(SupervisedConfig):
 class ActivateConfig(SupervisedConfig):
     """Stage 2: supervised training on traces, the prompt masked."""
 
-    max_epochs: int = 4
+    max_epochs: int = 3
     patience: int = 2
     validate_every: float = 1.0
     warmup_steps: int = 20
@@ -327,6 +328,8 @@ class RolloutConfig:
 class RLConfig(OptimizerConfig):
     """Stage 3: policy optimisation against verifier rewards."""
 
+    learning_rate: float = 3e-4
+    """Peak learning rate; meant for the tiny model, pre-trained weights want a small part of it."""
     warmup_steps: int = 0
     """Linear warm-up, then constant."""
     max_steps: int = option(50, ge=1)
@@ -391,7 +394,7 @@ class EvaluateConfig:
     """Users per batch."""
     ties: bool = False
     """Further rows of the final tables: targets with the time of the interaction before them (tied), and the others."""
-    valid_users: int | None = option(2000, ge=1)
+    valid_users: int | None = option(500, ge=1)
     """Validation rows used while training (a fixed random subset); None: all."""
     test_users: int | None = option(None, ge=1)
     """Test rows of the final table; None: all."""

@@ -49,11 +49,11 @@ class PackedBatch(Batch):
     """[] float: target tokens of the whole step over all ranks; divides the loss."""
     states: State | None = None
     """Of [c]: where the layout stands before the chosen tokens; None: there are none."""
-    histories: Tensor | None = None
-    """[n, H] int64 catalogue rows shown before each target item, -1 pads on the left; None: nobody asks for them."""
     leaves: Tensor | None = None
     """[R, L] int64 position at which the branch of a token leaves the text of its segment; 0 for the text itself. None:
     there are no branches."""
+    histories: Tensor | None = None
+    """[n, H] int64 catalogue rows shown before each target item, -1 pads on the left; None: nobody asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,8 +542,8 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         places=places("chosen"),
         share=torch.tensor(float(share)),
         states=reduce(concatenate, states) if states else None,
-        histories=_histories([segment for _, _, segment in packed]),
         leaves=torch.from_numpy(leaves) if leaves.any() else None,
+        histories=_histories([segment for _, _, segment in packed]),
     )
 
 

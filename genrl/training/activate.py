@@ -42,7 +42,8 @@ class ActivateModule(PackedModule):
     def validation_step(self, batch: Requests, index: int) -> None:
         """Rank with thinking and without."""
         super().validation_step(batch, index)
-        self.plain_metrics.update(rankings(self.policy, self.layout.plain, batch, self.evaluation)["raw"], batch.wanted)
+        plain = rankings(self.policy, self.layout.plain, batch, self.evaluation, (self.kind,))[self.kind]
+        self.plain_metrics.update(plain, batch.wanted)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

@@ -120,16 +120,17 @@ class SFTModule(PackedModule):
     """Cross-entropy over the legal codes of target items, and over the words of text examples."""
 
     def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        sid_head = head.cut(*cast(Policy, self.policy).sid_rows)
-        found = items_loss(batch, hidden, sid_head, self.layout, **self.lesson(batch.histories))
-        return found + _text_loss(batch, hidden, head)
+        sid_rows = cast(Policy, self.policy).sid_rows
+        lesson = self.lesson(batch.histories)
+        items = items_loss(batch, hidden, head.cut(*sid_rows), self.layout, **lesson)
+        return items + _text_loss(batch, hidden, head)
 
     def rows(self, batch: PackedBatch) -> str:
         return "vocab" if len(batch.text_places) else "legal"
 
 
 def items_loss(batch: PackedBatch, hidden: Tensor, head: Head, layout: Layout, **lesson: Any) -> Tensor:  # noqa: ANN401
-    """Negative log-likelihood of all target items as completions without text."""
+    """Negative log-likelihood of all target items as completions without text; `lesson` is for `item_loss`."""
     rows, columns = batch.item_places.unbind(1)
     before = columns[:, None] + torch.arange(layout.length, device=columns.device) - 1
     return item_loss(Hidden(head, hidden[rows[:, None], before]), layout, batch.items[:, None], **lesson)
