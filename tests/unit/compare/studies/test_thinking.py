@@ -174,6 +174,7 @@ class Ended:
         return 0
 
 
+@pytest.mark.filterwarnings("ignore:stage activate")  # which learns next to nothing here
 def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(run: Run, slot: int) -> Ended:
         fit(run.config, resume=True)
