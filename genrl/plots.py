@@ -60,7 +60,9 @@ DARK = {
 DASHES: tuple[Any, ...] = ("-", (0, (3.5, 1.5)), (0, (3.5, 1.25, 0.75, 1.25)), (0, (0.75, 1.25)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "p", "<")
 MOST_POINTS, MOST_MARKS = 100, 40
-"""Of a curve; a longer one is drawn as means of neighbouring points, or gets a few marks instead of one per point."""
+"""Points of a curve at most, longer ones are drawn as means of neighbouring points; and points with a mark each."""
+SPAN = 0.2
+"""Least height of a panel, as a share of its largest value: less is mostly noise, and would look like a trend."""
 WIDTH, HEIGHT = 360, 230
 """Of a panel, in points."""
 STYLE = {
@@ -184,7 +186,16 @@ def draw_curves(axis: Axes, bands: Mapping[str, Band], styles: Mapping[str, Look
     first, last = axis.dataLim.intervalx
     if 0 <= last - first < 1:  # one step
         axis.set_xlim(first - 1, first + 1)
+    keep_span(axis)
     keep_above_zero(axis)
+
+
+def keep_span(axis: Axes) -> None:
+    """Widen the y axis around its curves where these differ by less than `SPAN` of their largest value."""
+    low, high = axis.dataLim.intervaly
+    missing = SPAN * max(abs(low), abs(high)) - (high - low)
+    if math.isfinite(missing) and missing > 0:
+        axis.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def keep_above_zero(axis: Axes) -> None:
@@ -230,7 +241,7 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 def to_svg(figure: Figure, title: str, words: Iterable[str]) -> str:
-    """A figure for a page: an `svg` element, told to screen readers by its title and words, which are escaped.
+    """A figure for a page: an `svg` element, which screen readers read by its title and words; these are escaped.
 
     It has no background, and every colour is the CSS variable of its name in `LIGHT`.
     """

@@ -1,9 +1,12 @@
-"""One look for every progress bar: what is done, how fast, and how long it will still take."""
+"""One look for everything that takes long: what is done, how fast, how long it will still take."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -12,57 +15,125 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
+FIRST, EVERY = 5.0, 60.0
+"""Seconds to the first line, and between lines, where there is no terminal."""
+
 
 class SpeedColumn(ProgressColumn):
-    """Units per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
+    """Units per second, or per minute where that is less than one."""
 
     def render(self, task: Task) -> Text:
         """Return e.g. "512.0 users/s", or nothing before the first estimate."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} {self.unit}/s")
+        if speed is None:
+            return Text("")
+        unit = task.fields["unit"]
+        return Text(f"{speed:.1f} {unit}/s" if speed >= 1 else f"{60 * speed:.1f} {unit}/min")
 
 
-def make_progress(unit: str, *further: ProgressColumn, transient: bool = False) -> Progress:
-    """Build a progress display on stderr, so that tables on stdout can be piped.
+class Display:
+    """Bars on stderr, so that tables on stdout can be piped; lines, the first one soon, where that is no terminal.
 
     Args:
-        unit: what is counted, in the plural.
-        further: columns behind the usual ones.
-        transient: whether the bar disappears when it is done.
+        transient: whether bars disappear when they are done.
+        period: seconds that the speed is a mean of.
+        clock: tells seconds.
     """
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        SpeedColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        *further,
-        transient=transient,
-        console=Console(stderr=True),
-    )
+
+    def __init__(
+        self, *, transient: bool = False, period: float = 600.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        console = Console(stderr=True)
+        self._speed = SpeedColumn()
+        self._clock, self._due = clock, clock() + FIRST
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            self._speed,
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            transient=transient,
+            console=console,
+            disable=not console.is_terminal,
+            get_time=clock,
+            speed_estimate_period=period,
+        )
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def add(self, name: str, total: float | None, unit: str, done: int = 0) -> TaskID:
+        """Begin to count something, in units in the plural; the total may be unknown."""
+        task = self._bars.add_task(name, total=total or 0.0, completed=done, note="", unit=unit)
+        if total is None:
+            self._bars.tasks[-1].total = None
+        return task
+
+    def move(
+        self, task: TaskID, done: float, *, name: str | None = None, note: str | None = None, tell: bool = False
+    ) -> None:
+        """Say how much is done now, under another name or with a note; `tell` prints a line if lines are printed."""
+        further: dict[str, Any] = {} if note is None else {"note": note}
+        self._bars.update(task, completed=done, description=name, **further)
+        self.tell(now=tell)
+
+    def remove(self, task: TaskID) -> None:
+        """Show something no longer."""
+        self._bars.remove_task(task)
+
+    def tell(self, *, now: bool = False) -> None:
+        """Where there is no terminal, print a line of all that is counted, if the last one is long ago or `now`."""
+        if self._bars.disable and (now or self._clock() >= self._due):
+            self._due = self._clock() + EVERY
+            for task in self._bars.tasks:
+                self.say(self._line(task))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, task: Task) -> str:
+        total = "" if task.total is None else f" of {task.total:,.0f}"
+        left = task.time_remaining
+        parts = [
+            f"{task.completed:,.0f}{total} {task.fields['unit']}",
+            self._speed.render(task).plain,
+            "" if left is None or task.finished else f"{timedelta(seconds=left)} left",
+            task.fields["note"].strip(),
+        ]
+        return f"{task.description}: {', '.join(filter(None, parts))}"
 
 
 @contextmanager
 def progress_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar inside the block; the block calls what it is given with the number of units just done.
+    """Show a display inside the block; the block calls what it is given with the number of units just done.
 
     Example:
         >>> with progress_bar("counting", total=3, unit="steps") as advance:
         ...     for _ in range(3):
         ...         advance(1)
     """
-    with make_progress(unit, transient=True) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda count: progress.advance(task, count)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        display.move(task, done)
+
+    with Display(transient=True) as display:
+        task = display.add(name, total, unit)
+        yield advance

@@ -95,7 +95,8 @@ def finish(
         split: {name: _scored(held, cold) for name, held in parts.items()} for split in ("valid", "test")
     }
     if valid is not None:
-        scores["valid"]["rl"]["raw"]["ndcg@10"] = valid
+        for kind in ("raw", "excluded"):
+            scores["valid"]["rl"][kind]["ndcg@10"] = valid
     stage = _stage(config)
     stages = {name: {**stage, "evaluation": str(place)} for name, place in places.items()} | {"rl": stage}
     about = {"objective": {"name": config.objective["name"], "title": "An Objective", "paper": "Someone 2026"}}

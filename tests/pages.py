@@ -6,7 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from genrl.compare.record import Choice, Cost, Difference, Line, Point, Report, Row, Table
+from genrl.compare.record import Choice, Cost, Difference, Line, Pair, Point, Report, Row, Table
 
 VOID = {"meta", "br", "hr"}
 
@@ -89,7 +89,8 @@ def table(**lines: Line) -> Table:
         "sapo": line(0.1750, 0, 1, differences={"ndcg@10": difference(-0.0250), "recall@10": difference(-0.0500, 0.4)}),
         "sage": line(0.2050, 0, differences={"ndcg@10": difference(0.0050, 0.5, warnings=few)}),
     }
-    return Table(10, 600, 30, lines or known)
+    pairs = [Pair("sapo", "grpo", {"ndcg@10": difference(-0.0625, 0.002), "recall@10": difference(-0.1250, 0.1)})]
+    return Table(10, 600, 30, lines or known, [] if lines else pairs)
 
 
 def row(kind: str = "objective", **further: Any) -> Row:

@@ -20,6 +20,7 @@ from benchmarks.checks import DifferenceError
 from benchmarks.decoding import beams, catalogues, groups, rollouts, thinking_rollouts
 from benchmarks.figures import Figure, as_json, plot, table
 from benchmarks.inputs import FULL, QUICK, Sizes
+from benchmarks.items import items
 from benchmarks.steps import steps, thinking_steps
 from benchmarks.updating import long, memory, thinking_updates, ways
 from rich.console import Console
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "groups": groups,
     "long": long,
     "ways": ways,
+    "items": items,
     "reasoning": thinking_rollouts,
     "reasoning-update": thinking_updates,
     "reasoning-step": thinking_steps,

@@ -13,7 +13,6 @@ import torch
 from genrl.catalog import splits, ties
 from genrl.catalog.interactions import Events, ItemTable, item_rows, read_events, read_items, sorted_ids
 from genrl.catalog.items import Catalog, cold_items
-from genrl.catalog.reading import bare
 from genrl.catalog.sequences import Role, Sequences
 from genrl.catalog.toy import generate
 from genrl.config.checks import data_contradictions, option
@@ -29,7 +28,7 @@ class Dataset:
     catalog: Catalog
     sequences: Sequences
     name: str
-    """Short name for folders and tables."""
+    """Last folder and file of the interactions, or the name of what was generated."""
     ties: str = ""
     """What there is to say of interactions of a user at the same time; "" where there are none."""
 
@@ -81,7 +80,7 @@ def _files(config: DataConfig) -> tuple[ItemTable, Events, str]:
     else:
         items = read_items(config.items, config)
     rows = item_rows(events, items.item_ids, config.items or source)
-    name = bare(Path(source)).stem
+    name = "/".join(Path(source).parts[-2:])
     return items, replace(events, items=rows, item_ids=items.item_ids), name
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     add("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
     help_thinking = "one objective (default: sapo) with and without thinking, at matched training and request costs"
     add("--thinking", action="store_true", help=help_thinking)
-    help_report = "run nothing; report what is finished, of any name if --objectives is left out"
+    help_report = "run nothing; report what is finished, of any name without --objectives; evaluate.* scores it again"
     add("--report-only", action="store_true", help=help_report)
     compare.epilog = f"NAME:key=value sets an option, and --grid NAME:key=.. a grid, of one row.\n\n{OVERRIDES}"
 
@@ -49,17 +48,19 @@ def run(options: argparse.Namespace) -> None:
     from genrl.config import run_folder
 
     flags = _shared_words(options)
+    evaluate = [text for text in options.overrides if text.startswith("evaluate.")] if options.report_only else []
+    options.overrides = [text for text in options.overrides if text not in evaluate]
     if options.thinking:
-        return _compare_thinking(options, flags)
+        return _compare_thinking(options, flags, evaluate)
     if options.objectives is None:
         folder = run_folder(_composed(["fit", *flags, *options.overrides])).parent
-        return _report(folder, None, options.baseline, [])
+        return _report(folder, None, options.baseline, [], evaluate)
     plan = _plan(options, flags)
     failed = [] if options.report_only else run_comparison(plan, options.jobs)
-    return _report(plan.shared.folder.parent, plan, options.baseline, failed)
+    return _report(plan.shared.folder.parent, plan, options.baseline, failed, evaluate)
 
 
-def _compare_thinking(options: argparse.Namespace, flags: list[str]) -> None:
+def _compare_thinking(options: argparse.Namespace, flags: list[str], evaluate: Sequence[str]) -> None:
     from genrl.compare.plan import check_baseline
     from genrl.compare.studies.thinking import ROWS, compare_thinking, measure
 
@@ -67,7 +68,7 @@ def _compare_thinking(options: argparse.Namespace, flags: list[str]) -> None:
         check_baseline(options.baseline, ROWS)
     plan, failed = compare_thinking(_question(options, flags), None if options.report_only else options.jobs)
     baseline = options.baseline if options.baseline in plan.rows else next(iter(plan.rows))
-    _report(plan.shared.folder.parent, plan, baseline, failed, measure)
+    _report(plan.shared.folder.parent, plan, baseline, failed, evaluate, measure)
 
 
 def _report(
@@ -75,12 +76,13 @@ def _report(
     plan: Plan | None,
     baseline: str | None,
     failed: Sequence[Run],
+    evaluate: Sequence[str],
     measure: Callable[[Rows], dict[str, Any]] | None = None,
 ) -> None:
     from genrl.compare.report import write_report  # takes seconds to load
+    from genrl.compare.summary import show
 
-    print(write_report(folder, plan, baseline, measure))
-    print(f"report: {folder / 'report.html'}   as text: {folder / 'report.md'}", file=sys.stderr)
+    show(write_report(folder, plan, baseline, measure, evaluate), folder)
     if failed:
         names = ", ".join(run.folder.name for run in failed)
         raise GenRLError(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")

@@ -43,6 +43,18 @@ class Finished:
 
     folder: Path
     metrics: Tree
+    scored: Path
+    """Where its ranks lie: its own folder, or one inside it if it was scored again."""
+
+    @classmethod
+    def read(cls, folder: Path, evaluate: Sequence[str] = ()) -> Finished:
+        """A run as it was scored, or with other options of evaluation, for which it is scored if need be."""
+        if not evaluate:
+            return cls(folder, read_json(folder / "metrics.json"), folder)
+        from genrl.runs.rescore import rescore  # takes seconds to load
+
+        record = rescore(folder, evaluate)
+        return cls(folder, record.metrics, record.folder)
 
     @property
     def seed(self) -> int:
@@ -73,7 +85,7 @@ class Finished:
     @cached_property
     def ranks(self) -> dict[str, Tensor]:
         """`<split>/<kind>`: [R] place of each row's target; `cold/<split>`: [R], 1 where that target is cold."""
-        return load_file(self.folder / "ranks.safetensors")
+        return load_file(self.scored / "ranks.safetensors")
 
     def scores(self, split: str) -> Tree:
         """Metrics on a split, by kind."""
@@ -107,22 +119,26 @@ Rows = Mapping[str, Sequence[Finished]]
 """Row of the report -> its finished runs, one per seed."""
 
 
-def planned_rows(plan: Plan) -> dict[str, list[Finished]]:
-    """Finished runs of the chosen candidate of each row; a row without one is left out."""
+def planned_rows(plan: Plan, evaluate: Sequence[str] = ()) -> dict[str, list[Finished]]:
+    """Finished runs of the chosen candidate of each row; a row without one is left out.
+
+    `evaluate` holds `evaluate.option=value` texts that the runs are to be scored with.
+    """
     rows = {}
     for row, candidates in plan.rows.items():
         _, best = choose(candidates)
         folders = [] if best is None else [run.folder for run in best.runs]
-        finished = [Finished(path, read_json(path / "metrics.json")) for path in folders if is_done(path)]
+        finished = [Finished.read(path, evaluate) for path in folders if is_done(path)]
         if finished:
             rows[row] = finished
     return rows
 
 
-def found_rows(folder: Path, *stages: str) -> dict[str, list[Finished]]:
+def found_rows(folder: Path, *stages: str, evaluate: Sequence[str] = ()) -> dict[str, list[Finished]]:
     """Every finished run of an experiment that has these stages, by row and seed; no copies of one another."""
-    runs = [Finished(path.parent, read_json(path)) for path in sorted(folder.glob("*-s*/metrics.json"))]
-    runs = [run for run in runs if set(stages) <= run.metrics["stages"].keys()]
+    folders = [path.parent for path in sorted(folder.glob("*-s*/metrics.json"))]
+    folders = [path for path in folders if set(stages) <= read_json(path / "metrics.json")["stages"].keys()]
+    runs = [Finished.read(path, evaluate) for path in folders]
     known: dict[tuple[str, int], Finished] = {}
     for run in runs:
         other = known.setdefault((run.row, run.seed), run)

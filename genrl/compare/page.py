@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from genrl.compare.figures import curves, forest, scatter
 from genrl.compare.quantities import MEASURES, TESTED, Panels, bands_of, capital, panels, titled
-from genrl.compare.record import Line, Report, Table
+from genrl.compare.record import Line, Pair, Report, Table
 from genrl.compare.verdict import (
     WAYS,
     direction,
@@ -41,6 +41,7 @@ SECTIONS = {
     "Does thinking pay?": "thinking",
     "Results": "results",
     "Other effects": "effects",
+    "Objectives against each other": "pairs",
     "Learning curves": "learning",
     "Match rate of each step": "matches",
     "Quality and popularity": "popularity",
@@ -80,12 +81,13 @@ def markdown(report: Report) -> str:
 
 
 def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
-    """Draw the curves of some rows into a PNG; what no run has noted is left out."""
+    """Draw the curves of some rows into a PNG; what makes no curve is left out."""
     titles = panels({name for runs in notes.values() for run in runs for name in run})
-    drawn = {
+    bands = {
         title: {row: band([run[name] for run in runs if name in run]) for row, runs in notes.items()}
         for name, title in titles.items()
     }
+    drawn = {title: found for title, found in bands.items() if any(len(curve) > 1 for curve in found.values())}
     if drawn:
         save(curve_grid(drawn, looks(notes)), path)
 
@@ -206,7 +208,7 @@ def _score(line: Line, metric: str) -> str:
     return _number(line.metrics[metric]) + ("" if line.ends is None else " [{:.4f}, {:.4f}]".format(*line.ends))
 
 
-def _gain(line: Line, metric: str) -> list[str]:
+def _gain(line: Line | Pair, metric: str) -> list[str]:
     """Difference with its interval, relative, p; empty cells where there is none."""
     found = line.differences.get(metric)
     if found is None:

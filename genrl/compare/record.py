@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus the baseline in one metric, in its unit."""
+    """A row minus another in one metric, in its unit."""
 
     effect: float
     low: float
     """Lower end of the interval."""
     high: float
     relative: float | None
-    """Share of the baseline's mean; None if that is 0."""
+    """Share of the other's mean; None if that is 0."""
     p_holm: float
-    """Corrected for the number of rows."""
+    """Corrected for the number of rows asked for, or for that of pairs."""
     seed_noise: float | None
     """Standard deviation between seeds; None with one seed."""
     rows: int
@@ -51,6 +51,16 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two of the rows asked for, neither of them the baseline."""
+
+    row: str
+    other: str
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """`metric@K` -> row minus other."""
+
+
+@dataclass(frozen=True)
 class Table:
     """One part (test or validation) and kind of ranking (raw or history excluded)."""
 
@@ -59,6 +69,7 @@ class Table:
     cold_rows: int | None
     """Users with a cold target; None: no run kept it."""
     lines: dict[str, Line]
+    pairs: list[Pair] = field(default_factory=list)
 
     @property
     def main(self) -> str:
@@ -178,7 +189,7 @@ class Report:
 
 DEFAULTS: dict[str, Any] = {
     one.name: None if one.default_factory is MISSING else one.default_factory()
-    for kind in (Line, Row, Report)
+    for kind in (Line, Table, Row, Report)
     for one in dataclasses.fields(kind)
     if one.default is None or one.default_factory is not MISSING
 }

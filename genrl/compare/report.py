@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from genrl.compare.finished import (
 from genrl.compare.page import draw, html, markdown, write_text
 from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.quantities import MEASURES
-from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Point, Report, Table
+from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, Point, Report, Table
 from genrl.compare.run import choose, is_done
 from genrl.config.select import main_cut, selected
 from genrl.errors import DataError
@@ -47,7 +48,13 @@ Expenses = Callable[[Rows], dict[str, Expense]]
 """Says what thinking costs each row (`genrl.compare.studies.thinking.measure`)."""
 
 
-def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, measure: Expenses | None = None) -> str:
+def write_report(
+    folder: Path,
+    plan: Plan | None,
+    baseline: str | None = None,
+    measure: Expenses | None = None,
+    evaluate: Sequence[str] = (),
+) -> Report:
     """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
 
     Args:
@@ -56,36 +63,41 @@ def write_report(folder: Path, plan: Plan | None, baseline: str | None = None, m
             folder are reported in both cases.
         baseline: the row that the others are compared with; None: the last stage before `rl`.
         measure: says what thinking costs. Its rows need not share the stages before `rl`.
-
-    Returns:
-        The text of report.md.
+        evaluate: `evaluate.option=value` texts; runs that were scored with others are scored again.
 
     Raises:
         DataError: if no run is finished, or runs cannot be compared.
     """
-    report = make_report(folder, plan, baseline, measure)
+    report = make_report(folder, plan, baseline, measure, evaluate)
     # Steps of baselines are not steps of stage rl, so they have no curves.
     trained = {row: facts.runs for row, facts in report.rows.items() if facts.kind == "objective"}
     noted = {row: [read_notes(folder / run) for run in runs] for row, runs in trained.items()}
-    text = markdown(report)
     page = html(report, noted, {row: read_samples(folder / runs[0]) for row, runs in trained.items()})
     with locked(folder):  # another comparison of the experiment may write its report, too
         write_json(folder / "report.json", report.to_json())
         draw(noted, folder / "report.png")
         write_text(folder / "report.html", page)
-        write_text(folder / "report.md", text)
+        write_text(folder / "report.md", markdown(report))
         write_comparison(folder, noted, report)
-    return text
+    return report
 
 
-def make_report(folder: Path, plan: Plan | None, baseline: str | None, measure: Expenses | None = None) -> Report:
+def make_report(
+    folder: Path,
+    plan: Plan | None,
+    baseline: str | None,
+    measure: Expenses | None = None,
+    evaluate: Sequence[str] = (),
+) -> Report:
     """What `write_report` writes, from the same arguments."""
-    rows = found_rows(folder, "align", "rl") if plan is None else planned_rows(plan)
-    baselines, notes = comparable(found_rows(folder, "baseline"), rows)
+    rows = found_rows(folder, "align", "rl", evaluate=evaluate) if plan is None else planned_rows(plan, evaluate)
+    baselines, notes = comparable(found_rows(folder, "baseline", evaluate=evaluate), rows)
     everything = {**baselines, **rows}
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
         raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
+    if any(run.scored != run.folder for run in runs):
+        notes.append(f"Every row was scored again with {', '.join(evaluate)}; weights were chosen as before.")
     if measure is None:
         check_same_start(runs)
     shared = list(shared_by_all(runs)) or (["align"] if plan is None else plan.shared.config.stages)
@@ -144,7 +156,8 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     first = runs[0]
     top = main_cut(int(name.partition("@")[2]) for name in first.scores(split)[kind] if name.startswith("ndcg@"))
-    lines = {name: _fixed_line(values[kind], top) for name, values in first.references(split).items()}
+    same = {"repeat_last"} - baselines.keys() if kind == "excluded" else ()  # it is most popular there
+    lines = {name: _fixed_line(one[kind], top) for name, one in first.references(split).items() if name not in same}
     places = {row: _places(found[:1] if row in lines else found, f"{split}/{kind}") for row, found in baselines.items()}
     lines |= {row: _line(found, split, kind, top) for row, found in baselines.items() if row not in lines}
     if rows:
@@ -154,25 +167,38 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
         lines |= {row: _line(found, split, kind, top) for row, found in rows.items()}
         places |= {row: _places(found, f"{split}/{kind}") for row, found in rows.items()}
     cold = cold_rows(runs, split)
-    if baseline in places:
-        _add_differences(lines, places, cold, baseline, top)
+    pairs = _add_differences(lines, places, cold, baseline, top, asked=list(rows))
     users = len(first.ranks[f"{split}/{kind}"])
-    return Table(top, users, None if cold is None else int(cold.sum()), lines)
+    return Table(top, users, None if cold is None else int(cold.sum()), lines, pairs)
 
 
-def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collection[str] = ()) -> dict[str, Difference]:
-    """Each row minus the baseline in one metric, with an interval, Holm's p-value and warnings.
+def differences(
+    outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collection[str] = (), asked: Collection[str] = ()
+) -> dict[str, Difference]:
+    """Each row minus the baseline in one metric; Holm's correction is over the rows asked for, and over the others.
 
     Args:
         outcomes: of every row, the baseline among them.
         baseline: one of the rows.
         fixed: rows that no seed could change: reference lines, and the weights that all share.
+        asked: rows whose comparison is the question.
     """
     compared = [row for row in outcomes if row != baseline]
-    found = [paired_difference(*_paired(outcomes[row], outcomes[baseline])) for row in compared]
-    corrected = holm(torch.tensor([difference.p_value for difference in found], dtype=torch.float64)).tolist()
-    return {
-        row: Difference(
+    found: dict[str, Difference] = {}
+    for family in (True, False):
+        rows = [row for row in compared if (row in asked) == family]
+        found |= zip(rows, corrected([(row, baseline) for row in rows], outcomes, fixed), strict=True)
+    return {row: found[row] for row in compared}
+
+
+def corrected(
+    pairs: Sequence[tuple[str, str]], outcomes: Mapping[str, Outcomes], fixed: Collection[str]
+) -> list[Difference]:
+    """The first row of each pair minus the second, with an interval, warnings, and Holm's p-value over all pairs."""
+    found = [paired_difference(*_paired(outcomes[row], outcomes[other])) for row, other in pairs]
+    p_values = holm(torch.tensor([difference.p_value for difference in found], dtype=torch.float64)).tolist()
+    return [
+        Difference(
             effect=_rounded(difference.effect),
             low=_rounded(difference.low),
             high=_rounded(difference.high),
@@ -180,11 +206,11 @@ def differences(outcomes: Mapping[str, Outcomes], baseline: str, fixed: Collecti
             p_holm=_rounded(p_value),
             seed_noise=_number(difference.seed_noise),
             rows=difference.users,
-            seeds_covered=all(name in fixed or len(outcomes[name]) > 1 for name in (row, baseline)),
-            warnings=_warnings(difference, (row, baseline), outcomes, fixed),
+            seeds_covered=all(row in fixed or len(outcomes[row]) > 1 for row in pair),
+            warnings=_warnings(difference, pair, outcomes, fixed),
         )
-        for row, difference, p_value in zip(compared, found, corrected, strict=True)
-    }
+        for pair, difference, p_value in zip(pairs, found, p_values, strict=True)
+    ]
 
 
 def cost(rows: Rows) -> dict[str, Cost]:
@@ -205,8 +231,10 @@ def _add_differences(
     cold: Tensor | None,
     baseline: str,
     top: int,
-) -> None:
-    """Give each line its differences at K = `top`, in all metrics that are known on two users at least."""
+    asked: Sequence[str],
+) -> list[Pair]:
+    """Give lines their differences, and return those of pairs, in all metrics that are known on two users at least."""
+    pairs = [Pair(row, other) for other, row in combinations([row for row in asked if row != baseline], 2)]
     fixed = {row for row, line in lines.items() if not line.seeds}
     for measure in MEASURES.values():
         outcome = measure.outcome
@@ -217,8 +245,14 @@ def _add_differences(
             row: {seed: outcome(ranks[mask][:, None], top) for seed, ranks in found.items()}
             for row, found in places.items()
         }
-        for row, difference in differences(outcomes, baseline, fixed).items():
-            lines[row].differences[f"{measure.name}@{top}"] = difference
+        metric = f"{measure.name}@{top}"
+        if baseline in places:
+            for row, difference in differences(outcomes, baseline, fixed, asked).items():
+                lines[row].differences[metric] = difference
+        between = corrected([(pair.row, pair.other) for pair in pairs], outcomes, fixed)
+        for pair, difference in zip(pairs, between, strict=True):
+            pair.differences[metric] = difference
+    return pairs
 
 
 def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig
 from genrl.config.select import main_cut
 from genrl.errors import ConfigError, GenRLError
 from genrl.files import read_json
-from genrl.progress import make_progress
+from genrl.progress import Display
 from genrl.runs.folder import differences
 
 LOG = "log.txt"
@@ -29,8 +29,6 @@ TAIL = 15
 """Lines of its log that are shown of a run that failed."""
 LOOK = 0.3
 """Seconds between looks at the runs."""
-TELL = 60.0
-"""Seconds between lines on the runs at work, where there is no terminal."""
 
 
 def run_comparison(plan: Plan, jobs: int) -> list[Run]:
@@ -45,7 +43,8 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
     """
     for run in [plan.shared, *plan.runs]:
         refuse_other_configuration(run)
-    with _interrupted_by_sigterm(), Display(plan) as display:
+    with _interrupted_by_sigterm(), Display(period=24 * 3600.0) as bars:
+        display = Runs(plan, bars)
         firsts = [candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates]
         if not all(is_done(run.folder) for run in firsts) and run_all([plan.shared], 1, display):
             shared = " and ".join(plan.shared.config.stages)
@@ -91,7 +90,7 @@ def refuse_other_configuration(run: Run) -> None:
         )
 
 
-def run_all(runs: Sequence[Run], jobs: int, display: Display) -> list[Run]:
+def run_all(runs: Sequence[Run], jobs: int, display: Runs) -> list[Run]:
     """Make the runs that are not finished, at most `jobs` at a time, and return those that failed."""
     waiting = [run for run in runs if not is_done(run.folder)]
     work: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
@@ -154,35 +153,24 @@ def completion_length(config: RunConfig) -> int:
     return Session.build(config).layout.length
 
 
-class Display:
-    """One display of a whole comparison on stderr: bars, or lines where that is no terminal."""
+class Runs:
+    """Shows a whole comparison."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, display: Display) -> None:
         self.needed = [
             *(candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates),
             *(run for candidates in plan.rows.values() for run in candidates[0].runs[1:]),
         ]
         """As many runs as the comparison will have made, of the right lengths; which point is best is not known yet."""
         self.finished = [run for run in plan.runs if is_done(run.folder)]
-        self.progress: Progress = make_progress("steps")
-        self.progress.disable = not self.progress.console.is_terminal
-        self.progress.speed_estimate_period = 24 * 3600.0  # what is left is told by the whole comparison
-        self.total = self.progress.add_task("", total=sum(_size(run) for run in self.needed))
+        self.display = display
+        self.total = display.add("", sum(_size(run) for run in self.needed), "steps")
         self.bars: dict[str, TaskID] = {}
-        self.told = time.monotonic()
-
-    def __enter__(self) -> Display:
-        self.progress.start()
         self.look([])
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        text = f"[{len(self.finished)}/{len(self.needed)}] {line}"
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.display.say(f"[{len(self.finished)}/{len(self.needed)}] {line}")
 
     def ended(self, run: Run, code: int) -> None:
         """Note the end of a run; of one that failed, show the end of its log."""
@@ -199,19 +187,13 @@ class Display:
         """Show where the runs at work are."""
         steps = {run.folder.name: (latest_step(run), run.max_steps) for run in work}
         for name in self.bars.keys() - steps.keys():
-            self.progress.remove_task(self.bars.pop(name))
+            self.display.remove(self.bars.pop(name))
+        done = sum(_size(run) for run in self.finished) + sum(step for step, most in steps.values() if most)
+        self.display.move(self.total, done, name=f"{len(self.finished)} of {len(self.needed)} runs done")
         for name, (step, most) in steps.items():
             if name not in self.bars:
-                self.bars[name] = self.progress.add_task(f"  {name}", total=most)
-            self.progress.update(self.bars[name], completed=step)
-        done = sum(_size(run) for run in self.finished) + sum(step for step, most in steps.values() if most)
-        self.progress.update(
-            self.total, completed=done, description=f"{len(self.finished)} of {len(self.needed)} runs done"
-        )
-        if self.progress.disable and time.monotonic() - self.told > TELL:
-            self.told = time.monotonic()
-            shown = (f"{name} step {step}" + (f" of {most}" if most else "") for name, (step, most) in steps.items())
-            self.say("at work: " + ", ".join(shown))
+                self.bars[name] = self.display.add(f"  {name}", most, "steps")
+            self.display.move(self.bars[name], step)
 
 
 def latest_step(run: Run) -> int:

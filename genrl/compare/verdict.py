@@ -71,8 +71,9 @@ def statements(table: Table, baseline: str) -> list[Statement]:
 
 
 def remarks(kinds: Mapping[str, Table], main: str, baseline: str) -> Iterator[str]:
-    """What a reader must know beside the statements on the main kind of ranking: the references, what else differs."""
+    """What a reader must know beside the statements on the main ranking: references, pairs, what else differs."""
     yield from _against_references(kinds[main])
+    yield from _among(kinds[main])
     for kind, table in kinds.items():
         if kind != main:
             yield from _elsewhere(kinds[main], table, kind, baseline)
@@ -143,6 +144,26 @@ def _against_references(table: Table) -> Iterator[str]:
     if len(above) == len(rows):
         result = "Every trained row scores above it"
     yield f"The best reference line is {named(best)} with {known[best]:.4f}. {result} (means, not tested)."
+
+
+def _among(table: Table) -> Iterator[str]:
+    """What differs between the rows asked for, a sentence per metric, and one on the metrics in which nothing does."""
+    unclear = []
+    for metric in dict.fromkeys(metric for pair in table.pairs for metric in pair.differences):
+        found = [(pair, pair.differences[metric]) for pair in table.pairs]
+        clear = [
+            f"{named(pair.row)} {direction(one)} than {named(pair.other)} ({signed(one.effect)}, {p_text(one.p_holm)})"
+            for pair, one in found
+            if direction(one) != "unclear"
+        ]
+        rest = f"; {len(found) - len(clear)} of {len(found)} pairs not told apart" if len(clear) < len(found) else ""
+        if clear:
+            yield f"{capital(titled(metric))} among the rows asked for: {listed(clear)}{rest}."
+        else:
+            unclear.append(titled(metric))
+    if unclear:
+        pairs = "the one pair is not" if len(table.pairs) == 1 else f"none of the {len(table.pairs)} pairs is"
+        yield f"Among the rows asked for {pairs} told apart in {listed(unclear)}."
 
 
 def _elsewhere(main: Table, other: Table, kind: str, baseline: str) -> Iterator[str]:

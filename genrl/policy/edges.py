@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from genrl.sid.trie import Trie
 
+Look = Callable[[Tensor], Tensor]
+"""Edges [...] of a level -> their vectors [..., hidden]."""
 BLOCK = 8
 """Rows that stand at one node and share one copy of its children's vectors."""
 
@@ -32,28 +36,47 @@ class EdgeVectors(nn.Module):
         self.own = nn.ParameterList(_normal(level.codes.numel(), hidden, start) for level in trie.levels)
         self.biases = nn.ParameterList(torch.zeros(level.codes.numel()) for level in trie.levels) if biases else None
         for number, level in enumerate(trie.levels):
+            counts = level.offsets.diff().long()
             self.register_buffer(f"code{number}", level.codes.long(), persistent=False)
+            self.register_buffer(f"siblings{number}", counts.repeat_interleave(counts), persistent=False)
 
-    def forward(self, level: int) -> Tensor:
-        """Vectors [edges, hidden] of a level."""
-        own = self.own[level]
-        if self.training and self.dropout:
+    def forward(self, level: int, edges: Tensor | None = None) -> Tensor:
+        """Vectors [..., hidden] of some edges [...] of a level, or of all."""
+        codes, own = self.code(level), self.own[level]
+        if edges is not None:
+            codes, own = codes[edges], functional.embedding(edges, own)
+        elif self.dropping:
             own = own * functional.dropout(own.new_ones(len(own), 1), self.dropout)
-        return functional.embedding(getattr(self, f"code{level}"), self.codes[level]) + own
+        return functional.embedding(codes, self.codes[level]) + own
+
+    def code(self, level: int) -> Tensor:
+        """Codes [edges] of a level."""
+        codes: Tensor = getattr(self, f"code{level}")
+        return codes
+
+    def siblings(self, level: int) -> Tensor:
+        """[edges] of a level: number of edges that go out from the node of each, itself included."""
+        counts: Tensor = getattr(self, f"siblings{level}")
+        return counts
+
+    @property
+    def dropping(self) -> bool:
+        """Whether edges do without their own vectors in this pass, the same ones wherever they stand in it."""
+        return self.training and self.dropout > 0
 
 
 def _normal(rows: int, width: int, deviation: float) -> nn.Parameter:
     return nn.Parameter(torch.randn(rows, width) * deviation)
 
 
-def child_logits(states: Tensor, vectors: Tensor, biases: Tensor, nodes: Tensor, counts: Tensor) -> Tensor:
+def child_logits(states: Tensor, vectors: Look, biases: Tensor, nodes: Tensor, counts: Tensor) -> Tensor:
     """Products of states with the edges that go out from their nodes.
 
     Rows at the same node are put together, `BLOCK` at a time, so that few copies of vectors are made.
 
     Args:
         states: [n, hidden].
-        vectors: [edges, hidden] of the level.
+        vectors: of edges [...] of the level, [..., hidden].
         biases: [edges].
         nodes: [n] first edge of each row.
         counts: [n] edges of each row, side by side; at least 1.
@@ -62,7 +85,7 @@ def child_logits(states: Tensor, vectors: Tensor, biases: Tensor, nodes: Tensor,
         [n, W] for the widest row of W edges; columns behind those of a row mean nothing.
     """
     if not len(states):  # keeps the gradient's path
-        return torch.addmm(biases[:1], states, vectors[:1].T)
+        return torch.addmm(biases[:1], states, vectors(nodes.new_zeros(1)).T)
     order = nodes.argsort()
     at = nodes[order]
     opens = torch.ones_like(at, dtype=torch.bool)
@@ -79,7 +102,7 @@ def child_logits(states: Tensor, vectors: Tensor, biases: Tensor, nodes: Tensor,
     products = torch.baddbmm(
         functional.embedding(edges, biases[:, None])[:, None, :, 0],
         rows.unflatten(0, (len(firsts), BLOCK)),
-        functional.embedding(edges, vectors).transpose(1, 2),
+        vectors(edges).transpose(1, 2),
     ).flatten(0, 1)
     back = torch.empty_like(order).index_copy(0, order, slot)
     return products[back]

@@ -18,6 +18,8 @@ from genrl.sid.trie import Trie
 
 LOGITS = 2**24
 """Logits that are held at a time: bounds memory, not results."""
+SMALL = 1e-25
+"""Sum of exponentials below which float32 would lose some of them."""
 
 
 class Everything(Protocol):
@@ -54,6 +56,7 @@ def rank_all(policy: TrainablePolicy, layout: SidLayout, asked: Sequence[Request
     return policy.grow(asked[0], 1, 0).begin(lambda said: ranked(cast(Everything, said)))
 
 
+@torch.no_grad()
 def leaf_log_probs(said: Everything, trie: Trie) -> Tensor:
     """Log-probabilities [leaves, n] of all SIDs behind n states.
 
@@ -64,22 +67,27 @@ def leaf_log_probs(said: Everything, trie: Trie) -> Tensor:
     for level, table in enumerate(trie.levels):
         counts = table.offsets.diff().long()
         parents = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        total = total[parents]
         choice = counts > 1
-        edges, sizes = choice[parents].nonzero()[:, 0], counts[choice]
-        if len(edges):
-            families = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-            own = _log_softmax(said.edges(level, edges), families, sizes)
-            total = total.to(own.dtype).index_add_(0, edges, own)
+        edges, nodes = choice[parents].nonzero()[:, 0], choice.nonzero()[:, 0]
+        if not len(edges):
+            total = total.index_select(0, parents)
+            continue
+        logits = said.edges(level, edges)
+        total = total.to(logits.dtype).index_add_(0, nodes, _log_sum_exp(logits, counts[nodes]), alpha=-1)
+        total = total.index_select(0, parents)
+        total = total.add_(logits) if len(edges) == len(parents) else total.index_add_(0, edges, logits)
     return total
 
 
-def _log_softmax(logits: Tensor, families: Tensor, sizes: Tensor) -> Tensor:
-    """Logits [m, n] of siblings side by side -> log-probabilities, over the `sizes` [f] siblings of each family."""
-    highest = torch.segment_reduce(logits, "max", lengths=sizes)
-    shares = logits.sub(highest[families]).exp_()
-    whole = torch.zeros_like(highest).index_add_(0, families, shares)
-    return logits.sub_(highest.add_(whole.log_())[families])
+def _log_sum_exp(logits: Tensor, sizes: Tensor) -> Tensor:
+    """Of logits [m, n] of siblings side by side, over the `sizes` [f] siblings of each family: [f, n]."""
+    families = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    zeros, highest = logits.new_zeros(len(sizes), logits.shape[1]), logits.amax(0, keepdim=True)
+    whole = zeros.index_add(0, families, (logits - highest).exp_())
+    if bool((whole < SMALL).any()):  # some family lies so far below the best edge that it needs a maximum of its own
+        highest = torch.segment_reduce(logits, "max", lengths=sizes)
+        whole = zeros.index_add(0, families, (logits - highest.index_select(0, families)).exp_())
+    return whole.log_().add_(highest)
 
 
 def best(layout: SidLayout, scores: Tensor, requests: Requests, width: int) -> Ranking:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -108,35 +109,42 @@ def paths(trie: Trie) -> Tensor:
 
 
 class Vectors:
-    """The vectors of all edges in one pass: each level is made when it is first asked for."""
+    """The vectors of edges in one pass: those of a level are all made where it is asked for many of them."""
 
     def __init__(self, model: ItemModel) -> None:
         self.model = model
         self._made: dict[tuple[int, int], Tensor] = {}
 
-    def of(self, edges: EdgeVectors, level: int) -> Tensor:
+    def whole(self, edges: EdgeVectors, level: int) -> Tensor:
         """Float32 (or float64) vectors [edges, hidden] of a level."""
         key = id(edges), level
         if key not in self._made:
             self._made[key] = exact(edges(level))
         return self._made[key]
 
-    def read(self, inputs: Tensor) -> Tensor:
-        """Vectors [B, L, hidden] of what is read, see `genrl.ops.read_as`."""
-        model = self.model
-        edges, items = model.inputs or model.edges, (inputs - 1).clamp(min=0)
-        parts = [
-            functional.embedding(path[items], self.of(edges, level)) for level, path in enumerate(model.paths.unbind(1))
-        ]
-        total = sum(parts[1:], start=parts[0])
-        return torch.where(inputs[..., None] == 0, exact(model.start), total)
+    def of(self, edges: EdgeVectors, level: int, which: Tensor) -> Tensor:
+        """Vectors [..., hidden] of some edges [...] of a level."""
+        made = (id(edges), level) in self._made
+        if made or edges.dropping or which.numel() > len(edges.own[level]):
+            return functional.embedding(which, self.whole(edges, level))
+        return exact(edges(level, which))
 
-    def scoring(self, level: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States [n, hidden] as a level sees them, and its vectors and biases [edges]."""
+    def read(self, inputs: Tensor) -> Tensor:
+        """Vectors [B, L, hidden] of what is read, see `genrl.ops.read_as`, in the precision of the encoder."""
         model = self.model
-        assert model.edges.biases is not None
-        seen = exact(states + model.transforms[level](states))
-        return seen, self.of(model.edges, level), exact(model.edges.biases[level])
+        edges, paths = model.inputs or model.edges, model.paths[(inputs - 1).clamp(min=0)]
+        parts = [self.of(edges, level, path) for level, path in enumerate(paths.unbind(-1))]
+        total = sum(parts[1:], start=parts[0])
+        return torch.where(inputs[..., None] == 0, exact(model.start), total).to(model.start.dtype)
+
+    def seen(self, level: int, states: Tensor) -> Tensor:
+        """States [n, hidden] as a level sees them."""
+        return exact(states + self.model.transforms[level](states))
+
+    def biases(self, level: int) -> Tensor:
+        """[edges] of a level."""
+        assert self.model.edges.biases is not None
+        return exact(self.model.edges.biases[level])
 
 
 def exact(values: Tensor) -> Tensor:
@@ -153,7 +161,7 @@ class Standing:
     first = 0
 
     def logits(self, legal: Legal | None) -> Tensor:
-        """See `Next.logits`; columns that are no edge hold numbers without meaning.
+        """See `Next.logits`; columns that are no edge hold 0.
 
         Raises:
             UnsupportedError: where no trie stands behind the columns.
@@ -162,37 +170,43 @@ class Standing:
             raise UnsupportedError(
                 "model.name=item says nothing but edges of the trie. Use layout=sid, normalize=legal."
             )
+        lead, size = self.states.shape[:-1], legal.mask.shape[-1]
         level = self.vectors.model.first_ids.index(legal.first)
-        edges = legal.mask if legal.within is None else legal.within
-        edges = edges.expand(*self.states.shape[:-1], -1).flatten(0, -2)
-        nodes = legal.child.expand(self.states.shape[:-1]).flatten()
-        seen, vectors, biases = self.vectors.scoring(level, self.states.flatten(0, -2))
+        nodes = legal.child.expand(lead).flatten()
+        return self._of_children(level, self.states.flatten(0, -2), nodes, size).unflatten(0, lead)
+
+    def _of_children(self, level: int, states: Tensor, nodes: Tensor, size: int) -> Tensor:
+        """Logits [n, size] of the codes behind states [n, hidden] whose first edges are `nodes` [n].
+
+        An only child gets 0, which is as good as any logit.
+        """
+        vectors, own = self.vectors, self.vectors.model.edges
+        seen, biases, codes = vectors.seen(level, states), vectors.biases(level), own.code(level)
         with torch.autocast(seen.device.type, enabled=False):
             if level == 0:
-                known = torch.addmm(biases, seen, vectors.T)
-            else:
-                known = _of_children(seen, vectors, biases, nodes, edges.sum(1))
-        columns = (edges.long().cumsum(1) - 1).clamp(min=0, max=known.shape[1] - 1)
-        return known.gather(1, columns).unflatten(0, self.states.shape[:-1])
+                known = torch.addmm(biases, seen, vectors.whole(own, level).T)
+                return known.new_zeros(len(states), size).index_copy(1, codes, known)
+            counts = own.siblings(level)[nodes]
+            rows = (counts > 1).nonzero()[:, 0]
+            first, counts = nodes[rows], counts[rows]
+            known = child_logits(seen[rows], partial(vectors.of, own, level), biases, first, counts)
+        place = torch.arange(known.shape[1], device=known.device)
+        edges = (first[:, None] + place).clamp(max=len(codes) - 1)
+        columns = torch.where(place < counts[:, None], codes[edges], size)  # the last column takes what is no edge
+        spread = known.new_zeros(len(rows), size + 1).scatter(1, columns, known)[:, :size]
+        return known.new_zeros(len(states), size).index_copy(0, rows, spread)
 
     def edges(self, level: int, which: Tensor) -> Tensor:
         """Logits of some edges [m] of a level, transposed: [m, n]."""
-        seen, vectors, biases = self.vectors.scoring(level, self.states)
+        seen, biases = self.vectors.seen(level, self.states), self.vectors.biases(level)
         with torch.autocast(seen.device.type, enabled=False):
-            return torch.addmm(biases[which][:, None], vectors[which], seen.T)
+            return (self.vectors.of(self.vectors.model.edges, level, which) @ seen.T).add_(biases[which][:, None])
 
     def __getitem__(self, index: Any) -> Standing:  # noqa: ANN401 (any index of tensors)
         return replace(self, states=self.states[index])
 
     def __len__(self) -> int:
         return len(self.states)
-
-
-def _of_children(seen: Tensor, vectors: Tensor, biases: Tensor, nodes: Tensor, counts: Tensor) -> Tensor:
-    """`child_logits` of the rows with a choice; an only child gets 0, which is as good as any logit."""
-    rows = (counts > 1).nonzero()[:, 0]
-    found = child_logits(seen[rows], vectors, biases, nodes[rows], counts[rows])
-    return found.new_zeros(len(seen), found.shape[1]).index_copy(0, rows, found)
 
 
 class ItemPolicy(TrainablePolicy):

@@ -108,7 +108,7 @@ class LCRec(TrainedBaseline):
         requests = Requests(tokens, mask, histories.cpu(), deny=deny).to(self.policy.device)
         beams = min(max(self.config.beam, width), layout.completions)
         found, _ = search(self.policy, layout, requests, width, beams=beams)
-        return Ranking(found.items, found.scores)
+        return found
 
     @property
     def backbone(self) -> Policy:

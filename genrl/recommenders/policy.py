@@ -46,7 +46,8 @@ SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 
 PASSES = 1
 """Tells the noise of samples for Pass@K from that of thinking."""
 SMALL = 512
-"""SIDs of a catalogue up to which exact rankings search all of it at once."""
+"""SIDs of a catalogue up to which exact rankings by several thoughts search all of it at once, which scores all items
+behind all thoughts; where there is one, a beam that is widened takes less."""
 
 
 class PolicyRecommender:
@@ -382,7 +383,9 @@ def rankings(
     find = partial(search, policy, layout, sampling=sampling, plain=config.empty_thought)
     if config.exact and not layout.writes_between:
         seen = int((distinct(prompts.history) >= 0).sum(1).max())
-        beams = _first_beam(layout, config.beam, count, seen)
+        merged = len(behind) > 1 or (config.empty_thought and layout.writes_text)
+        beams = min(layout.completions, max(config.beam, count + min(count, seen)))
+        beams = layout.completions if merged and layout.completions <= SMALL else beams
         raw, _ = find(prompts, count + seen, noise=noise, behind=behind, exact=count, besides=denied, beams=beams)
         found = {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
         return {kind: _cut(found[kind], count) for kind in kinds}
@@ -398,13 +401,6 @@ def rankings(
         again = exclude_history(again, asked.history)
         found["excluded"] = found["excluded"].put(rows, again) if "raw" in kinds else again
     return {kind: found[kind] for kind in kinds}
-
-
-def _first_beam(layout: Layout, beam: int, count: int, seen: int) -> int:
-    """Width that an exact ranking of `count` items begins with, beside which up to `seen` items may stand."""
-    if layout.completions <= SMALL:
-        return layout.completions
-    return min(layout.completions, max(beam, count + min(count, seen)))
 
 
 def _cut(ranking: Ranking, places: int) -> Ranking:

@@ -16,6 +16,7 @@ from genrl.catalog import Dataset, Role, Sequences
 from genrl.errors import CheckpointError, DataError
 from genrl.metrics.functional import distinct, exclude_history, needed_width
 from genrl.options import option
+from genrl.progress import progress_bar
 from genrl.recommenders.base import BASELINES, Baseline, Problem
 
 SMOOTHING = 0.1
@@ -263,13 +264,17 @@ def reference_lines(
         for name in rankers
         for suffix in ("", "/history_excluded")
     }
-    for part in positions.split(chunk):
-        histories = dataset.sequences.histories(part, history_length)
-        targets = Targets(dataset.sequences.items[part].unsqueeze(1), tied=dataset.sequences.tied[part].unsqueeze(1))
-        for name, ranker in rankers.items():
-            ranking = ranker.everything(histories, width)
-            metrics[name].update(ranking, targets, history=histories)
-            metrics[f"{name}/history_excluded"].update(exclude_history(ranking, histories), targets, history=histories)
+    with progress_bar(f"reference lines {role.name.lower()}", len(positions), "users") as advance:
+        for part in positions.split(chunk):
+            histories = dataset.sequences.histories(part, history_length)
+            tied = dataset.sequences.tied[part].unsqueeze(1)
+            targets = Targets(dataset.sequences.items[part].unsqueeze(1), tied=tied)
+            for name, ranker in rankers.items():
+                ranking = ranker.everything(histories, width)
+                metrics[name].update(ranking, targets, history=histories)
+                excluded = exclude_history(ranking, histories)
+                metrics[f"{name}/history_excluded"].update(excluded, targets, history=histories)
+            advance(len(part))
     return {name: metric.compute() for name, metric in metrics.items()}
 
 

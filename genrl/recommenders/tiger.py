@@ -170,14 +170,16 @@ class TIGER(TrainedBaseline):
         """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
         items = histories.new_full((len(histories), width), -1)
         scores = torch.full(items.shape, float("-inf"), device=items.device)
+        bound = torch.full(items.shape[:1], float("-inf"), device=items.device)
         layout, beam = self._layout(), max(width, self.config.beam)
         # a filter changes no item's score
         sampling = Sampling(normalize="vocab" if self.config.normalize == "vocab" else "catalogue")
         for rows, length in length_groups(histories):
             requests = _requests(histories[rows][:, -length:], None if deny is None else deny[rows])
             found, _ = search(self, layout, requests, width, sampling, beams=beam)
-            items[rows], scores[rows] = found.items, found.scores
-        return Ranking(items, scores)
+            assert found.bound is not None  # every search says it
+            items[rows], scores[rows], bound[rows] = found.items, found.scores, found.bound
+        return Ranking(items, scores, bound)
 
     def grow(
         self, requests: Requests, width: int, depth: int, rows: str = "legal", *, apart: bool = False

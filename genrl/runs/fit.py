@@ -88,10 +88,8 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
     config, stages = session.config, results["stages"]
     kind, registry = ("baseline", BASELINES) if "baseline" in stages else ("objective", OBJECTIVES)
     entry = registry.entry(getattr(config, kind)["name"])
-    begun = [name for name in ("align", "activate") if name in stages]
-    if begun and "rl" in stages:
-        start = Path(stages[begun[-1]]["evaluation"])
-        results["difference"] = tables.paired_differences(start, folder, config.evaluate.k)
+    if len(stages) > 1:
+        results["differences"] = tables.stage_differences(stages, folder, config.evaluate.k)
     tables.curves(folder, f"{entry.name}, seed {config.seed}")
     metrics = {
         "name": config.name or entry.name,

@@ -15,11 +15,15 @@ from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, DataError
+from genrl.progress import progress_bar
 from genrl.recommenders import Baseline, Recommender
 from genrl.runs.inputs import check_inputs, plugins
 
 if TYPE_CHECKING:
     from genrl.recommenders.policy import PolicyRecommender
+
+BATCH = 256
+"""Histories that are answered at a time."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,13 @@ def recommend(
     """
     _, recommender = load_recommender(folder, overrides)
     allowed = None if only is None else [recommender.problem.dataset.catalog.row_of(name) for name in only]
-    return answer(recommender, histories, top, exclude_seen, allowed, cold, exact)
+    found: list[Recommendation] = []
+    with progress_bar("recommend", len(histories), "histories") as advance:
+        for start in range(0, len(histories), BATCH):
+            part = histories[start : start + BATCH]
+            found += answer(recommender, part, top, exclude_seen, allowed, cold, exact)
+            advance(len(part))
+    return found
 
 
 def answer(

@@ -22,7 +22,6 @@ from genrl.runs.inputs import check_inputs
 from genrl.runs.recommend import load_recommender, run_config
 from genrl.runs.record import evaluation_name, references, score, written
 from genrl.runs.session import Session
-from genrl.runs.stages import SUPERVISED
 from genrl.training.fitting import quiet_libraries
 
 
@@ -121,10 +120,8 @@ def _rescored(folder: Path, overrides: Sequence[str], metrics: dict[str, Any], p
         for split in SPLITS:
             results[split][name] = found[split]
     again = {**metrics, **results, "stages": stages}
-    begun = [name for name in SUPERVISED if name in stages]
-    if "difference" in metrics:
-        start = Path(stages[begun[-1]]["evaluation"])
-        again["difference"] = tables.paired_differences(start, place, config.evaluate.k)
+    if len(stages) > 1:
+        again["differences"] = tables.stage_differences(stages, place, config.evaluate.k)
     return again
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
 from genrl.config.schema import RunConfig
 from genrl.config.select import main_cut
-from genrl.metrics.comparison import paired_difference
+from genrl.metrics.comparison import paired_difference, signed
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.metrics.ranking import TIES
 from genrl.objectives import OBJECTIVES, Objective
@@ -27,6 +29,8 @@ COLUMNS = {"ndcg": "N", "recall": "R", "mrr": "MRR", "cold_recall": "Cold", "cov
 """Short heads of the tables."""
 HIGH_RATE = 1e-3
 """Peak learning rate above which a supervised stage of a pre-trained policy is told of in the header."""
+KINDS = {"excluded": "history excluded", "raw": "raw ranking"}
+"""Of rankings, those that the closing words are about first."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
 
 
@@ -104,29 +108,40 @@ def _part(scores: dict[str, float | None], part: str) -> dict[str, float | None]
     return {name.removeprefix(f"{part}_"): value for name, value in scores.items() if name.startswith(f"{part}_")}
 
 
-def ranking_table(console: Console, split: str, results: dict[str, Any], k: list[int]) -> None:
-    """Print the metrics of all ranking models on a split, raw and with the history excluded, and what they lack.
+def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: Sequence[int]) -> None:
+    """Print the metrics of all models on a split in one table, history excluded and raw, and what they lack.
 
     A terminal too narrow for all columns shows those of the cut-offs first; metrics.json holds all.
     """
-    rows = _with_readings(results)
-    for kind, title in (("raw", "raw ranking"), ("excluded", "history excluded")):
-        scored = {name: value[kind] for name, value in rows.items() if isinstance(value, dict) and kind in value}
-        if not scored:
-            continue
-        first = next(iter(scored.values()))
-        title = f"{split}: {title}  ({first['rows']:.0f} users, {first['cold_rows']:.0f} with a cold target)"
-        wide = max(len(name) for name in scored)
-        _print(console, title, scored, columns(k, max(1, (console.width - wide - 4) // 9)))
-        passes = [name for name in dict.fromkeys(name for value in scored.values() for name in value) if "pass@" in name]
-        if passes:
-            sampled = {name: value for name, value in scored.items() if passes[0] in value}
-            _print(console, f"{split}: Pass@K, one of K sampled completions names the target", sampled, passes)
-        for line in shortcomings(scored, max(k)):
-            console.print(line, highlight=False)
+    rows = {name: value for name, value in _with_readings(results).items() if isinstance(value, Mapping)}
+    kinds = {kind: {name: value[kind] for name, value in rows.items() if kind in value} for kind in KINDS}
+    kinds["excluded"].pop("repeat_last", None)  # without the history it is most popular
+    every = [values for scored in kinds.values() for values in scored.values()]
+    passes = list(dict.fromkeys(name for values in every for name in values if name.startswith("pass@")))
+    names = [NAMES.get(name, name) for name in rows]
+    room = (console.width - 3 - max(map(len, (*names, *KINDS.values())))) // 8 - len(passes)
+    shown = [*columns(k, max(1, room)), *passes]
+    users = f"{every[0]['rows']:.0f} users, {every[0]['cold_rows']:.0f} with a cold target"
+    table = Table(title=f"{split} ({users})", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in shown:
+        metric, cut = column.split("@")
+        head = COLUMNS.get(metric, metric)
+        table.add_column(head if metric == "mrr" else f"{head}@{cut}", justify="right", no_wrap=True, min_width=6)
+    for kind, scored in kinds.items():
+        if scored:
+            table.add_section()
+            table.add_row(f"[bold]{KINDS[kind]}[/]")
+        for name, values in scored.items():
+            found = [values.get(column) for column in shown]
+            table.add_row(NAMES.get(name, name), *("-" if value is None else f"{value:.4f}" for value in found))
+    console.print(table)
+    said = {line: None for scored in kinds.values() for line in shortcomings(scored, max(k))}
+    for line in said:
+        console.print(line, highlight=False)
 
 
-def columns(k: list[int], room: int) -> list[str]:
+def columns(k: Sequence[int], room: int) -> list[str]:
     """The metrics that a table has room for, in the order they are shown.
 
     NDCG up to the main cut-off and recall from it on stand for all cut-offs; the others follow where there is room.
@@ -180,53 +195,53 @@ def _with_readings(results: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, value in results.items():
         rows[name] = value
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             rows |= {f"{name}, {way}": read for way, read in value.get("readings", {}).items()}
     return rows
 
 
-def _print(console: Console, title: str, scored: Mapping[str, Mapping[str, float | None]], shown: list[str]) -> None:
-    table = Table(title=title)
-    table.add_column("", no_wrap=True)
-    for column in shown:
-        metric, cut = column.split("@")
-        head = COLUMNS.get(metric, metric)
-        table.add_column(head if metric == "mrr" else f"{head}@{cut}", justify="right", no_wrap=True)
-    for name, values in scored.items():
-        found = [values.get(column) for column in shown]
-        table.add_row(NAMES.get(name, name), *("-" if value is None else f"{value:.4f}" for value in found))
-    console.print(table)
-
-
-def show(console: Console, metrics: dict[str, Any]) -> None:
-    """Print the closing tables of a run."""
-    first = next(iter(metrics["test"].values()))["raw"]
+def show(console: Console, metrics: Mapping[str, Any]) -> None:
+    """Print what a run scored on test rows, and what each of its stages brought and cost, in words."""
+    scored = dict(metrics["test"])
+    first = next(iter(scored.values()))["raw"]
     k = sorted({int(name.split("@")[1]) for name in first if name.startswith("ndcg@")})
-    for split in ("valid", "test"):
-        scored = dict(metrics[split])
-        if "rl" in scored:
-            scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
-        if "baseline" in scored:
-            scored[metrics["baseline"]["name"]] = scored.pop("baseline")
-        ranking_table(console, split, with_ties(scored), k)
-    if "difference" in metrics:
-        begun = "activate" if "activate" in metrics["stages"] else "align"
-        table = Table(title=f"test: rl minus {begun}, paired over users (95% interval, Student's t)")
-        for column in ("ranking", "metric", "difference", "low", "high"):
-            table.add_column(column, justify="right")
-        for kind, values in metrics["difference"].items():
-            for name, (mean, low, high) in values.items():
-                table.add_row(kind, name, f"{mean:+.4f}", f"{low:+.4f}", f"{high:+.4f}")
-        console.print(table)
-    table = Table(title="cost")
-    for column in ("stage", "wall time", "peak memory", "best step"):
-        table.add_column(column, justify="right")
+    if "rl" in scored:
+        scored[f"rl ({metrics['objective']['name']})"] = scored.pop("rl")
+    if "baseline" in scored:
+        scored[metrics["baseline"]["name"]] = scored.pop("baseline")
+    ranking_table(console, "test", with_ties(scored), k)
+    differences = metrics.get("differences", {})
+    words = "brought, with the history excluded; 95% intervals, for other users:" if differences else "cost:"
+    console.print(f"What each stage {words}", highlight=False, soft_wrap=True)
+    before = ""
     for name, stage in metrics["stages"].items():
-        table.add_row(name, f"{stage['seconds']:.1f} s", f"{stage['peak_mib']:.0f} MiB", str(stage["best_step"]))
-    console.print(table)
+        gain = differences.get(name, {}).get("excluded", {}).get(f"ndcg@{main_cut(k)}")
+        brought = "" if gain is None else f": {_brought(gain, before, kept=stage['best_step'] == 0, k=main_cut(k))}"
+        cost = f"{stage['seconds']:.1f} s, {stage['peak_mib']:.0f} MiB, weights of step {stage['best_step']}"
+        console.print(f"  {name} ({cost}){brought}", markup=False, highlight=False, soft_wrap=True)
+        before = name
 
 
-def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def _brought(gain: Sequence[float], before: str, *, kept: bool, k: int) -> str:
+    """What a stage brought, from its difference to the one before and the ends of its interval, in words."""
+    if kept:
+        return f"no validation beat {before}; its weights were kept."
+    mean, low, high = gain
+    number = f"NDCG@{k} {signed(mean)} [{signed(low)}, {signed(high)}] against {before}"
+    if low <= 0 <= high:
+        return f"{number}; nothing was learned that these users can tell apart from {before}."
+    return f"{number}; {'better' if mean > 0 else 'worse'} than {before}."
+
+
+def stage_differences(
+    stages: Mapping[str, Any], folder: Path, k: Sequence[int]
+) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
+    """What each stage of a run scored on test more than the one before it: stage -> as `paired_differences`."""
+    places = [(name, Path(stage.get("evaluation", folder))) for name, stage in stages.items()]
+    return {name: paired_differences(before, after, k) for (_, before), (name, after) in pairwise(places)}
+
+
+def paired_differences(before: Path, after: Path, k: Sequence[int]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Test metrics of one run folder minus those of another on the same users.
 
     Returns:
@@ -236,7 +251,7 @@ def paired_differences(before: Path, after: Path, k: list[int]) -> dict[str, dic
     old, new = load_file(before / "ranks.safetensors"), load_file(after / "ranks.safetensors")
     top = main_cut(k)
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for kind in ("raw", "excluded"):
+    for kind in KINDS:
         found[kind] = {}
         for name, measure in ((f"recall@{top}", recall_at_k), (f"ndcg@{top}", ndcg_at_k)):
             one, two = (measure(ranks[f"test/{kind}"][:, None], top)[None] for ranks in (new, old))
@@ -267,7 +282,7 @@ def curves(folder: Path, title: str) -> None:
     from genrl.plots import band, curve_grid, looks, read_notes, save
 
     notes = read_notes(folder)
-    panels = {name: {title: band([notes[name]])} for name in CURVES if notes.get(name)}
+    panels = {name: {title: band([notes[name]])} for name in CURVES if len(notes.get(name, ())) > 1}
     if not panels:
         return
     picture = folder / "curves.png"

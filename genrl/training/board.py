@@ -37,7 +37,7 @@ METRICS = {
 }
 """Final metrics -> titles of their validation charts."""
 RANKINGS = {"raw": "", "excluded": "_history_excluded"}
-"""Kind of ranking -> how it is told from the other one in a tag."""
+"""Kind of ranking -> how a tag marks it."""
 OUTCOME = ".outcome"
 """End of the name of the event file, by which a later call finds what an earlier one left."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict
 from functools import partial
@@ -11,14 +12,13 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.files import save_weights
 from genrl.layouts.base import Layout
 from genrl.policy.model import Policy
-from genrl.progress import make_progress
+from genrl.progress import Display
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
 from genrl.training.stage import RankingModule
@@ -82,47 +82,72 @@ class BestWeights(Callback):
 
 
 class StageProgress(Callback):
-    """One bar for all optimiser steps of a stage: time left, steps per second, the latest validation."""
+    """Shows how far a stage is, with its latest loss or reward and validation, and how far a validation is."""
 
     def __init__(self, name: str, total: int, monitor: str = "val/ndcg@10") -> None:
         self.name = name
         self.total = total
         self.monitor = monitor
-        self.progress: Progress | None = None
-        self.validation = ""
+        self.display: Display | None = None
+        self.note, self.validation = "", ""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self.progress = make_progress("steps", TextColumn("{task.fields[note]}"))
-        self.progress.start()
-        if isinstance(module, RankingModule):
+        """Say what is trained."""
+        if trainer.is_global_zero and isinstance(module, RankingModule):
             trained = sum(value.numel() for value in module.trainable().values())
-            self.progress.console.print(f"{self.name}: {trained:,} trained parameters", highlight=False)
-        self.task = self.progress.add_task(self.name, total=self.total, completed=trainer.global_step, note="")
+            self._open(trainer).say(f"{self.name}: {trained:,} trained parameters")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
-        if self.progress is None:
+        """Move on."""
+        if not trainer.is_global_zero:
             return
         logged = trainer.callback_metrics
         name = "train/reward" if "train/reward" in logged else "train/loss"
-        note = f"{name[6:]} {float(logged[name]):.3f}{self.validation}" if name in logged else self.validation
-        self.progress.update(self.task, completed=trainer.global_step, note=note)
+        if name in logged:
+            self.note = f"{name[6:]} {float(logged[name]):.3f}"
+        self._open(trainer).move(self.steps, trainer.global_step, note=f"{self.note}  {self.validation}".strip())
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Count the batches of a validation, which may take minutes."""
+        if trainer.is_global_zero:
+            total = sum(trainer.num_val_batches)
+            self.counted = 0
+            self.batches = self._open(trainer).add("  validation", total if total < math.inf else None, "batches")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
+        """Move on."""
+        if trainer.is_global_zero:
+            self.counted += 1
+            self._open(trainer).move(self.batches, self.counted)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.monitor in trainer.callback_metrics:
-            self.validation = f"  {self.monitor.replace('/', ' ')} {float(trainer.callback_metrics[self.monitor]):.4f}"
+        """Show the latest validation."""
+        if not trainer.is_global_zero:
+            return
+        display, logged = self._open(trainer), trainer.callback_metrics
+        display.remove(self.batches)
+        if self.monitor in logged:
+            self.validation = f"{self.monitor.replace('/', ' ')} {float(logged[self.monitor]):.4f}"
+        display.move(self.steps, trainer.global_step, note=f"{self.note}  {self.validation}".strip(), tell=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Close the display."""
+        self._close()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the message stands on a line of its own."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Close the display, so that the message stands on a line of its own."""
+        self._close()
+
+    def _open(self, trainer: L.Trainer) -> Display:
+        if self.display is None:
+            self.display = Display().__enter__()
+            self.steps = self.display.add(self.name, self.total, "steps", trainer.global_step)
+        return self.display
+
+    def _close(self) -> None:
+        if self.display is not None:
+            self.display.__exit__()
+            self.display = None
 
 
 class History(Callback):

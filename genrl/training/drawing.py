@@ -34,7 +34,7 @@ def draw_alive(draw: Callable[[int], Rollout], objective: Objective, journal: Jo
     """A rollout in which groups without any gradient are replaced, as far as the objective wants it.
 
     Ranks draw together: as long as one of them has such a group, all do. `draw` makes a rollout of an attempt's own
-    requests; the journal is told the share of groups that were replaced.
+    requests; the journal receives the share of groups that were replaced.
     """
     rollout = draw(0)
     count = len(rollout.completions.tokens)
@@ -78,7 +78,7 @@ def with_targets(completions: Completions, groups: Tensor, targets: Completions)
 
 
 def replaced(rollout: Rollout, live: Tensor, further: Rollout) -> Rollout:
-    """The rollout with the first groups of a further one in the places of those that are not `live` [P]."""
+    """The rollout with the first groups of a further one in place of the groups that are not `live` [P]."""
     count = live.numel()
     places = torch.arange(count, device=live.device)
     dead = (~live).nonzero().flatten()

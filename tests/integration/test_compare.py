@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -93,7 +94,9 @@ def test_a_comparison_that_is_killed_ends_with_the_same_report(
 def test_one_objective_under_two_names_does_not_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (whole / "toy" / "report.json").read_bytes()
     assert main(words(whole, "--report-only", "--baseline", "same")) == 0
-    assert "N@10 minus same" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "No difference to same is shown" in shown
+    assert "minus same, 95% interval" in shown
     for kinds in report(whole)["tables"].values():
         for table in kinds.values():
             difference = table["lines"]["sage"]["difference"]
@@ -110,8 +113,25 @@ def test_runs_that_fit_has_made_are_reused(whole: Path, capsys: pytest.CaptureFi
 
 def test_the_folder_alone_is_reported_by_name(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--report-only", "--output", str(whole)]) == 0
-    assert "| same | 1 |" in capsys.readouterr().out
+    assert re.search(r"^ +same +1 +0\.", capsys.readouterr().out, re.MULTILINE)
     assert main(words(whole, "--report-only")) == 0
+
+
+def test_a_report_with_other_options_of_evaluation_scores_the_runs_again(whole: Path) -> None:
+    runs = [whole / "toy" / name / "metrics.json" for name in ("sage-s0", "same-s0")]
+    before = (whole / "toy" / "report.json").read_bytes(), [path.read_bytes() for path in runs]
+    for flags in ((), ("--objectives", "sage", "--seeds", "0")):
+        command = ["compare", "--report-only", *small(whole, STEPS), *flags, "evaluate.k=[3]", "evaluate.test_users=20"]
+        assert main(command) == 0
+        found = json.loads((whole / "toy" / "report.json").read_text())
+        table = found["tables"]["test"]["raw"]
+        assert (table["k"], table["users"]) == (3, 20)
+        assert set(table["lines"]["sage"]["differences"]) >= {"ndcg@3", "recall@3"}
+        (note,) = found["notes"]
+        assert "scored again with" in note
+        assert "evaluate.k=[3], evaluate.test_users=20" in note
+    assert main(words(whole, "--report-only")) == 0
+    assert ((whole / "toy" / "report.json").read_bytes(), [path.read_bytes() for path in runs]) == before
 
 
 def test_a_run_of_another_objective_is_no_baseline_and_that_is_said_before_anything_runs(

@@ -152,7 +152,7 @@ def test_the_saved_configuration_repeats_the_run(output: Path, tmp_path: Path) -
     assert main(["fit", "--config", str(first / "config.yaml"), f"output={tmp_path}"]) == 0
     second = tmp_path / "toy" / "sapo-s0"
     one, two = read(first), read(second)
-    for part in ("valid", "test", "difference", "data", "sid", "seed"):
+    for part in ("valid", "test", "differences", "data", "sid", "seed"):
         assert one[part] == two[part]
     for name in ("weights.safetensors", "ranks.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()

@@ -61,7 +61,9 @@ def test_all_three_stages_are_trained_and_scored(output: Path, objective: str) -
     for split in ("valid", "test"):
         assert {"align", "activate", "rl", "item_knn"} <= set(metrics[split])
         assert all(metrics[split][stage]["raw"]["rows"] == 6 for stage in metrics["stages"])
-    assert set(metrics["difference"]) == {"raw", "excluded"}
+    assert {stage: set(kinds) for stage, kinds in metrics["differences"].items()} == {
+        stage: {"raw", "excluded"} for stage in ("activate", "rl")
+    }
     files = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "weights.safetensors", "ranks.safetensors", "samples.jsonl"} <= files
     samples = json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])["samples"]
@@ -125,5 +127,5 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(output: Path, monkeypatch
     assert main([*again, "--resume"]) == 0
     for name in ("weights.safetensors", "ranks.safetensors"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    for split in ("valid", "test", "difference"):
+    for split in ("valid", "test", "differences"):
         assert read(one)[split] == read(two)[split]

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import pytest
 from matplotlib.figure import Figure
 
 from genrl.plots import (
@@ -78,6 +79,17 @@ def test_a_curve_runs_through_the_means_in_a_band_between_least_and_largest() ->
     (area,) = axis.collections
     assert {tuple(point) for point in area.get_paths()[0].vertices.tolist()} == {(0, 1), (0, 3), (10, 4)}
     assert axis.get_ylim()[0] > 0
+
+
+def test_noise_does_not_fill_a_panel() -> None:
+    for curve, wanted in (
+        ([0.0722, 0.0728, 0.0724], (0.0725 - 0.00728, 0.0725 + 0.00728)),  # a fifth of the largest value
+        ([-3.0, -2.9], (-2.95 - 0.3, -2.95 + 0.3)),
+    ):
+        (axis,) = drawn({"a": [(step, value, value, value) for step, value in enumerate(curve)]}).axes
+        assert axis.get_ylim() == pytest.approx(wanted)
+    (axis,) = drawn({"a": [(0, 0.1, 0.1, 0.1), (1, 0.5, 0.5, 0.5)]}).axes
+    assert axis.get_ylim()[1] < 0.53  # what is larger fills its panel
 
 
 def test_one_point_and_constant_values_can_be_drawn() -> None:

@@ -29,7 +29,7 @@ def named(dataset, role):
 
 def test_leave_one_out_end_to_end(tmp_path):
     dataset = load(tmp_path, HISTORIES)
-    assert dataset.name == "log"
+    assert dataset.name == f"{tmp_path.name}/log.parquet"
     assert dataset.catalog.item_ids == ("a", "b", "c", "d", "e")
     assert named(dataset, Role.TEST) == {"u1": "e", "u2": "a", "u3": "b"}
     assert named(dataset, Role.VALID) == {"u1": "d", "u2": "d", "u3": "a"}

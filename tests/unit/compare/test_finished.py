@@ -21,7 +21,6 @@ from genrl.compare.finished import (
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
 from genrl.errors import DataError
-from genrl.files import read_json
 from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
 
@@ -29,7 +28,7 @@ RANKS = (0, 1, 2, 20, 4, 20)
 
 
 def read(folder: Path) -> Finished:
-    return Finished(folder, read_json(folder / "metrics.json"))
+    return Finished.read(folder)
 
 
 @pytest.fixture

@@ -121,6 +121,19 @@ def test_the_verdict_says_what_the_numbers_allow(page: Page) -> None:
     assert "sasrec and sage: One training seed." in page.text
 
 
+def test_pairs_of_rows_have_a_table(page: Page) -> None:
+    assert page.row("sapo minus grpo") == [
+        "sapo minus grpo",
+        "−0.0625 ▼ [−0.0825, −0.0425] p = .002",
+        "−0.1250 ○ [−0.1450, −0.1050] p = .100",
+    ]
+    text = markdown(report())
+    assert "### test, raw: pairs of rows\n\n|  | N@10 | p | R@10 | p |" in text
+    assert cells(text, "sapo minus grpo")[0] == [
+        *("sapo minus grpo", "-0.0625 [-0.0825, -0.0425]", "0.002", "-0.1250 [-0.1450, -0.1050]", "0.100")
+    ]
+
+
 def test_warnings_on_other_metrics_are_folded() -> None:
     found = {"ndcg@10": difference(0.1), "recall@10": difference(0.2, warnings=["Noisy."])}
     page = plain(of(align=line(0.2), grpo=line(0.3, 0, differences=found)))

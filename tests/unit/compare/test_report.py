@@ -172,6 +172,38 @@ def test_each_metric_is_a_family_of_its_own() -> None:
     assert_same([found[row].p_holm for row in found], slow_holm(plain), 1e-7)
 
 
+def test_holms_correction_is_over_the_rows_asked_for_and_over_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = {name: 0.1 * place + torch.randn(3, 40, generator=generator) for place, name in enumerate("abcde")}
+    found = differences({row: dict(enumerate(table)) for row, table in rows.items()}, "a", asked=["e", "c"])
+    assert list(found) == ["b", "c", "d", "e"]
+    for family in ("ce", "bd"):
+        plain = [paired_difference(rows[row], rows["a"]).p_value for row in family]
+        assert_same([found[row].p_holm for row in family], slow_holm(plain), 1e-7)
+
+
+def test_every_pair_of_rows_asked_for_is_compared_but_those_with_the_baseline(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo,sapo,sage,ce", seeds=(0, 1))
+    ranks = [tuple((place * seed + place) % 12 for place in range(1, 7)) for seed in range(8)]
+    for run, places in zip(plan.runs, ranks, strict=True):
+        finish(run, places)
+    finish_baseline(tmp_path, "sasrec", SASREC[0])
+    of_row = {row: outcomes(*ranks[2 * place : 2 * place + 2]) for place, row in enumerate(plan.rows)}
+    table = report_of(plan)["tables"]["test"]["raw"]
+    named = [(pair["row"], pair["other"]) for pair in table["pairs"]]
+    assert named == [
+        *(("sapo", "grpo"), ("sage", "grpo"), ("ce", "grpo"), ("sage", "sapo"), ("ce", "sapo"), ("ce", "sage"))
+    ]
+    wanted = [paired_difference(of_row[row], of_row[other]) for row, other in named]
+    shown = [pair["differences"]["ndcg@10"] for pair in table["pairs"]]
+    for name in ("effect", "low", "high"):
+        assert_same([one[name] for one in shown], [getattr(one, name) for one in wanted], 1e-7)
+    assert_same([one["p_holm"] for one in shown], slow_holm([one.p_value for one in wanted]), 1e-7)
+    assert list(table["pairs"][0]["differences"]) == ["ndcg@10", "recall@10", "cold_recall@10"]
+    others = report_of(plan, "grpo")["tables"]["test"]["raw"]["pairs"]
+    assert [(pair["row"], pair["other"]) for pair in others] == named[3:]
+
+
 def test_seeds_are_paired_only_where_both_rows_have_two_of_them() -> None:
     table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours = {0: table[0], 1: table[1], 2: table[2]}
@@ -236,7 +268,8 @@ def test_baselines_are_rows_with_seeds_and_differences(mixed: Plan) -> None:
         "grpo": paired_difference(outcomes(FOUND["grpo-s0"], FOUND["grpo-s1"]), outcomes(ALIGNED)),
         "sapo": paired_difference(outcomes(FOUND["sapo-s0"]), outcomes(ALIGNED)),
     }
-    corrected = slow_holm([found.p_value for found in wanted.values()])
+    families = [list(wanted)[:2], list(wanted)[2:]]  # Holm's correction is over the rows asked for
+    corrected = [p for rows in families for p in slow_holm([wanted[row].p_value for row in rows])]
     for (row, difference), p_value in zip(wanted.items(), corrected, strict=True):
         shown = table["lines"][row]["difference"]
         assert_same(
@@ -385,7 +418,7 @@ def test_of_a_grid_only_the_chosen_point_is_in_the_tables(tmp_path: Path) -> Non
     assert_same(mean, float(outcomes(FOUND["grpo-s0"]).mean()), 1e-6)
     assert report["choices"] == {
         "grpo": {
-            "metric": "valid raw ndcg@10",
+            "metric": "valid excluded ndcg@10",
             "points": [
                 {"run": "grpo-lr1e-5-s0", "point": {"lr": "1e-5"}, "score": 0.1},
                 {"run": "grpo-lr1e-3-s0", "point": {"lr": "1e-3"}, "score": 0.2},
@@ -476,7 +509,7 @@ def test_a_baseline_that_is_no_row(plan: Plan) -> None:
 def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives(mixed: Plan) -> None:
     (mixed.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
     folder = mixed.shared.folder.parent
-    assert write_report(folder, mixed, "align") == (folder / "report.md").read_text()
+    assert markdown(write_report(folder, mixed, "align")) == (folder / "report.md").read_text()
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "Blue Pan" in page

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from genrl.compare.quantities import capital
-from genrl.compare.record import Table
+from genrl.compare.record import Pair, Table
 from genrl.compare.verdict import direction, lead, listed, named, p_text, remarks, statements, warnings
 from genrl.metrics.comparison import signed
 from tests.pages import difference, line, table
@@ -79,14 +79,27 @@ def test_the_best_reference_line_is_named_whatever_the_verdict() -> None:
     parts.lines["item_knn"] = line(0.1)
     assert "Every trained row scores above it" in next(remarks({"excluded": parts}, "excluded", "align"))
     del parts.lines["item_knn"], parts.lines["most_popular"]
-    assert "reference" not in " ".join(remarks({"excluded": parts}, "excluded", "align"))
+    assert "reference line" not in " ".join(remarks({"excluded": parts}, "excluded", "align"))
 
 
 def test_other_rankings_and_metrics_are_remarked() -> None:
     found = list(remarks({"excluded": table(), "raw": table()}, "excluded", "align"))
-    assert found[1:] == ["In raw rankings the result is the same for every row.", "Recall@10: higher for grpo."]
+    assert found[3:] == ["In raw rankings the result is the same for every row.", "Recall@10: higher for grpo."]
     found = list(remarks({"excluded": table(), "raw": changed("grpo", p_holm=0.7)}, "excluded", "align"))
-    assert found[1] == "In raw rankings the result is another for some rows: grpo is not told apart."
+    assert found[3] == "In raw rankings the result is another for some rows: grpo is not told apart."
+
+
+def test_pairs_of_rows_are_told_by_metric() -> None:
+    found = list(remarks({"excluded": table()}, "excluded", "align"))
+    assert found[1:3] == [
+        "NDCG@10 among the rows asked for: sapo lower than grpo (−0.0625, p = .002).",
+        "Among the rows asked for the one pair is not told apart in recall@10.",
+    ]
+    parts = table()
+    unclear = {"ndcg@10": difference(0.1, 0.5), "recall@10": difference(0.1, 0.5)}
+    parts.pairs[:] = [Pair("sapo", "grpo", unclear), Pair("sage", "grpo", unclear), Pair("sage", "sapo", unclear)]
+    found = list(remarks({"excluded": parts}, "excluded", "align"))
+    assert found[1] == "Among the rows asked for none of the 3 pairs is told apart in NDCG@10 and recall@10."
 
 
 def test_equal_warnings_are_said_once() -> None:

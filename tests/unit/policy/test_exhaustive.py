@@ -30,6 +30,17 @@ def test_probabilities_of_all_items_sum_to_one() -> None:
     assert_same(found.exp().sum(0), torch.ones(4, dtype=found.dtype), 1e-6)
 
 
+def test_a_family_far_below_the_best_edge_keeps_its_probabilities() -> None:
+    policy = make()
+    layout, requests = make_layout(policy), ask()
+    with torch.no_grad():
+        policy.model.edges.biases[1][:3] += 300.0
+    (found,) = rank_all(policy, layout, [requests], 60)
+    wanted, _ = search(policy, layout, requests, 60)
+    assert found.items.tolist() == wanted.items.tolist()
+    assert_same(found.scores, wanted.scores, 1e-3)
+
+
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("stock", [False, True])
 @pytest.mark.parametrize("width", [3, 60])

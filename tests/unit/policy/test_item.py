@@ -152,6 +152,24 @@ def test_what_is_drawn_is_scored_with_the_probability_it_was_drawn_with(method: 
     assert bool((drawn.items >= 0).all())
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_products_with_edges_are_in_float32_whatever_the_encoder_is_in(mixed: bool) -> None:
+    policy = make()
+    layout, requests = make_layout(policy), ask()
+    whole = score(policy, layout, requests, every_item(layout, requests)).logps
+    assert policy.exact
+    if not mixed:
+        policy.to_bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        assert not policy.exact
+        drawn = write(policy, layout, requests, 8, noise=torch.rand(4, 8, 3))
+        assert_same(score(policy, layout, requests, drawn).logps, drawn.logps, 1e-5)
+        rough = score(policy, layout, requests, every_item(layout, requests)).logps
+    assert rough.dtype == torch.float32
+    assert_same(rough.exp(), whole.exp(), 0.3)
+    assert float((rough - whole).abs().max()) > 0
+
+
 def test_padding_and_the_order_of_rows_change_nothing() -> None:
     policy = make().double()
     layout, requests = make_layout(policy), ask()
@@ -199,11 +217,11 @@ def test_products_with_children_are_those_of_each_row() -> None:
     nodes = torch.randint(0, 4, (37,), generator=generator)
     states, vectors, biases = (torch.randn(shape, generator=generator) for shape in ((37, 5), (20, 5), (20,)))
     counts = offsets.diff()[nodes]
-    found = child_logits(states, vectors, biases, offsets[nodes], counts)
+    found = child_logits(states, lambda edges: vectors[edges], biases, offsets[nodes], counts)
     for row, node in enumerate(nodes.tolist()):
         own = slice(int(offsets[node]), int(offsets[node + 1]))
         assert_same(found[row, : counts[row]], vectors[own] @ states[row] + biases[own])
-    assert child_logits(states[:0], vectors, biases, nodes[:0], counts[:0]).shape == (0, 1)
+    assert child_logits(states[:0], lambda edges: vectors[edges], biases, nodes[:0], counts[:0]).shape == (0, 1)
 
 
 def test_the_reference_stays_and_the_policy_moves() -> None:
@@ -232,6 +250,8 @@ def test_edges_begin_as_their_codes_and_may_do_without_their_own_vector() -> Non
     assert set(own.unique().tolist()) == {0.0, 2.0}  # those that stay make up for the others
     assert bool((own == own[:, :1]).all())
     assert_same(edges.eval()(1), edges.codes[1][codes] + 1.0)
+    some = torch.tensor([[3, 0], [7, 7]])
+    assert edges(1, some).equal(edges(1)[some])
 
 
 def test_weights_are_kept_by_name_and_those_of_another_trie_refused() -> None:

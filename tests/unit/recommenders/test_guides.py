@@ -21,6 +21,7 @@ from tests.runs import small_config
 
 BASELINE = ("stages=[baseline]", "baseline=item_knn", "experiment=guides")
 POLICY = ("experiment=guides", "objective=opd", "align.max_epochs=1", "rl.max_steps=2", "evaluate.test_users=20")
+POLICY += ("model.name=item", "model.item.hidden=16", "model.item.layers=1")
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
-from genrl.errors import CheckpointError
+from genrl.errors import CheckpointError, UnsupportedError
 from genrl.policy.model import Policy
+from genrl.policy.score import score
 from genrl.recommenders.policy import check_decoding, decoding
-from tests.models import make_layout, make_policy, make_thinking
+from genrl.runs.session import Session
+from tests.helpers import assert_same
+from tests.models import every_item, make_layout, make_policy, make_thinking
 
 CONFIG = EvaluateConfig(beam=10, thinking_samples=3)
 HISTORY = 5
@@ -86,3 +90,20 @@ def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> Non
     assert check_decoding(tmp_path / "plain", now) == []
     known = {**now, "layout": {"name": "blocked"}}  # written before the layout had options
     assert check_decoding(write(tmp_path / "old", known), now) == []
+
+
+@torch.no_grad()
+def test_probabilities_of_items_are_those_of_their_codes_whatever_the_requests_say(session: Session) -> None:
+    requests = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
+    found = session.learner.log_probs(replace(requests, tokens=requests.tokens[:, :0], mask=requests.mask[:, :0]))
+    every = every_item(session.layout, requests)
+    wanted = score(session.policy, session.layout, requests, every).logps.sum(1).view(3, -1)
+    sharing = (session.table.codes[:, None] == session.table.codes).all(2).sum(1)
+    assert_same(found, wanted - sharing.log())
+    assert_same(found.exp().sum(1), torch.ones(3))
+
+
+def test_a_policy_that_thinks_has_no_probabilities_of_items(thinking: Session) -> None:
+    requests = thinking.maker.at(thinking.dataset.sequences.rows(Role.TEST)[:1])
+    with pytest.raises(UnsupportedError, match=r"a policy of layout 'blocked' .* Take a run of sasrec or item_knn"):
+        thinking.learner.log_probs(requests)

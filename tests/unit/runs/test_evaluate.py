@@ -286,14 +286,8 @@ def test_a_narrow_beam_filters_the_history_inside_the_search(session: Session) -
     assert alone["excluded"].items.tolist() == wanted.items.tolist()
 
 
-@pytest.mark.parametrize("small", [0, 512])
-@pytest.mark.parametrize("beam", [1, 20])
-def test_exact_lists_of_users_with_long_histories_are_whole(
-    session: Session, monkeypatch: pytest.MonkeyPatch, small: int, beam: int
-) -> None:
-    from genrl.recommenders import policy
-
-    monkeypatch.setattr(policy, "SMALL", small)
+@pytest.mark.parametrize("beam", [1, 20, 60])
+def test_exact_lists_of_users_with_long_histories_are_whole(session: Session, beam: int) -> None:
     prompts = session.maker.at(session.dataset.sequences.rows(Role.VALID)[:6])
     every, _ = search(session.policy, session.layout, prompts, 60)
     prompts = replace(prompts, history=every.items[:, :45].flip(1))  # the likeliest ones

@@ -102,7 +102,7 @@ def test_resuming_behind_the_last_step_gives_the_same_metrics(copied: Path, fini
     unfinished(copied)
     assert fit(config_of(copied), resume=True) == copied
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, copied))
-    for part in ("valid", "test", "difference"):
+    for part in ("valid", "test", "differences"):
         assert one[part] == two[part]
     assert (copied / "weights.safetensors").read_bytes() == (finished / "weights.safetensors").read_bytes()
 

@@ -44,7 +44,7 @@ def test_a_run_is_scored_again_with_its_stages_and_the_lines_beside_it(
         record.metrics["test"]["align"]["excluded"]["ndcg@3"], float(ndcg_at_k(shared[:, None], 3).mean()), 1e-6
     )
     gain = ndcg_at_k(ranks[:, None], 3) - ndcg_at_k(load_file(place / "ranks.safetensors")["test/raw"][:, None], 3)
-    assert_same(record.metrics["difference"]["raw"]["ndcg@3"][0], float(gain.mean()), 1e-6)
+    assert_same(record.metrics["differences"]["rl"]["raw"]["ndcg@3"][0], float(gain.mean()), 1e-6)
     assert {name: (copied / name).read_bytes() for name in own} == own
     monkeypatch.setattr(module, "load_run", None)  # what was scored is not scored again
     assert rescore(copied, ["evaluate.k=[3]", "evaluate.test_users=30"]).metrics == record.metrics

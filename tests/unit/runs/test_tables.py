@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
 from genrl.runs.session import Session
+from genrl.runs.tables import main_cut
 from tests.helpers import assert_same
 from tests.runs import curves_drawn
 
@@ -38,28 +39,27 @@ def make_metrics(cold: float | None, k: Sequence[int] = (5, 10), **changes: floa
     return values | changes
 
 
-def cells(text: str, row: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if row in line]
-    return [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+def cells(lines: list[str]) -> list[list[str]]:
+    """Of each row that has some, its title among them and rules not."""
+    return [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip(" ─")]
 
 
-def test_the_tables_fit_a_terminal_and_show_what_does_not_exist_as_a_dash() -> None:
+def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> None:
     console, shown = make_console()
     results: dict[str, Any] = {
         name: {"raw": make_metrics(None), "excluded": make_metrics(0.5)}
         for name in ("most_popular", "repeat_last", "item_knn", "align", "rl (dr_grpo)")
     }
     report.ranking_table(console, "test", results, [5, 10])
-    text = shown.getvalue()
-    assert max(len(line) for line in text.splitlines()) <= 80
-    assert "…" not in text
-    raw, excluded = text.split("test: history excluded")
-    assert "test: raw ranking  (12345 users, 0 with a cold target)" in raw
-    assert cells(raw, "N@10") == ["", "N@5", "N@10", "R@10", "MRR", "Cold@10", "Cov@10", "Ent@10"]
-    for row in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)"):
-        assert cells(raw, row) == [row, "0.0567", "0.0567", "0.1234", "0.0400", "-", "0.7500", "2.5000"]
-    assert "0.5000" in excluded
-    assert "│     - │" not in excluded
+    lines = shown.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert "…" not in shown.getvalue()
+    assert lines[0].strip() == "test (12345 users, 7 with a cold target)"
+    rows = cells(lines)[2:]
+    rest = ["0.0567", "0.0567", "0.1234", "0.0400"]
+    raw = [[name, *rest, "-", "0.7500", "2.5000"] for name in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)")]
+    excluded = [[row[0], *rest, "0.5000", "0.7500", "2.5000"] for row in raw if row[0] != "repeat last"]  # it is most popular there
+    assert rows == [["history excluded"], *excluded, ["raw ranking"], *raw]
 
 
 def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart() -> None:
@@ -67,8 +67,7 @@ def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_a
     parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
     results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "item_knn": {"raw": make_metrics(None)}}
     report.ranking_table(console, "test", report.with_ties(results), [10])
-    lines = [line for line in shown.getvalue().splitlines() if "│" in line]
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    rows = cells(shown.getvalue().splitlines())[3:]
     assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "item-kNN"]
     assert [row[1:3] for row in rows[1:3]] == [["0.2500", "0.5000"], ["0.1250", "-"]]
     assert rows[1][3:] == ["-", "-", "-", "-"]
@@ -79,7 +78,7 @@ def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_a
     ("width", "heads"),
     [
         (80, "N@1 N@5 N@10 R@10 R@20 R@50 MRR"),
-        (100, "N@1 N@5 N@10 R@10 R@20 R@50 MRR Cold@10 Cov@10"),
+        (100, "N@1 N@5 N@10 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
         (40, "N@10 R@10"),
         (160, "N@1 N@5 N@10 N@20 N@50 R@1 R@5 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
     ],
@@ -89,7 +88,7 @@ def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width
     k = [1, 5, 10, 20, 50]
     report.ranking_table(console, "test", {"rl (dr_grpo)": {"raw": make_metrics(0.5, k)}}, k)
     assert "…" not in shown.getvalue() or width < 80
-    assert cells(shown.getvalue(), "N@10") == ["", *heads.split()]
+    assert next(line for line in shown.getvalue().splitlines() if "N@10" in line).split() == heads.split()
 
 
 def test_lists_that_are_short_or_not_certified_are_told_in_words() -> None:
@@ -114,10 +113,10 @@ def test_other_readings_of_the_same_weights_and_passes_have_rows_of_their_own() 
     read = {"plain": {"raw": make_metrics(0.5)}, "marginal": {"raw": make_metrics(0.5)}}
     results = {"align": {"raw": make_metrics(0.5)}, "rl": {"raw": make_metrics(0.5, **{"pass@8": 0.25}), "readings": read}}
     report.ranking_table(console, "test", results, [5, 10])
-    ranked, sampled = shown.getvalue().split("Pass@K")
-    assert cells(ranked, "rl, plain")[1:] == cells(ranked, "rl, marginal")[1:]
-    assert cells(sampled, "rl") == ["rl", "0.2500"]
-    assert "align" not in sampled
+    rows = {row[0]: row[1:] for row in cells(shown.getvalue().splitlines())}
+    assert rows["rl, plain"] == rows["rl, marginal"]
+    assert [rows[name][-1] for name in ("align", "rl", "rl, plain")] == ["-", "0.2500", "-"]
+    assert "pass@8" in shown.getvalue()
 
 
 def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:
@@ -126,24 +125,51 @@ def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:
     assert "history excluded" not in shown.getvalue()
 
 
-def test_a_finished_run_is_shown_with_differences_and_costs() -> None:
-    console, shown = make_console()
+def run_of(best_step: int, *gains: tuple[float, float, float]) -> dict[str, Any]:
+    """Metrics of a run whose stages behind `align` brought something."""
+    names = ["align", *("activate", "rl")[-len(gains) :]]
     scored = {"raw": make_metrics(0.5), "excluded": make_metrics(0.5)}
     stage = {"seconds": 12.34, "peak_mib": 567.8, "best_step": 40}
-    metrics = {
+    gained = {name: {"excluded": {"ndcg@10": gain}} for name, gain in zip(names[1:], gains, strict=True)}
+    return {
         "objective": {"name": "grpo"},
-        "valid": {"align": scored, "rl": scored},
-        "test": {"align": scored, "rl": scored},
-        "difference": {"raw": {"ndcg@10": (0.0123, -0.001, 0.02)}},
-        "stages": {"align": stage, "rl": stage},
+        "valid": {name: scored for name in names},
+        "test": {name: scored for name in names},
+        "differences": gained,
+        "stages": {**dict.fromkeys(names, stage), "rl": {**stage, "best_step": best_step}},
     }
+
+
+def test_a_finished_run_is_shown_in_one_table_with_what_its_stages_brought() -> None:
+    console, shown = make_console(100)
+    metrics = run_of(40, (-0.44, -0.46, -0.42), (0.0123, -0.001, 0.02))
     report.show(console, metrics)
     text = shown.getvalue()
-    for words in ("rl (grpo)", "+0.0123", "-0.0010", "+0.0200", "12.3 s", "568 MiB", "40"):
-        assert words in text
-    assert "95% interval, Student's t" in " ".join(text.split())
-    assert max(len(line) for line in text.splitlines()) <= 80
-    assert list(metrics["test"]) == ["align", "rl"]  # what is shown is not renamed in what was read
+    assert text.count("R@10") == 1
+    assert "rl (grpo)" in text
+    said = " ".join(text[text.index("What each stage") :].split())
+    cost = "(12.3 s, 568 MiB, weights of step 40)"
+    assert said == (
+        "What each stage brought, with the history excluded; 95% intervals, for other users: "
+        f"align {cost} "
+        f"activate {cost}: NDCG@10 −0.4400 [−0.4600, −0.4200] against align; worse than align. "
+        f"rl {cost}: NDCG@10 +0.0123 [−0.0010, +0.0200] against activate; nothing was learned that these users can "
+        "tell apart from activate."
+    )
+    assert list(metrics["test"]) == ["align", "activate", "rl"]  # what is shown is not renamed in what was read
+
+
+@pytest.mark.parametrize(
+    ("best_step", "gain", "said"),
+    [
+        (40, (0.0123, 0.001, 0.02), "NDCG@10 +0.0123 [+0.0010, +0.0200] against align; better than align."),
+        (0, (0.0, 0.0, 0.0), "no validation beat align; its weights were kept."),
+    ],
+)
+def test_the_closing_words_say_what_rl_brought(best_step: int, gain: tuple[float, float, float], said: str) -> None:
+    console, shown = make_console(200)
+    report.show(console, run_of(best_step, gain))
+    assert shown.getvalue().splitlines()[-1] == f"  rl (12.3 s, 568 MiB, weights of step {best_step}): {said}"
 
 
 def test_differences_are_paired_over_the_users_of_both_runs(tmp_path: Path) -> None:
@@ -160,6 +186,18 @@ def test_differences_are_paired_over_the_users_of_both_runs(tmp_path: Path) -> N
         assert mean == 0.25
         assert low <= mean <= high
         assert_same(found[kind]["ndcg@10"][0], float(gain[1] + gain[2] - gain[0]) / 4, 1e-6)
+
+
+def test_each_stage_is_compared_with_the_one_before_it(tmp_path: Path) -> None:
+    ranks = {"align": [20, 20, 0], "activate": [20, 0, 0], "run": [0, 0, 0]}
+    for name, values in ranks.items():
+        (tmp_path / name).mkdir()
+        places = torch.tensor(values)
+        save_file({"test/raw": places, "test/excluded": places.clone()}, tmp_path / name / "ranks.safetensors")
+    stages = {name: {"evaluation": str(tmp_path / name)} for name in ("align", "activate")}
+    found = report.stage_differences({**stages, "rl": {}}, tmp_path / "run", [10])
+    assert list(found) == ["activate", "rl"]
+    assert [found[name]["raw"]["recall@10"][0] for name in found] == [0.333333, 0.333333]
 
 
 def test_the_interval_of_one_run_is_that_of_the_paired_t_test(tmp_path: Path) -> None:
@@ -181,15 +219,16 @@ def test_a_baseline_is_shown_under_its_name() -> None:
     part = {"item_knn": scored, "baseline": scored}
     stages = {"baseline": {"seconds": 1.0, "peak_mib": 2.0, "best_step": 0}}
     report.show(console, {"baseline": {"name": "sasrec"}, "valid": part, "test": part, "stages": stages})
-    rows = [line.split("│")[1].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
-    assert rows == ["item-kNN", "sasrec"] * 4 + ["baseline"]  # the last one is the stage, in the table of costs
+    rows = [row[0] for row in cells(shown.getvalue().splitlines())[2:8]]
+    assert rows == ["history excluded", "item-kNN", "sasrec", "raw ranking", "item-kNN", "sasrec"]
+    assert "  baseline (1.0 s, 2 MiB, weights of step 0)" in shown.getvalue().splitlines()
 
 
 def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
     notes = [
         {"step": 0, "val/ndcg@10": 0.1, "val/recall@10": 0.2},
         {"step": 1, "train/reward": 0.5, "policy/entropy": 1.0, "objective/dead_groups": 0.0, "train/grad_norm": 1.0},
-        {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3},
+        {"step": 2, "train/reward": 0.7, "val/ndcg@10": 0.3, "policy/entropy": 0.9},
     ]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
     with curves_drawn(True):

@@ -177,15 +177,16 @@ def test_each_step_is_noted_with_its_own_values(session: Session, tmp_path: Path
     assert len(set(rewards.values())) > 1
 
 
-def test_the_bar_names_the_stage_and_closes(
+def test_each_validation_gives_a_line_where_there_is_no_terminal(
     session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = StageProgress("align", 4)
-    train(sft_module(session, tmp_path), 4, progress)
-    shown = capsys.readouterr().err
-    assert "align" in shown
-    assert "4/4" in shown
-    assert progress.progress is None
+    train(sft_module(changed(session, tmp_path, "align.validate_every=0.01"), tmp_path), 4, progress)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("align: ")]
+    assert lines[0].endswith(" trained parameters")
+    assert [line.partition(" steps")[0] for line in lines[1:]] == [f"align: {step} of 4" for step in (1, 2, 3, 4)]
+    assert all("loss " in line and "val ndcg@10 0." in line for line in lines[1:])
+    assert progress.display is None
 
 
 def test_the_bar_closes_before_an_error_is_shown(session: Session, tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_the_bar_closes_before_an_error_is_shown(session: Session, tmp_path: Pat
     progress = StageProgress("align", 4)
     with pytest.raises(RuntimeError, match="on purpose"):
         train(sft_module(session, tmp_path), 4, progress, Fails())
-    assert progress.progress is None
+    assert progress.display is None
 
 
 def test_samples_go_into_the_run_folder_and_into_tensorboard(session: Session, tmp_path: Path) -> None:

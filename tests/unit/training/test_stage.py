@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genrl.batches import Targets
 from genrl.catalog.sequences import Role
+from genrl.config.select import validating
 from genrl.errors import NonFiniteError
 from genrl.files import save_weights
 from genrl.policy.model import Policy
@@ -28,14 +29,17 @@ from tests.models import shut
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, small_config, train
 
 
-def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path) -> None:
-    module = sft_module(changed(session, tmp_path, "align.max_epochs=1"), tmp_path)
-    trainer = train(module, 100)
-    config = session.config.evaluate
+@pytest.mark.parametrize("kind", ["excluded", "raw"])
+def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path, kind: str) -> None:
+    options = ("align.max_epochs=1", f"select.ranking={kind}", "select.metric=mrr@7")
+    session = changed(session, tmp_path, *options)
+    trainer = train(sft_module(session, tmp_path), 100)
+    config = validating(session.config)
+    assert config.k == [1, 5, 7, 10, 20]
     rows = session.batches("valid")
-    found = evaluate(session.recommender, rows, config, "valid").raw
+    found = getattr(evaluate(session.recommender, rows, config, "valid"), kind)
     logged = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    assert set(logged) == {name for name in found if not name.startswith(("history_share", "certified"))}
+    assert set(logged) == {name for name in found if not name.startswith(("history_share", "certified", "short"))}
     for name, value in logged.items():
         assert_same(torch.tensor(value), torch.tensor(found[name]).float()), name
 
@@ -111,7 +115,7 @@ def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Ses
 def test_nested_batches_are_flattened_by_dotted_name(session: Session) -> None:
     batch = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
     found = flatten(batch)
-    assert set(found) == {"tokens", "mask", "targets.items", "history"}
+    assert set(found) == {"tokens", "mask", "targets.items", "targets.tied", "history"}
     assert torch.equal(found["targets.items"], batch.targets.items)
     nested = flatten({"a": {"b": torch.ones(1)}, "c": None, "d": Targets(torch.zeros(1, 1, dtype=torch.int64)), "e": 3})
     assert set(nested) == {"a.b", "d.items"}
@@ -151,7 +155,8 @@ def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path)
     module = StageModule(
         lambda: thinking.policy,
         thinking.layout,
-        config,
+        evaluation=config,
+        kind="excluded",
         validation=thinking.batches("valid"),
         metrics=None,
         max_grad_norm=0.0,
@@ -159,7 +164,7 @@ def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path)
     )
     module.configure_model()
     batch = thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:3])
-    wanted = rankings(thinking.policy, thinking.layout, batch, replace(config, exact=False))["raw"]
+    wanted = rankings(thinking.policy, thinking.layout, batch, replace(config, exact=False))["excluded"]
     assert module.rank(batch).items.tolist() == wanted.items.tolist()
     assert json.loads(module.metadata()["decoding"])["search"]["evaluate.thinking_samples"] == 2
 

@@ -19,7 +19,6 @@ from genrl.compare.studies import requests as asking
 from genrl.compare.studies import thinking as module
 from genrl.compare.studies.thinking import Match, Question, compare_thinking, matched, plain_plan, thinking_plan
 from genrl.errors import ConfigError
-from genrl.files import read_json
 from genrl.runs.fit import fit
 from tests.comparisons import configure, finish
 from tests.runs import small
@@ -195,9 +194,7 @@ def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.Monk
     report = json.loads((folder / "report.json").read_text())
     plain, thinking = (report["thinking"][row] for row in module.ROWS)
     assert plain["training"].keys() == {"align", "rl"}
-    runs = {
-        row: Finished(folder / f"{row}-s0", read_json(folder / f"{row}-s0" / "metrics.json")) for row in module.ROWS
-    }
+    runs = {row: Finished.read(folder / f"{row}-s0") for row in module.ROWS}
     passes = runs["plain"].config.align.max_epochs
     supervised = thinking["training"]["align"] + thinking["training"]["activate"]
     assert abs(plain["training"]["align"] - supervised) <= 0.5 * plain["training"]["align"] / passes  # whole passes
