@@ -154,7 +154,7 @@ def test_the_sid_table_of_another_catalogue_is_refused(complaint: Complaint, fil
         ([STAGES, "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
         ([STAGES, "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
         ([*BLOCKED, "activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),
-        ([*BLOCKED, "activate.path=some.jsonl"], "is not read with activate.traces=template"),
+        ([*BLOCKED, "activate.path=some.jsonl"], "is not read with activate.traces=auto"),
         ([*BLOCKED, "activate.traces=jsonl", "activate.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     ],
 )

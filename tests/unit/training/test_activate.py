@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from genrl.errors import DataError
 from genrl.runs.session import Session
-from genrl.training.activate import ActivateModule
+from genrl.training.activate import ActivateModule, forgotten
 from tests.helpers import assert_same
 from tests.runs import activate_module, attach, changed, flat_gradient, small_config, train
 
@@ -228,3 +229,17 @@ def test_a_file_of_traces_that_is_not_there_is_named(session: Session, tmp_path:
     own = other(session, tmp_path, f"activate={{traces: jsonl, path: {tmp_path / 'nowhere.jsonl'}}}")
     with pytest.raises(DataError, match=r"nowhere.jsonl: cannot be read"):
         own.activate_key()
+
+
+@pytest.mark.parametrize(("now", "said"), [(0.44, True), (0.46, False)])
+def test_what_was_forgotten_is_told_at_the_steps_that_were_kept(tmp_path: Path, now: float, said: bool) -> None:
+    for name, step, notes in (
+        ("align", 4, [{"step": 2, "val/ndcg@10": 0.9}, {"step": 4, "val/ndcg@10": 0.5}]),
+        ("activate", 6, [{"step": 6, "val/plain_ndcg@10": now}, {"step": 8, "val/plain_ndcg@10": 0.0}]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"best_step": step}))
+        (tmp_path / name / "history.jsonl").write_text("".join(f"{json.dumps(note)}\n" for note in notes))
+    told = forgotten(tmp_path / "align", tmp_path / "activate", "val/ndcg@10")
+    assert bool(told) == said
+    assert not said or "reads 0.4400 val/ndcg@10 where stage align read 0.5000" in told
