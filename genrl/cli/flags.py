@@ -18,6 +18,7 @@ BUILT_IN = {
     "ecpo": "Early-Clipped GRPO (arXiv:2506.13695)",
     "cispo": "Clipped Importance Sampling Policy Optimization (arXiv:2506.13585)",
     "bapo": "Balanced Policy Optimization with Adaptive Clipping (arXiv:2510.18927)",
+    "opd": "On-policy distillation (arXiv:2306.13649)",
     "ce": "cross-entropy on the targets of the same prompts, the supervised control",
 }
 """The objectives that `fit --help` names; a test compares them with the registry, which would import torch."""

@@ -42,6 +42,7 @@ MEASURES = {
     for measure in (
         Measure("ndcg", "N", "NDCG", ndcg_at_k),
         Measure("recall", "R", "recall", recall_at_k),
+        Measure("mrr", "MRR", "mean reciprocal rank"),
         Measure("entropy", "Ent", "entropy, bits"),
         Measure("cold_recall", "Cold", "cold recall", recall_at_k, cold=True),
         Measure("coverage", "Cov", "coverage"),
