@@ -228,6 +228,9 @@ class Completions(Batch):
     """Of [B, T]: where each token was drawn, which names its legal set. None: no layout wrote these."""
     closed: Tensor | None = None
     """[B, S] bool: the policy itself ended the block of step s, within its budget. None: a layout without thinking."""
+    information: Tensor | None = None
+    """[B, S] float: how much likelier the thinking makes the target's code of step s, nats; -inf where it failed, not a
+    number where it was not asked. None: nobody asked."""
 
     def __post_init__(self) -> None:
         rows, length = self.tokens.shape
@@ -241,6 +244,7 @@ class Completions(Batch):
             "chosen": (per_token, (torch.bool,)),
             "codes": (per_step, (torch.int64,)),
             "closed": (per_step, (torch.bool,)),
+            "information": (per_step, FLOATS),
             "categories": (tuple(self.items.shape), (torch.int64,)),
         }
         for name, (shape, dtypes) in wanted.items():

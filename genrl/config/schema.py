@@ -322,6 +322,9 @@ class RolloutConfig:
     """Passes over a rollout."""
     micro_batch: int = option(0, ge=0)
     """Prompts per forward and backward pass; 0: a mini-batch at once."""
+    information: int = option(1, ge=0)
+    """Layouts that think before the SID: completions per prompt of which it is logged what their thinking tells of the
+    target; 0: none. The reward `information` asks for all of them."""
 
 
 @dataclass

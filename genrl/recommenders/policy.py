@@ -28,6 +28,7 @@ from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.distribution import RANKING, Sampling
 from genrl.policy.exhaustive import rank_all
 from genrl.policy.guide import Prior
+from genrl.policy.information import greedy_information, tells
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy
 from genrl.policy.search import WIDEST, search, think
@@ -210,6 +211,16 @@ class PolicyRecommender:
         wanted = to_keys(requests.wanted.items, keys)[:, None, None]
         hits = ((named == wanted) & (named >= 0)).flatten(2).any(2).sum(1)
         return {f"pass@{k}": pass_at_k(hits, samples, k) for k in counts}
+
+    @torch.no_grad()
+    def information(self, requests: Requests) -> Tensor | None:
+        """Of its likeliest words [P], see `genrl.policy.information`; None: it does not think before an item."""
+        layout = self.layout.to(str(self.policy.device))
+        if not tells(layout):
+            return None
+        self.policy.eval()
+        with numerics(self.config.trainer, self.policy.device):
+            return greedy_information(self.policy, layout, requests)
 
     @torch.no_grad()
     def log_probs(self, requests: Requests) -> Tensor:

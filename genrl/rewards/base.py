@@ -94,6 +94,8 @@ class Reward(ABC):
     `Rewards.step_shaping` the others (`format`)."""
     thinking: ClassVar[bool] = False
     """Whether it judges thinking, so that a layout without any is refused."""
+    uses_information: ClassVar[bool] = False
+    """Whether completions need `information`, which the policy is asked for."""
     Config: ClassVar[type]
 
     def __init__(self, config: Any = None) -> None:  # noqa: ANN401 (the subclass's own Config)
@@ -144,6 +146,11 @@ class Verifier:
         """Names of the step rewards that count and say whether a step matched; empty: nothing for step advantages."""
         counting = (name for name, weight in self.weights.items() if weight != 0)
         return tuple(name for name in counting if self.rewards[name].level == "step" and self.rewards[name].match)
+
+    @property
+    def uses_information(self) -> bool:
+        """Whether completions need `information`."""
+        return any(reward.uses_information for reward in self.rewards.values())
 
     @torch.no_grad()
     def __call__(self, completions: Completions, requests: Requests) -> Rewards:

@@ -34,7 +34,8 @@ class Evaluation:
     Besides the metrics of `RankingMetrics`, for the largest K: short@K, the share of rows whose list has fewer than K
     items though there are more to rank, and of searches certified@K, the share of rows whose first K items are provably those that scoring the whole
     catalogue would give. Layouts with thinking have format_failure: the share of rows that got no item at all, because
-    all their thinking failed; they count as misses. With `evaluate.pass_at` policies have pass@K.
+    all their thinking failed; they count as misses. With `evaluate.pass_at` policies have pass@K. Reading `greedy` has
+    information: how much likelier the thinking makes the target, nats, mean over the rows where it did not fail.
     """
 
     raw: dict[str, float]
@@ -87,24 +88,31 @@ def evaluate(recommender: Recommender, batches: EvaluationBatches, config: Evalu
         "greedy": (recommender, greedy),
         "marginal": (recommender, replace(greedy, thinking_samples=config.thinking_samples or THOUGHTS)),
     }
-    read = {way: _evaluate(one, batches, options, f"{name}, {way}") for way, (one, options) in ways.items()}
+    read = {
+        way: _evaluate(one, batches, options, f"{name}, {way}", tell=way == "greedy")
+        for way, (one, options) in ways.items()
+    }
     return replace(found, readings=read)
 
 
 @torch.no_grad()
-def _evaluate(recommender: Recommender, batches: EvaluationBatches, config: EvaluateConfig, name: str) -> Evaluation:
+def _evaluate(
+    recommender: Recommender, batches: EvaluationBatches, config: EvaluateConfig, name: str, *, tell: bool = False
+) -> Evaluation:
     device, problem = recommender.device, recommender.problem
     codes = problem.table.codes
     metrics = {kind: ranking_metrics(config, problem.dataset.catalog, codes).to(device) for kind in KINDS}
     keyed = codes.to(device) if config.level == "sid" else None
     samples = (config.pass_at or []) if isinstance(recommender, PolicyRecommender) else []
     count, largest = batches.positions.numel(), max(config.k)
-    names = ("rank", "format_failure", f"short@{largest}", f"certified@{largest}", *(f"pass@{n}" for n in samples))
-    kept = {kind: {name: torch.full((count,), -1.0, device=device) for name in names} for kind in KINDS}
+    names = ("rank", "format_failure", "information", f"short@{largest}", f"certified@{largest}", *(f"pass@{n}" for n in samples))
+    none = {name: -1.0 for name in names} | {"information": float("-inf")}
+    kept = {kind: {name: torch.full((count,), none[name], device=device) for name in names} for kind in KINDS}
     with progress_bar(name, count, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             requests, places = batch.to(str(device)), places.to(device)
             seen = (distinct(requests.history) >= 0).sum(1)
+            told = recommender.information(requests) if tell and isinstance(recommender, PolicyRecommender) else None
             for kind, shown in recommender.rankings(requests, config).items():
                 metrics[kind].update(shown, requests.wanted, history=requests.history)
                 found = {"rank": per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]}
@@ -116,6 +124,8 @@ def _evaluate(recommender: Recommender, batches: EvaluationBatches, config: Eval
                     found["format_failure"] = (shown.items < 0).all(1)
                 if samples and isinstance(recommender, PolicyRecommender):
                     found |= recommender.passes(requests, config, kind)
+                if told is not None:
+                    found["information"] = told
                 for name, values in found.items():
                     kept[kind][name][places] = values.float()
             advance(len(requests))
@@ -125,5 +135,6 @@ def _evaluate(recommender: Recommender, batches: EvaluationBatches, config: Eval
         found = {name: world_max(values).cpu() for name, values in kept[kind].items()}
         ranks[kind] = found.pop("rank").long()
         scored[kind] = metric.compute()
-        scored[kind] |= {name: float(values.mean()) for name, values in found.items() if bool((values >= 0).all())}
+        known = {name: values[values > none[name]] for name, values in found.items()}
+        scored[kind] |= {name: float(values.mean()) for name, values in known.items() if len(values)}
     return Evaluation(scored["raw"], scored["excluded"], ranks)

@@ -17,6 +17,7 @@ from genrl.config import RunConfig, run_folder
 from genrl.config.select import validating
 from genrl.files import locked, read_json, read_weights, write_json
 from genrl.objectives import OBJECTIVES, Objective, Setting
+from genrl.policy.information import check_tells
 from genrl.policy.rollout import check_rollout
 from genrl.prompts.packing import SequenceBatches
 from genrl.recommenders import TrainedBaseline
@@ -260,6 +261,8 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, layout)
+    if verifier.uses_information:
+        check_tells(layout, "rewards.information")
     if objective.uses_teacher:
         session.teacher  # noqa: B018 (one that cannot be used is told now)
     return verifier

@@ -94,7 +94,17 @@ def thinking_values(drawn: Completions) -> Values:
         **_numbered("rollout/think_length/block", lengths),
         "rollout/budget_hits": masked_mean((~drawn.closed).float(), begun),
         "rollout/format_failures": (drawn.items < 0).all(1).float().mean(),
+        **information_values(drawn),
     }
+
+
+def information_values(drawn: Completions) -> Values:
+    """How much likelier thinking makes the target, nats: mean over the thoughts that were judged and did not fail."""
+    if drawn.information is None:
+        return {}
+    told = drawn.information.sum(1)
+    known = told.isfinite()
+    return {"rollout/information": masked_mean(told.masked_fill(~known, 0.0), known)}
 
 
 def entropy_values(drawn: Completions) -> Values:

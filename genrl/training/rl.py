@@ -18,6 +18,7 @@ from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.guide import Guide
+from genrl.policy.information import informed, tells
 from genrl.policy.reference import Reference
 from genrl.policy.rollout import rollout, sampling_of, target_rollout
 from genrl.policy.score import score
@@ -159,6 +160,9 @@ class RLModule(StageModule):
             noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
             shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
             completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
+            if tells(self.layout):
+                count = self.rollouts.group_size if self.verifier.uses_information else self.rollouts.information
+                completions = informed(self.policy, self.layout, requests, completions, count)
             if self.teacher is not None and self.objective.uses_teacher:
                 judged = self.policy, self.layout, requests, completions, self.teacher
                 completions = taught(*judged, sampling_of(self.rollouts))

@@ -144,6 +144,8 @@ def test_a_reward_of_another_dtype_is_named():
         ({"exact_match": {"weigth": 1}}, ConfigError, "has no option 'weigth'"),
         ({"exact_match": None}, ConfigError, "none is configured"),
         ({"exact_match": {}, "format": {}}, ConfigError, r"rewards.format judges thinking.*rewards.format=null"),
+        ({"information": {}}, ConfigError, r"rewards.information judges thinking.*rewards.information=null"),
+        ({"information": {"clip": 0}}, ConfigError, "clip"),
     ],
 )
 def test_refusals_say_what_is_known(options, error, message):
@@ -152,7 +154,7 @@ def test_refusals_say_what_is_known(options, error, message):
 
 
 def test_every_built_in_reward_has_a_weight_first():
-    for name in ("exact_match", "level_match", "prefix_match", "ndcg_rank", "format"):
+    for name in ("exact_match", "level_match", "prefix_match", "ndcg_rank", "format", "information"):
         first = fields(REWARDS.entry(name).config)[0]
         assert (first.name, first.default) == ("weight", 1.0)
 

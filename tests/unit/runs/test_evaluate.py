@@ -13,6 +13,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
+from genrl.policy.information import greedy_information
 from genrl.policy.search import search
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import deniable, rankings, thinking_noise
@@ -321,6 +322,10 @@ def test_the_same_weights_are_read_in_three_ways(thinking: Session) -> None:
     config = replace(CONFIG, exact=True, valid_users=12, readings=True, thinking_samples=2)
     found = run(thinking, config, limit=12)
     assert list(found.readings) == ["plain", "greedy", "marginal"]
+    assert [way for way, read in found.readings.items() if "information" in read.raw] == ["greedy"]
+    rows = thinking.maker.at(evaluated_rows(thinking.dataset, config, "valid"))
+    told = greedy_information(thinking.policy, thinking.layout, rows)
+    assert_same(found.readings["greedy"].raw["information"], float(told.mean()), 1e-4)
     assert found.readings["marginal"].excluded == pytest.approx(found.excluded, nan_ok=True)
     greedy = run(thinking, replace(config, readings=False, thinking_samples=0), limit=12)
     assert found.readings["greedy"].ranks["excluded"].tolist() == greedy.ranks["excluded"].tolist()

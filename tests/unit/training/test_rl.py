@@ -12,7 +12,7 @@ from torch import Tensor
 
 import genrl.training.rl as rl
 from genrl.batches import Completions, Experience, Requests, Rewards, Scores
-from genrl.errors import NonFiniteError
+from genrl.errors import ConfigError, NonFiniteError
 from genrl.objectives import ObjectiveOutput
 from genrl.policy.score import score
 from genrl.runs.session import Session
@@ -25,6 +25,8 @@ NO_KL = "objective.kl_coef=0"
 
 class Judge:
     """A verifier that gives prepared outcomes, one rollout after the other."""
+
+    uses_information = False
 
     def __init__(self, *outcomes: Tensor) -> None:
         self.outcomes = list(outcomes)
@@ -415,3 +417,39 @@ def test_activation_checkpointing_recomputes_layers_in_the_update_only(session: 
             module.gradient_checkpointing = False
     assert passes.count(True) == 1  # in the backward pass; the forward pass before it kept nothing
     assert passes.count(False) >= 3
+
+
+def test_what_thinking_tells_is_asked_of_as_many_completions_as_are_needed(session: Session, tmp_path: Path) -> None:
+    base = ["layout=blocked", "layout.budget=3", "objective=grpo", NO_KL]
+    thinking = Session.build(small_config(tmp_path, *base))
+
+    def drawn(*options: str) -> tuple[Completions, dict[str, float], Rewards]:
+        module = attach(make(thinking, tmp_path, *base, *options))
+        (part,) = module.experience(0)
+        assert module.sampled is not None
+        return part.experience.completions, module.journal.close(), module.sampled[1]
+
+    one, logged, _ = drawn()
+    assert one.information is not None
+    asked = ~one.information.isnan().all(1).view(8, 4)
+    assert asked.sum(1).tolist() == [1] * 8
+    assert_same(logged["rollout/information"], float(one.information.view(8, 4, -1)[:, 0].sum(1).mean()), 1e-5)
+    every, logged, rewards = drawn("rewards.information.weight=0.5", "rewards.information.clip=100")
+    assert every.information is not None
+    assert_same(rewards.values["information"], every.information)
+    assert_same(every.information.view(8, 4, -1)[:, 0], one.information.view(8, 4, -1)[:, 0], 1e-4)
+    assert_same(logged["rollout/information"], logged["train/reward/information"], 1e-5)
+    none, logged, _ = drawn("rollout.information=0")
+    assert none.information is None
+    assert "rollout/information" not in logged
+
+
+def test_thoughts_between_codes_are_not_judged_and_a_reward_for_them_is_refused(
+    session: Session, tmp_path: Path
+) -> None:
+    base = ["layout=blocked", "layout.budget=3", "layout.order=interleaved", "objective=grpo", NO_KL]
+    thinking = Session.build(small_config(tmp_path, *base))
+    (part,) = attach(make(thinking, tmp_path, *base)).experience(0)
+    assert part.experience.completions.information is None
+    with pytest.raises(ConfigError, match=r"rewards.information.*layout.order=tail"):
+        make(thinking, tmp_path, *base, "rewards.information.weight=1")
