@@ -37,8 +37,6 @@ from genrl.registry import Entry
 from genrl.sid.trie import Trie
 
 T = TypeVar("T")
-EVERY = 4
-"""Times as many products with all edges of a level as with the children that rows ask for, and still less work."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class Standing:
         return self._of_children(legal.level, self.states.flatten(0, -2), nodes, size, narrow).unflatten(0, lead)
 
     def _of_children(self, level: int, states: Tensor, nodes: Tensor, size: int, narrow: bool) -> Tensor:
-        """Logits [n, size] of the codes behind states [n, hidden] (or those of `owner`), whose first edge is `nodes` [n].
+        """Logits [n, size] of the codes behind states [n, hidden] (or of `owner`), whose first edge is `nodes` [n].
 
         Columns are codes or, if `narrow`, edges one behind the other. An only child gets 0, as good as any logit.
         """
@@ -196,13 +194,7 @@ class Standing:
             counts = own.siblings(level)[nodes]
             rows = (counts > 1).nonzero()[:, 0]
             first, counts, whose = nodes[rows], counts[rows], rows if owner is None else owner[rows]
-            if len(rows) and len(seen) * len(codes) <= EVERY * len(rows) * int(counts.max()):
-                known = torch.addmm(biases, seen, vectors.whole(own, level).T)
-                place = torch.arange(int(counts.max()), device=known.device)
-                edges = (first[:, None] + place).clamp(max=len(codes) - 1)
-                known = known.take(whose[:, None] * len(codes) + edges)
-            else:
-                known = child_logits(seen[whose], partial(vectors.of, own, level), biases, first, counts)
+            known = child_logits(seen[whose], partial(vectors.of, own, level), biases, first, counts)
         if narrow:
             known = functional.pad(known, (0, size - known.shape[1]))
         else:
