@@ -57,7 +57,7 @@ class Legal:
     mask: Tensor
     """[n, columns] bool: which of the columns are allowed; [1, columns] where that is the same for all."""
     first: int = 0
-    """Token id of column 0 of a range."""
+    """Token id of column 0 of a range, or of code 0 of the level."""
     tokens: Tensor | None = None
     """[n, columns] int64 token of each column; None: the columns are a range."""
     within: Tensor | None = None
@@ -172,6 +172,10 @@ class Layout(ABC):
     @abstractmethod
     def legal(self, site: int, state: State, requests: Requests | None = None) -> Legal:
         """What may stand at `site` behind `state` [n], all there, of the items that `requests` may get."""
+
+    def narrow(self, site: int, state: State, requests: Requests | None = None) -> Legal:
+        """As `legal`, for policies that say nothing of other tokens: few columns where few tokens may stand."""
+        return self.legal(site, state, requests)
 
     @abstractmethod
     def advance(self, state: State, tokens: Tensor, site: int | None = None) -> State:

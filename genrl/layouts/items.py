@@ -93,6 +93,21 @@ class Items:
             mask = torch.where(left.any(1, keepdim=True), left, mask)
         return Legal(mask, first, within=whole, child=child, level=level)
 
+    def narrow(self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None) -> Legal:
+        """As `legal`, with a column for each edge: as many as the widest row has, and two at least."""
+        node, table = node.clamp(min=0), self.trie.levels[level]
+        child = table.offsets.index_select(0, node)
+        counts = table.offsets.index_select(0, node + 1) - child
+        place = torch.arange(max(2, int(counts.max())) if len(node) else 2, device=node.device)
+        exists = place < counts[:, None]
+        edges = child[:, None] + torch.minimum(place, counts[:, None] - 1)
+        codes = table.codes.index_select(0, edges.flatten()).view(edges.shape).long()
+        first = self.tokens.first_ids[level]
+        mask, within = exists, None
+        if self.keep is not None or self._lists(requests, owner) is not None:
+            mask, within = self.legal(level, node, owner, requests).mask.gather(1, codes) & exists, exists
+        return Legal(mask, first, codes + first, within, child.long(), level)
+
     def open_leaves(self, requests: Requests | None) -> Tensor | None:
         """[P, leaves] or [1, leaves] bool: SIDs of which an item is left for each request; None: all."""
         lists = self._lists(requests)

@@ -56,6 +56,11 @@ class SidLayout(Layout):
         return self.catalogue.legal(site, state.node, state.owner, requests)
 
     @override
+    def narrow(self, site: int, state: State, requests: Requests | None = None) -> Legal:
+        assert isinstance(state, ItemState)
+        return self.catalogue.narrow(site, state.node, state.owner, requests)
+
+    @override
     def advance(self, state: State, tokens: Tensor, site: int | None = None) -> ItemState:
         assert isinstance(state, ItemState) and site is not None  # noqa: PT018 (completions keep in step)
         node = self.catalogue.child(site, state.node, tokens)

@@ -26,8 +26,10 @@ class Block(nn.Module):
         )
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, mask: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """Read states [B, Q, hidden] behind the past; give new ones, and all that was read.
+    def forward(
+        self, states: Tensor, mask: Tensor, past: KeysValues | None = None, *, last: bool = False
+    ) -> tuple[Tensor, KeysValues]:
+        """Read states [B, Q, hidden] behind the past; give new ones (or the `last`, Q = 1), and all that was read.
 
         `mask` is broadcastable to [B, heads, Q, past + Q], True where a place may be attended to.
         """
@@ -35,6 +37,8 @@ class Block(nn.Module):
         query, key, value = projected.transpose(1, 2).chunk(3, dim=1)
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        if last:
+            query, mask, states = query[:, :, -1:], mask[..., -1:, :], states[:, -1:]
         mixed = scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
@@ -64,22 +68,26 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.apply(_initialise)
 
-    def encode(self, vectors: Tensor, real: Tensor) -> tuple[Tensor, list[KeysValues]]:
-        """Read vectors of items [B, L, hidden], right-aligned, where they are `real` [B, L]: as `ItemEncoder` does."""
+    def encode(self, vectors: Tensor, real: Tensor, *, last: bool = False) -> tuple[Tensor, list[KeysValues]]:
+        """Read vectors of items [B, L, hidden], right-aligned, where they are `real` [B, L]: as `ItemEncoder` does.
+
+        Of the `last` place alone states are [B, 1, hidden].
+        """
         length = vectors.shape[1]
         ages = torch.arange(length - 1, -1, -1, device=vectors.device)
         causal = torch.ones(length, length, dtype=torch.bool, device=vectors.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=vectors.device)
         mask = (causal & real[:, None, None, :]) | itself
-        return self.read(vectors * vectors.shape[2] ** 0.5 + self.positions(ages), mask)
+        return self.read(vectors * vectors.shape[2] ** 0.5 + self.positions(ages), mask, last=last)
 
     def read(
-        self, inputs: Tensor, mask: Tensor, past: list[KeysValues] | None = None
+        self, inputs: Tensor, mask: Tensor, past: list[KeysValues] | None = None, *, last: bool = False
     ) -> tuple[Tensor, list[KeysValues]]:
         """Read inputs [B, Q, hidden] behind what the blocks remember; see `Block.forward`."""
         states, memory = self.drop(inputs), []
         for place, block in enumerate(self.blocks):
-            states, kept = block(states, mask, None if past is None else past[place])
+            only = last and place == len(self.blocks) - 1
+            states, kept = block(states, mask, None if past is None else past[place], last=only)
             memory.append(kept)
         return self.norm(states), memory
 

@@ -67,7 +67,7 @@ class Masses:
         """
         assert legal.child is not None
         edges = legal.mask if legal.within is None else legal.within
-        rows, size = self.rows[owner.flatten()], edges.shape[-1]
+        rows, size = self.rows[owner.flatten()], self.trie.levels[legal.level].size
         if legal.level == 0:  # there is one root, whatever the number of states
             masses = _sums(self.log_probs, self._codes(0, self.paths[0]).expand(self.log_probs.shape), size)[rows]
         else:
@@ -80,7 +80,8 @@ class Masses:
             places = torch.where(inside, places, 0)
             logs = self.log_probs[rows[:, None], places].masked_fill(~inside, float("-inf"))
             masses = _sums(logs, self._codes(legal.level, self.paths[legal.level][places]), size)
-        return masses.view(edges.shape).masked_fill(~edges, float("-inf"))
+        masses = legal.among(masses.view(*edges.shape[:-1], size), legal.first)
+        return masses.masked_fill(~edges, float("-inf"))
 
     def edges(self, level: int, which: Tensor, owner: Tensor) -> Tensor:
         """Log-mass [m, n] of the nodes behind edges [m] of a level, for states of requests `owner` [n]."""
@@ -157,6 +158,11 @@ class Mixed:
     def first(self) -> int:
         """See `Next.first`."""
         return self.said.first
+
+    @property
+    def narrow(self) -> bool:
+        """See `Next.narrow`."""
+        return self.said.narrow
 
     def logits(self, legal: Legal | None) -> Tensor:
         """See `Next.logits`.

@@ -158,7 +158,9 @@ class Standing:
 
     vectors: Vectors
     states: Tensor
-    first = 0
+    owner: Tensor | None = None
+    """[n] number of each row's state where rows share them; None: each row has its own."""
+    first, narrow = 0, True
 
     def logits(self, legal: Legal | None) -> Tensor:
         """See `Next.logits`; columns that are no edge hold 0.
@@ -170,31 +172,37 @@ class Standing:
             raise UnsupportedError(
                 "model.name=item says nothing but edges of the trie. Use layout=sid, normalize=legal."
             )
-        lead, size = self.states.shape[:-1], legal.mask.shape[-1]
-        level = self.vectors.model.first_ids.index(legal.first)
-        nodes = legal.child.expand(lead).flatten()
-        return self._of_children(level, self.states.flatten(0, -2), nodes, size).unflatten(0, lead)
+        lead, size = self.states.shape[:-1] if self.owner is None else self.owner.shape, legal.mask.shape[-1]
+        nodes, narrow = legal.child.expand(lead).flatten(), legal.tokens is not None
+        return self._of_children(legal.level, self.states.flatten(0, -2), nodes, size, narrow).unflatten(0, lead)
 
-    def _of_children(self, level: int, states: Tensor, nodes: Tensor, size: int) -> Tensor:
-        """Logits [n, size] of the codes behind states [n, hidden] whose first edges are `nodes` [n].
+    def _of_children(self, level: int, states: Tensor, nodes: Tensor, size: int, narrow: bool) -> Tensor:
+        """Logits [n, size] of the codes behind states [n, hidden] (or of `owner`), whose first edge is `nodes` [n].
 
-        An only child gets 0, which is as good as any logit.
+        Columns are codes or, if `narrow`, edges one behind the other. An only child gets 0, as good as any logit.
         """
-        vectors, own = self.vectors, self.vectors.model.edges
+        vectors, own, owner = self.vectors, self.vectors.model.edges, self.owner
         seen, biases, codes = vectors.seen(level, states), vectors.biases(level), own.code(level)
         with torch.autocast(seen.device.type, enabled=False):
             if level == 0:
                 known = torch.addmm(biases, seen, vectors.whole(own, level).T)
-                return known.new_zeros(len(states), size).index_copy(1, codes, known)
+                if narrow:
+                    known = functional.pad(known, (0, size - len(codes)))
+                else:
+                    known = known.new_zeros(len(states), size).index_copy(1, codes, known)
+                return known if owner is None else known[owner]
             counts = own.siblings(level)[nodes]
             rows = (counts > 1).nonzero()[:, 0]
-            first, counts = nodes[rows], counts[rows]
-            known = child_logits(seen[rows], partial(vectors.of, own, level), biases, first, counts)
-        place = torch.arange(known.shape[1], device=known.device)
-        edges = (first[:, None] + place).clamp(max=len(codes) - 1)
-        columns = torch.where(place < counts[:, None], codes[edges], size)  # the last column takes what is no edge
-        spread = known.new_zeros(len(rows), size + 1).scatter(1, columns, known)[:, :size]
-        return known.new_zeros(len(states), size).index_copy(0, rows, spread)
+            first, counts, whose = nodes[rows], counts[rows], rows if owner is None else owner[rows]
+            known = child_logits(seen[whose], partial(vectors.of, own, level), biases, first, counts)
+        if narrow:
+            known = functional.pad(known, (0, size - known.shape[1]))
+        else:
+            place = torch.arange(known.shape[1], device=known.device)
+            edges = (first[:, None] + place).clamp(max=len(codes) - 1)
+            columns = torch.where(place < counts[:, None], codes[edges], size)  # the last column takes what is no edge
+            known = known.new_zeros(len(rows), size + 1).scatter(1, columns, known)[:, :size]
+        return known.new_zeros(len(nodes), size).index_copy(0, rows, known)
 
     def edges(self, level: int, which: Tensor) -> Tensor:
         """Logits of some edges [m] of a level, transposed: [m, n]."""
@@ -203,10 +211,12 @@ class Standing:
             return (self.vectors.of(self.vectors.model.edges, level, which) @ seen.T).add_(biases[which][:, None])
 
     def __getitem__(self, index: Any) -> Standing:  # noqa: ANN401 (any index of tensors)
+        if self.owner is not None:
+            return replace(self, owner=self.owner[index])
         return replace(self, states=self.states[index])
 
     def __len__(self) -> int:
-        return len(self.states)
+        return len(self.states) if self.owner is None else len(self.owner)
 
 
 class ItemPolicy(TrainablePolicy):
@@ -222,7 +232,12 @@ class ItemPolicy(TrainablePolicy):
         self.edge_decay = spec.config.edge_decay
 
     def forward(
-        self, inputs: Tensor, wanted: Tensor | None, read: Callable[[Standing], T], states: Tensor | None = None
+        self,
+        inputs: Tensor,
+        wanted: Tensor | None,
+        read: Callable[[Standing], T],
+        states: Tensor | None = None,
+        owner: Tensor | None = None,
     ) -> T:
         """What `read` makes of the states behind places of histories: the one door to the weights.
 
@@ -231,21 +246,27 @@ class ItemPolicy(TrainablePolicy):
             wanted: [B, L] bool: places whose states are asked for, [n, hidden] row by row; None: the last of each row.
             read: runs inside the pass, where the weights are whole also if a strategy shards them.
             states: of an earlier pass, instead of reading `inputs`.
+            owner: see `Standing`.
         """
         vectors = Vectors(self.model)
-        return read(Standing(vectors, self._states(vectors, inputs, wanted) if states is None else states))
+        return read(Standing(vectors, self._states(vectors, inputs, wanted) if states is None else states, owner))
 
     def _states(self, vectors: Vectors, inputs: Tensor, wanted: Tensor | None) -> Tensor:
-        """Rows of like length are read together."""
-        if wanted is None:
-            wanted = torch.zeros_like(inputs, dtype=torch.bool)
-            wanted[:, -1:] = True
-        numbers = (wanted.flatten().cumsum(0) - 1).view_as(wanted)
+        """Rows of like length go through the encoder together."""
+        real = inputs >= 0
+        read, number = vectors.read(inputs[real]), (real.flatten().cumsum(0) - 1).clamp(min=0).view_as(inputs)
+        numbers = None if wanted is None else (wanted.flatten().cumsum(0) - 1).view_as(wanted)
         states, places = [], []
         for rows, length in length_groups(inputs):
-            some, here = inputs[rows, -length:], wanted[rows, -length:]
-            states.append(self.model.encoder.encode(vectors.read(some), some >= 0)[0][here])
-            places.append(numbers[rows, -length:][here])
+            some = functional.embedding(number[rows, -length:], read)
+            found, _ = self.model.encoder.encode(some, real[rows, -length:], last=wanted is None)
+            if wanted is None or numbers is None:
+                states.append(found[:, 0])
+                places.append(rows)
+            else:
+                here = wanted[rows, -length:]
+                states.append(found[here])
+                places.append(numbers[rows, -length:][here])
         found = torch.cat(states)
         return torch.empty_like(found).index_copy(0, torch.cat(places), found)
 
@@ -321,5 +342,5 @@ class Slots:
         return found
 
     def extend(self, tokens: Tensor, say: Say[T], parents: Tensor | None = None, live: Tensor | None = None) -> T:
-        each = self.states.repeat_interleave(tokens.shape[1], 0)
-        return self.policy(self.inputs[:0], None, say, each)
+        owner = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.shape[1])
+        return self.policy(self.inputs[:0], None, say, self.states, owner)

@@ -20,6 +20,10 @@ class Next(Protocol):
     def first(self) -> int:
         """Token id of column 0 of all tokens."""
 
+    @property
+    def narrow(self) -> bool:
+        """Whether few columns cost less than a range of tokens, see `Layout.narrow`."""
+
     def logits(self, legal: Legal | None) -> Tensor:
         """Float32 logits [n, columns] of a legal set; None: of all tokens that the policy may be asked for."""
 

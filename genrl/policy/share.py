@@ -68,6 +68,7 @@ class Hidden:
 
     head: Head
     states: Tensor
+    narrow = False
 
     @property
     def first(self) -> int:

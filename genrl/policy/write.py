@@ -108,6 +108,10 @@ def go_on(
         if position:
             live = None if needed is None else needed.view(shape)
             drawn, choices, logps, entropy = growth.extend(drawn.view(shape), draw, live=live)
+        elif in_step:  # completions of a request have one distribution in common
+            alike = state.each(lambda value: value[:: shape[1]])
+            draw = partial(_draw_at, layout, requests, alike, 0, noise, sampling, share=shape[1])
+            drawn, choices, logps, entropy = growth.begin(draw)
         else:
             drawn, choices, logps, entropy = growth.begin(lambda said, draw=draw: draw(said[behind]))  # type: ignore[misc]
         before = state if going is None else _stopped(state, going)
@@ -165,16 +169,21 @@ def _draw_at(
     uniforms: Tensor | None,
     sampling: Sampling,
     said: Next,
+    share: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_draw` for rows that all stand at one site."""
-    legal = layout.legal(site, state, requests)
+    """`_draw` for rows that all stand at one site, and `share` tokens [n * share] for each of them."""
+    legal = (layout.narrow if said.narrow else layout.legal)(site, state, requests)
     if legal.form:
-        nothing = torch.zeros_like(state.site)
-        return legal.token(nothing[:, None])[:, 0], nothing, nothing.float(), nothing.float()
+        nothing = torch.zeros_like(state.site)[:, None].expand(-1, share)
+        return legal.token(nothing).flatten(), nothing.flatten(), *(2 * (nothing.flatten().float(),))
     log_probs, drawing, entropy = distribution(said, legal, sampling.at(layout, site), sampling.normalize)
-    columns = drawing.argmax(1, keepdim=True) if uniforms is None else invert(drawing.exp(), uniforms[:, None])
-    choices = legal.mask.sum(1).expand(len(log_probs))
-    return legal.token(columns)[:, 0], choices, log_probs.gather(1, columns)[:, 0], entropy
+    if uniforms is None:
+        columns = drawing.argmax(1, keepdim=True).expand(-1, share)
+    else:
+        columns = invert(drawing.exp(), uniforms.view(-1, share))
+    choices = legal.mask.sum(1).expand(len(log_probs)).repeat_interleave(share)
+    logps = log_probs.gather(1, columns).flatten()
+    return legal.token(columns).flatten(), choices, logps, entropy.repeat_interleave(share)
 
 
 def by_site(sites: Tensor, going: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:

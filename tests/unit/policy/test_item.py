@@ -12,7 +12,7 @@ from torch import Tensor
 from genrl.batches import Requests, Targets
 from genrl.config.schema import ItemModelConfig, ModelConfig
 from genrl.errors import CheckpointError, UnsupportedError
-from genrl.layouts.base import Legal
+from genrl.layouts.base import Layout, Legal
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.policy.base import TrainablePolicy
@@ -150,6 +150,46 @@ def test_what_is_drawn_is_scored_with_the_probability_it_was_drawn_with(method: 
     assert found.entropy is not None
     assert_same(found.entropy, drawn.entropy, 1e-6)
     assert bool((drawn.items >= 0).all())
+
+
+class Wide(SidLayout):
+    """A column for each code, whatever the policy likes."""
+
+    narrow = Layout.narrow
+
+
+@pytest.mark.parametrize("kept", [None, 30])
+@pytest.mark.parametrize("denied", [None, 5])
+def test_columns_for_children_alone_give_the_samples_that_columns_for_all_codes_give(
+    kept: int | None, denied: int | None
+) -> None:
+    policy, keep = make(), None if kept is None else torch.arange(len(CODES)) < kept
+    layout, requests = make_layout(policy, keep), ask()
+    if denied is not None:
+        requests = replace(requests, deny=torch.arange(denied).expand(4, -1))
+    sampling = Sampling(normalize="catalogue")
+    noise = torch.rand(4, 16, 3, generator=torch.Generator().manual_seed(5))
+    state = layout.start(4)
+    for level in range(3):
+        few, all_codes = layout.narrow(level, state, requests), layout.legal(level, state, requests)
+        assert few.mask.shape[1] <= max(2, TRIE.levels[level].widest)
+        for row in range(4):
+            wanted = all_codes.mask[row].nonzero()[:, 0] + all_codes.first
+            assert few.tokens is not None
+            assert few.tokens[row][few.mask[row]].equal(wanted)
+            assert few.nodes[row][few.mask[row]].equal(all_codes.nodes[row][all_codes.mask[row]])
+        state = layout.advance(state, few.token(few.mask.byte().argmax(1, keepdim=True))[:, 0], level)
+    narrow = write(policy, layout, requests, 16, sampling, noise)
+    likeliest = write(policy, layout, requests, 2, sampling)
+    layout = Wide(layout.config, catalogue=layout.catalogue)
+    wide = write(policy, layout, requests, 16, sampling, noise)
+    assert narrow.tokens.equal(wide.tokens)
+    assert narrow.chosen.equal(wide.chosen)
+    assert likeliest.tokens.equal(write(policy, layout, requests, 2, sampling).tokens)
+    assert_same(narrow.logps, wide.logps, 1e-6)
+    assert narrow.entropy is not None
+    assert wide.entropy is not None
+    assert_same(narrow.entropy, wide.entropy, 1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

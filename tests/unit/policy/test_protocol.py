@@ -38,7 +38,7 @@ class Row:
     """[..., nodes] of both levels, one behind the other."""
     level: Tensor
     """[...] of the next token."""
-    first = 10
+    first, narrow = 10, True
 
     def logits(self, legal: Legal | None) -> Tensor:
         assert legal is not None  # a table has no vocabulary
