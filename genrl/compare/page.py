@@ -114,7 +114,8 @@ class View:
         """The ranking that the verdict is about."""
         self.groups = groups(report, self.table)
         self.objectives = self.groups.get("Objectives", [])
-        self.styles = looks(self.objectives, [row for row in self.table.lines if row not in self.objectives])
+        others = dict.fromkeys(row for table in self.test.values() for row in table.lines if row not in self.objectives)
+        self.styles = looks(self.objectives, list(others))
         learning, matches = bands_of({row: notes[row] for row in self.objectives if notes.get(row)})
         self.learning, self.legend = self._curves(learning)
         self.matches, self.match_legend = self._curves(matches)
