@@ -71,7 +71,7 @@ def difference(effect: float, p_holm: float = 0.001, **further: Any) -> Differen
 
 def line(ndcg: float, *seeds: int, **further: Any) -> Line:
     """One of a table; cold recall has no rows."""
-    metrics = {"ndcg@10": ndcg, "recall@10": 2 * ndcg, "entropy@10": 1.5, "cold_recall@10": None}
+    metrics = {"ndcg@10": ndcg, "recall@10": 2 * ndcg, "mrr@10": ndcg, "entropy@10": 1.5, "cold_recall@10": None}
     metrics |= {"coverage@10": 0.25, "top1pct_share@10": ndcg / 2}
     interval = {"by_seed": [ndcg] * len(seeds), "interval": [ndcg - 0.01, ndcg + 0.01]} if seeds else {}
     return Line(metrics, list(seeds), **{**interval, **further})

@@ -73,12 +73,22 @@ def test_every_row_and_number_of_a_table_is_there(page: Page) -> None:
     ]
     assert "Test, raw (600 users, 30 with a cold target)" in page.text
     assert page.rows[0] == [
-        *("row", "seeds", "NDCG@10", "minus align", "recall@10", "cold recall@10", "entropy, bits", "coverage"),
+        *(
+            "row",
+            "seeds",
+            "NDCG@10",
+            "minus align",
+            "recall@10",
+            "cold recall@10",
+            "mean reciprocal rank",
+            "entropy, bits",
+            "coverage",
+        ),
         "top 1%",
     ]
     assert page.row("grpo") == [
         *("grpo", "2", "0.2375 [0.2275, 0.2475]", "+0.0375 ▲ [+0.0175, +0.0575] +18.7%, p = .001"),
-        *("0.4750 ▲ +0.0750 [+0.0550, +0.0950]", "–", "1.5000", "0.2500", "0.1187"),
+        *("0.4750 ▲ +0.0750 [+0.0550, +0.0950]", "–", "0.2375", "1.5000", "0.2500", "0.1187"),
     ]
     assert page.row("align")[:4] == ["align", "–", "0.2000", "–"]
     assert page.row("item-kNN")[:4] == ["item-kNN", "–", "0.2250", "–"]
@@ -355,14 +365,26 @@ def few(cold: float | None = None) -> Report:
 def test_markdown_shows_mean_interval_and_difference() -> None:
     text = markdown(few())
     assert "## test, raw (600 users)" in text
-    head = "|  | seeds | N@10 | N@10 minus align | relative | p | R@10 | Ent@10 | Cold@10 | Cov@10 | Top1%@10 |"
+    head = (
+        "|  | seeds | N@10 | N@10 minus align | relative | p | R@10 | MRR@10 | Ent@10 | Cold@10 | Cov@10 | Top1%@10 |"
+    )
     assert f"{head}\n|---|" in text
     assert cells(text, "grpo")[0] == [
-        *("grpo", "2", "0.2500 [0.2400, 0.2600]", "+0.0100 [-0.0100, +0.0300]", "+5.0%", "<.001", "0.5000", "1.5000"),
+        *(
+            "grpo",
+            "2",
+            "0.2500 [0.2400, 0.2600]",
+            "+0.0100 [-0.0100, +0.0300]",
+            "+5.0%",
+            "<.001",
+            "0.5000",
+            "0.2500",
+            "1.5000",
+        ),
         *("-", "0.2500", "0.1250"),
     ]
     assert cells(text, "item-kNN") == [
-        ["item-kNN", "", "0.2500", "", "", "", "0.5000", "1.5000", "-", "0.2500", "0.1250"],
+        ["item-kNN", "", "0.2500", "", "", "", "0.5000", "0.2500", "1.5000", "-", "0.2500", "0.1250"],
     ]
     assert "- grpo, N@10: Few." in text
     assert markdown(of(**{"a|b": line(0.25, 0)})).count("| a\\|b | 1 | 0.2500") == 1  # a bar begins no cell
