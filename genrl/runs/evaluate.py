@@ -32,10 +32,11 @@ class Evaluation:
     """Metrics of one recommender on one set of rows, ranked raw and with each user's history taken out.
 
     Besides the metrics of `RankingMetrics`, for the largest K: short@K, the share of rows whose list has fewer than K
-    items though there are more to rank, and of searches certified@K, the share of rows whose first K items are provably those that scoring the whole
-    catalogue would give. Layouts with thinking have format_failure: the share of rows that got no item at all, because
-    all their thinking failed; they count as misses. With `evaluate.pass_at` policies have pass@K. Reading `greedy` has
-    information: how much likelier the thinking makes the target, nats, mean over the rows where it did not fail.
+    items though there are more to rank, and of searches certified@K, the share of rows whose first K items are provably
+    those that scoring the whole catalogue would give. Layouts with thinking have format_failure: the share of rows that
+    got no item at all, because all their thinking failed; they count as misses. With `evaluate.pass_at` policies have
+    pass@K. Reading `greedy` has information: how much likelier the thinking makes the target, nats, mean over the rows
+    where it did not fail.
     """
 
     raw: dict[str, float]
@@ -43,8 +44,8 @@ class Evaluation:
     ranks: dict[str, Tensor]
     """`raw` and `excluded`: [R] 0-based place of each row's target, the ranking's width where it is missed."""
     readings: dict[str, Evaluation] = field(default_factory=dict)
-    """Layouts with thinking, on request: what the same weights score `plain`, without it, `greedy`, behind the likeliest
-    words, and `marginal`, by the mean over many thoughts."""
+    """Layouts with thinking, on request: what the same weights score `plain`, without it, `greedy`, behind the
+    likeliest words, and `marginal`, by the mean over many thoughts."""
 
 
 def ranking_metrics(config: EvaluateConfig, catalog: Catalog, codes: Tensor) -> RankingMetrics:
@@ -105,7 +106,14 @@ def _evaluate(
     keyed = codes.to(device) if config.level == "sid" else None
     samples = (config.pass_at or []) if isinstance(recommender, PolicyRecommender) else []
     count, largest = batches.positions.numel(), max(config.k)
-    names = ("rank", "format_failure", "information", f"short@{largest}", f"certified@{largest}", *(f"pass@{n}" for n in samples))
+    names = (
+        "rank",
+        "format_failure",
+        "information",
+        f"short@{largest}",
+        f"certified@{largest}",
+        *(f"pass@{n}" for n in samples),
+    )
     none = {name: -1.0 for name in names} | {"information": float("-inf")}
     kept = {kind: {name: torch.full((count,), none[name], device=device) for name in names} for kind in KINDS}
     with progress_bar(name, count, "users") as advance:

@@ -185,5 +185,5 @@ def _run_of(folder: Path, stages: Sequence[str]) -> tuple[Path, Sequence[str]]:
                 return path.parent, [name]
     raise CheckpointError(
         f"{folder} holds the weights of a stage, and no finished run beside it has used them: how they are to be read "
-        f"is kept in the folder of a run. Finish one first, e.g. with `genrl fit --stage align`."
+        f"is kept in the folder of a run. Finish one first: python -m genrl fit stages=[align] with the same options."
     )

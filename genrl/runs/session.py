@@ -19,8 +19,8 @@ from genrl.config.schema import RunConfig
 from genrl.config.select import selected, within
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
-from genrl.policy.load import sid_token
 from genrl.policy.base import Spec, TrainablePolicy
+from genrl.policy.load import sid_token
 from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
 from genrl.prompts.packing import HistoryBatches, HistoryRows, TraceBatches, text_segments
@@ -180,7 +180,7 @@ class Session:
             self.table.codes.tolist(),
             config.model,
             config.prompt,
-            {"thinking": True} if self.layout.writes_text else config.layout,  # thinking comes later, its tokens are there
+            {"thinking": True} if self.layout.writes_text else config.layout,  # only the tokens of thinking are there
             config.align,
             config.trainer.precision,
             config.trainer.max_grad_norm,

@@ -43,9 +43,9 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
     describe_data(console, session.dataset)
     if objective is None:
-        if config.trainer.precision == "bf16-true" and isinstance(recommender, TrainedBaseline):
-            if recommender.backbone is None:
-                console.print(f"{entry.name} holds its weights in float32: bf16-true is for language models.")
+        own = isinstance(recommender, TrainedBaseline) and recommender.backbone is None
+        if own and config.trainer.precision == "bf16-true":
+            console.print(f"{entry.name} holds its weights in float32: bf16-true is for language models.")
         return
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)

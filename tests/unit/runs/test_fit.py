@@ -12,17 +12,16 @@ from genrl.config import RunConfig, load_config
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import PolicyRecommender
-from genrl.runs import record
-from genrl.runs.rescore import evaluate_run
-from genrl.runs.fit import build_sids, fit
-from genrl.runs.stage import build_objective, make_verifier
-from genrl.runs.session import Session
 from genrl.registry import load_plugin
+from genrl.runs import record
+from genrl.runs.fit import build_sids, fit
 from genrl.runs.recommend import recommend
+from genrl.runs.rescore import evaluate_run
+from genrl.runs.session import Session
+from genrl.runs.stage import build_objective, make_verifier
 from tests.helpers import assert_same
 from tests.models import save_local_model
 from tests.runs import QUICK, changed, content, small_config
-
 
 OWN_LAYOUT = """
 from genrl.layouts import LAYOUTS
@@ -243,7 +242,9 @@ def test_adapters_are_not_put_on_an_exchanged_base(tmp_path: Path) -> None:
     weights = load_file(base / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
     for use in (lambda: evaluate_run(folder, split="test", overrides=[]), lambda: recommend(folder, [["i3"]], 5)):
-        with pytest.raises(CheckpointError, match=r"made with other inputs: model\.name \(.*base\) has another content"):
+        with pytest.raises(
+            CheckpointError, match=r"made with other inputs: model\.name \(.*base\) has another content"
+        ):
             use()
     with pytest.raises(ConfigError, match=r"was begun when model\.name \(.*base\) had another content"):
         fit(config)

@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ActivateConfig
-from genrl.errors import CheckpointError, ConfigError
-from genrl.runs.folder import claim, differences, is_finished
+from genrl.errors import ConfigError
 from genrl.files import write_json
+from genrl.runs.folder import claim, differences, is_finished
 
 
 @pytest.fixture

@@ -126,7 +126,9 @@ def test_the_own_vectors_of_edges_have_a_decay_of_their_own(session: Session, tm
         assert decays[name] == pytest.approx(0.5 if ".own." in name else 0.2 if value.dim() > 1 else 0.0)
 
 
-def test_a_finished_run_ranks_recommends_and_is_scored_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_ranks_recommends_and_is_scored_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     certified = {name: value for name, value in metrics["test"]["rl"]["raw"].items() if name.startswith("certified@")}
     assert set(certified.values()) == {1.0}
@@ -168,5 +170,7 @@ def test_a_stage_that_is_resumed_ends_with_the_same_bits(tmp_path: Path, stage: 
 
 def test_a_layout_with_words_is_refused(tmp_path: Path) -> None:
     config = replace(config_of(tmp_path), layout={"name": "blocked", "budget": 3})
-    with pytest.raises(UnsupportedError, match="layout=blocked asks for more. Use layout=sid, or a policy that writes"):
+    with pytest.raises(
+        UnsupportedError, match=r"layout=blocked asks for more\. Use layout=sid, or a policy that writes"
+    ):
         Session.build(config)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
 from genrl.files import write_json
+from genrl.runs.fit import fit
 from genrl.runs.folder import claim
 from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
 from tests.helpers import assert_same
-from genrl.runs.fit import fit
 from tests.runs import content, small_config
 
 
@@ -78,9 +78,9 @@ def test_a_run_can_be_moved_and_read_from_anywhere(
 )
 def test_a_run_without_a_part_of_its_own_is_refused(copied: Path, missing: str, reason: str) -> None:
     (copied / missing).unlink()
-    for answer in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
+    for use in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
         with pytest.raises(CheckpointError, match=reason):
-            answer()
+            use()
 
 
 def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(

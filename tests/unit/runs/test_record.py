@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import DataError
 from genrl.runs.evaluate import Evaluation, evaluated_rows
-from genrl.runs.record import Meter, versions, references, save_ranks, written
+from genrl.runs.record import Meter, references, save_ranks, versions, written
 from genrl.runs.session import Session
 from tests.runs import small_config
 from tests.unit.recommenders.problems import dataset_of

@@ -67,7 +67,7 @@ def test_a_stage_of_a_run_is_scored_by_its_name_or_its_folder(copied: Path) -> N
 
 
 def test_a_stage_that_is_not_there_is_named(copied: Path) -> None:
-    with pytest.raises(ConfigError, match="has no stage activate. Its stages: align, rl"):
+    with pytest.raises(ConfigError, match=r"has no stage activate\. Its stages: align, rl"):
         evaluate_run(copied, split="test", overrides=[], stages=["activate"])
     (folder,) = copied.parent.glob("align-*")
     alone = copied.parent.parent / "elsewhere" / folder.name

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
-from genrl.runs.session import Session
+from genrl.runs.fit import fit
 from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
-from genrl.runs.fit import fit
+from genrl.runs.session import Session
 from tests.runs import small_config
 
 QUICK = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -19,7 +20,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
 from genrl.runs.session import Session
-from genrl.runs.tables import main_cut
 from tests.helpers import assert_same
 from tests.runs import curves_drawn
 
@@ -57,8 +57,13 @@ def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> 
     assert lines[0].strip() == "test (12345 users, 7 with a cold target)"
     rows = cells(lines)[2:]
     rest = ["0.0567", "0.0567", "0.1234", "0.0400"]
-    raw = [[name, *rest, "-", "0.7500", "2.5000"] for name in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)")]
-    excluded = [[row[0], *rest, "0.5000", "0.7500", "2.5000"] for row in raw if row[0] != "repeat last"]  # it is most popular there
+    raw = [
+        [name, *rest, "-", "0.7500", "2.5000"]
+        for name in ("most popular", "repeat last", "item-kNN", "align", "rl (dr_grpo)")
+    ]
+    excluded = [
+        [row[0], *rest, "0.5000", "0.7500", "2.5000"] for row in raw if row[0] != "repeat last"
+    ]  # it is most popular there
     assert rows == [["history excluded"], *excluded, ["raw ranking"], *raw]
 
 
@@ -111,7 +116,10 @@ def test_lists_that_are_short_or_not_certified_are_told_in_words() -> None:
 def test_other_readings_of_the_same_weights_and_passes_have_rows_of_their_own() -> None:
     console, shown = make_console(120)
     read = {"plain": {"raw": make_metrics(0.5)}, "marginal": {"raw": make_metrics(0.5)}}
-    results = {"align": {"raw": make_metrics(0.5)}, "rl": {"raw": make_metrics(0.5, **{"pass@8": 0.25}), "readings": read}}
+    results = {
+        "align": {"raw": make_metrics(0.5)},
+        "rl": {"raw": make_metrics(0.5, **{"pass@8": 0.25}), "readings": read},
+    }
     report.ranking_table(console, "test", results, [5, 10])
     rows = {row[0]: row[1:] for row in cells(shown.getvalue().splitlines())}
     assert rows["rl, plain"] == rows["rl, marginal"]
