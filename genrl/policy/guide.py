@@ -231,16 +231,11 @@ def following(follow: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(follow)
     def followed(
-        policy: Generative,
-        requests: Requests,
-        written: Tensor,
-        chosen: Tensor,
-        say: Callable[[Next, Next], T],
-        rows: str = "legal",
+        policy: Generative, requests: Requests, written: Tensor, chosen: Tensor, say: Callable[..., T], *rows: str
     ) -> T:
         prior = prior_of(policy)
         if prior is None:
-            return follow(policy, requests, written, chosen, say, rows)
+            return follow(policy, requests, written, chosen, say, *rows)
         masses, count = prior.guide.masses(requests.history), len(requests)
 
         def mixed(first: Next, inner: Next) -> T:
@@ -251,7 +246,7 @@ def following(follow: Callable[..., Any]) -> Callable[..., Any]:
                 Mixed(inner, masses, prior.weight, behind[:, None].expand(shape)),
             )
 
-        return follow(policy, requests, written, chosen, mixed, rows)
+        return follow(policy, requests, written, chosen, mixed, *rows)
 
     return followed
 

@@ -196,7 +196,7 @@ def _favourites(dataset: Dataset, value: tuple[Array, list[str]], positions: Ten
     sequences, (numbers, names) = dataset.sequences, value
     found = []
     for chunk in positions.split(CHUNK):
-        longest = int((chunk - sequences.offsets[sequences.users(chunk)]).max())
+        longest = int(sequences.seen(chunk).max())
         history = sequences.histories(chunk, max(longest, 1)).numpy()
         rows, places = np.nonzero(history >= 0)
         counts = np.zeros((len(chunk), len(names)), np.int64)

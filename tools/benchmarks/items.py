@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -94,13 +95,12 @@ def _beside_sasrec(sizes: Sizes, codes: Tensor, repeats: int, *, goals: bool) ->
     policy.eval()
     last = float(loss().detach())
     require(last < first, f"the loss rises from {first:.4g} to {last:.4g}")
-    step = compare(
-        "items",
+    beside = partial(compare, "items", better="lower")
+    step = beside(
         f"training step, {setting}, {BATCH} users, SASRec",
         seconds["genrl"],
         seconds["sasrec"],
         goal=STEP_GOAL if goals else None,
-        better="lower",
         checked=f"{repeats + 1} steps on {len(wanted)} targets lower the loss from {first:.5g} to {last:.5g}",
     )
     peer.eval()
@@ -110,13 +110,11 @@ def _beside_sasrec(sizes: Sizes, codes: Tensor, repeats: int, *, goals: bool) ->
         "sasrec": timed(lambda: [peer.best(part.history, WIDTH) for part in _parts(requests)]),
     }
     seconds = interleave(f"ranking, {setting}", rankings, repeats)
-    ranking = compare(
-        "items",
+    ranking = beside(
         f"exact ranking, {setting}, {USERS:,} users, SASRec",
         seconds["genrl"],
         seconds["sasrec"],
         goal=RANKING_GOAL if goals else None,
-        better="lower",
         checked=_exact(policy, layout, requests),
     )
     return [step, ranking]
