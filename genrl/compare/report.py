@@ -35,6 +35,7 @@ from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.quantities import MEASURES
 from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, Point, Report, Table
 from genrl.compare.run import choose, is_done
+from genrl.compare.verdict import listed
 from genrl.config.select import main_cut, selected
 from genrl.errors import DataError
 from genrl.files import locked, write_json
@@ -110,7 +111,7 @@ def make_report(
         baseline=baseline,
         planned=plan is not None,
         unfinished=[path.name for path in expected if not is_done(path)],
-        notes=notes + mixed(everything) + _notes(tables, baseline),
+        notes=notes + mixed(everything) + _unmoved(rows) + _notes(tables, baseline),
         choices={} if plan is None else choices(plan),
         tables=tables,
         rows={row: row_facts(found, read_notes(found[0].folder)) for row, found in everything.items()},
@@ -118,6 +119,14 @@ def make_report(
         cost=cost(everything),
         thinking=None if measure is None else measure(rows),
     )
+
+
+def _unmoved(rows: Rows) -> list[str]:
+    """What is to be said of rows that have the weights they began with, in every run."""
+    names = [row for row, found in rows.items() if all(run.metrics["stages"]["rl"]["best_step"] == 0 for run in found)]
+    if not names:
+        return []
+    return [f"{listed(names)}: no validation beat the start in any run, and its weights were kept."]
 
 
 def expected_runs(plan: Plan) -> list[Run]:

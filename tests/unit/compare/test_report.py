@@ -467,6 +467,17 @@ def test_a_run_of_an_older_version_lacks_a_metric(plan: Plan) -> None:
     assert lines["grpo"]["metrics"]["top1pct_share@10"] == 0.1  # of the other seed
 
 
+def test_rows_that_kept_the_weights_they_began_with_are_told_in_words(plan: Plan) -> None:
+    folder = plan.shared.folder.parent
+    for number, path in enumerate(sorted(folder.glob("grpo-s*/metrics.json"))):
+        assert not any("no validation beat" in note for note in found_in(folder, None, "align")["notes"]), number
+        metrics = json.loads(path.read_text())
+        metrics["stages"]["rl"]["best_step"] = 0
+        path.write_text(json.dumps(metrics))
+    told = "grpo: no validation beat the start in any run, and its weights were kept."
+    assert told in found_in(folder, None, "align")["notes"]
+
+
 def test_seeds_with_other_options_are_noted(tmp_path: Path) -> None:
     finish(plan_of(tmp_path, "grpo", seeds=(0,)).runs[0], FOUND["grpo-s0"])
     other = plan_of(tmp_path, "grpo", "rl.learning_rate=0.5", "objective.clip_low=0.1", seeds=(1,))
