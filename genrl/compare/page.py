@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from genrl.compare.figures import curves, forest, scatter
-from genrl.compare.quantities import MEASURES, TESTED, Panels, bands_of, capital, panels, titled
+from genrl.compare.quantities import MEASURES, TESTED, Panels, bands_of, capital, titled
 from genrl.compare.record import Line, Pair, Report, Table
 from genrl.compare.verdict import (
     WAYS,
@@ -27,7 +27,7 @@ from genrl.compare.verdict import (
 )
 from genrl.files import atomic
 from genrl.metrics.comparison import signed
-from genrl.plots import DARK, LIGHT, Notes, band, curve_grid, looks, save
+from genrl.plots import DARK, LIGHT, Notes, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
 
 Record = Mapping[str, Any]
@@ -82,12 +82,9 @@ def markdown(report: Report) -> str:
 
 def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
     """Draw the curves of some rows into a PNG; what makes no curve is left out."""
-    titles = panels({name for runs in notes.values() for run in runs for name in run})
-    bands = {
-        title: {row: band([run[name] for run in runs if name in run]) for row, runs in notes.items()}
-        for name, title in titles.items()
-    }
-    drawn = {title: found for title, found in bands.items() if any(len(curve) > 1 for curve in found.values())}
+    learning, steps = bands_of(notes)
+    panels = {**learning, **steps}
+    drawn = {title: found for title, found in panels.items() if any(len(curve) > 1 for curve in found.values())}
     if drawn:
         save(curve_grid(drawn, looks(notes)), path)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from genrl.config.select import main_cut
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.plots import Band, Notes, band
 
@@ -73,13 +74,13 @@ def panels(noted: Collection[str]) -> dict[str, str]:
     """What is drawn of the quantities that runs have noted, with titles, in order.
 
     Example:
-        >>> panels(["train/match/step1", "val/ndcg@5", "val/ndcg@10", "train/loss"])
+        >>> panels(["train/match/step1", "val/ndcg@10", "val/ndcg@20", "train/loss"])
         {'val/ndcg@10': 'validation NDCG@10', 'train/match/step1': 'match rate of step 1'}
     """
     titles = {
         "train/reward": "reward",
-        **_largest(noted, "val/ndcg@", "validation NDCG@"),
-        **_largest(noted, "val/cold_recall@", "validation cold recall@"),
+        **_main(noted, "val/ndcg@", "validation NDCG@"),
+        **_main(noted, "val/cold_recall@", "validation cold recall@"),
         **TRAINING,
         **{name: f"match rate of step {name[len(MATCH) :]}" for name in matches(noted)},
     }
@@ -111,7 +112,7 @@ def _is_taught(runs: Sequence[Notes]) -> bool:
     return bool(rates) and min(rates) == 1.0
 
 
-def _largest(noted: Collection[str], prefix: str, title: str) -> dict[str, str]:
-    """The quantity `prefix<K>` of the largest K."""
+def _main(noted: Collection[str], prefix: str, title: str) -> dict[str, str]:
+    """The quantity `prefix<K>` of the cut-off that verdicts are about."""
     cuts = [int(name[len(prefix) :]) for name in noted if name.startswith(prefix)]
-    return {f"{prefix}{max(cuts)}": f"{title}{max(cuts)}"} if cuts else {}
+    return {f"{prefix}{main_cut(cuts)}": f"{title}{main_cut(cuts)}"} if cuts else {}
