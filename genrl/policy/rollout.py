@@ -92,7 +92,11 @@ def target_rollout(layout: Layout, requests: Requests, categories: Tensor) -> Co
 
 
 def targets_behind_text(
-    policy: Generative, layout: Layout, requests: Requests, config: RolloutConfig, **shared: Any
+    policy: Generative,
+    layout: Layout,
+    requests: Requests,
+    config: RolloutConfig,
+    **shared: Any,  # noqa: ANN401 (handed on as they are)
 ) -> Completions:
     """The targets as completions behind text that the policy writes itself, `group_size` for each request.
 
