@@ -136,9 +136,9 @@ class RLModule(StageModule):
         self.policy.eval()
         drawn = draw_alive(partial(self._draw, index), self.objective, self.journal)
         requests, completions = drawn.requests, drawn.completions
+        self.check_finite(completions.logps, drawn, "log-probability of the rollout")
         if self.layout.writes_text and not self.writes:
             completions = given_text(completions)
-        self.check_finite(completions.logps, drawn, "log-probability of the rollout")
         if self.reference is not None:
             held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
