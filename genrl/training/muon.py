@@ -22,9 +22,9 @@ class Muon(torch.optim.Optimizer):
 
         m <- momentum m + (1 - momentum) g,    w <- (1 - lr decay) w - lr 0.2 sqrt(max(rows, columns)) orthogonal(g')
 
-    with g' = (1 - momentum) g + momentum m (Nesterov). See https://kellerjordan.github.io/posts/muon and, for the scale,
-    arXiv:2502.16982. `torch.optim.Muon` gives the same up to its rounding to bfloat16, which on a CPU costs 8 times
-    the float32 products here: half a step of the tiny model.
+    with g' = (1 - momentum) g + momentum m (Nesterov); after K. Jordan's Muon (2024), the scale is that of
+    arXiv:2502.16982. `torch.optim.Muon` gives the same up to its rounding to bfloat16. That makes it eight times slower
+    on a CPU: half a step of the tiny model.
 
     Args:
         params: matrices, or groups of them.
