@@ -16,7 +16,8 @@ from genrl.metrics.functional import exclude_history
 from genrl.policy.information import greedy_information
 from genrl.policy.search import search
 from genrl.prompts.template import EvaluationBatches
-from genrl.recommenders.policy import deniable, rankings, thinking_noise
+from genrl.recommenders.base import deniable
+from genrl.recommenders.searching import rankings, thinking_noise
 from genrl.runs.evaluate import (
     Evaluation,
     evaluate,
@@ -244,12 +245,12 @@ def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking
 def test_raw_and_history_excluded_rankings_share_one_thinking(
     thinking: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genrl.recommenders import policy
+    from genrl.recommenders import searching
 
     layout, prompts = thinking.layout, thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:4])
     assert isinstance(layout, BlockedLayout)
-    count, think = [], policy.think
-    monkeypatch.setattr(policy, "think", lambda *args, **options: count.append(1) or think(*args, **options))
+    count, think = [], searching.think
+    monkeypatch.setattr(searching, "think", lambda *args, **options: count.append(1) or think(*args, **options))
     full, _ = search(thinking.policy, layout, prompts, 60)
     found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
     assert found["raw"].items.tolist() == full.items[:, :10].tolist()
