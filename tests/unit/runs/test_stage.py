@@ -83,6 +83,15 @@ def test_a_reference_line_is_the_same_as_a_run_of_its_own(tmp_path: Path, name: 
         assert whole(metrics[split]["baseline"]) == metrics[split][name]
 
 
+def test_cut_offs_above_the_number_of_items_are_left_out_for_reference_lines_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = read(fit(small_config(tmp_path, "stages=[baseline]", "baseline.name=item_knn", "evaluate.k=[10,61]")))
+    assert whole(metrics["test"]["baseline"]) == metrics["test"]["item_knn"]
+    assert not [name for name in metrics["test"]["item_knn"]["raw"] if name.endswith("@61")]
+    assert "@61" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", list(QUICK))
 def test_evaluating_a_run_repeats_its_metrics(finished: dict[str, Path], name: str) -> None:
     folder = finished[name]
