@@ -186,7 +186,7 @@ def remarks(kinds: Mapping[str, Mapping[str, Mapping[str, float | None]]], large
     shares = [values.get("target_seen") or 0.0 for values in kinds.get("excluded", {}).values()]
     counted = next((values for scored in kinds.values() for values in scored.values() if "tied_rows" in values), None)
     if counted is not None:
-        lines.append(ties(counted))
+        lines.append(ties({part: counted[f"{part}_rows"] or 0 for part in TIES}))
     if any(shares):
         lines.append(
             f"The targets of {_share(max(shares))} of the users are items of their own history: with the history "
@@ -195,12 +195,11 @@ def remarks(kinds: Mapping[str, Mapping[str, Mapping[str, float | None]]], large
     return lines
 
 
-def ties(counted: Mapping[str, float | None]) -> str:
-    """What tied and untied targets are, and how many there are of each: `tied_rows`, `untied_rows`."""
-    tied, untied = (counted[f"{part}_rows"] or 0 for part in TIES)
+def ties(counts: Mapping[str, float]) -> str:
+    """What tied and untied targets are, and how many there are of each."""
     return (
-        f"tied: the {tied:,.0f} users whose target has the time of the interaction before it; untied: the other "
-        f"{untied:,.0f}."
+        f"tied: the {counts['tied']:,.0f} users whose target has the time of the interaction before it; untied: the "
+        f"other {counts['untied']:,.0f}."
     )
 
 
