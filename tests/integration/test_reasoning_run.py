@@ -13,7 +13,11 @@ from genrl.training.callbacks import ResumePoint
 from genrl.training.rl import RLModule
 from tests.runs import small
 
-RUNS = {"sapo": ("layout.order=tail", "rewards.format.weight=0.2"), "grpo": ("layout.order=interleaved",)}
+RUNS = {
+    "sapo": ("layout.order=tail", "rewards.format.weight=0.2"),
+    "grpo": ("layout.order=interleaved",),
+    "ce": ("layout.order=tail",),
+}
 """Objective -> what else is its own."""
 THINKING = (
     "stages=[align,activate,rl]",
@@ -77,7 +81,7 @@ def test_stage_align_is_shared_and_stage_activate_belongs_to_its_layout(output: 
 
 
 def test_thinking_is_logged_under_the_same_tags_for_every_objective(output: Path) -> None:
-    logged = [{tag for note in notes(output / "toy" / f"{name}-s0") for tag in note} for name in RUNS]
+    logged = [{tag for note in notes(output / "toy" / f"{name}-s0") for tag in note} for name in ("sapo", "grpo")]
     steps = ("train/match/step", "train/reward/step", "train/grad_norm/step", "objective/advantage_abs_step")
     numbered = {
         f"{tag}{step}" for tag in (*steps, "rollout/think_length/block", "policy/entropy/level") for step in "123"
@@ -104,6 +108,17 @@ def test_a_run_that_thinks_can_be_evaluated_and_asked(
     assert f"{read(folder)['valid']['rl']['raw']['ndcg@10']:.4f}" in shown
     assert main(["recommend", "--run", str(folder), "--history", "i3,i7", "--top", "3"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1", "2", "3"]
+
+
+def test_the_control_learns_targets_behind_thoughts_of_its_own(output: Path) -> None:
+    learned = [note for note in notes(output / "toy" / "ce-s0") if "objective/nll" in note]
+    assert len(learned) == 2
+    for note in learned:
+        assert note["objective/nll"] == pytest.approx(note["train/loss"], rel=1e-5)
+        assert all(note[f"train/match/step{step}"] == 1 for step in (1, 2, 3))
+        assert all(1 <= note[f"rollout/think_length/block{block}"] <= 6 for block in (1, 2, 3))
+        assert note["rollout/length"] > 6
+        assert note["rollout/format_failures"] == 0
 
 
 class LeftError(Exception):

@@ -149,7 +149,6 @@ def test_the_sid_table_of_another_catalogue_is_refused(complaint: Complaint, fil
         ([*BLOCKED, "layout.minimum=7"], "layout.budget=6 is smaller than the 7 words that a block needs"),
         ([*BLOCKED, "layout.total=2"], "layout.total=2 is smaller than the 3 words that 3 blocks need"),
         ([*BLOCKED, "layout.minimum=5", "activate.words=4"], "layout.minimum is 5"),
-        ([*BLOCKED, "objective=ce"], "objective 'ce' needs a layout without thinking"),
         ([*BLOCKED, "rollout.method=beam"], "rollout.method=beam searches over SID tokens alone"),
         ([STAGES, "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
         ([STAGES, "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),

@@ -95,6 +95,12 @@ def test_a_budget_becomes_optimiser_steps(tmp_path: Path, budget: str, steps: li
         assert plan.runs[0].config.rl.max_steps == UNLIMITED
 
 
+def test_the_control_that_thinks_writes_as_many_completions_as_the_others(tmp_path: Path) -> None:
+    rollouts = ("rollout.prompts=8", "rollout.group_size=4", "layout=blocked")
+    plan = plan_of(tmp_path, "grpo,ce", *rollouts, seeds=(0,), budget="tokens=384")
+    assert [run.max_steps for run in plan.runs] == [4, 4]
+
+
 @pytest.mark.parametrize(("budget", "least"), [("prompts=15", "16 prompts"), ("tokens=767", "768 tokens")])
 def test_a_budget_below_one_rollout_is_refused(tmp_path: Path, budget: str, least: str) -> None:
     with pytest.raises(ConfigError, match=f"takes {least}"):

@@ -38,6 +38,10 @@ def test_rows_that_are_given_the_targets_have_no_curves_of_completions() -> None
         "Match rate of step 1": False,
         "Match rate of step 2": False,
     }
+    failing = {**taught, "train/match/step1": {5: 0.75, 6: 1.0}, "train/valid_rate": {5: 0.75, 6: 1.0}}
+    assert "ce" not in bands_of({**notes(), "ce": [failing]})[0]["Reward"]
+    lost = {**taught, "train/match/step1": {5: 0.0}, "train/valid_rate": {5: 0.0}}
+    assert "ce" in bands_of({"ce": [lost]})[0]["Reward"]
     halfway = {**taught, "train/match/step2": {5: 0.5}}
     assert "ce" in bands_of({"ce": [halfway]})[0]["Reward"]
 

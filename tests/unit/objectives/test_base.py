@@ -183,7 +183,7 @@ def test_sapo_without_step_reward() -> None:
         ("sage", {"diversity": "slate"}, {"items": 1}, "objective.diversity=group"),
         ("sage", {}, {"categories": False}, "data.columns.category"),
         ("sapo", {"scope": "think_only"}, {"thinking": False}, "layout=blocked"),
-        ("ce", {}, {"thinking": True}, "layout=sid"),
+        ("ce", {}, {"thinking": True, "items": 3}, "this layout writes 3. Choose layout=blocked, or layout=sid"),
     ],
 )
 def test_what_is_missing_and_its_remedy(name: str, options: dict[str, object], given: dict[str, object], text: str):

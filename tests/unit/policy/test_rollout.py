@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from genrl.batches import Completions, concatenate
+from genrl.batches import Completions, Targets, concatenate
 from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
-from genrl.policy.rollout import check_rollout, rollout, target_rollout
+from genrl.policy.distribution import Sampling
+from genrl.policy.rollout import check_rollout, given_text, rollout, target_rollout, targets_behind_text
 from genrl.policy.score import score
 from tests.helpers import assert_same
-from tests.models import make_layout, make_policy, make_prompts, make_thinking
+from tests.models import make_codes, make_layout, make_policy, make_prompts, make_thinking
 
 
 def draw(method: str, rows: slice = slice(0, 5), seed: int = 0) -> Completions:
@@ -125,6 +128,57 @@ def test_only_what_was_chosen_in_thinking_counts(normalize: str) -> None:
     assert 0 < batch.closed.sum().item() < batch.closed.numel()
     for step in range(3):
         assert batch.closed[:, step].equal((ends & (batch.step_ids == step)).any(1))
+
+
+def free(row: int, codes: Tensor) -> list[bool]:
+    """Which codes of an item are not the only ones behind the codes before them."""
+    same = [(codes[:, :level] == codes[row, :level]).all(1) for level in range(3)]
+    return [len(codes[rows, level].unique()) > 1 for level, rows in enumerate(same)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalize", ["legal", "vocab"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"on_budget": "fail", "budget": 40}, {"order": "interleaved"}],
+    ids=["tail", "fail", "interleaved"],
+)
+def test_targets_stand_behind_what_the_policy_thinks_itself(options: dict[str, Any], normalize: str) -> None:
+    policy = make_policy(thinking=True)
+    codes = make_codes()
+    layout = make_thinking(policy, codes, **options)
+    rows = sorted(range(60), key=lambda row: all(free(row, codes)))[:3]  # some code of these has no alternative
+    prompts = replace(make_prompts(policy), targets=Targets(torch.tensor([*rows, 5, 7])[:, None]))
+    config = RolloutConfig(group_size=4, normalize=normalize)  # type: ignore[arg-type]
+    shared: dict[str, Any] = {"rows": slice(0, 5), "total": 5, "categories": torch.arange(60) % 4}
+    own, behind = (
+        draw(policy, layout, prompts, config, generator=torch.Generator().manual_seed(0), **shared)
+        for draw in (rollout, targets_behind_text)
+    )
+    whole = behind.items[:, 0] >= 0
+    assert whole.equal(own.items[:, 0] >= 0)
+    assert bool(whole.all()) is ("on_budget" not in options)
+    assert bool(whole.any())
+    targets = prompts.wanted.items.repeat_interleave(4, 0)
+    assert behind.items[whole].equal(targets[whole])
+    assert behind.categories is not None
+    assert behind.categories.equal(torch.where(whole[:, None], targets % 4, -1))
+    assert not own.items.equal(behind.items)
+    first = own.item_mask.long().cumsum(1) == 0
+    width = min(own.tokens.shape[1], behind.tokens.shape[1])
+    same = first[:, :width]
+    assert behind.tokens[:, :width][same].equal(own.tokens[:, :width][same])
+    item = behind.item_mask
+    assert behind.chosen[item].tolist() == [each for row in targets[whole, 0].tolist() for each in free(row, codes)]
+    assert not behind.chosen[item].all()
+    assert not behind.logps[item].any()
+    words = behind.chosen & ~item
+    logps = score(policy, layout, prompts, behind, Sampling(normalize=config.normalize)).logps
+    assert_same(behind.logps[words], logps[words], 1e-4)  # they were drawn behind the codes that stand before them
+    given = given_text(behind)
+    assert given.chosen.equal(behind.chosen & item)
+    assert not given.logps.any()
+    assert not given.chosen[~whole].any()
 
 
 @pytest.mark.parametrize("method", ["beam", "gumbel"])

@@ -14,6 +14,7 @@ import genrl.training.rl as rl
 from genrl.batches import Completions, Experience, Requests, Rewards, Scores
 from genrl.errors import ConfigError, NonFiniteError
 from genrl.objectives import ObjectiveOutput
+from genrl.policy.model import Policy
 from genrl.policy.score import score
 from genrl.runs.session import Session
 from genrl.training.rl import RLModule
@@ -223,6 +224,64 @@ def test_cross_entropy_trains_on_the_targets_of_the_prompts(session: Session, tm
     scores = score(session.policy, session.layout, prompts, batch.completions)
     chosen = batch.completions.chosen
     assert_same(module.objective.loss(scores, batch).loss, -scores.logps[chosen].mean())
+
+
+def log_likelihood(policy: Policy, codes: Tensor, text: list[int], item: int) -> Tensor:
+    """Of an item's codes behind a text, one plain pass for each, over the codes that some item has behind the same."""
+    total = torch.zeros(())
+    for level, code in enumerate(codes[item].tolist()):
+        before = codes[item, :level]
+        legal = codes[(codes[:, :level] == before).all(1), level].unique()
+        tokens = [*text, *(before + torch.tensor(policy.first_ids[:level])).tolist()]
+        logits = policy.base(torch.tensor([tokens])).logits[0, -1, policy.first_ids[level] + legal]
+        total = total + logits.log_softmax(0)[legal == code].sum()
+    return total
+
+
+@pytest.mark.parametrize("on_budget", ["close", "fail"])
+def test_cross_entropy_of_a_policy_that_thinks_is_that_of_the_target_behind_each_own_thought(
+    session: Session, tmp_path: Path, on_budget: str
+) -> None:
+    budget = 40 if on_budget == "fail" else 3
+    base = ["layout=blocked", f"layout.budget={budget}", f"layout.on_budget={on_budget}", NO_KL, "rollout.prompts=4"]
+    thinking = Session.build(small_config(tmp_path, *base, "objective=ce"))
+    module = attach(make(thinking, tmp_path, *base, "objective=ce"))
+    (part,) = module.experience(0)
+    drawn = part.experience.completions
+    logged = module.journal.close()
+    named = drawn.items[:, 0] >= 0
+    targets = thinking.dataset.sequences.items[module.prompts.at(0)]
+    assert drawn.group_size == 4
+    assert bool(named.any())
+    assert bool(named.all()) is (on_budget == "close")
+    assert_same(logged["rollout/format_failures"], 1 - float(named.float().mean()), 1e-6)
+    assert_same(logged["train/valid_rate"], float(named.float().mean()), 1e-6)
+    (rl_part,) = attach(make(thinking, tmp_path, *base, "objective=grpo")).experience(0)
+    own = rl_part.experience.completions
+    text = drawn.written & ~drawn.item_mask
+    assert drawn.tokens[text].equal(own.tokens[own.written & ~own.item_mask])
+    words = int((own.chosen & ~own.item_mask).sum())
+    assert_same(logged["rollout/length"], (words + int(drawn.chosen.sum())) / 16, 1e-5)
+
+    policy, codes = thinking.policy, thinking.layout.codes
+    total = torch.zeros(())
+    for row in named.nonzero()[:, 0].tolist():
+        prompt = part.requests.tokens[row // 4][part.requests.mask[row // 4]].tolist()
+        total = total + log_likelihood(
+            policy, codes, [*prompt, *drawn.tokens[row][text[row]].tolist()], int(targets[row // 4])
+        )
+    policy.zero_grad()
+    wanted = -total / int(drawn.chosen.sum())
+    wanted.backward()
+    gradient = flat_gradient(policy)
+    policy.zero_grad()
+    loss = module.training_step(part, 0)
+    loss.backward()
+    assert_same(loss, wanted, 1e-5)
+    assert_same(flat_gradient(policy), gradient, 1e-5)
+    assert_same(
+        step_gradient(make(thinking, tmp_path, *base, "objective=ce", "rollout.micro_batch=1"))[0], gradient, 1e-5
+    )
 
 
 def test_what_a_rollout_earned_is_logged_by_reward_and_step(session: Session, tmp_path: Path) -> None:
