@@ -13,6 +13,7 @@ from genrl.compare.page import KINDS, apart, apart_heads, groups
 from genrl.compare.quantities import TESTED, titled
 from genrl.compare.record import Line, Report, Table
 from genrl.compare.verdict import lead, listed, named, p_text, remarks, signed, warnings
+from genrl.runs.tables import ties
 
 WIDTH = 100
 """Columns where there is no terminal that says how many it has."""
@@ -39,6 +40,7 @@ def show(report: Report, folder: Path, console: Console | None = None) -> None:
     console.print(_grid(report, table, f"test, {KINDS[kind]}: {table.users:,} users{cold}, {table.main.upper()}"))
     if table.ties:
         console.print(_by_ties(report, table))
+        console.print(ties(table.ties), highlight=False)
     for name in ("report.html", "report.md"):
         console.print(f"{folder / name}", markup=False, highlight=False, soft_wrap=True)
 

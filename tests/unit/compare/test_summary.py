@@ -41,6 +41,7 @@ def test_tied_and_untied_targets_are_shown_where_they_were_asked_for() -> None:
     rows = [one.split() for one in lines[3:]]
     assert ["align", "0.1250", "0.2500", "0.5000", "-"] in rows
     assert ["sage", "-", "-", "-", "-"] in rows
+    assert "tied: the 250 users whose target has the time" in text
     assert "test, history excluded: 600 users, 30 with a cold target, NDCG@10" in text
     assert "untied" not in shown(report())
 
