@@ -29,6 +29,7 @@ from genrl.files import atomic
 from genrl.metrics.comparison import signed
 from genrl.plots import DARK, LIGHT, Notes, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
+from genrl.runs.tables import ties
 
 Record = Mapping[str, Any]
 """One of `genrl.training.samples.Sample`."""
@@ -40,6 +41,7 @@ SECTIONS = {
     "Verdict": "verdict",
     "Does thinking pay?": "thinking",
     "Results": "results",
+    "Tied and untied targets": "ties",
     "Other effects": "effects",
     "Objectives against each other": "pairs",
     "Learning curves": "learning",
@@ -228,6 +230,16 @@ def _warned(table: Table, metrics: Sequence[str], known: Sequence[str] = ()) -> 
     return [f"{', '.join(found)}, {head}: {text}" for (head, text), found in rows.items()]
 
 
+def apart_heads(table: Table) -> list[str]:
+    """Heads of the columns for tied and untied targets, with their numbers."""
+    return [f"{_short(metric)}, {count:,} {part}" for part, count in table.ties.items() for metric in table.apart]
+
+
+def apart(line: Line, table: Table) -> list[str]:
+    """What a row scored on them, under these heads."""
+    return [_number(line.ties.get(part, {}).get(metric)) for part in table.ties for metric in table.apart]
+
+
 def _further(table: Table) -> list[str]:
     """Metrics with differences beside the main one."""
     first = next((line.differences for line in table.lines.values() if line.differences), {})
@@ -254,6 +266,8 @@ def _environment() -> Environment:
     quality = [*TESTED, *(name for name in MEASURES if name not in TESTED)]
     found.globals |= {"kinds": KINDS, "ways": WAYS, "signs": SIGNS, "measures": quality, "tested": TESTED}
     found.filters |= {
+        "apart": apart,
+        "apart_heads": apart_heads,
         "anchor": lambda title: title.lower().replace(" ", "-").rstrip("?"),
         "bare_title": lambda metric: MEASURES[metric.partition("@")[0]].title,
         "best": _best,
@@ -273,6 +287,7 @@ def _environment() -> Environment:
         "score": _score,
         "short": _short,
         "signed": signed,
+        "ties": ties,
         "titled": titled,
         "tokens": lambda report, row: (report.rows[row].spent or {}).get("tokens") if row in report.rows else None,
         "variables": lambda colours: "".join(f"--{name}:{value};" for name, value in colours.items()),

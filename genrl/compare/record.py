@@ -42,6 +42,8 @@ class Line:
     """Ends of the interval of the mean NDCG over seeds; None with one seed."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """`metric@K` -> difference to the baseline, those that are known."""
+    ties: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """`tied` and `untied` -> `metric@K` -> mean over seeds, of a row that was scored on them apart."""
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -70,11 +72,18 @@ class Table:
     """Users with a cold target; None: no run kept it."""
     lines: dict[str, Line]
     pairs: list[Pair] = field(default_factory=list)
+    ties: dict[str, int] = field(default_factory=dict)
+    """`tied` and `untied` -> users, where `evaluate.ties` has asked for rows scored on them apart."""
 
     @property
     def main(self) -> str:
         """The metric that the words are about."""
         return f"ndcg@{self.k}"
+
+    @property
+    def apart(self) -> list[str]:
+        """What tied and untied targets are scored in; nothing where no row was."""
+        return next((list(line.ties["tied"]) for line in self.lines.values() if line.ties), [])
 
 
 @dataclass(frozen=True)

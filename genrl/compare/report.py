@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -41,8 +41,12 @@ from genrl.errors import DataError
 from genrl.files import locked, write_json
 from genrl.metrics.comparison import Difference as Paired
 from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
+from genrl.metrics.ranking import TIES
 from genrl.plots import read_notes
+from genrl.runs.tables import remarks
 
+APART = ("ndcg", "recall")
+"""What tied and untied targets are scored in."""
 Outcomes = Mapping[int, Tensor]
 """Seed -> a number per row [R]; whatever has no seeds has one entry."""
 Expenses = Callable[[Rows], dict[str, Expense]]
@@ -111,7 +115,7 @@ def make_report(
         baseline=baseline,
         planned=plan is not None,
         unfinished=[path.name for path in expected if not is_done(path)],
-        notes=notes + mixed(everything) + _unmoved(rows) + _notes(tables, baseline),
+        notes=notes + mixed(everything) + _unmoved(rows) + _notes(tables, baseline) + _of_lists({**rows, **baselines}),
         choices={} if plan is None else choices(plan),
         tables=tables,
         rows={row: row_facts(found, read_notes(found[0].folder)) for row, found in everything.items()},
@@ -127,6 +131,20 @@ def _unmoved(rows: Rows) -> list[str]:
     if not names:
         return []
     return [f"{listed(names)}: no validation beat the start in any run, and its weights were kept."]
+
+
+def _of_lists(rows: Rows) -> list[str]:
+    """What is to be said of the lists behind the tables of test: short, not certified, with targets of the history."""
+    runs = [run for found in rows.values() for run in found]
+    first, kinds = runs[0], {}
+    largest = max(int(name.partition("@")[2]) for name in first.scores("test")["raw"] if name.startswith("ndcg@"))
+    names = (f"short@{largest}", f"certified@{largest}", "target_seen")
+    alike = [*first.references("test"), *shared_by_all(runs)]
+    for kind in ("excluded", "raw"):
+        lines = {name: [first.metrics["test"][name][kind]] for name in alike}
+        lines |= {row: [run.scores("test")[kind] for run in found] for row, found in rows.items()}
+        kinds[kind] = {row: _means(values, names) for row, values in lines.items()}
+    return remarks(kinds, largest)
 
 
 def expected_runs(plan: Plan) -> list[Run]:
@@ -178,7 +196,7 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     cold = cold_rows(runs, split)
     pairs = _add_differences(lines, places, cold, baseline, top, asked=list(rows))
     users = len(first.ranks[f"{split}/{kind}"])
-    return Table(top, users, None if cold is None else int(cold.sum()), lines, pairs)
+    return Table(top, users, None if cold is None else int(cold.sum()), lines, pairs, _targets(runs, split, kind))
 
 
 def differences(
@@ -270,7 +288,7 @@ def _places(runs: Sequence[Finished], part: str) -> dict[int, Tensor]:
 
 def _fixed_line(values: Mapping[str, float | None], top: int) -> Line:
     """The line of what no seed changes."""
-    return Line(_means([values], top), seeds=[])
+    return Line(_means([values], _shown(top)), seeds=[], ties=_apart([values], top))
 
 
 def _line(runs: Sequence[Finished], split: str, kind: str, top: int) -> Line:
@@ -279,7 +297,28 @@ def _line(runs: Sequence[Finished], split: str, kind: str, top: int) -> Line:
     by_seed = [value[f"ndcg@{top}"] for value in values]
     interval = seed_interval(torch.tensor(by_seed, dtype=torch.float64))
     ends = [_number(interval.low), _number(interval.high)]
-    return Line(_means(values, top), [run.seed for run in runs], by_seed, ends)
+    seeds = [run.seed for run in runs]
+    return Line(_means(values, _shown(top)), seeds, by_seed, ends, ties=_apart(values, top))
+
+
+def _targets(runs: Sequence[Finished], split: str, kind: str) -> dict[str, int]:
+    """How many targets are tied and untied, from a run that was scored on them apart; nothing if none was."""
+    for run in runs:
+        values = run.scores(split)[kind]
+        if all(f"{part}_rows" in values for part in TIES):
+            return {part: int(values[f"{part}_rows"]) for part in TIES}
+    return {}
+
+
+def _apart(values: Sequence[Mapping[str, float | None]], top: int) -> dict[str, dict[str, float | None]]:
+    """Means over seeds for tied and for untied targets; nothing if some seed was not scored on them apart."""
+    if not all(f"{TIES[0]}_rows" in value for value in values):
+        return {}
+    found = {}
+    for part in TIES:
+        means = _means(values, [f"{part}_{metric}@{top}" for metric in APART])
+        found[part] = {name.removeprefix(f"{part}_"): mean for name, mean in means.items()}
+    return found
 
 
 def _warnings(
@@ -323,10 +362,15 @@ def _notes(tables: Mapping[str, Mapping[str, Table]], baseline: str) -> list[str
     return found
 
 
-def _means(values: Sequence[Mapping[str, float | None]], top: int) -> dict[str, float | None]:
-    """Means over seeds of the metrics that the tables show; None where a metric has no rows."""
+def _shown(top: int) -> list[str]:
+    """The metrics of a table."""
+    return [f"{metric}@{top}" for metric in MEASURES]
+
+
+def _means(values: Sequence[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float | None]:
+    """Means over seeds of some metrics; None where a metric has no rows."""
     found: dict[str, float | None] = {}
-    for name in (f"{metric}@{top}" for metric in MEASURES):
+    for name in names:
         known = [value for value in (part.get(name) for part in values) if value is not None]
         found[name] = _number(statistics.mean(known)) if known else None
     return found

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from genrl.compare.figures import shortened
-from genrl.compare.page import KINDS, groups
+from genrl.compare.page import KINDS, apart, apart_heads, groups
 from genrl.compare.quantities import TESTED, titled
 from genrl.compare.record import Line, Report, Table
 from genrl.compare.verdict import lead, listed, named, p_text, remarks, signed, warnings
+from genrl.runs.tables import ties
 
 WIDTH = 100
 """Columns where there is no terminal that says how many it has."""
@@ -35,7 +36,11 @@ def show(report: Report, folder: Path, console: Console | None = None) -> None:
     ):
         if line:
             console.print(line, markup=False, highlight=False)
-    console.print(_grid(report, table, f"test, {KINDS[kind]}: {table.users:,} users, {table.main.upper()}"))
+    cold = "" if table.cold_rows is None else f", {table.cold_rows:,} with a cold target"
+    console.print(_grid(report, table, f"test, {KINDS[kind]}: {table.users:,} users{cold}, {table.main.upper()}"))
+    if table.ties:
+        console.print(_by_ties(report, table))
+        console.print(ties(table.ties), highlight=False)
     for name in ("report.html", "report.md"):
         console.print(f"{folder / name}", markup=False, highlight=False, soft_wrap=True)
 
@@ -52,6 +57,17 @@ def _grid(report: Report, table: Table, title: str) -> Grid:
             line = table.lines[row]
             cells = [str(len(line.seeds) or ""), *_main(line, table.main), *(_number(line, name) for name in others)]
             grid.add_row(shortened(named(row)), *cells)
+    return grid
+
+
+def _by_ties(report: Report, table: Table) -> Grid:
+    """Tied and untied targets, whose numbers the heads say."""
+    grid = Grid(title="tied and untied targets", box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    grid.add_column("", no_wrap=True)
+    for head in apart_heads(table):
+        grid.add_column(head, justify="right")
+    for row in (row for rows in groups(report, table).values() for row in rows):
+        grid.add_row(shortened(named(row)), *apart(table.lines[row], table))
     return grid
 
 

@@ -44,6 +44,11 @@ def distinct(items: Tensor) -> Tensor:
     return compact(items, first_occurrences(items))
 
 
+def seen(items: Tensor, history: Tensor) -> Tensor:
+    """Which items [P, W] are in the history [P, H] of their row: bool [P, W], never "no item"."""
+    return (items.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (items >= 0)
+
+
 def exclude_history(ranking: Ranking, history: Tensor) -> Ranking:
     """Remove what the user has seen, history [P, H], from a ranking [P, W], closing the gaps; -1 (score -inf) pads.
 
@@ -55,7 +60,7 @@ def exclude_history(ranking: Ranking, history: Tensor) -> Ranking:
         >>> left.items.tolist(), left.scores.tolist()
         ([[4, 9, -1]], [[3.0, 1.0, -inf]])
     """
-    keep = ~(ranking.items.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (ranking.items >= 0)
+    keep = ~seen(ranking.items, history) & (ranking.items >= 0)
     return Ranking(compact(ranking.items, keep), compact(ranking.scores, keep, -math.inf), ranking.bound)
 
 
@@ -243,6 +248,4 @@ def valid_slots(items: Tensor, k: int) -> Tensor:
 
 def history_slots(items: Tensor, history: Tensor, k: int) -> Tensor:
     """Share of a row's first k slots that the user has seen already: float64 [P]."""
-    top = distinct(items)[:, :k]
-    seen = (top.unsqueeze(2) == history.unsqueeze(1)).any(dim=2) & (top >= 0)
-    return seen.double().sum(dim=1) / k
+    return seen(distinct(items)[:, :k], history).double().sum(dim=1) / k

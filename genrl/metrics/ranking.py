@@ -24,9 +24,10 @@ class RankingMetrics(Metric):
 
     For each cut-off k: recall@k, ndcg@k, mrr@k, cold_recall@k, entropy@k (mean per list, bits),
     entropy_normalized@k (over its bound log2 min(k, categories)), entropy_corpus@k (all slots pooled, bits),
-    coverage@k, top1pct_share@k, gini@k, and history_share@k if `update` was given histories. For the largest k:
-    valid_rate. The denominators: rows (with a target) and cold_rows. A mean over no rows is NaN, and so are the
-    entropies of a catalogue without categories.
+    coverage@k, top1pct_share@k, gini@k, and history_share@k if `update` was given histories; then also target_seen,
+    the share of rows with a target in their history, where there are any. For the largest k: valid_rate. The
+    denominators: rows (with a target) and cold_rows. A mean over no rows is NaN, and so are the entropies of a
+    catalogue without categories.
 
     Args:
         cold: bool [I].
@@ -68,7 +69,7 @@ class RankingMetrics(Metric):
         self.register_buffer("cold", cold, persistent=False)
         self.register_buffer("categories", categories, persistent=False)
         per_cut = ("recall", "ndcg", "mrr", "cold_recall", "entropy", "history_share")
-        self.names = (*(f"{name}@{k}" for k in self.k for name in per_cut), "valid_rate")
+        self.names = (*(f"{name}@{k}" for k in self.k for name in per_cut), "valid_rate", "target_seen")
         self.ties = ties
         if ties:
             by_ties = tuple(f"{name}_{metric}@{k}" for name in TIES for metric in ("recall", "ndcg") for k in self.k)
@@ -113,6 +114,8 @@ class RankingMetrics(Metric):
         everywhere = torch.ones_like(ranks[:, 0], dtype=torch.bool)
         aimed = F.has_target(ranks)
         values = {"valid_rate": (F.valid_slots(ranking.items, self.k[-1]), everywhere)}
+        if history is not None:
+            values["target_seen"] = F.seen(targets.items, history).any(dim=1).double(), aimed
         for k in self.k:
             values[f"recall@{k}"] = F.recall_at_k(ranks, k), aimed
             values[f"ndcg@{k}"] = F.ndcg_at_k(ranks, k), aimed
@@ -147,6 +150,8 @@ class RankingMetrics(Metric):
             if counts[f"history_share@{k}"]:
                 result[f"history_share@{k}"] = means[f"history_share@{k}"]
         result["valid_rate"] = means["valid_rate"]
+        if means["target_seen"] > 0:  # not a number without histories
+            result["target_seen"] = means["target_seen"]
         result["rows"] = float(counts[f"recall@{self.k[-1]}"])
         result["cold_rows"] = float(counts[f"cold_recall@{self.k[-1]}"])
         if self.ties:

@@ -143,7 +143,8 @@ class Baseline(nn.Module, ABC):
     """A recommender that a policy is compared with; its weights or counts are its parameters and persistent buffers.
 
     Attributes:
-        exact: whether `best` scores every item, so that its rankings are the best there are.
+        exact: whether `best` scores every item, so that its rankings are the best there are; others are certified only
+            as far as `best` gives a bound.
         name: what it is registered as.
         problem: what it was built on.
     """
@@ -179,12 +180,15 @@ class Baseline(nn.Module, ABC):
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
         if exact and not self.exact:
             raise UnsupportedError(
-                f"{self.name} searches with a beam, which cannot tell whether its list is exact. "
-                f"Leave --exact out; a wider beam (baseline.beam of its config.yaml) misses less."
+                f"{self.name} does not say that it scores every item, so its list is not known to be exact. Leave "
+                f"--exact out, or set `exact = True` in its class if its method `best` does."
             )
         requests = requests.to(str(self.device))
         with numerics(self.trainer, self.device):
-            return self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
+            found = self.best(requests.history, width, denied(requests, len(self.problem.dataset.catalog)))
+        if found.bound is None and not self.exact:
+            return replace(found, bound=torch.full_like(found.scores[:, 0], float("inf")))
+        return found
 
     @torch.no_grad()
     def log_probs(self, requests: Requests) -> Tensor:

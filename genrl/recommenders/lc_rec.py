@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrl.batches import Ranking, Requests
+from genrl.batches import Requests
 from genrl.errors import ConfigError
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.options import option
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
-from genrl.policy.search import search
 from genrl.policy.share import Hidden
 from genrl.prompts.packing import Segment, SequenceBatch, text_segments
 from genrl.prompts.template import PromptTemplate
-from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
+from genrl.recommenders.base import BASELINES, Problem
+from genrl.recommenders.searching import SearchingBaseline, SearchingConfig
 from genrl.sid.trie import Trie
 
 SHOWN_TITLES = 5
@@ -31,7 +31,7 @@ SHOWN_TITLES = 5
 
 
 @dataclass(frozen=True)
-class LCRecConfig(TrainingConfig):
+class LCRecConfig(SearchingConfig):
     """Options; the backbone is that of the section `model`, adapters and 4-bit weights included."""
 
     max_epochs: int = 7
@@ -46,12 +46,10 @@ class LCRecConfig(TrainingConfig):
     warmup_steps: int = 200
     alignment: float = option(1.0, ge=0)
     """Weight of the alignment tasks beside next-item prediction; 0 leaves them out."""
-    beam: int = option(20, ge=1)
-    """Least width of the beam; rankings that are wider have beams as wide as they are."""
 
 
 @BASELINES.register("lc_rec", config=LCRecConfig, title="LC-Rec", paper="arXiv:2311.09049")
-class LCRec(TrainedBaseline):
+class LCRec(SearchingBaseline):
     """LC-Rec (Zheng et al. 2023, arXiv:2311.09049), on any local causal language model.
 
     loss = next-item prediction over Semantic IDs + alignment · one alignment example per user and step, whose task is
@@ -101,14 +99,14 @@ class LCRec(TrainedBaseline):
         examples = list(self.alignment.draw(batch)) if self.config.alignment else []
         return total + self.config.alignment * self._loss(examples) if examples else total
 
-    @torch.no_grad()
-    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
-        layout = self._layout()
-        tokens, mask = self.prompts.render(histories[:, -self.config.max_length :].cpu())
-        requests = Requests(tokens, mask, histories.cpu(), deny=deny).to(self.policy.device)
-        beams = min(max(self.config.beam, width), layout.completions)
-        found, _ = search(self.policy, layout, requests, width, beams=beams)
-        return found
+    @property
+    def writer(self) -> Policy:
+        return self.policy
+
+    def asked(self, requests: Requests) -> list[tuple[Tensor, Requests]]:
+        tokens, mask = self.prompts.render(requests.history[:, -self.config.max_length :].cpu())
+        written = replace(requests, tokens=tokens, mask=mask).to(str(self.policy.device))
+        return [(torch.arange(len(written), device=written.tokens.device), written)]
 
     @property
     def backbone(self) -> Policy:
@@ -127,11 +125,6 @@ class LCRec(TrainedBaseline):
         super().save(folder)
         self.policy.tokenizer.save_pretrained(folder / "tokenizer")
 
-    def _layout(self) -> SidLayout:
-        """The layout on the device of the weights."""
-        self.layout = self.layout.to(str(self.policy.device))
-        return self.layout
-
     def _sequence(self, items: Tensor, targets: Tensor) -> Segment:
         """A user's items as SIDs, those of the targets to be learnt."""
         kept = items >= 0
@@ -142,7 +135,7 @@ class LCRec(TrainedBaseline):
         return Segment(tokens.numpy(), starts.numpy(), rows[places].numpy())
 
     def _loss(self, segments: Sequence[Segment]) -> Tensor:
-        device, layout = self.policy.device, self._layout()
+        device, layout = self.policy.device, self.on_device()
         tokens, items, words = _collate(segments, self.prompts.pad_id)
         tokens = tokens.to(device)
         mask = torch.arange(tokens.shape[1]) < torch.tensor([len(segment.tokens) for segment in segments])[:, None]

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,7 @@ from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
-from genrl.metrics.functional import distinct, exclude_history, needed_width, pass_at_k, sid_keys, to_keys
-from genrl.ops import seed_of
+from genrl.metrics.functional import pass_at_k, sid_keys, to_keys
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.distribution import RANKING, Sampling
 from genrl.policy.exhaustive import rank_all
@@ -31,12 +30,13 @@ from genrl.policy.guide import Prior
 from genrl.policy.information import greedy_information, tells
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy
-from genrl.policy.search import WIDEST, search, think
+from genrl.policy.search import WIDEST, search
 from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
 from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
+from genrl.recommenders.searching import noise_of, rankings, thinking_noise
 from genrl.sid.trie import Trie
 
 PRIOR = "prior"
@@ -46,9 +46,6 @@ SAYINGS = "new, only favourite popular usual rare: 1 of 2, last 3 of 4, 5 of 6, 
 
 PASSES = 1
 """Tells the noise of samples for Pass@K from that of thinking."""
-SMALL = 512
-"""SIDs of a catalogue up to which exact rankings by several thoughts search all of it at once, which scores all items
-behind all thoughts; where there is one, a beam that is widened takes less."""
 
 
 class PolicyRecommender:
@@ -202,7 +199,7 @@ class PolicyRecommender:
         if kind == "excluded":
             requests = replace(requests, deny=deniable(requests.history, len(layout.codes)))
         policy.eval()
-        noise = _noise(requests, (samples, layout.length), PASSES)
+        noise = noise_of(requests, (samples, layout.length), PASSES)
         sampling = Sampling(thinking_temperature=config.thinking_temperature)
         with numerics(self.config.trainer, policy.device):
             drawn = write(policy, layout, requests, samples, sampling, noise)
@@ -370,72 +367,3 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     """Name, saved value and present value of the options that both have and that differ."""
     plain = json.loads(json.dumps(now))
     return [(name, saved[name], plain[name]) for name in plain if name in saved and saved[name] != plain[name]]
-
-
-def rankings(
-    policy: TrainablePolicy, layout: Layout, prompts: Requests, config: EvaluateConfig, kinds: Sequence[str] = KINDS
-) -> dict[str, Ranking]:
-    """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking.
-
-    One search serves both for the users for whom it is certified; without `exact`, and where beams think between the
-    tokens of an item so that nothing is widened, there is a second one for the others, in which the items of their
-    history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
-    """
-    count = needed_width(config.k, layout.codes if config.level == "sid" else None)
-    denied = deniable(prompts.history, len(layout.codes))
-    if policy.ranks_all:
-        filters = {"raw": prompts, "excluded": replace(prompts, deny=denied)}
-        every = rank_all(policy, cast(SidLayout, layout), [filters[kind] for kind in kinds], count)
-        shown = dict(zip(kinds, every, strict=True))
-        return {k: exclude_history(v, prompts.history) if k == "excluded" else v for k, v in shown.items()}
-    noise = thinking_noise(layout, prompts, config)
-    sampling = replace(RANKING, thinking_temperature=config.thinking_temperature)
-    behind = think(policy, layout, prompts, sampling, noise)
-    find = partial(search, policy, layout, sampling=sampling, plain=config.empty_thought)
-    if config.exact and not layout.writes_between:
-        seen = int((distinct(prompts.history) >= 0).sum(1).max())
-        merged = len(behind) > 1 or (config.empty_thought and layout.writes_text)
-        beams = min(layout.completions, max(config.beam, count + min(count, seen)))
-        beams = layout.completions if merged and layout.completions <= SMALL else beams
-        raw, _ = find(prompts, count + seen, noise=noise, behind=behind, exact=count, besides=denied, beams=beams)
-        found = {"raw": raw, "excluded": exclude_history(raw, prompts.history)}
-        return {kind: _cut(found[kind], count) for kind in kinds}
-    places = max(count, min(config.beam, layout.completions))
-    found, rows = {}, torch.arange(len(prompts), device=prompts.tokens.device)
-    if "raw" in kinds:
-        found["raw"], _ = find(prompts, places, noise=noise, behind=behind)
-        found["excluded"] = exclude_history(found["raw"], prompts.history)
-        rows = rows[~found["excluded"].certified(count)]
-    if "excluded" in kinds and rows.numel():
-        asked, own = replace(prompts, deny=denied).rows(rows), None if noise is None else noise[rows]
-        again, _ = find(asked, places, noise=own, behind=[text.rows(rows) for text in behind])
-        again = exclude_history(again, asked.history)
-        found["excluded"] = found["excluded"].put(rows, again) if "raw" in kinds else again
-    return {kind: found[kind] for kind in kinds}
-
-
-def _cut(ranking: Ranking, places: int) -> Ranking:
-    """The first places; the bound covers what is cut off."""
-    items, scores, bound = ranking.items, ranking.scores, ranking.bound
-    if bound is not None and scores.shape[1] > places:
-        bound = torch.maximum(bound, scores[:, places])
-    return Ranking(items[:, :places], scores[:, :places], bound)
-
-
-def thinking_noise(layout: Layout, prompts: Requests, config: EvaluateConfig) -> Tensor | None:
-    """Noise [P, samples, longest completion] in [0, 1) that thinking is drawn with; None for the likeliest words.
-
-    The seed of a prompt is a number made of its tokens, so its noise depends neither on the batch that it is in nor on
-    the number of processes, and `recommend` thinks as `evaluate` did.
-    """
-    if config.thinking_samples == 0 or not layout.writes_text:
-        return None
-    return _noise(prompts, (config.thinking_samples, layout.length))
-
-
-def _noise(prompts: Requests, shape: tuple[int, int], *purpose: int) -> Tensor:
-    """Numbers [P, *shape] in [0, 1), of each prompt by a seed that is made of its tokens and of what they are for."""
-    rows = zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)
-    seeds = [seed_of(*row[real].tolist(), *purpose) for row, real in rows]
-    noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(prompts.tokens.device)

@@ -116,7 +116,8 @@ class ItemKNN(Counted):
     being the distance; n(h) counts the interactions of h (`cosine`: sqrt(n(h) n(i)) instead). This is item-based
     collaborative filtering (Sarwar et al., WWW 2001; conditional probability: Deshpande & Karypis, TOIS 2004) with
     weights that fall with distance and age. Items that no neighbour reaches follow in order of popularity, with scores
-    below 0. The form was chosen once, on the validation part of Amazon Beauty.
+    below 0; of equal scores the more popular item stands first. The form was chosen once, on the validation part of
+    Amazon Beauty.
 
     Args:
         sequences: all interactions with their roles.
@@ -173,12 +174,16 @@ class ItemKNN(Counted):
         return torch.where(total > 0, mixed, popular).log()
 
     def everything(self, histories: Tensor, width: int) -> Ranking:
-        parts = [self._rank(part, width) for part in histories.split(self.chunk)]
+        places = self.unreached.argsort().argsort()  # in order of popularity, the most popular last
+        parts = [self._rank(part, width, places) for part in histories.split(self.chunk)]
         return Ranking(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _rank(self, histories: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    def _rank(self, histories: Tensor, width: int, places: Tensor) -> tuple[Tensor, Tensor]:
         scores, size = self._scores(histories), len(self.unreached)
-        best, order = torch.where(scores > 0, scores, self.unreached).topk(min(width, size), dim=1)
+        # Scores are not negative, so that their bits stand in their order; topk alone orders equal ones by its width.
+        keys = (scores.view(torch.int32).long() << 32) + places
+        order = keys.topk(min(width, size), dim=1).indices
+        best = torch.where(scores > 0, scores, self.unreached).gather(1, order)
         return _pad(order, width, -1), _pad(best, width, -math.inf)
 
     def _scores(self, histories: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from genrl.batches import Ranking, Requests
+from genrl.batches import Requests
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.options import option
@@ -21,10 +21,10 @@ from genrl.policy.encoder import length_groups
 from genrl.policy.model import Head
 from genrl.policy.protocol import Say
 from genrl.policy.score import item_loss
-from genrl.policy.search import search
 from genrl.policy.share import Hidden
 from genrl.prompts.packing import SequenceBatch
-from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
+from genrl.recommenders.base import BASELINES, Problem
+from genrl.recommenders.searching import SearchingBaseline, SearchingConfig, bare
 from genrl.sid.trie import Trie
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ PAD, EDGE, SPECIAL = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class TIGERConfig(TrainingConfig):
+class TIGERConfig(SearchingConfig):
     """Options; the defaults are for minutes on one CPU core.
 
     The paper's model: layers 4, hidden 128, heads 6, head_size 64, feed_forward 1024, dropout 0.1, and some 400 passes.
@@ -68,8 +68,6 @@ class TIGERConfig(TrainingConfig):
     normalize: Literal["legal", "vocab"] = "legal"
     """What the probabilities of a token sum to one over: the codes that continue to an item, so that the items have a
     distribution of their own; or the whole vocabulary, as in the paper."""
-    beam: int = 20
-    """Least width of the beam; rankings that are wider have beams as wide as they are."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class _Decoding:
 @BASELINES.register(
     "tiger", config=TIGERConfig, title="Transformer Index for GEnerative Recommenders", paper="arXiv:2305.05065"
 )
-class TIGER(TrainedBaseline):
+class TIGER(SearchingBaseline):
     """T5 from scratch over SID tokens (Rajput et al., NeurIPS 2023).
 
     Differences from the paper: the SIDs are those of the problem's table; beam search takes only codes that lead to an
@@ -132,6 +130,7 @@ class TIGER(TrainedBaseline):
         super().__init__()
         self.config: TIGERConfig = config
         named = signature(T5LayerSelfAttention.forward).parameters
+        self.sampling = Sampling(normalize="vocab" if config.normalize == "vocab" else "catalogue")
         self._cache = "cache" if "cache" in named else "past_key_values"  # by the version of transformers
         table = problem.table
         sizes = table.codebook_sizes
@@ -158,34 +157,29 @@ class TIGER(TrainedBaseline):
         """Sum of the cross-entropies of all codes of all targets, the last items of their rows."""
         if not len(batch):  # a process without rows still has a part in the step
             return torch.stack([0.0 * value.sum() for value in self.parameters()]).sum()
-        layout, losses = self._layout(), []
+        layout, losses = self.on_device(), []
         for rows, width in length_groups(batch.items):
             items = batch.items[rows, -width:]
-            hidden = self._behind(_requests(items[:, :-1]), layout.compose(items[:, -1:]))
+            hidden = self._behind(bare(items[:, :-1]), layout.compose(items[:, -1:]))
             losses.append(item_loss(Hidden(self.head(), hidden), layout, items[:, -1:], self.config.normalize))
         return torch.stack(losses).sum()
 
-    @torch.no_grad()
-    def best(self, histories: Tensor, width: int, deny: Tensor | None = None) -> Ranking:
-        """The best items that a beam search finds; scores are log-probabilities of SIDs, in nats."""
-        items = histories.new_full((len(histories), width), -1)
-        scores = torch.full(items.shape, float("-inf"), device=items.device)
-        bound = torch.full(items.shape[:1], float("-inf"), device=items.device)
-        layout, beam = self._layout(), max(width, self.config.beam)
-        # a filter changes no item's score
-        sampling = Sampling(normalize="vocab" if self.config.normalize == "vocab" else "catalogue")
-        for rows, length in length_groups(histories):
-            requests = _requests(histories[rows][:, -length:], None if deny is None else deny[rows])
-            found, _ = search(self, layout, requests, width, sampling, beams=beam)
-            assert found.bound is not None  # every search says it
-            items[rows], scores[rows], bound[rows] = found.items, found.scores, found.bound
-        return Ranking(items, scores, bound)
+    @property
+    def writer(self) -> TIGER:
+        return self
+
+    def asked(self, requests: Requests) -> list[tuple[Tensor, Requests]]:
+        parts = []
+        for rows, length in length_groups(requests.history):
+            own = requests.rows(rows)
+            parts.append((rows, bare(own.history[:, -length:], own.deny, own.pool)))
+        return parts
 
     def grow(
         self, requests: Requests, width: int, depth: int, rows: str = "legal", *, apart: bool = False
     ) -> _Decoding:
         """See `genrl.policy.protocol.Generative`; prompts are not read, their histories are."""
-        return _Decoding(self, self._encode(requests.history, self._layout()))
+        return _Decoding(self, self._encode(requests.history, self.on_device()))
 
     def follow(
         self,
@@ -202,13 +196,8 @@ class TIGER(TrainedBaseline):
     def _behind(self, requests: Requests, written: Tensor) -> Tensor:
         """Hidden states [B, T, hidden] before the tokens of SIDs [B, T]."""
         tokens = torch.cat([torch.full_like(written[:, :1], EDGE), written[:, :-1]], dim=1)
-        history = self._encode(requests.history, self._layout())
+        history = self._encode(requests.history, self.on_device())
         return self.decode(tokens.unflatten(0, (len(requests), -1)), history).flatten(0, 1)
-
-    def _layout(self) -> SidLayout:
-        """The layout on the device of the weights."""
-        self.layout = self.layout.to(str(self.t5.device))
-        return self.layout
 
     def head(self) -> Head:
         """T5's output head: the embedding itself, made smaller."""
@@ -257,8 +246,3 @@ class TIGER(TrainedBaseline):
         bias = self.t5.decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)
         later = torch.ones(size, size, dtype=torch.bool, device=bias.device).triu(1)
         return bias.masked_fill(later, float("-inf"))[:, :, past:]
-
-
-def _requests(histories: Tensor, deny: Tensor | None = None) -> Requests:
-    """Histories [P, H] without prompts."""
-    return Requests(histories[:, :0], histories[:, :0] >= 0, histories, deny=deny)

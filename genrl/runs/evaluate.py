@@ -125,9 +125,10 @@ def _evaluate(
                 metrics[kind].update(shown, requests.wanted, history=requests.history)
                 found = {"rank": per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]}
                 left = len(codes) - seen if kind == "excluded" else torch.full_like(seen, len(codes))
-                found[f"short@{largest}"] = (shown.items[:, :largest] >= 0).sum(1) < left.clamp(max=largest)
-                if shown.bound is not None:
-                    found[f"certified@{largest}"] = shown.certified(largest)
+                listed = (shown.items[:, :largest] >= 0).sum(1)
+                found[f"short@{largest}"] = listed < left.clamp(max=largest)
+                if shown.bound is not None:  # a list of all that is left is proven, too
+                    found[f"certified@{largest}"] = shown.certified(largest) | (listed >= left)
                 if recommender.thinks:
                     found["format_failure"] = (shown.items < 0).all(1)
                 if samples and isinstance(recommender, PolicyRecommender):

@@ -59,7 +59,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         if is_first():
             claim(folder, config, command)
         results: dict[str, Any] = {"stages": {}}
-        results |= {split: references(config, session.dataset, session.table.codes, split) for split in SPLITS}
+        results |= {split: references(session.config, session.dataset, session.table.codes, split) for split in SPLITS}
         for stage in stages:
             found = run_stage(stage, console, last=stage is stages[-1])
             results["stages"][stage.name] = found["stage"]

@@ -98,7 +98,7 @@ def recommend(
 
     Raises:
         DataError: if no item is allowed, or a name is not in the catalogue or stands for several items.
-        UnsupportedError: if `exact` is asked of a baseline that searches with a beam, or of several trains of thought.
+        UnsupportedError: if `exact` is asked of thinking between codes, or of a baseline that does not say it is exact.
     """
     _, recommender = load_recommender(folder, overrides)
     allowed = None if only is None else [recommender.problem.dataset.catalog.row_of(name) for name in only]

@@ -31,6 +31,12 @@ HIGH_RATE = 1e-3
 """Peak learning rate above which a supervised stage of a pre-trained policy is told of in the header."""
 KINDS = {"excluded": "history excluded", "raw": "raw ranking"}
 """Of rankings, those that the closing words are about first."""
+DEFINITIONS = {
+    "cold_recall": "recall of the users with a cold target",
+    "coverage": "share of the catalogue that the lists of all users hold together",
+    "entropy": "entropy of the categories of a list, bits, mean over lists that have some",
+}
+"""Of columns that do not explain themselves."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
 
 
@@ -136,9 +142,11 @@ def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: S
             found = [values.get(column) for column in shown]
             table.add_row(NAMES.get(name, name), *("-" if value is None else f"{value:.4f}" for value in found))
     console.print(table)
-    said = {line: None for scored in kinds.values() for line in shortcomings(scored, max(k))}
-    for line in said:
-        console.print(line, highlight=False)
+    heads = {column.partition("@")[0] for column in shown}
+    defined = [f"{COLUMNS[name]}@{main_cut(k)}: {said}" for name, said in DEFINITIONS.items() if name in heads]
+    for line in (f"{'; '.join(defined)}." if defined else "", *remarks(kinds, max(k))):
+        if line:
+            console.print(line, highlight=False)
 
 
 def columns(k: Sequence[int], room: int) -> list[str]:
@@ -160,6 +168,39 @@ def columns(k: Sequence[int], room: int) -> list[str]:
     kept = [*first, *rest][:room]
     order = [f"{metric}@{cut}" for metric in COLUMNS for cut in sorted(k)]
     return sorted(kept, key=order.index)
+
+
+def remarks(kinds: Mapping[str, Mapping[str, Mapping[str, float | None]]], largest: int) -> list[str]:
+    """What is to be said of the lists behind a table: kind of ranking -> model -> its metrics.
+
+    Args:
+        kinds: of one split.
+        largest: the largest cut-off.
+    """
+    found: dict[str, list[str]] = {}
+    kinds = {kind: scored for kind, scored in kinds.items() if scored}
+    for kind, scored in kinds.items():
+        for line in shortcomings(scored, largest):
+            found.setdefault(line, []).append(kind)
+    lines = [line if len(of) == len(kinds) else f"{KINDS[of[0]].capitalize()}: {line}" for line, of in found.items()]
+    shares = [values.get("target_seen") or 0.0 for values in kinds.get("excluded", {}).values()]
+    counted = next((values for scored in kinds.values() for values in scored.values() if "tied_rows" in values), None)
+    if counted is not None:
+        lines.append(ties({part: counted[f"{part}_rows"] or 0 for part in TIES}))
+    if any(shares):
+        lines.append(
+            f"The targets of {_share(max(shares))} of the users are items of their own history: with the history "
+            f"excluded they are misses for every row."
+        )
+    return lines
+
+
+def ties(counts: Mapping[str, float]) -> str:
+    """What tied and untied targets are, and how many there are of each."""
+    return (
+        f"tied: the {counts['tied']:,.0f} users whose target has the time of the interaction before it; untied: the "
+        f"other {counts['untied']:,.0f}."
+    )
 
 
 def shortcomings(scored: Mapping[str, Mapping[str, float | None]], largest: int) -> list[str]:

@@ -16,7 +16,7 @@ from genrl.policy.model import Head, Policy
 from genrl.policy.score import place_scores
 from genrl.policy.share import Hidden
 from genrl.prompts.packing import PackedBatch
-from genrl.recommenders.policy import rankings
+from genrl.recommenders.searching import rankings
 from genrl.training.sft import PackedModule, items_loss
 
 KEPT = 0.9

@@ -24,7 +24,8 @@ from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.base import TrainablePolicy
 from genrl.prompts.template import EvaluationBatches
-from genrl.recommenders.policy import decoding, rankings
+from genrl.recommenders.policy import decoding
+from genrl.recommenders.searching import rankings
 from genrl.training.muon import make_optimiser
 
 REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from genrl.batches import Requests
 from genrl.config.schema import EvaluateConfig
 from genrl.policy.model import Policy
-from genrl.recommenders.policy import rankings
+from genrl.recommenders.searching import rankings
 from genrl.runs.session import Session
 
 TIMED, COUNTED = 24, 8

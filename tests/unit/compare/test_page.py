@@ -13,7 +13,8 @@ from genrl.plots import DARK, LIGHT
 from tests.pages import Page, difference, line, notes, report, row, samples, table
 
 HOSTILE = "<script>alert(1)</script>&\"'"
-EVERYTHING = [title for title in SECTIONS if title != "Does thinking pay?"]
+EVERYTHING = [title for title in SECTIONS if title not in ("Does thinking pay?", "Tied and untied targets")]
+"""Sections of every report; the others are there on request."""
 
 
 def of(**lines: Line) -> Report:
@@ -48,6 +49,24 @@ def test_a_page_holds_every_section_in_its_order_and_links_lead_to_them(page: Pa
     links = [attributes["href"] for attributes in page.named("a")]
     assert links == [f"#{section['id']}" for section in page.named("section")]
     assert {section["aria-labelledby"] for section in page.named("section")} <= set(names)
+
+
+def test_tied_and_untied_targets_have_a_table_of_their_own_on_request() -> None:
+    apart = {"tied": {"ndcg@10": 0.125, "recall@10": 0.25}, "untied": {"ndcg@10": 0.5, "recall@10": None}}
+    lines = {"most_popular": line(0.1), "align": line(0.2, ties=apart)}
+    asked = {"excluded": replace(table(**lines), ties={"tied": 250, "untied": 1350}), "raw": table(**lines)}
+    found = report(tables={"test": asked})
+    page, said = plain(found), "tied: the 250 users whose target has the time of the interaction before it; untied: the"
+    assert "Test, history excluded: tied and untied targets" in page.text
+    assert "Test, raw: tied and untied targets" not in page.text
+    assert page.row("row", 2) == ["row", "N@10, 250 tied", "R@10, 250 tied", "N@10, 1,350 untied", "R@10, 1,350 untied"]
+    assert page.row("align", 2) == ["align", "0.1250", "0.2500", "0.5000", "–"]
+    assert page.row("most popular", 2) == ["most popular", "–", "–", "–", "–"]
+    assert said in page.text
+    text = markdown(found)
+    assert "### test, history excluded: tied and untied targets\n\n" + said in text
+    assert "| align | 0.1250 | 0.2500 | 0.5000 | - |" in text
+    assert "tied" not in markdown(report())
 
 
 def test_a_page_needs_nothing_from_elsewhere(whole: str, page: Page) -> None:
@@ -316,7 +335,15 @@ def test_costs_choices_and_origin_are_shown(page: Page) -> None:
 
 def test_what_thinking_costs_has_a_section_where_it_was_asked() -> None:
     expense = Expense(25, {"align": 1000, "activate": 50, "rl": 4000}, 400, Request(61.5, 2_000_000, 2.5))
-    page = plain(of(), thinking={"sapo": expense, "grpo": replace(expense, request=Request(50.0, 10, 5.0))})
+    spent = {"sapo": expense, "grpo": replace(expense, request=Request(50.0, 10, 5.0))}
+    page = plain(of(), thinking=spent)
+    assert "Test rows, raw." in markdown(replace(of(), thinking=spent))
+    both = report(thinking=spent)
+    words = both.tables["test"]["excluded"].lines["grpo"].differences["ndcg@10"]
+    both.tables["test"]["excluded"].lines["grpo"].differences["ndcg@10"] = replace(words, effect=0.0125)
+    told = markdown(both)
+    assert "Test rows, history excluded." in told  # as the verdict
+    assert "**grpo**: +0.0125" in told
     assert page.row("grpo") == ["grpo", "1,050", "4,000", "400", "25", "50.0", "10", "5.0 (2.00 x)"]
 
 

@@ -89,6 +89,59 @@ def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_tar
             assert shown["rows"] == int(rows.sum())
 
 
+def rescored(folder: Path, **values: float | None) -> None:
+    """Add metrics to all rows of a finished run; `_` stands for @10."""
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for split in ("valid", "test"):
+        for scored in metrics[split].values():
+            for kind in scored.values():
+                kind |= {name.replace("_10", "@10"): value for name, value in values.items()}
+    path.write_text(json.dumps(metrics))
+
+
+def test_tied_and_untied_targets_are_means_over_seeds_of_the_rows_that_were_scored_on_them_apart(
+    plan: Plan, tmp_path: Path
+) -> None:
+    finish_baseline(tmp_path, "sasrec", ALIGNED)
+    assert "ties" not in report_of(plan)["tables"]["test"]["raw"]
+    counts = {"tied_rows": 2.0, "untied_rows": 4.0}
+    for run, tied in zip(plan.runs[:3], (0.25, 0.5, 0.125), strict=True):
+        rescored(run.folder, **counts, tied_ndcg_10=tied, untied_ndcg_10=1.0, tied_recall_10=0.5, untied_recall_10=None)
+    for kind in ("raw", "excluded"):
+        table = report_of(plan)["tables"]["test"][kind]
+        assert table["ties"] == {"tied": 2, "untied": 4}
+        found = {row: line.get("ties") for row, line in table["lines"].items()}
+        untied = {"ndcg@10": 1.0, "recall@10": None}
+        assert found["grpo"] == {"tied": {"ndcg@10": 0.375, "recall@10": 0.5}, "untied": untied}
+        assert found["align"] == {"tied": {"ndcg@10": 0.25, "recall@10": 0.5}, "untied": untied}
+        assert found["sasrec"] is None  # its run was not
+        assert "tied_ndcg@10" not in table["lines"]["grpo"]["metrics"]
+    text = text_of(plan)
+    assert "| sapo | 0.1250 | 0.5000 | 1.0000 | - |" in text
+    assert "| sasrec | - | - | - | - |" in text
+
+
+def test_lists_that_are_short_or_not_certified_are_told_in_a_note(plan: Plan, tmp_path: Path) -> None:
+    finish_baseline(tmp_path, "tiger", ALIGNED)
+    assert report_of(plan)["notes"] == []
+    for run, certified in zip(plan.runs[:3], (0.5, 1.0, 1.0), strict=True):
+        rescored(run.folder, short_10=0.0, certified_10=certified)
+    rescored(tmp_path / "toy" / "tiger-s0", certified_10=0.25, target_seen=0.125)
+    told = report_of(plan)["notes"]
+    assert told == [
+        "most popular, align: the lists of 50.0% of the users are not proven to hold the best 10 items of the "
+        "catalogue (evaluate.exact).",
+        "grpo: the lists of 25.0% of the users are not proven to hold the best 10 items of the catalogue "
+        "(evaluate.exact).",
+        "tiger: the lists of 75.0% of the users are not proven to hold the best 10 items of the catalogue "
+        "(evaluate.exact).",
+        "The targets of 12.5% of the users are items of their own history: with the history excluded they are misses "
+        "for every row.",
+    ]
+    assert f"**Note**: {told[1]}" in text_of(plan)
+
+
 def planted(rows: int, cold: int, gain: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Places before and after, and who is cold: `gain` targets more are found among the cold ones, none elsewhere."""
     flags = tuple(int(place < cold) for place in range(rows))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from genrl.compare.record import Report
 from genrl.compare.summary import show
-from tests.pages import report
+from tests.pages import line, report, table
 
 
 def shown(found: Report) -> str:
@@ -28,6 +29,21 @@ def test_the_terminal_gets_the_verdict_one_table_and_where_the_report_is() -> No
     assert grpo == ["grpo", "2", "0.2375", "+0.0375", "[+0.0175,", "+0.0575]", ".001", "0.4750"]
     assert lines[-2:] == ["runs/toy/report.html", "runs/toy/report.md"]
     assert max(map(len, lines)) <= 100
+
+
+def test_tied_and_untied_targets_are_shown_where_they_were_asked_for() -> None:
+    apart = {"tied": {"ndcg@10": 0.125, "recall@10": 0.25}, "untied": {"ndcg@10": 0.5, "recall@10": None}}
+    known = table()
+    asked = replace(known, ties={"tied": 250, "untied": 350}, lines={**known.lines, "align": line(0.2, ties=apart)})
+    text = shown(report(tables={"test": {"excluded": asked}}))
+    lines = text[text.index("tied and untied targets") :].splitlines()
+    assert " ".join(lines[2].split()) == "N@10, 250 tied R@10, 250 tied N@10, 350 untied R@10, 350 untied"
+    rows = [one.split() for one in lines[3:]]
+    assert ["align", "0.1250", "0.2500", "0.5000", "-"] in rows
+    assert ["sage", "-", "-", "-", "-"] in rows
+    assert "tied: the 250 users whose target has the time" in text
+    assert "test, history excluded: 600 users, 30 with a cold target, NDCG@10" in text
+    assert "untied" not in shown(report())
 
 
 def test_a_whole_report_without_warnings_says_neither() -> None:

@@ -146,3 +146,15 @@ def test_popularity_is_a_distribution_and_an_order_is_none():
     assert_same(found.exp(), [[2 / 11, 1 / 11, 8 / 11]] * 2)
     with pytest.raises(UnsupportedError, match=r"neither prior nor teacher\. Take a run of sasrec"):
         RepeatLast(torch.tensor([1, 0, 7])).likelihoods(torch.zeros(2, 1, dtype=torch.int64))
+
+
+def test_equal_scores_of_item_knn_stand_in_order_of_popularity_however_wide_the_ranking_is() -> None:
+    neighbours = [[0, item] for item in range(1, 50)]  # each once beside item 0, all with one score
+    knn = ItemKNN(dataset_of([*neighbours, [7], [30], [30]], size=60).sequences, 60)
+    history = torch.tensor([[0]])
+    whole = knn.best(history, 60)
+    left = [item for item in range(1, 50) if item not in (7, 30)]
+    assert whole.items[0].tolist() == [30, 7, *left, 0, *range(50, 60)]  # not reached: 0 itself, and what nobody chose
+    assert len(set(whole.scores[0, :49].tolist())) == 1
+    for width in (1, 3, 10, 20, 40):
+        assert knn.best(history, width).items.tolist() == whole.items[:, :width].tolist()

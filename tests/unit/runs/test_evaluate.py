@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Ranking
+from genrl.batches import Ranking, Targets
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.layouts.blocked import BlockedLayout
@@ -16,7 +16,8 @@ from genrl.metrics.functional import exclude_history
 from genrl.policy.information import greedy_information
 from genrl.policy.search import search
 from genrl.prompts.template import EvaluationBatches
-from genrl.recommenders.policy import deniable, rankings, thinking_noise
+from genrl.recommenders.base import deniable
+from genrl.recommenders.searching import rankings, thinking_noise
 from genrl.runs.evaluate import (
     Evaluation,
     evaluate,
@@ -244,12 +245,12 @@ def test_metrics_behind_thinking_depend_neither_on_batches_nor_on_ranks(thinking
 def test_raw_and_history_excluded_rankings_share_one_thinking(
     thinking: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genrl.recommenders import policy
+    from genrl.recommenders import searching
 
     layout, prompts = thinking.layout, thinking.maker.at(thinking.dataset.sequences.rows(Role.VALID)[:4])
     assert isinstance(layout, BlockedLayout)
-    count, think = [], policy.think
-    monkeypatch.setattr(policy, "think", lambda *args, **options: count.append(1) or think(*args, **options))
+    count, think = [], searching.think
+    monkeypatch.setattr(searching, "think", lambda *args, **options: count.append(1) or think(*args, **options))
     full, _ = search(thinking.policy, layout, prompts, 60)
     found = rankings(thinking.policy, layout, prompts, replace(CONFIG, beam=10, exact=True))
     assert found["raw"].items.tolist() == full.items[:, :10].tolist()
@@ -316,6 +317,27 @@ def test_lists_are_short_where_items_are_left_that_they_lack(session: Session) -
     found = run(replace(session, recommender=recommender), replace(CONFIG, exact=True, k=[60]), limit=20)
     assert found.raw["short@60"] == 1
     assert found.excluded["short@60"] == 0  # every user has seen something
+
+
+def test_a_list_of_all_that_is_left_is_certified_and_not_short_and_a_target_of_the_history_a_miss(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = session.dataset.sequences.rows(Role.VALID)[:4]
+    every = torch.arange(60)
+    history = torch.stack([every, every, every, every.roll(1)])
+    history[1, 5:] = history[1, 4]  # five different items
+    history[2, 55:] = history[2, 0]  # all but five, one of them twice
+    wanted = torch.tensor([[3], [30], [57], [0]])
+    asked = replace(session.maker.at(positions), history=history, targets=Targets(wanted))
+    batches = EvaluationBatches(session.maker, positions, 4)
+    monkeypatch.setattr(EvaluationBatches, "__iter__", lambda self: iter([asked.rows(self.rows[0])]))
+    config = replace(CONFIG, beam=10, k=[10], exact=True)
+    found = evaluate(session.recommender, batches, config, "valid")
+    assert found.excluded["certified@10"] == found.raw["certified@10"] == 1
+    assert found.excluded["short@10"] == found.raw["short@10"] == 0
+    assert found.excluded["target_seen"] == found.raw["target_seen"] == 0.5  # of the first user and the last
+    assert [found.ranks["excluded"][row].item() for row in (0, 3)] == [10, 10]
+    assert found.ranks["excluded"][2].item() < 5
 
 
 def test_the_same_weights_are_read_in_three_ways(thinking: Session) -> None:

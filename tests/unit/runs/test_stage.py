@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from genrl.catalog.sequences import Role
 from genrl.config import RunConfig
-from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
 from genrl.runs.fit import fit
@@ -81,6 +81,15 @@ def test_a_reference_line_is_the_same_as_a_run_of_its_own(tmp_path: Path, name: 
     metrics = read(fit(config))
     for split in ("valid", "test"):
         assert whole(metrics[split]["baseline"]) == metrics[split][name]
+
+
+def test_cut_offs_above_the_number_of_items_are_left_out_for_reference_lines_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = read(fit(small_config(tmp_path, "stages=[baseline]", "baseline.name=item_knn", "evaluate.k=[10,61]")))
+    assert whole(metrics["test"]["baseline"]) == metrics["test"]["item_knn"]
+    assert not [name for name in metrics["test"]["item_knn"]["raw"] if name.endswith("@61")]
+    assert "@61" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(QUICK))
@@ -175,13 +184,15 @@ def test_rankings_are_wide_enough_for_as_many_sids_as_are_scored(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", list(QUICK))
-def test_an_exact_list_is_refused_where_a_beam_searches(finished: dict[str, Path], name: str) -> None:
+def test_every_baseline_gives_exact_lists_and_its_final_tables_are_exact(finished: dict[str, Path], name: str) -> None:
     recommender = load_recommender(finished[name])[1]
-    if name in ("tiger", "lc_rec"):
-        with pytest.raises(UnsupportedError, match=f"{name} searches with a beam"):
-            answer(recommender, [["i0"]], 3, exact=True)
-    else:
-        assert answer(recommender, [["i3"]], 3, exact=True) == answer(recommender, [["i3"]], 3)
+    (exact,), (whole,) = (answer(recommender, [["i3"]], top, exact=True) for top in (3, 60))
+    assert [item for item, *_ in exact.items] == [item for item, *_ in whole.items[:3]]
+    scored = read(finished[name])["test"]["baseline"]
+    searched = name in ("tiger", "lc_rec")  # the others score every item
+    for kind in ("raw", "excluded"):
+        told = [value for metric, value in scored[kind].items() if metric.startswith("certified@")]
+        assert told == ([1.0] if searched else [])
 
 
 def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:

@@ -55,7 +55,11 @@ def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> 
     assert max(len(line) for line in lines) <= 80
     assert "…" not in shown.getvalue()
     assert lines[0].strip() == "test (12345 users, 7 with a cold target)"
-    rows = cells(lines)[2:]
+    assert " ".join(" ".join(lines[-3:]).split()) == (
+        "Cold@10: recall of the users with a cold target; Cov@10: share of the catalogue that the lists of all users "
+        "hold together; Ent@10: entropy of the categories of a list, bits, mean over lists that have some."
+    )
+    rows = cells(lines[:-3])[2:]
     rest = ["0.0567", "0.0567", "0.1234", "0.0400"]
     raw = [
         [name, *rest, "-", "0.7500", "2.5000"]
@@ -72,10 +76,13 @@ def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_a
     parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
     results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "item_knn": {"raw": make_metrics(None)}}
     report.ranking_table(console, "test", report.with_ties(results), [10])
-    rows = cells(shown.getvalue().splitlines())[3:]
+    rows = cells(shown.getvalue().splitlines())[3:7]
     assert [row[0] for row in rows] == ["align", "align, tied", "align, untied", "item-kNN"]
     assert [row[1:3] for row in rows[1:3]] == [["0.2500", "0.5000"], ["0.1250", "-"]]
     assert rows[1][3:] == ["-", "-", "-", "-"]
+    assert " ".join(shown.getvalue().split()).endswith(
+        "tied: the 3 users whose target has the time of the interaction before it; untied: the other 4."
+    )
     assert "pass@8" not in report.with_ties({"align": {"raw": {**parts, "pass@8": 0.5}}})["align, tied"]["raw"]
 
 
@@ -111,6 +118,25 @@ def test_lists_that_are_short_or_not_certified_are_told_in_words() -> None:
         "are not proven to hold the best 10 items of the catalogue (evaluate.exact)."
     )
     assert shown.getvalue().count("fewer than") == 1
+
+
+def test_shares_that_differ_between_the_kinds_of_ranking_say_which_one_they_are_of() -> None:
+    console, shown = make_console(200)
+    values = [make_metrics(0.5, **{"short@10": share, "target_seen": 0.25}) for share in (0.5, 0.2)]
+    results = {"align": dict(zip(("excluded", "raw"), values, strict=True))}
+    report.ranking_table(console, "test", results, [5, 10])
+    assert shown.getvalue().splitlines()[-3:] == [
+        "History excluded: align: the lists of 50.0% of the users have fewer than 10 items.",
+        "Raw ranking: align: the lists of 20.0% of the users have fewer than 10 items.",
+        "The targets of 25.0% of the users are items of their own history: with the history excluded they are misses "
+        "for every row.",
+    ]
+
+
+def test_narrow_tables_define_no_columns_that_they_do_not_show() -> None:
+    console, shown = make_console()
+    report.ranking_table(console, "test", {"align": {"raw": make_metrics(0.5, [1, 5, 10, 20, 50])}}, [1, 5, 10, 20, 50])
+    assert "catalogue" not in shown.getvalue()
 
 
 def test_other_readings_of_the_same_weights_and_passes_have_rows_of_their_own() -> None:

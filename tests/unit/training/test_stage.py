@@ -18,7 +18,7 @@ from genrl.config.select import validating
 from genrl.errors import NonFiniteError
 from genrl.files import save_weights
 from genrl.policy.model import Policy
-from genrl.recommenders.policy import rankings
+from genrl.recommenders.searching import rankings
 from genrl.runs.evaluate import evaluate
 from genrl.runs.session import Session
 from genrl.runs.stage import _rl, build_objective

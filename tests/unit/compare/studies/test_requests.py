@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from genrl.compare.studies import requests as module
 from genrl.compare.studies.requests import milliseconds, requests, widest_beam, work
-from genrl.recommenders.policy import rankings
+from genrl.recommenders.searching import rankings
 from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.runs import changed, small_config
