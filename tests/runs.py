@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,8 +76,13 @@ def small(output: Path, *overrides: str) -> list[str]:
 
 
 def small_config(output: Path, *overrides: str) -> RunConfig:
-    """The checked configuration of a small run."""
-    return load_config(overrides=small(output, *overrides), registries=REGISTRIES)
+    """The checked configuration of a small run; made once for all output folders."""
+    return replace(deepcopy(_composed(*overrides)), output=str(output))
+
+
+@cache
+def _composed(*overrides: str) -> RunConfig:
+    return load_config(overrides=[*SMALL, *overrides], registries=REGISTRIES)
 
 
 def content(folder: Path) -> dict[str, bytes]:

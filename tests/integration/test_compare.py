@@ -22,7 +22,7 @@ from tests.integration.processes import LIMIT, start
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = ("--objectives", "sage,same=sage", "--seeds", "0", "--jobs", "2")
+ROWS = ("--objectives", "sage,same=sage", "--seeds", "0", "--jobs", "1")
 STEPS = "rl.max_steps=6"
 
 
@@ -83,7 +83,7 @@ def test_a_comparison_that_is_killed_ends_with_the_same_report(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = tmp_path / "toy"
-    kill_when(lambda: (toy / "same-s0" / "last.ckpt").exists(), words(tmp_path), tmp_path / "log.txt")
+    kill_when(lambda: (toy / "sage-s0" / "last.ckpt").exists(), words(tmp_path), tmp_path / "log.txt")
     assert not (toy / "report.json").exists()
     monkeypatch.setattr(comparison, "start", Ended)  # what is left goes on in this process, which has loaded all
     assert main(words(tmp_path)) == 0

@@ -20,20 +20,23 @@ from tests.integration.processes import LIMIT, end, start
 from tests.runs import curves_drawn, small
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=16")
+COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=4")
+FEW = ("evaluate.valid_users=13", "evaluate.test_users=9")
+"""Users who do not fill the last batch of each process."""
 RUNS = {
     "sapo": (
         "stages=[align,activate,rl]",
         "layout=blocked",
-        "layout.budget=6",
+        "layout.budget=3",
         "align.max_epochs=1",
         "align.learning_rate=0.0003",
         "activate.max_epochs=1",
         "activate.learning_rate=0.0003",
         "rollout.micro_batch=3",
         "trainer.num_nodes=2",
+        *FEW,
     ),
-    "sage": ("stages=[rl]", "objective.diversity=group", "trainer.devices=2"),
+    "sage": ("stages=[rl]", "objective.diversity=group", "trainer.devices=2", *FEW),
     "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "trainer.devices=2"),
 }
 """Through all stages with thinking, on two nodes that share a folder; straight into the last one, in two processes that

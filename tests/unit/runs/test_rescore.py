@@ -81,7 +81,7 @@ def test_a_stage_that_is_not_there_is_named(copied: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:stage activate")  # which learns next to nothing here
 def test_a_stage_is_scored_with_the_layout_that_it_has_learnt(tmp_path: Path) -> None:
-    options = ("layout=blocked", "layout.budget=3", "data.max_history=8", "evaluate.beam=10", "evaluate.test_users=12")
+    options = ("layout=blocked", "layout.budget=3", "data.max_history=8", "evaluate.beam=10", "data.toy.users=12")
     run = fit(small_config(tmp_path, *QUICK, *options, "stages=[align,activate]", "activate.examples=64"))
     wanted = json.loads((run / "metrics.json").read_text())["test"]
     found = evaluate_run(run, split="test", overrides=[], stages=["align", "activate"])

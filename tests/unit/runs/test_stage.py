@@ -195,5 +195,6 @@ def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_mixed_precision_trains_validates_and_scores(tmp_path: Path, name: str) -> None:
-    metrics = read(fit(config_of(tmp_path, name, "baseline.max_epochs=1", "trainer.precision=bf16-mixed")))
+    few = ("data.toy.users=20", "baseline.max_epochs=1", "trainer.precision=bf16-mixed")
+    metrics = read(fit(config_of(tmp_path, name, *few)))
     assert 0 <= metrics["test"]["baseline"]["raw"]["recall@10"] <= 1

@@ -15,7 +15,7 @@ from genrl.runs.session import Session
 from genrl.training.sft import SFTModule, _text_loss
 from tests.helpers import assert_same
 from tests.models import head_of, logits
-from tests.runs import attach, changed, flat_gradient, sft_module, train
+from tests.runs import attach, changed, flat_gradient, sft_module, small_config, train
 
 
 def step_gradient(session: Session, folder: Path, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -26,6 +26,13 @@ def step_gradient(session: Session, folder: Path, step: int = 0) -> tuple[Tensor
     loss = module.training_step(batch, 0)
     loss.backward()
     return loss.detach(), flat_gradient(session.policy)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A session of few users, whose sequences are followed one by one."""
+    options = ("data.toy.users=12", "align.items_per_step=100000")
+    return Session.build(small_config(tmp_path_factory.mktemp("few"), *options))
 
 
 def naive_loss(session: Session, teacher: Baseline | None = None, share: float = 0.0) -> Tensor:
@@ -62,31 +69,29 @@ def naive_loss(session: Session, teacher: Baseline | None = None, share: float =
     return total / count
 
 
-def test_loss_and_gradient_equal_one_plain_forward_per_user(session: Session, tmp_path: Path) -> None:
-    whole = changed(session, tmp_path, "align.items_per_step=100000")
-    loss, gradient = step_gradient(whole, tmp_path)
-    session.policy.zero_grad()
-    wanted = naive_loss(session)
+def test_loss_and_gradient_equal_one_plain_forward_per_user(few: Session, tmp_path: Path) -> None:
+    loss, gradient = step_gradient(few, tmp_path)
+    few.policy.zero_grad()
+    wanted = naive_loss(few)
     wanted.backward()
     assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    assert_same(gradient, flat_gradient(few.policy))
 
 
-def test_a_teacher_has_its_share_of_every_code_behind_a_history(session: Session, tmp_path: Path) -> None:
-    options = ("align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
-    whole = changed(session, tmp_path, *options)
-    knn = item_knn(ItemKNNConfig(), problem=session.learner.problem)
+def test_a_teacher_has_its_share_of_every_code_behind_a_history(few: Session, tmp_path: Path) -> None:
+    whole = changed(few, tmp_path, "align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
+    knn = item_knn(ItemKNNConfig(), problem=few.learner.problem)
     module = attach(sft_module(whole, tmp_path))
-    module.teacher = Guide(knn, session.layout.catalogue.trie)
-    session.policy.zero_grad()
+    module.teacher = Guide(knn, few.layout.catalogue.trie)
+    few.policy.zero_grad()
     loss = module.training_step(next(iter(module.train_dataloader())), 0)
     loss.backward()
-    gradient = flat_gradient(session.policy)
-    session.policy.zero_grad()
-    wanted = naive_loss(session, knn, 0.8)
+    gradient = flat_gradient(few.policy)
+    few.policy.zero_grad()
+    wanted = naive_loss(few, knn, 0.8)
     wanted.backward()
     assert_same(loss.detach(), wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    assert_same(gradient, flat_gradient(few.policy))
 
 
 @pytest.mark.parametrize("length", [2, 300, 5000])
