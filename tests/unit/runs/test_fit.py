@@ -1,27 +1,34 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from genrl.cli import main
 from genrl.config import RunConfig, load_config
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.registry import load_plugin
+from genrl.runs import fit as runs
 from genrl.runs import record
 from genrl.runs.fit import build_sids, fit
 from genrl.runs.recommend import recommend
 from genrl.runs.rescore import evaluate_run
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, make_verifier
+from genrl.training import callbacks
 from tests.helpers import assert_same
 from tests.models import save_local_model
-from tests.runs import QUICK, changed, content, small_config
+from tests.runs import QUICK, changed, content, small, small_config
 
 OWN_LAYOUT = """
 from genrl.layouts import LAYOUTS
@@ -113,26 +120,6 @@ def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="no column 'who'"):
         fit(small_config(tmp_path / "runs", *files, "data.columns.user=who"))
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
-        (["rollout.method=beam", "rollout.group_size=61"], "the catalogue has 60 distinct SIDs"),
-        (["rewards.level_match=null"], "objective 'sapo' needs a match per step"),
-        (["rollout.group_size=1"], "needs several completions per prompt"),
-    ],
-)
-def test_what_is_wrong_with_rl_is_said_before_anything_is_trained(
-    tmp_path: Path, overrides: list[str], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        fit(small_config(tmp_path, "objective=sapo", *overrides))
-    assert [path.name.partition("-")[0] for path in (tmp_path / "toy").iterdir()] in (
-        [".lock", "sid"],
-        ["sid", ".lock"],
-    )
 
 
 def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path: Path) -> None:
@@ -266,3 +253,41 @@ def test_a_plug_in_that_changed_is_refused_by_a_finished_run(tmp_path: Path) -> 
         with pytest.raises(CheckpointError, match=r"plugins .*own_layout\.py .* has another content now"):
             use()
     assert Session.build(config).align_key() != before
+
+
+def full(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+
+
+def full_in_torch(*arguments: object, **options: object) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (callbacks, "save_weights", full),
+        (torch, "save", full_in_torch),
+        (runs, "write_json", full),
+        (runs.tables, "curves", full),
+    ],
+)
+def test_a_full_disk_is_explained_and_the_run_can_go_on(
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    owner: object,
+    name: str,
+    error: Callable[..., None],
+) -> None:
+    command = ["fit", *small(tmp_path, *QUICK, "rl.max_steps=1", "name=full")]  # beside a finished run, its alignment
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, error)
+        assert main(command) == 2
+    shown = capsys.readouterr().err
+    assert "genrl: the disk is full" in shown
+    assert "Traceback" not in shown
+    assert not (copied.with_name("full-s0") / "metrics.json").exists()
+    assert main([*command, "--resume"]) == 0
+    assert {path.name for path in tmp_path.rglob(".*")} <= {".lock"}  # no half-written file is left
