@@ -64,7 +64,6 @@ def test_a_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> N
     [
         (["objective=sapo", "rewards.level_match=null"], "objective 'sapo' needs a match per step"),
         (["rollout.group_size=1"], "objective 'grpo' needs several completions per prompt"),
-        (["rollout.method=beam", "rollout.group_size=61"], "group_size=61 distinct items, but the catalogue has 60"),
         (["rollout.method=gumbel", "rollout.group_size=61"], "Lower rollout.group_size or use rollout.method=sample"),
         (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
         (["model.name=nowhere"], "neither 'tiny' nor a folder with a Hugging Face model"),
@@ -73,7 +72,6 @@ def test_a_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> N
         ([*BLOCKED, "layout.total=2"], "layout.total=2 is smaller than the 3 words that 3 blocks need"),
         ([*BLOCKED, "layout.minimum=5", "activate.words=4"], "layout.minimum is 5"),
         ([*BLOCKED, "objective=ce"], "objective 'ce' needs a layout without thinking"),
-        ([*BLOCKED, "rollout.method=beam"], "rollout.method=beam searches over SID tokens alone"),
         ([STAGES, "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
         ([STAGES, "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
         ([*BLOCKED, "activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),

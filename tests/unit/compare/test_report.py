@@ -38,21 +38,33 @@ def found_in(folder: Path, plan: Plan | None, baseline: str | None) -> Any:
     return make_report(folder, plan, baseline).to_json()
 
 
-def text_of(plan: Plan) -> str:
-    return markdown(make_report(plan.shared.folder.parent, plan, "align"))
+def told(plan: Plan, baseline: str | None = "align") -> tuple[Any, str]:
+    """As report.json and as report.md hold it."""
+    report = make_report(plan.shared.folder.parent, plan, baseline)
+    return report.to_json(), markdown(report)
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def two_rows(output: Path) -> Plan:
     """Two rows with two seeds, of which the last run is not finished."""
-    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
+    plan = plan_of(output, "grpo,sapo", seeds=(0, 1))
     for run in plan.runs[:3]:
         finish(run, FOUND[run.folder.name])
     return plan
 
 
-def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(plan: Plan) -> None:
-    table = report_of(plan)["tables"]["test"]["raw"]
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return two_rows(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of such rows."""
+    return report_of(two_rows(tmp_path_factory.mktemp("rows")))
+
+
+def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(reported: Any) -> None:
+    table = reported["tables"]["test"]["raw"]
     assert (table["k"], table["users"]) == (10, 6)
     assert list(table["lines"]) == ["most_popular", "align", "grpo", "sapo"]
     grpo = table["lines"]["grpo"]
@@ -73,8 +85,8 @@ def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(plan: Plan) 
     )
 
 
-def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_target(plan: Plan) -> None:
-    table = report_of(plan)["tables"]["valid"]["excluded"]
+def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_target(reported: Any) -> None:
+    table = reported["tables"]["valid"]["excluded"]
     assert table["cold_rows"] == sum(COLD)
     every, cold = torch.ones(6, dtype=torch.bool), torch.tensor(COLD).bool()
     for metric, rows in (("recall@10", every), ("cold_recall@10", cold)):
@@ -130,12 +142,12 @@ def test_fewer_than_two_cold_rows_give_no_difference(tmp_path: Path, count: int)
     plan = plan_of(tmp_path, "grpo")
     for run in plan.runs:
         finish(run, FOUND["grpo-s0"], cold=(1,) * count + (0,) * (6 - count))
-    found = report_of(plan)
+    found, text = told(plan)
     table = found["tables"]["test"]["raw"]
     assert table["cold_rows"] == count
     assert list(table["lines"]["grpo"]["differences"]) == ["ndcg@10", "recall@10"]
     assert found["notes"] == []
-    assert "Too few for a difference of cold recall." in text_of(plan)
+    assert "Too few for a difference of cold recall." in text
 
 
 def test_runs_that_did_not_keep_cold_targets_are_reported_with_a_note(tmp_path: Path) -> None:
@@ -245,17 +257,27 @@ def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
 SASREC = ((0, 2, 1, 3, 20, 20), (0, 1, 1, 2, 20, 20))
 
 
-@pytest.fixture
-def mixed(plan: Plan, tmp_path: Path) -> Plan:
-    """The plan with two seeds of a baseline and one of a reference line beside it."""
+def beside_baselines(output: Path) -> Plan:
+    """The rows with two seeds of a baseline and one of a reference line beside them."""
     for seed, ranks in enumerate(SASREC):
-        finish_baseline(tmp_path, "sasrec", ranks, seed)
-    finish_baseline(tmp_path, "most_popular", ALIGNED)
-    return plan
+        finish_baseline(output, "sasrec", ranks, seed)
+    finish_baseline(output, "most_popular", ALIGNED)
+    return two_rows(output)
 
 
-def test_baselines_are_rows_with_seeds_and_differences(mixed: Plan) -> None:
-    found = report_of(mixed)
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Tests leave it as it is."""
+    return beside_baselines(tmp_path_factory.mktemp("mixed"))
+
+
+@pytest.fixture(scope="module")
+def mixed_report(mixed: Plan) -> tuple[Any, str]:
+    return told(mixed)
+
+
+def test_baselines_are_rows_with_seeds_and_differences(mixed_report: tuple[Any, str]) -> None:
+    found, _ = mixed_report
     table = found["tables"]["test"]["raw"]
     assert list(table["lines"]) == ["most_popular", "sasrec", "align", "grpo", "sapo"]
     sasrec = table["lines"]["sasrec"]
@@ -285,13 +307,14 @@ def test_baselines_are_rows_with_seeds_and_differences(mixed: Plan) -> None:
     assert found["commands"]["sasrec-s1"] == "fit --baseline sasrec"
 
 
-def test_a_reference_line_stands_there_once_with_its_difference(mixed: Plan) -> None:
-    line = report_of(mixed)["tables"]["test"]["raw"]["lines"]["most_popular"]
+def test_a_reference_line_stands_there_once_with_its_difference(mixed_report: tuple[Any, str]) -> None:
+    found, text = mixed_report
+    line = found["tables"]["test"]["raw"]["lines"]["most_popular"]
     assert line["seeds"] == []
     assert "interval" not in line
     assert line["difference"]["effect"] == 0
     assert not any("seed" in text for text in line["difference"]["warnings"])
-    assert text_of(mixed).count("| most popular |  | ") == 4  # one line in each table
+    assert text.count("| most popular |  | ") == 4  # one line in each table
 
 
 @pytest.mark.parametrize("baseline", ["sasrec", "most_popular"])
@@ -305,18 +328,17 @@ def test_a_baseline_run_may_be_what_the_others_are_compared_with(mixed: Plan, ba
     assert "difference" in lines["align"]
 
 
-def test_a_baseline_of_other_data_is_left_out_with_a_note(mixed: Plan, tmp_path: Path) -> None:
+def test_a_baseline_of_other_data_is_left_out_with_a_note(plan: Plan, tmp_path: Path) -> None:
     finish_baseline(tmp_path, "tiger", SASREC[0], data="beef")
-    found = report_of(mixed)
+    found, text = told(plan)
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "tiger-s0" not in found["commands"]
     assert [note.partition(" ")[0] for note in found["notes"]] == ["tiger-s0"]
-    assert "**Note**: tiger-s0 is left out" in text_of(mixed)
+    assert "**Note**: tiger-s0 is left out" in text
 
 
-def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan) -> None:
-    planned = report_of(mixed)
-    assert found_in(mixed.shared.folder.parent, None, "align")["tables"] == planned["tables"]
+def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan, mixed_report: tuple[Any, str]) -> None:
+    assert found_in(mixed.shared.folder.parent, None, "align")["tables"] == mixed_report[0]["tables"]
 
 
 def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Path) -> None:
@@ -324,7 +346,8 @@ def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Pa
     for run in plan.runs:
         finish(run, FOUND["grpo-s0"])
     folder = plan.shared.folder.parent
-    found = report_of(plan, None)
+    report = make_report(folder, plan, None)
+    found = report.to_json()
     assert found["baseline"] == "activate"
     assert found["shared"] == {"align": "align-1", "activate": "activate-1"}
     lines = found["tables"]["test"]["raw"]["lines"]
@@ -334,13 +357,10 @@ def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Pa
         wanted = float((outcomes(ranks) - outcomes(ACTIVATED)).mean())
         assert_same(lines[row]["difference"]["effect"], wanted, 1e-7)
     assert list(found["cost"]) == ["align", "activate", "grpo", "sapo"]
-    report = make_report(folder, plan, None)
     text = markdown(report)
     assert "N@10 minus activate" in text
     assert "align-1; activate-1" in text
     assert "align-1, activate-1" in html(report, {}, {})
-    for baseline in ("align", "activate"):
-        assert report_of(plan, baseline)["baseline"] == baseline
     assert found_in(folder, None, None)["baseline"] == "activate"
 
 
@@ -372,15 +392,15 @@ def test_baselines_alone_are_reported(tmp_path: Path) -> None:
     assert not (folder / "report.png").exists()  # no curves of stage rl
 
 
-def test_one_seed_has_no_interval_but_a_warning(plan: Plan) -> None:
-    sapo = report_of(plan)["tables"]["test"]["raw"]["lines"]["sapo"]
+def test_one_seed_has_no_interval_but_a_warning(reported: Any) -> None:
+    sapo = reported["tables"]["test"]["raw"]["lines"]["sapo"]
     assert sapo["interval"] == [None, None]
     assert sapo["difference"]["seed_noise"] is None
     assert any("One training seed" in text for text in sapo["difference"]["warnings"])
 
 
-def test_a_partial_report_names_what_is_missing(plan: Plan) -> None:
-    assert report_of(plan)["unfinished"] == ["sapo-s1"]
+def test_a_partial_report_names_what_is_missing(plan: Plan, reported: Any) -> None:
+    assert reported["unfinished"] == ["sapo-s1"]
     finish(plan.runs[3], FOUND["sapo-s0"])
     assert report_of(plan)["unfinished"] == []
 
@@ -487,8 +507,8 @@ def test_seeds_with_other_options_are_noted(tmp_path: Path) -> None:
     assert note.startswith("grpo-s1 and grpo-s0 stand in one row but differ in objective.clip_low, rl.learning_rate:")
 
 
-def test_costs_are_means_over_seeds_and_the_largest_memory(plan: Plan) -> None:
-    cost = report_of(plan)["cost"]
+def test_costs_are_means_over_seeds_and_the_largest_memory(reported: Any) -> None:
+    cost = reported["cost"]
     assert cost["grpo"] == {"seconds": statistics.mean([2.0, 3.0]), "peak_mib": 101.0}
     assert list(cost) == ["align", "grpo", "sapo"]
 
@@ -499,10 +519,9 @@ def test_runs_that_began_with_other_weights_do_not_stand_in_one_table(plan: Plan
         report_of(plan)
 
 
-def test_an_experiment_that_was_moved_is_still_reported(plan: Plan, tmp_path: Path) -> None:
-    before = report_of(plan)
+def test_an_experiment_that_was_moved_is_still_reported(plan: Plan, tmp_path: Path, reported: Any) -> None:
     moved = plan.shared.folder.parent.rename(tmp_path / "moved")
-    assert found_in(moved, None, "align")["tables"] == before["tables"]
+    assert found_in(moved, None, "align")["tables"] == reported["tables"]
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
@@ -517,7 +536,8 @@ def test_a_baseline_that_is_no_row(plan: Plan) -> None:
         report_of(plan, "grppo")
 
 
-def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives(mixed: Plan) -> None:
+def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives(tmp_path: Path) -> None:
+    mixed = beside_baselines(tmp_path)
     (mixed.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
     folder = mixed.shared.folder.parent
     assert markdown(write_report(folder, mixed, "align")) == (folder / "report.md").read_text()

@@ -12,7 +12,6 @@ from genrl.config.schema import LoraConfig, ModelConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.policy.load import THINK, add_sid_tokens, load_policy, think_words
 from genrl.policy.model import Policy
-from genrl.policy.reference import Reference
 from genrl.policy.tiny import train_tokenizer
 from tests.helpers import assert_same
 from tests.models import SIZES, TEXTS, TINY, local_config, make_policy, save_local_model
@@ -120,19 +119,6 @@ def test_in_bfloat16_adapters_keep_float32(tmp_path: Path, quantize: str) -> Non
     assert not full.exact
 
 
-@pytest.mark.parametrize("lora", [LoraConfig(), LORA])
-def test_the_reference_is_what_the_policy_was(tmp_path: Path, lora: LoraConfig) -> None:
-    policy = load_policy(local_config(save_local_model(tmp_path), lora=lora), SIZES, TEXTS)
-    nudge(policy)
-    before = forward(policy)
-    reference = Reference(policy)
-    nudge(policy)
-    after = forward(policy)
-    assert (after - before).abs().max() > 1e-3
-    assert_same(forward(reference), before)
-    assert_same(forward(policy), after)
-
-
 def test_saved_weights_come_back_and_those_of_another_model_are_refused() -> None:
     policy, other = make_policy(), make_policy()
     nudge(policy)
@@ -149,11 +135,6 @@ def test_a_kernel_that_is_never_used_is_not_missed(tmp_path: Path, caplog: pytes
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community")
     logger.error("what matters")
     assert [record.message for record in caplog.records if record.name == logger.name] == ["what matters"]
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither 'tiny' nor a folder"):
-        load_policy(local_config(tmp_path / "nowhere"), SIZES, TEXTS)
 
 
 def test_a_folder_with_a_damaged_model_is_named(tmp_path: Path) -> None:

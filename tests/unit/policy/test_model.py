@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.cache_utils import DynamicCache
 
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.policy.attention import causal_mask, prompt_positions
@@ -45,26 +44,6 @@ def nudge(policy: Policy) -> None:
     with torch.no_grad():
         for value in policy.trainable().values():
             value.add_(0.1)
-
-
-def test_hidden_states_are_those_of_the_whole_model() -> None:
-    policy = make_policy()
-    prompts = make_prompts(policy)
-    with torch.no_grad():
-        wanted = policy.model(prompts.tokens[:1]).logits  # the first prompt has no padding
-    assert_same(logits(policy, hidden_states(policy)[:1]), wanted)
-
-
-def test_a_cache_continues_where_the_prompt_ended() -> None:
-    policy = make_policy()
-    tokens = make_prompts(policy).tokens[:1]
-    whole = hidden_states(policy)[:1]
-    cache = DynamicCache()
-    seen = torch.ones(1, 11, dtype=torch.bool)
-    with torch.no_grad():
-        first = policy(tokens[:, :7], causal_mask(seen[:, :7]), torch.arange(7)[None], states, cache=cache)
-        rest = policy(tokens[:, 7:], causal_mask(seen)[:, :, 7:], torch.arange(7, 11)[None], states, cache=cache)
-    assert_same(torch.cat([first, rest], dim=1), whole)
 
 
 @pytest.mark.parametrize("bias", [False, True])

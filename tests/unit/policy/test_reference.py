@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,12 +25,14 @@ def nudge(policy: Policy) -> None:
             value.add_(0.1)
 
 
-def test_the_reference_stays_and_the_policy_moves() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_reference_stays_and_the_policy_moves(tmp_path: Path, rank: int) -> None:
+    policy = make_policy(local_config(save_local_model(tmp_path), lora=LoraConfig(rank=rank)))
     before = hidden_states(policy).detach()
     reference = Reference(policy)
     nudge(policy)
     moved = hidden_states(policy).detach()
+    assert float((moved - before).abs().max()) > 1e-3
     parameters = {name: (value, value.clone()) for name, value in policy.trainable().items()}
     found = hidden_states(reference)
     assert_same(found, before)

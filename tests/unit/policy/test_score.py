@@ -100,16 +100,6 @@ def test_other_architectures_with_grouped_queries_agree(architecture: str, tmp_p
         assert_same(score(policy, layout, make_prompts(policy), batch).logps, batch.logps)
 
 
-def test_more_padding_changes_nothing() -> None:
-    policy = make_policy()
-    layout, batch = drawn(policy)
-    prompts = make_prompts(policy)
-    tokens, mask = (torch.nn.functional.pad(part, (3, 0)) for part in (prompts.tokens, prompts.mask))
-    wide = replace(prompts, tokens=tokens, mask=mask)
-    with torch.no_grad():
-        assert_same(score(policy, layout, wide, batch).logps, score(policy, layout, prompts, batch).logps)
-
-
 def test_probabilities_of_all_items_sum_to_one() -> None:
     policy = make_policy()
     layout = make_layout(policy)

@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrl.cli import main
-from genrl.config import RunConfig, load_config
+from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.registry import load_plugin
 from genrl.runs import fit as runs
-from genrl.runs import record
 from genrl.runs.fit import build_sids, fit
 from genrl.runs.recommend import recommend
 from genrl.runs.rescore import evaluate_run
@@ -188,11 +187,10 @@ def test_the_resume_point_of_another_model_is_named(copied: Path, tmp_path: Path
         fit(config_of(copied), resume=True)
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
-def test_damaged_weights_of_a_shared_stage_are_named(copied: Path, spoil: object) -> None:
+def test_damaged_weights_of_a_shared_stage_are_named(copied: Path) -> None:
     (align,) = copied.parent.glob("align-*")
     path = align / "weights.safetensors"
-    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(CheckpointError, match=r"align-.*weights.safetensors is truncated or damaged"):
         fit(replace(config_of(copied), seed=1))
 
@@ -211,18 +209,6 @@ def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.Monk
     table = build_sids(small_config(tmp_path))
     assert len(table) == 60
     assert [path.name for path in (tmp_path / "toy").glob("sid-*")]
-
-
-def test_reference_lines_are_computed_once_per_experiment(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "reference_lines", None)
-    folder = fit(config_of(copied, "seed=1"))
-    one, two = (json.loads((path / "metrics.json").read_text()) for path in (copied, folder))
-    assert one["test"]["most_popular"] == two["test"]["most_popular"]
-
-
-def test_the_saved_configuration_is_the_whole_one(finished: Path) -> None:
-    assert load_config([finished / "config.yaml"]).rl.max_steps == 2
-    assert "seed: 0" in (finished / "config.yaml").read_text()
 
 
 def test_adapters_are_not_put_on_an_exchanged_base(tmp_path: Path) -> None:

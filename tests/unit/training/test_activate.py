@@ -172,20 +172,6 @@ def test_training_lowers_the_loss_and_validates_after_each_round(session: Sessio
     assert float(naive_loss(session).detach()) < before - 0.1
 
 
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_path: Path) -> None:
-    def drawn(step: int, *overrides: str) -> list[float]:
-        module = attach(activate_module(other(session, tmp_path, *overrides), tmp_path), global_step=step)
-        next(iter(module.train_dataloader()))
-        return torch.rand(3).tolist()
-
-    torch.manual_seed(5)
-    first = drawn(1)
-    torch.manual_seed(6)
-    assert drawn(1) == first
-    assert drawn(2) != first
-    assert drawn(1, "activate.seed=1") != first
-
-
 def test_the_key_changes_with_what_the_stage_depends_on_and_nothing_else(session: Session, tmp_path: Path) -> None:
     session = other(session, tmp_path)
     key = session.activate_key()

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from genrl.files import read_metadata, save_weights
 from genrl.recommenders.policy import decoding
 from genrl.runs.session import Session
-from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress
-from tests.runs import attach, changed, flat_weights, rl_module, sft_module, train
+from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress
+from tests.runs import attach, changed, rl_module, sft_module, train
 
 
 def make_trainer(**values: Any) -> Any:
@@ -31,22 +31,6 @@ def note(trainer: Any, callback: History, step: int, **values: float) -> None:
 
 def read(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_a_resumed_stage_ends_with_the_weights_of_one_that_was_not_stopped(session: Session, tmp_path: Path) -> None:
-    short = changed(session, tmp_path, "model.dropout=0.0", "align.validate_every=0.25")
-    start = session.policy.state()
-    whole = sft_module(short, tmp_path)
-    train(whole, 6)
-    wanted = flat_weights(session.policy)
-    session.policy.load_state(start, "start")
-    point = ResumePoint(tmp_path / "last.ckpt")
-    train(sft_module(short, tmp_path), 4, point)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    session.policy.load_state(start, "start")
-    trainer = train(sft_module(short, tmp_path), 6, point, start=point.path)
-    assert trainer.global_step == 6
-    assert torch.equal(flat_weights(session.policy), wanted)
 
 
 def test_the_best_weights_are_kept_and_training_stops_when_none_are_better(session: Session, tmp_path: Path) -> None:
