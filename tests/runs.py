@@ -1,7 +1,5 @@
 """Small runs that tests of the stages, of whole runs and of the command line share."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

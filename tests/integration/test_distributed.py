@@ -1,7 +1,5 @@
 """Two processes, of one machine or of two, give the update and the metrics of one."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -88,7 +86,7 @@ def launched(nodes: int) -> list[dict[str, str]]:
     ]
 
 
-def test_the_weights_are_the_same(outputs: tuple[str, Path, Path]) -> None:
+def test_the_weights_are_the_same(outputs):
     name, one, two = outputs
     stages = [*(path.name for kind in ("align", "activate") for path in one.glob(f"{kind}-*")), f"{name}-s0"]
     assert len(stages) == len(RUNS[name][0].split(","))
@@ -99,7 +97,7 @@ def test_the_weights_are_the_same(outputs: tuple[str, Path, Path]) -> None:
             assert_same(second[parameter], value, tolerance=1e-6)
 
 
-def test_every_user_is_scored_once(outputs: tuple[str, Path, Path]) -> None:
+def test_every_user_is_scored_once(outputs):
     name, one, two = outputs
     first, second = (json.loads((folder / f"{name}-s0" / "metrics.json").read_text()) for folder in (one, two))
     for split in ("valid", "test"):
@@ -111,7 +109,7 @@ def test_every_user_is_scored_once(outputs: tuple[str, Path, Path]) -> None:
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
 
 
-def test_what_is_logged_while_training_is_the_same(outputs: tuple[str, Path, Path]) -> None:
+def test_what_is_logged_while_training_is_the_same(outputs):
     _, one, two = outputs
     for folder in (path.name for path in one.iterdir() if (path / "history.jsonl").exists()):
         first, second = (
@@ -124,7 +122,7 @@ def test_what_is_logged_while_training_is_the_same(outputs: tuple[str, Path, Pat
             assert {key: after[key] for key in kept} == pytest.approx(kept, abs=1e-5, nan_ok=True), folder
 
 
-def test_one_process_writes(outputs: tuple[str, Path, Path]) -> None:
+def test_one_process_writes(outputs):
     _, one, two = outputs
     for folder in (path for path in one.iterdir() if path.is_dir()):
         names = [sorted(path.name for path in base.rglob("*")) for base in (folder, two / folder.name)]

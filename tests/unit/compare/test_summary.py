@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +14,7 @@ def shown(found: Report) -> str:
     return file.getvalue()
 
 
-def test_the_terminal_gets_the_verdict_one_table_and_where_the_report_is() -> None:
+def test_the_terminal_gets_the_verdict_one_table_and_where_the_report_is():
     lines = shown(report(notes=["A note."], unfinished=["sage-s1"])).splitlines()
     assert lines[:2] == ["Partial: sage-s1 not finished.", "A note."]
     assert lines[2] == "Of 4 rows compared with align, 1 scores higher, 1 scores lower and 2 cannot be told apart."
@@ -30,7 +28,7 @@ def test_the_terminal_gets_the_verdict_one_table_and_where_the_report_is() -> No
     assert max(map(len, lines)) <= 100
 
 
-def test_a_whole_report_without_warnings_says_neither() -> None:
+def test_a_whole_report_without_warnings_says_neither():
     text = shown(report())
     assert "Partial" not in text
     assert not any(line.startswith("#") for line in text.splitlines())

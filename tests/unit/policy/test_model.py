@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +44,7 @@ def nudge(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_some_rows_of_the_head_are_a_slice_of_all(bias: bool) -> None:
+def test_some_rows_of_the_head_are_a_slice_of_all(bias):
     policy = make_policy()
     if bias:
         head = policy.base.lm_head
@@ -61,7 +58,7 @@ def test_some_rows_of_the_head_are_a_slice_of_all(bias: bool) -> None:
         assert head_of(policy, "legal").logits(hidden.bfloat16(), first, size).dtype == torch.float32
 
 
-def test_the_state_is_a_copy_of_what_is_trained() -> None:
+def test_the_state_is_a_copy_of_what_is_trained():
     policy = make_policy()
     frozen = next(iter(policy.trainable()))
     dict(policy.model.named_parameters())[frozen].requires_grad_(False)
@@ -81,19 +78,19 @@ def test_the_state_is_a_copy_of_what_is_trained() -> None:
         (lambda state, name: state.update({name: torch.zeros(1)}), r"1 of another shape \({name}"),
     ],
 )
-def test_foreign_weights_are_refused_and_nothing_is_loaded(spoil: object, message: str) -> None:
+def test_foreign_weights_are_refused_and_nothing_is_loaded(spoil, message):
     policy = make_policy()
     own = policy.state()
     foreign = {name: value + 1 for name, value in own.items()}
     name = sorted(own)[0]
-    spoil(foreign, name)  # type: ignore[operator]
+    spoil(foreign, name)
     with pytest.raises(CheckpointError, match=message.format(name=name)):
         policy.load_state(foreign, "w")
     assert all(torch.equal(value, own[name]) for name, value in policy.state().items())
 
 
 @pytest.mark.parametrize("name", HEAD_TRANSFORMS)
-def test_a_model_that_transforms_its_logits_is_refused_before_it_is_loaded(tmp_path: Path, name: str) -> None:
+def test_a_model_that_transforms_its_logits_is_refused_before_it_is_loaded(tmp_path, name):
     folder = save_local_model(tmp_path, "qwen3", **{name: 1.0})
     (folder / "model.safetensors").unlink()
     load_spec(local_config(folder), SIZES, TEXTS)
@@ -103,7 +100,7 @@ def test_a_model_that_transforms_its_logits_is_refused_before_it_is_loaded(tmp_p
         load_spec(local_config(folder), SIZES, TEXTS)
 
 
-def test_a_compiled_policy_computes_the_same() -> None:
+def test_a_compiled_policy_computes_the_same():
     policy = make_policy()
     prompts = make_prompts(policy)
     mask, positions = causal_mask(prompts.mask), prompt_positions(prompts.mask)
@@ -141,7 +138,7 @@ def test_a_compiled_policy_computes_the_same() -> None:
         ({"layer_types": ["chunked_attention"], "attention_chunk_size": 32}, 32),
     ],
 )
-def test_the_window_is_read_from_the_configuration(changes: dict[str, object], window: int | None) -> None:
+def test_the_window_is_read_from_the_configuration(changes, window):
     policy = make_policy()
     config = PretrainedConfig()
     for name, value in changes.items():
@@ -150,13 +147,13 @@ def test_the_window_is_read_from_the_configuration(changes: dict[str, object], w
     assert policy.window == window
 
 
-def test_work_counts_what_a_token_costs() -> None:
+def test_work_counts_what_a_token_costs():
     policy = make_policy()  # 2 layers, width 32, 2 heads of 16, feed-forward 48
     assert policy.work.token == 2 * (4 * 32 * 32 + 3 * 32 * 48)
     assert policy.work.pair == policy.work.cached == 2 * 2 * 32
 
 
-def test_checkpointing_refuses_layers_that_drop_out_by_themselves() -> None:
+def test_checkpointing_refuses_layers_that_drop_out_by_themselves():
     policy = make_policy()
     policy.decoder.layers[1].dropout = 0.1
     with pytest.raises(UnsupportedError, match=r"layers of Qwen3ForCausalLM drop out by themselves"):
@@ -172,7 +169,7 @@ def test_checkpointing_refuses_layers_that_drop_out_by_themselves() -> None:
 
 @pytest.mark.parametrize("thinks", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_weights_are_read_inside_the_forward_pass_alone(way: str, thinks: bool) -> None:
+def test_weights_are_read_inside_the_forward_pass_alone(way, thinks):
     policy = make_policy(thinking=thinks)
     layout = make_thinking(policy, budget=2, order="interleaved") if thinks else make_layout(policy)
     prompts, noise = make_prompts(policy), torch.rand(5, 4, layout.length, generator=torch.Generator().manual_seed(0))
@@ -184,7 +181,7 @@ def test_weights_are_read_inside_the_forward_pass_alone(way: str, thinks: bool) 
         scores = score(policy, layout, prompts, drawn)
         policy.zero_grad()
         scores.logps.sum().backward()
-        held = score(reference, layout, prompts, drawn)  # type: ignore[arg-type]
+        held = score(reference, layout, prompts, drawn)
         return [drawn.logps, ranking.scores, scores.logps, held.logps, flat_gradient(policy)]
 
     reference = Reference(policy)

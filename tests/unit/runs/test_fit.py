@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +45,7 @@ def unfinished(folder: Path) -> Path:
     return folder
 
 
-def test_a_finished_run_is_shown_and_left_as_it_is(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_shown_and_left_as_it_is(copied, capsys):
     before = content(copied.parent)
     assert fit(config_of(copied)) == copied
     shown = " ".join(capsys.readouterr().out.split())
@@ -57,9 +54,7 @@ def test_a_finished_run_is_shown_and_left_as_it_is(copied: Path, capsys: pytest.
     assert content(copied.parent) == before
 
 
-def test_a_stage_that_was_scored_before_is_loaded_only_for_what_comes_of_it(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_was_scored_before_is_loaded_only_for_what_comes_of_it(copied, monkeypatch):
     made: list[Path | None] = []
     make = PolicyRecommender.make
 
@@ -78,7 +73,7 @@ def test_a_stage_that_was_scored_before_is_loaded_only_for_what_comes_of_it(
         assert_same(kept[name], value, 0.0)
 
 
-def test_another_configuration_is_refused_by_name_and_nothing_is_overwritten(copied: Path) -> None:
+def test_another_configuration_is_refused_by_name_and_nothing_is_overwritten(copied):
     before = content(copied.parent)
     options = ("rl.max_steps=3", "objective.clip_low=0.1", "rewards.format.weight=0.1", "name=grpo")
     changes = r"name, objective.clip_low, rewards.format.weight, rl.max_steps"
@@ -87,7 +82,7 @@ def test_another_configuration_is_refused_by_name_and_nothing_is_overwritten(cop
     assert content(copied.parent) == before
 
 
-def test_options_that_change_no_number_may_differ(copied: Path) -> None:
+def test_options_that_change_no_number_may_differ(copied):
     config = config_of(copied, "trainer.threads=1", "trainer.log_every=7")
     assert fit(config) == copied
     moved = copied.parents[1] / "moved"
@@ -95,7 +90,7 @@ def test_options_that_change_no_number_may_differ(copied: Path) -> None:
     assert fit(replace(config, output=str(moved))) == moved / "toy" / copied.name
 
 
-def test_an_unfinished_run_asks_for_resume(copied: Path) -> None:
+def test_an_unfinished_run_asks_for_resume(copied):
     unfinished(copied)
     before = content(copied.parent)
     with pytest.raises(ConfigError, match=r"unfinished run of this configuration. Add --resume"):
@@ -103,7 +98,7 @@ def test_an_unfinished_run_asks_for_resume(copied: Path) -> None:
     assert content(copied.parent) == before
 
 
-def test_resuming_behind_the_last_step_gives_the_same_metrics(copied: Path, finished: Path) -> None:
+def test_resuming_behind_the_last_step_gives_the_same_metrics(copied, finished):
     unfinished(copied)
     assert fit(config_of(copied), resume=True) == copied
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, copied))
@@ -112,7 +107,7 @@ def test_resuming_behind_the_last_step_gives_the_same_metrics(copied: Path, fini
     assert (copied / "weights.safetensors").read_bytes() == (finished / "weights.safetensors").read_bytes()
 
 
-def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path):
     table = tmp_path / "actions.csv"
     table.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 5},{n}\n" for n in range(99)))
     files = ["data.source=files", f"data.interactions={table}"]
@@ -121,13 +116,13 @@ def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path: Path) -> Non
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path: Path) -> None:
+def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path):
     with pytest.raises(ConfigError, match="60 distinct SIDs"):
         fit(small_config(tmp_path, *QUICK, "rollout.method=beam", "rollout.group_size=61"))
     assert (fit(small_config(tmp_path, *QUICK, "stages=[align]")) / "metrics.json").is_file()
 
 
-def test_a_run_without_rl_asks_nothing_of_objective_and_rollout(tmp_path: Path) -> None:
+def test_a_run_without_rl_asks_nothing_of_objective_and_rollout(tmp_path):
     options = ("stages=[align]", "rollout.group_size=1", "rollout.prompts=999", "align.max_epochs=1")
     folder = fit(small_config(tmp_path, "objective=grpo", *options))
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -136,17 +131,17 @@ def test_a_run_without_rl_asks_nothing_of_objective_and_rollout(tmp_path: Path) 
     assert evaluate_run(folder, split="test", overrides=[])[folder.name] == metrics["test"]["align"]
 
 
-def test_an_objective_object_takes_the_place_of_the_configured_one(tmp_path: Path) -> None:
+def test_an_objective_object_takes_the_place_of_the_configured_one(tmp_path):
     config = small_config(tmp_path, *QUICK)
     objective = build_objective(replace(config, objective={**config.objective, "kl_coef": 0.5, "entropy_coef": 0.1}))
     calls = []
     original = objective.loss
-    objective.loss = lambda *arguments: calls.append(1) or original(*arguments)  # type: ignore[method-assign]
+    objective.loss = lambda *arguments: calls.append(1) or original(*arguments)
     fit(config, objective=objective)
     assert len(calls) == 2
 
 
-def test_the_verifier_holds_the_rewards_of_the_configuration(session: Session, tmp_path: Path) -> None:
+def test_the_verifier_holds_the_rewards_of_the_configuration(session, tmp_path):
     config = changed(session, tmp_path, "rewards.exact_match.weight=2", "rewards.prefix_match.weight=0")
     verifier = make_verifier(config, build_objective(config.config))
     assert verifier.weights == {"exact_match": 2.0, "level_match": 1.0, "prefix_match": 0.0}
@@ -164,13 +159,13 @@ def test_the_verifier_holds_the_rewards_of_the_configuration(session: Session, t
         *(("rl", spoil) for spoil in (lambda data: data[:100], lambda _: b"", lambda _: b"\x00" * 500)),
     ],
 )
-def test_a_damaged_resume_point_is_named(copied: Path, stage: str, spoil: object) -> None:
+def test_a_damaged_resume_point_is_named(copied, stage, spoil):
     folder = unfinished(copied)
     if stage == "align":
         (folder,) = copied.parent.glob("align-*")
         (folder / "metrics.json").unlink()
     path = folder / "last.ckpt"
-    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(spoil(path.read_bytes()))
     before = path.read_bytes()
     with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
         fit(config_of(copied), resume=True)
@@ -180,14 +175,14 @@ def test_a_damaged_resume_point_is_named(copied: Path, stage: str, spoil: object
         assert fit(config_of(copied), resume=True) == copied
 
 
-def test_the_resume_point_of_another_model_is_named(copied: Path, tmp_path: Path) -> None:
+def test_the_resume_point_of_another_model_is_named(copied, tmp_path):
     other = fit(small_config(tmp_path / "wide", *QUICK, "model.hidden=32", "stages=[rl]", "data.toy.users=20"))
     shutil.copy(other / "last.ckpt", unfinished(copied) / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
         fit(config_of(copied), resume=True)
 
 
-def test_damaged_weights_of_a_shared_stage_are_named(copied: Path) -> None:
+def test_damaged_weights_of_a_shared_stage_are_named(copied):
     (align,) = copied.parent.glob("align-*")
     path = align / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
@@ -195,7 +190,7 @@ def test_damaged_weights_of_a_shared_stage_are_named(copied: Path) -> None:
         fit(replace(config_of(copied), seed=1))
 
 
-def test_a_damaged_configuration_or_result_is_named(copied: Path) -> None:
+def test_a_damaged_configuration_or_result_is_named(copied):
     (copied / "metrics.json").write_text('{"name": ')
     with pytest.raises(CheckpointError, match=r"metrics.json is damaged"):
         fit(config_of(copied))
@@ -204,14 +199,14 @@ def test_a_damaged_configuration_or_result_is_named(copied: Path) -> None:
         fit(config_of(copied))
 
 
-def test_sids_are_built_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sids_are_built_without_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "build", None)
     table = build_sids(small_config(tmp_path))
     assert len(table) == 60
     assert [path.name for path in (tmp_path / "toy").glob("sid-*")]
 
 
-def test_adapters_are_not_put_on_an_exchanged_base(tmp_path: Path) -> None:
+def test_adapters_are_not_put_on_an_exchanged_base(tmp_path):
     base = save_local_model(tmp_path / "base")
     tiny = ("align.text_tasks=off", "data.max_history=10", "stages=[align]", "model.lora.rank=2")
     config = small_config(tmp_path / "runs", *QUICK, f"model.name={base}", *tiny)
@@ -228,7 +223,7 @@ def test_adapters_are_not_put_on_an_exchanged_base(tmp_path: Path) -> None:
     assert Session.build(config).align_key() != before  # so that its align stage is not reused
 
 
-def test_a_plug_in_that_changed_is_refused_by_a_finished_run(tmp_path: Path) -> None:
+def test_a_plug_in_that_changed_is_refused_by_a_finished_run(tmp_path):
     plugin = tmp_path / "own_layout.py"
     plugin.write_text(OWN_LAYOUT)
     load_plugin(str(plugin))
@@ -258,15 +253,7 @@ def full_in_torch(*arguments: object, **options: object) -> None:
         (runs.tables, "curves", full),
     ],
 )
-def test_a_full_disk_is_explained_and_the_run_can_go_on(
-    copied: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    owner: object,
-    name: str,
-    error: Callable[..., None],
-) -> None:
+def test_a_full_disk_is_explained_and_the_run_can_go_on(copied, tmp_path, monkeypatch, capsys, owner, name, error):
     command = ["fit", *small(tmp_path, *QUICK, "rl.max_steps=1", "name=full")]  # beside a finished run, its alignment
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, error)

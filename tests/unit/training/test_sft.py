@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -69,7 +67,7 @@ def naive_loss(session: Session, teacher: Baseline | None = None, share: float =
     return total / count
 
 
-def test_loss_and_gradient_equal_one_plain_forward_per_user(few: Session, tmp_path: Path) -> None:
+def test_loss_and_gradient_equal_one_plain_forward_per_user(few, tmp_path):
     loss, gradient = step_gradient(few, tmp_path)
     few.policy.zero_grad()
     wanted = naive_loss(few)
@@ -78,7 +76,7 @@ def test_loss_and_gradient_equal_one_plain_forward_per_user(few: Session, tmp_pa
     assert_same(gradient, flat_gradient(few.policy))
 
 
-def test_a_teacher_has_its_share_of_every_code_behind_a_history(few: Session, tmp_path: Path) -> None:
+def test_a_teacher_has_its_share_of_every_code_behind_a_history(few, tmp_path):
     whole = changed(few, tmp_path, "align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
     knn = item_knn(ItemKNNConfig(), problem=few.learner.problem)
     module = attach(sft_module(whole, tmp_path))
@@ -95,14 +93,14 @@ def test_a_teacher_has_its_share_of_every_code_behind_a_history(few: Session, tm
 
 
 @pytest.mark.parametrize("length", [2, 300, 5000])
-def test_gradients_do_not_depend_on_how_users_are_packed(session: Session, tmp_path: Path, length: int) -> None:
+def test_gradients_do_not_depend_on_how_users_are_packed(session, tmp_path, length):
     reference = step_gradient(session, tmp_path, step=3)
     packed = step_gradient(changed(session, tmp_path, f"align.pack_length={length}"), tmp_path, step=3)
     assert_same(packed[0], reference[0])
     assert_same(packed[1], reference[1])
 
 
-def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_path: Path) -> None:
+def test_the_losses_of_two_ranks_average_to_that_of_one(session, tmp_path):
     loss, gradient = step_gradient(session, tmp_path)
     losses, gradients = [], []
     for rank in range(2):
@@ -116,7 +114,7 @@ def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_pa
     assert_same((gradients[0] + gradients[1]) / 2, gradient)
 
 
-def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Session, tmp_path: Path) -> None:
+def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session, tmp_path):
     one = changed(session, tmp_path, "align.items_per_step=1")
     module = attach(sft_module(one, tmp_path), world_size=2, global_rank=1)
     batch = next(iter(module.train_dataloader()))
@@ -127,7 +125,7 @@ def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Se
     assert all(p.grad is not None and not p.grad.any() for p in session.policy.trainable().values())
 
 
-def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path: Path) -> None:
+def test_words_are_targets_over_the_whole_vocabulary(session, tmp_path):
     with_text = changed(session, tmp_path, "align.text_tasks=on", "align.items_per_step=100000")
     module = attach(sft_module(with_text, tmp_path))
     batch = next(iter(module.train_dataloader()))
@@ -144,15 +142,15 @@ def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path:
     assert_same(_text_loss(batch, hidden, head_of(session.policy)) / len(rows), wanted / len(rows))
 
 
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session: Session, tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session, tmp_path):
     config = changed(session, tmp_path, "align.warmup_steps=2", "align.max_epochs=6", "align.final_learning_rate=0.1")
     module = attach(sft_module(config, tmp_path))
     options = module.configure_optimizers()
     rates = []
     for _ in range(module.max_steps + 1):
-        rates.append(options["optimizer"].param_groups[0]["lr"] / config.config.align.learning_rate)  # type: ignore[index]
-        options["optimizer"].step()  # type: ignore[index]
-        options["lr_scheduler"]["scheduler"].step()  # type: ignore[index]
+        rates.append(options["optimizer"].param_groups[0]["lr"] / config.config.align.learning_rate)
+        options["optimizer"].step()
+        options["lr_scheduler"]["scheduler"].step()
     steps = module.max_steps
     assert_same(rates[:3], [0.5, 1.0, 1.0], 1e-9)
     half = 2 + (steps - 2) // 2
@@ -161,15 +159,15 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(se
     assert_same(rates[steps], 0.1, 1e-9)
 
 
-def test_vectors_are_not_decayed(session: Session, tmp_path: Path) -> None:
-    optimizer = attach(sft_module(session, tmp_path)).configure_optimizers()["optimizer"]  # type: ignore[index]
+def test_vectors_are_not_decayed(session, tmp_path):
+    optimizer = attach(sft_module(session, tmp_path)).configure_optimizers()["optimizer"]
     decayed = {p.dim() > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decayed == {True: session.config.align.weight_decay, False: 0.0}
     held = sum(len(group["params"]) for group in optimizer.param_groups)
     assert held == len(session.policy.trainable())
 
 
-def test_training_lowers_the_loss_and_validates_after_each_round(session: Session, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_validates_after_each_round(session, tmp_path):
     whole = changed(session, tmp_path, "align.items_per_step=100000")
     before = step_gradient(whole, tmp_path)[0]
     session.policy.zero_grad()
@@ -181,9 +179,9 @@ def test_training_lowers_the_loss_and_validates_after_each_round(session: Sessio
     assert float(step_gradient(whole, tmp_path)[0]) < float(before) - 0.05
 
 
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_path: Path) -> None:
+def test_dropout_of_a_step_depends_on_seed_and_step_alone(session, tmp_path):
     def drawn(step: int, *overrides: str) -> list[float]:
-        module: SFTModule = attach(sft_module(changed(session, tmp_path, *overrides), tmp_path), global_step=step)  # type: ignore[assignment]
+        module: SFTModule = attach(sft_module(changed(session, tmp_path, *overrides), tmp_path), global_step=step)
         next(iter(module.train_dataloader()))
         return torch.rand(3).tolist()
 
@@ -195,9 +193,7 @@ def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_
     assert drawn(2, "align.seed=1") != first
 
 
-def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradient(
-    session: Session, tmp_path: Path
-) -> None:
+def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradient(session, tmp_path):
     packed = step_gradient(session, tmp_path)[1]
     tried, session.policy.noticed = session.policy.refused_ways, {"tree"}
     session.policy.refused_ways = {torch.device("cpu"): {"tree": "it says so"}}
