@@ -4,8 +4,6 @@ The open slots (`sid`, `layout`, `objective`, `baseline`, each reward) hold a co
 options; they are checked against the component once the registries are known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Plain values into the schema, one by one, so that every bad value is found and named."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
@@ -38,17 +36,18 @@ def to_typed(tree: Tree, written: Tree | None = None) -> tuple[RunConfig, list[P
     problems = [Problem((key,), reason) for key, _, reason in found]
     config, unresolved = _resolved(node)
     misfits = list(out_of_bounds(RunConfig, vars(config)))
+    problems += [*unresolved, *(Problem((key,), reason) for key, reason in misfits)]
     for key, _ in misfits:
         _put_back(node, key)
-    config = OmegaConf.to_object(node) if misfits else config
-    problems += [*unresolved, *(Problem((key,), reason) for key, reason in misfits)]
+    if misfits:
+        config, _ = _resolved(node)
     config.rewards = {name: options for name, options in config.rewards.items() if options is not None}
     return config, [*problems, *_slots(config)]
 
 
 def _resolved(node: DictConfig) -> tuple[Any, list[Problem]]:
     """The configuration, with the default of each interpolation such as ${oc.env:DATA} that leads nowhere."""
-    problems = []
+    problems: list[Problem] = []
     while True:
         try:
             return OmegaConf.to_object(node), problems

@@ -1,7 +1,5 @@
 """Supervised batches: which examples an optimiser step trains on, packed into rows and shared out over ranks."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Scores of the whole catalogue: the loss over it and the best of it, a few rows at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """A stage as a value: its name, where it is kept under a key of all that it depends on, and what trains it."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Rollouts, beams and catalogues of several sizes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial
