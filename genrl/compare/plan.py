@@ -131,10 +131,10 @@ def parse_rows(text: str) -> dict[str, str]:
 
 
 def completions(config: RunConfig) -> int:
-    """Completions per prompt that the objective learns from; one, the target, for the supervised control."""
+    """Completions per prompt that the objective learns from; for the supervised control without thinking the target."""
     options = dict(config.objective)
     objective = OBJECTIVES.build(options.pop("name"), options)
-    return 1 if objective.trains_on_targets else config.rollout.group_size
+    return 1 if objective.trains_on_targets and not thinks(config) else config.rollout.group_size
 
 
 def check_baseline(name: str, rows: Collection[str]) -> None:

@@ -107,9 +107,15 @@ def bands_of(notes: Mapping[str, Sequence[Notes]]) -> tuple[Panels, Panels]:
 
 
 def _is_taught(runs: Sequence[Notes]) -> bool:
-    """Whether every code of every completion was that of the target."""
-    rates = [rate for run in runs for name, values in run.items() if name.startswith(MATCH) for rate in values.values()]
-    return bool(rates) and min(rates) == 1.0
+    """Whether every code of every completion with an item was that of the target."""
+    rates = [
+        (rate, run.get("train/valid_rate", {}).get(step, 1.0))
+        for run in runs
+        for name, values in run.items()
+        if name.startswith(MATCH)
+        for step, rate in values.items()
+    ]
+    return any(rate for rate, _ in rates) and all(rate == named for rate, named in rates)
 
 
 def _main(noted: Collection[str], prefix: str, title: str) -> dict[str, str]:

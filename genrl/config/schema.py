@@ -112,8 +112,10 @@ class LoraConfig:
 
 @dataclass
 class ItemModelConfig:
-    """The item policy: one position per item of the history, one product per SID level."""
+    """The item policy: one position per item of the history, no decode passes."""
 
+    softmax: Literal["items", "levels"] = "items"
+    """`items`: one over the catalogue, and a code is as likely as all items behind it; `levels`: one at each node."""
     hidden: int = option(64, ge=2)
     """Width of vectors and states."""
     layers: int = option(2, ge=0)

@@ -225,7 +225,7 @@ class BlockedLayout(Layout):
         if texts is None:
             raise UnsupportedError(
                 "layout blocked has no completion for an item alone, because thinking belongs to it: give texts, or "
-                "use the layout `sid` for objectives that train on the targets (ce)."
+                "use the layout `sid`."
             )
         sids = self.catalogue.render(items[:, 0]).tolist()
         rows = [self._written(number, *pair) for number, pair in enumerate(zip(texts, sids, strict=True))]

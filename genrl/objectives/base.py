@@ -97,7 +97,7 @@ class Objective(nn.Module, ABC):
     uses_scores: bool = False
     """Whether `before_step` is called, with the scores of the whole mini-batch."""
     trains_on_targets: bool = False
-    """Whether the completions are the targets themselves, one per prompt."""
+    """Whether the completions are the targets themselves: one per prompt, or a group behind the policy's thinking."""
     dynamic_sampling: int = 0
     """Generation batches drawn at most to replace prompts without any gradient; 0: none is replaced."""
     repair: bool = False

@@ -46,15 +46,35 @@ class TargetLikelihood(LogLikelihood):
     trains_on_targets = True
 
     def missing(self, setting: Setting) -> Iterator[str]:
-        if setting.thinking:
-            yield "a layout without thinking, because nobody wrote the thinking before a target. Choose layout=sid"
+        if setting.thinking and (setting.items or 1) > 1:
+            yield (
+                f"one item behind the thinking, because it is the target, and this layout writes {setting.items}. "
+                "Choose layout=blocked, or layout=sid"
+            )
 
 
 @OBJECTIVES.register(
     "ce", config=CEConfig, title="Cross-entropy on the targets (control)", paper="none: supervised control"
 )
 def ce(config: CEConfig) -> PolicyObjective:
-    """Cross-entropy: loss = -mean log pi(target token); the rollout holds the targets, one completion per prompt."""
+    """Cross-entropy: loss = -mean log pi(target token); the rollout holds the targets, one completion per prompt.
+
+    With a layout that thinks, the policy first writes as in any rollout, G times for each of P prompts, and the tokens
+    of the target y_p stand in the place of its own item:
+
+        L = -1 / (P G) sum_p sum_g log pi(y_p | x_p, z_pg),  z_pg ~ pi(. | x_p),
+
+    divided by the mean number of the target's tokens that have an alternative (`reduction: token`; with `sequence` each
+    completion by its own number). Thinking z_pg is given: its tokens have no weight, in the penalties neither. Where
+    blocks stand between codes, each is written behind the target's codes before it. Completions that fail before their
+    item have no place for the target and do not count: P G is the number of the others.
+
+    It is an upper bound of -log mean_g pi(y_p | x_p, z_pg) (Jensen), the loss of a ranking behind several thoughts, and
+    has another gradient: that one weighs thought g by pi(y_p | x_p, z_pg) / sum_h pi(y_p | x_p, z_ph), for which a
+    prompt's whole group has to be scored before its loss. Neither teaches what to think: as z is drawn from pi, the
+    gradient of the expectation has a further term, the score of z_pg times what the thought earns (of L:
+    log pi(y_p | x_p, z_pg)), which is a reward and reinforcement learning; see reward `information`.
+    """
     return PolicyObjective(
         credit=ConstantCredit(),
         surrogate=TargetLikelihood(),

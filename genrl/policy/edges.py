@@ -14,6 +14,8 @@ Look = Callable[[Tensor], Tensor]
 """Edges [...] of a level -> their vectors [..., hidden]."""
 BLOCK = 8
 """Rows that stand at one node and share one copy of its children's vectors."""
+SMALL = 1e-25
+"""Sum of exponentials below which float32 would lose some of them."""
 
 
 class EdgeVectors(nn.Module):
@@ -106,3 +108,22 @@ def child_logits(states: Tensor, vectors: Look, biases: Tensor, nodes: Tensor, c
     ).flatten(0, 1)
     back = torch.empty_like(order).index_copy(0, order, slot)
     return products[back]
+
+
+def log_sum_exp(logits: Tensor, sizes: Tensor) -> Tensor:
+    """Of logits [m, n] of siblings side by side, over the `sizes` [f] siblings of each family: [f, n]."""
+    families = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    zeros, highest = logits.new_zeros(len(sizes), logits.shape[1]), logits.detach().amax(0, keepdim=True)
+    whole = zeros.index_add(0, families, (logits - highest).exp())
+    if bool((whole < SMALL).any()):  # some family lies so far below the best edge that it needs a maximum of its own
+        highest = torch.segment_reduce(logits.detach(), "max", lengths=sizes)
+        whole = zeros.index_add(0, families, (logits - highest.index_select(0, families)).exp())
+    return whole.log().add(highest)
+
+
+def log_masses(scores: Tensor, trie: Trie) -> list[Tensor]:
+    """Log of the sum of exp(score) over the SIDs behind each edge: scores [leaves, n] -> [edges, n] of each level."""
+    found = [scores]
+    for table in reversed(trie.levels[1:]):
+        found.append(log_sum_exp(found[-1], table.offsets.diff().long()))
+    return found[::-1]

@@ -14,12 +14,11 @@ from genrl.layouts.base import BROKEN, ENDED
 from genrl.layouts.items import ItemState
 from genrl.layouts.sid import SidLayout
 from genrl.policy.base import TrainablePolicy
+from genrl.policy.edges import log_sum_exp
 from genrl.sid.trie import Trie
 
 LOGITS = 2**24
 """Logits that are held at a time: bounds memory, not results."""
-SMALL = 1e-25
-"""Sum of exponentials below which float32 would lose some of them."""
 
 
 class Everything(Protocol):
@@ -27,6 +26,9 @@ class Everything(Protocol):
 
     def edges(self, level: int, which: Tensor) -> Tensor:
         """Float32 logits of edges [m] of a level: [m, n]."""
+
+    def leaves(self) -> Tensor | None:
+        """Float32 scores [leaves, n] of all SIDs, of which one softmax makes probabilities; None: edges have theirs."""
 
     def __getitem__(self, index: slice) -> Everything: ...
 
@@ -63,6 +65,9 @@ def leaf_log_probs(said: Everything, trie: Trie) -> Tensor:
     An only child has probability 1 and takes no product. Columns are states, so that what a node's children share is
     worked out for all of them at once.
     """
+    scores = said.leaves()
+    if scores is not None:
+        return scores - scores.logsumexp(0)
     total = torch.zeros(1, len(said), device=trie.device)
     for level, table in enumerate(trie.levels):
         counts = table.offsets.diff().long()
@@ -73,21 +78,10 @@ def leaf_log_probs(said: Everything, trie: Trie) -> Tensor:
             total = total.index_select(0, parents)
             continue
         logits = said.edges(level, edges)
-        total = total.to(logits.dtype).index_add_(0, nodes, _log_sum_exp(logits, counts[nodes]), alpha=-1)
+        total = total.to(logits.dtype).index_add_(0, nodes, log_sum_exp(logits, counts[nodes]), alpha=-1)
         total = total.index_select(0, parents)
         total = total.add_(logits) if len(edges) == len(parents) else total.index_add_(0, edges, logits)
     return total
-
-
-def _log_sum_exp(logits: Tensor, sizes: Tensor) -> Tensor:
-    """Of logits [m, n] of siblings side by side, over the `sizes` [f] siblings of each family: [f, n]."""
-    families = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-    zeros, highest = logits.new_zeros(len(sizes), logits.shape[1]), logits.amax(0, keepdim=True)
-    whole = zeros.index_add(0, families, (logits - highest).exp_())
-    if bool((whole < SMALL).any()):  # some family lies so far below the best edge that it needs a maximum of its own
-        highest = torch.segment_reduce(logits, "max", lengths=sizes)
-        whole = zeros.index_add(0, families, (logits - highest.index_select(0, families)).exp_())
-    return whole.log_().add_(highest)
 
 
 def best(layout: SidLayout, scores: Tensor, requests: Requests, width: int) -> Ranking:

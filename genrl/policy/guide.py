@@ -186,6 +186,9 @@ class Mixed:
         logits = cast(Any, self.said).edges(level, which)
         return (1 - self.weight) * logits + self.weight * self.masses.edges(level, which, self.owner)
 
+    def leaves(self) -> None:
+        """Edges are mixed one by one."""
+
     def __getitem__(self, index: Any) -> Mixed:  # noqa: ANN401 (any index of tensors)
         return Mixed(self.said[index], self.masses, self.weight, self.owner[index])
 

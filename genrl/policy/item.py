@@ -1,19 +1,25 @@
-"""The item policy: one position per item of the history, one product per SID level, no decode passes.
+"""The item policy: one position per item of the history, no decode passes.
 
 A history is read by the encoder of SASRec (Kang and McAuley 2018, arXiv:1808.09781), each item as the sum of the
-vectors of its K trie edges. The state h behind it says all K codes of what comes next: at a node of level l,
+vectors of its K trie edges. The state h behind it says all K codes of what comes next, by one of two softmaxes:
 
-    p(child | node) = softmax over the children of z_l(h) . e_child + b_child,    z_l(h) = h + MLP_l(h)
+- `items`: over all SIDs y at once, p(y) = softmax of h . v_y, where v_y is the sum of the vectors of the edges of y, as
+  it is read. A code is as likely as all SIDs behind it together,
 
-and p(item) is the product over its levels: a hierarchical softmax (Morin and Bengio 2005) over the catalogue whose tree
-is that of the SIDs.
+      p(child | node) = sum over y behind the child of p(y) / sum over y behind the node of p(y).
+
+- `levels`: at each node of level l,
+
+      p(child | node) = softmax over the children of z_l(h) . e_child + b_child,    z_l(h) = h + MLP_l(h)
+
+  and p(y) is the product over its levels: a hierarchical softmax (Morin and Bengio 2005) over the tree of the SIDs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -29,10 +35,12 @@ from genrl.layouts.base import Layout, Legal
 from genrl.layouts.sid import SidLayout
 from genrl.ops import read_as
 from genrl.policy.base import Spec, TrainablePolicy
-from genrl.policy.edges import EdgeVectors, child_logits
+from genrl.policy.catalogue_loss import catalogue_cross_entropy
+from genrl.policy.edges import EdgeVectors, child_logits, log_masses
 from genrl.policy.encoder import Encoder, length_groups
 from genrl.policy.guide import following, growing
 from genrl.policy.protocol import Next, Say
+from genrl.policy.score import item_loss
 from genrl.registry import Entry
 from genrl.sid.trie import Trie
 
@@ -83,10 +91,12 @@ class ItemModel(nn.Module):
         config, hidden = spec.config, spec.config.hidden
         parts = spec.trie, hidden, config.edge_start, config.edge_dropout
         self.start = nn.Parameter(torch.randn(hidden) * 0.02)
-        self.edges = EdgeVectors(*parts, biases=True)
+        levels = config.softmax == "levels"
+        self.edges = EdgeVectors(*parts, biases=levels)
         self.inputs = None if config.tied else EdgeVectors(*parts, biases=False)
         self.encoder = Encoder(hidden, config.layers, config.heads, config.dropout, config.positions + 1)
-        self.transforms = nn.ModuleList(_transform(hidden, config.dropout) for _ in spec.sizes)
+        self.transforms = nn.ModuleList(_transform(hidden, config.dropout) for _ in spec.sizes if levels)
+        self.trie = spec.trie
         self.paths: Tensor
         self.register_buffer("paths", paths(spec.trie), persistent=False)
         self.first_ids = spec.first_ids
@@ -114,6 +124,7 @@ class Vectors:
     def __init__(self, model: ItemModel) -> None:
         self.model = model
         self._made: dict[tuple[int, int], Tensor] = {}
+        self._masses: tuple[Tensor, list[Tensor]] | None = None
 
     def whole(self, edges: EdgeVectors, level: int) -> Tensor:
         """Float32 (or float64) vectors [edges, hidden] of a level."""
@@ -137,6 +148,30 @@ class Vectors:
         total = sum(parts[1:], start=parts[0])
         return torch.where(inputs[..., None] == 0, exact(model.start), total).to(model.start.dtype)
 
+    def scores(self, states: Tensor) -> Tensor:
+        """H . v_y of all SIDs [leaves, n] behind states [n, hidden]; for one softmax over the items."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.leaves @ exact(states).T
+
+    @cached_property
+    def leaves(self) -> Tensor:
+        """v_y of all SIDs [leaves, hidden]."""
+        trie, edges = self.trie, self.model.edges
+        paths = trie.ancestors(trie.leaf_offsets[:-1].long())[1:]
+        parts = [functional.embedding(path, self.whole(edges, level)) for level, path in enumerate(paths)]
+        return sum(parts[1:], start=parts[0])
+
+    @property
+    def trie(self) -> Trie:
+        """On the device of the weights."""
+        return self.model.trie.to(self.model.start.device)
+
+    def masses(self, states: Tensor) -> list[Tensor]:
+        """What `genrl.policy.edges.log_masses` makes of the scores, worked out once for the same states."""
+        if self._masses is None or self._masses[0] is not states:
+            self._masses = states, log_masses(self.scores(states), self.trie)
+        return self._masses[1]
+
     def seen(self, level: int, states: Tensor) -> Tensor:
         """States [n, hidden] as a level sees them."""
         return exact(states + self.model.transforms[level](states))
@@ -154,16 +189,19 @@ def exact(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Standing:
-    """What an item policy says of the next code: the state behind the history [..., hidden], whatever was chosen."""
+    """What an item policy says of the next code: the state behind the history [n, hidden], whatever was chosen.
+
+    This one has a softmax at each node.
+    """
 
     vectors: Vectors
     states: Tensor
     owner: Tensor | None = None
-    """[n] number of each row's state where rows share them; None: each row has its own."""
+    """[...] number of each row's state where rows share them; None: each state is a row."""
     first, narrow = 0, True
 
     def logits(self, legal: Legal | None) -> Tensor:
-        """See `Next.logits`; columns that are no edge hold 0.
+        """See `Next.logits`; columns that are no edge hold 0, and so does an only child: that is as good as any logit.
 
         Raises:
             UnsupportedError: where no trie stands behind the columns.
@@ -172,43 +210,55 @@ class Standing:
             raise UnsupportedError(
                 "model.name=item says nothing but edges of the trie. Use layout=sid, normalize=legal."
             )
-        lead, size = self.states.shape[:-1] if self.owner is None else self.owner.shape, legal.mask.shape[-1]
-        nodes, narrow = legal.child.expand(lead).flatten(), legal.tokens is not None
-        return self._of_children(legal.level, self.states.flatten(0, -2), nodes, size, narrow).unflatten(0, lead)
-
-    def _of_children(self, level: int, states: Tensor, nodes: Tensor, size: int, narrow: bool) -> Tensor:
-        """Logits [n, size] of the codes behind states [n, hidden] (or of `owner`), whose first edge is `nodes` [n].
-
-        Columns are codes or, if `narrow`, edges one behind the other. An only child gets 0, as good as any logit.
-        """
-        vectors, own, owner = self.vectors, self.vectors.model.edges, self.owner
-        seen, biases, codes = vectors.seen(level, states), vectors.biases(level), own.code(level)
-        with torch.autocast(seen.device.type, enabled=False):
-            if level == 0:
-                known = torch.addmm(biases, seen, vectors.whole(own, level).T)
-                if narrow:
-                    known = functional.pad(known, (0, size - len(codes)))
-                else:
-                    known = known.new_zeros(len(states), size).index_copy(1, codes, known)
-                return known if owner is None else known[owner]
-            counts = own.siblings(level)[nodes]
-            rows = (counts > 1).nonzero()[:, 0]
-            first, counts, whose = nodes[rows], counts[rows], rows if owner is None else owner[rows]
-            known = child_logits(seen[whose], partial(vectors.of, own, level), biases, first, counts)
+        level, size, narrow = legal.level, legal.mask.shape[-1], legal.tokens is not None
+        codes, siblings = self.vectors.model.edges.code(level), self.vectors.model.edges.siblings(level)
+        lead = self.states.shape[:-1] if self.owner is None else self.owner.shape
+        owner = None if self.owner is None else self.owner.flatten()
+        if level == 0:
+            known = self._roots()
+            known = _padded(known, size) if narrow else known.new_zeros(len(known), size).index_copy(1, codes, known)
+            return (known if owner is None else known[owner]).unflatten(0, lead)
+        nodes = legal.child.expand(lead).flatten()
+        rows = (siblings[nodes] > 1).nonzero()[:, 0]
+        first = nodes[rows]
+        counts = siblings[first]
+        known = self._children(level, rows if owner is None else owner[rows], first, counts)
         if narrow:
-            known = functional.pad(known, (0, size - known.shape[1]))
+            known = _padded(known, size)
         else:
             place = torch.arange(known.shape[1], device=known.device)
             edges = (first[:, None] + place).clamp(max=len(codes) - 1)
             columns = torch.where(place < counts[:, None], codes[edges], size)  # the last column takes what is no edge
             known = known.new_zeros(len(rows), size + 1).scatter(1, columns, known)[:, :size]
-        return known.new_zeros(len(nodes), size).index_copy(0, rows, known)
+        return known.new_zeros(len(nodes), size).index_copy(0, rows, known).unflatten(0, lead)
+
+    def _roots(self) -> Tensor:
+        """Logits [n, edges] of level 0."""
+        seen, biases = self.vectors.seen(0, self.states), self.vectors.biases(0)
+        with torch.autocast(seen.device.type, enabled=False):
+            return torch.addmm(biases, seen, self.vectors.whole(self.vectors.model.edges, 0).T)
+
+    def _children(self, level: int, owner: Tensor, first: Tensor, counts: Tensor) -> Tensor:
+        """Logits [m, W] of `counts` [m] edges from `first` [m] on, for states `owner` [m]; others mean nothing."""
+        vectors, edges = self.vectors, self.vectors.model.edges
+        seen = vectors.seen(level, self.states)[owner]
+        with torch.autocast(seen.device.type, enabled=False):
+            return child_logits(seen, partial(vectors.of, edges, level), vectors.biases(level), first, counts)
 
     def edges(self, level: int, which: Tensor) -> Tensor:
-        """Logits of some edges [m] of a level, transposed: [m, n]."""
+        """See `genrl.policy.exhaustive.Everything`."""
         seen, biases = self.vectors.seen(level, self.states), self.vectors.biases(level)
         with torch.autocast(seen.device.type, enabled=False):
             return (self.vectors.of(self.vectors.model.edges, level, which) @ seen.T).add_(biases[which][:, None])
+
+    def leaves(self) -> Tensor | None:
+        """See `genrl.policy.exhaustive.Everything`."""
+        return None
+
+    def loss(self, layout: Layout, items: Tensor, **lesson: Any) -> Tensor:  # noqa: ANN401 (of `item_loss`)
+        """Negative log-likelihood of catalogue rows [n], one behind each state; see `genrl.policy.score.item_loss`."""
+        owner = torch.arange(len(items), device=items.device)[:, None].expand(-1, layout.length)
+        return item_loss(replace(self, owner=owner), layout, items[:, None], **lesson)
 
     def __getitem__(self, index: Any) -> Standing:  # noqa: ANN401 (any index of tensors)
         if self.owner is not None:
@@ -217,6 +267,41 @@ class Standing:
 
     def __len__(self) -> int:
         return len(self.states) if self.owner is None else len(self.owner)
+
+
+class Together(Standing):
+    """One with a softmax over all items: the logit of a code is the log of the mass of all SIDs behind it."""
+
+    @override
+    def _roots(self) -> Tensor:
+        return self.vectors.masses(self.states)[0].T
+
+    @override
+    def _children(self, level: int, owner: Tensor, first: Tensor, counts: Tensor) -> Tensor:
+        places = torch.arange(int(counts.max()) if len(counts) else 1, device=first.device)
+        edges = first[:, None] + torch.minimum(places, counts[:, None] - 1)
+        return self.vectors.masses(self.states)[level][edges, owner[:, None]]
+
+    @override
+    def edges(self, level: int, which: Tensor) -> Tensor:
+        return self.vectors.masses(self.states)[level][which]
+
+    @override
+    def leaves(self) -> Tensor:
+        return self.vectors.scores(self.states)
+
+    @override
+    def loss(self, layout: Layout, items: Tensor, **lesson: Any) -> Tensor:
+        """The codes of an item make up the item: without a teacher there is no need to take them one by one."""
+        if lesson or not isinstance(layout, SidLayout) or layout.catalogue.keep is not None:
+            return super().loss(layout, items, **lesson)
+        leaves = self.vectors.model.paths[items, -1]
+        return catalogue_cross_entropy(exact(self.states), self.vectors.leaves, leaves)
+
+
+def _padded(known: Tensor, size: int) -> Tensor:
+    """Columns up to `size`; more of them hold 0."""
+    return functional.pad(known, (0, size - known.shape[1]))
 
 
 class ItemPolicy(TrainablePolicy):
@@ -230,6 +315,7 @@ class ItemPolicy(TrainablePolicy):
     def __init__(self, spec: ItemSpec) -> None:
         super().__init__(ItemModel(spec), spec)
         self.edge_decay = spec.config.edge_decay
+        self.says = Together if spec.config.softmax == "items" else Standing
 
     def forward(
         self,
@@ -249,7 +335,7 @@ class ItemPolicy(TrainablePolicy):
             owner: see `Standing`.
         """
         vectors = Vectors(self.model)
-        return read(Standing(vectors, self._states(vectors, inputs, wanted) if states is None else states, owner))
+        return read(self.says(vectors, self._states(vectors, inputs, wanted) if states is None else states, owner))
 
     def _states(self, vectors: Vectors, inputs: Tensor, wanted: Tensor | None) -> Tensor:
         """Rows of like length go through the encoder together."""
@@ -270,20 +356,15 @@ class ItemPolicy(TrainablePolicy):
         found = torch.cat(states)
         return torch.empty_like(found).index_copy(0, torch.cat(places), found)
 
-    def along(self, items: Tensor, targets: Tensor, say: Say[T]) -> T:
+    def along(self, items: Tensor, targets: Tensor, say: Callable[[Standing], T]) -> T:
         """Say what follows before targets of rows of items, with gradient.
 
         Args:
             items: catalogue rows [B, L], right-aligned, -1 pads.
             targets: [B, L] bool.
-            say: gets the states before each code of the n targets, [n, K], row by row.
+            say: gets the states before the n targets, row by row.
         """
-        levels = len(self.sizes)
-        return self(
-            read_as(items),
-            targets,
-            lambda said: say(replace(said, states=said.states[:, None].expand(-1, levels, -1))),
-        )
+        return self(read_as(items), targets, say)
 
     def _inputs(self, requests: Requests) -> Tensor:
         return torch.where(requests.mask, requests.tokens - self.start_id, -1)
@@ -301,8 +382,8 @@ class ItemPolicy(TrainablePolicy):
         group, later = len(written) // len(requests), written.shape[1] - 1
 
         def spread(said: Standing) -> T:
-            each = said.states.repeat_interleave(group, 0)[:, None].expand(-1, later, -1)
-            return say(said, replace(said, states=each))
+            each = torch.arange(len(said), device=written.device).repeat_interleave(group)
+            return say(said, replace(said, owner=each[:, None].expand(-1, later)))
 
         return self(self._inputs(requests), None, spread)
 

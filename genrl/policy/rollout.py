@@ -1,6 +1,7 @@
 """From requests to completions by any of the rollout methods, with noise that depends on the request alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from genrl.layouts.base import Layout
 from genrl.policy.distribution import Sampling
 from genrl.policy.protocol import Generative
 from genrl.policy.search import search
-from genrl.policy.write import targets_as_completions, write
+from genrl.policy.write import open_choices, targets_as_completions, write
 
 
 def check_method(config: RolloutConfig, *, thinking: bool) -> None:
@@ -86,6 +87,36 @@ def rollout(
 def target_rollout(layout: Layout, requests: Requests, categories: Tensor) -> Completions:
     """The targets themselves as completions, one per request: what plain cross-entropy trains on."""
     return categorised(targets_as_completions(layout, requests), categories)
+
+
+def targets_behind_text(
+    policy: Generative,
+    layout: Layout,
+    requests: Requests,
+    config: RolloutConfig,
+    **shared: Any,  # noqa: ANN401 (handed on as they are)
+) -> Completions:
+    """The targets as completions behind text that the policy writes itself, `group_size` for each request.
+
+    A `rollout` (arguments as there) in which every request may get its target alone. From the same noise come the same
+    words as in any other rollout, up to the first code; words between codes stand behind the target's codes. Text that
+    fails has no item behind it. `chosen` are the words that the policy chose, and the codes that have an alternative
+    in the whole catalogue; the latter have `logps` and `entropy` 0, because they were not drawn.
+    """
+    alone = replace(requests, pool=requests.wanted.items[:, :1], deny=None)
+    drawn = rollout(policy, layout, alone, config, **shared)
+    assert drawn.states is not None
+    at = drawn.item_mask
+    chosen = torch.where(at, open_choices(layout, drawn.states) > 1, drawn.chosen)
+    assert drawn.entropy is not None
+    logps, entropy = (values.masked_fill(at, 0.0) for values in (drawn.logps, drawn.entropy))
+    return replace(drawn, chosen=chosen, logps=logps, entropy=entropy)
+
+
+def given_text(completions: Completions) -> Completions:
+    """The completions with their text as something given: tokens of items alone are chosen."""
+    chosen = completions.chosen & completions.item_mask
+    return replace(completions, chosen=chosen, logps=completions.logps.masked_fill(~chosen, 0.0))
 
 
 def categorised(completions: Completions, categories: Tensor) -> Completions:

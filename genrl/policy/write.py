@@ -226,12 +226,16 @@ def targets_as_completions(layout: Layout, requests: Requests) -> Completions:
     """The targets themselves as completions, one per request: what plain cross-entropy trains on."""
     tokens = layout.compose(requests.wanted.items[:, : layout.items])
     states = layout.replay(tokens)
-    choices = torch.zeros_like(tokens)
-    for position in range(tokens.shape[1]):
-        state = states.each(lambda value, at=position: value[:, at])  # type: ignore[misc]
-        for site, rows in by_site(state.site):
-            legal = layout.legal(site, state.rows(rows), None)
-            if not legal.form:
-                choices[rows, position] = legal.mask.sum(1).expand(len(rows))
     zeros = torch.zeros_like(tokens, dtype=torch.float32)
-    return completed(layout, 1, tokens, states, choices, zeros, zeros, Sampling())
+    return completed(layout, 1, tokens, states, open_choices(layout, states), zeros, zeros, Sampling())
+
+
+def open_choices(layout: Layout, states: State) -> Tensor:
+    """Number of legal tokens at each place of completions with states [B, T], filters of items left out; 0: form."""
+    flat = states.each(lambda value: value.flatten(0, 1))
+    choices = torch.zeros_like(flat.site)
+    for site, rows in by_site(flat.site):
+        legal = layout.legal(site, flat.rows(rows), None)
+        if not legal.form:
+            choices[rows] = legal.mask.sum(1).expand(len(rows))
+    return choices.view(states.site.shape)

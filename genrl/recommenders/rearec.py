@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from genrl.options import option
+from genrl.policy.catalogue_loss import catalogue_cross_entropy, catalogue_loss
 from genrl.policy.encoder import length_groups
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.base import BASELINES, Problem
 from genrl.recommenders.sasrec import EncoderBaseline, EncoderConfig
-from genrl.recommenders.scoring import catalogue_cross_entropy, catalogue_loss
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from torch.nn.functional import logsigmoid, pad, softplus
 from genrl.batches import Ranking
 from genrl.errors import ConfigError
 from genrl.options import option
+from genrl.policy.catalogue_loss import CHUNK, catalogue_cross_entropy
 from genrl.policy.encoder import ItemEncoder, length_groups
 from genrl.prompts.packing import SequenceBatch
 from genrl.recommenders.base import BASELINES, Problem, TrainedBaseline, TrainingConfig
-from genrl.recommenders.scoring import CHUNK, best_items, catalogue_cross_entropy
+from genrl.recommenders.scoring import best_items
 
 
 @dataclass(frozen=True)

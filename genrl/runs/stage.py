@@ -251,7 +251,7 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
-        group_size=1 if objective.trains_on_targets else config.rollout.group_size,
+        group_size=1 if objective.trains_on_targets and not layout.writes_text else config.rollout.group_size,
         items=layout.items,
         categories=bool(catalog.category_names),
         thinking=layout.writes_text,

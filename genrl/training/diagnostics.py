@@ -11,6 +11,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Rewards
 from genrl.objectives import ObjectiveOutput, live_prompts
 from genrl.ops import masked_mean, segment_sum, world_size, world_sum
+from genrl.training.drawing import Rollout
 
 Values = dict[str, Tensor]
 
@@ -32,19 +33,19 @@ def match_values(drawn: Completions, codes: Tensor) -> Values:
     return _numbered("train/match/step", (drawn.codes[:, :levels] == wanted[:, :levels]).float().mean(0))
 
 
-def rollout_values(whole: Experience, rewards: Rewards, codes: Tensor, cold: Tensor, *, written: bool) -> Values:
+def rollout_values(whole: Experience, rollout: Rollout, codes: Tensor, cold: Tensor, *, written: bool) -> Values:
     """All that is logged of a rollout, whatever the objective.
 
     Args:
         whole: P groups of completions with their credit.
-        rewards: of these.
+        rollout: these completions as they were drawn, with their rewards.
         codes: [P, K] codes of the targets.
         cold: [I] bool, cold items of the catalogue.
-        written: whether the policy wrote the completions; else there is no entropy of what they were drawn from.
+        written: whether the policy wrote the items; else there is no entropy of what they were drawn from.
     """
-    drawn = whole.completions if written else replace(whole.completions, entropy=None)
+    drawn = rollout.completions if written else replace(rollout.completions, entropy=None)
     return {
-        **reward_values(rewards),
+        **reward_values(rollout.rewards),
         **match_values(drawn, codes),
         **completion_values(drawn, cold),
         "objective/dead_groups": 1 - live_prompts(whole).float().mean(),

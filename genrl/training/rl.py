@@ -20,7 +20,7 @@ from genrl.policy.base import TrainablePolicy
 from genrl.policy.guide import Guide
 from genrl.policy.information import informed, tells
 from genrl.policy.reference import Reference
-from genrl.policy.rollout import rollout, sampling_of, target_rollout
+from genrl.policy.rollout import given_text, rollout, sampling_of, target_rollout, targets_behind_text
 from genrl.policy.score import score
 from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
@@ -97,7 +97,7 @@ class RLModule(StageModule):
         self.updates = rollouts.epochs * rollouts.minibatches
         """Optimiser steps per rollout."""
         self.writes = not objective.trains_on_targets
-        """Whether the policy writes completions; else they are the targets themselves."""
+        """Whether the policy writes the items of completions; else they are the targets, behind text of its own."""
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
         self.journal = Journal()
@@ -137,13 +137,15 @@ class RLModule(StageModule):
         drawn = draw_alive(partial(self._draw, index), self.objective, self.journal)
         requests, completions = drawn.requests, drawn.completions
         self.check_finite(completions.logps, drawn, "log-probability of the rollout")
+        if self.layout.writes_text and not self.writes:
+            completions = given_text(completions)
         if self.reference is not None:
             held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
         whole = self.objective.prepare(completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
         codes = self.layout.codes[requests.wanted.items[:, 0]]
-        self.journal.add(rollout_values(whole, drawn.rewards, codes, self.metrics.cold, written=self.writes))
+        self.journal.add(rollout_values(whole, drawn, codes, self.metrics.cold, written=self.writes))
         self._rescored = self.writes and self.updates > 1 and not self.policy.exact
         if self._rescored:
             logps = self._score(completions, requests).logps
@@ -156,10 +158,11 @@ class RLModule(StageModule):
         share = total // self.trainer.world_size
         rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
         requests = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
-        if self.writes:
+        if self.writes or self.layout.writes_text:
             noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
             shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
-            completions = rollout(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
+            draw = rollout if self.writes else targets_behind_text
+            completions = draw(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
             if tells(self.layout):
                 count = self.rollouts.group_size if self.verifier.uses_information else self.rollouts.information
                 completions = informed(self.policy, self.layout, requests, completions, count)

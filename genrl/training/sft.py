@@ -140,11 +140,10 @@ class ItemSFTModule(SupervisedModule):
     """Cross-entropy over the legal codes of all items of a row, for a policy that reads items."""
 
     def total(self, batch: SequenceBatch) -> Tensor:
-        items = batch.items[batch.targets][:, None]
+        wanted = batch.items[batch.targets]
         lesson = {} if self.teacher is None else self.lesson(batch.histories)
-        return cast(ItemPolicy, self.policy).along(
-            batch.items, batch.targets, lambda said: item_loss(said, self.layout, items, **lesson)
-        )
+        policy = cast(ItemPolicy, self.policy)
+        return policy.along(batch.items, batch.targets, lambda said: said.loss(self.layout, wanted, **lesson))
 
 
 def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:

@@ -21,7 +21,7 @@ from genrl.policy.exhaustive import rank_all
 from genrl.policy.item import ItemPolicy, ItemSpec
 from genrl.policy.load import make_policy
 from genrl.policy.protocol import Generative
-from genrl.policy.score import item_loss, score
+from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import write
 from genrl.prompts.packing import SequenceBatch
@@ -81,11 +81,11 @@ def _beside_sasrec(sizes: Sizes, codes: Tensor, repeats: int, *, goals: bool) ->
     rows = _histories(BATCH, count, 21)
     targets = (rows >= 0) & (torch.arange(21) > (rows < 0).sum(1, keepdim=True))
     batch = SequenceBatch(rows, targets, targets.sum().float())
-    wanted = rows[targets][:, None]
+    wanted = rows[targets]
     setting = f"{count:,} items"
 
     def loss() -> Tensor:
-        return policy.along(rows, targets, lambda said: item_loss(said, layout, wanted))
+        return policy.along(rows, targets, lambda said: said.loss(layout, wanted))
 
     first = float(loss().detach())
     steps = {"genrl": timed(_step(policy, loss)), "sasrec": timed(_step(peer, lambda: peer.loss(batch)))}

@@ -7,6 +7,7 @@ import torch
 
 from genrl.batches import Requests
 from genrl.policy import exhaustive
+from genrl.policy.edges import log_masses
 from genrl.policy.exhaustive import leaf_log_probs, rank_all
 from genrl.policy.guide import Guide, Prior
 from genrl.policy.search import search
@@ -29,7 +30,7 @@ def test_probabilities_of_all_items_sum_to_one():
 
 
 def test_a_family_far_below_the_best_edge_keeps_its_probabilities():
-    policy = make()
+    policy = make(softmax="levels")
     layout, requests = make_layout(policy), ask()
     with torch.no_grad():
         policy.model.edges.biases[1][:3] += 300.0
@@ -88,3 +89,23 @@ def test_a_prior_has_its_say_in_rankings_of_all_as_in_searches(name):
     assert found.items.tolist() == wanted.items.tolist()
     assert_same(found.scores, wanted.scores, 1e-4)
     assert found.items.tolist() != alone.items.tolist()
+
+
+@pytest.mark.parametrize("low", [0.0, -300.0])
+def test_masses_are_those_of_all_sids_behind_an_edge(low):
+    """Also of a family so far below the best SID that their exponentials are 0, and with their gradient."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(TRIE.leaves, 2, generator=generator, dtype=torch.float64)
+    scores[:7] += low
+    scores.requires_grad_(True)
+    sids = [tuple(row) for row in torch.unique(CODES, dim=0).tolist()]
+    for level, found in enumerate(log_masses(scores, TRIE)):
+        prefixes = sorted({sid[: level + 1] for sid in sids})
+        behind = [[number for number, sid in enumerate(sids) if sid[: level + 1] == prefix] for prefix in prefixes]
+        wanted = torch.stack([scores[rows].logsumexp(0) for rows in behind])
+        assert_same(found, wanted)
+        weights = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+        gradients = [
+            torch.autograd.grad((value * weights).sum(), scores, retain_graph=True) for value in (found, wanted)
+        ]
+        assert_same(gradients[0][0], gradients[1][0])

@@ -20,7 +20,7 @@ from genrl.policy.item import ItemModel, ItemPolicy, ItemSpec
 from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.protocol import Generative
 from genrl.policy.reference import Reference
-from genrl.policy.score import item_loss, score
+from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate
@@ -34,9 +34,20 @@ TRIE = Trie.build(CODES, SIZES, torch.arange(len(CODES)))
 HISTORIES = torch.tensor([[-1, -1, 4, 50], [7, 3, 3, 0], [-1, -1, -1, -1], [-1, 20, 1, 30]])
 
 
+SOFTMAX = {"softmax": "items"}
+"""Of the policies that are made, see `softmax`."""
+
+
+@pytest.fixture(params=["items", "levels"], autouse=True)
+def softmax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file is about both."""
+    monkeypatch.setitem(SOFTMAX, "softmax", request.param)
+    return str(request.param)
+
+
 def make(**options: object) -> ItemPolicy:
     """A policy with weights that are far from uniform."""
-    config = ItemModelConfig(**{"hidden": 12, "layers": 2, "heads": 3, "positions": 6, **options})
+    config = ItemModelConfig(**{"hidden": 12, "layers": 2, "heads": 3, "positions": 6, **SOFTMAX, **options})
     model = ModelConfig(name="item", item=config)
     policy = make_policy(model, policy_spec(model, TRIE, ()))
     assert isinstance(policy, ItemPolicy)
@@ -91,9 +102,17 @@ def plain_state(model: ItemModel, items: list[int], later: int = 0) -> Tensor:
 
 
 def plain_log_prob(model: ItemModel, state: Tensor, item: int) -> Tensor:
-    """log p(item | state), level by level."""
+    """log p(SID of item | state): one softmax over all SIDs, or level by level."""
     total = torch.zeros((), dtype=state.dtype)
     edges = [sorted({tuple(row[: level + 1].tolist()) for row in CODES}) for level in range(3)]
+    if SOFTMAX["softmax"] == "items":
+        scores = {}
+        for sid in edges[2]:
+            prefixes = [sid[: level + 1] for level in range(3)]
+            own = [model.edges.own[level][edges[level].index(prefix)] for level, prefix in enumerate(prefixes)]
+            codes = [model.edges.codes[level][code] for level, code in enumerate(sid)]
+            scores[sid] = state @ (sum(own[1:], start=own[0]) + sum(codes[1:], start=codes[0]))
+        return scores[tuple(CODES[item].tolist())] - torch.stack([*scores.values()]).logsumexp(0)
     for level in range(3):
         seen = state + model.transforms[level](state)
         node = tuple(CODES[item, :level].tolist())
@@ -234,8 +253,8 @@ def test_rows_of_items_give_what_each_prefix_gives():
     items = torch.tensor([[-1, 4, 50, 7], [7, 3, 3, 0]])
     targets = items >= 0
     targets[1, 1] = False
-    wanted = items[targets][:, None]
-    found = policy.along(items, targets, lambda said: item_loss(said, layout, wanted))
+    wanted = items[targets]
+    found = policy.along(items, targets, lambda said: said.loss(layout, wanted))
     prefixes = [([], 2), ([4], 1), ([4, 50], 0), ([], 3), ([7, 3], 1), ([7, 3, 3], 0)]
     states = [plain_state(policy.model, *prefix) for prefix in prefixes]
     plain = sum(-plain_log_prob(policy.model, s, int(i)) for s, i in zip(states, wanted, strict=True))

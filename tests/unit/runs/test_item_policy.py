@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from genrl.config import RunConfig
 from genrl.errors import UnsupportedError
 from genrl.policy.item import ItemPolicy
-from genrl.policy.score import item_loss
 from genrl.prompts.packing import HistoryRows
 from genrl.runs.fit import fit
 from genrl.runs.recommend import load_recommender, recommend
@@ -63,7 +62,7 @@ def test_align_lowers_the_likelihood_of_the_codes_of_every_training_item(session
         shown, targets = histories.histories.shown(window, 0)
         items, wanted = torch.from_numpy(shown), torch.from_numpy(targets)
         total = total + module.policy.along(
-            items[None], wanted[None], lambda said, to=items[wanted][:, None]: item_loss(said, module.layout, to)
+            items[None], wanted[None], lambda said, to=items[wanted]: said.loss(module.layout, to)
         )
         count += int(wanted.sum()) * session.table.levels
     assert count == int(batch.share)
