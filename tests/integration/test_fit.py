@@ -9,14 +9,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.cli import main
-from genrl.cli.flags import BUILT_IN
 from tests.models import save_local_model
 from tests.runs import curves_drawn, small
 
 METHODS = {"grpo": "beam", "gbpo": "gumbel", "sage": "gumbel", "dapo": "beam"}
 """Rollout methods other than `sample`, to have each of them run."""
-NAMES = [name for name in BUILT_IN if name != "opd"]
-"""`opd` needs a teacher; tests/unit/recommenders/test_guides.py trains with one."""
+NAMES = ["grpo", "gbpo", "sapo", "sage", "dapo", "bapo", "ce"]
+"""Those that ask something of their own of a run; tests/unit/training/test_rl.py takes a step with every one."""
 SHORT = ("align.max_epochs=1", "rl.max_steps=2", "rl.validate_every=1")
 
 
@@ -174,7 +173,7 @@ def test_evaluate_scores_a_folder_or_a_configuration(output, capsys):
 @pytest.mark.parametrize(("architecture", "objective", "rank"), [("qwen3", "sapo", 4), ("llama", "sage", 0)])
 def test_a_downloaded_model_is_aligned_and_trained(tmp_path, architecture, objective, rank):
     model = save_local_model(tmp_path / "model", architecture, hidden_size=64, intermediate_size=128)
-    options = [f"model.name={model}", f"model.lora.rank={rank}", "data.max_history=20"]
+    options = [f"model.name={model}", f"model.lora.rank={rank}", "data.max_history=20", "data.toy.users=30"]
     options += ["prompt.prefix='red apple: '", "rollout.micro_batch=4", "rl.select=last"]
     assert main(["fit", *small(tmp_path, *SHORT, *options), "--objective", objective]) == 0
     folder = tmp_path / "toy" / f"{objective}-s0"

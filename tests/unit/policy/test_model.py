@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.helpers import assert_same
 from tests.models import (
     SIZES,
     TEXTS,
+    TINY,
     head_of,
     local_config,
     logits,
@@ -101,7 +103,7 @@ def test_a_model_that_transforms_its_logits_is_refused_before_it_is_loaded(tmp_p
 
 
 def test_a_compiled_policy_computes_the_same():
-    policy = make_policy()
+    policy = make_policy(replace(TINY, layers=1))
     prompts = make_prompts(policy)
     mask, positions = causal_mask(prompts.mask), prompt_positions(prompts.mask)
 

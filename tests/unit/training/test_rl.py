@@ -10,6 +10,7 @@ from torch import Tensor
 
 import genrl.training.rl as rl
 from genrl.batches import Completions, Experience, Requests, Rewards, Scores
+from genrl.cli.flags import BUILT_IN
 from genrl.errors import ConfigError, NonFiniteError
 from genrl.objectives import ObjectiveOutput
 from genrl.policy.model import Policy
@@ -84,6 +85,17 @@ def test_groups_without_any_advantage_are_left_out_of_the_forward_pass(session, 
     monkeypatch.setattr(type(module.objective), "gradient_without_advantage", True)
     assert_same(step_gradient(module)[0], skipped)
     assert scored == [5, 8]
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "opd"])  # which needs a teacher
+def test_every_objective_moves_the_policy(session, tmp_path, name):
+    module = make(session, tmp_path, f"objective={name}")
+    before = flat_weights(session.policy)
+    logged = train(module, 1).callback_metrics
+    moved = flat_weights(session.policy)
+    assert bool(torch.isfinite(moved).all())
+    assert not torch.equal(moved, before)
+    assert float(logged["train/grad_norm"]) > 0
 
 
 def test_a_penalty_acts_on_groups_without_advantage(session, tmp_path):
