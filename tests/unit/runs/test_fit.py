@@ -33,6 +33,8 @@ from genrl.layouts.sid import SidLayout, SidLayoutConfig
 LAYOUTS.register("own", config=SidLayoutConfig)(type("OwnLayout", (SidLayout,), {"__module__": __name__}))
 """
 
+FEW = (*QUICK, "data.toy.users=20")
+
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
     return small_config(folder.parents[1], *QUICK, *overrides)
@@ -123,7 +125,13 @@ def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path):
 
 
 def test_a_run_without_rl_asks_nothing_of_objective_and_rollout(tmp_path):
-    options = ("stages=[align]", "rollout.group_size=1", "rollout.prompts=999", "align.max_epochs=1")
+    options = (
+        "stages=[align]",
+        "rollout.group_size=1",
+        "rollout.prompts=999",
+        "align.max_epochs=1",
+        "data.toy.users=20",
+    )
     folder = fit(small_config(tmp_path, "objective=grpo", *options))
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics["stages"]) == ["align"]
@@ -132,7 +140,7 @@ def test_a_run_without_rl_asks_nothing_of_objective_and_rollout(tmp_path):
 
 
 def test_an_objective_object_takes_the_place_of_the_configured_one(tmp_path):
-    config = small_config(tmp_path, *QUICK)
+    config = small_config(tmp_path, *FEW)
     objective = build_objective(replace(config, objective={**config.objective, "kl_coef": 0.5, "entropy_coef": 0.1}))
     calls = []
     original = objective.loss
@@ -176,7 +184,7 @@ def test_a_damaged_resume_point_is_named(copied, stage, spoil):
 
 
 def test_the_resume_point_of_another_model_is_named(copied, tmp_path):
-    other = fit(small_config(tmp_path / "wide", *QUICK, "model.hidden=32", "stages=[rl]", "data.toy.users=20"))
+    other = fit(small_config(tmp_path / "wide", *FEW, "model.hidden=32", "stages=[rl]"))
     shutil.copy(other / "last.ckpt", unfinished(copied) / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
         fit(config_of(copied), resume=True)
@@ -209,7 +217,7 @@ def test_sids_are_built_without_a_model(tmp_path, monkeypatch):
 def test_adapters_are_not_put_on_an_exchanged_base(tmp_path):
     base = save_local_model(tmp_path / "base")
     tiny = ("align.text_tasks=off", "data.max_history=10", "stages=[align]", "model.lora.rank=2")
-    config = small_config(tmp_path / "runs", *QUICK, f"model.name={base}", *tiny)
+    config = small_config(tmp_path / "runs", *FEW, f"model.name={base}", *tiny)
     folder, before = fit(config), Session.build(config).align_key()
     weights = load_file(base / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
@@ -227,7 +235,7 @@ def test_a_plug_in_that_changed_is_refused_by_a_finished_run(tmp_path):
     plugin = tmp_path / "own_layout.py"
     plugin.write_text(OWN_LAYOUT)
     load_plugin(str(plugin))
-    config = small_config(tmp_path / "runs", *QUICK, "stages=[align]", f"plugins=[{plugin}]", "layout=own")
+    config = small_config(tmp_path / "runs", *FEW, "stages=[align]", f"plugins=[{plugin}]", "layout=own")
     folder, before = fit(config), Session.build(config).align_key()
     plugin.write_text(OWN_LAYOUT + "# changed\n")
     for use in (lambda: evaluate_run(folder, split="test", overrides=[]), lambda: recommend(folder, [["i3"]], 5)):

@@ -33,7 +33,8 @@ LEARNING = ("sasrec", "rearec", "tiger", "lc_rec")
 
 
 def config_of(output: Path, name: str, *overrides: str) -> RunConfig:
-    return small_config(output, "stages=[baseline]", f"baseline.name={name}", *QUICK[name], *overrides)
+    few = ("data.toy.users=40", "stages=[baseline]", f"baseline.name={name}")
+    return small_config(output, *few, *QUICK[name], *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,5 @@ def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_mixed_precision_trains_validates_and_scores(tmp_path: Path, name: str) -> None:
-    few = ("data.toy.users=20", "baseline.max_epochs=1", "trainer.precision=bf16-mixed")
-    metrics = read(fit(config_of(tmp_path, name, *few)))
+    metrics = read(fit(config_of(tmp_path, name, "baseline.max_epochs=1", "trainer.precision=bf16-mixed")))
     assert 0 <= metrics["test"]["baseline"]["raw"]["recall@10"] <= 1
