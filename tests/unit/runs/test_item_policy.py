@@ -21,7 +21,14 @@ from genrl.training.sft import ItemSFTModule
 from tests.helpers import assert_same
 from tests.runs import QUICK, attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
 
-ITEM = ("model.name=item", "data.max_history=6", "model.item.hidden=16", "model.item.layers=1", "model.item.dropout=0")
+ITEM = (
+    "model.name=item",
+    "data.toy.users=24",
+    "data.max_history=6",
+    "model.item.hidden=16",
+    "model.item.layers=1",
+    "model.item.dropout=0",
+)
 
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:

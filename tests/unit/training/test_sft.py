@@ -171,9 +171,9 @@ def test_training_lowers_the_loss_and_validates_after_each_round(session, tmp_pa
     whole = changed(session, tmp_path, "align.items_per_step=100000")
     before = step_gradient(whole, tmp_path)[0]
     session.policy.zero_grad()
-    module = sft_module(changed(session, tmp_path, "align.validate_every=0.5", "align.max_epochs=6"), tmp_path)
+    module = sft_module(changed(session, tmp_path, "align.validate_every=0.5", "align.max_epochs=3"), tmp_path)
     trainer = train(module, module.max_steps)
-    assert trainer.global_step == module.max_steps == 6 * module.batches.steps_per_epoch
+    assert trainer.global_step == module.max_steps == 3 * module.batches.steps_per_epoch
     assert module.round_steps == round(module.batches.steps_per_epoch / 2)
     assert {"val/ndcg@10", "val/recall@5", "train/grad_norm", "train/learning_rate"} <= set(trainer.callback_metrics)
     assert float(step_gradient(whole, tmp_path)[0]) < float(before) - 0.05
