@@ -146,13 +146,8 @@ def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
     if "activate" in supervised_stages(session.config):
         stages.append(_activate(session, stages[-1].folder if stages else None))
     if "rl" in session.config.stages:
-        stages.append(_rl(session, objective, _weights(stages)))
+        stages.append(_rl(session, objective, stages[-1].folder / WEIGHTS if stages else None))
     return stages
-
-
-def _weights(stages: list[Stage]) -> Path | None:
-    """What the next stage begins with; None: the weights of the model."""
-    return stages[-1].folder / WEIGHTS if stages else None
 
 
 def _align(session: Session) -> Stage:
