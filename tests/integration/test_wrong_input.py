@@ -57,8 +57,6 @@ def test_a_process_ends_with_code_2_and_without_a_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objective=sapo", "rewards.level_match=null"], "objective 'sapo' needs a match per step"),
-        (["rollout.group_size=1"], "objective 'grpo' needs several completions per prompt"),
         (["rollout.method=gumbel", "rollout.group_size=61"], "Lower rollout.group_size or use rollout.method=sample"),
         (["rollout.prompts=81"], "rollout.prompts=81, but the data set has only 80 RL prompts"),
         (["model.name=nowhere"], "neither 'tiny' nor a folder with a Hugging Face model"),
@@ -66,11 +64,9 @@ def test_a_process_ends_with_code_2_and_without_a_traceback(tmp_path):
         ([*BLOCKED, "layout.minimum=7"], "layout.budget=6 is smaller than the 7 words that a block needs"),
         ([*BLOCKED, "layout.total=2"], "layout.total=2 is smaller than the 3 words that 3 blocks need"),
         ([*BLOCKED, "layout.minimum=5", "activate.words=4"], "layout.minimum is 5"),
-        ([STAGES, "objective=sapo", "objective.scope=think_only"], "needs a layout with thinking"),
         ([STAGES, "rewards.format.weight=1"], "rewards.format judges thinking, and this layout has none"),
         ([*BLOCKED, "activate.traces=jsonl"], "activate.path: is needed by activate.traces=jsonl"),
         ([*BLOCKED, "activate.path=some.jsonl"], "is not read with activate.traces=auto"),
-        ([*BLOCKED, "activate.traces=jsonl", "activate.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_training(complaint, tmp_path, overrides, message):
