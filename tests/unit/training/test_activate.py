@@ -10,7 +10,7 @@ from genrl.errors import DataError
 from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule, forgotten
 from tests.helpers import assert_same
-from tests.runs import activate_module, attach, changed, flat_gradient, small_config, train
+from tests.runs import activate_module, assert_step, attach, changed, one_step, small_config, train
 
 THINKING = (
     "layout=blocked",
@@ -43,11 +43,7 @@ def other(session: Session, folder: Path, *overrides: str) -> Session:
 
 def step_gradient(module: ActivateModule, step: int = 0) -> tuple[Tensor, Tensor]:
     """Loss and gradient of one optimiser step."""
-    attach(module, global_step=step)
-    module.policy.zero_grad()
-    loss = module.training_step(next(iter(module.train_dataloader())), 0)
-    loss.backward()
-    return loss.detach(), flat_gradient(module.policy)
+    return one_step(attach(module, global_step=step))
 
 
 def naive_plain(session: Session) -> Tensor:
@@ -95,24 +91,16 @@ def test_loss_and_gradient_equal_one_plain_forward_per_trace(session, tmp_path, 
     layout = Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout
     whole = other(session, tmp_path, "activate.examples_per_step=100")
     whole = replace(whole, recommender=whole.recommender.under(layout))
-    loss, gradient = step_gradient(activate_module(whole, tmp_path))
-    session.policy.zero_grad()
-    wanted = naive_loss(whole)
-    wanted.backward()
-    assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    assert_step(session.policy, step_gradient(activate_module(whole, tmp_path)), naive_loss(whole))
 
 
 def test_items_without_thinking_are_learned_beside_with_their_weight(session, tmp_path):
     whole = other(session, tmp_path, "activate.examples_per_step=100", "activate.plain=3")
-    loss, gradient = step_gradient(activate_module(whole, tmp_path))
-    session.policy.zero_grad()
+    found = step_gradient(activate_module(whole, tmp_path))
     every = other(session, tmp_path, "activate.examples_per_step=100").activate_batches().step(0)
     said, targets = len(every.places), len(session.traces) * session.table.levels
     wanted = (said * naive_loss(session) + 3 * naive_plain(session)) / (said + targets)
-    wanted.backward()
-    assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    assert_step(session.policy, found, wanted)
 
 
 @pytest.mark.parametrize("plain", [0, 1])
@@ -130,17 +118,13 @@ def test_gradients_do_not_depend_on_how_traces_are_packed(session, tmp_path, pla
 
 def test_the_losses_of_two_ranks_average_to_that_of_one(session, tmp_path):
     loss, gradient = step_gradient(activate_module(session, tmp_path), step=1)
-    losses, gradients = [], []
-    for rank in range(2):
-        module = attach(activate_module(session, tmp_path), world_size=2, global_rank=rank, global_step=1)
+    modules = [activate_module(session, tmp_path) for _ in range(2)]
+    parts = []
+    for rank, module in enumerate(modules):
         module.batches = session.activate_batches()
-        session.policy.zero_grad()
-        part = module.training_step(next(iter(module.train_dataloader())), 0)
-        part.backward()
-        losses.append(part.detach())
-        gradients.append(flat_gradient(session.policy))
-    assert_same((losses[0] + losses[1]) / 2, loss)
-    assert_same((gradients[0] + gradients[1]) / 2, gradient)
+        parts.append(one_step(attach(module, world_size=2, global_rank=rank, global_step=1)))
+    assert_same((parts[0][0] + parts[1][0]) / 2, loss)
+    assert_same((parts[0][1] + parts[1][1]) / 2, gradient)
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -18,7 +18,7 @@ from genrl.policy.score import score
 from genrl.runs.session import Session
 from genrl.training.rl import RLModule
 from tests.helpers import assert_same
-from tests.runs import attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
+from tests.runs import attach, changed, flat_gradient, flat_weights, learning_rates, rl_module, small_config, train
 
 NO_KL = "objective.kl_coef=0"
 
@@ -336,13 +336,7 @@ def test_sampling_depends_on_the_seed_and_the_rollout_alone(session, tmp_path):
 
 def test_the_learning_rate_warms_up_and_stays(session, tmp_path):
     module = attach(make(session, tmp_path, "rl.warmup_steps=4"))
-    options = module.configure_optimizers()
-    rates = []
-    for _ in range(6):
-        rates.append(options["optimizer"].param_groups[0]["lr"])
-        options["optimizer"].step()
-        options["lr_scheduler"]["scheduler"].step()
-    assert_same(rates, [0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.001], 1e-9)
+    assert_same(learning_rates(module, 6), [0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.001], 1e-9)
 
 
 def test_training_raises_the_chance_of_what_is_rewarded(session, tmp_path):

@@ -13,17 +13,22 @@ from genrl.runs.session import Session
 from genrl.training.sft import SFTModule, _text_loss
 from tests.helpers import assert_same
 from tests.models import head_of, logits
-from tests.runs import attach, changed, flat_gradient, sft_module, small_config, train
+from tests.runs import (
+    assert_step,
+    attach,
+    changed,
+    flat_gradient,
+    learning_rates,
+    one_step,
+    sft_module,
+    small_config,
+    train,
+)
 
 
 def step_gradient(session: Session, folder: Path, step: int = 0) -> tuple[Tensor, Tensor]:
     """Loss and gradient of one optimiser step."""
-    module = attach(sft_module(session, folder), global_step=step)
-    session.policy.zero_grad()
-    batch = next(iter(module.train_dataloader()))
-    loss = module.training_step(batch, 0)
-    loss.backward()
-    return loss.detach(), flat_gradient(session.policy)
+    return one_step(attach(sft_module(session, folder), global_step=step))
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +73,7 @@ def naive_loss(session: Session, teacher: Baseline | None = None, share: float =
 
 
 def test_loss_and_gradient_equal_one_plain_forward_per_user(few, tmp_path):
-    loss, gradient = step_gradient(few, tmp_path)
-    few.policy.zero_grad()
-    wanted = naive_loss(few)
-    wanted.backward()
-    assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(few.policy))
+    assert_step(few.policy, step_gradient(few, tmp_path), naive_loss(few))
 
 
 def test_a_teacher_has_its_share_of_every_code_behind_a_history(few, tmp_path):
@@ -81,15 +81,7 @@ def test_a_teacher_has_its_share_of_every_code_behind_a_history(few, tmp_path):
     knn = item_knn(ItemKNNConfig(), problem=few.learner.problem)
     module = attach(sft_module(whole, tmp_path))
     module.teacher = Guide(knn, few.layout.catalogue.trie)
-    few.policy.zero_grad()
-    loss = module.training_step(next(iter(module.train_dataloader())), 0)
-    loss.backward()
-    gradient = flat_gradient(few.policy)
-    few.policy.zero_grad()
-    wanted = naive_loss(few, knn, 0.8)
-    wanted.backward()
-    assert_same(loss.detach(), wanted)
-    assert_same(gradient, flat_gradient(few.policy))
+    assert_step(few.policy, one_step(module), naive_loss(few, knn, 0.8))
 
 
 @pytest.mark.parametrize("length", [2, 300, 5000])
@@ -102,16 +94,9 @@ def test_gradients_do_not_depend_on_how_users_are_packed(session, tmp_path, leng
 
 def test_the_losses_of_two_ranks_average_to_that_of_one(session, tmp_path):
     loss, gradient = step_gradient(session, tmp_path)
-    losses, gradients = [], []
-    for rank in range(2):
-        module = attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)
-        session.policy.zero_grad()
-        part = module.training_step(next(iter(module.train_dataloader())), 0)
-        part.backward()
-        losses.append(part.detach())
-        gradients.append(flat_gradient(session.policy))
-    assert_same((losses[0] + losses[1]) / 2, loss)
-    assert_same((gradients[0] + gradients[1]) / 2, gradient)
+    parts = [one_step(attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)) for rank in range(2)]
+    assert_same((parts[0][0] + parts[1][0]) / 2, loss)
+    assert_same((parts[0][1] + parts[1][1]) / 2, gradient)
 
 
 def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session, tmp_path):
@@ -145,13 +130,8 @@ def test_words_are_targets_over_the_whole_vocabulary(session, tmp_path):
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session, tmp_path):
     config = changed(session, tmp_path, "align.warmup_steps=2", "align.max_epochs=6", "align.final_learning_rate=0.1")
     module = attach(sft_module(config, tmp_path))
-    options = module.configure_optimizers()
-    rates = []
-    for _ in range(module.max_steps + 1):
-        rates.append(options["optimizer"].param_groups[0]["lr"] / config.config.align.learning_rate)
-        options["optimizer"].step()
-        options["lr_scheduler"]["scheduler"].step()
     steps = module.max_steps
+    rates = [rate / config.config.align.learning_rate for rate in learning_rates(module, steps + 1)]
     assert_same(rates[:3], [0.5, 1.0, 1.0], 1e-9)
     half = 2 + (steps - 2) // 2
     progress = (half - 2) / (steps - 2)
