@@ -181,7 +181,7 @@ def test_a_real_comparison_spends_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "TIMED", 2)
     words = ["compare", "--thinking", "--seeds", "0", *small(tmp_path, "layout.budget=3", "evaluate.beam=10")]
     words = [word for word in words if not word.startswith("stages=")]
-    words += ["activate.max_epochs=1", "activate.examples=50", "rl.max_steps=2"]
+    words += ["activate.max_epochs=1", "activate.examples=50", "rl.max_steps=2", "data.toy.users=30"]
     words += ["evaluate.valid_users=10", "evaluate.test_users=10", "align.max_epochs=1"]
     assert main(words) == 0
     folder = tmp_path / "toy"
