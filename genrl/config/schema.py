@@ -228,7 +228,10 @@ class OptimizerConfig:
 class SupervisedConfig(OptimizerConfig):
     """What the supervised stages share."""
 
-    learning_rate: float = 8e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """`adamw`, or `muon`: that for tables and vectors, and Muon for the matrices inside the model, which a model from
+    scratch learns with in half the steps."""
+    learning_rate: float = 4e-3
     """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
     final_learning_rate: float = option(0.05, ge=0, le=1, says="must be from 0 to 1: it is a share of the peak")
     """Share of the peak that the cosine ends at, reached at the last step of `max_epochs`."""

@@ -123,6 +123,15 @@ class TrainablePolicy(nn.Module, ABC):
         """Parameters that training changes, by name."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    @property
+    def matrices(self) -> set[str]:
+        """Names of the trained matrices between the layers' states: not those with a row per token or edge."""
+        tables = {id(part.weight) for part in self.model.modules() if isinstance(part, nn.Embedding)}
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        tables |= {id(head.weight)} if head is not None else set()
+        linear = {id(part.weight) for part in self.model.modules() if isinstance(part, nn.Linear)} - tables
+        return {name for name, value in self.trainable().items() if id(value) in linear}
+
     def state(self) -> dict[str, Tensor]:
         """A copy of the trained weights on the CPU: all that a stage has to save."""
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.trainable().items()}

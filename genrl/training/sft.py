@@ -84,11 +84,12 @@ class SupervisedModule(StageModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, linear warm-up, cosine to the last step."""
+        """Linear warm-up, cosine to the last step."""
         config = self.config
         warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
         factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
-        return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas), factor)
+        matrices = self.policy.matrices if config.optimizer == "muon" else ()
+        return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas, matrices), factor)
 
 
 class PackedModule(SupervisedModule):

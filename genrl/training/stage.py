@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.base import TrainablePolicy
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding, rankings
+from genrl.training.muon import make_optimiser
 
 REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
 
@@ -111,8 +112,10 @@ class RankingModule(L.LightningModule, ABC):
         values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
         self.log_dict(values, sync_dist=False)
 
-    def optimiser(self, learning_rate: float, weight_decay: float, betas: Sequence[float]) -> torch.optim.Optimizer:
-        """AdamW that decays matrices and leaves vectors (norms, biases) alone."""
+    def optimiser(
+        self, learning_rate: float, weight_decay: float, betas: Sequence[float], matrices: Collection[str] = ()
+    ) -> torch.optim.Optimizer:
+        """AdamW, or Muon for the parameters named `matrices`; matrices decay, vectors (norms, biases) do not."""
         trained, more = self.trainable(), self.decays
         own = sorted({rate for name, rate in more.items() if rate})
         kinds = {name: (p.dim() > 1, more.get(name, 0.0)) for name, p in trained.items()}
@@ -124,7 +127,8 @@ class RankingModule(L.LightningModule, ABC):
                 *((True, rate, weight_decay + rate) for rate in own),
             )
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(betas[0], betas[1]))
+        ids = {id(trained[name]) for name in matrices}
+        return make_optimiser([g for g in groups if g["params"]], ids, lr=learning_rate, betas=(betas[0], betas[1]))
 
     def configure_gradient_clipping(
         self,

@@ -327,3 +327,10 @@ def test_what_it_does_not_do_is_refused_in_words():
     for refused in (policy.checkpoint_activations, policy.compile_decoder):
         with pytest.raises(UnsupportedError, match=r"is for language models\. Leave it out"):
             refused()
+
+
+def test_matrices_inside_the_model_are_those_of_the_encoder_and_not_the_tables() -> None:
+    policy = make()
+    names = {name for name, value in policy.trainable().items() if value.dim() == 2}
+    assert policy.matrices == {name for name in names if "encoder.blocks" in name or "transforms" in name}
+    assert len(names - policy.matrices) == 7  # codes and own vectors of three levels, and positions
