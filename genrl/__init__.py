@@ -3,8 +3,6 @@
 The names below are the public Python interface (docs/python.md); each is imported when it is first used.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Errors a user can mend: each message says what, where, what is allowed and what to do."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Masked and grouped tensor functions that the whole package shares, and the two collective sums."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Options of the configuration and of components: dataclass fields whose bounds stand beside their default."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping

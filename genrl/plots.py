@@ -1,7 +1,5 @@
 """Figures: how rows look, what runs noted as bands over seeds, and pictures as PNG for files or as SVG for pages."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

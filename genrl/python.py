@@ -1,7 +1,5 @@
 """The public Python interface: train a run, load a finished one, rank with it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Name -> component tables for the few things a user chooses by name."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence

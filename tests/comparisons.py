@@ -1,7 +1,5 @@
 """Plans and finished runs for tests of comparisons, made without training."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """The one comparison of the suite."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Small real models, layouts and prompts that tests of the policy share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,7 +67,6 @@ def make_thinking(policy: Policy, codes: Tensor | None = None, **options: Any) -
     """Think blocks of up to six words over the same catalogue, for a policy that was made with `thinking`."""
     codes = make_codes() if codes is None else codes
     config = BlockedLayoutConfig(**{"budget": 6, **options})
-    assert policy.words is not None
     return BlockedLayout(config, catalogue=make_items(policy, codes), words=policy.words)
 
 

@@ -1,7 +1,5 @@
 """A report for tests of its page, and a reader of pages."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any

@@ -1,11 +1,11 @@
 """Small runs that tests of the stages, of whole runs and of the command line share."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from genrl.training.rl import RLModule
 from genrl.training.sft import SFTModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
+from tests.helpers import assert_same
 
 SMALL = (
     "data.toy.world=toy",
@@ -74,8 +75,13 @@ def small(output: Path, *overrides: str) -> list[str]:
 
 
 def small_config(output: Path, *overrides: str) -> RunConfig:
-    """The checked configuration of a small run."""
-    return load_config(overrides=small(output, *overrides), registries=REGISTRIES)
+    """The checked configuration of a small run; made once for all output folders."""
+    return replace(deepcopy(_composed(*overrides)), output=str(output))
+
+
+@cache
+def _composed(*overrides: str) -> RunConfig:
+    return load_config(overrides=[*SMALL, *overrides], registries=REGISTRIES)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -172,3 +178,30 @@ def flat_gradient(policy: Policy) -> Tensor:
 def flat_weights(policy: Policy) -> Tensor:
     """A copy of all trained weights in one vector."""
     return torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+
+
+def one_step(module: StageModule) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of the next optimiser step of an attached module."""
+    module.policy.zero_grad()
+    loss = module.training_step(next(iter(module.train_dataloader())), 0)
+    loss.backward()
+    return loss.detach(), flat_gradient(module.policy)
+
+
+def assert_step(policy: Policy, found: tuple[Tensor, Tensor], wanted: Tensor) -> None:
+    """Fail unless a step had this loss and its gradient."""
+    policy.zero_grad()
+    wanted.backward()
+    assert_same(found[0], wanted)
+    assert_same(found[1], flat_gradient(policy))
+
+
+def learning_rates(module: StageModule, steps: int) -> list[float]:
+    """Those of the first steps."""
+    options: Any = module.configure_optimizers()
+    rates = []
+    for _ in range(steps):
+        rates.append(options["optimizer"].param_groups[0]["lr"])
+        options["optimizer"].step()
+        options["lr_scheduler"]["scheduler"].step()
+    return rates

@@ -4,8 +4,6 @@ Each figure is a ratio of variants that were measured in turn, with its quartile
 same thing is checked in the same run. Peers: transformers, and for `step` TRL (`pip install -e ".[bench]"`).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -3,8 +3,6 @@
 Needs no torch: sources are read with `ast`, not imported. The same checks run as tests (tests/repo).
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

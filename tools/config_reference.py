@@ -1,7 +1,5 @@
 """Write docs/configuration.md from the docstrings in genrl/config/schema.py: `python tools/config_reference.py`."""
 
-from __future__ import annotations
-
 import ast
 import json
 import sys

@@ -1,7 +1,5 @@
 """What a developer runs: `python tools/dev.py check | test | docs`; further words go to pytest (`test -k config`)."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

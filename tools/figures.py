@@ -5,8 +5,6 @@ python tools/figures.py dynamics runs/beauty --rows grpo,gbpo,sage      cold ite
 python tools/figures.py ablation runs/beauty --full sage --without no_boost,no_entropy,no_decoupling
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Gradient coefficients of objectives against the importance ratio, by autograd through the objectives themselves."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import product

@@ -1,7 +1,5 @@
 """Figures from finished runs: what changed while they trained, and what is lost without each part of a method."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import cycle

@@ -3,8 +3,6 @@
 python -m genrl compare --plugin tools/figures_summed.py --objectives sage,summed=sage-summed ...
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

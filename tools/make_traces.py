@@ -6,8 +6,6 @@ The file is what `read_traces` reads. After an interruption, the same command re
 dropped, and why, are in OUT.dropped.jsonl; settings and statistics in OUT.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """A data set: catalogue and sequences, from files or from the toy generator."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The interactions of all users, in order, with the part that each may play."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from enum import IntEnum

@@ -3,8 +3,6 @@
 Where interactions of equal time stand together, a row of these functions is a moment.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from genrl.catalog.sequences import Role

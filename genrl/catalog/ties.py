@@ -1,7 +1,5 @@
 """Interactions of a user at the same time: which they are, in what order they stand, and what that order gives away."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

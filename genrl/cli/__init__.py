@@ -3,8 +3,6 @@
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import os

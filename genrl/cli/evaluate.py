@@ -1,7 +1,5 @@
 """`evaluate`: score a finished run."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`fit`: train."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from typing import Any

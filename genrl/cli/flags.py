@@ -1,7 +1,5 @@
 """What the parsers of several commands share, and the names that help shows without importing torch."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any

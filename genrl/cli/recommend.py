@@ -1,7 +1,5 @@
 """`recommend`: the best next items after histories."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`sid`: build Semantic IDs."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

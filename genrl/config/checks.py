@@ -1,7 +1,5 @@
 """What the types of the schema cannot say: ranges, and options that contradict each other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce

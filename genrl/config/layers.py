@@ -1,7 +1,5 @@
 """Layers of a configuration before it has types: files with their includes, and overrides; each remembers its place."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping

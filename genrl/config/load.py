@@ -4,8 +4,6 @@ Later wins: schema defaults, `include`s in their order, the file, further files,
 layers are merged as plain values and enter the typed schema once, at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path

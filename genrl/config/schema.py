@@ -4,8 +4,6 @@ The open slots (`sid`, `layout`, `objective`, `baseline`, each reward) hold a co
 options; they are checked against the component once the registries are known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -340,9 +338,9 @@ class RLConfig(OptimizerConfig):
     """Peak learning rate; meant for the tiny model, pre-trained weights want a small part of it."""
     warmup_steps: int = 0
     """Linear warm-up, then constant."""
-    max_steps: int = option(50, ge=1)
+    max_steps: int = option(30, ge=1)
     """Optimiser steps."""
-    validate_every: int = option(25, ge=1)
+    validate_every: int = option(15, ge=1)
     """Optimiser steps between validations; a resumable checkpoint follows each."""
     select: Literal["best", "last"] = "best"
     """Keep the weights with the best `select.metric` on validation rows, or the last."""

@@ -1,7 +1,5 @@
 """What chooses weights, and what the words about a run are about."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Plain values into the schema, one by one, so that every bad value is found and named."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
@@ -36,26 +34,27 @@ def to_typed(tree: Tree, written: Tree | None = None) -> tuple[RunConfig, list[P
     node = node_of(RunConfig)
     found = fill(node, RunConfig, as_written(RunConfig, tree, written or {}), _unknown, defaults=True)
     problems = [Problem((key,), reason) for key, _, reason in found]
-    problems += _unresolved(node)
-    for key, reason in list(out_of_bounds(RunConfig, vars(OmegaConf.to_object(node)))):
+    config, unresolved = _resolved(node)
+    misfits = list(out_of_bounds(RunConfig, vars(config)))
+    problems += [*unresolved, *(Problem((key,), reason) for key, reason in misfits)]
+    for key, _ in misfits:
         _put_back(node, key)
-        problems.append(Problem((key,), reason))
-    config: Any = OmegaConf.to_object(node)
+    if misfits:
+        config, _ = _resolved(node)
     config.rewards = {name: options for name, options in config.rewards.items() if options is not None}
     return config, [*problems, *_slots(config)]
 
 
-def _unresolved(node: DictConfig) -> Iterator[Problem]:
-    """Find each interpolation such as ${oc.env:DATA} that leads nowhere, and put its default back."""
+def _resolved(node: DictConfig) -> tuple[Any, list[Problem]]:
+    """The configuration, with the default of each interpolation such as ${oc.env:DATA} that leads nowhere."""
+    problems: list[Problem] = []
     while True:
         try:
-            OmegaConf.to_object(node)
+            return OmegaConf.to_object(node), problems
         except OmegaConfBaseException as error:
             key = str(error.full_key)
             _put_back(node, key)
-            yield Problem((key,), str(error).splitlines()[0])
-        else:
-            return
+            problems.append(Problem((key,), str(error).splitlines()[0]))
 
 
 def _put_back(node: DictConfig, key: str) -> None:

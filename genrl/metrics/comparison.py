@@ -1,7 +1,5 @@
 """Do two models differ, when both the training seed and the choice of test users could have been others?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """BAPO: clip bounds that move until good completions weigh enough."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

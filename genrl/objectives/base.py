@@ -1,7 +1,5 @@
 """What an objective is: rewards in, loss out; its pieces, and the objective that is made of them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace

@@ -1,7 +1,5 @@
 """Credit: which completion, step and token gets how much of the reward."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol

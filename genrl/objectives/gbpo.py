@@ -1,7 +1,5 @@
 """GBPO: no clip; the gradient of each token is bounded instead."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

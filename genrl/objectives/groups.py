@@ -1,7 +1,5 @@
 """What the completions of a group are worth together: credit for the best of k, and repair of groups without a hit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb

@@ -1,7 +1,5 @@
 """GRPO: one advantage per completion, clipped token ratios."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

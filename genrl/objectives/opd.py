@@ -1,7 +1,5 @@
 """On-policy distillation: each code that the policy wrote is judged by a teacher who knows the same trie."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal

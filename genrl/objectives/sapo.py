@@ -1,7 +1,5 @@
 """SAPO, Step-Aligned: each step of the completion gets the credit of its own match."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal

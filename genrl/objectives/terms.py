@@ -1,7 +1,5 @@
 """Terms of the loss that several objectives share: clipped ratios, penalties, and how tokens are weighed."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Relatives of GRPO: the same pieces with other options."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """What attention sees: masks and positions of completions behind their prompts, caches, one prompt for many rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """What every policy has besides what it says: weights that are trained, kept and loaded, and a description of them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The distribution of the next token: one function for writing, searching, scoring and supervised training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """The encoder of SASRec, its relatives and the item policy: causal self-attention over a history of items."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import torch

@@ -1,7 +1,5 @@
 """What a thought tells of the item that the user chose: how much likelier it makes that item."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

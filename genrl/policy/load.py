@@ -1,7 +1,5 @@
 """Build the policy that a configuration asks for: backbone, SID tokens, adapters, 4-bit weights."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from pathlib import Path

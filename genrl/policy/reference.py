@@ -1,7 +1,5 @@
 """The policy as it was when training began, which objectives hold the trained one to."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -1,7 +1,5 @@
 """From requests to completions by any of the rollout methods, with noise that depends on the request alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Log-probabilities of completions, with the prompt computed once for its whole group."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What a teacher says of completions that the policy wrote."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Completions written token by token, whatever the layout; rows that need no more of the model leave it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

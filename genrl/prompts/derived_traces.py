@@ -1,7 +1,5 @@
 """Traces from the history alone: what recent items say of the next one, counted on training pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Traces that genrl makes itself, by name."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset

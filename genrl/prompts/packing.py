@@ -1,7 +1,5 @@
 """Supervised batches: which examples an optimiser step trains on, packed into rows and shared out over ranks."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -223,7 +221,8 @@ class HistoryBatches(SegmentPlanner):
         """Items of a window in a pass, oldest first, and which of them are targets."""
         start, first, stop, _ = self.windows[window].tolist()
         places = np.concatenate([np.arange(start, self.past[first]), np.arange(first, stop)])
-        shown, target = self.items[places], _targets(places, first, self.past)
+        moment = self.past[places] == places  # only the first of each moment is a target
+        shown, target = self.items[places], (places >= first) & (moment | (places == first))
         if self.config.item_dropout:
             random = np.random.default_rng((self.config.seed, epoch, window))
             kept = random.random(len(shown)) >= self.config.item_dropout
@@ -579,11 +578,6 @@ def first_fit(sizes: Sequence[int], length: int, alone: bool) -> list[list[int]]
         rows[row].append(one)
         room[row] = 0 if alone else room[row] - sizes[one]
     return rows
-
-
-def _targets(places: np.ndarray, first: int, past: np.ndarray) -> np.ndarray:
-    """Which places of a window [n] are targets: its first one, and behind it the first of each moment."""
-    return (places >= first) & ((past[places] == places) | (places == first))
 
 
 def _windows(offsets: np.ndarray, roles: np.ndarray, past: np.ndarray, size: int) -> np.ndarray:

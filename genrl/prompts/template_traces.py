@@ -1,7 +1,5 @@
 """Traces made from the catalogue alone: what each level of a SID stands for, and what in the history speaks for it."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Traces: what a model is taught to think before it names an item, one text per SID level."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

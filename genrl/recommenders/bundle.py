@@ -1,7 +1,5 @@
 """What every kept recommender has beside its weights: the catalogue it was made for and its Semantic IDs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

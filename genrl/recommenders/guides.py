@@ -1,7 +1,5 @@
 """Finished runs as guides of a policy: loaded once, frozen, and kept beside what they guide."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """SASRec (Kang and McAuley, ICDM 2018): self-attention over a user's items predicts the next one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import repeat
 from typing import ClassVar, Literal

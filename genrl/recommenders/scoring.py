@@ -1,7 +1,5 @@
 """The best of the scores of the whole catalogue."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Rewards that compare what was generated with what the user really chose."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

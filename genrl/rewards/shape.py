@@ -1,7 +1,5 @@
 """Rewards for the form of a completion, whatever it recommends."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Reward for thinking by what it tells of the target."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

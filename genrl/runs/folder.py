@@ -1,7 +1,5 @@
 """Whose a run folder is: made by one configuration, finished or not, and never overwritten by another."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The files that a run depends on, known by their content."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import asdict
 from importlib.util import find_spec

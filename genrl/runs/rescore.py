@@ -1,7 +1,5 @@
 """Score a finished run again, beside the data that it was made with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

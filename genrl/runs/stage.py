@@ -1,7 +1,5 @@
 """A stage as a value: its name, where it is kept under a key of all that it depends on, and what trains it."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable
@@ -148,13 +146,8 @@ def stages_of(session: Session, objective: Objective | None) -> list[Stage]:
     if "activate" in supervised_stages(session.config):
         stages.append(_activate(session, stages[-1].folder if stages else None))
     if "rl" in session.config.stages:
-        stages.append(_rl(session, objective, _weights(stages)))
+        stages.append(_rl(session, objective, stages[-1].folder / WEIGHTS if stages else None))
     return stages
-
-
-def _weights(stages: list[Stage]) -> Path | None:
-    """What the next stage begins with; None: the weights of the model."""
-    return stages[-1].folder / WEIGHTS if stages else None
 
 
 def _align(session: Session) -> Stage:

@@ -1,7 +1,5 @@
 """The supervised stages of a configuration."""
 
-from __future__ import annotations
-
 from genrl.config import RunConfig
 from genrl.layouts import thinks
 

@@ -1,7 +1,5 @@
 """Semantic IDs: how items become short sequences of codes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Item embeddings made elsewhere: .npy, .safetensors or parquet."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Residual k-means: each level clusters what the levels before it left over."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Imports a published SID index: JSON {item id: [code token, ...]}."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

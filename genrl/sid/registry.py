@@ -1,7 +1,5 @@
 """The table of SID builders; plug-ins add theirs under the entry-point group `genrl.sid_builders`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

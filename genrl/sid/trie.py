@@ -302,7 +302,7 @@ def _tables(
     levels = []
     for level, field in enumerate(fields):
         bounds = torch.cat([*offsets[level], torch.tensor([edges[level]], dtype=index)])
-        levels.append(TrieLevel(field.size, _widest(bounds), bounds, torch.cat(codes[level])))
+        levels.append(TrieLevel(field.size, int(bounds.diff().max()), bounds, torch.cat(codes[level])))
     return levels, torch.cat([*offsets[depth], torch.tensor([items], dtype=index)])
 
 
@@ -318,10 +318,6 @@ def _with_masks(levels: list[TrieLevel], items: int) -> tuple[TrieLevel, ...]:
             level = replace(level, masks=torch.cat([level.legal(some) for some in rows]))
         done.append(level)
     return tuple(done)
-
-
-def _widest(offsets: Tensor) -> int:
-    return int((offsets[1:] - offsets[:-1]).max())
 
 
 def _code_type(size: int) -> torch.dtype:

@@ -1,7 +1,5 @@
 """One LightningModule trains any baseline that learns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What TensorBoard shows of a finished run beside its curves: a row in the table of runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What happens around the steps: checkpoints, the best weights, progress, samples and notes for the curves."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -3,8 +3,6 @@
 Steps, blocks and SID levels are counted from 1 in tags. Docs: the table in docs/objectives.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

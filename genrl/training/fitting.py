@@ -1,7 +1,5 @@
 """One Lightning run over a stage or a baseline, and what processes of a run have to agree on."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import warnings

@@ -8,8 +8,6 @@ Importance Sampling; between sampler and trainer: Yao et al. 2025, Your Efficien
 Off-Policy RL Training).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import Tensor

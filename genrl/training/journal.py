@@ -1,7 +1,5 @@
 """What a stage gathers between two optimiser steps and logs at the end of each."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

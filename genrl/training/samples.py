@@ -1,7 +1,5 @@
 """Worked examples of a rollout: what the policy wrote, how it was rewarded, which way each step is pushed."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sized streams of optimiser steps: what a step sees depends on the seed and the step number alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 

@@ -1,7 +1,5 @@
 """From a case of the golden file to an objective, a rollout and rewards; every number comes from the file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every golden case through the door a user takes: OBJECTIVES.build, prepare, loss."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +42,7 @@ def per_token(values: list[Any], case: Case) -> Tensor:
     return advantages[:, None] * case.rollout.chosen
 
 
-def test_advantages_loss_and_gradient(case: Case) -> None:
+def test_advantages_loss_and_gradient(case):
     experience = case.prepared()
     assert_same(experience.advantages, per_token(case.expected["advantages"], case))
     loss, gradient = case.run(experience, case.logps)
@@ -54,7 +52,7 @@ def test_advantages_loss_and_gradient(case: Case) -> None:
 
 
 @pytest.mark.parametrize("parts", [[[0], [1]], [[1], [0]]])
-def test_losses_and_gradients_of_micro_batches_add_up(case: Case, parts: list[list[int]]) -> None:
+def test_losses_and_gradients_of_micro_batches_add_up(case, parts):
     experience = case.prepared()
     rows = torch.arange(case.logps.shape[0]).view(len(experience), -1)
     loss, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(case.logps)
@@ -68,7 +66,7 @@ def test_losses_and_gradients_of_micro_batches_add_up(case: Case, parts: list[li
     assert_same(gradient, case.expected["grad_logp_new"])
 
 
-def test_every_case_has_an_objective(golden: dict[str, Any]) -> None:
+def test_every_case_has_an_objective(golden):
     assert golden["cases"]
     for name in golden["cases"]:
         build(golden, name)
@@ -136,7 +134,7 @@ def exposed(case: Case) -> dict[str, Tensor]:
     shown: dict[str, Tensor] = {}
     for kind, extras in EXTRAS.items():
         if isinstance(objective.surrogate, kind):
-            shown |= extras(case, experience, objective.surrogate)  # type: ignore[operator]
+            shown |= extras(case, experience, objective.surrogate)
     if "lambda" in experience.extras:
         shown["lam"] = experience.extras["lambda"]
     if isinstance(objective.credit, DecoupledCredit):
@@ -148,13 +146,13 @@ def exposed(case: Case) -> dict[str, Tensor]:
         shown |= {"per_objective_advantage": shown["per_reward_advantage"], "pre_batch_std_ddof1": summed.std()}
     if case.rollout.ref_logps is not None:
         kl = (experience.weights * k3(case.logps, case.rollout.ref_logps)).sum()
-        coefficient = sum(penalty.coef for penalty in objective.penalties)  # type: ignore[attr-defined]
+        coefficient = sum(penalty.coef for penalty in objective.penalties)
         loss, _ = case.run(experience, case.logps)
         shown |= {"kl_mean": kl, "policy_loss": loss - coefficient * kl}
     return shown
 
 
-def test_insides(case: Case) -> None:
+def test_insides(case):
     shown = exposed(case)
     compared = [name for name in shown if name in case.expected]
     for name in compared:
@@ -162,7 +160,7 @@ def test_insides(case: Case) -> None:
         assert_same(found.double() if found.is_floating_point() else found.to(torch.int64), _plain(case.expected[name]))
 
 
-def test_the_insides_of_the_file_are_nearly_all_compared(golden: dict[str, Any]) -> None:
+def test_the_insides_of_the_file_are_nearly_all_compared(golden):
     compared = {key for name in golden["cases"] for key in exposed(build(golden, name)) if key in golden["cases"][name]}
     assert compared >= {
         *("seq_ratio", "clipped_seqs", "r_slate", "clip_low", "clip_high", "c_low", "c_high", "zero_gradient", "Phi"),
@@ -187,7 +185,7 @@ NORMS = {
 }
 
 
-def test_advantage_variants(golden: dict[str, Any]) -> None:
+def test_advantage_variants(golden):
     size = golden["token_setup"]["group"].count(golden["token_setup"]["group"][0])
     compared = 0
     for variants in golden["advantage_variants"].values():
@@ -198,7 +196,7 @@ def test_advantage_variants(golden: dict[str, Any]) -> None:
     assert compared == sum(name in NORMS for variants in golden["advantage_variants"].values() for name in variants)
 
 
-def test_groups_kept_by_dynamic_sampling_and_the_denominator_of_all_tokens(golden: dict[str, Any]) -> None:
+def test_groups_kept_by_dynamic_sampling_and_the_denominator_of_all_tokens(golden):
     case = build(golden, "dapo_dynamic_sampling_drop")
     kept = golden["advantage_variants"]["zero_variance_second_group"]["kept_by_dynamic_sampling"]
     assert live_prompts(case.prepared()).tolist() == kept
@@ -207,30 +205,30 @@ def test_groups_kept_by_dynamic_sampling_and_the_denominator_of_all_tokens(golde
     assert_same(loss, case.expected["loss_without_filtering"])
 
 
-def test_bapo_search_trace(golden: dict[str, Any]) -> None:
+def test_bapo_search_trace(golden):
     for name in (key for key in golden["cases"] if key.startswith("bapo")):
         case = build(golden, name)
-        bounds = case.objective.surrogate.bounds  # type: ignore[union-attr]
+        bounds = case.objective.surrogate.bounds
         ratios = log_ratios(Scores(case.logps), case.rollout).exp()
         balance = bounds.balance(ratios, case.prepared().advantages, case.rollout)
         trace = torch.cat([torch.tensor(bounds.path(), dtype=torch.float64), balance[:, None]], 1)
         assert_same(trace[: len(case.expected["trace"])], case.expected["trace"])
 
 
-def test_gdpo_with_token_weighted_whitening(golden: dict[str, Any]) -> None:
+def test_gdpo_with_token_weighted_whitening(golden):
     case = build(golden, "gdpo")
-    summed = case.objective.credit.summed(case.rewards, case.rollout.group_size)  # type: ignore[union-attr]
+    summed = case.objective.credit.summed(case.rewards, case.rollout.group_size)
     found = whitened(summed, case.rollout.chosen.sum(1).double())
     assert_same(found, case.expected["verl_token_weighted_whiten_advantage"])
 
 
-def test_nested_match_is_the_prefix_reward(golden: dict[str, Any]) -> None:
+def test_nested_match_is_the_prefix_reward(golden):
     setup = golden["token_setup"]
     assert_same(matched(numbers(setup["match"]), "prefix"), setup["prefix_match"])
     assert_same(matched(numbers(setup["match"]), "nested").sum(1), setup["rewards"]["prefix_025_05_1"])
 
 
-def test_entropy_and_running_mean(golden: dict[str, Any]) -> None:
+def test_entropy_and_running_mean(golden):
     metrics, ema = golden["metrics"]["entropy"], golden["metrics"]["ema"]
     categories = torch.tensor(metrics["slates"])
     assert_same(category_entropy(categories, torch.float64), metrics["per_slate_nats"])

@@ -1,7 +1,5 @@
 """Runs of these tests leave out what most of them do not look at."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -3,8 +3,6 @@
 A forked run can leave without a word at a given moment, as a killed process does.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """Comparisons through the command line: killed and continued, placebo, report only."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -22,7 +20,7 @@ from tests.integration.processes import LIMIT, start
 from tests.runs import small
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = ("--objectives", "sage,same=sage", "--seeds", "0", "--jobs", "2")
+ROWS = ("--objectives", "sage,same=sage", "--seeds", "0", "--jobs", "1")
 STEPS = "rl.max_steps=6"
 
 
@@ -41,7 +39,6 @@ def report(output: Path) -> Any:
 def kill_when(reached: Callable[[], bool], command: list[str], log: Path) -> None:
     """Start a comparison and kill it, and all its runs, at some moment."""
     process = start(command, log, {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert process.pid is not None
     end = time.monotonic() + LIMIT
     while not reached():
         assert process.is_alive(), log.read_text()[-2000:]
@@ -79,11 +76,9 @@ def without_pictures(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "html", lambda *_: "")
 
 
-def test_a_comparison_that_is_killed_ends_with_the_same_report(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_that_is_killed_ends_with_the_same_report(whole, tmp_path, monkeypatch):
     toy = tmp_path / "toy"
-    kill_when(lambda: (toy / "same-s0" / "last.ckpt").exists(), words(tmp_path), tmp_path / "log.txt")
+    kill_when(lambda: (toy / "sage-s0" / "last.ckpt").exists(), words(tmp_path), tmp_path / "log.txt")
     assert not (toy / "report.json").exists()
     monkeypatch.setattr(comparison, "start", Ended)  # what is left goes on in this process, which has loaded all
     assert main(words(tmp_path)) == 0
@@ -91,7 +86,7 @@ def test_a_comparison_that_is_killed_ends_with_the_same_report(
     assert len(list(toy.glob("align-*"))) == 1
 
 
-def test_one_objective_under_two_names_does_not_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_objective_under_two_names_does_not_differ(whole, capsys):
     before = (whole / "toy" / "report.json").read_bytes()
     assert main(words(whole, "--report-only", "--baseline", "same")) == 0
     shown = capsys.readouterr().out
@@ -105,19 +100,19 @@ def test_one_objective_under_two_names_does_not_differ(whole: Path, capsys: pyte
     assert (whole / "toy" / "report.json").read_bytes() == before
 
 
-def test_runs_that_fit_has_made_are_reused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_fit_has_made_are_reused(whole, capsys):
     assert main(words(whole)) == 0
     assert "started" not in capsys.readouterr().err
     assert not list(whole.rglob("log.txt"))
 
 
-def test_the_folder_alone_is_reported_by_name(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folder_alone_is_reported_by_name(whole, capsys):
     assert main(["compare", "--report-only", "--output", str(whole)]) == 0
     assert re.search(r"^ +same +1 +0\.", capsys.readouterr().out, re.MULTILINE)
     assert main(words(whole, "--report-only")) == 0
 
 
-def test_a_report_with_other_options_of_evaluation_scores_the_runs_again(whole: Path) -> None:
+def test_a_report_with_other_options_of_evaluation_scores_the_runs_again(whole):
     runs = [whole / "toy" / name / "metrics.json" for name in ("sage-s0", "same-s0")]
     before = (whole / "toy" / "report.json").read_bytes(), [path.read_bytes() for path in runs]
     for flags in ((), ("--objectives", "sage", "--seeds", "0")):
@@ -134,9 +129,7 @@ def test_a_report_with_other_options_of_evaluation_scores_the_runs_again(whole: 
     assert ((whole / "toy" / "report.json").read_bytes(), [path.read_bytes() for path in runs]) == before
 
 
-def test_a_run_of_another_objective_is_no_baseline_and_that_is_said_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_of_another_objective_is_no_baseline_and_that_is_said_before_anything_runs(tmp_path, capsys):
     finish(plan_of(tmp_path, "same=sage", seeds=(0,)).runs[0], ALIGNED)
     finish_baseline(tmp_path, "sasrec", ALIGNED)
     command = ["compare", "--layout", "sid", "--output", str(tmp_path), "--objectives"]
@@ -147,7 +140,7 @@ def test_a_run_of_another_objective_is_no_baseline_and_that_is_said_before_anyth
     assert not list((tmp_path / "toy").glob("*/log.txt"))
 
 
-def test_a_budget_in_seconds_ends_the_rl_stage_alone(whole: Path) -> None:
+def test_a_budget_in_seconds_ends_the_rl_stage_alone(whole):
     timed = ("name=timed", "rl.select=last", "rl.max_steps=1000000000", "trainer.extra.max_time.seconds=1")
     assert main(["fit", *small(whole, *timed)]) == 0
     metrics = json.loads((whole / "toy" / "timed-s0" / "metrics.json").read_text())

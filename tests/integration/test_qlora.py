@@ -1,7 +1,5 @@
 """The recipe of 4-bit weights with adapters runs all stages as it is written, on a model small enough for a test."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path
@@ -40,7 +38,7 @@ SIZES = (
 )
 
 
-def test_every_stage_trains_in_bfloat16(tmp_path: Path) -> None:
+def test_every_stage_trains_in_bfloat16(tmp_path):
     pytest.importorskip("bitsandbytes")
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "tie_word_embeddings": True}
     folder = save_local_model(tmp_path / "model", "qwen3", **sizes)

@@ -1,7 +1,5 @@
 """Whole runs of policies that think: align, activate, rl."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -58,7 +56,7 @@ def notes(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_all_three_stages_are_trained_and_scored(output: Path, objective: str) -> None:
+def test_all_three_stages_are_trained_and_scored(output, objective):
     folder = output / "toy" / f"{objective}-s0"
     metrics = read(folder)
     assert set(metrics["stages"]) == {"align", "activate", "rl"}
@@ -74,13 +72,13 @@ def test_all_three_stages_are_trained_and_scored(output: Path, objective: str) -
     assert all(completion["thinking"][0] for sample in samples for completion in sample["completions"])
 
 
-def test_stage_align_is_shared_and_stage_activate_belongs_to_its_layout(output: Path) -> None:
+def test_stage_align_is_shared_and_stage_activate_belongs_to_its_layout(output):
     kinds = [path.name.partition("-")[0] for path in (output / "toy").iterdir()]
     assert kinds.count("align") == 1
     assert kinds.count("activate") == 2
 
 
-def test_thinking_is_logged_under_the_same_tags_for_every_objective(output: Path) -> None:
+def test_thinking_is_logged_under_the_same_tags_for_every_objective(output):
     logged = [{tag for note in notes(output / "toy" / f"{name}-s0") for tag in note} for name in ("sapo", "grpo")]
     steps = ("train/match/step", "train/reward/step", "train/grad_norm/step", "objective/advantage_abs_step")
     numbered = {
@@ -98,9 +96,7 @@ def test_thinking_is_logged_under_the_same_tags_for_every_objective(output: Path
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_a_run_that_thinks_can_be_evaluated_and_asked(
-    output: Path, capsys: pytest.CaptureFixture[str], objective: str
-) -> None:
+def test_a_run_that_thinks_can_be_evaluated_and_asked(output, capsys, objective):
     folder = output / "toy" / f"{objective}-s0"
     capsys.readouterr()
     assert main(["evaluate", "--run", str(folder), "--split", "valid"]) == 0
@@ -110,7 +106,7 @@ def test_a_run_that_thinks_can_be_evaluated_and_asked(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1", "2", "3"]
 
 
-def test_the_control_learns_targets_behind_thoughts_of_its_own(output: Path) -> None:
+def test_the_control_learns_targets_behind_thoughts_of_its_own(output):
     learned = [note for note in notes(output / "toy" / "ce-s0") if "objective/nll" in note]
     assert len(learned) == 2
     for note in learned:
@@ -125,7 +121,7 @@ class LeftError(Exception):
     """The process ends here."""
 
 
-def test_a_run_that_is_resumed_ends_with_the_same_bits(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_resumed_ends_with_the_same_bits(output, monkeypatch):
     original = ResumePoint.on_train_epoch_end
 
     def leave(self: ResumePoint, trainer: L.Trainer, module: L.LightningModule) -> None:

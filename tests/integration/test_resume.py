@@ -1,7 +1,5 @@
 """A run that is killed and resumed ends with the same bits as one that was left alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -56,7 +54,7 @@ def files(output: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(words(whole)) == 0
     moments = [

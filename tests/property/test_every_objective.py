@@ -1,7 +1,5 @@
 """What holds for every objective on every layout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -31,7 +29,7 @@ def drawn(name: str, layout: str, seed: int = 0) -> tuple[Sample, Experience, Ou
 @every
 @layouts
 @pytest.mark.parametrize("seed", [0, 1])
-def test_finite_loss_and_gradient_only_on_chosen_tokens(name: str, layout: str, seed: int) -> None:
+def test_finite_loss_and_gradient_only_on_chosen_tokens(name, layout, seed):
     batch, experience, (loss, gradient) = drawn(name, layout, seed)
     assert loss.dtype == torch.float64
     assert torch.isfinite(loss)
@@ -45,7 +43,7 @@ def test_finite_loss_and_gradient_only_on_chosen_tokens(name: str, layout: str, 
 
 
 @every
-def test_no_chosen_token_at_all(name: str) -> None:
+def test_no_chosen_token_at_all(name):
     batch = sample("sid")
     batch = replace(batch, rollout=replace(batch.rollout, chosen=torch.zeros_like(batch.rollout.chosen)))
     assert_outcome(batch.outcome(make(name)), (torch.tensor(0.0), torch.zeros_like(batch.logps)))
@@ -53,7 +51,7 @@ def test_no_chosen_token_at_all(name: str) -> None:
 
 @every
 @layouts
-def test_float32_agrees_with_float64(name: str, layout: str) -> None:
+def test_float32_agrees_with_float64(name, layout):
     batch, _, expected = drawn(name, layout)
     single = Sample(*(part.to(torch.float32) for part in (batch.rollout, batch.rewards, batch.logps, batch.entropy)))
     found = single.outcome(make(name))
@@ -63,7 +61,7 @@ def test_float32_agrees_with_float64(name: str, layout: str) -> None:
 
 @every
 @layouts
-def test_micro_batches_add_up(name: str, layout: str) -> None:
+def test_micro_batches_add_up(name, layout):
     (batch, experience, expected), objective = drawn(name, layout), make(name)
     shuffled = torch.randperm(4, generator=torch.Generator().manual_seed(1))
     for sizes in ([1, 3], [3, 1], [1, 1, 1, 1], [2, 2]):
@@ -78,7 +76,7 @@ def test_micro_batches_add_up(name: str, layout: str) -> None:
 
 @every
 @layouts
-def test_neither_more_padding_nor_the_order_within_a_group_matters(name: str, layout: str) -> None:
+def test_neither_more_padding_nor_the_order_within_a_group_matters(name, layout):
     batch, _, (loss, gradient) = drawn(name, layout)
     assert_outcome(batch.padded(3).outcome(make(name)), (loss, torch.nn.functional.pad(gradient, (0, 3))))
     draw = torch.Generator().manual_seed(2)
@@ -88,13 +86,13 @@ def test_neither_more_padding_nor_the_order_within_a_group_matters(name: str, la
 
 @pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("sapo-prefix", "sapo-nested")])
 @layouts
-def test_a_constant_added_to_all_rewards_changes_nothing(name: str, layout: str) -> None:
+def test_a_constant_added_to_all_rewards_changes_nothing(name, layout):
     batch, _, expected = drawn(name, layout)
     assert_outcome(batch.shifted(3.0).outcome(make(name)), expected)
 
 
 @pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("grpo-dual", "grpo-best", "dr_grpo")])
-def test_the_unit_of_rewards_hardly_matters(name: str) -> None:
+def test_the_unit_of_rewards_hardly_matters(name):
     """Not for advantages that are differences of rewards and no more: they have the unit of the reward."""
     batch, _, (_, gradient) = drawn(name, "blocked")
     _, scaled = batch.shifted(0.0, scale=8.0).outcome(make(name))
@@ -103,7 +101,7 @@ def test_the_unit_of_rewards_hardly_matters(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPARING)
 @layouts
-def test_equal_rewards_give_no_gradient(name: str, layout: str) -> None:
+def test_equal_rewards_give_no_gradient(name, layout):
     batch = sample(layout)
     objective = make(name)
     if objective.gradient_without_advantage:
@@ -130,7 +128,7 @@ def permuted(shape: tuple[int, ...], draw: torch.Generator) -> list[Tensor]:
 @pytest.mark.parametrize("name", [name for name in COMPARING if not name.startswith(("gdpo", "sage"))])
 @pytest.mark.parametrize("summands", [cancelling, permuted])
 @pytest.mark.parametrize("seed", range(3))
-def test_sums_equal_up_to_rounding_give_no_gradient(name: str, summands: Summands, seed: int) -> None:
+def test_sums_equal_up_to_rounding_give_no_gradient(name, summands, seed):
     """Whatever the summands; those that normalise rewards one by one compare none of these sums."""
     batch, objective = sample("blocked"), make(name)
     objective.penalties = ()
@@ -147,7 +145,7 @@ def test_sums_equal_up_to_rounding_give_no_gradient(name: str, summands: Summand
 
 @pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("sapo-fork", "gdpo-token")])
 @layouts
-def test_a_dead_group_can_be_left_out(name: str, layout: str) -> None:
+def test_a_dead_group_can_be_left_out(name, layout):
     batch, objective = sample(layout), make(name)
     objective.penalties = ()
     experience = batch.experience(objective)
@@ -162,7 +160,7 @@ def test_a_dead_group_can_be_left_out(name: str, layout: str) -> None:
 
 
 @every
-def test_an_optimiser_step_on_half_the_prompts_weighs_as_much(name: str) -> None:
+def test_an_optimiser_step_on_half_the_prompts_weighs_as_much(name):
     batch, objective = sample("blocked"), make(name)
     whole = batch.experience(objective)
     half = renormalized(whole.groups(slice(0, 2)))
@@ -175,7 +173,7 @@ def test_an_optimiser_step_on_half_the_prompts_weighs_as_much(name: str) -> None
 
 
 @every
-def test_loss_is_pure_and_asks_nothing_of_rewards_or_old_gradients(name: str) -> None:
+def test_loss_is_pure_and_asks_nothing_of_rewards_or_old_gradients(name):
     batch, objective = sample("slate"), make(name)
     experience = batch.experience(objective)
     assert not any(value.requires_grad for value in (experience.advantages, experience.weights))
@@ -189,7 +187,7 @@ def test_loss_is_pure_and_asks_nothing_of_rewards_or_old_gradients(name: str) ->
 
 
 @pytest.mark.gpu
-def test_all_of_them_on_a_gpu() -> None:
+def test_all_of_them_on_a_gpu():
     batch = sample("slate")
     moved = Sample(batch.rollout.to("cuda"), batch.rewards.to("cuda"), batch.logps.cuda(), batch.entropy.cuda())
     for name in OBJECTIVE_OPTIONS:

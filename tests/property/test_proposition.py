@@ -4,8 +4,6 @@ With one target per prompt, per-level matches and the exact match have one optim
 to it. Where the target is random this ends: per-level matches lead to the most frequent code of each level.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -130,7 +128,7 @@ def sapo(**options: object) -> Objective:
 
 @spaces
 @matches
-def test_with_one_target_the_best_sid_is_the_exact_match_and_no_other(space: str, match: Match) -> None:
+def test_with_one_target_the_best_sid_is_the_exact_match_and_no_other(space, match):
     policy = tabular(space)
     for target in range(len(policy.sids)):
         values = policy.values(certain(policy, target), match)
@@ -140,7 +138,7 @@ def test_with_one_target_the_best_sid_is_the_exact_match_and_no_other(space: str
 
 @spaces
 @matches
-def test_ascent_of_the_expected_match_ends_at_the_exact_match(space: str, match: Match) -> None:
+def test_ascent_of_the_expected_match_ends_at_the_exact_match(space, match):
     policy, target = tabular(space), 4
     values = policy.values(certain(policy, target), match)
     for seed in range(3):
@@ -163,7 +161,7 @@ def test_ascent_of_the_expected_match_ends_at_the_exact_match(space: str, match:
     ],
     ids=str,
 )
-def test_the_expected_gradient_raises_the_exact_match(space: str, group_size: int, options: dict[str, object]) -> None:
+def test_the_expected_gradient_raises_the_exact_match(space, group_size, options):
     policy = tabular(space)
     for seed, target in enumerate((0, 3, 4)):
         logits, only = policy.start(seed), certain(policy, target)
@@ -171,7 +169,7 @@ def test_the_expected_gradient_raises_the_exact_match(space: str, group_size: in
         assert (direction * gradient(policy, logits, only)).sum() > 0
 
 
-def test_the_summed_match_can_lower_the_exact_match_where_sapo_raises_it() -> None:
+def test_the_summed_match_can_lower_the_exact_match_where_sapo_raises_it():
     """The policy is right about levels 2 and 3 under the wrong code of level 1 only."""
     policy, only = tabular("3 levels of 2 codes"), certain(tabular("3 levels of 2 codes"), 0)
     logits = policy.start(0) * 0
@@ -186,7 +184,7 @@ def test_the_summed_match_can_lower_the_exact_match_where_sapo_raises_it() -> No
 
 
 @spaces
-def test_following_the_expected_gradient_ends_at_the_exact_match(space: str) -> None:
+def test_following_the_expected_gradient_ends_at_the_exact_match(space):
     policy, target = tabular(space), 4
     expectation = Expectation(policy, certain(policy, target), sapo())
     for seed in range(2):
@@ -213,9 +211,7 @@ def random_target(chances: dict[tuple[int, int], float]) -> tuple[Tabular, Tenso
         (APART, "prefix", (1, 1), 0.60 + 0.35, 0.35),
     ],
 )
-def test_with_a_random_target_matches_lead_away_from_the_item_that_is_chosen_most(
-    chances: dict[tuple[int, int], float], match: Match, best: tuple[int, int], value: float, exact: float
-) -> None:
+def test_with_a_random_target_matches_lead_away_from_the_item_that_is_chosen_most(chances, match, best, value, exact):
     policy, targets = random_target(chances)
     values = policy.values(targets, match)
     assert policy.sids[values.argmax()].tolist() == list(best)

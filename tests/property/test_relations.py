@@ -1,7 +1,5 @@
 """What one objective has to do with another (section 17 of the methods reference)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -25,7 +23,7 @@ def gradient(objective: Objective, batch: Sample) -> Tensor:
 
 
 @layouts
-def test_on_policy_the_clipped_objectives_are_one(layout: str) -> None:
+def test_on_policy_the_clipped_objectives_are_one(layout):
     batch = sample(layout).on_policy()
     by_row = gradient(build("grpo"), batch)
     by_token = gradient(build("grpo", reduction="token"), batch)
@@ -36,7 +34,7 @@ def test_on_policy_the_clipped_objectives_are_one(layout: str) -> None:
 
 @layouts
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "sapo", "gdpo", "ecpo", "bapo", "sage"])
-def test_on_policy_gradient_is_weight_times_advantage(layout: str, name: str) -> None:
+def test_on_policy_gradient_is_weight_times_advantage(layout, name):
     options = {"ratio_level": "token"} if name == "sage" else {}
     batch, objective = sample(layout).on_policy(), build(name, **options)
     experience = batch.experience(objective)
@@ -44,7 +42,7 @@ def test_on_policy_gradient_is_weight_times_advantage(layout: str, name: str) ->
 
 
 @layouts
-def test_gspo_token_is_gspo_where_the_advantage_is_one_per_completion(layout: str) -> None:
+def test_gspo_token_is_gspo_where_the_advantage_is_one_per_completion(layout):
     batch = sample(layout)
     options = {"clip_low": 0.05, "clip_high": 0.05}
     by_token = build("gspo", level="sequence_token", **options)
@@ -52,7 +50,7 @@ def test_gspo_token_is_gspo_where_the_advantage_is_one_per_completion(layout: st
 
 
 @layouts
-def test_equal_rewards_at_one_step_give_it_no_gradient(layout: str) -> None:
+def test_equal_rewards_at_one_step_give_it_no_gradient(layout):
     batch = sample(layout)
     steps = batch.rewards.steps.clone()
     steps[:, 1] = 0.7
@@ -62,7 +60,7 @@ def test_equal_rewards_at_one_step_give_it_no_gradient(layout: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ecpo_differs_from_grpo_only_on_bad_tokens_far_above_one(seed: int) -> None:
+def test_ecpo_differs_from_grpo_only_on_bad_tokens_far_above_one(seed):
     batch = sample("blocked", seed=seed, spread=1.0)
     advantages = batch.experience(build("grpo")).advantages
     ratios = (batch.logps - batch.rollout.logps).exp()
@@ -76,7 +74,7 @@ def test_ecpo_differs_from_grpo_only_on_bad_tokens_far_above_one(seed: int) -> N
 @pytest.mark.parametrize("guard", ["add", "clamp"])
 @pytest.mark.parametrize("match", ["per_level", "prefix", "nested"])
 @pytest.mark.parametrize("weight", [0.0, 0.2])
-def test_with_one_step_sapo_is_grpo_on_the_same_reward(layout: str, guard: str, match: str, weight: float) -> None:
+def test_with_one_step_sapo_is_grpo_on_the_same_reward(layout, guard, match, weight):
     """Same guard, format and KL; the mean over steps is then that over completions."""
     batch = sample(layout)
     closed = None if batch.rollout.closed is None else batch.rollout.closed[:, :1]
@@ -91,7 +89,7 @@ def test_with_one_step_sapo_is_grpo_on_the_same_reward(layout: str, guard: str, 
 
 
 @layouts
-def test_gdpo_with_one_reward_is_a_multiple_of_grpo(layout: str) -> None:
+def test_gdpo_with_one_reward_is_a_multiple_of_grpo(layout):
     batch = sample(layout)
     single = {"novelty": batch.rewards.values["novelty"]}
     plain = batch.with_rewards(single).experience(build("grpo", eps=1e-4)).advantages
@@ -104,7 +102,7 @@ def test_gdpo_with_one_reward_is_a_multiple_of_grpo(layout: str) -> None:
 @pytest.mark.parametrize("form", ["clipped", "gradient"])
 @pytest.mark.parametrize("level", ["token", "item"])
 @layouts
-def test_sage_pulls_all_tokens_of_a_completion_equally(form: str, level: str, layout: str) -> None:
+def test_sage_pulls_all_tokens_of_a_completion_equally(form, level, layout):
     batch = sample(layout)
     slope = gradient(build("sage", form=form, ratio_level=level), batch)
     for row, mask in zip(slope, batch.rollout.chosen, strict=True):
@@ -112,7 +110,7 @@ def test_sage_pulls_all_tokens_of_a_completion_equally(form: str, level: str, la
 
 
 @layouts
-def test_sage_without_its_own_ideas_is_the_clipped_sequence_ratio(layout: str) -> None:
+def test_sage_without_its_own_ideas_is_the_clipped_sequence_ratio(layout):
     batch = sample(layout)
     options = {"boost": 0.05, "clip": 0.05, "beta": 0.0, "floor": "clip_lambda", "floor_tolerance": 0.0}
     sage, gspo = build("sage", ratio_level="token", **options), build("gspo", clip_low=0.05, clip_high=0.05)
@@ -120,7 +118,7 @@ def test_sage_without_its_own_ideas_is_the_clipped_sequence_ratio(layout: str) -
     assert_outcome(batch.run(sage, experience), batch.run(gspo, experience))
 
 
-def test_a_diverse_bad_completion_at_rest_keeps_its_gradient() -> None:
+def test_a_diverse_bad_completion_at_rest_keeps_its_gradient():
     """The floor is exactly 1 there, and a ratio of 1 is 1 only up to rounding."""
     batch = sample("slate").on_policy()
     exact = gradient(build("sage", floor="clip_lambda"), batch)
@@ -130,7 +128,7 @@ def test_a_diverse_bad_completion_at_rest_keeps_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gbpo_coefficient_is_bounded(seed: int) -> None:
+def test_gbpo_coefficient_is_bounded(seed):
     draw = torch.Generator().manual_seed(seed)
     new, old = (torch.rand(2000, generator=draw, dtype=torch.float64).log() * 4 for _ in range(2))
     advantages = torch.randn(2000, generator=draw, dtype=torch.float64)
@@ -142,14 +140,14 @@ def test_gbpo_coefficient_is_bounded(seed: int) -> None:
     assert_same(slope / expected, torch.ones_like(slope))
 
 
-def test_gbpo_at_certainty_is_finite() -> None:
+def test_gbpo_at_certainty_is_finite():
     leaf = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     values = bounded_ratio(leaf, torch.tensor([0.0, -3.0], dtype=torch.float64), -torch.ones(2, dtype=torch.float64))
     assert torch.isfinite(values).all()
 
 
 @layouts
-def test_items_of_gbpo_share_the_completion(layout: str) -> None:
+def test_items_of_gbpo_share_the_completion(layout):
     """The row's value is the mean over its items, whatever their number."""
     batch, objective = sample(layout), build("gbpo", level="item")
     experience = batch.experience(objective)
@@ -163,7 +161,7 @@ def test_items_of_gbpo_share_the_completion(layout: str) -> None:
 
 
 @layouts
-def test_ablations_of_sapo(layout: str) -> None:
+def test_ablations_of_sapo(layout):
     batch = sample(layout)
     shaping = batch.rewards.step_shaping
     shaping = torch.zeros_like(batch.rewards.steps) if shaping is None else shaping

@@ -1,9 +1,5 @@
 """Two processes with different numbers of prompts give the weights and gradients of one process."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import torch
 import torch.distributed
 import torch.multiprocessing
@@ -34,7 +30,7 @@ def work(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
+def test_two_ranks_are_one_batch(tmp_path):
     torch.multiprocessing.start_processes(work, args=(str(tmp_path),), nprocs=2, start_method="fork")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in OBJECTIVE_OPTIONS:

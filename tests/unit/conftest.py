@@ -1,7 +1,5 @@
 """Small sessions and a finished run for all tests of the stages."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

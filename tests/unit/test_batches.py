@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import re
 from dataclasses import FrozenInstanceError, fields, replace
 
@@ -94,21 +92,21 @@ def bad_rewards(name: str, *shape: int) -> dict[str, torch.Tensor]:
         (make_experience, "mass", torch.zeros(B, 1), "Experience.mass has shape [6, 1], expected [6]"),
     ],
 )
-def test_batches_of_wrong_shape_are_refused(make: object, name: str, value: object, message: str) -> None:
+def test_batches_of_wrong_shape_are_refused(make, name, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        replace(make(), **{name: value})  # type: ignore[operator]
+        replace(make(), **{name: value})
 
 
-def test_targets_and_rankings_are_tables_of_rows() -> None:
+def test_targets_and_rankings_are_tables_of_rows():
     with pytest.raises(ValueError, match=r"Targets.items has shape \[3\]"):
         Targets(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"Ranking.scores has shape \[2, 3\], expected \[2, 4\]"):
         Ranking(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3))
 
 
-def test_batches_do_not_change() -> None:
+def test_batches_do_not_change():
     with pytest.raises(FrozenInstanceError):
-        make_rollout().tokens = torch.zeros(1)  # type: ignore[misc]
+        make_rollout().tokens = torch.zeros(1)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +119,9 @@ def test_batches_do_not_change() -> None:
         (torch.tensor([], dtype=torch.int64), []),
     ],
 )
-def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[int]) -> None:
+def test_prompts_are_taken_with_their_whole_groups(rows, wanted):
     whole = make_experience()
-    part = whole.groups(rows)  # type: ignore[arg-type]
+    part = whole.groups(rows)
     completions = [prompt * G + member for prompt in wanted for member in range(G)]
     assert len(part) == len(part.completions) == len(wanted)
     names = ("tokens", "chosen", "item_ids", "codes", "items", "logps", "entropy", "categories", "closed")
@@ -138,7 +136,7 @@ def test_prompts_are_taken_with_their_whole_groups(rows: object, wanted: list[in
     assert (part.completions.group_size, part.completions.num_steps) == (G, S)
 
 
-def test_requests_keep_their_targets_which_are_repeated_for_each_completion() -> None:
+def test_requests_keep_their_targets_which_are_repeated_for_each_completion():
     part = make_prompts().rows(torch.tensor([2, 1]))
     assert part.wanted.items.tolist() == [[2], [1]]
     assert part.history.tolist() == [[4, 5], [2, 3]]
@@ -147,12 +145,10 @@ def test_requests_keep_their_targets_which_are_repeated_for_each_completion() ->
     assert make_prompts().wanted.repeat(2).items.flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_rows_of_rewards_are_single_completions() -> None:
+def test_rows_of_rewards_are_single_completions():
     part = make_rewards().rows(torch.tensor([5, 0, 5]))
     assert part.outcome.tolist() == [39.0, 6.5, 39.0]
-    assert part.steps is not None
     assert part.steps.tolist() == [[5.0] * S, [0.0] * S, [5.0] * S]
-    assert part.step_shaping is not None
     assert part.step_shaping.tolist() == [[7.0] * S, [2.0] * S, [7.0] * S]
     assert part.components["hit"].tolist() == [6.0, 1.0, 6.0]
     assert part.components["liked"].tolist() == [10.0, 0.0, 10.0]
@@ -161,21 +157,21 @@ def test_rows_of_rewards_are_single_completions() -> None:
     assert bare.steps is bare.step_shaping is None
 
 
-def test_sizes_of_rewards_do_not_cancel() -> None:
+def test_sizes_of_rewards_do_not_cancel():
     rewards = Rewards({"good": torch.tensor([3.0]), "bad": torch.tensor([[1.0, -2.0]])}, {"good": 2.0, "bad": -1.0})
     assert rewards.outcome.tolist() == [7.0]
     assert rewards.absolute.outcome.tolist() == [9.0]
-    assert rewards.absolute.steps.tolist() == [[1.0, 2.0]]  # type: ignore[union-attr]
+    assert rewards.absolute.steps.tolist() == [[1.0, 2.0]]
 
 
-def test_an_item_reward_of_single_items_is_one_of_completions() -> None:
+def test_an_item_reward_of_single_items_is_one_of_completions():
     one = Rewards({"liked": torch.tensor([[0.3], [0.7]])}, {"liked": 0.1}, per_item=frozenset({"liked"}))
     whole = Rewards({"liked": torch.tensor([0.3, 0.7])}, {"liked": 0.1})
     assert torch.equal(one.outcome, whole.outcome)
     assert one.steps is None
 
 
-def test_moving_a_batch_moves_everything_inside_it_and_precision_is_that_of_no_whole_numbers() -> None:
+def test_moving_a_batch_moves_everything_inside_it_and_precision_is_that_of_no_whole_numbers():
     moved = make_experience().to("meta")
     assert {moved.advantages.device.type, moved.extras["bound"].device.type} == {"meta"}
     inside = [getattr(moved.completions, field.name) for field in fields(moved.completions)]
@@ -192,7 +188,7 @@ def test_moving_a_batch_moves_everything_inside_it_and_precision_is_that_of_no_w
     assert converted.completions.chosen.dtype == torch.bool
 
 
-def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
+def test_rollouts_are_joined_with_completions_padded_on_the_right():
     long = replace(make_rollout(first=50), item_ids=torch.zeros(B, T, dtype=torch.int64))
     short = long.groups(slice(0, 2))
     names = [each.name for each in fields(short) if each.metadata and getattr(short, each.name) is not None]
@@ -213,7 +209,7 @@ def test_rollouts_are_joined_with_completions_padded_on_the_right() -> None:
         assert joined.codes[own].tolist() == short.codes.tolist()
 
 
-def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
+def test_prompt_batches_are_joined_and_histories_padded_with_no_item():
     first = make_prompts()
     second = replace(make_prompts(6), history=torch.arange(3 * P).view(P, 3))
     joined = concatenate(first, second)
@@ -223,10 +219,9 @@ def test_prompt_batches_are_joined_and_histories_padded_with_no_item() -> None:
     assert joined.wanted.items.flatten().tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_rewards_are_joined_with_their_components() -> None:
+def test_rewards_are_joined_with_their_components():
     joined = concatenate(make_rewards(), make_rewards())
     assert joined.outcome.shape == (2 * B,)
-    assert joined.step_shaping is not None
     assert joined.step_shaping.tolist() == 2 * make_rewards().step_shaping.tolist()
     assert joined.components["hit"].tolist() == 2 * make_rewards().components["hit"].tolist()
     assert (joined.weights, joined.shaping) == (make_rewards().weights, {"format"})

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +21,7 @@ from genrl.files import (
 )
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path):
     (tmp_path / "half.json").write_text('{"a": ')
     with pytest.raises(CheckpointError, match=r"half.json is damaged"):
         read_json(tmp_path / "half.json")
@@ -40,25 +37,24 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             read(tmp_path / "none.safetensors")
 
 
-def test_keys_change_with_what_they_are_made_of() -> None:
+def test_keys_change_with_what_they_are_made_of():
     assert key_of(RLConfig(), 1) == key_of(RLConfig(), 1)
     assert key_of(RLConfig(), 1) != key_of(RLConfig(max_steps=4), 1)
     assert key_of(RLConfig(), 1) != key_of(RLConfig(), 2)
 
 
-def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
     code = "import sys, pathlib, genrl.files\nwith genrl.files.locked(pathlib.Path(sys.argv[1])): print('in')"
     command, pipe = [sys.executable, "-c", code, str(tmp_path)], subprocess.PIPE
     with locked(tmp_path):
         other = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-        assert other.stderr is not None
         assert "waiting" in other.stderr.readline()
         assert other.poll() is None
     out, _ = other.communicate(timeout=60)
     assert out.strip() == "in"
 
 
-def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path: Path) -> None:
+def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path):
     file = tmp_path / "parts" / "a.csv"
     file.parent.mkdir()
     file.write_text("one")
@@ -73,7 +69,7 @@ def test_the_hash_changes_with_the_content_of_a_file_or_folder(tmp_path: Path) -
         file_hash(tmp_path / "none.jsonl")
 
 
-def test_of_a_model_folder_what_the_model_is_made_of_counts(tmp_path: Path) -> None:
+def test_of_a_model_folder_what_the_model_is_made_of_counts(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "config.json").write_text("{}")
     before = model_hash(tmp_path)
@@ -85,7 +81,7 @@ def test_of_a_model_folder_what_the_model_is_made_of_counts(tmp_path: Path) -> N
     assert model_hash(moved) != before
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "note.txt"
     path.write_text("old")
     writing = atomic(path)
@@ -100,7 +96,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_json(path) == {"a": 2}
 
 
-def test_saved_weights_are_read_as_they_were(tmp_path: Path) -> None:
+def test_saved_weights_are_read_as_they_were(tmp_path):
     for metadata in ({"decoding": "x"}, None):
         save_weights({"a": torch.tensor([1.5, -2.0])}, tmp_path / "w.safetensors", metadata)
         assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1.5, -2.0]

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,31 +27,31 @@ from tests.helpers import assert_same
         ((), (None,), "x has shape [], expected [*]"),
     ],
 )
-def test_a_wrong_shape_is_named(shape: tuple[int, ...], wanted: tuple[int | None, ...], message: str) -> None:
+def test_a_wrong_shape_is_named(shape, wanted, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         expect(torch.zeros(shape), "x", wanted)
 
 
-def test_a_wrong_dtype_is_named_with_what_is_allowed() -> None:
+def test_a_wrong_dtype_is_named_with_what_is_allowed():
     expect(torch.zeros(2), "x", (2,), torch.int64, torch.float32)
     with pytest.raises(ValueError, match=r"x is torch.float32, expected torch.int64 or torch.bool"):
         expect(torch.zeros(2), "x", (2,), torch.int64, torch.bool)
 
 
-def test_the_mean_counts_masked_values_only_and_is_zero_over_nothing() -> None:
+def test_the_mean_counts_masked_values_only_and_is_zero_over_nothing():
     values = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
     assert_same(masked_mean(values, torch.tensor([[True, False], [True, False]])), torch.tensor(2.0))
     assert_same(masked_mean(values, torch.zeros(2, 2, dtype=torch.bool)), torch.tensor(0.0))
 
 
-def test_rows_are_viewed_as_groups() -> None:
+def test_rows_are_viewed_as_groups():
     rows = torch.arange(12).view(6, 2)
     assert group_view(rows, 3).tolist() == [rows[:3].tolist(), rows[3:].tolist()]
     with pytest.raises(ValueError, match="6 rows do not divide into groups of 4"):
         group_view(rows, 4)
 
 
-def test_segment_sums_equal_a_loop_and_leave_out_no_segment() -> None:
+def test_segment_sums_equal_a_loop_and_leave_out_no_segment():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     segments = torch.randint(-1, 4, (5, 9), generator=generator)
@@ -62,7 +59,7 @@ def test_segment_sums_equal_a_loop_and_leave_out_no_segment() -> None:
     assert_same(segment_sum(values, segments, 4), wanted)
 
 
-def test_gathering_is_the_transpose_of_summing() -> None:
+def test_gathering_is_the_transpose_of_summing():
     generator = torch.Generator().manual_seed(1)
     segments = torch.randint(-1, 3, (4, 6), generator=generator)
     tokens = torch.randn(4, 6, generator=generator, dtype=torch.float64)
@@ -72,7 +69,7 @@ def test_gathering_is_the_transpose_of_summing() -> None:
     assert_same((segment_sum(tokens, segments, 3) * steps).sum(), (tokens * spread).sum())
 
 
-def test_one_process_is_its_own_world() -> None:
+def test_one_process_is_its_own_world():
     value = torch.tensor(3.0)
     assert world_size() == 1
     assert world_sum(value) is value
@@ -87,7 +84,7 @@ def collect(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_sums_and_maxima_go_over_all_ranks_and_leave_the_input_alone(tmp_path: Path) -> None:
+def test_sums_and_maxima_go_over_all_ranks_and_leave_the_input_alone(tmp_path):
     torch.multiprocessing.start_processes(collect, args=(str(tmp_path),), nprocs=2, start_method="fork")
     for rank, own in enumerate(([1.0, -5.0], [10.0, -7.0])):
         found = torch.load(tmp_path / f"{rank}.pt")

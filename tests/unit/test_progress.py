@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from genrl.progress import Display, progress_bar
@@ -17,9 +15,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_without_a_terminal_a_line_comes_soon_and_then_every_minute(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_terminal_a_line_comes_soon_and_then_every_minute(clock, capsys):
     with Display(clock=clock) as display:
         task = display.add("rank", 1000, "users")
         for second in range(1, 131):
@@ -32,7 +28,7 @@ def test_without_a_terminal_a_line_comes_soon_and_then_every_minute(
     ]
 
 
-def test_what_is_slow_or_of_unknown_length_is_told_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_slow_or_of_unknown_length_is_told_too(clock, capsys):
     with Display(clock=clock) as display:
         task = display.add("  grpo-s0", None, "steps")
         for step in range(3):
@@ -45,18 +41,14 @@ def test_what_is_slow_or_of_unknown_length_is_told_too(clock: Clock, capsys: pyt
     ]
 
 
-def test_what_ends_within_seconds_says_nothing_and_standard_output_is_left_alone(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_ends_within_seconds_says_nothing_and_standard_output_is_left_alone(capsys):
     with progress_bar("rank", 4, "users") as advance:
         advance(4)
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
 
 
-def test_a_terminal_gets_bars(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_terminal_gets_bars(clock, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes any stream for a terminal
     with Display(clock=clock) as display:
         task = display.add("rank", 4, "users")

@@ -1,7 +1,5 @@
 """The public Python interface, as docs/python.md shows it."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -33,18 +31,18 @@ sys.exit(f"{first} {second} {third}" if first | second | third else 0)
 """Fails if anything is loaded that `import genrl`, listing components, or the answers of a policy do without."""
 
 
-def test_nothing_is_loaded_that_is_not_needed(finished: Path) -> None:
+def test_nothing_is_loaded_that_is_not_needed(finished):
     done = subprocess.run([sys.executable, "-c", LOADED, str(finished)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_every_public_name_is_there_and_no_other():
     assert all(getattr(genrl, name) is not None and name in dir(genrl) for name in genrl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lead'"):
         genrl.lead  # noqa: B018
 
 
-def test_a_loaded_run_ranks_as_recommend_does(finished: Path) -> None:
+def test_a_loaded_run_ranks_as_recommend_does(finished):
     loaded = genrl.load(finished)
     found = loaded.rank([["i3", "i7"], ["i5"]], 4, exclude_history=True)
     wanted = recommend(finished, [["i3", "i7"], ["i5"]], 4, exclude_seen=True)
@@ -53,9 +51,7 @@ def test_a_loaded_run_ranks_as_recommend_does(finished: Path) -> None:
         loaded.rank([["i999"]])
 
 
-def test_the_page_runs_as_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_runs_as_written(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     small = '"data.toy.users=60", "data.toy.items=60", "trainer.accelerator=cpu", "output=runs"'
     monkeypatch.chdir(tmp_path)

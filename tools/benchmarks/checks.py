@@ -1,7 +1,5 @@
 """What must be equal before a ratio of times means anything."""
 
-from __future__ import annotations
-
 import math
 
 import torch

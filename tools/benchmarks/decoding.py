@@ -1,7 +1,5 @@
 """Rollouts, beams and catalogues of several sizes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial
@@ -78,14 +76,12 @@ def _rollouts(name: str, inputs: Inputs, group: int, goals: dict[str, float | No
         times = seconds["genrl"], seconds[kind]
         found.append(compare(name, f"{setting}, {PEERS[kind]}", *times, goal=goal, checked=checked))
         if inputs.layout.writes_text:
-            each = [_per_token(seconds[who], lengths[who]) for who in ("genrl", kind)]
+            each = [
+                [1e6 * one / int(own.sum()) for one, own in zip(seconds[who], lengths[who], strict=True)]
+                for who in ("genrl", kind)
+            ]
             found.append(compare(name, f"{setting}, per token", *each, unit="us", checked=checked))
     return found
-
-
-def _per_token(seconds: list[float], lengths: list[Tensor]) -> list[float]:
-    """Microseconds per token of each round."""
-    return [1e6 * one / int(own.sum()) for one, own in zip(seconds, lengths, strict=True)]
 
 
 def beams(sizes: Sizes, repeats: int) -> list[Figure]:

@@ -1,7 +1,5 @@
 """Measured figures: how they are taken, shown, drawn and written."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence

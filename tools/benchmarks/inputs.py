@@ -1,7 +1,5 @@
 """What is measured on: a small random policy, a random catalogue, prompts of several lengths."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property

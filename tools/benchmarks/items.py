@@ -1,7 +1,5 @@
 """The item policy beside SASRec, whose encoder it has, and beside the token policy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What genrl is compared with: `transformers.generate` under a trie, and plain teacher-forced forward passes."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Whole RL steps against TRL's `GRPOTrainer`."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import tempfile

@@ -1,7 +1,5 @@
 """The forward and backward pass of an update: its memory, its time, and which way to share a prompt is the fastest."""
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 from collections.abc import Callable

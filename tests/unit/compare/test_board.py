@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -61,9 +59,7 @@ def report(plan: Plan) -> Report:
     return make_report(plan.shared.folder.parent, plan, "align")
 
 
-def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_have(
-    tmp_path: Path, report: Report
-) -> None:
+def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_have(tmp_path, report):
     notes = {
         "grpo": [{"policy/kl": {0: 1.0, 5: 2.0, 10: 9.0}}, {"policy/kl": {0: 2.0, 5: 6.0}}, {"time/update": {0: 1}}]
     }
@@ -76,7 +72,7 @@ def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_h
     }
 
 
-def test_every_chart_asks_for_series_that_the_rows_have(tmp_path: Path, report: Report) -> None:
+def test_every_chart_asks_for_series_that_the_rows_have(tmp_path, report):
     names = ["val/ndcg@5", "val/ndcg@10", "val/recall@10", "val/cold_recall@10", "val/entropy@10", "train/reward"]
     names += ["train/reward/exact_match", "policy/entropy", "policy/kl", "objective/dead_groups"]
     names += ["train/match/step1", "train/match/step2", "train/match/step10", "time/update"]
@@ -95,7 +91,7 @@ def test_every_chart_asks_for_series_that_the_rows_have(tmp_path: Path, report: 
         assert scalars(read(tmp_path / "comparison" / row)).keys() == tags
 
 
-def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path: Path, report: Report) -> None:
+def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path, report):
     write_comparison(tmp_path, {"grpo": [], "sapo": [{"policy/kl": {0: 1.0}}, {"policy/kl": {5: 1.0}}]}, report)
     for row in ("grpo", "sapo", "item_knn"):
         events = read(tmp_path / "comparison" / row)
@@ -106,7 +102,7 @@ def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path: Path, rep
     assert read(tmp_path / "comparison").Tags()["tensors"] == ["comparison/text_summary"]
 
 
-def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, report: Report) -> None:
+def test_the_texts_are_the_report_and_what_each_row_is(tmp_path, report):
     write_comparison(tmp_path, {}, report)
     written = text(read(tmp_path / "comparison"))
     assert "![" not in written
@@ -122,7 +118,7 @@ def test_the_texts_are_the_report_and_what_each_row_is(tmp_path: Path, report: R
     assert "window: 3" in text(read(tmp_path / "comparison" / "item_knn"))
 
 
-def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path: Path, report: Report) -> None:
+def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path, report):
     notes = {row: [{"policy/kl": {0: 1.0, 5: 1.0}}] for row in ("grpo", "sapo")}
     write_comparison(tmp_path, notes, report)
     others = [tmp_path / "comparison" / name for name in ("notes.txt", "events.out.tfevents.1.other")]
@@ -136,5 +132,5 @@ def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path: 
     assert found["over_seeds/policy/kl/mean"] == {0: 2.0}
 
 
-def test_nothing_noted_means_no_charts() -> None:
+def test_nothing_noted_means_no_charts():
     assert layout(["time/update", "val/rows"]) == {}

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -40,7 +38,7 @@ def plan(tmp_path: Path) -> Plan:
     return plan
 
 
-def test_runs_are_found_by_what_they_are_about(plan: Plan, tmp_path: Path) -> None:
+def test_runs_are_found_by_what_they_are_about(plan, tmp_path):
     folder = plan.shared.folder.parent
     for seed in (2, 10, 1):
         finish_baseline(tmp_path, "sasrec", RANKS, seed)
@@ -56,13 +54,13 @@ def test_runs_are_found_by_what_they_are_about(plan: Plan, tmp_path: Path) -> No
     assert list(planned_rows(plan)["grpo"][0].references("test")) == ["most_popular"]
 
 
-def test_a_baseline_with_the_name_of_a_reference_line_and_other_numbers_has_a_row_of_its_own(tmp_path: Path) -> None:
+def test_a_baseline_with_the_name_of_a_reference_line_and_other_numbers_has_a_row_of_its_own(tmp_path):
     assert read(finish_baseline(tmp_path, "most_popular", ALIGNED, 0)).row == "most_popular"
     assert read(finish_baseline(tmp_path, "most_popular", RANKS, 1)).row == "most_popular (run)"
     assert read(finish_baseline(tmp_path, "sasrec", RANKS)).row == "sasrec"
 
 
-def test_baselines_of_other_data_or_rows_are_left_out_and_named(plan: Plan, tmp_path: Path) -> None:
+def test_baselines_of_other_data_or_rows_are_left_out_and_named(plan, tmp_path):
     finish_baseline(tmp_path, "sasrec", RANKS, 0)
     finish_baseline(tmp_path, "sasrec", RANKS, 1, data="beef")
     finish_baseline(tmp_path, "tiger", RANKS[:4], aligned=ALIGNED[:4], cold=COLD[:4])
@@ -75,7 +73,7 @@ def test_baselines_of_other_data_or_rows_are_left_out_and_named(plan: Plan, tmp_
     assert comparable({}, planned_rows(plan)) == ({}, [])
 
 
-def test_a_baseline_that_counts_other_hits_is_left_out(plan: Plan, tmp_path: Path) -> None:
+def test_a_baseline_that_counts_other_hits_is_left_out(plan, tmp_path):
     path = finish_baseline(tmp_path, "sasrec", RANKS) / "config.yaml"
     text = path.read_text()
     assert text.count("level: item") == 1
@@ -85,20 +83,20 @@ def test_a_baseline_that_counts_other_hits_is_left_out(plan: Plan, tmp_path: Pat
     assert "another evaluate.level than grpo-s0" in note
 
 
-def test_a_copy_of_a_run_does_not_count_twice(plan: Plan) -> None:
+def test_a_copy_of_a_run_does_not_count_twice(plan):
     run = plan.runs[0].folder
     shutil.copytree(run, run.with_name("grpo-s0-copy"))
     with pytest.raises(DataError, match=r"grpo-s0 and .*grpo-s0-copy are both grpo with seed 0"):
         found_rows(run.parent, "align", "rl")
 
 
-def test_a_baseline_may_not_have_the_name_of_an_objective(plan: Plan, tmp_path: Path) -> None:
+def test_a_baseline_may_not_have_the_name_of_an_objective(plan, tmp_path):
     finish_baseline(tmp_path, "grpo", RANKS, seed=5)
     with pytest.raises(DataError, match=r"grpo is a baseline and an objective: .*grpo-s5.*grpo-s0"):
         comparable(found_rows(plan.shared.folder.parent, "baseline"), planned_rows(plan))
 
 
-def test_baselines_need_no_align_stage_to_be_described(plan: Plan, tmp_path: Path) -> None:
+def test_baselines_need_no_align_stage_to_be_described(plan, tmp_path):
     baseline = read(finish_baseline(tmp_path, "sasrec", RANKS))
     runs = planned_rows(plan)["grpo"]
     assert describe([*runs, baseline]) == describe(runs)
@@ -108,7 +106,7 @@ def test_baselines_need_no_align_stage_to_be_described(plan: Plan, tmp_path: Pat
     assert alone["data"] == {"name": "toy", "fingerprint": "f00d"}
 
 
-def test_the_sids_of_a_comparison_are_those_that_its_runs_keep(plan: Plan) -> None:
+def test_the_sids_of_a_comparison_are_those_that_its_runs_keep(plan):
     runs = planned_rows(plan)["grpo"]
     assert not describe(runs)["sid"]["fingerprint"]
     found = []
@@ -119,24 +117,23 @@ def test_the_sids_of_a_comparison_are_those_that_its_runs_keep(plan: Plan) -> No
     assert len(found[0]) == 16
 
 
-def test_which_targets_are_cold_is_known_from_any_run_of_the_same_rows(plan: Plan, tmp_path: Path) -> None:
+def test_which_targets_are_cold_is_known_from_any_run_of_the_same_rows(plan, tmp_path):
     finish(plan.runs[0], RANKS, cold=None)
     found = cold_rows(planned_rows(plan)["grpo"], "test")
-    assert found is not None
     assert found.tolist() == [bool(value) for value in COLD]
     assert found.dtype == torch.bool
     finish(plan.runs[1], RANKS, cold=None)
     assert cold_rows(planned_rows(plan)["grpo"], "valid") is None
 
 
-def test_runs_with_other_cold_targets_are_not_on_the_same_rows(plan: Plan, tmp_path: Path) -> None:
+def test_runs_with_other_cold_targets_are_not_on_the_same_rows(plan, tmp_path):
     finish_baseline(tmp_path, "sasrec", RANKS, cold=(*COLD[::-1][1:], 1))
     runs = [*planned_rows(plan)["grpo"], *found_rows(plan.shared.folder.parent, "baseline")["sasrec"]]
     with pytest.raises(DataError, match=r"sasrec-s0 and .*grpo-s0 are not scored on the same test rows"):
         cold_rows(runs, "test")
 
 
-def test_facts_of_an_objective_say_what_it_is_and_what_was_spent(tmp_path: Path) -> None:
+def test_facts_of_an_objective_say_what_it_is_and_what_was_spent(tmp_path):
     common = ("rollout.prompts=8", "rollout.group_size=4", "rollout.minibatches=2", "rl.max_steps=10")
     plan = plan_of(tmp_path, "grpo,ce", *common, "grpo:objective.clip_low=0.1")
     for run in plan.runs:
@@ -148,30 +145,28 @@ def test_facts_of_an_objective_say_what_it_is_and_what_was_spent(tmp_path: Path)
     assert grpo.options["clip_low"] == 0.1
     assert "name" not in grpo.options
     assert "surrogate = ClippedRatio(level='token', bounds=FixedBounds(low=0.1, high=0.2)" in str(grpo.pieces)
-    assert grpo.rewards is not None
     assert grpo.rewards["level_match"]["weight"] == 1.0
     # 5 rollouts of 2 steps each; SIDs have 2 levels
     assert grpo.spent == {"steps": 10, "prompts": 40, "completions": 160, "tokens": 320}
     assert facts["ce"].spent == {"steps": 10, "prompts": 40, "completions": 40, "tokens": 80}
 
 
-def test_a_run_by_the_clock_has_spent_what_its_notes_say(tmp_path: Path) -> None:
+def test_a_run_by_the_clock_has_spent_what_its_notes_say(tmp_path):
     plan = plan_of(tmp_path, "grpo", "rollout.prompts=8", seeds=(0,), budget="seconds=1")
     assert plan.runs[0].config.rl.max_steps == UNLIMITED
     finish(plan.runs[0], RANKS)
     notes = {"train/reward": {5: 1.0, 10: 1.0}, "val/ndcg@10": {0: 0.1, 8: 0.1}}
     spent = row_facts(planned_rows(plan)["grpo"], notes).spent
-    assert spent is not None
     assert (spent["steps"], spent["prompts"]) == (10, 80)
 
 
-def test_facts_of_a_baseline(tmp_path: Path) -> None:
+def test_facts_of_a_baseline(tmp_path):
     facts = row_facts([read(finish_baseline(tmp_path, "sasrec", RANKS, seed)) for seed in (0, 1)], {})
     runs = ["sasrec-s0", "sasrec-s1"]
     assert facts == Row("baseline", "sasrec", "A Baseline", "", {"window": 3}, seeds=[0, 1], runs=runs)
 
 
-def test_samples_are_those_of_the_last_rollout(tmp_path: Path) -> None:
+def test_samples_are_those_of_the_last_rollout(tmp_path):
     assert read_samples(tmp_path) == []
     records = [{"step": 5, "samples": [{"target": "a"}]}, {"step": 10, "samples": [{"target": "b"}, {"target": "c"}]}]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

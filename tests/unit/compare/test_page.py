@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,7 +39,7 @@ def heads(page: Page) -> list[str]:
     return [text for text in page.texts if text in EVERYTHING][: len(page.named("section"))]
 
 
-def test_a_page_holds_every_section_in_its_order_and_links_lead_to_them(page: Page) -> None:
+def test_a_page_holds_every_section_in_its_order_and_links_lead_to_them(page):
     assert heads(page) == EVERYTHING
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(names) == len(set(names))
@@ -76,11 +73,11 @@ def test_a_page_needs_nothing_from_elsewhere(whole: str, page: Page) -> None:
     assert not re.search(r"https?:|url\(|@import|<script|<link|<img|<iframe", whole)
 
 
-def test_the_same_report_gives_the_same_bytes(whole: str) -> None:
+def test_the_same_report_gives_the_same_bytes(whole):
     assert html(report(), notes(), samples()) == whole
 
 
-def test_every_row_and_number_of_a_table_is_there(page: Page) -> None:
+def test_every_row_and_number_of_a_table_is_there(page):
     for part in range(4):  # test and validation, each history excluded and raw
         assert page.row("grpo", part)[2].startswith("0.2375")
         for name in ("most popular", "item-kNN", "sasrec", "align", "sapo", "sage"):
@@ -115,7 +112,7 @@ def test_every_row_and_number_of_a_table_is_there(page: Page) -> None:
     assert page.row("sage")[3].startswith("+0.0050 ○")
 
 
-def test_heads_and_signs_can_be_told(page: Page) -> None:
+def test_heads_and_signs_can_be_told(page):
     labels = {attributes.get("aria-label") for attributes in page.named("span")}
     assert {"higher", "lower", "not told apart"} <= labels
     scopes = [attributes["scope"] for attributes in page.named("th")]
@@ -123,7 +120,7 @@ def test_heads_and_signs_can_be_told(page: Page) -> None:
     assert scopes.count("col") >= 4 * 9
 
 
-def test_rows_are_grouped_by_what_they_are() -> None:
+def test_rows_are_grouped_by_what_they_are():
     assert groups(report(), table()) == {
         "Reference lines": ["most_popular", "item_knn"],
         "Baselines": ["sasrec"],
@@ -132,7 +129,7 @@ def test_rows_are_grouped_by_what_they_are() -> None:
     }
 
 
-def test_the_best_value_of_a_quality_is_bold_unless_all_are_the_same() -> None:
+def test_the_best_value_of_a_quality_is_bold_unless_all_are_the_same():
     def bold(found: Report) -> int:
         text = html(found, {}, {})
         return text[text.index('id="results"') : text.index('id="quality')].count("<strong>")
@@ -141,7 +138,7 @@ def test_the_best_value_of_a_quality_is_bold_unless_all_are_the_same() -> None:
     assert bold(of(a=line(0.2), b=line(0.2))) == 0
 
 
-def test_the_verdict_says_what_the_numbers_allow(page: Page) -> None:
+def test_the_verdict_says_what_the_numbers_allow(page):
     verdict = page.text[page.text.index("Of 4 rows compared") : page.text.index("Read with care")]
     assert verdict.index("Higher than align") < verdict.index("grpo +0.0375 (+18.7%)")
     assert verdict.index("Lower than align") < verdict.index("sapo −0.0250")
@@ -150,7 +147,7 @@ def test_the_verdict_says_what_the_numbers_allow(page: Page) -> None:
     assert "sasrec and sage: One training seed." in page.text
 
 
-def test_pairs_of_rows_have_a_table(page: Page) -> None:
+def test_pairs_of_rows_have_a_table(page):
     assert page.row("sapo minus grpo") == [
         "sapo minus grpo",
         "−0.0625 ▼ [−0.0825, −0.0425] p = .002",
@@ -163,13 +160,13 @@ def test_pairs_of_rows_have_a_table(page: Page) -> None:
     ]
 
 
-def test_warnings_on_other_metrics_are_folded() -> None:
+def test_warnings_on_other_metrics_are_folded():
     found = {"ndcg@10": difference(0.1), "recall@10": difference(0.2, warnings=["Noisy."])}
     page = plain(of(align=line(0.2), grpo=line(0.3, 0, differences=found)))
     assert "recall@10: 1 grpo: Noisy." in page.text
 
 
-def test_user_texts_are_escaped_wherever_they_come_from() -> None:
+def test_user_texts_are_escaped_wherever_they_come_from():
     lines = {HOSTILE: line(0.3, 0, differences={"ndcg@10": difference(0.1, warnings=[HOSTILE])}), "align": line(0.2)}
     written = {"item": HOSTILE, "components": {HOSTILE: 1.0}, "thinking": [HOSTILE]}
     completion = {**samples()["grpo"][0]["completions"][0], **written}
@@ -196,7 +193,7 @@ def test_user_texts_are_escaped_wherever_they_come_from() -> None:
     assert page.row(HOSTILE)[2].startswith("0.3000")
 
 
-def test_sections_without_content_are_left_out() -> None:
+def test_sections_without_content_are_left_out():
     bare = replace(of(align=line(0.2), grpo=line(0.3, 0)), choices={}, rows={}, cost={})
     page = Page(html(bare, {"align": [], "grpo": [{}]}, {"grpo": []}))
     assert heads(page) == [
@@ -205,13 +202,13 @@ def test_sections_without_content_are_left_out() -> None:
     assert "Nothing is compared: align is not finished, or nothing else is." in page.text
 
 
-def test_a_report_of_baselines_alone_is_shown() -> None:
+def test_a_report_of_baselines_alone_is_shown():
     page = plain(of(item_knn=line(0.2), sasrec=line(0.3, 0)), shared={}, baseline="item_knn", choices={})
     assert "Nothing is compared" in page.text
     assert "start of all objectives none" in page.text
 
 
-def test_a_partial_report_says_so_first() -> None:
+def test_a_partial_report_says_so_first():
     text = plain(of(), unfinished=["sapo-s1", "sage-s0"]).text
     assert text.index("Partial: not finished are sapo-s1, sage-s0") < text.index("Verdict")
     assert "Complete: all runs are finished" in plain(of()).text
@@ -223,7 +220,7 @@ def captions(page: Page) -> list[str]:
     return [text for text, following in zip(page.texts, page.texts[1:], strict=False) if text == following != "–"]
 
 
-def test_figures_can_be_told_and_scale_with_the_page(page: Page) -> None:
+def test_figures_can_be_told_and_scale_with_the_page(page):
     figures = [svg for svg in page.named("svg") if svg.get("role") == "img"]
     assert captions(page) == [
         *("NDCG@10, history excluded", "Recall@10, history excluded", "NDCG@10, raw", "Recall@10, raw"),
@@ -237,14 +234,14 @@ def test_figures_can_be_told_and_scale_with_the_page(page: Page) -> None:
     assert "sapo: 1.5 at step 5, 2.5 at step 10" in page.text
 
 
-def test_a_legend_names_the_rows_that_have_curves(page: Page) -> None:
+def test_a_legend_names_the_rows_that_have_curves(page):
     legend = page.texts[page.texts.index("Reward") - 2 : page.texts.index("Reward")]
     assert legend == ["grpo", "sapo"]
     classes = [svg["class"] for svg in page.named("svg") if svg.get("width") == "30"]
     assert classes == ["swatch colour0", "swatch colour1"] * 2
 
 
-def test_rows_without_a_share_are_not_in_the_scatter() -> None:
+def test_rows_without_a_share_are_not_in_the_scatter():
     parts = table()
     del parts.lines["grpo"].metrics["top1pct_share@10"]
     parts.lines["sapo"].metrics["top1pct_share@10"] = None
@@ -256,7 +253,7 @@ def test_rows_without_a_share_are_not_in_the_scatter() -> None:
     ]
 
 
-def test_the_row_with_most_completions_is_open_at_first() -> None:
+def test_the_row_with_most_completions_is_open_at_first():
     (sample,) = samples()["grpo"]
     longer = {**sample, "completions": 2 * sample["completions"]}
     page = Page(html(report(), {}, {"sage": [sample], "grpo": [longer], "sapo": [sample]}))
@@ -267,7 +264,7 @@ def test_the_row_with_most_completions_is_open_at_first() -> None:
     assert text.index("sage") < text.index("grpo") < text.index("sapo")
 
 
-def test_tables_scroll_inside_their_own_container(page: Page) -> None:
+def test_tables_scroll_inside_their_own_container(page):
     boxes = [div for div in page.named("div") if div.get("class") == "scroll"]
     assert len(boxes) == len(page.named("table"))
     assert all(box["tabindex"] == "0" and box["role"] == "region" and box["aria-label"] for box in boxes)
@@ -279,7 +276,7 @@ def example(sample: dict[str, Any]) -> Page:
     return page
 
 
-def test_an_example_shows_what_was_written_how_it_was_rewarded_and_where_it_is_pushed() -> None:
+def test_an_example_shows_what_was_written_how_it_was_rewarded_and_where_it_is_pushed():
     page = example(samples()["grpo"][0])
     assert "history Red Shoe → Red Pan target Green Pan 0 8 7" in page.text
     assert page.rows[0] == [
@@ -296,7 +293,7 @@ def test_an_example_shows_what_was_written_how_it_was_rewarded_and_where_it_is_p
     ]
 
 
-def test_odd_samples_are_shown_too() -> None:
+def test_odd_samples_are_shown_too():
     sample = samples()["grpo"][0]
     (completion,) = sample["completions"]
     longer = {**completion, "codes": [0, 8, 7, 1], "advantages": [0.0, 0.0], "drawn": 3}
@@ -310,7 +307,7 @@ def test_odd_samples_are_shown_too() -> None:
     assert "No completion was kept." in Page(html(of(), {}, {"grpo": [{**sample, "completions": []}]})).text
 
 
-def test_costs_choices_and_origin_are_shown(page: Page) -> None:
+def test_costs_choices_and_origin_are_shown(page):
     costs = page.rows[next(place for place, one in enumerate(page.rows) if "peak memory" in one) :][:3]
     assert costs == [
         ["row", "steps", "prompts", "completions", "tokens", "seconds", "peak memory"],
@@ -333,7 +330,7 @@ def test_costs_choices_and_origin_are_shown(page: Page) -> None:
     assert "8 codes, fingerprint not kept" in plain(of(), sid={"codes": [8], "fingerprint": None}).text
 
 
-def test_what_thinking_costs_has_a_section_where_it_was_asked() -> None:
+def test_what_thinking_costs_has_a_section_where_it_was_asked():
     expense = Expense(25, {"align": 1000, "activate": 50, "rl": 4000}, 400, Request(61.5, 2_000_000, 2.5))
     spent = {"sapo": expense, "grpo": replace(expense, request=Request(50.0, 10, 5.0))}
     page = plain(of(), thinking=spent)
@@ -359,7 +356,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-def test_texts_can_be_read_and_marks_be_seen(colours: dict[str, str]) -> None:
+def test_texts_can_be_read_and_marks_be_seen(colours):
     assert (round(contrast("#000000", "#ffffff"), 2), round(contrast("#777777", "#ffffff"), 2)) == (21.0, 4.48)
     for background in ("paper", "panel"):
         for name in ("ink", "muted", "accent"):
@@ -368,7 +365,7 @@ def test_texts_can_be_read_and_marks_be_seen(colours: dict[str, str]) -> None:
         assert contrast(colours[name], colours["paper"]) >= 2.2, name
 
 
-def test_every_colour_that_is_used_is_given_and_only_screens_become_dark(whole: str) -> None:
+def test_every_colour_that_is_used_is_given_and_only_screens_become_dark(whole):
     sheet = whole[whole.index("<style>") : whole.index("</style>")]
     assert set(re.findall(r"var\(--([a-z0-9]+)\)", whole)) - {"mark", "strength"} <= LIGHT.keys()
     assert LIGHT.keys() == DARK.keys()
@@ -389,7 +386,7 @@ def few(cold: float | None = None) -> Report:
     return of(align=line(0.2), item_knn=line(0.25), grpo=line(0.25, 0, 1, differences=found))
 
 
-def test_markdown_shows_mean_interval_and_difference() -> None:
+def test_markdown_shows_mean_interval_and_difference():
     text = markdown(few())
     assert "## test, raw (600 users)" in text
     head = (
@@ -417,7 +414,7 @@ def test_markdown_shows_mean_interval_and_difference() -> None:
     assert markdown(of(**{"a|b": line(0.25, 0)})).count("| a\\|b | 1 | 0.2500") == 1  # a bar begins no cell
 
 
-def test_markdown_has_a_table_of_recall_and_cold_recall() -> None:
+def test_markdown_has_a_table_of_recall_and_cold_recall():
     text = markdown(few(cold=-0.25))
     head = "### test, raw: recall and cold recall against align\n\nOf 600 users, 30 have a cold target.\n\n"
     assert f"{head}|  | R@10 minus align | relative | p | Cold@10 minus align | relative | p |" in text
@@ -434,7 +431,7 @@ def test_markdown_has_a_table_of_recall_and_cold_recall() -> None:
     assert "a cold target" not in markdown(report(tables={"test": {"raw": unknown}}))  # a note says so
 
 
-def test_markdown_shows_notes_costs_choices_and_origin() -> None:
+def test_markdown_shows_notes_costs_choices_and_origin():
     text = markdown(report(notes=["Something is missing."], unfinished=["a", "b"]))
     head = (
         "# Comparison: toy\n\n**Partial**: 2 run(s) are not finished: a, b.\n\n**Note**: Something is missing.\n\n`N`"
@@ -449,7 +446,7 @@ def test_markdown_shows_notes_costs_choices_and_origin() -> None:
     assert "report.png" not in markdown(report(rows={"sasrec": row("baseline")}))
 
 
-def test_a_picture_is_drawn_of_what_was_noted(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_of_what_was_noted(tmp_path):
     draw(notes(), tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     draw({"grpo": [{}, {"train/loss": {1: 1.0}}]}, tmp_path / "none.png")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -7,7 +5,7 @@ from genrl.compare.record import Expense, Request
 from tests.pages import line, report, table
 
 
-def test_what_a_row_does_not_have_is_left_out_and_what_is_not_known_is_null() -> None:
+def test_what_a_row_does_not_have_is_left_out_and_what_is_not_known_is_null():
     tree = report(tables={"test": {"raw": replace(table(), cold_rows=None)}}).to_json()
     lines = tree["tables"]["test"]["raw"]["lines"]
     assert lines["align"].keys() == {"metrics", "seeds"}
@@ -24,7 +22,7 @@ def test_what_a_row_does_not_have_is_left_out_and_what_is_not_known_is_null() ->
     assert expense.supervised == 1050
 
 
-def test_an_interval_has_ends_if_both_are_known() -> None:
+def test_an_interval_has_ends_if_both_are_known():
     assert line(0.5, 0).ends == (0.49, 0.51)
     assert line(0.5, 0, interval=[None, None]).ends is None
     assert line(0.5).ends is None

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import statistics
 from pathlib import Path
@@ -38,21 +36,33 @@ def found_in(folder: Path, plan: Plan | None, baseline: str | None) -> Any:
     return make_report(folder, plan, baseline).to_json()
 
 
-def text_of(plan: Plan) -> str:
-    return markdown(make_report(plan.shared.folder.parent, plan, "align"))
+def told(plan: Plan, baseline: str | None = "align") -> tuple[Any, str]:
+    """As report.json and as report.md hold it."""
+    report = make_report(plan.shared.folder.parent, plan, baseline)
+    return report.to_json(), markdown(report)
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def two_rows(output: Path) -> Plan:
     """Two rows with two seeds, of which the last run is not finished."""
-    plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
+    plan = plan_of(output, "grpo,sapo", seeds=(0, 1))
     for run in plan.runs[:3]:
         finish(run, FOUND[run.folder.name])
     return plan
 
 
-def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(plan: Plan) -> None:
-    table = report_of(plan)["tables"]["test"]["raw"]
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return two_rows(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of such rows."""
+    return report_of(two_rows(tmp_path_factory.mktemp("rows")))
+
+
+def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(reported):
+    table = reported["tables"]["test"]["raw"]
     assert (table["k"], table["users"]) == (10, 6)
     assert list(table["lines"]) == ["most_popular", "align", "grpo", "sapo"]
     grpo = table["lines"]["grpo"]
@@ -73,8 +83,8 @@ def test_a_row_is_the_mean_over_its_seeds_and_its_paired_difference(plan: Plan) 
     )
 
 
-def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_target(plan: Plan) -> None:
-    table = report_of(plan)["tables"]["valid"]["excluded"]
+def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_target(reported):
+    table = reported["tables"]["valid"]["excluded"]
     assert table["cold_rows"] == sum(COLD)
     every, cold = torch.ones(6, dtype=torch.bool), torch.tensor(COLD).bool()
     for metric, rows in (("recall@10", every), ("cold_recall@10", cold)):
@@ -117,7 +127,7 @@ def test_tied_and_untied_targets_are_means_over_seeds_of_the_rows_that_were_scor
         assert found["align"] == {"tied": {"ndcg@10": 0.25, "recall@10": 0.5}, "untied": untied}
         assert found["sasrec"] is None  # its run was not
         assert "tied_ndcg@10" not in table["lines"]["grpo"]["metrics"]
-    text = text_of(plan)
+    text = told(plan)[1]
     assert "| sapo | 0.1250 | 0.5000 | 1.0000 | - |" in text
     assert "| sasrec | - | - | - | - |" in text
 
@@ -128,8 +138,8 @@ def test_lists_that_are_short_or_not_certified_are_told_in_a_note(plan: Plan, tm
     for run, certified in zip(plan.runs[:3], (0.5, 1.0, 1.0), strict=True):
         rescored(run.folder, short_10=0.0, certified_10=certified)
     rescored(tmp_path / "toy" / "tiger-s0", certified_10=0.25, target_seen=0.125)
-    told = report_of(plan)["notes"]
-    assert told == [
+    notes = report_of(plan)["notes"]
+    assert notes == [
         "most popular, align: the lists of 50.0% of the users are not proven to hold the best 10 items of the "
         "catalogue (evaluate.exact).",
         "grpo: the lists of 25.0% of the users are not proven to hold the best 10 items of the catalogue "
@@ -139,7 +149,7 @@ def test_lists_that_are_short_or_not_certified_are_told_in_a_note(plan: Plan, tm
         "The targets of 12.5% of the users are items of their own history: with the history excluded they are misses "
         "for every row.",
     ]
-    assert f"**Note**: {told[1]}" in text_of(plan)
+    assert f"**Note**: {notes[1]}" in told(plan)[1]
 
 
 def planted(rows: int, cold: int, gain: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -150,7 +160,7 @@ def planted(rows: int, cold: int, gain: int) -> tuple[tuple[int, ...], tuple[int
     return before, tuple(3 if place in missed else rank for place, rank in enumerate(before)), flags
 
 
-def test_what_was_planted_among_cold_targets_is_found_there(tmp_path: Path) -> None:
+def test_what_was_planted_among_cold_targets_is_found_there(tmp_path):
     before, after, cold = planted(rows=2000, cold=200, gain=60)
     plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1, 2))
     for run in plan.runs:
@@ -164,7 +174,7 @@ def test_what_was_planted_among_cold_targets_is_found_there(tmp_path: Path) -> N
     assert [sapo["cold_recall@10"][name] for name in ("effect", "low", "high", "p_holm")] == [0, 0, 0, 1]
 
 
-def test_too_few_cold_rows_are_warned_about_and_enough_are_not(tmp_path: Path) -> None:
+def test_too_few_cold_rows_are_warned_about_and_enough_are_not(tmp_path):
     warned = {}
     for count in (20, 1900):
         before, after, cold = planted(rows=2000, cold=count, gain=4)
@@ -179,19 +189,19 @@ def test_too_few_cold_rows_are_warned_about_and_enough_are_not(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_cold_rows_give_no_difference(tmp_path: Path, count: int) -> None:
+def test_fewer_than_two_cold_rows_give_no_difference(tmp_path, count):
     plan = plan_of(tmp_path, "grpo")
     for run in plan.runs:
         finish(run, FOUND["grpo-s0"], cold=(1,) * count + (0,) * (6 - count))
-    found = report_of(plan)
+    found, text = told(plan)
     table = found["tables"]["test"]["raw"]
     assert table["cold_rows"] == count
     assert list(table["lines"]["grpo"]["differences"]) == ["ndcg@10", "recall@10"]
     assert found["notes"] == []
-    assert "Too few for a difference of cold recall." in text_of(plan)
+    assert "Too few for a difference of cold recall." in text
 
 
-def test_runs_that_did_not_keep_cold_targets_are_reported_with_a_note(tmp_path: Path) -> None:
+def test_runs_that_did_not_keep_cold_targets_are_reported_with_a_note(tmp_path):
     plan = plan_of(tmp_path, "grpo")
     for run in plan.runs:
         finish(run, FOUND["grpo-s0"], cold=None)
@@ -216,7 +226,7 @@ def slow_holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def test_each_metric_is_a_family_of_its_own() -> None:
+def test_each_metric_is_a_family_of_its_own():
     generator = torch.Generator().manual_seed(0)
     rows = {f"row{number}": 0.1 * number + torch.randn(3, 40, generator=generator) for number in range(4)}
     found = differences({row: dict(enumerate(table)) for row, table in rows.items()}, "row0")
@@ -225,7 +235,7 @@ def test_each_metric_is_a_family_of_its_own() -> None:
     assert_same([found[row].p_holm for row in found], slow_holm(plain), 1e-7)
 
 
-def test_holms_correction_is_over_the_rows_asked_for_and_over_the_others() -> None:
+def test_holms_correction_is_over_the_rows_asked_for_and_over_the_others():
     generator = torch.Generator().manual_seed(0)
     rows = {name: 0.1 * place + torch.randn(3, 40, generator=generator) for place, name in enumerate("abcde")}
     found = differences({row: dict(enumerate(table)) for row, table in rows.items()}, "a", asked=["e", "c"])
@@ -235,7 +245,7 @@ def test_holms_correction_is_over_the_rows_asked_for_and_over_the_others() -> No
         assert_same([found[row].p_holm for row in family], slow_holm(plain), 1e-7)
 
 
-def test_every_pair_of_rows_asked_for_is_compared_but_those_with_the_baseline(tmp_path: Path) -> None:
+def test_every_pair_of_rows_asked_for_is_compared_but_those_with_the_baseline(tmp_path):
     plan = plan_of(tmp_path, "grpo,sapo,sage,ce", seeds=(0, 1))
     ranks = [tuple((place * seed + place) % 12 for place in range(1, 7)) for seed in range(8)]
     for run, places in zip(plan.runs, ranks, strict=True):
@@ -257,7 +267,7 @@ def test_every_pair_of_rows_asked_for_is_compared_but_those_with_the_baseline(tm
     assert [(pair["row"], pair["other"]) for pair in others] == named[3:]
 
 
-def test_seeds_are_paired_only_where_both_rows_have_two_of_them() -> None:
+def test_seeds_are_paired_only_where_both_rows_have_two_of_them():
     table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours = {0: table[0], 1: table[1], 2: table[2]}
     apart = differences({"ours": ours, "theirs": {2: table[3], 7: table[4]}}, "theirs")["ours"]
@@ -266,7 +276,7 @@ def test_seeds_are_paired_only_where_both_rows_have_two_of_them() -> None:
     assert_same(shared.low, paired_difference(table[[0, 2]], table[[4, 3]]).low, 1e-7)
 
 
-def test_seeds_that_only_one_row_has_are_left_out_with_a_warning() -> None:
+def test_seeds_that_only_one_row_has_are_left_out_with_a_warning():
     table = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = {"ours": dict(enumerate(table[:3])), "theirs": {0: table[3], 2: table[4]}, "other": dict(enumerate(table))}
     found = differences({name: rows[name] for name in ("ours", "theirs")}, "theirs")["ours"].warnings
@@ -275,7 +285,7 @@ def test_seeds_that_only_one_row_has_are_left_out_with_a_warning() -> None:
     assert not any("Compared on" in text for text in same)
 
 
-def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
+def test_of_what_no_seed_changes_no_seeds_are_asked_for():
     table = torch.randn(4, 30, generator=torch.Generator().manual_seed(2)) + 5
     outcomes = {
         "align": {0: table[0]},
@@ -298,17 +308,27 @@ def test_of_what_no_seed_changes_no_seeds_are_asked_for() -> None:
 SASREC = ((0, 2, 1, 3, 20, 20), (0, 1, 1, 2, 20, 20))
 
 
-@pytest.fixture
-def mixed(plan: Plan, tmp_path: Path) -> Plan:
-    """The plan with two seeds of a baseline and one of a reference line beside it."""
+def beside_baselines(output: Path) -> Plan:
+    """The rows with two seeds of a baseline and one of a reference line beside them."""
     for seed, ranks in enumerate(SASREC):
-        finish_baseline(tmp_path, "sasrec", ranks, seed)
-    finish_baseline(tmp_path, "most_popular", ALIGNED)
-    return plan
+        finish_baseline(output, "sasrec", ranks, seed)
+    finish_baseline(output, "most_popular", ALIGNED)
+    return two_rows(output)
 
 
-def test_baselines_are_rows_with_seeds_and_differences(mixed: Plan) -> None:
-    found = report_of(mixed)
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Tests leave it as it is."""
+    return beside_baselines(tmp_path_factory.mktemp("mixed"))
+
+
+@pytest.fixture(scope="module")
+def mixed_report(mixed: Plan) -> tuple[Any, str]:
+    return told(mixed)
+
+
+def test_baselines_are_rows_with_seeds_and_differences(mixed_report):
+    found, _ = mixed_report
     table = found["tables"]["test"]["raw"]
     assert list(table["lines"]) == ["most_popular", "sasrec", "align", "grpo", "sapo"]
     sasrec = table["lines"]["sasrec"]
@@ -338,17 +358,18 @@ def test_baselines_are_rows_with_seeds_and_differences(mixed: Plan) -> None:
     assert found["commands"]["sasrec-s1"] == "fit --baseline sasrec"
 
 
-def test_a_reference_line_stands_there_once_with_its_difference(mixed: Plan) -> None:
-    line = report_of(mixed)["tables"]["test"]["raw"]["lines"]["most_popular"]
+def test_a_reference_line_stands_there_once_with_its_difference(mixed_report):
+    found, text = mixed_report
+    line = found["tables"]["test"]["raw"]["lines"]["most_popular"]
     assert line["seeds"] == []
     assert "interval" not in line
     assert line["difference"]["effect"] == 0
     assert not any("seed" in text for text in line["difference"]["warnings"])
-    assert text_of(mixed).count("| most popular |  | ") == 4  # one line in each table
+    assert text.count("| most popular |  | ") == 4  # one line in each table
 
 
 @pytest.mark.parametrize("baseline", ["sasrec", "most_popular"])
-def test_a_baseline_run_may_be_what_the_others_are_compared_with(mixed: Plan, baseline: str) -> None:
+def test_a_baseline_run_may_be_what_the_others_are_compared_with(mixed, baseline):
     theirs = outcomes(*SASREC) if baseline == "sasrec" else outcomes(ALIGNED)
     lines = report_of(mixed, baseline)["tables"]["test"]["raw"]["lines"]
     assert "difference" not in lines[baseline]
@@ -358,26 +379,26 @@ def test_a_baseline_run_may_be_what_the_others_are_compared_with(mixed: Plan, ba
     assert "difference" in lines["align"]
 
 
-def test_a_baseline_of_other_data_is_left_out_with_a_note(mixed: Plan, tmp_path: Path) -> None:
+def test_a_baseline_of_other_data_is_left_out_with_a_note(plan, tmp_path):
     finish_baseline(tmp_path, "tiger", SASREC[0], data="beef")
-    found = report_of(mixed)
+    found, text = told(plan)
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "tiger-s0" not in found["commands"]
     assert [note.partition(" ")[0] for note in found["notes"]] == ["tiger-s0"]
-    assert "**Note**: tiger-s0 is left out" in text_of(mixed)
+    assert "**Note**: tiger-s0 is left out" in text
 
 
-def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed: Plan) -> None:
-    planned = report_of(mixed)
-    assert found_in(mixed.shared.folder.parent, None, "align")["tables"] == planned["tables"]
+def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed, mixed_report):
+    assert found_in(mixed.shared.folder.parent, None, "align")["tables"] == mixed_report[0]["tables"]
 
 
-def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Path) -> None:
+def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path):
     plan = plan_of(tmp_path, "grpo,sapo", "layout=blocked", "stages=[align,activate,rl]")
     for run in plan.runs:
         finish(run, FOUND["grpo-s0"])
     folder = plan.shared.folder.parent
-    found = report_of(plan, None)
+    report = make_report(folder, plan, None)
+    found = report.to_json()
     assert found["baseline"] == "activate"
     assert found["shared"] == {"align": "align-1", "activate": "activate-1"}
     lines = found["tables"]["test"]["raw"]["lines"]
@@ -387,17 +408,14 @@ def test_the_last_shared_stage_is_what_the_others_are_compared_with(tmp_path: Pa
         wanted = float((outcomes(ranks) - outcomes(ACTIVATED)).mean())
         assert_same(lines[row]["difference"]["effect"], wanted, 1e-7)
     assert list(found["cost"]) == ["align", "activate", "grpo", "sapo"]
-    report = make_report(folder, plan, None)
     text = markdown(report)
     assert "N@10 minus activate" in text
     assert "align-1; activate-1" in text
     assert "align-1, activate-1" in html(report, {}, {})
-    for baseline in ("align", "activate"):
-        assert report_of(plan, baseline)["baseline"] == baseline
     assert found_in(folder, None, None)["baseline"] == "activate"
 
 
-def test_without_thinking_no_stage_teaches_it(tmp_path: Path) -> None:
+def test_without_thinking_no_stage_teaches_it(tmp_path):
     plan = plan_of(tmp_path, "grpo", "stages=[align,activate,rl]")
     for run in plan.runs:
         finish(run, FOUND["grpo-s0"])
@@ -406,14 +424,14 @@ def test_without_thinking_no_stage_teaches_it(tmp_path: Path) -> None:
         report_of(plan, "activate")
 
 
-def test_runs_that_began_with_other_thinking_do_not_stand_in_one_table(tmp_path: Path) -> None:
+def test_runs_that_began_with_other_thinking_do_not_stand_in_one_table(tmp_path):
     for stages, name in (("align,activate,rl", "taught"), ("align,rl", "untaught")):
         finish(plan_of(tmp_path, f"{name}=grpo", "layout=blocked", f"stages=[{stages}]").runs[0], ALIGNED)
     with pytest.raises(DataError, match="do not share"):
         make_report(tmp_path / "toy", None, None)
 
 
-def test_baselines_alone_are_reported(tmp_path: Path) -> None:
+def test_baselines_alone_are_reported(tmp_path):
     folder = finish_baseline(tmp_path, "sasrec", SASREC[0]).parent
     finish_baseline(tmp_path, "tiger", SASREC[1])
     write_report(folder, None, "align")
@@ -425,20 +443,20 @@ def test_baselines_alone_are_reported(tmp_path: Path) -> None:
     assert not (folder / "report.png").exists()  # no curves of stage rl
 
 
-def test_one_seed_has_no_interval_but_a_warning(plan: Plan) -> None:
-    sapo = report_of(plan)["tables"]["test"]["raw"]["lines"]["sapo"]
+def test_one_seed_has_no_interval_but_a_warning(reported):
+    sapo = reported["tables"]["test"]["raw"]["lines"]["sapo"]
     assert sapo["interval"] == [None, None]
     assert sapo["difference"]["seed_noise"] is None
     assert any("One training seed" in text for text in sapo["difference"]["warnings"])
 
 
-def test_a_partial_report_names_what_is_missing(plan: Plan) -> None:
-    assert report_of(plan)["unfinished"] == ["sapo-s1"]
+def test_a_partial_report_names_what_is_missing(plan, reported):
+    assert reported["unfinished"] == ["sapo-s1"]
     finish(plan.runs[3], FOUND["sapo-s0"])
     assert report_of(plan)["unfinished"] == []
 
 
-def test_another_baseline_is_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+def test_another_baseline_is_compared_on_the_seeds_that_both_have(tmp_path):
     plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1, 2))
     ranks = [(seed, 1, 2, 20, 4, 20) for seed in range(6)]
     for run, places in zip(plan.runs, ranks, strict=True):
@@ -451,7 +469,7 @@ def test_another_baseline_is_compared_on_the_seeds_that_both_have(tmp_path: Path
     assert_same(lines["sapo"]["difference"]["low"], wanted.low, 1e-7)
 
 
-def test_the_same_runs_under_two_names_differ_by_nothing(tmp_path: Path) -> None:
+def test_the_same_runs_under_two_names_differ_by_nothing(tmp_path):
     plan = plan_of(tmp_path, "a=grpo,b=grpo")
     for run in plan.runs:
         finish(run, FOUND[f"grpo-s{run.config.seed}"])
@@ -460,7 +478,7 @@ def test_the_same_runs_under_two_names_differ_by_nothing(tmp_path: Path) -> None
     assert difference["p_holm"] == 1
 
 
-def test_of_a_grid_only_the_chosen_point_is_in_the_tables(tmp_path: Path) -> None:
+def test_of_a_grid_only_the_chosen_point_is_in_the_tables(tmp_path):
     plan = plan_of(tmp_path, "grpo", seeds=(0, 1), grids=("lr=1e-5,1e-3",))
     loser, winner = plan.rows["grpo"]
     finish(loser.runs[0], (0, 0, 0, 0, 0, 0), valid=0.1)  # far better on test
@@ -482,7 +500,7 @@ def test_of_a_grid_only_the_chosen_point_is_in_the_tables(tmp_path: Path) -> Non
     assert list(report["commands"]) == ["grpo-lr1e-3-s0", "grpo-lr1e-3-s1"]
 
 
-def test_a_row_whose_grid_is_not_finished_waits(tmp_path: Path) -> None:
+def test_a_row_whose_grid_is_not_finished_waits(tmp_path):
     plan = plan_of(tmp_path, "grpo,ce", seeds=(0,), grids=("grpo:lr=1e-5,1e-3",))
     finish(plan.runs[0], FOUND["grpo-s0"])
     finish(plan.runs[2], FOUND["sapo-s0"])
@@ -492,7 +510,7 @@ def test_a_row_whose_grid_is_not_finished_waits(tmp_path: Path) -> None:
     assert report["unfinished"] == ["grpo-lr1e-3-s0"]
 
 
-def test_a_folder_without_a_plan_is_reported_by_name(plan: Plan) -> None:
+def test_a_folder_without_a_plan_is_reported_by_name(plan):
     folder = plan.shared.folder.parent
     (folder / "shared-1-s0").mkdir()
     (folder / "shared-1-s0" / "metrics.json").write_text('{"stages": {"align": {}}}')
@@ -500,7 +518,7 @@ def test_a_folder_without_a_plan_is_reported_by_name(plan: Plan) -> None:
     assert {name: line["seeds"] for name, line in lines.items() if line["seeds"]} == {"grpo": [0, 1], "sapo": [0]}
 
 
-def test_a_folder_without_a_plan_lists_what_is_not_finished(plan: Plan) -> None:
+def test_a_folder_without_a_plan_lists_what_is_not_finished(plan):
     folder = plan.shared.folder.parent
     (folder / "slow-s0").mkdir()
     (folder / "slow-s0" / "config.yaml").write_text("experiment: toy\n")
@@ -508,7 +526,7 @@ def test_a_folder_without_a_plan_lists_what_is_not_finished(plan: Plan) -> None:
     assert (found["unfinished"], found["planned"]) == (["slow-s0"], False)  # what was never begun is not known
 
 
-def test_a_run_of_an_older_version_lacks_a_metric(plan: Plan) -> None:
+def test_a_run_of_an_older_version_lacks_a_metric(plan):
     path = plan.runs[0].folder / "metrics.json"
     metrics = json.loads(path.read_text())
     for name in ("align", "rl", "most_popular"):
@@ -520,7 +538,7 @@ def test_a_run_of_an_older_version_lacks_a_metric(plan: Plan) -> None:
     assert lines["grpo"]["metrics"]["top1pct_share@10"] == 0.1  # of the other seed
 
 
-def test_rows_that_kept_the_weights_they_began_with_are_told_in_words(plan: Plan) -> None:
+def test_rows_that_kept_the_weights_they_began_with_are_told_in_words(plan):
     folder = plan.shared.folder.parent
     for number, path in enumerate(sorted(folder.glob("grpo-s*/metrics.json"))):
         assert not any("no validation beat" in note for note in found_in(folder, None, "align")["notes"]), number
@@ -531,7 +549,7 @@ def test_rows_that_kept_the_weights_they_began_with_are_told_in_words(plan: Plan
     assert told in found_in(folder, None, "align")["notes"]
 
 
-def test_seeds_with_other_options_are_noted(tmp_path: Path) -> None:
+def test_seeds_with_other_options_are_noted(tmp_path):
     finish(plan_of(tmp_path, "grpo", seeds=(0,)).runs[0], FOUND["grpo-s0"])
     other = plan_of(tmp_path, "grpo", "rl.learning_rate=0.5", "objective.clip_low=0.1", seeds=(1,))
     finish(other.runs[0], FOUND["grpo-s1"])
@@ -540,37 +558,37 @@ def test_seeds_with_other_options_are_noted(tmp_path: Path) -> None:
     assert note.startswith("grpo-s1 and grpo-s0 stand in one row but differ in objective.clip_low, rl.learning_rate:")
 
 
-def test_costs_are_means_over_seeds_and_the_largest_memory(plan: Plan) -> None:
-    cost = report_of(plan)["cost"]
+def test_costs_are_means_over_seeds_and_the_largest_memory(reported):
+    cost = reported["cost"]
     assert cost["grpo"] == {"seconds": statistics.mean([2.0, 3.0]), "peak_mib": 101.0}
     assert list(cost) == ["align", "grpo", "sapo"]
 
 
-def test_runs_that_began_with_other_weights_do_not_stand_in_one_table(plan: Plan) -> None:
+def test_runs_that_began_with_other_weights_do_not_stand_in_one_table(plan):
     finish(plan.runs[3], FOUND["sapo-s0"], align="align-2")
     with pytest.raises(DataError, match="do not share"):
         report_of(plan)
 
 
-def test_an_experiment_that_was_moved_is_still_reported(plan: Plan, tmp_path: Path) -> None:
-    before = report_of(plan)
+def test_an_experiment_that_was_moved_is_still_reported(plan, tmp_path, reported):
     moved = plan.shared.folder.parent.rename(tmp_path / "moved")
-    assert found_in(moved, None, "align")["tables"] == before["tables"]
+    assert found_in(moved, None, "align")["tables"] == reported["tables"]
 
 
-def test_nothing_to_report(tmp_path: Path) -> None:
+def test_nothing_to_report(tmp_path):
     with pytest.raises(DataError, match="nothing to report"):
         write_report(tmp_path, None, "align")
     with pytest.raises(DataError, match="nothing to report"):
         report_of(plan_of(tmp_path, "grpo"))
 
 
-def test_a_baseline_that_is_no_row(plan: Plan) -> None:
+def test_a_baseline_that_is_no_row(plan):
     with pytest.raises(ConfigError, match="Did you mean 'grpo'"):
         report_of(plan, "grppo")
 
 
-def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives(mixed: Plan) -> None:
+def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives(tmp_path):
+    mixed = beside_baselines(tmp_path)
     (mixed.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
     folder = mixed.shared.folder.parent
     assert markdown(write_report(folder, mixed, "align")) == (folder / "report.md").read_text()

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -68,7 +65,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     return found
 
 
-def test_align_comes_first_and_then_jobs_at_a_time(tmp_path: Path, workers: Workers) -> None:
+def test_align_comes_first_and_then_jobs_at_a_time(tmp_path, workers):
     plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
     assert run_comparison(plan, jobs=2) == []
     assert workers.started[0] == plan.shared.folder.name
@@ -76,9 +73,7 @@ def test_align_comes_first_and_then_jobs_at_a_time(tmp_path: Path, workers: Work
     assert workers.most == 2
 
 
-def test_finished_runs_are_not_started_again(
-    tmp_path: Path, workers: Workers, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_are_not_started_again(tmp_path, workers, capsys):
     plan = plan_of(tmp_path, "grpo", seeds=(0, 1))
     finish(plan.runs[1], RANKS)
     run_comparison(plan, jobs=1)
@@ -86,7 +81,7 @@ def test_finished_runs_are_not_started_again(
     assert "[2/2] grpo-s0 finished" in capsys.readouterr().err
 
 
-def test_the_best_point_on_validation_gets_the_other_seeds(tmp_path: Path, workers: Workers) -> None:
+def test_the_best_point_on_validation_gets_the_other_seeds(tmp_path, workers):
     plan = plan_of(tmp_path, "grpo,ce", seeds=(0, 1, 2), grids=("grpo:lr=1e-5,1e-3,1e-4",))
     assert run_comparison(plan, jobs=3) == []
     firsts = ["grpo-lr1e-5-s0", "grpo-lr1e-3-s0", "grpo-lr1e-4-s0", "ce-s0"]
@@ -94,7 +89,7 @@ def test_the_best_point_on_validation_gets_the_other_seeds(tmp_path: Path, worke
     assert choose(plan.rows["grpo"]) == ([1e-5, 1e-3, 1e-4], plan.rows["grpo"][1])
 
 
-def test_nothing_is_chosen_before_all_points_are_finished(tmp_path: Path) -> None:
+def test_nothing_is_chosen_before_all_points_are_finished(tmp_path):
     (candidates,) = plan_of(tmp_path, "grpo", grids=("lr=1e-5,1e-3",)).rows.values()
     finish(candidates[1].runs[0], RANKS, valid=0.3)
     assert choose(candidates) == ([None, 0.3], None)
@@ -102,15 +97,13 @@ def test_nothing_is_chosen_before_all_points_are_finished(tmp_path: Path) -> Non
     assert choose(candidates) == ([0.3, 0.3], candidates[0])  # the first of equal ones
 
 
-def test_the_score_is_that_of_the_largest_k_the_run_has(tmp_path: Path) -> None:
+def test_the_score_is_that_of_the_largest_k_the_run_has(tmp_path):
     (candidates,) = plan_of(tmp_path, "grpo", "evaluate.k=[5,20]", seeds=(0,)).rows.values()
     finish(candidates[0].runs[0], RANKS, valid=0.3)  # scored at 5 and 10
     assert choose(candidates) == ([0.3], candidates[0])
 
 
-def test_a_failed_run_is_shown_and_the_others_go_on(
-    tmp_path: Path, workers: Workers, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_run_is_shown_and_the_others_go_on(tmp_path, workers, capsys):
     workers.failing = "grpo-s0"
     plan = plan_of(tmp_path, "grpo,sapo", seeds=(0, 1))
     assert [run.folder.name for run in run_comparison(plan, jobs=1)] == ["grpo-s0"]
@@ -120,7 +113,7 @@ def test_a_failed_run_is_shown_and_the_others_go_on(
     assert "out of memory" in shown
 
 
-def test_without_what_all_begin_with_nothing_else_is_tried(tmp_path: Path, workers: Workers) -> None:
+def test_without_what_all_begin_with_nothing_else_is_tried(tmp_path, workers):
     plan = plan_of(tmp_path, "grpo", "layout=blocked", "stages=[align,activate,rl]", seeds=(0,))
     workers.failing = plan.shared.folder.name
     with pytest.raises(GenRLError, match="stage align and activate failed"):
@@ -128,7 +121,7 @@ def test_without_what_all_begin_with_nothing_else_is_tried(tmp_path: Path, worke
     assert workers.started == [plan.shared.folder.name]
 
 
-def test_a_folder_of_another_configuration_is_refused_before_anything_runs(tmp_path: Path, workers: Workers) -> None:
+def test_a_folder_of_another_configuration_is_refused_before_anything_runs(tmp_path, workers):
     finish(plan_of(tmp_path, "grpo", "rl.max_steps=3").runs[0], RANKS)
     with pytest.raises(
         ConfigError, match=r"grpo-s0 already holds another configuration; it differs in rl\.max_steps\."
@@ -137,7 +130,7 @@ def test_a_folder_of_another_configuration_is_refused_before_anything_runs(tmp_p
     assert workers.started == []
 
 
-def test_threads_and_the_log_level_make_no_other_run(tmp_path: Path, workers: Workers) -> None:
+def test_threads_and_the_log_level_make_no_other_run(tmp_path, workers):
     finish(plan_of(tmp_path, "grpo", "trainer.threads=3", seeds=(0,)).runs[0], RANKS)
     run_comparison(plan_of(tmp_path, "grpo", "trainer.log_every=1", seeds=(0,)), jobs=1)
     assert workers.started == []
@@ -152,16 +145,14 @@ def test_threads_and_the_log_level_make_no_other_run(tmp_path: Path, workers: Wo
         (1, "cpu", ["0", "1"], [None] * 4),
     ],
 )
-def test_each_run_at_work_gets_gpus_of_its_own(
-    devices: int, accelerator: str, visible: list[str], expected: list[str | None]
-) -> None:
+def test_each_run_at_work_gets_gpus_of_its_own(devices, accelerator, visible, expected):
     config = RunConfig(trainer=TrainerConfig(devices=devices, accelerator=accelerator, threads=0))
     found = [environment(config, slot, visible) for slot in range(4)]
     assert [one.get("CUDA_VISIBLE_DEVICES") for one in found] == expected
     assert "OMP_NUM_THREADS" not in found[0]
 
 
-def test_the_latest_step_of_a_run_whose_notes_are_being_written(tmp_path: Path) -> None:
+def test_the_latest_step_of_a_run_whose_notes_are_being_written(tmp_path):
     (run,) = plan_of(tmp_path, "grpo", seeds=(0,)).runs
     assert latest_step(run) == 0
     run.folder.mkdir(parents=True)
@@ -169,7 +160,7 @@ def test_the_latest_step_of_a_run_whose_notes_are_being_written(tmp_path: Path) 
     assert latest_step(run) == 5
 
 
-def test_a_completion_is_as_long_as_the_layout_says(tmp_path: Path) -> None:
+def test_a_completion_is_as_long_as_the_layout_says(tmp_path):
     assert completion_length(small_config(tmp_path)) == 3
     session = Session.build(small_config(tmp_path, "layout=blocked", "layout.budget=5"))
     words = session.policy.words

@@ -17,7 +17,7 @@ def shown(found: Report) -> str:
     return file.getvalue()
 
 
-def test_the_terminal_gets_the_verdict_one_table_and_where_the_report_is() -> None:
+def test_the_terminal_gets_the_verdict_one_table_and_where_the_report_is():
     lines = shown(report(notes=["A note."], unfinished=["sage-s1"])).splitlines()
     assert lines[:2] == ["Partial: sage-s1 not finished.", "A note."]
     assert lines[2] == "Of 4 rows compared with align, 1 scores higher, 1 scores lower and 2 cannot be told apart."

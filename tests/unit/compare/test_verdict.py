@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 from genrl.compare.quantities import capital
@@ -17,13 +15,13 @@ def changed(row: str, metric: str = "ndcg@10", **further: object) -> Table:
     return found
 
 
-def test_a_row_differs_only_after_correction() -> None:
+def test_a_row_differs_only_after_correction():
     assert direction(difference(0.1, p_holm=0.049)) == "higher"
     assert direction(difference(-0.1, p_holm=0.049)) == "lower"
     assert direction(difference(0.1, p_holm=0.05)) == "unclear"
 
 
-def test_the_lead_counts_rows_by_what_can_be_said() -> None:
+def test_the_lead_counts_rows_by_what_can_be_said():
     assert lead(table(), "align") == (
         "Of 4 rows compared with align, 1 scores higher, 1 scores lower and 2 cannot be told apart."
     )
@@ -34,7 +32,7 @@ def test_the_lead_counts_rows_by_what_can_be_said() -> None:
     assert lead(table(align=align), "item_knn").startswith("Nothing is compared: item-kNN")
 
 
-def test_statements_are_in_the_order_of_effects_with_all_numbers() -> None:
+def test_statements_are_in_the_order_of_effects_with_all_numbers():
     found = statements(table(), "align")
     assert [(one.row, one.direction) for one in found] == [
         ("grpo", "higher"),
@@ -45,7 +43,7 @@ def test_statements_are_in_the_order_of_effects_with_all_numbers() -> None:
     assert found[0].text == "+0.0375 (+18.7%), interval [+0.0175, +0.0575], p = .001; 0.2375 against 0.2000."
 
 
-def test_an_interval_that_leaves_out_zero_is_explained_if_correction_says_otherwise() -> None:
+def test_an_interval_that_leaves_out_zero_is_explained_if_correction_says_otherwise():
     close = {"ndcg@10": difference(0.0375, p_holm=0.06, relative=None)}
     (one,) = statements(table(a=line(0.2, 0, differences=close)), "b")
     assert one.direction == "unclear"
@@ -55,7 +53,7 @@ def test_an_interval_that_leaves_out_zero_is_explained_if_correction_says_otherw
     )
 
 
-def test_a_difference_of_one_seed_is_not_said_of_the_objective() -> None:
+def test_a_difference_of_one_seed_is_not_said_of_the_objective():
     parts = table()
     assert "seed" not in lead(parts, "align")
     for row in ("grpo", "sage"):
@@ -70,7 +68,7 @@ def test_a_difference_of_one_seed_is_not_said_of_the_objective() -> None:
     assert "Recall@10: higher for grpo (one seed)." in list(remarks({"raw": parts}, "raw", "align"))
 
 
-def test_the_best_reference_line_is_named_whatever_the_verdict() -> None:
+def test_the_best_reference_line_is_named_whatever_the_verdict():
     parts = table()
     first = next(remarks({"excluded": parts}, "excluded", "align"))
     assert first == "The best reference line is item-kNN with 0.2250. grpo scores above it (means, not tested)."
@@ -82,14 +80,14 @@ def test_the_best_reference_line_is_named_whatever_the_verdict() -> None:
     assert "reference line" not in " ".join(remarks({"excluded": parts}, "excluded", "align"))
 
 
-def test_other_rankings_and_metrics_are_remarked() -> None:
+def test_other_rankings_and_metrics_are_remarked():
     found = list(remarks({"excluded": table(), "raw": table()}, "excluded", "align"))
     assert found[3:] == ["In raw rankings the result is the same for every row.", "Recall@10: higher for grpo."]
     found = list(remarks({"excluded": table(), "raw": changed("grpo", p_holm=0.7)}, "excluded", "align"))
     assert found[3] == "In raw rankings the result is another for some rows: grpo is not told apart."
 
 
-def test_pairs_of_rows_are_told_by_metric() -> None:
+def test_pairs_of_rows_are_told_by_metric():
     found = list(remarks({"excluded": table()}, "excluded", "align"))
     assert found[1:3] == [
         "NDCG@10 among the rows asked for: sapo lower than grpo (−0.0625, p = .002).",
@@ -102,11 +100,11 @@ def test_pairs_of_rows_are_told_by_metric() -> None:
     assert found[1] == "Among the rows asked for none of the 3 pairs is told apart in NDCG@10 and recall@10."
 
 
-def test_equal_warnings_are_said_once() -> None:
+def test_equal_warnings_are_said_once():
     assert warnings(table()) == {"ndcg@10": {"One training seed.": ["sasrec", "sage"]}}
 
 
-def test_numbers_and_names_are_written_for_people() -> None:
+def test_numbers_and_names_are_written_for_people():
     assert [p_text(value) for value in (0.00099, 0.001, 0.5, 1.0)] == ["p < .001", "p = .001", "p = .500", "p = 1.000"]
     assert [signed(value) for value in (0.5, -0.5, 0.0)] == ["+0.5000", "−0.5000", "+0.0000"]
     assert [named(row) for row in ("item_knn", "grpo")] == ["item-kNN", "grpo"]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -99,9 +97,7 @@ CASES: dict[str, tuple[list[list[int]], dict[str, Any]]] = {
 @pytest.mark.parametrize("on_budget", ["close", "fail"])
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_automaton_writes_what_the_grammar_says(
-    case: str, order: str, on_budget: str, line_break: int | None
-) -> None:
+def test_the_automaton_writes_what_the_grammar_says(case, order, on_budget, line_break):
     codes, options = CASES[case]
     if on_budget == "fail" and options.get("minimum") == options.get("budget", 2):
         options = {**options, "budget": 3}
@@ -122,7 +118,6 @@ def test_the_automaton_writes_what_the_grammar_says(
     assert reading.step_ids.tolist() == padded([[token[2] for token in row] for row in marked], -1).tolist()
     sids = padded([[token[1] == "sid" for token in row] for row in marked], 0).bool()
     assert (reading.item_ids == 0).equal(sids)
-    assert reading.closed is not None
     assert reading.closed.tolist() == [wanted[row][1] for row in written]
     chosen = padded([[token[3] for token in row] for row in marked], 0).bool()
     kinds = torch.tensor([kind != "form" for kind in layout.kinds])
@@ -131,7 +126,7 @@ def test_the_automaton_writes_what_the_grammar_says(
 
 @pytest.mark.parametrize("levels", [1, 4, 8])
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_there_are_one_to_eight_blocks(order: str, levels: int) -> None:
+def test_there_are_one_to_eight_blocks(order, levels):
     codes = torch.randint(2, (6, levels), generator=torch.Generator().manual_seed(0)).unique(dim=0).tolist()
     codes[-1] = [1] * levels  # so that every level has two codes
     layout = layout_of(codes, order=order, minimum=0, budget=1, total=levels)
@@ -143,13 +138,12 @@ def test_there_are_one_to_eight_blocks(order: str, levels: int) -> None:
     assert reading.codes.tolist() == codes
     assert sorted(set(reading.step_ids.flatten().tolist()) - {-1}) == list(range(levels))
     wanted = [[len(block) == 0 for block in row] for row in blocks]
-    assert reading.closed is not None
     assert reading.closed.tolist() == wanted
 
 
 @pytest.mark.parametrize("on_budget", ["close", "fail"])
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_what_is_composed_could_have_been_sampled(order: str, on_budget: str) -> None:
+def test_what_is_composed_could_have_been_sampled(order, on_budget):
     layout = layout_of([[0, 0], [0, 1], [1, 0]], BREAK, order=order, on_budget=on_budget, minimum=1, budget=3, total=5)
     written = every_completion(layout)
     blocks = [[[4], [5, 5]], [[4, 4, 5, 5, 5], [4] * 9], [[5, 4], [4]]]
@@ -171,12 +165,12 @@ def test_what_is_composed_could_have_been_sampled(order: str, on_budget: str) ->
         ([[[-1], [4]], [[4], [4]]], "trace 0 holds a token that no block may hold"),
     ],
 )
-def test_a_trace_that_does_not_fit_is_named(blocks: list[list[list[int]]], message: str) -> None:
+def test_a_trace_that_does_not_fit_is_named(blocks, message):
     with pytest.raises(DataError, match=message):
         layout_of([[0, 0], [0, 1]]).compose(torch.arange(2)[:, None], blocks)
 
 
-def test_broken_completions_have_no_item() -> None:
+def test_broken_completions_have_no_item():
     layout = layout_of([[0, 0], [0, 1], [1, 0]], BREAK, budget=3)
     whole = layout.compose(torch.tensor([[1]]), [[[4], [5]]])[0].tolist()
     codes = {level: first for level, first in enumerate(layout.tokens.first_ids)}
@@ -200,7 +194,7 @@ def test_broken_completions_have_no_item() -> None:
     assert BROKEN in layout.replay(tokens[1:]).site
 
 
-def test_filters_change_the_codes_alone() -> None:
+def test_filters_change_the_codes_alone():
     layout = layout_of([[0, 0], [0, 1], [1, 0], [1, 1]])
     kept = layout.only(torch.tensor([True, False, False, True]))
     written = every_completion(kept)
@@ -218,7 +212,7 @@ def test_filters_change_the_codes_alone() -> None:
     assert layout.legal(layout.word, state, asked).mask.tolist() == [[c in (*SPOKEN, CLOSE) for c in range(6)]]
 
 
-def test_it_says_what_it_is() -> None:
+def test_it_says_what_it_is():
     layout = layout_of([[0, 0], [0, 1], [0, 1]])
     assert layout.writes_text
     assert not layout.plain.writes_text
@@ -250,12 +244,12 @@ def test_it_says_what_it_is() -> None:
         (9, {}, r"1 to 8 blocks, but the SID table has 9 levels\. Lower sid\.levels"),
     ],
 )
-def test_budgets_and_levels_that_fit_no_block_are_refused(levels: int, options: dict[str, Any], message: str) -> None:
+def test_budgets_and_levels_that_fit_no_block_are_refused(levels, options, message):
     with pytest.raises(ConfigError, match=message):
         layout_of([[0] * levels, [1] * levels], **options)
 
 
-def test_the_registry_builds_it_for_the_tokens_of_a_policy() -> None:
+def test_the_registry_builds_it_for_the_tokens_of_a_policy():
     policy = make_policy(thinking=True)
     layout = make_thinking(policy)
     built = LAYOUTS.build("blocked", {"budget": 6}, catalogue=layout.catalogue, words=policy.words)

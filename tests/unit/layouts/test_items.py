@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -103,7 +100,7 @@ def few_denied(layout: SidLayout, given: tuple[str, ...], requests: int = 6, den
 
 @each_filter
 @each_catalogue
-def test_legal_codes_are_those_of_the_items_left_on_every_prefix(name: str, given: tuple[str, ...]) -> None:
+def test_legal_codes_are_those_of_the_items_left_on_every_prefix(name, given):
     layout = make_catalogue(name)
     rows = make_rows(layout, given)
     requests = asking(**rows)
@@ -117,7 +114,6 @@ def test_legal_codes_are_those_of_the_items_left_on_every_prefix(name: str, give
         found = layout.legal(level, standing(level, states, 6), requests)
         assert found.first == layout.tokens.first_ids[level]
         unfiltered = layout.legal(level, standing(level, states, 1)).mask
-        assert found.within is not None
         assert found.within.equal(unfiltered.repeat(6, 1))
         for row, mask in enumerate(found.mask):
             request, prefix = row // len(prefixes), prefixes[row % len(prefixes)]
@@ -129,7 +125,7 @@ def test_legal_codes_are_those_of_the_items_left_on_every_prefix(name: str, give
 
 @each_filter
 @each_catalogue
-def test_rank_fills_its_places_with_the_items_left(name: str, given: tuple[str, ...]) -> None:
+def test_rank_fills_its_places_with_the_items_left(name, given):
     layout = make_catalogue(name)
     rows, trie = make_rows(layout, given), layout.catalogue.trie
     generator = torch.Generator().manual_seed(2)
@@ -149,7 +145,7 @@ def test_rank_fills_its_places_with_the_items_left(name: str, given: tuple[str, 
             assert_same(found[request], torch.tensor([score for _, score in wanted[:width]]))
 
 
-def test_lists_may_hold_nothing() -> None:
+def test_lists_may_hold_nothing():
     layout = make_catalogue("three levels")
     root = standing(0, torch.zeros(2, dtype=torch.int64), 2)
     leaves = torch.arange(layout.catalogue.trie.leaves).repeat(2, 1)
@@ -172,14 +168,14 @@ def test_lists_may_hold_nothing() -> None:
         ({"pool": [[1, 2], [3, -2]]}, r"filter of request 1 names catalogue row -2, but rows are 0 \.\. 59"),
     ],
 )
-def test_a_request_with_nothing_left_or_rows_outside_the_catalogue_is_named(rows: Any, message: str) -> None:
+def test_a_request_with_nothing_left_or_rows_outside_the_catalogue_is_named(rows, message):
     asked = asking(**{kind: torch.tensor(listed) for kind, listed in rows.items()})
     with pytest.raises(DataError, match=message):
         make_catalogue("three levels").legal(0, standing(0, torch.tensor([0]), 2), asked)
 
 
 @each_filter
-def test_what_a_completion_has_named_is_taken_out_with_the_rest(given: tuple[str, ...]) -> None:
+def test_what_a_completion_has_named_is_taken_out_with_the_rest(given):
     layout = make_catalogue("crowded leaves")
     rows = few_denied(layout, given)
     left = left_over(layout, rows)
@@ -194,7 +190,7 @@ def test_what_a_completion_has_named_is_taken_out_with_the_rest(given: tuple[str
 
 
 @each_filter
-def test_request_filters_stay_when_items_leave_the_catalogue(given: tuple[str, ...]) -> None:
+def test_request_filters_stay_when_items_leave_the_catalogue(given):
     layout = make_catalogue("crowded leaves")
     keep = torch.arange(40) % 3 > 0
     rows = few_denied(layout, given)
@@ -206,7 +202,7 @@ def test_request_filters_stay_when_items_leave_the_catalogue(given: tuple[str, .
 
 
 @each_filter
-def test_beam_search_under_a_filter_finds_what_scoring_every_item_finds(policy: Policy, given: tuple[str, ...]) -> None:
+def test_beam_search_under_a_filter_finds_what_scoring_every_item_finds(policy, given):
     layout, prompts = make_layout(policy, CROWDED), make_prompts(policy)
     rows = {kind: listed[:5] for kind, listed in make_rows(layout, given).items()}
     found, _ = search(policy, layout, replace(prompts, **rows), 60, Sampling())
@@ -230,9 +226,7 @@ def test_beam_search_under_a_filter_finds_what_scoring_every_item_finds(policy: 
 @each_filter
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("exact", [0, 4])
-def test_a_filtered_ranking_is_the_whole_one_without_the_other_items(
-    policy: Policy, given: tuple[str, ...], shared: bool, exact: int
-) -> None:
+def test_a_filtered_ranking_is_the_whole_one_without_the_other_items(policy, given, shared, exact):
     layout, prompts = make_layout(policy, CROWDED), make_prompts(policy)
     rows = few_denied(layout, given, requests=5, denied=30)
     keep = torch.arange(60) % 7 != 2
@@ -250,7 +244,7 @@ def test_a_filtered_ranking_is_the_whole_one_without_the_other_items(
 
 
 @each_filter
-def test_samples_and_narrow_beams_stay_inside_the_filter(policy: Policy, given: tuple[str, ...]) -> None:
+def test_samples_and_narrow_beams_stay_inside_the_filter(policy, given):
     layout, prompts = make_layout(policy), make_prompts(policy)
     rows = {kind: listed[:5] for kind, listed in make_rows(layout, given).items()}
     requests = replace(prompts, **rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,12 +67,11 @@ class PairLayout(Layout):
         zero = torch.zeros_like(owner)
         return PairState(zero, owner, zero, zero[:, None] - 1)
 
-    def legal(self, site: int, state: PairState, requests: Any = None) -> Legal:  # type: ignore[override]
+    def legal(self, site: int, state: PairState, requests: Any = None) -> Legal:
         level = site % self.catalogue.levels
         return self.catalogue.legal(level, state.node, state.owner, requests, taken=state.taken)
 
-    def advance(self, state: PairState, tokens: Tensor, site: int | None = None) -> PairState:  # type: ignore[override]
-        assert site is not None
+    def advance(self, state: PairState, tokens: Tensor, site: int | None = None) -> PairState:
         node = self.catalogue.child(site % self.catalogue.levels, state.node, tokens)
         behind = torch.where(node < 0, BROKEN, site + 1 if site + 1 < self.length else ENDED)
         if site + 1 != self.catalogue.levels:
@@ -81,7 +79,7 @@ class PairLayout(Layout):
         first = self.catalogue.trie.items(node)[:, None]
         return replace(state, site=behind, node=torch.where(node < 0, -1, 0), taken=first)
 
-    def read(self, tokens: Tensor, states: PairState) -> Reading:  # type: ignore[override]
+    def read(self, tokens: Tensor, states: PairState) -> Reading:
         levels = self.catalogue.levels
         steps = (torch.arange(self.length) // levels).repeat(len(tokens), 1)
         last = self.catalogue.child(levels - 1, states.node[:, -1], tokens[:, -1])
@@ -92,9 +90,7 @@ class PairLayout(Layout):
     def compose(self, items: Tensor, texts: Sequence[Any] | None = None) -> Tensor:
         return self.catalogue.render(items).flatten(1)
 
-    def rank(  # type: ignore[override]
-        self, state: PairState, scores: Tensor, width: int, requests: Any = None
-    ) -> tuple[Tensor, Tensor]:
+    def rank(self, state: PairState, scores: Tensor, width: int, requests: Any = None) -> tuple[Tensor, Tensor]:
         """Pairs by their first item: it stands for what is recommended first."""
         whole = (state.site == ENDED).view(scores.shape)
         items = torch.where(whole, state.taken.view(scores.shape), -1)
@@ -114,7 +110,7 @@ def setting() -> tuple[Any, PairLayout, Any]:
 
 
 @torch.no_grad()
-def test_all_pairs_of_different_items_are_written_and_their_probabilities_sum_to_one(setting: Any) -> None:
+def test_all_pairs_of_different_items_are_written_and_their_probabilities_sum_to_one(setting):
     policy, layout, prompts = setting
     written = torch.tensor(every_completion(layout))
     items = layout.read(written, layout.replay(written)).items
@@ -126,7 +122,7 @@ def test_all_pairs_of_different_items_are_written_and_their_probabilities_sum_to
     assert_same(beams.logps.sum(1).view(5, -1), ranking.scores)
 
 
-def test_samples_are_scored_as_they_were_drawn_and_lists_of_items_hold_for_both(setting: Any) -> None:
+def test_samples_are_scored_as_they_were_drawn_and_lists_of_items_hold_for_both(setting):
     policy, layout, prompts = setting
     asked = replace(prompts, deny=torch.tensor([[0], [1], [2], [3], [-1]]), pool=torch.tensor([[0, 1, 2, 3, 4]] * 5))
     noise = torch.rand(5, 30, layout.length, generator=torch.Generator().manual_seed(0))
@@ -139,14 +135,14 @@ def test_samples_are_scored_as_they_were_drawn_and_lists_of_items_hold_for_both(
     assert drawn.item_ids[0].tolist() == drawn.step_ids[0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_reward_that_does_not_fit_is_refused_before_anything_trains(setting: Any, tmp_path: Path) -> None:
+def test_a_reward_that_does_not_fit_is_refused_before_anything_trains(setting, tmp_path):
     with pytest.raises(LayoutError, match=r"2 steps and SIDs have \d levels\. Drop it with rewards\.level_match=null"):
         fit(small_config(tmp_path, "layout=pair", "objective=grpo"))
     assert not [path for path in (tmp_path / "toy").iterdir() if path.name.startswith("align")]
 
 
 @pytest.mark.parametrize("objective", ["grpo", "sapo"])
-def test_an_update_raises_what_was_rewarded(setting: Any, objective: str) -> None:
+def test_an_update_raises_what_was_rewarded(setting, objective):
     policy, layout, prompts = make_policy(), setting[1], setting[2]
     noise = torch.rand(5, 16, layout.length, generator=torch.Generator().manual_seed(1))
     drawn = write(policy, layout, prompts, 16, noise=noise)

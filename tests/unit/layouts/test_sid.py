@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ def layout() -> SidLayout:
     return SidLayout(SidLayoutConfig(), catalogue=Items(Trie.build(codes, SIZES), FIRST, codes))
 
 
-def test_walking_the_automaton_reaches_the_leaf_of_the_item_and_reading_names_it(layout: SidLayout) -> None:
+def test_walking_the_automaton_reaches_the_leaf_of_the_item_and_reading_names_it(layout):
     assert (layout.steps, layout.length, layout.items, layout.completions, layout.widest) == (3, 3, 1, 60, max(SIZES))
     assert (layout.kinds, layout.writes_text, layout.plain) == (("item",) * 3, False, layout)
     tokens = layout.compose(torch.arange(60)[:, None])
@@ -45,14 +43,14 @@ def test_walking_the_automaton_reaches_the_leaf_of_the_item_and_reading_names_it
     assert layout.blocks(tokens[0]) == []
 
 
-def test_a_broken_prefix_has_codes_but_no_item(layout: SidLayout) -> None:
+def test_a_broken_prefix_has_codes_but_no_item(layout):
     foreign = torch.tensor([[5, 106, 111], [FIRST[0], FIRST[1] + SIZES[1], FIRST[2]]])
     reading = layout.read(foreign, layout.replay(foreign))
     assert reading.items[:, 0].tolist() == [-1, -1]
     assert reading.codes.tolist() == [[-1, 0, 0], [0, -1, 0]]
 
 
-def test_a_shared_filter_keeps_catalogue_rows_and_moves_with_the_layout(layout: SidLayout) -> None:
+def test_a_shared_filter_keeps_catalogue_rows_and_moves_with_the_layout(layout):
     keep = torch.arange(60) % 4 == 1
     kept = layout.only(keep)
     assert kept.completions == 15

@@ -148,7 +148,7 @@ def test_golden_entropy():
     assert_same(F.largest_entropy(10, 6), math.log(6))
 
 
-def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples() -> None:
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples():
     for samples in range(1, 7):
         for hits in range(samples + 1):
             drawn = [True] * hits + [False] * (samples - hits)
@@ -160,7 +160,7 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples() -> None:
         F.pass_at_k(torch.tensor([1]), 3, 4)
 
 
-def test_the_reciprocal_rank_is_that_of_the_first_target() -> None:
+def test_the_reciprocal_rank_is_that_of_the_first_target():
     ranks = torch.tensor([[3, 0, -1], [9, 4, -1], [-1, -1, -1], [2, -1, -1]])
     assert F.reciprocal_rank_at_k(ranks, 4).tolist() == [1.0, 0.0, 0.0, 1 / 3]
     assert F.reciprocal_rank_at_k(ranks, 5).tolist() == [1.0, 0.2, 0.0, 1 / 3]

@@ -1,7 +1,5 @@
 """Losses and gradients from loops over plain numbers, for objectives that the golden file does not have."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

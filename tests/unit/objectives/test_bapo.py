@@ -1,7 +1,5 @@
 """BAPO's search for bounds."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ from tests.property.rollouts import sample
         ({"step_low": 0.0}, r"'step_low': 0\.0 must be above 0"),
     ],
 )
-def test_no_range(options: dict[str, object], message: str) -> None:
+def test_no_range(options, message):
     with pytest.raises(ConfigError, match=message):
         OBJECTIVES.build("bapo", options)
 
@@ -29,13 +27,13 @@ def bounds(target: float, **options: str) -> AdaptiveBounds:
     return AdaptiveBounds(Range(0.6, 0.8, 0.1), Range(1.2, 1.6, 0.2), target, **options)
 
 
-def test_path_of_code_and_paper() -> None:
+def test_path_of_code_and_paper():
     assert_same(bounds(1.0).path(), [(0.6, 1.2), (0.7, 1.2), (0.8, 1.2), (0.8, 1.4), (0.8, 1.6)])
     assert_same(bounds(1.0, variant="paper").path(), [(0.6, 1.2), (0.6, 1.4), (0.6, 1.6), (0.7, 1.6), (0.8, 1.6)])
 
 
 @pytest.mark.parametrize("variant", ["code", "paper"])
-def test_first_pair_that_reaches_the_target_else_the_last(variant: str) -> None:
+def test_first_pair_that_reaches_the_target_else_the_last(variant):
     batch = sample("blocked", spread=1.0)
     advantages = batch.experience(OBJECTIVES.build("grpo")).advantages
     ratios = (batch.logps - batch.rollout.logps).exp()
@@ -49,7 +47,7 @@ def test_first_pair_that_reaches_the_target_else_the_last(variant: str) -> None:
         assert_same(found["clip_high"], torch.full((16,), search.path()[place][1], dtype=torch.float64))
 
 
-def test_only_active_tokens() -> None:
+def test_only_active_tokens():
     batch = sample("blocked", spread=2.0)
     advantages = batch.experience(OBJECTIVES.build("grpo")).advantages
     ratios = (batch.logps - batch.rollout.logps).exp()
@@ -60,7 +58,7 @@ def test_only_active_tokens() -> None:
     assert_same(balance[0], positive / (negative + 1e-8))
 
 
-def test_prepare_takes_the_policy_that_sampled() -> None:
+def test_prepare_takes_the_policy_that_sampled():
     batch, objective = sample("blocked", spread=2.0), OBJECTIVES.build("bapo")
     assert objective.uses_scores
     prepared = objective.prepare(batch.rollout, batch.rewards)

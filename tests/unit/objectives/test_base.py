@@ -1,7 +1,5 @@
 """An objective of two methods, one of four pieces, and what is missing said before a model is loaded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import pytest
@@ -41,7 +39,7 @@ class Reinforce(Objective):
         return ObjectiveOutput(-(batch.weights * batch.advantages * scores.logps).sum())
 
 
-def test_two_methods_are_enough() -> None:
+def test_two_methods_are_enough():
     objective, batch = Reinforce(), sample("sid")
     experience = objective.prepare(batch.rollout, batch.rewards)
     _, gradient = batch.run(objective, experience)
@@ -56,7 +54,7 @@ def test_two_methods_are_enough() -> None:
     assert ObjectiveOutput(torch.zeros(())).stats == {}
 
 
-def test_both_methods_are_asked_for() -> None:
+def test_both_methods_are_asked_for():
     class Half(Reinforce):
         loss = Objective.loss
 
@@ -64,7 +62,7 @@ def test_both_methods_are_asked_for() -> None:
         Half()
 
 
-def test_the_algorithm_can_be_read_off() -> None:
+def test_the_algorithm_can_be_read_off():
     lines = repr(OBJECTIVES.build("sapo")).splitlines()
     assert len(lines) <= 7
     assert [line.split("=")[0].strip() for line in lines[1:-1]] == ["credit", "surrogate", "reduction", "penalty"]
@@ -72,7 +70,7 @@ def test_the_algorithm_can_be_read_off() -> None:
     assert "StepMean" in lines[3]
 
 
-def test_what_it_uses_and_lacks_is_that_of_the_pieces() -> None:
+def test_what_it_uses_and_lacks_is_that_of_the_pieces():
     clip = ClippedRatio("token", FixedBounds(0.2, 0.2))
     plain = PolicyObjective(OutcomeCredit(), clip, TokenMean())
     alone = Setting(("hit",), step_rewards=False, group_size=1)
@@ -82,7 +80,7 @@ def test_what_it_uses_and_lacks_is_that_of_the_pieces() -> None:
     assert PolicyObjective(OutcomeCredit(), clip, TokenMean(), [KLPenalty(1.0)]).uses_reference
 
 
-def test_loss_is_the_weighted_sum() -> None:
+def test_loss_is_the_weighted_sum():
     batch = sample("blocked")
     objective = PolicyObjective(OutcomeCredit(), LogLikelihood(), SequenceMean())
     experience = batch.experience(objective)
@@ -92,7 +90,7 @@ def test_loss_is_the_weighted_sum() -> None:
     assert_same(experience.weights.sum(), 1.0)
 
 
-def test_a_piece_may_hold_a_module_however_deep() -> None:
+def test_a_piece_may_hold_a_module_however_deep():
     class Counter(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -116,7 +114,7 @@ def test_a_piece_may_hold_a_module_however_deep() -> None:
 
 
 @pytest.mark.parametrize(("drop", "total"), [("kept", "live"), ("all", "all"), ("", "all")])
-def test_dead_groups_may_be_dropped_with_or_without_their_share(drop: str, total: str) -> None:
+def test_dead_groups_may_be_dropped_with_or_without_their_share(drop, total):
     batch = sample("blocked")
     clip = ClippedRatio("token", FixedBounds(0.2, 0.2))
     objective = PolicyObjective(OutcomeCredit(), clip, TokenMean(), drop_dead=drop)
@@ -129,14 +127,14 @@ def test_dead_groups_may_be_dropped_with_or_without_their_share(drop: str, total
     assert (experience.weights[~rows] == 0).all() == bool(drop)
 
 
-def test_nothing_to_learn_from_is_no_division_by_zero() -> None:
+def test_nothing_to_learn_from_is_no_division_by_zero():
     batch = sample("sid")
     experience = batch.experience(OBJECTIVES.build("grpo"))
     empty = replace(experience, mass=torch.zeros_like(experience.mass), weights=torch.zeros_like(experience.weights))
     assert_same(renormalized(empty).weights, empty.weights)
 
 
-def test_dead_share_is_told() -> None:
+def test_dead_share_is_told():
     batch = sample("sid")
     objective = OBJECTIVES.build("dapo")
     experience = batch.experience(objective)
@@ -158,11 +156,11 @@ def message(name: str, options: dict[str, object] | None = None, **given: object
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
-def test_nothing_missing(name: str) -> None:
+def test_nothing_missing(name):
     OBJECTIVES.build(name).check(replace(FINE, items=1, categories=True, thinking=False), name)
 
 
-def test_sapo_without_step_reward() -> None:
+def test_sapo_without_step_reward():
     assert message("sapo", step_rewards=False, rewards=("exact_match",)) == (
         "objective 'sapo' needs a match per step; none of rewards [exact_match] gives one. "
         "Add e.g. rewards.level_match.weight=1"
@@ -186,18 +184,18 @@ def test_sapo_without_step_reward() -> None:
         ("ce", {}, {"thinking": True, "items": 3}, "this layout writes 3. Choose layout=blocked, or layout=sid"),
     ],
 )
-def test_what_is_missing_and_its_remedy(name: str, options: dict[str, object], given: dict[str, object], text: str):
+def test_what_is_missing_and_its_remedy(name, options, given, text):
     assert text in message(name, options, **given)
 
 
 @pytest.mark.parametrize(
     ("name", "options"), [("ce", {}), ("gbpo", {"advantage": "sign"}), ("grpo", {"singleton": "raw"})]
 )
-def test_groups_of_one_where_nothing_is_compared(name: str, options: dict[str, str]) -> None:
+def test_groups_of_one_where_nothing_is_compared(name, options):
     OBJECTIVES.build(name, options).check(replace(FINE, group_size=1), name)
 
 
-def test_all_problems_at_once() -> None:
+def test_all_problems_at_once():
     assert len(message("sapo", step_rewards=False, group_size=1).splitlines()) == 2
 
 
@@ -210,7 +208,7 @@ def test_all_problems_at_once() -> None:
         ("grpo", {}, "group", r"rollout\.group_size is 1"),
     ],
 )
-def test_missing_in_the_rollout(name: str, options: dict[str, str], absent: str, text: str) -> None:
+def test_missing_in_the_rollout(name, options, absent, text):
     batch = sample("slate")
     change = {"group_size": 1} if absent == "group" else {absent: None}
     batch = replace(batch, rollout=replace(batch.rollout, **change))
@@ -227,14 +225,14 @@ def test_missing_in_the_rollout(name: str, options: dict[str, str], absent: str,
         ("sage", {"diversity": "slate"}, "exact_match", "Set diversity=group"),
     ],
 )
-def test_missing_in_the_rewards_or_the_layout(name: str, options: dict[str, str], rewards: str, text: str) -> None:
+def test_missing_in_the_rewards_or_the_layout(name, options, rewards, text):
     batch = sample("sid")
     batch = batch.with_rewards({rewards: batch.rewards.values[rewards]}, novelty=0.0)
     with pytest.raises(ConfigError, match=text):
         OBJECTIVES.build(name, options).prepare(batch.rollout, batch.rewards)
 
 
-def test_missing_in_the_scores() -> None:
+def test_missing_in_the_scores():
     batch, objective = sample("sid"), OBJECTIVES.build("dapo", {"entropy_coef": 0.1})
     with pytest.raises(ConfigError, match="set entropy_coef=0"):
         objective.loss(Scores(batch.logps), batch.experience(objective))

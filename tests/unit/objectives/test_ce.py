@@ -1,7 +1,5 @@
 """The control without reward."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -17,7 +15,7 @@ MICRO = [(torch.tensor([0]), slice(4)), (torch.tensor([1, 2, 3]), slice(4, 16))]
 """Prompts of each micro-batch, and the rows of their completions."""
 
 
-def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
+def test_cross_entropy_is_the_mean_negative_log_likelihood():
     batch = sample("slate", group_size=1)
     objective = OBJECTIVES.build("ce")
     assert objective.trains_on_targets
@@ -26,7 +24,7 @@ def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
     assert_same(gradient, -batch.rollout.chosen.double() / batch.rollout.chosen.sum())
 
 
-def test_rewards_do_not_matter() -> None:
+def test_rewards_do_not_matter():
     batch, objective = sample("sid"), OBJECTIVES.build("ce", {"reduction": "sequence", "kl_coef": 0.1})
     loss, gradient = batch.outcome(objective)
     other_loss, other_gradient = batch.shifted(5.0, scale=-2.0).outcome(objective)
@@ -36,7 +34,7 @@ def test_rewards_do_not_matter() -> None:
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
 @pytest.mark.parametrize("layout", ["blocked", "interleaved"])
-def test_behind_thinking_it_is_that_of_the_item_alone(layout: str, reduction: str) -> None:
+def test_behind_thinking_it_is_that_of_the_item_alone(layout, reduction):
     batch, objective = sample(layout), OBJECTIVES.build("ce", {"reduction": reduction})
     given = replace(batch, rollout=given_text(batch.rollout))
     counts = (batch.rollout.chosen & batch.rollout.item_mask).double()
@@ -60,7 +58,7 @@ def test_behind_thinking_it_is_that_of_the_item_alone(layout: str, reduction: st
     assert_same(torch.cat([part for _, part in parts]), gradient)
 
 
-def test_penalties_hold_the_item_alone_to_the_reference() -> None:
+def test_penalties_hold_the_item_alone_to_the_reference():
     batch, objective = sample("blocked"), OBJECTIVES.build("ce", {"kl_coef": 0.5, "entropy_coef": 0.1})
     given = replace(batch, rollout=given_text(batch.rollout))
     _, gradient = given.outcome(objective)

@@ -1,7 +1,5 @@
 """The worked example of docs/custom-objective.md runs as it stands there, and docs/objectives.md knows every option."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +30,7 @@ def _example(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_example")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_worked_example(layout: str) -> None:
+def test_the_worked_example(layout):
     batch = sample(layout)
     objective = OBJECTIVES.build("good-only", {"focus": 2.0, "kl_coef": 0.0})
     assert not objective.uses_reference
@@ -50,7 +48,7 @@ def test_the_worked_example(layout: str) -> None:
 
 
 @pytest.mark.usefixtures("_example")
-def test_the_worked_example_is_treated_like_a_built_in_one() -> None:
+def test_the_worked_example_is_treated_like_a_built_in_one():
     objective = OBJECTIVES.build("good-only")
     assert "GoodOnly" in repr(objective)
     with pytest.raises(ConfigError, match=r"group_size is 1"):
@@ -59,7 +57,7 @@ def test_the_worked_example_is_treated_like_a_built_in_one() -> None:
         OBJECTIVES.build("good-only", {"fokus": 2.0})
 
 
-def test_the_table_has_every_objective_with_its_paper() -> None:
+def test_the_table_has_every_objective_with_its_paper():
     rows = {
         cells[0].strip("` "): cells
         for line in (DOCS / "objectives.md").read_text().splitlines()

@@ -1,7 +1,5 @@
 """Credit for the best of k against all subsets, and against the formulas for rewards of 0 and 1."""
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 from statistics import fmean, pstdev
@@ -40,7 +38,7 @@ def best_of(values: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("case", GROUPS)
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_pass_at_k(case: str, k: int) -> None:
+def test_pass_at_k(case, k):
     rewards = Rewards({"r": torch.tensor(GROUPS[case], dtype=torch.float64).flatten()}, {"r": 1.0})
     wanted = [[value] * 3 for group in GROUPS[case] for value in pass_at_k(group, k)]
     assert_as_in_the_loop("grpo", {"compare": "pass_at_k", "k": k}, rewards, wanted, "sequence")
@@ -48,14 +46,14 @@ def test_pass_at_k(case: str, k: int) -> None:
 
 @pytest.mark.parametrize("case", GROUPS)
 @pytest.mark.parametrize(("name", "reduction"), [("grpo", "sequence"), ("grpo", "token")])
-def test_best_of_the_group(case: str, name: str, reduction: str) -> None:
+def test_best_of_the_group(case, name, reduction):
     rewards = Rewards({"r": torch.tensor(GROUPS[case], dtype=torch.float64).flatten()}, {"r": 1.0})
     wanted = [[value] * 3 for group in GROUPS[case] for value in best_of(group)]
     assert_as_in_the_loop(name, {"compare": "best", "reduction": reduction}, rewards, wanted, reduction)
 
 
 @pytest.mark.parametrize(("misses", "k"), [(7, 4), (6, 2), (1, 4), (5, 3), (4, 4)])
-def test_rewards_of_zero_and_one_get_the_analytical_advantages(misses: int, k: int) -> None:
+def test_rewards_of_zero_and_one_get_the_analytical_advantages(misses, k):
     size = 8
     values = torch.tensor([0.0] * misses + [1.0] * (size - misses), dtype=torch.float64)
     found = PassAtK(k, eps=0.0)(values, size)
@@ -70,7 +68,7 @@ def test_rewards_of_zero_and_one_get_the_analytical_advantages(misses: int, k: i
 
 
 @pytest.mark.parametrize("compare", ["pass_at_k", "best"])
-def test_rewards_that_are_equal_but_for_rounding_are_equal(compare: str) -> None:
+def test_rewards_that_are_equal_but_for_rounding_are_equal(compare):
     drawn, _ = rollout()
     parts = 10 + 10 * torch.rand(2, 10, generator=torch.Generator().manual_seed(4))
     rewards = Rewards({"a": parts[0], "b": 0.3 - parts[0]}, {"a": 1.0, "b": 1.0})
@@ -87,14 +85,14 @@ def test_rewards_that_are_equal_but_for_rounding_are_equal(compare: str) -> None
         ({"compare": "best"}, 1, r"compare=best; rollout\.group_size is 1"),
     ],
 )
-def test_groups_that_are_too_small_are_told(options: dict[str, Any], size: int, remedy: str) -> None:
+def test_groups_that_are_too_small_are_told(options, size, remedy):
     objective = OBJECTIVES.build("grpo", options)
     with pytest.raises(ConfigError, match=remedy):
         objective.check(Setting(("exact_match",), step_rewards=False, group_size=size), "grpo")
 
 
 @pytest.mark.parametrize("name", ["grpo", "gbpo", "dapo", "gspo", "ecpo", "cispo", "bapo"])
-def test_every_objective_with_one_advantage_per_completion_has_these_options(name: str) -> None:
+def test_every_objective_with_one_advantage_per_completion_has_these_options(name):
     objective: Any = OBJECTIVES.build(name, {"compare": "pass_at_k", "k": 3, "eps": 0.1, "repair": True})
     assert objective.credit == OutcomeCredit(PassAtK(3, 0.1))
     assert objective.repair
@@ -103,7 +101,7 @@ def test_every_objective_with_one_advantage_per_completion_has_these_options(nam
     assert not plain.repair
 
 
-def test_what_cannot_be_combined_is_told() -> None:
+def test_what_cannot_be_combined_is_told():
     with pytest.raises(ConfigError, match=r"compare=best compares the completions of a group, advantage=sign does not"):
         OBJECTIVES.build("gbpo", {"compare": "best", "advantage": "sign"})
     objective = OBJECTIVES.build("grpo", {"repair": True})

@@ -1,13 +1,10 @@
 """The doors of a plug-in to the objectives, and what the built-in ones say of themselves."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -58,7 +55,7 @@ def learns(objective: Objective) -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_decorator_in_a_file(tmp_path: Path) -> None:
+def test_decorator_in_a_file(tmp_path):
     path = tmp_path / "my_objective.py"
     path.write_text(SOURCE.format(decorator='@OBJECTIVES.register("by-decorator", config=Config, paper="none")'))
     load_plugin(str(path))
@@ -68,7 +65,7 @@ def test_decorator_in_a_file(tmp_path: Path) -> None:
         OBJECTIVES.build("by-decorator", {"clop": 0.3})
 
 
-def test_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_of_an_installed_package(tmp_path, monkeypatch):
     (tmp_path / "installed_objective.py").write_text(SOURCE.format(decorator=""))
     info = tmp_path / "installed_objective-1.0.dist-info"
     info.mkdir()
@@ -86,7 +83,7 @@ def test_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pytest
         OBJECTIVES.build("broken")
 
 
-def test_all_built_in_objectives_have_title_and_paper() -> None:
+def test_all_built_in_objectives_have_title_and_paper():
     assert set(BUILT_IN) <= set(OBJECTIVES.names())
     for name in BUILT_IN:
         entry = OBJECTIVES.entry(name)
@@ -96,12 +93,12 @@ def test_all_built_in_objectives_have_title_and_paper() -> None:
         assert isinstance(OBJECTIVES.build(name), PolicyObjective)
 
 
-def test_sapo_is_step_aligned() -> None:
+def test_sapo_is_step_aligned():
     assert OBJECTIVES.entry("step-aligned").name == "sapo"
     assert OBJECTIVES.entry("sapo").title == "Step-Aligned Policy Optimization"
 
 
-def test_every_option_is_documented() -> None:
+def test_every_option_is_documented():
     for name in BUILT_IN:
         for config in OBJECTIVES.entry(name).config.__mro__[:-1]:
             body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body

@@ -1,7 +1,5 @@
 """SAGE's options, diversity, bounds and gradient form."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -31,7 +29,7 @@ OTHER = DecoupledCredit(GroupNorm(ddof=0, eps=0.1), "token")
         (OPTIONS, OTHER, 0.0, (0.4, 0.1, 0.6, "clip_lambda", "group", 0.5), 1.5),
     ],
 )
-def test_options(options: Options, credit: DecoupledCredit, tolerance: float, limits: tuple, mean: float) -> None:
+def test_options(options, credit, tolerance, limits, mean):
     objective = OBJECTIVES.build("sage", options)
     surrogate, bounds = objective.surrogate, objective.surrogate.bounds
     assert (objective.credit, objective.reduction) == (credit, SequenceMean())
@@ -52,7 +50,7 @@ def test_options(options: Options, credit: DecoupledCredit, tolerance: float, li
         ("gradient", "item", "item"),
     ],
 )
-def test_level_of_the_ratio(form: str, ratio_level: str, level: str) -> None:
+def test_level_of_the_ratio(form, ratio_level, level):
     others = {"phi": "literal", "boost": 0.4, "beta": 0.6}
     objective = OBJECTIVES.build("sage", {"form": form, "ratio_level": ratio_level, **others})
     assert objective.surrogate.level == level
@@ -61,7 +59,7 @@ def test_level_of_the_ratio(form: str, ratio_level: str, level: str) -> None:
         assert (objective.surrogate.phi, objective.surrogate.boost, objective.surrogate.beta) == ("literal", 0.4, 0.6)
 
 
-def test_entropy_by_hand() -> None:
+def test_entropy_by_hand():
     categories = torch.tensor(
         [[0, 0, 1, 1], [5, 5, 5, 5], [0, 1, 2, 3], [4, -1, -1, 4], [4, -1, 2, -1], [-1, -1, -1, -1]]
     )
@@ -69,33 +67,33 @@ def test_entropy_by_hand() -> None:
     assert_same(category_entropy(categories, torch.float64), expected)
 
 
-def test_lambda_grows_only_below_the_mean() -> None:
+def test_lambda_grows_only_below_the_mean():
     diversity = torch.tensor([0.2, 1.0, 1.5], dtype=torch.float64)
     found = homogeneity_factor(diversity, torch.tensor(1.0, dtype=torch.float64), 0.5)
     assert_same(found, [1 + 0.5 * math.tanh(0.8), 1.0, 1.0])
 
 
 @pytest.mark.parametrize(("layout", "source"), [("slate", "slate"), ("sid", "group"), ("blocked", "group")])
-def test_auto_looks_at_the_slate_if_there_is_one(layout: str, source: str) -> None:
+def test_auto_looks_at_the_slate_if_there_is_one(layout, source):
     rollout = sample(layout).rollout
     assert_same(Diversity("auto").measure(rollout), Diversity(source).measure(rollout))
 
 
-def test_group_diversity_is_that_of_all_completions_of_the_prompt() -> None:
+def test_group_diversity_is_that_of_all_completions_of_the_prompt():
     rollout = sample("slate").rollout
     measured = Diversity("group").measure(rollout)
     expected = category_entropy(rollout.categories.view(4, -1), torch.float64)
     assert_same(measured, expected.repeat_interleave(4))
 
 
-def test_policy_diversity_is_the_mean_entropy_of_chosen_tokens() -> None:
+def test_policy_diversity_is_the_mean_entropy_of_chosen_tokens():
     rollout = sample("blocked").rollout
     measured = Diversity("policy").measure(rollout)
     assert_same(measured[0], rollout.entropy[0][rollout.chosen[0]].mean())
     assert_same(measured[1], 0.0)
 
 
-def test_the_mean_starts_at_the_first_rollout_and_moves_after_the_step() -> None:
+def test_the_mean_starts_at_the_first_rollout_and_moves_after_the_step():
     diversity = Diversity("slate", decay=0.9)
     first, second = sample("slate", seed=0).rollout, sample("slate", seed=1).rollout
     measured, mean = diversity.prepare(first)
@@ -111,7 +109,7 @@ def test_the_mean_starts_at_the_first_rollout_and_moves_after_the_step() -> None
     assert_same(diversity.mean, expected)
 
 
-def test_state_survives_a_checkpoint_and_half_precision() -> None:
+def test_state_survives_a_checkpoint_and_half_precision():
     batch = sample("slate")
     objective = OBJECTIVES.build("sage", {"ema_init": 0.9})
     objective.prepare(batch.rollout, batch.rewards)
@@ -129,7 +127,7 @@ def test_state_survives_a_checkpoint_and_half_precision() -> None:
             assert value != 0.9
 
 
-def test_bounds_of_algorithm_1() -> None:
+def test_bounds_of_algorithm_1():
     batch = sample("slate")
     objective = OBJECTIVES.build("sage", {"boost": 0.4, "clip": 0.1, "beta": 0.5})
     experience = batch.experience(objective)
@@ -141,7 +139,7 @@ def test_bounds_of_algorithm_1() -> None:
     assert (experience.extras["lambda"] > 1).any()
 
 
-def test_the_other_floor_is_lower_by_the_clip() -> None:
+def test_the_other_floor_is_lower_by_the_clip():
     batch = sample("slate")
     bounds = [
         objective.surrogate.bounds(batch.experience(objective))[0]
@@ -156,7 +154,7 @@ def test_the_other_floor_is_lower_by_the_clip() -> None:
 
 @pytest.mark.parametrize("level", ["token", "item"])
 @pytest.mark.parametrize("phi", ["literal", "resolved", "gbpo_slate"])
-def test_coefficients_of_the_gradient_form(phi: str, level: str) -> None:
+def test_coefficients_of_the_gradient_form(phi, level):
     """Section 10.2 of the methods reference, as a table of coefficients."""
     batch = sample("slate", spread=1.0)
     objective = OBJECTIVES.build("sage", {"form": "gradient", "phi": phi, "ratio_level": level})

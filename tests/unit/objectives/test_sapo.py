@@ -1,7 +1,5 @@
 """SAPO: what it needs, and advantages step by step."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -26,7 +24,7 @@ from tests.property.rollouts import Sample, sample, thinking_shape
         ({"scope": "think_only"}, ["a match per step", "a layout with thinking"]),
     ],
 )
-def test_what_an_ablation_needs(options: dict[str, object], problems: list[str]) -> None:
+def test_what_an_ablation_needs(options, problems):
     setting = Setting(("hit",), step_rewards=False, group_size=4, thinking=False)
     found = list(OBJECTIVES.build("sapo", options).missing(setting))
     assert len(found) == len(problems)
@@ -81,7 +79,7 @@ NEAR_MISS = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=tor
 
 
 @ORDERS
-def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong(order: str) -> None:
+def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong(order):
     batch = thoughts(order, NEAR_MISS)
     mask, steps = batch.rollout.chosen[0], batch.rollout.step_ids[0]
     sapo, grpo = raised(batch, "sapo")[0], raised(whole(batch), "grpo")[0]
@@ -97,7 +95,7 @@ def test_a_near_miss_is_raised_where_it_was_right_and_lowered_where_it_was_wrong
 
 
 @ORDERS
-def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order: str) -> None:
+def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order):
     batch = thoughts(order, NEAR_MISS)
     summed = batch.with_rewards({"sum": NEAR_MISS.sum(1)})
     for slope in (raised(summed, "grpo"), raised(batch, "sapo", ablation="no_step_advantage")):
@@ -107,7 +105,7 @@ def test_a_near_miss_has_one_sign_under_every_reward_of_whole_completions(order:
 
 
 @ORDERS
-def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order: str) -> None:
+def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order):
     match = NEAR_MISS.clone()
     match[1, 2] = 0
     assert not raised(whole(thoughts(order, match)), "grpo").any()
@@ -115,7 +113,7 @@ def test_a_group_without_a_hit_is_dead_for_grpo_and_alive_for_sapo(order: str) -
 
 
 @ORDERS
-def test_a_step_with_a_forced_code_still_has_its_block(order: str) -> None:
+def test_a_step_with_a_forced_code_still_has_its_block(order):
     batch = thoughts(order, NEAR_MISS)
     rollout = batch.rollout
     forced = rollout.item_mask & ~rollout.chosen
@@ -129,7 +127,7 @@ def test_a_step_with_a_forced_code_still_has_its_block(order: str) -> None:
 
 
 @ORDERS
-def test_think_only_trains_blocks_and_lets_codes_dilute_them(order: str) -> None:
+def test_think_only_trains_blocks_and_lets_codes_dilute_them(order):
     batch = thoughts(order, NEAR_MISS)
     rollout = batch.rollout
     both, thinking = (raised(batch, "sapo", scope=scope) for scope in ("think_and_sid", "think_only"))
@@ -152,7 +150,7 @@ SAPO_FORMS = [
 @ORDERS
 @pytest.mark.parametrize("weight", [0.2, 1.0])
 @pytest.mark.parametrize("options", SAPO_FORMS, ids=str)
-def test_format_reaches_the_gradient_of_sapo(options: dict[str, object], weight: float, order: str) -> None:
+def test_format_reaches_the_gradient_of_sapo(options, weight, order):
     """Completions that differ in nothing else; the block that was closed for the policy is what is lowered."""
     for match in (torch.zeros(4, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)):
         closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
@@ -169,7 +167,7 @@ def test_format_reaches_the_gradient_of_sapo(options: dict[str, object], weight:
 
 @ORDERS
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name not in ("sapo", "ce", "opd")])
-def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> None:
+def test_format_reaches_the_gradient_of_the_others(name, order):
     closed = [[True] * 3, [True, False, True], [True] * 3, [True] * 3]
     batch = thoughts(order, torch.zeros(4, 3, dtype=torch.float64), closed, 0.2)
     batch = replace(batch, rollout=replace(batch.rollout, categories=torch.arange(4)[:, None]))
@@ -178,7 +176,7 @@ def test_format_reaches_the_gradient_of_the_others(name: str, order: str) -> Non
     assert (slope[0][batch.rollout.chosen[0]] > 0).all()
 
 
-def test_format_weighs_as_much_against_a_match_in_every_row_of_the_ablation() -> None:
+def test_format_weighs_as_much_against_a_match_in_every_row_of_the_ablation():
     """Where steps match all or not at all and format is of all steps too, the rows have one advantage."""
     match = torch.tensor([[1.0], [1.0], [0.0], [0.0]], dtype=torch.float64).expand(4, 3).contiguous()
     closed = [[True] * 3, [False] * 3, [True] * 3, [False] * 3]
@@ -192,14 +190,14 @@ def test_format_weighs_as_much_against_a_match_in_every_row_of_the_ablation() ->
         assert_same(row, rows[0])
 
 
-def test_prefix_counts_a_level_only_after_all_before_it() -> None:
+def test_prefix_counts_a_level_only_after_all_before_it():
     steps = torch.tensor([[0.5, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.0]], dtype=torch.float64)
     assert_same(matched(steps, "prefix"), [[0.5, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.0]])
     assert_same(matched(steps, "nested").sum(1), [0.5 / 8, 0.5 / 2])
     assert_same(matched(steps, "per_level"), steps)
 
 
-def test_shaping_is_added_to_the_match_after_it_is_gated() -> None:
+def test_shaping_is_added_to_the_match_after_it_is_gated():
     batch = sample("blocked", prompts=1)
     steps = torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0]], dtype=torch.float64)
     shaping = torch.tensor([[0.2, 0.2], [0, 0.2], [0.2, 0], [0, 0]], dtype=torch.float64)
@@ -209,7 +207,7 @@ def test_shaping_is_added_to_the_match_after_it_is_gated() -> None:
     assert_same(raw, wanted.gather(1, batch.rollout.step_ids.clamp(min=0)) * (batch.rollout.step_ids >= 0))
 
 
-def test_equal_sums_in_another_order_of_steps_are_a_dead_group() -> None:
+def test_equal_sums_in_another_order_of_steps_are_a_dead_group():
     draw, steps = torch.Generator().manual_seed(0), 6
     match = torch.stack([torch.tensor([1.0, 1, 0, 0, 0, 0])[torch.randperm(steps, generator=draw)] for _ in range(200)])
     ended = torch.stack([torch.tensor([0, 1.0, 1, 1, 1, 1])[torch.randperm(steps, generator=draw)] for _ in range(200)])

@@ -1,7 +1,5 @@
 """Ratios, clips, penalties, weights of tokens, and the statistics they report."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -21,7 +19,7 @@ from tests.property.rollouts import LAYOUTS, sample
 @pytest.mark.parametrize(
     ("advantage", "slopes"), [(1.0, [1.0, 1.0, 1.0, 1.0, 0.0]), (-1.0, [0.0, -1.0, -1.0, -1.0, -1.0])]
 )
-def test_the_gradient_is_whole_on_the_bounds_and_none_outside(advantage: float, slopes: list[float]) -> None:
+def test_the_gradient_is_whole_on_the_bounds_and_none_outside(advantage, slopes):
     ratios = torch.tensor([0.79, 0.8, 1.0, 1.2, 1.21], dtype=torch.float64, requires_grad=True)
     values, flat = clipped_surrogate(ratios, torch.full_like(ratios, advantage).detach(), 0.8, 1.2)
     (slope,) = torch.autograd.grad(values.sum(), ratios)
@@ -31,7 +29,7 @@ def test_the_gradient_is_whole_on_the_bounds_and_none_outside(advantage: float, 
     assert_same(values, plain)
 
 
-def test_dual_clip_bounds_bad_tokens() -> None:
+def test_dual_clip_bounds_bad_tokens():
     ratios = torch.tensor([2.0, 5.0, 5.0], dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
     values, flat = clipped_surrogate(ratios, advantages, 0.8, 1.2, dual_clip=3.0)
@@ -39,14 +37,14 @@ def test_dual_clip_bounds_bad_tokens() -> None:
     assert flat.tolist() == [False, True, True]
 
 
-def test_tolerance_keeps_what_is_on_the_bound_up_to_rounding() -> None:
+def test_tolerance_keeps_what_is_on_the_bound_up_to_rounding():
     ratios = torch.tensor([1 - 5e-5, 1 - 5e-4], dtype=torch.float64)
     values, flat = clipped_surrogate(ratios, -torch.ones_like(ratios), 1.0, 1.2, tolerance=1e-4)
     assert flat.tolist() == [False, True]
     assert_same(values, [-(1 - 5e-5), -1.0])
 
 
-def test_stats_are_means_over_chosen_tokens() -> None:
+def test_stats_are_means_over_chosen_tokens():
     batch = sample("blocked", spread=1.0)
     objective = OBJECTIVES.build("grpo")
     experience = batch.experience(objective)
@@ -64,7 +62,7 @@ def test_stats_are_means_over_chosen_tokens() -> None:
     assert_same(stats["advantage_abs"], experience.advantages[mask].abs().mean())
 
 
-def test_only_what_was_computed_is_told() -> None:
+def test_only_what_was_computed_is_told():
     batch = sample("sid")
     objective = OBJECTIVES.build("grpo", {"kl_coef": 0.0})
     stats = objective.loss(Scores(batch.logps), batch.experience(objective)).stats
@@ -76,7 +74,7 @@ def test_only_what_was_computed_is_told() -> None:
     assert {"mean_diversity", "mean_lambda"} <= set(sage.loss(Scores(batch.logps), batch.experience(sage)).stats)
 
 
-def test_the_bonus_has_a_gradient() -> None:
+def test_the_bonus_has_a_gradient():
     batch = sample("blocked")
     objective = OBJECTIVES.build("grpo", {"entropy_coef": 0.5, "kl_coef": 0.0})
     experience = batch.experience(objective)
@@ -87,7 +85,7 @@ def test_the_bonus_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
-def test_kl_and_entropy_weights_are_options(name: str) -> None:
+def test_kl_and_entropy_weights_are_options(name):
     batch = sample("blocked")
     objective = OBJECTIVES.build(name, {"kl_coef": 0.5, "entropy_coef": 0.25})
     assert objective.uses_reference
@@ -102,7 +100,7 @@ def test_kl_and_entropy_weights_are_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sums(layout: str) -> None:
+def test_sums(layout):
     rollout = sample(layout).rollout
     chosen = rollout.chosen.sum(1)
     in_steps = (rollout.chosen & (rollout.step_ids >= 0)).any(1).double()
@@ -114,14 +112,14 @@ def test_sums(layout: str) -> None:
         assert (weights[~rollout.chosen] == 0).all()
 
 
-def test_constant_length_divides_by_rows_whatever_their_length() -> None:
+def test_constant_length_divides_by_rows_whatever_their_length():
     rollout = sample("blocked").rollout
     assert_same(ConstantLength(8.0).mass(ConstantLength(8.0)(rollout)), torch.ones(16, dtype=torch.float64))
     assert_same(SequenceMean().mass(SequenceMean()(rollout)).sum(), 15.0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_steps_share_a_row_and_the_chosen_tokens_of_a_step_share_it(layout: str) -> None:
+def test_steps_share_a_row_and_the_chosen_tokens_of_a_step_share_it(layout):
     rollout = sample(layout).rollout
     assert (rollout.item_mask & ~rollout.chosen)[2:].any()  # a forced code leaves its share to the others of its row
     weights = StepMean()(rollout).tolist()

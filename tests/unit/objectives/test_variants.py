@@ -1,7 +1,5 @@
 """The pieces that options choose, the relatives of grpo, and advantages from several rewards."""
 
-from __future__ import annotations
-
 import pytest
 
 from genrl.batches import Scores
@@ -11,7 +9,6 @@ from genrl.objectives import (
     CappedRatio,
     ClippedRatio,
     ConstantLength,
-    Credit,
     DecoupledCredit,
     DetachedRatio,
     EntropyBonus,
@@ -20,14 +17,11 @@ from genrl.objectives import (
     GroupNorm,
     KLPenalty,
     OutcomeCredit,
-    Penalty,
     Range,
-    Reduction,
     SequenceMean,
     SignCredit,
     StepCredit,
     StepMean,
-    Surrogate,
     TokenMean,
 )
 from genrl.objectives.ce import ConstantCredit, TargetLikelihood
@@ -88,22 +82,20 @@ PIECES = [
 
 
 @pytest.mark.parametrize(("name", "options", "credit", "surrogate", "reduction", "terms"), PIECES)
-def test_pieces(
-    name: str, options: Options, credit: Credit, surrogate: Surrogate, reduction: Reduction, terms: tuple[Penalty, ...]
-) -> None:
+def test_pieces(name, options, credit, surrogate, reduction, terms):
     objective = OBJECTIVES.build(name, options)
     assert (objective.credit, objective.surrogate, objective.reduction) == (credit, surrogate, reduction)
     assert objective.penalties == terms
 
 
-def test_dapo_resamples() -> None:
+def test_dapo_resamples():
     objective = OBJECTIVES.build("dapo", {"dynamic_sampling": 7, "denominator": "all"})
     assert (objective.dynamic_sampling, objective.drop_dead) == (7, "all")
     assert (OBJECTIVES.build("dapo").dynamic_sampling, OBJECTIVES.build("dapo").drop_dead) == (4, "kept")
     assert OBJECTIVES.build("grpo").dynamic_sampling == 0
 
 
-def test_cispo_never_loses_a_gradient() -> None:
+def test_cispo_never_loses_a_gradient():
     batch, objective = sample("blocked", spread=4.0), OBJECTIVES.build("cispo", {"weight_min": 0.8, "weight_max": 1.2})
     experience = batch.experience(objective)
     _, gradient = batch.run(objective, experience)
@@ -112,7 +104,7 @@ def test_cispo_never_loses_a_gradient() -> None:
     assert told["clip_fraction"] > 0
 
 
-def test_ecpo_coefficient_is_capped() -> None:
+def test_ecpo_coefficient_is_capped():
     batch, objective = sample("blocked", spread=4.0), OBJECTIVES.build("ecpo")
     experience = batch.experience(objective)
     _, gradient = batch.run(objective, experience)
@@ -121,7 +113,7 @@ def test_ecpo_coefficient_is_capped() -> None:
     assert_same(coefficient.max(), 1.3)
 
 
-def test_a_reward_with_small_numbers_counts_as_much_when_decoupled() -> None:
+def test_a_reward_with_small_numbers_counts_as_much_when_decoupled():
     """What summing first would drown."""
     batch = sample("sid")
     small = {**batch.rewards.values, "novelty": batch.rewards.values["novelty"] * 1e-3}
@@ -132,7 +124,7 @@ def test_a_reward_with_small_numbers_counts_as_much_when_decoupled() -> None:
     assert_same(scaled, whole)
 
 
-def test_weight_zero_is_not_optimised() -> None:
+def test_weight_zero_is_not_optimised():
     batch = sample("sid")
     values = dict(batch.rewards.values)
     zero = DecoupledCredit()(batch.rollout, batch.with_rewards(values, novelty=0.0).rewards)
@@ -141,13 +133,13 @@ def test_weight_zero_is_not_optimised() -> None:
     assert_same(zero, left_out)
 
 
-def test_a_dead_group_stays_at_exactly_zero_after_whitening() -> None:
+def test_a_dead_group_stays_at_exactly_zero_after_whitening():
     batch = sample("sid")
     assert (DecoupledCredit()(batch.rollout, batch.rewards)[8:12] == 0).all()
 
 
 @pytest.mark.parametrize("whiten", ["sequence", "none"])
-def test_mean_and_deviation_over_the_batch(whiten: str) -> None:
+def test_mean_and_deviation_over_the_batch(whiten):
     batch = sample("blocked", prompts=6)
     rollout = batch.rollout
     credit = DecoupledCredit(GroupNorm(eps=0.0), whiten)

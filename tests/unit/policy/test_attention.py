@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,15 +36,15 @@ def states(said: Hidden) -> Tensor:
 MASK = torch.tensor([[False, True, True], [True, True, True]])
 
 
-def test_positions_count_from_the_first_real_token() -> None:
+def test_positions_count_from_the_first_real_token():
     assert prompt_positions(MASK).tolist() == [[0, 0, 1], [0, 1, 2]]
 
 
-def test_padding_sees_itself_only() -> None:
+def test_padding_sees_itself_only():
     assert causal_mask(MASK)[0, 0].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
 
 
-def test_branches_do_not_see_each_other() -> None:
+def test_branches_do_not_see_each_other():
     branch, place = torch.tensor([[0, 0, 1, 1]] * 2), torch.tensor([[0, 1, 0, 1]] * 2)
     mask = branch_mask(MASK, branch, place)[0, 0]
     assert mask[3].tolist() == [False, True, True, True, False, False, False]
@@ -56,7 +53,7 @@ def test_branches_do_not_see_each_other() -> None:
     assert not mask[:3, 3:].any()
 
 
-def test_segments_of_a_packed_row_do_not_see_each_other() -> None:
+def test_segments_of_a_packed_row_do_not_see_each_other():
     mask = packed_mask(torch.tensor([[0, 0, 1, -1]]))[0, 0]
     assert mask.tolist() == [
         [True, False, False, False],
@@ -66,7 +63,7 @@ def test_segments_of_a_packed_row_do_not_see_each_other() -> None:
     ]
 
 
-def test_a_beam_sees_its_ancestors() -> None:
+def test_a_beam_sees_its_ancestors():
     ancestors = [torch.tensor([[1, 0]]), torch.tensor([[0, 1]])]
     mask = ancestry_mask(MASK[:1], ancestors, [3, 2])[0, 0]
     assert mask.tolist() == [
@@ -75,7 +72,7 @@ def test_a_beam_sees_its_ancestors() -> None:
     ]
 
 
-def test_padding_moves_to_the_left_and_empty_columns_go() -> None:
+def test_padding_moves_to_the_left_and_empty_columns_go():
     tokens = torch.tensor([[7, 0, 8, 0, 0], [1, 2, 0, 3, 0]])
     moved, mask = left_padded(tokens, tokens > 0)
     assert moved.tolist() == [[0, 7, 8], [1, 2, 3]]
@@ -90,7 +87,7 @@ def parts(rows: int, *lengths: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-def test_tokens_stand_where_transformers_puts_them_and_nothing_is_copied() -> None:
+def test_tokens_stand_where_transformers_puts_them_and_nothing_is_copied():
     own, theirs = ReservedLayer(room=9), DynamicLayer()
     places = set()
     for keys, values in parts(2, 5, 1, 3):
@@ -103,7 +100,7 @@ def test_tokens_stand_where_transformers_puts_them_and_nothing_is_copied() -> No
     assert len(places) == 1
 
 
-def test_rows_are_selected_and_grow_on() -> None:
+def test_rows_are_selected_and_grow_on():
     own, theirs = ReservedLayer(room=8), DynamicLayer()
     rows = torch.tensor([1, 1, 0, 1])
     (first, more) = parts(2, 4)[0], parts(4, 2)[0]
@@ -119,7 +116,7 @@ def config(**changes: object) -> Qwen3Config:
     return Qwen3Config(num_hidden_layers=3, **changes)
 
 
-def test_layers_with_a_window_keep_their_own_kind() -> None:
+def test_layers_with_a_window_keep_their_own_kind():
     cache = model_cache(
         config(use_sliding_window=True, sliding_window=4, max_window_layers=2), lambda: ReservedLayer(7)
     )
@@ -129,7 +126,7 @@ def test_layers_with_a_window_keep_their_own_kind() -> None:
     assert [type(layer) for layer in whole.layers] == [ReservedLayer] * 3
 
 
-def test_a_shared_prompt_is_repeated_when_rows_add_their_own() -> None:
+def test_a_shared_prompt_is_repeated_when_rows_add_their_own():
     own, theirs = SharedLayer(), DynamicLayer()
     (first, more) = parts(2, 4)[0], parts(6, 2)[0]
     for layer in (own, theirs):
@@ -155,7 +152,7 @@ def behind(policy: Policy, owners: list[int]) -> SharedPrompt:
 @torch.no_grad()
 @pytest.mark.parametrize("owners", [[0, 1, 2, 3, 4], [0, 0, 0, 1, 3, 3], [2, 2], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_it_is_attention_to_the_prompt_and_to_the_own_tokens(owners: list[int], groups: int) -> None:
+def test_it_is_attention_to_the_prompt_and_to_the_own_tokens(owners, groups):
     policy = make_policy().double()
     shared = behind(policy, owners)
     prompts = make_prompts(policy)
@@ -178,7 +175,7 @@ def test_it_is_attention_to_the_prompt_and_to_the_own_tokens(owners: list[int], 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["tiny", *sorted(ARCHITECTURES)])
-def test_states_are_those_of_rows_with_a_prompt_each(name: str, tmp_path: Path) -> None:
+def test_states_are_those_of_rows_with_a_prompt_each(name, tmp_path):
     policy = make_policy() if name == "tiny" else make_policy(local_config(save_local_model(tmp_path, name)))
     prompts = make_prompts(policy)
     kinds = [type(grow(policy, prompts, 3, 5, apart=True)), Copied]
@@ -200,7 +197,7 @@ def test_states_are_those_of_rows_with_a_prompt_each(name: str, tmp_path: Path) 
 
 
 @torch.no_grad()
-def test_the_first_step_may_already_have_fewer_rows() -> None:
+def test_the_first_step_may_already_have_fewer_rows():
     policy = make_policy()
     prompts = make_prompts(policy)
     live, found = torch.arange(10).view(5, 2) < 3, []
@@ -213,7 +210,7 @@ def test_the_first_step_may_already_have_fewer_rows() -> None:
 
 
 @torch.no_grad()
-def test_it_works_under_mixed_precision() -> None:
+def test_it_works_under_mixed_precision():
     policy = make_policy()
     prompts = make_prompts(policy)
     found = []
@@ -225,7 +222,7 @@ def test_it_works_under_mixed_precision() -> None:
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.05
 
 
-def test_the_model_attends_as_before_afterwards() -> None:
+def test_the_model_attends_as_before_afterwards():
     policy = make_policy()
     before = policy.decoder.config._attn_implementation
     with shared_prompts(policy.decoder.config):
@@ -243,7 +240,7 @@ def test_the_model_attends_as_before_afterwards() -> None:
     assert policy.decoder.config._attn_implementation == before
 
 
-def test_layers_with_a_window_keep_their_own_caches(tmp_path: Path) -> None:
+def test_layers_with_a_window_keep_their_own_caches(tmp_path):
     folder = save_local_model(tmp_path, "qwen3", use_sliding_window=True, sliding_window=6, max_window_layers=1)
     policy = make_policy(local_config(folder))
     policy.branching = "expand"
@@ -252,7 +249,7 @@ def test_layers_with_a_window_keep_their_own_caches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", ["refuse", "ignore"])
-def test_a_model_that_attends_in_its_own_way_is_found_out(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_attends_in_its_own_way_is_found_out(answer, monkeypatch):
     policy = make_policy().train()
     original = type(policy).forward
     tried = []

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -35,7 +33,7 @@ def slow_block(block: Block, states: torch.Tensor) -> torch.Tensor:
     return states + block.network(block.network_norm(states))
 
 
-def test_an_encoder_is_its_definition() -> None:
+def test_an_encoder_is_its_definition():
     model = encoder()
     row = [3, 8, 0, 3]
     states = torch.stack([model.items.weight[item + 1] * math.sqrt(8) for item in row])
@@ -46,14 +44,14 @@ def test_an_encoder_is_its_definition() -> None:
     assert torch.equal(model.table, model.items.weight[1:])
 
 
-def test_padding_changes_nothing_and_is_finite() -> None:
+def test_padding_changes_nothing_and_is_finite():
     model = encoder()
     bare, padded = torch.tensor([[5, 2]]), torch.tensor([[-1, -1, 5, 2]])
     assert_same(model(padded)[0][:, 2:], model(bare)[0])
     assert model(torch.full((2, 3), -1))[0].isfinite().all()
 
 
-def test_memory_stands_for_what_was_read() -> None:
+def test_memory_stands_for_what_was_read():
     model = encoder()
     states, memory = model(torch.tensor([[-1, 4, 2]]))
     inputs = torch.randn(1, 2, 8, dtype=torch.float64)
@@ -66,7 +64,7 @@ def test_memory_stands_for_what_was_read() -> None:
     assert_same(torch.cat([states[:, 1:], one, two], dim=1), whole)
 
 
-def test_dropout_is_for_training_only() -> None:
+def test_dropout_is_for_training_only():
     model, items = encoder(), torch.tensor([[1, 2, 3]])
     assert_same(model(items)[0], model(items)[0])
     model.train()
@@ -74,7 +72,7 @@ def test_dropout_is_for_training_only() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 20])
-def test_groups_hold_every_row_once_and_are_wide_enough(most: int) -> None:
+def test_groups_hold_every_row_once_and_are_wide_enough(most):
     lengths = [4, 0, 2, 6, 1, 1, 3]
     items = torch.tensor([[-1] * (6 - length) + [7] * length for length in lengths])
     groups = length_groups(items, most, least_rows=1)

@@ -1,7 +1,5 @@
 """A guide against sums over the whole catalogue, alone and mixed into a policy."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -87,14 +85,13 @@ def naive(layout: Layout, own: Tensor, theirs: Tensor, weight: float, temperatur
 
 def expected(policy: Policy, layout: Layout, requests: Requests, temperature: float = 1.0) -> Tensor:
     prior, policy.prior = policy.prior, None
-    assert prior is not None
     own = score(policy, layout, requests, every_item(layout, requests)).logps.view(len(requests), ITEMS, -1).double()
     policy.prior = prior
     return naive(layout, own, prior.guide.recommender.log_probs(requests), prior.weight, temperature)
 
 
 @pytest.mark.parametrize("low", [0.0, -500.0])
-def test_masses_are_sums_over_the_items_below_however_small(policy: Policy, low: float) -> None:
+def test_masses_are_sums_over_the_items_below_however_small(policy, low):
     generator = torch.Generator().manual_seed(1)
     logs = torch.randn(4, ITEMS, generator=generator) + low * (torch.arange(ITEMS) < 50)
     masses = Masses(TRIE, Guide(Likings(), TRIE).paths, logs, torch.tensor([2, 0, 3]))
@@ -102,7 +99,7 @@ def test_masses_are_sums_over_the_items_below_however_small(policy: Policy, low:
     states = layout.replay(layout.compose(torch.arange(ITEMS)[:, None]))
     for level in range(3):
         for request, row in enumerate([2, 0, 3]):
-            state = states.each(lambda value, at=level: value[:, at])  # type: ignore[misc]
+            state = states.each(lambda value, at=level: value[:, at])
             legal = layout.legal(level, state)
             found = masses.behind(legal, torch.full((ITEMS,), request))
             for item in range(ITEMS):
@@ -116,7 +113,7 @@ def test_masses_are_sums_over_the_items_below_however_small(policy: Policy, low:
             assert_same(every[which[legal.nodes.clamp(min=0)], 1].masked_fill(~legal.mask, float("-inf")), found, 5e-5)
 
 
-def test_items_that_share_a_sid_add_up(policy: Policy) -> None:
+def test_items_that_share_a_sid_add_up(policy):
     codes = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0]])
     layout = make_layout(policy, codes)
     trie = layout.catalogue.trie
@@ -128,7 +125,7 @@ def test_items_that_share_a_sid_add_up(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_scores_of_every_item_are_those_of_the_mixture(guided: Policy, requests: Requests, temperature: float) -> None:
+def test_scores_of_every_item_are_those_of_the_mixture(guided, requests, temperature):
     layout = make_layout(guided, CODES)
     wanted = expected(guided, layout, requests, temperature)
     assert_same(wanted.sum(2).exp().sum(1), torch.ones(5).double(), 1e-6)
@@ -136,7 +133,7 @@ def test_scores_of_every_item_are_those_of_the_mixture(guided: Policy, requests:
     assert_same(scores.logps.view(5, ITEMS, -1), wanted.float(), 1e-4)
 
 
-def test_samples_search_and_certificates_are_of_the_mixture(guided: Policy, requests: Requests) -> None:
+def test_samples_search_and_certificates_are_of_the_mixture(guided, requests):
     layout = make_layout(guided, CODES)
     wanted = expected(guided, layout, requests)
     noise = torch.rand(5, 8, 3, generator=torch.Generator().manual_seed(0))
@@ -153,7 +150,7 @@ def test_samples_search_and_certificates_are_of_the_mixture(guided: Policy, requ
     assert_same(wide.scores, best.float(), 1e-4)
 
 
-def test_a_filter_of_items_leaves_the_scores_of_the_others(guided: Policy, requests: Requests) -> None:
+def test_a_filter_of_items_leaves_the_scores_of_the_others(guided, requests):
     layout = make_layout(guided, CODES)
     wanted = expected(guided, layout, requests).sum(2)
     filtered = replace(requests, deny=torch.arange(0, 50).repeat(5, 1))
@@ -164,7 +161,7 @@ def test_a_filter_of_items_leaves_the_scores_of_the_others(guided: Policy, reque
     assert_same(stocked.scores, found.scores)
 
 
-def test_gradients_go_through_the_policy_alone(guided: Policy, requests: Requests) -> None:
+def test_gradients_go_through_the_policy_alone(guided, requests):
     layout = make_layout(guided, CODES)
     every = every_item(layout, requests)
     weights = torch.randn(every.tokens.shape, generator=torch.Generator().manual_seed(2)).double()
@@ -176,7 +173,7 @@ def test_gradients_go_through_the_policy_alone(guided: Policy, requests: Request
     assert any(float(one.abs().max()) > 0.1 for one in wanted)
 
 
-def test_the_reference_is_under_the_same_prior(guided: Policy, requests: Requests) -> None:
+def test_the_reference_is_under_the_same_prior(guided, requests):
     layout = make_layout(guided, CODES)
     every = every_item(layout, requests)
     with torch.no_grad():
@@ -185,9 +182,7 @@ def test_the_reference_is_under_the_same_prior(guided: Policy, requests: Request
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_words_are_the_policys_own_and_codes_are_mixed_behind_them(
-    policy: Policy, requests: Requests, order: str
-) -> None:
+def test_words_are_the_policys_own_and_codes_are_mixed_behind_them(policy, requests, order):
     layout = make_thinking(policy, CODES, order=order, **({"total": 12} if order == "interleaved" else {}))
     noise = torch.rand(5, 3, layout.length, generator=torch.Generator().manual_seed(0))
     drawn = write(policy, layout, requests, 3, noise=noise)
@@ -204,7 +199,7 @@ def test_words_are_the_policys_own_and_codes_are_mixed_behind_them(
     assert float((mixed.logps - alone.logps).abs().max()) > 0.1
 
 
-def test_a_guide_is_asked_once_for_each_history_and_may_be_less_sure(requests: Requests) -> None:
+def test_a_guide_is_asked_once_for_each_history_and_may_be_less_sure(requests):
     likings = Likings()
     layout = make_layout(make_policy(), CODES)
     start = layout.start(5)
@@ -218,7 +213,7 @@ def test_a_guide_is_asked_once_for_each_history_and_may_be_less_sure(requests: R
     assert float(unsure[legal.mask].std()) < float(sure[legal.mask].std())
 
 
-def test_probabilities_over_the_whole_vocabulary_are_refused(guided: Policy, requests: Requests) -> None:
+def test_probabilities_over_the_whole_vocabulary_are_refused(guided, requests):
     layout = make_layout(guided, CODES)
     with pytest.raises(UnsupportedError, match=r"a prior says .* Set rollout.normalize=legal"):
         score(guided, layout, requests, every_item(layout, requests), Sampling(normalize="vocab"))

@@ -1,7 +1,5 @@
 """What a thought tells of the target, against one plain forward pass per text."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -50,9 +48,7 @@ def log_probs(policy: Policy, text: list[int], item: int) -> list[float]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("on_budget", ["close", "fail"])
-def test_it_is_the_gap_of_log_probabilities_behind_the_text_and_without_it(
-    policy: Policy, requests: Requests, on_budget: str
-) -> None:
+def test_it_is_the_gap_of_log_probabilities_behind_the_text_and_without_it(policy, requests, on_budget):
     layout = make_thinking(policy, CODES, on_budget=on_budget, **({"budget": 40} if on_budget == "fail" else {}))
     completions = drawn(policy, layout, requests)
     found = information(policy, layout, requests, completions)
@@ -76,12 +72,11 @@ def test_it_is_the_gap_of_log_probabilities_behind_the_text_and_without_it(
 
 
 @torch.no_grad()
-def test_of_some_completions_it_is_what_it_is_of_all(policy: Policy, requests: Requests) -> None:
+def test_of_some_completions_it_is_what_it_is_of_all(policy, requests):
     layout = make_thinking(policy, CODES)
     completions = drawn(policy, layout, requests)
     whole = information(policy, layout, requests, completions)
     some = informed(policy, layout, requests, completions, 2).information
-    assert some is not None
     asked = torch.tensor([True, True, False] * 5)
     assert_same(some[asked], whole[asked], 1e-5)
     assert bool(some[~asked].isnan().all())
@@ -94,14 +89,14 @@ def test_of_some_completions_it_is_what_it_is_of_all(policy: Policy, requests: R
 
 
 @torch.no_grad()
-def test_the_likeliest_words_are_those_of_a_greedy_completion(policy: Policy, requests: Requests) -> None:
+def test_the_likeliest_words_are_those_of_a_greedy_completion(policy, requests):
     layout = make_thinking(policy, CODES)
     greedy = write(policy, layout, requests, 1)
     found: Tensor = greedy_information(policy, layout, requests)
     assert_same(found, information(policy, layout, requests, greedy).sum(1), 1e-6)
 
 
-def test_layouts_without_a_whole_thought_before_the_item_are_refused(policy: Policy) -> None:
+def test_layouts_without_a_whole_thought_before_the_item_are_refused(policy):
     check_tells(make_thinking(policy, CODES), "reward")
     for layout in (make_layout(policy, CODES), make_thinking(policy, CODES, order="interleaved")):
         with pytest.raises(ConfigError, match=r"^reward compares .*layout\.order=tail"):

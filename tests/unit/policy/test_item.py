@@ -1,7 +1,5 @@
 """The item policy against a plain computation, item by item, and as one more policy of the engine."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -49,7 +47,7 @@ def softmax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def make(**options: object) -> ItemPolicy:
     """A policy with weights that are far from uniform."""
-    config = ItemModelConfig(**{"hidden": 12, "layers": 2, "heads": 3, "positions": 6, **SOFTMAX, **options})  # type: ignore[arg-type]
+    config = ItemModelConfig(**{"hidden": 12, "layers": 2, "heads": 3, "positions": 6, **SOFTMAX, **options})
     model = ModelConfig(name="item", item=config)
     policy = make_policy(model, policy_spec(model, TRIE, ()))
     assert isinstance(policy, ItemPolicy)
@@ -129,7 +127,7 @@ def plain_log_prob(model: ItemModel, state: Tensor, item: int) -> Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_log_probabilities_and_gradients_are_those_of_a_plain_computation(tied: bool) -> None:
+def test_log_probabilities_and_gradients_are_those_of_a_plain_computation(tied):
     policy = make(tied=tied).double()
     layout, requests = make_layout(policy), ask()
     found = score(policy, layout, requests, every_item(layout, requests)).logps.sum(1).view(len(requests), -1)
@@ -145,16 +143,16 @@ def test_log_probabilities_and_gradients_are_those_of_a_plain_computation(tied: 
         assert_same(one, other, 1e-9)
 
 
-def test_it_stands_behind_the_protocol_and_its_probabilities_sum_to_one() -> None:
+def test_it_stands_behind_the_protocol_and_its_probabilities_sum_to_one():
     policy: Generative = make()
-    layout, requests = make_layout(policy), ask()  # type: ignore[arg-type]
+    layout, requests = make_layout(policy), ask()
     ranking, drawn = search(policy, layout, requests, layout.completions)
     assert_same(ranking.scores[:, : layout.completions].exp().sum(1) > 0.99, [True] * 4)
     assert_same(score(policy, layout, requests, drawn).logps, drawn.logps, 1e-6)
 
 
 @pytest.mark.parametrize("method", ["sample", "gumbel"])
-def test_what_is_drawn_is_scored_with_the_probability_it_was_drawn_with(method: str) -> None:
+def test_what_is_drawn_is_scored_with_the_probability_it_was_drawn_with(method):
     policy = make()
     layout, requests, sampling = make_layout(policy), ask(), Sampling(temperature=0.7)
     generator = torch.Generator().manual_seed(3)
@@ -165,8 +163,6 @@ def test_what_is_drawn_is_scored_with_the_probability_it_was_drawn_with(method: 
         _, drawn = search(policy, layout, requests, 16, sampling, gumbels=gumbels)
     found = score(policy, layout, requests, drawn, sampling)
     assert_same(found.logps, drawn.logps, 1e-6)
-    assert drawn.entropy is not None
-    assert found.entropy is not None
     assert_same(found.entropy, drawn.entropy, 1e-6)
     assert bool((drawn.items >= 0).all())
 
@@ -179,9 +175,7 @@ class Wide(SidLayout):
 
 @pytest.mark.parametrize("kept", [None, 30])
 @pytest.mark.parametrize("denied", [None, 5])
-def test_columns_for_children_alone_give_the_samples_that_columns_for_all_codes_give(
-    kept: int | None, denied: int | None
-) -> None:
+def test_columns_for_children_alone_give_the_samples_that_columns_for_all_codes_give(kept, denied):
     policy, keep = make(), None if kept is None else torch.arange(len(CODES)) < kept
     layout, requests = make_layout(policy, keep), ask()
     if denied is not None:
@@ -194,7 +188,6 @@ def test_columns_for_children_alone_give_the_samples_that_columns_for_all_codes_
         assert few.mask.shape[1] <= max(2, TRIE.levels[level].widest)
         for row in range(4):
             wanted = all_codes.mask[row].nonzero()[:, 0] + all_codes.first
-            assert few.tokens is not None
             assert few.tokens[row][few.mask[row]].equal(wanted)
             assert few.nodes[row][few.mask[row]].equal(all_codes.nodes[row][all_codes.mask[row]])
         state = layout.advance(state, few.token(few.mask.byte().argmax(1, keepdim=True))[:, 0], level)
@@ -206,13 +199,11 @@ def test_columns_for_children_alone_give_the_samples_that_columns_for_all_codes_
     assert narrow.chosen.equal(wide.chosen)
     assert likeliest.tokens.equal(write(policy, layout, requests, 2, sampling).tokens)
     assert_same(narrow.logps, wide.logps, 1e-6)
-    assert narrow.entropy is not None
-    assert wide.entropy is not None
     assert_same(narrow.entropy, wide.entropy, 1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_products_with_edges_are_in_float32_whatever_the_encoder_is_in(mixed: bool) -> None:
+def test_products_with_edges_are_in_float32_whatever_the_encoder_is_in(mixed):
     policy = make()
     layout, requests = make_layout(policy), ask()
     whole = score(policy, layout, requests, every_item(layout, requests)).logps
@@ -229,7 +220,7 @@ def test_products_with_edges_are_in_float32_whatever_the_encoder_is_in(mixed: bo
     assert float((rough - whole).abs().max()) > 0
 
 
-def test_padding_and_the_order_of_rows_change_nothing() -> None:
+def test_padding_and_the_order_of_rows_change_nothing():
     policy = make().double()
     layout, requests = make_layout(policy), ask()
     whole = score(policy, layout, requests, every_item(layout, requests)).logps.view(4, -1)
@@ -241,7 +232,7 @@ def test_padding_and_the_order_of_rows_change_nothing() -> None:
         assert_same(score(policy, layout, alone, every_item(layout, alone)).logps.view(1, -1), whole[row : row + 1])
 
 
-def test_filters_leave_the_scores_of_what_passes() -> None:
+def test_filters_leave_the_scores_of_what_passes():
     policy = make()
     layout, requests = make_layout(policy), ask()
     every, _ = search(policy, layout, requests, layout.completions)
@@ -255,7 +246,7 @@ def test_filters_leave_the_scores_of_what_passes() -> None:
             assert allowed is None or set(items) <= set(allowed[row].tolist())
 
 
-def test_rows_of_items_give_what_each_prefix_gives() -> None:
+def test_rows_of_items_give_what_each_prefix_gives():
     """But for its position, which is counted from the end of the row, as SASRec does it in training."""
     policy = make()
     layout = make_layout(policy)
@@ -270,7 +261,7 @@ def test_rows_of_items_give_what_each_prefix_gives() -> None:
     assert_same(found, plain, 1e-4)
 
 
-def test_products_with_children_are_those_of_each_row() -> None:
+def test_products_with_children_are_those_of_each_row():
     generator = torch.Generator().manual_seed(4)
     offsets = torch.tensor([0, 3, 4, 9, 20])
     nodes = torch.randint(0, 4, (37,), generator=generator)
@@ -283,7 +274,7 @@ def test_products_with_children_are_those_of_each_row() -> None:
     assert child_logits(states[:0], lambda edges: vectors[edges], biases, nodes[:0], counts[:0]).shape == (0, 1)
 
 
-def test_the_reference_stays_and_the_policy_moves() -> None:
+def test_the_reference_stays_and_the_policy_moves():
     policy = make()
     layout, requests = make_layout(policy), ask()
     completions = every_item(layout, requests)
@@ -297,7 +288,7 @@ def test_the_reference_stays_and_the_policy_moves() -> None:
     assert float((moved - before).abs().max()) > 1e-3
 
 
-def test_edges_begin_as_their_codes_and_may_do_without_their_own_vector() -> None:
+def test_edges_begin_as_their_codes_and_may_do_without_their_own_vector():
     config = ItemModelConfig(hidden=12, heads=3, edge_start=0.0, edge_dropout=0.5)
     model = ItemModel(ItemSpec(config, TRIE))
     edges = model.edges.eval()
@@ -313,7 +304,7 @@ def test_edges_begin_as_their_codes_and_may_do_without_their_own_vector() -> Non
     assert edges(1, some).equal(edges(1)[some])
 
 
-def test_weights_are_kept_by_name_and_those_of_another_trie_refused() -> None:
+def test_weights_are_kept_by_name_and_those_of_another_trie_refused():
     policy, other = make(), make(hidden=6)
     state = policy.state()
     with torch.no_grad():
@@ -326,7 +317,7 @@ def test_weights_are_kept_by_name_and_those_of_another_trie_refused() -> None:
         other.load_state(state, "there")
 
 
-def test_what_it_does_not_do_is_refused_in_words() -> None:
+def test_what_it_does_not_do_is_refused_in_words():
     policy = make()
     layout, requests = make_layout(policy), ask()
     with pytest.raises(UnsupportedError, match="Use layout=sid, normalize=legal"):

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
-from pathlib import Path
-
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,12 +21,14 @@ def nudge(policy: Policy) -> None:
             value.add_(0.1)
 
 
-def test_the_reference_stays_and_the_policy_moves() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_reference_stays_and_the_policy_moves(tmp_path, rank):
+    policy = make_policy(local_config(save_local_model(tmp_path), lora=LoraConfig(rank=rank)))
     before = hidden_states(policy).detach()
     reference = Reference(policy)
     nudge(policy)
     moved = hidden_states(policy).detach()
+    assert float((moved - before).abs().max()) > 1e-3
     parameters = {name: (value, value.clone()) for name, value in policy.trainable().items()}
     found = hidden_states(reference)
     assert_same(found, before)
@@ -40,7 +39,7 @@ def test_the_reference_stays_and_the_policy_moves() -> None:
         assert torch.equal(value, parameters[name][1])
 
 
-def test_it_is_not_computed_with_casts_of_other_weights() -> None:
+def test_it_is_not_computed_with_casts_of_other_weights():
     policy = make_policy()
     reference = Reference(policy)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -54,14 +53,14 @@ def test_it_is_not_computed_with_casts_of_other_weights() -> None:
     assert_same(again, moved)
 
 
-def test_only_what_is_trained_is_copied() -> None:
+def test_only_what_is_trained_is_copied():
     policy = make_policy()
     for value in policy.decoder.layers.parameters():
         value.requires_grad_(False)
     assert set(Reference(policy).weights) == set(policy.trainable())
 
 
-def test_adapters_of_tied_tables_are_the_policy_s_own_afterwards(tmp_path: Path) -> None:
+def test_adapters_of_tied_tables_are_the_policy_s_own_afterwards(tmp_path):
     folder = save_local_model(tmp_path, "qwen3", tie_word_embeddings=True)
     policy = make_policy(local_config(folder, lora=LoraConfig(rank=4)))
     before = policy.trainable()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -21,25 +19,25 @@ def forward(policy: Policy) -> Tensor:
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "red jam pie", "cherry  plum"])
-def test_words_come_back_from_their_tokens(text: str) -> None:
+def test_words_come_back_from_their_tokens(text):
     tokenizer = train_tokenizer(TEXTS, 300)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids).strip() == text
 
 
-def test_frequent_words_become_single_tokens() -> None:
+def test_frequent_words_become_single_tokens():
     tokenizer = train_tokenizer(["red apple pie"] * 3 + ["red plum"], 300)
     assert len(tokenizer("red apple", add_special_tokens=False)["input_ids"]) == 2
 
 
-def test_forms_of_a_letter_are_one() -> None:
+def test_forms_of_a_letter_are_one():
     tokenizer = train_tokenizer(["office"], 300)
     ligature = tokenizer("o\ufb03ce", add_special_tokens=False)["input_ids"]
     assert ligature == tokenizer("office", add_special_tokens=False)["input_ids"]
 
 
-def test_the_vocabulary_has_the_special_tokens_first_and_no_more_than_asked_for() -> None:
+def test_the_vocabulary_has_the_special_tokens_first_and_no_more_than_asked_for():
     tokenizer = train_tokenizer(TEXTS, 40)
     assert len(tokenizer) <= 40
     assert tokenizer.convert_tokens_to_ids([PAD, START, END, UNKNOWN]) == [0, 1, 2, 3]
@@ -47,15 +45,7 @@ def test_the_vocabulary_has_the_special_tokens_first_and_no_more_than_asked_for(
     assert names == (PAD, START, END, UNKNOWN)
 
 
-def test_weights_come_from_the_seed_alone() -> None:
-    state = torch.get_rng_state()
-    one, two, other = (tiny_model(tiny_config(TINY, 50), seed, 0.0).state_dict() for seed in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
-
-
-def test_dropout_acts_in_training_mode_only() -> None:
+def test_dropout_acts_in_training_mode_only():
     dropped = load_policy(replace(TINY, dropout=0.3), SIZES, TEXTS)
     plain = load_policy(replace(TINY, dropout=0.0), SIZES, TEXTS)
     dropped.eval()
@@ -69,7 +59,7 @@ def test_dropout_acts_in_training_mode_only() -> None:
     assert_same(forward(plain.train()), forward(dropped.eval()))
 
 
-def test_embeddings_and_both_branches_of_each_layer_are_dropped_out() -> None:
+def test_embeddings_and_both_branches_of_each_layer_are_dropped_out():
     model = tiny_model(tiny_config(TINY, 50), 0, dropout=0.5)
     model.train()
     tokens = torch.randint(4, 50, (4, 64), generator=torch.Generator().manual_seed(0))
@@ -94,8 +84,3 @@ def test_embeddings_and_both_branches_of_each_layer_are_dropped_out() -> None:
     kept = outputs["embeddings"]
     wanted = 2 * model.model.embed_tokens.weight.detach()[tokens]
     assert_same(kept, torch.where(kept == 0, 0.0, wanted))
-
-
-def test_a_rate_of_zero_adds_nothing() -> None:
-    model = tiny_model(tiny_config(TINY, 50), 0, dropout=0.0)
-    assert not any(module._forward_hooks for module in model.modules())

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from genrl.batches import State
-from genrl.errors import DataError
 from genrl.layouts.base import Layout
 from genrl.policy.distribution import Sampling, invert
 from genrl.policy.model import Policy
 from genrl.policy.write import Written, go_on, write
 from tests.helpers import assert_same
-from tests.models import make_layout, make_policy, make_prompts, make_thinking
+from tests.models import make_policy, make_prompts, make_thinking
 
 OPTIONS = {"budget": 5, "minimum": 1, "total": 12}
 
@@ -24,7 +21,6 @@ def policy() -> Policy:
     """One that ends its blocks at many lengths."""
     policy = make_policy(thinking=True)
     head = policy.base.get_output_embeddings()
-    assert policy.words is not None
     head.bias = nn.Parameter(torch.zeros(head.out_features).index_fill(0, torch.tensor(policy.words.closing), 3.0))
     return policy
 
@@ -102,13 +98,11 @@ def slowly(
     ],
 )
 @torch.no_grad()
-def test_every_token_is_what_a_plain_forward_pass_says(
-    policy: Policy, order: str, on_budget: str, normalize: str, greedy: bool
-) -> None:
+def test_every_token_is_what_a_plain_forward_pass_says(policy, order, on_budget, normalize, greedy):
     layout = make_thinking(policy, order=order, on_budget=on_budget, **OPTIONS)
     prompts, warmth = make_prompts(policy), (0.7, 1.3)
     uniforms = None if greedy else uniforms_for(5, layout)
-    sampling = Sampling(*warmth, normalize)  # type: ignore[arg-type]
+    sampling = Sampling(*warmth, normalize)
     start = layout.start(5)
     written = go_on(policy, layout, prompts, prompts, start, sampling, uniforms)
     for row in range(5):
@@ -130,9 +124,7 @@ def test_every_token_is_what_a_plain_forward_pass_says(
 
 @pytest.mark.parametrize("kind", ["share", "copy"])
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_rows_with_a_cache_write_what_rows_without_one_write(
-    policy: Policy, order: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_with_a_cache_write_what_rows_without_one_write(policy, order, kind, monkeypatch):
     layout = make_thinking(policy, order=order, **OPTIONS)
     plain = draw(policy, layout, way="naive")
     if kind == "copy":
@@ -146,7 +138,7 @@ def test_rows_with_a_cache_write_what_rows_without_one_write(
     assert len(set(cached.mask.sum(1).tolist())) > 1
 
 
-def test_a_row_writes_the_same_whatever_the_batch_it_is_in(policy: Policy) -> None:
+def test_a_row_writes_the_same_whatever_the_batch_it_is_in(policy):
     layout = make_thinking(policy, **OPTIONS)
     prompts = make_prompts(policy)
     uniforms = uniforms_for(20, layout).view(5, 4, -1)
@@ -162,7 +154,7 @@ def test_a_row_writes_the_same_whatever_the_batch_it_is_in(policy: Policy) -> No
 
 
 @pytest.mark.parametrize("way", ["expand", "naive"])
-def test_rows_that_end_leave_the_batch(policy: Policy, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_end_leave_the_batch(policy, way, monkeypatch):
     layout = make_thinking(policy, minimum=0, budget=6)
     sizes: list[int] = []
     forward = type(policy).forward
@@ -184,7 +176,7 @@ def test_rows_that_end_leave_the_batch(policy: Policy, way: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_writing_goes_on_in_the_middle_of_completions(policy: Policy, order: str) -> None:
+def test_writing_goes_on_in_the_middle_of_completions(policy, order):
     layout = make_thinking(policy, order=order, **OPTIONS)
     prompts = make_prompts(policy)
     whole = draw(policy, layout, share=1)
@@ -210,7 +202,7 @@ def test_writing_goes_on_in_the_middle_of_completions(policy: Policy, order: str
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_writing_stops_where_it_is_told_to(policy: Policy, order: str) -> None:
+def test_writing_stops_where_it_is_told_to(policy, order):
     layout = make_thinking(policy, order=order, **OPTIONS)
     whole = draw(policy, layout, share=2)
     thought = draw(policy, layout, share=2, until=lambda site: site < layout.steps)
@@ -222,7 +214,7 @@ def test_writing_stops_where_it_is_told_to(policy: Policy, order: str) -> None:
         assert int(thought.state.site[row]) == int(site[length])
 
 
-def test_rows_that_have_ended_before_the_start_write_nothing(policy: Policy) -> None:
+def test_rows_that_have_ended_before_the_start_write_nothing(policy):
     layout = make_thinking(policy, **OPTIONS)
     prompts = make_prompts(policy)
     others = draw(policy, layout, share=1)
@@ -240,25 +232,16 @@ def test_rows_that_have_ended_before_the_start_write_nothing(policy: Policy) -> 
     assert nothing.state.site.equal(others.state.site)
 
 
-def test_the_temperature_of_words_is_their_own(policy: Policy) -> None:
+def test_the_temperature_of_words_is_their_own(policy):
     layout = make_thinking(policy, **OPTIONS)
     one, equal, other = (draw(policy, layout, sampling=Sampling(0.5, warmth)) for warmth in (None, 0.5, 2.0))
     assert one.tokens.equal(equal.tokens)
     assert one.tokens[:, :2].ne(other.tokens[:, :2]).any()
 
 
-def test_each_prompt_gets_items_of_its_own_filter(policy: Policy) -> None:
+def test_each_prompt_gets_items_of_its_own_filter(policy):
     layout = make_thinking(policy, **OPTIONS)
     pool = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:10].view(5, 2)
     prompts = replace(make_prompts(policy), pool=pool)
     drawn = write(policy, layout, prompts, 6, noise=uniforms_for(30, layout).view(5, 6, -1))
     assert bool((drawn.items.view(5, 6, 1) == pool[:, None]).any(2).all())
-
-
-def test_tokens_of_another_tokenizer_are_refused(policy: Policy) -> None:
-    layout = make_thinking(policy)
-    other = make_policy()
-    assert make_layout(other).tokens != layout.tokens
-    prompts = make_prompts(policy)
-    with pytest.raises(DataError, match="another tokenizer"):
-        write(other, layout, prompts, 1)

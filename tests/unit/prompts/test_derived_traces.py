@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -36,7 +34,7 @@ def little(users: int, attributes: bool = True) -> Dataset:
     return Dataset(catalog, sequences, "little")
 
 
-def test_what_each_attribute_follows_from_is_found_by_counting() -> None:
+def test_what_each_attribute_follows_from_is_found_by_counting():
     dataset = little(40)
     found = {one.attribute: one for one in mine(dataset, train_of(dataset))}
     assert found["category"].clues == (Clue("category", 1),)
@@ -44,7 +42,7 @@ def test_what_each_attribute_follows_from_is_found_by_counting() -> None:
     assert found["category"].right == found["size"].right == 1 > found["category"].usual
 
 
-def test_the_rule_of_the_toy_is_recovered() -> None:
+def test_the_rule_of_the_toy_is_recovered():
     dataset = load_dataset(DataConfig(toy=ToyConfig(world="toy")))
     found = {one.attribute: one.clues for one in mine(dataset, train_of(dataset))}
     assert found == {
@@ -58,7 +56,7 @@ def test_the_rule_of_the_toy_is_recovered() -> None:
     ("kind", "blocks"),
     [("derived", ("{0} {1}", "{2} {3}")), ("evidence", ("{0}", "{2}")), ("candidates", ("{1} {4}", "{3} {5}"))],
 )
-def test_a_trace_says_clues_and_what_mostly_follows_them(kind: str, blocks: tuple[str, ...]) -> None:
+def test_a_trace_says_clues_and_what_mostly_follows_them(kind, blocks):
     dataset = little(40)
     train = train_of(dataset)
     places = torch.tensor([5, 13, 30])  # far enough from the start of their users
@@ -72,7 +70,7 @@ def test_a_trace_says_clues_and_what_mostly_follows_them(kind: str, blocks: tupl
         assert trace == Trace(place, tuple(block.format(*says, *usual) for block in blocks))
 
 
-def test_a_trace_does_not_count_its_own_target() -> None:
+def test_a_trace_does_not_count_its_own_target():
     dataset, changed, place = little(40), little(40), torch.tensor([5])
     changed.sequences.items[5] = (int(changed.sequences.items[5]) + 3) % 6
     assert derived_traces(changed, place, train_of(changed), 2) == derived_traces(dataset, place, train_of(dataset), 2)
@@ -82,13 +80,13 @@ def train_of(dataset: Dataset) -> torch.Tensor:
     return dataset.sequences.rows(Role.TRAIN)
 
 
-def test_items_without_attributes_have_nothing_to_derive() -> None:
+def test_items_without_attributes_have_nothing_to_derive():
     dataset = little(4, attributes=False)
     with pytest.raises(DataError, match=r"items have: no category and no attributes.*activate\.traces=template"):
         derived_traces(dataset, torch.tensor([5]), train_of(dataset), 2)
 
 
-def test_traces_that_describe_the_target_are_told_from_those_that_follow_from_the_history() -> None:
+def test_traces_that_describe_the_target_are_told_from_those_that_follow_from_the_history():
     dataset = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=400)))
     train, items = train_of(dataset), dataset.sequences.items
     table = build_sid_table({"name": "kmeans"}, dataset)

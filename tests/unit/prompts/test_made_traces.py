@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -23,7 +21,7 @@ def without_attributes() -> Dataset:
     return replace(HOP, catalog=catalog)
 
 
-def test_auto_takes_what_there_is() -> None:
+def test_auto_takes_what_there_is():
     auto, files = ActivateConfig(), DataConfig(source="files")
     assert kind_of(auto, DATA, HOP) == "teacher"
     assert kind_of(auto, DataConfig(toy=ToyConfig(world="toy")), HOP) == "derived"
@@ -33,12 +31,12 @@ def test_auto_takes_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("kind", ["derived", "evidence", "candidates"])
-def test_each_kind_has_its_maker(kind: str) -> None:
-    made = make_traces(ActivateConfig(traces=kind), DATA, HOP, TABLE, TRAIN[:9])  # type: ignore[arg-type]
-    assert made == derived_traces(HOP, TRAIN[:9], TRAIN, TABLE.levels, kind)  # type: ignore[arg-type]
+def test_each_kind_has_its_maker(kind):
+    made = make_traces(ActivateConfig(traces=kind), DATA, HOP, TABLE, TRAIN[:9])
+    assert made == derived_traces(HOP, TRAIN[:9], TRAIN, TABLE.levels, kind)
 
 
-def test_the_teacher_has_the_errors_of_the_configuration_and_the_template_its_words() -> None:
+def test_the_teacher_has_the_errors_of_the_configuration_and_the_template_its_words():
     teacher = ActivateConfig(traces="teacher", teacher_wrong=0.5, teacher_often=0.7, seed=4)
     assert make_traces(teacher, DATA, HOP, TABLE, TRAIN) == teacher_traces(HOP, DATA.toy, TRAIN, 3, 0.5, 0.7, 4)
     template = ActivateConfig(traces="template", words=9)

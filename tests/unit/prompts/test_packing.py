@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import replace
@@ -38,19 +36,18 @@ def one_pass(batches: HistoryBatches) -> list[tuple[tuple[int, ...], int]]:
     return [pair for step in range(batches.steps_per_epoch) for pair in contexts(batches.step(step))]
 
 
-def test_histories_are_what_stands_before_each_target_and_made_only_for_a_teacher() -> None:
+def test_histories_are_what_stands_before_each_target_and_made_only_for_a_teacher():
     assert HistoryBatches(TOY, TEMPLATE, CONFIG, 4).step(0).histories is None
     item = {tuple(sid): row for row, sid in enumerate(SIDS.tolist())}
     batches = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, teacher_share=0.5, item_dropout=0.2), 4)
     for step in range(batches.steps_per_epoch):
         batch = batches.step(step)
-        assert batch.histories is not None
         for history, (before, _) in zip(batch.histories.tolist(), contexts(batch), strict=True):
             shown = [item[before[place : place + 2]] for place in range(1, len(before), 2)]
             assert history == [-1] * (len(history) - len(shown)) + shown
 
 
-def test_rows_of_items_know_the_history_of_each_target() -> None:
+def test_rows_of_items_know_the_history_of_each_target():
     items = torch.tensor([[-1, 4, 7, 9], [1, 2, 2, 3]])
     targets = torch.tensor([[False, True, False, True], [False, False, True, True]])
     found = SequenceBatch(items, targets, torch.tensor(4.0)).histories
@@ -68,7 +65,7 @@ def in_moments(dataset: Dataset, apart: int) -> Dataset:
 
 
 @pytest.mark.parametrize("dataset", [TOY, in_moments(TOY, 20)], ids=["apart", "together"])
-def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history(dataset: Dataset) -> None:
+def test_every_training_position_is_a_target_once_per_pass_behind_its_own_history(dataset):
     maker = PromptMaker(dataset, TEMPLATE, max_history=50)
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()
     for position in dataset.sequences.rows(Role.TRAIN).split(1):
@@ -77,14 +74,14 @@ def test_every_training_position_is_a_target_once_per_pass_behind_its_own_histor
     assert Counter(one_pass(HistoryBatches(dataset, TEMPLATE, CONFIG, max_history=50))) == wanted
 
 
-def test_long_histories_are_cut_into_windows_with_context() -> None:
+def test_long_histories_are_cut_into_windows_with_context():
     for dataset in (TOY, in_moments(TOY, 20)):
         pairs = one_pass(HistoryBatches(dataset, TEMPLATE, CONFIG, max_history=4))
         assert len(pairs) == dataset.sequences.rows(Role.TRAIN).numel()
         assert max(len(before) for before, _ in pairs) == 1 + 2 * 4
 
 
-def test_held_out_items_are_neither_targets_nor_context() -> None:
+def test_held_out_items_are_neither_targets_nor_context():
     dataset = dataset_of([[0, 1, 2, 3, 4, 5, 6], [7, 8]], ["htttrve", "te"], size=60)
     packer = HistoryBatches(dataset, TEMPLATE, CONFIG, max_history=10)
     for step in range(20):
@@ -96,14 +93,14 @@ def test_held_out_items_are_neither_targets_nor_context() -> None:
 
 
 @pytest.mark.parametrize("items", [1, 3, 30, 100000])
-def test_no_step_is_empty_however_few_items_a_step_takes(items: int) -> None:
+def test_no_step_is_empty_however_few_items_a_step_takes(items):
     packer = HistoryBatches(TOY, TEMPLATE, replace(CONFIG, items_per_step=items), 50)
     batches = [packer.step(packer.steps_per_epoch + step) for step in range(packer.steps_per_epoch)]
     assert all(len(batch.items) and float(batch.share) == 2 * len(batch.items) for batch in batches)
     assert sum(len(batch.items) for batch in batches) == TOY.sequences.rows(Role.TRAIN).numel()
 
 
-def test_text_examples_pair_titles_with_sids() -> None:
+def test_text_examples_pair_titles_with_sids():
     policy = make_policy()
     sids = make_layout(policy).catalogue.render(torch.arange(60))
     titles = ("red apple pie", "", "green pear tart")
@@ -154,11 +151,11 @@ def rows_of_a_pass(batches: SequenceBatches) -> list[tuple[tuple[int, ...], tupl
 
 
 @pytest.mark.parametrize("length", [2, 3, 7, 50])
-def test_every_known_target_counts_once_per_pass_behind_as_much_of_its_user_as_fits(length: int) -> None:
+def test_every_known_target_counts_once_per_pass_behind_as_much_of_its_user_as_fits(length):
     dataset = users_of()
     starts = dataset.sequences.offsets[dataset.sequences.users(torch.arange(len(dataset.sequences)))].tolist()
     for per in ("target", "user"):
-        rows = rows_of_a_pass(SequenceBatches(dataset, per, length, batch=20))  # type: ignore[arg-type]
+        rows = rows_of_a_pass(SequenceBatches(dataset, per, length, batch=20))
         marked = [item for items, marks in rows for item, mark in zip(items, marks, strict=True) if mark]
         assert Counter(marked) == Counter(targets_of(dataset))
         for items, marks in rows:
@@ -171,10 +168,10 @@ def test_every_known_target_counts_once_per_pass_behind_as_much_of_its_user_as_f
 
 @pytest.mark.parametrize("per", ["target", "user"])
 @pytest.mark.parametrize("length", [3, 8, 50])
-def test_what_stands_together_is_never_seen_by_a_target_of_its_own_moment(per: str, length: int) -> None:
+def test_what_stands_together_is_never_seen_by_a_target_of_its_own_moment(per, length):
     dataset = in_moments(users_of(), 3)  # items are numbered by position
     sequences = dataset.sequences
-    steps = SequenceBatches(dataset, per, length, batch=20)  # type: ignore[arg-type]
+    steps = SequenceBatches(dataset, per, length, batch=20)
     batches = [steps.step(step) for step in range(steps.steps_per_epoch)]
     assert all(float(batch.share) == int(batch.targets.sum()) for batch in batches)
     marked = []
@@ -188,7 +185,7 @@ def test_what_stands_together_is_never_seen_by_a_target_of_its_own_moment(per: s
     assert sorted(marked) == sorted(row for row in wanted if int(sequences.seen(torch.tensor([row]))))
 
 
-def test_a_target_behind_the_first_window_has_half_a_window_before_it() -> None:
+def test_a_target_behind_the_first_window_has_half_a_window_before_it():
     dataset = dataset_of([list(range(23))])
     rows = rows_of_a_pass(SequenceBatches(dataset, "user", 8, batch=1))
     assert sorted(items for items, _ in rows) == [tuple(range(end - 8, end)) for end in (8, 12, 16, 20)] + [
@@ -198,7 +195,7 @@ def test_a_target_behind_the_first_window_has_half_a_window_before_it() -> None:
     assert min(contexts) == 4
 
 
-def test_what_cannot_be_trained_on_is_refused() -> None:
+def test_what_cannot_be_trained_on_is_refused():
     with pytest.raises(DataError, match="every interaction is held out"):
         SequenceBatches(dataset_of([[0, 1]], ["tv"]), "user", 6, batch=5)
     with pytest.raises(DataError, match="length=1"):

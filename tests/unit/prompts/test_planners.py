@@ -3,10 +3,8 @@
 Digests were recorded when each kind of batch had a planner of its own.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,9 +107,7 @@ SEQUENCE, TRACE = ("items", "targets", "share"), ("tokens", "positions", "segmen
         (SequenceBatches(TOY, "user", 6, 8, 3), SEQUENCE, (1, 2), False, "5c055e37fc43e5b0"),
     ],
 )
-def test_steps_are_those_that_were_recorded(
-    batches: Any, names: Sequence[str], ranks: tuple[int, int], alone: bool, recorded: str
-) -> None:
+def test_steps_are_those_that_were_recorded(batches, names, ranks, alone, recorded):
     batches.alone = alone
     assert digest(ranked(batches, *ranks), names) == recorded
 
@@ -138,7 +134,7 @@ each_planner = pytest.mark.parametrize(
 
 
 @each_planner
-def test_a_step_depends_on_seed_and_number_alone(make: Callable[..., Planner[Any]]) -> None:
+def test_a_step_depends_on_seed_and_number_alone(make):
     one, two, other = make(3), make(3), make(4)
     for step in (1, 0, one.steps_per_epoch + 1):
         assert rows_of(one.step(step)) == rows_of(two.step(step))
@@ -147,7 +143,7 @@ def test_a_step_depends_on_seed_and_number_alone(make: Callable[..., Planner[Any
 
 
 @each_planner
-def test_ranks_share_a_step_and_its_denominator(make: Callable[..., Planner[Any]]) -> None:
+def test_ranks_share_a_step_and_its_denominator(make):
     whole, world = make(), 3
     ranks = [ranked(make(), rank, world) for rank in range(world)]
     for step in range(whole.steps_per_epoch):
@@ -157,7 +153,7 @@ def test_ranks_share_a_step_and_its_denominator(make: Callable[..., Planner[Any]
 
 
 @each_planner
-def test_a_rank_without_rows_has_at_most_a_token_of_padding(make: Callable[..., Planner[Any]]) -> None:
+def test_a_rank_without_rows_has_at_most_a_token_of_padding(make):
     batch = ranked(make(size=1), 1, 2).step(0)
     assert rows_of(batch) == []
     assert float(batch.share) > 0

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -74,7 +72,6 @@ def wanted(trace: Trace, order: str, other: Trace | None = None) -> tuple[tuple[
     With another trace, whose blocks are shown instead, that is the SID alone.
     """
     words = POLICY.words
-    assert words is not None
     text = list(prompt_of(trace.position))
     learned = [False] * len(text)
     sid = TEMPLATE.sid_tokens[int(TOY.sequences.items[trace.position])].tolist()
@@ -94,7 +91,7 @@ def wanted(trace: Trace, order: str, other: Trace | None = None) -> tuple[tuple[
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order: str) -> None:
+def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order):
     batches = batches_of(order=order)
     steps = [batches.step(step) for step in range(batches.steps_per_epoch)]
     assert len(steps) == min(4, len(batches.groups))
@@ -107,7 +104,7 @@ def test_every_trace_is_learned_once_per_pass_behind_its_prompt(order: str) -> N
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_the_states_are_those_the_tokens_are_drawn_from(order: str) -> None:
+def test_the_states_are_those_the_tokens_are_drawn_from(order):
     batches = batches_of(order=order)
     layout = make_thinking(POLICY, CODES, order=order)
     for tokens, places, states in segments(batches.step(0)):
@@ -124,7 +121,7 @@ def test_the_states_are_those_the_tokens_are_drawn_from(order: str) -> None:
         assert int(now.site) < 0
 
 
-def test_packed_or_alone_the_same_is_learned_and_a_row_holds_the_longest_trace() -> None:
+def test_packed_or_alone_the_same_is_learned_and_a_row_holds_the_longest_trace():
     packed, alone = batches_of(), batches_of(replace(CONFIG, pack_length=2))
     alone.alone = True
     one, two = packed.step(1), alone.step(1)
@@ -135,7 +132,7 @@ def test_packed_or_alone_the_same_is_learned_and_a_row_holds_the_longest_trace()
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_items_are_learned_without_thinking_too_once_per_pass(alone: bool) -> None:
+def test_items_are_learned_without_thinking_too_once_per_pass(alone):
     batches = batches_of(replace(CONFIG, plain=1))
     batches.alone = alone
     steps = [batches.step(step) for step in range(batches.steps_per_epoch)]
@@ -154,21 +151,21 @@ def test_items_are_learned_without_thinking_too_once_per_pass(alone: bool) -> No
     assert found == Counter(wanted(trace, "tail") for trace in TRACES)
 
 
-def test_two_traces_of_one_position_stand_behind_texts_of_their_own() -> None:
+def test_two_traces_of_one_position_stand_behind_texts_of_their_own():
     traces = [TRACES[0], Trace(POSITIONS[0], TRACES[1].blocks)]
     batches = TraceBatches(traces, MAKER, make_thinking(POLICY, CODES), POLICY.tokenizer, CONFIG)
     found = {tokens for tokens, _, _ in segments(batches.step(0))}
     assert found == {wanted(trace, "tail")[0] for trace in traces}
 
 
-def test_characters_that_the_tokenizer_does_not_know_are_left_out() -> None:
+def test_characters_that_the_tokenizer_does_not_know_are_left_out():
     plain, odd = known(POLICY.tokenizer, ["red pie", "red\N{SNOWMAN} pie\N{SNOWMAN}"])
     assert POLICY.tokenizer.unk_token_id in POLICY.tokenizer("\N{SNOWMAN}", add_special_tokens=False)["input_ids"]
     assert odd == plain
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: str) -> None:
+def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order):
     batches = batches_of(replace(CONFIG, foreign=0.5), order=order)
     shown: Counter[int] = Counter()
     passes = []
@@ -199,9 +196,7 @@ def test_of_the_thinking_of_another_trace_nothing_but_the_sid_is_learned(order: 
         (("pie", "red <a_1> pie", "pie"), "trace 1 holds a token that no block may hold"),
     ],
 )
-def test_nothing_to_learn_and_a_trace_that_no_completion_can_hold_are_named(
-    blocks: tuple[str, ...], message: str
-) -> None:
+def test_nothing_to_learn_and_a_trace_that_no_completion_can_hold_are_named(blocks, message):
     traces = [TRACES[0], Trace(POSITIONS[1], blocks)] if blocks else []
     with pytest.raises(DataError, match=message):
         TraceBatches(traces, MAKER, make_thinking(POLICY, CODES), POLICY.tokenizer, CONFIG)

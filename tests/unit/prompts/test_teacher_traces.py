@@ -21,7 +21,7 @@ def look(row: int) -> tuple[str, str, str]:
     )
 
 
-def test_a_trace_says_the_chain_step_by_step_from_the_history_alone() -> None:
+def test_a_trace_says_the_chain_step_by_step_from_the_history_alone():
     rule, traces = draw_world(CONFIG).rule, teacher_traces(HOP, CONFIG, TRAIN, levels=3)
     leaves = [leaf for _, leaf, _ in LEAVES]
     assert [trace.position for trace in traces] == [
@@ -39,7 +39,7 @@ def test_a_trace_says_the_chain_step_by_step_from_the_history_alone() -> None:
         assert trace.blocks == (" ".join([*said, leaf]), colour, kind)
 
 
-def test_a_teacher_errs_as_often_as_is_asked_for() -> None:
+def test_a_teacher_errs_as_often_as_is_asked_for():
     right = teacher_traces(HOP, CONFIG, TRAIN, 3)
     always, half = (teacher_traces(HOP, CONFIG, TRAIN, 3, wrong=1.0, often=often, seed=1) for often in (1.0, 0.5))
     assert all(one.blocks[0].split()[2] != two.blocks[0].split()[2] for one, two in zip(right, always, strict=True))
@@ -49,6 +49,6 @@ def test_a_teacher_errs_as_often_as_is_asked_for() -> None:
     assert half == teacher_traces(HOP, CONFIG, TRAIN, 3, wrong=1.0, often=0.5, seed=1)
 
 
-def test_a_world_without_a_chain_has_no_teacher() -> None:
+def test_a_world_without_a_chain_has_no_teacher():
     with pytest.raises(ConfigError, match=r"needs data\.toy\.world=hop, not toy"):
         teacher_traces(HOP, ToyConfig(world="toy"), TRAIN, 3)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -16,7 +14,7 @@ SIDS = torch.stack([torch.arange(60) + 100, torch.arange(60) + 200], dim=1)
 TEMPLATE = PromptTemplate(start_id=1, prefix_ids=(7, 8), sid_tokens=SIDS, pad_id=0)
 
 
-def test_a_prompt_is_start_prefix_and_the_sids_of_the_history() -> None:
+def test_a_prompt_is_start_prefix_and_the_sids_of_the_history():
     tokens, mask = TEMPLATE.render(torch.tensor([[-1, -1, 3], [4, 5, 6], [-1, -1, -1]]))
     assert tokens.tolist() == [
         [0, 0, 0, 0, 1, 7, 8, 103, 203],
@@ -27,7 +25,7 @@ def test_a_prompt_is_start_prefix_and_the_sids_of_the_history() -> None:
     assert TEMPLATE.render(torch.tensor([[-1, -1, 3]]))[0].tolist() == [[1, 7, 8, 103, 203]]  # the longest decides
 
 
-def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_target_with_its_feedback() -> None:
+def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_target_with_its_feedback():
     feedback = {"watched": torch.arange(len(TOY.sequences)).float()}
     told = replace(TOY, sequences=replace(TOY.sequences, feedback=feedback))
     positions = TOY.sequences.rows(Role.TEST)[:5]
@@ -43,7 +41,7 @@ def test_prompts_show_the_latest_items_and_carry_the_whole_history_and_the_targe
     assert not PromptMaker(TOY, TEMPLATE, max_history=3).at(positions).targets.feedback
 
 
-def test_every_row_is_evaluated_once_whatever_the_number_of_ranks() -> None:
+def test_every_row_is_evaluated_once_whatever_the_number_of_ranks():
     maker = PromptMaker(TOY, TEMPLATE, max_history=3)
     positions = TOY.sequences.rows(Role.VALID)
     for world in (1, 2, 3):
@@ -65,7 +63,7 @@ class Spaced(PromptTemplate):
 
 
 @pytest.mark.parametrize("kind", [PromptTemplate, Spaced])
-def test_prompts_and_packed_histories_follow_the_template_whatever_it_writes(kind: type[PromptTemplate]) -> None:
+def test_prompts_and_packed_histories_follow_the_template_whatever_it_writes(kind):
     template = kind(1, (7, 8), SIDS, 0)
     items = torch.tensor([3, 4, 5])
     text, starts = template.write(items)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 import re
 from itertools import pairwise
@@ -67,16 +65,14 @@ SAME = ["Rose Soap"] * 2 + ["Pine Soap"] * 2 + ["Iron Pan"] * 4
         ([4, 1, 0], {"titles": ["Popular", *TITLES[1:]], "texts": TITLES}, ["1 of 2", "1 of 2", "0 of 2"]),
     ],
 )
-def test_blocks_say_what_each_prefix_stands_for_and_what_in_the_history_shares_it(
-    history: list[int], options: dict[str, Any], said: list[str]
-) -> None:
+def test_blocks_say_what_each_prefix_stands_for_and_what_in_the_history_shares_it(history, options, said):
     assert list(blocks(history, **options))[: len(said)] == said
 
 
 @pytest.mark.parametrize(
     ("titles", "left_out"), [(SAME, "Rose"), (["Soap", *TITLES[1:]], "Soap")], ids=["some words", "all words"]
 )
-def test_words_that_would_name_the_title_are_left_out(titles: list[str], left_out: str) -> None:
+def test_words_that_would_name_the_title_are_left_out(titles, left_out):
     said = " ".join(blocks([4, 3, 1, 0], titles=titles, texts=TITLES if left_out == "Soap" else titles))
     assert left_out not in said
     assert ("Soap" in said) == (left_out == "Rose")
@@ -84,20 +80,20 @@ def test_words_that_would_name_the_title_are_left_out(titles: list[str], left_ou
         blocks([4, 0], words=3)
 
 
-def test_a_cluster_alone_among_its_siblings_is_the_only_one() -> None:
+def test_a_cluster_alone_among_its_siblings_is_the_only_one():
     dataset = shop([3, 0])
     table = make_table(torch.tensor([[row, 0] for row in range(8)]), (8, 1), dataset.catalog)
     assert template_traces(dataset, table, [1], 20)[0].blocks == ("favourite: new", "only: new")
 
 
-def test_ranks_are_the_first_and_thirds_of_the_siblings() -> None:
+def test_ranks_are_the_first_and_thirds_of_the_siblings():
     dataset = shop([7, *range(8)])
     table = make_table(torch.arange(8)[:, None], (8,), dataset.catalog)
     said = [trace.blocks[0].split(":")[0] for trace in template_traces(dataset, table, range(1, 9), 1)]
     assert said == [RANKS[place] for place in (0, 1, 1, 2, 2, 2, 3, 3)]
 
 
-def test_evidence_equals_a_plain_count() -> None:
+def test_evidence_equals_a_plain_count():
     for trace in template_traces(TOY, TABLE, POSITIONS, 6):
         target = TABLE.codes[int(TOY.sequences.items[trace.position])].tolist()
         user = int(TOY.sequences.users(torch.tensor([trace.position])))
@@ -110,9 +106,7 @@ def test_evidence_equals_a_plain_count() -> None:
 
 
 @pytest.mark.parametrize("words", [4, 5, 6, 8, 12])
-def test_no_trace_leaks_or_says_more_of_a_title_than_three_words_and_no_block_is_longer_than_allowed(
-    words: int,
-) -> None:
+def test_no_trace_leaks_or_says_more_of_a_title_than_three_words_and_no_block_is_longer_than_allowed(words):
     traces = template_traces(TOY, TABLE, POSITIONS, 10, words)
     report = leaks(traces, TOY, TABLE, sid_token)
     assert report.checked == len(POSITIONS)
@@ -125,14 +119,14 @@ def test_no_trace_leaks_or_says_more_of_a_title_than_three_words_and_no_block_is
         assert len(shared) <= min(3, len(title) - 1)
 
 
-def test_a_trace_depends_on_its_position_alone() -> None:
+def test_a_trace_depends_on_its_position_alone():
     whole = template_traces(TOY, TABLE, POSITIONS, 10)
     assert template_traces(TOY, TABLE, POSITIONS.flip(0), 10)[::-1] == whole
     assert template_traces(TOY, TABLE, POSITIONS[7:8], 10) == whole[7:8]
     assert template_traces(TOY, TABLE, POSITIONS[:0], 10) == []
 
 
-def test_telling_features_are_those_of_a_plain_computation() -> None:
+def test_telling_features_are_those_of_a_plain_computation():
     generator = torch.Generator().manual_seed(0)
     above = torch.randint(0, 3, (40,), generator=generator)
     _, groups = torch.unique(above * 4 + torch.randint(0, 4, (40,), generator=generator), return_inverse=True)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +33,7 @@ def write(folder: Path, *lines: object) -> Path:
     return path
 
 
-def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_path: Path) -> None:
+def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_path):
     path = write(
         tmp_path,
         {"user": "ann", "item": "12", "blocks": ["liked\n soap", ""], "model": "a teacher"},
@@ -67,13 +65,13 @@ def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_pat
         ({"user": "7", "item": "red", "text": "a"}, "item 'red' of user '7' is not in the user's history"),
     ],
 )
-def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path: Path, line: object, message: str) -> None:
+def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path, line, message):
     path = write(tmp_path, {"user": "ann", "item": "12", "text": "fine"}, line)
     with pytest.raises(DataError, match=f"traces.jsonl:2: .*{message}"):
         read_traces(path, DATASET, 2)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none.jsonl: cannot be read .No such file"):
         read_traces(tmp_path / "none.jsonl", DATASET, 2)
     with pytest.raises(DataError, match=r"traces.jsonl: no traces. Write one per line"):
@@ -85,7 +83,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sentences", [0, 1, 5, 8])
 @pytest.mark.parametrize("blocks", [1, 3, 8])
-def test_sentences_are_shared_out_equally_and_in_order(sentences: int, blocks: int) -> None:
+def test_sentences_are_shared_out_equally_and_in_order(sentences, blocks):
     text = " ".join(f"Sentence {number}." for number in range(sentences))
     parts = split_text(text, blocks)
     counts = [part.count(".") for part in parts]
@@ -95,7 +93,7 @@ def test_sentences_are_shared_out_equally_and_in_order(sentences: int, blocks: i
     assert max(counts) - min(counts) <= 1
 
 
-def test_sentences_end_at_marks_and_line_breaks_but_not_inside_numbers() -> None:
+def test_sentences_end_at_marks_and_line_breaks_but_not_inside_numbers():
     assert split_text("Costs 1.5 dollars\n\nGood?! 好。坏。", 5) == ("Costs 1.5 dollars", "Good?!", "好。", "坏。", "")
 
 
@@ -123,12 +121,12 @@ def test_sentences_end_at_marks_and_line_breaks_but_not_inside_numbers() -> None
         (8, ["before: <a_2><b_1>"], None),
     ],
 )
-def test_what_of_a_target_a_trace_names(row: int, blocks: list[str], named: str | None) -> None:
+def test_what_of_a_target_a_trace_names(row, blocks, named):
     report = leaks([Trace(row, tuple(blocks))], EVERY_ITEM, TABLE, sid_token)
     assert {kind for kind, places in report.found.items() if places} == ({named} if named else set())
 
 
-def test_the_report_counts_and_shows_the_first_leak() -> None:
+def test_the_report_counts_and_shows_the_first_leak():
     traces = [Trace(0, ("fine", "")), Trace(0, ("B00X7 is OPI nail lacquer red", "")), Trace(4, ("<a_0>", ""))]
     report = leaks(traces, EVERY_ITEM, TABLE, sid_token)
     assert report.checked == 3

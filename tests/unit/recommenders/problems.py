@@ -1,7 +1,5 @@
 """Small problems for recommenders that learn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +59,7 @@ PROBLEM = problem_of([[0, 3, 3, 5], [5, 3, 11]], size=ITEMS)
 def model_of(name: str, **options: Any) -> Any:
     """A small encoder baseline over `PROBLEM`, ready to rank."""
     torch.manual_seed(0)
-    return shaken(BASELINES.build(name, {"hidden": 8, "max_length": 5, **options}, problem=PROBLEM))  # type: ignore[arg-type]
+    return shaken(BASELINES.build(name, {"hidden": 8, "max_length": 5, **options}, problem=PROBLEM))
 
 
 def rows_of(*rows: Sequence[int], per: str = "user") -> SequenceBatch:

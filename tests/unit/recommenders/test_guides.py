@@ -1,7 +1,5 @@
 """Runs with a prior from the first stage to what is left of them without their data and without the prior's run."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +38,7 @@ def built(knn: Path, *overrides: str) -> Session:
     return Session.build(small_config(knn.parents[1], *POLICY, *overrides))
 
 
-def test_rankings_are_those_of_policy_and_prior_together(guided: Path, knn: Path) -> None:
+def test_rankings_are_those_of_policy_and_prior_together(guided, knn):
     config, policy = load_recommender(guided)
     _, alone = load_recommender(guided, ["prior.weight=0"])
     _, prior = load_recommender(knn)
@@ -64,9 +62,7 @@ def test_rankings_are_those_of_policy_and_prior_together(guided: Path, knn: Path
     assert_same(found.exp().sum(1), torch.ones(6))
 
 
-def test_a_run_keeps_its_prior_and_repeats_its_metrics_without_the_priors_run(
-    guided: Path, knn: Path, tmp_path: Path
-) -> None:
+def test_a_run_keeps_its_prior_and_repeats_its_metrics_without_the_priors_run(guided, knn, tmp_path):
     metrics = read_json(guided / "metrics.json")
     copied = tmp_path / "toy" / "guides" / guided.name
     shutil.copytree(guided, copied)
@@ -80,9 +76,7 @@ def test_a_run_keeps_its_prior_and_repeats_its_metrics_without_the_priors_run(
         hidden.rename(knn)
 
 
-def test_another_prior_or_none_is_refused_and_the_same_one_elsewhere_is_not(
-    guided: Path, knn: Path, tmp_path: Path
-) -> None:
+def test_another_prior_or_none_is_refused_and_the_same_one_elsewhere_is_not(guided, knn, tmp_path):
     with pytest.raises(CheckpointError, match=r"prior\.content is '[0-9a-f]{8}' there and None here.*0 ranks without"):
         load_recommender(guided, ["prior.run=null"])
     popular = fit(small_config(knn.parents[1], *BASELINE[:1], "baseline=most_popular", "experiment=guides"))
@@ -95,7 +89,7 @@ def test_another_prior_or_none_is_refused_and_the_same_one_elsewhere_is_not(
     load_recommender(guided, [f"prior.run={moved}"])
 
 
-def test_shared_stages_are_those_of_one_prior(knn: Path) -> None:
+def test_shared_stages_are_those_of_one_prior(knn):
     overrides = ["prior.run=null", f"prior.run={knn}"]
     keys = {built(knn, one).align_key() for one in overrides}
     keys |= {built(knn, overrides[1], one).align_key() for one in ("prior.weight=0.4", "prior.temperature=2")}
@@ -105,7 +99,7 @@ def test_shared_stages_are_those_of_one_prior(knn: Path) -> None:
     assert built(knn, taught[0]).align_key() in keys  # a teacher of opd alone does not touch align
 
 
-def test_runs_that_cannot_guide_are_refused_in_words(knn: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_guide_are_refused_in_words(knn, tmp_path):
     with pytest.raises(CheckpointError, match=r"prior\.run=nowhere is no finished run .* fit --baseline sasrec"):
         built(knn, "prior.run=nowhere")
     with pytest.raises(CheckpointError, match=r"made from other data, or with another split or order"):

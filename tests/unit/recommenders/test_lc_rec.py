@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -30,7 +28,7 @@ def problem() -> Problem:
 
 
 def make(problem: Problem, **options: float) -> LCRec:
-    model = LCRec(LCRecConfig(**{"max_length": 6, **options}), problem=problem)  # type: ignore[arg-type]
+    model = LCRec(LCRecConfig(**{"max_length": 6, **options}), problem=problem)
     return model.eval()
 
 
@@ -55,17 +53,13 @@ def slow_loss(model: LCRec, batch: SequenceBatch) -> Tensor:
     return total
 
 
-def test_the_loss_without_alignment_is_that_of_ranking_each_target_behind_its_history(
-    problem: Problem, batch: SequenceBatch
-) -> None:
+def test_the_loss_without_alignment_is_that_of_ranking_each_target_behind_its_history(problem, batch):
     model = make(problem, alignment=0.0)
     with torch.no_grad():
         assert_same(model.loss(batch) / batch.share, slow_loss(model, batch) / batch.share)
 
 
-def test_all_four_alignment_tasks_are_drawn_and_name_the_right_item(
-    problem: Problem, model: LCRec, batch: SequenceBatch
-) -> None:
+def test_all_four_alignment_tasks_are_drawn_and_name_the_right_item(problem, model, batch):
     torch.manual_seed(0)
     titles, tokenizer = problem.dataset.catalog.titles, model.policy.tokenizer
     by_sid = {tuple(sid): row for row, sid in enumerate(model.prompts.sid_tokens.tolist())}
@@ -86,7 +80,7 @@ def test_all_four_alignment_tasks_are_drawn_and_name_the_right_item(
     assert seen == {("sid", True), ("sid", False), ("title", True), ("title", False)}
 
 
-def test_every_trained_weight_gets_a_gradient_of_zero_without_rows(problem: Problem, batch: SequenceBatch) -> None:
+def test_every_trained_weight_gets_a_gradient_of_zero_without_rows(problem, batch):
     model = make(problem).train()
     value = model.loss(replace(batch, items=batch.items[:0], targets=batch.targets[:0]))
     value.backward()
@@ -99,7 +93,7 @@ def test_every_trained_weight_gets_a_gradient_of_zero_without_rows(problem: Prob
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in model.trained().values())
 
 
-def test_a_wide_beam_ranks_all_items_and_leaves_out_what_is_denied(problem: Problem, model: LCRec) -> None:
+def test_a_wide_beam_ranks_all_items_and_leaves_out_what_is_denied(problem, model):
     histories = problem.dataset.sequences.histories(problem.dataset.sequences.rows(Role.TEST)[:5], 9)
     every = model.best(histories, 70)
     assert every.items.shape == (5, 70)
@@ -111,13 +105,13 @@ def test_a_wide_beam_ranks_all_items_and_leaves_out_what_is_denied(problem: Prob
         assert unseen.items[row].tolist() == wanted
 
 
-def test_only_the_latest_items_of_a_history_count_and_none_at_all_is_fine(model: LCRec) -> None:
+def test_only_the_latest_items_of_a_history_count_and_none_at_all_is_fine(model):
     long = torch.arange(12)[None]
     assert torch.equal(model.best(long, 5).items, model.best(long[:, -6:], 5).items)
     assert model.best(torch.full((1, 3), -1), 5).items.min() >= 0
 
 
-def test_weights_go_to_another_instance(problem: Problem, model: LCRec) -> None:
+def test_weights_go_to_another_instance(problem, model):
     other = LCRec(LCRecConfig(max_length=6), problem=replace(problem, model=replace(MODEL, seed=1))).eval()
     history = torch.tensor([[3, 4]])
     assert not torch.equal(other.best(history, 60).items, model.best(history, 60).items)
@@ -125,12 +119,12 @@ def test_weights_go_to_another_instance(problem: Problem, model: LCRec) -> None:
     assert torch.equal(other.best(history, 60).scores, model.best(history, 60).scores)
 
 
-def test_a_history_that_the_backbone_cannot_hold_is_refused(problem: Problem) -> None:
+def test_a_history_that_the_backbone_cannot_hold_is_refused(problem):
     with pytest.raises(ConfigError, match=r"baseline.max_length=100000 .* Lower baseline.max_length"):
         make(problem, max_length=100_000)
 
 
-def test_items_that_share_a_sid_are_all_ranked() -> None:
+def test_items_that_share_a_sid_are_all_ranked():
     dataset = dataset_of([[0, 1, 2, 3], [3, 2, 1, 4], [5, 6, 7, 1]], size=9)
     codes = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 0], [1, 0], [1, 1], [2, 0], [2, 0], [2, 1]])
     report = CollisionReport(9, 6, 0, 1, 0.0, 9, (3, 2), (3.0, 2.0))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from genrl.errors import CheckpointError, UnsupportedError
 from genrl.policy.model import Policy
 from genrl.policy.score import score
 from genrl.recommenders.policy import check_decoding, decoding
-from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.models import every_item, make_layout, make_policy, make_thinking
 
@@ -33,13 +30,13 @@ def write(path: Path, contract: dict[str, Any]) -> Path:
     return path
 
 
-def test_weights_that_are_decoded_as_they_were_trained_pass(policy: Policy, tmp_path: Path) -> None:
+def test_weights_that_are_decoded_as_they_were_trained_pass(policy, tmp_path):
     for layout in (make_layout(policy), make_thinking(policy, order="interleaved", total=12)):
         contract = decoding(policy, layout, HISTORY, CONFIG)
         assert check_decoding(write(tmp_path / "weights", contract), decoding(policy, layout, HISTORY, CONFIG)) == []
 
 
-def test_every_option_of_the_layout_is_written_down(policy: Policy) -> None:
+def test_every_option_of_the_layout_is_written_down(policy):
     contract = decoding(policy, make_thinking(policy, order="interleaved", budget=5), HISTORY, CONFIG)
     assert contract["layout"]["name"] == "blocked"
     assert (contract["layout"]["order"], contract["layout"]["budget"]) == ("interleaved", 5)
@@ -57,7 +54,7 @@ def test_every_option_of_the_layout_is_written_down(policy: Policy) -> None:
     assert contract["template_hash"] != plain["template_hash"]
 
 
-def test_what_differs_is_named(policy: Policy, tmp_path: Path) -> None:
+def test_what_differs_is_named(policy, tmp_path):
     path = write(tmp_path / "weights", decoding(policy, make_thinking(policy, budget=6), HISTORY, CONFIG))
     other = make_thinking(policy, budget=4, on_budget="fail")
     with pytest.raises(
@@ -73,7 +70,7 @@ def test_what_differs_is_named(policy: Policy, tmp_path: Path) -> None:
         check_decoding(path, shifted)
 
 
-def test_another_search_is_allowed_and_told(policy: Policy, tmp_path: Path) -> None:
+def test_another_search_is_allowed_and_told(policy, tmp_path):
     layout = make_thinking(policy)
     path = write(tmp_path / "weights", decoding(policy, layout, HISTORY, CONFIG))
     told = check_decoding(path, decoding(policy, layout, 3, replace(CONFIG, beam=20, thinking_samples=0)))
@@ -84,7 +81,7 @@ def test_another_search_is_allowed_and_told(policy: Policy, tmp_path: Path) -> N
     ]
 
 
-def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> None:
+def test_weights_of_earlier_versions_pass(policy, tmp_path):
     now = decoding(policy, make_thinking(policy), HISTORY, CONFIG)
     save_file({"a": torch.zeros(2)}, tmp_path / "plain")
     assert check_decoding(tmp_path / "plain", now) == []
@@ -93,7 +90,7 @@ def test_weights_of_earlier_versions_pass(policy: Policy, tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-def test_probabilities_of_items_are_those_of_their_codes_whatever_the_requests_say(session: Session) -> None:
+def test_probabilities_of_items_are_those_of_their_codes_whatever_the_requests_say(session):
     requests = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
     found = session.learner.log_probs(replace(requests, tokens=requests.tokens[:, :0], mask=requests.mask[:, :0]))
     every = every_item(session.layout, requests)
@@ -103,7 +100,7 @@ def test_probabilities_of_items_are_those_of_their_codes_whatever_the_requests_s
     assert_same(found.exp().sum(1), torch.ones(3))
 
 
-def test_a_policy_that_thinks_has_no_probabilities_of_items(thinking: Session) -> None:
+def test_a_policy_that_thinks_has_no_probabilities_of_items(thinking):
     requests = thinking.maker.at(thinking.dataset.sequences.rows(Role.TEST)[:1])
     with pytest.raises(UnsupportedError, match=r"a policy of layout 'blocked' .* Take a run of sasrec or item_knn"):
         thinking.learner.log_probs(requests)

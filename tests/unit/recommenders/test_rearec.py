@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -34,7 +32,7 @@ def slow_thoughts(model: ReaRec, history: list[int]) -> torch.Tensor:
     return torch.stack(found)
 
 
-def test_steps_read_the_items_and_the_steps_before_them() -> None:
+def test_steps_read_the_items_and_the_steps_before_them():
     model = rearec(steps=3)
     for history in HISTORIES:
         padded = torch.tensor([[-1, *history]])
@@ -42,7 +40,7 @@ def test_steps_read_the_items_and_the_steps_before_them() -> None:
 
 
 @pytest.mark.parametrize("method", ["ensemble", "progressive"])
-def test_ranks_come_from_the_mean_or_the_last_state(method: str) -> None:
+def test_ranks_come_from_the_mean_or_the_last_state(method):
     model = rearec(method=method)
     ranking = model.best(torch.tensor([[-1, -1, 1, 2], [-1, -1, -1, 4], [7, 0, 1, 11]]), ITEMS)
     for row, history in enumerate(HISTORIES):
@@ -52,7 +50,7 @@ def test_ranks_come_from_the_mean_or_the_last_state(method: str) -> None:
         assert (ranking.scores[row].diff() <= 0).all()
 
 
-def test_the_ensemble_loss_is_its_definition() -> None:
+def test_the_ensemble_loss_is_its_definition():
     model = rearec(kl_weight=0.3)
     expected = torch.zeros(())
     for history, target in zip(HISTORIES, TARGETS, strict=True):
@@ -68,7 +66,7 @@ def test_the_ensemble_loss_is_its_definition() -> None:
         assert_same(found, grad, tolerance=1e-4)
 
 
-def test_divergence_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_the_same_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(7, 3, 4, generator=generator, dtype=torch.float64)
     table = torch.randn(9, 4, generator=generator, dtype=torch.float64)
@@ -79,7 +77,7 @@ def test_divergence_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_same(divergence(states[:, :1].expand(-1, 3, -1), table), 0.0)
 
 
-def test_the_progressive_loss_is_its_definition() -> None:
+def test_the_progressive_loss_is_its_definition():
     model = rearec(method="progressive", annealing=3.0, noise=0.0, progressive_weight=0.7, contrast_weight=0.2)
     thoughts = torch.stack([slow_thoughts(model, history) for history in HISTORIES])
     expected = 0.0
@@ -96,7 +94,7 @@ def test_the_progressive_loss_is_its_definition() -> None:
     assert_same(model.loss(ROWS), expected, tolerance=1e-4)
 
 
-def test_the_second_view_starts_from_the_clean_states_with_noise() -> None:
+def test_the_second_view_starts_from_the_clean_states_with_noise():
     model = rearec(method="progressive", noise=0.5)
     items = torch.tensor([[1, 2], [3, 4]])
     plain = model.reason(items)
@@ -109,7 +107,7 @@ def test_the_second_view_starts_from_the_clean_states_with_noise() -> None:
 
 
 @pytest.mark.parametrize("method", ["ensemble", "progressive"])
-def test_no_steps_are_sasrec(method: str) -> None:
+def test_no_steps_are_sasrec(method):
     sasrec = model_of("sasrec")
     model = rearec(steps=0, temperature=1.0, method=method)
     sasrec.load_state_dict({name: value for name, value in model.state_dict().items() if name != "steps"})

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -15,7 +13,7 @@ def scores_after(model: SASRec, history: list[int]) -> torch.Tensor:
     return model.encoder(torch.tensor([history]))[0][0, -1] @ model.encoder.table.T
 
 
-def test_ranks_are_those_of_a_sort_of_all_scores() -> None:
+def test_ranks_are_those_of_a_sort_of_all_scores():
     model = model_of("sasrec")
     histories = torch.tensor([[-1, -1, 4], [1, 2, 3], [-1, 0, 0]])
     ranking = model.best(histories, 7)
@@ -26,7 +24,7 @@ def test_ranks_are_those_of_a_sort_of_all_scores() -> None:
         assert_same(ranking.scores[row], scores[expected])
 
 
-def test_only_the_latest_items_are_read_whatever_the_padding() -> None:
+def test_only_the_latest_items_are_read_whatever_the_padding():
     model = model_of("sasrec")
     long = model.best(torch.tensor([[-1, 9, 8, 1, 2, 3, 4, 5]]), ITEMS)
     short = model.best(torch.tensor([[1, 2, 3, 4, 5]]), ITEMS)
@@ -34,7 +32,7 @@ def test_only_the_latest_items_are_read_whatever_the_padding() -> None:
     assert_same(long.scores, short.scores)
 
 
-def test_denied_items_are_left_out_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denied_items_are_left_out_in_every_chunk(monkeypatch):
     model = model_of("sasrec")
     histories = torch.randint(0, ITEMS, (9, 4), generator=torch.Generator().manual_seed(1))
     whole = model.best(histories, ITEMS, deny=histories)
@@ -47,7 +45,7 @@ def test_denied_items_are_left_out_in_every_chunk(monkeypatch: pytest.MonkeyPatc
         assert sorted(left) == sorted(set(range(ITEMS)) - set(histories[row].tolist()))
 
 
-def test_cross_entropy_is_that_of_a_loop_over_targets() -> None:
+def test_cross_entropy_is_that_of_a_loop_over_targets():
     model = model_of("sasrec")
     rows = [[1, 2, 3], [4, 4], [7, 0, 1, 11, 2]]
     total = 0.0
@@ -60,7 +58,7 @@ def test_cross_entropy_is_that_of_a_loop_over_targets() -> None:
     assert_same(model.loss(rows_of(*rows)), total, tolerance=1e-4)
 
 
-def test_only_marked_places_are_targets() -> None:
+def test_only_marked_places_are_targets():
     model = model_of("sasrec")
     last = rows_of([1, 2, 3], [4, 0], per="target")
     states = torch.stack([model.encoder(torch.tensor([row]))[0][0, -1] for row in ([1, 2], [4])])
@@ -68,7 +66,7 @@ def test_only_marked_places_are_targets() -> None:
     assert_same(model.loss(last), expected.detach())
 
 
-def test_binary_loss_is_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binary_loss_is_its_definition(monkeypatch):
     model = model_of("sasrec", loss="binary", negatives=2)
     monkeypatch.setattr(
         "genrl.recommenders.sasrec.draw_negatives",
@@ -83,7 +81,7 @@ def test_binary_loss_is_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(model.loss(rows_of([1, 2, 3], [4, 0], per="target")), total, tolerance=1e-4)
 
 
-def test_negatives_are_drawn_evenly_from_the_items_outside_the_row() -> None:
+def test_negatives_are_drawn_evenly_from_the_items_outside_the_row():
     items = torch.tensor([[-1, 3, 0, 3], [5, 4, 0, 1], [-1, -1, -1, 2]])
     owners = torch.tensor([0, 1, 2, 0]).repeat_interleave(3000)
     torch.manual_seed(0)
@@ -97,12 +95,12 @@ def test_negatives_are_drawn_evenly_from_the_items_outside_the_row() -> None:
         assert (shares - 1 / len(outside)).abs().max() < 5 * deviation
 
 
-def test_a_row_of_all_items_has_a_negative_that_exists() -> None:
+def test_a_row_of_all_items_has_a_negative_that_exists():
     assert draw_negatives(torch.tensor([[0, 1, 2]]), torch.tensor([0]), 2, size=3).tolist() == [[2, 2]]
 
 
 @pytest.mark.parametrize("name", ["sasrec", "rearec"])
-def test_probabilities_are_the_softmax_that_training_fits(name: str) -> None:
+def test_probabilities_are_the_softmax_that_training_fits(name):
     model = model_of(name)
     histories = torch.tensor([[-1, -1, 4], [1, 2, 3], [-1, -1, -1]])
     ranking, found = model.best(histories, ITEMS), model.likelihoods(histories)

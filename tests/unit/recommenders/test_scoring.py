@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import torch
@@ -12,7 +10,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_best_items_are_those_of_a_sort_without_what_is_denied() -> None:
+def test_the_best_items_are_those_of_a_sort_without_what_is_denied():
     scores = numbers(4, 9)
     ranking = best_items(scores, 11, torch.tensor([[-1, 2, -1], [0, 3, 0], [-1, -1, -1], [8, 7, 6]]))
     for row, denied in enumerate([{2}, {0, 3}, set(), {6, 7, 8}]):

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -33,7 +31,7 @@ def problem(codes: Tensor | None = None, sizes: tuple[int, ...] = SIZES) -> Prob
 def make(chosen: Problem | None = None, **options: object) -> TIGER:
     """A model far from uniform distributions; exact but for its float32 log-probabilities."""
     torch.manual_seed(0)
-    model = TIGER(TIGERConfig(**{**SMALL, **options}), problem=chosen or problem())  # type: ignore[arg-type]
+    model = TIGER(TIGERConfig(**{**SMALL, **options}), problem=chosen or problem())
     shaken(model)
     return model.double()
 
@@ -58,7 +56,7 @@ def every_score(model: TIGER, history: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("normalize", ["legal", "vocab"])
-def test_a_beam_as_wide_as_the_catalogue_finds_what_scoring_every_item_finds(normalize: str) -> None:
+def test_a_beam_as_wide_as_the_catalogue_finds_what_scoring_every_item_finds(normalize):
     model = make(normalize=normalize)
     found = model.best(padded(HISTORIES), ITEMS)
     for row in (0, 3):
@@ -68,12 +66,12 @@ def test_a_beam_as_wide_as_the_catalogue_finds_what_scoring_every_item_finds(nor
         assert bool((found.scores[row].diff() <= 0).all())
 
 
-def test_the_items_have_a_distribution_of_their_own_unless_it_is_that_of_the_vocabulary() -> None:
+def test_the_items_have_a_distribution_of_their_own_unless_it_is_that_of_the_vocabulary():
     assert_same(make().best(padded(HISTORIES), ITEMS).scores.exp().sum(1), [1.0] * 4)
     assert bool((make(normalize="vocab").best(padded(HISTORIES), ITEMS).scores.exp().sum(1) < 0.9).all())
 
 
-def test_the_loss_over_the_vocabulary_is_that_of_transformers() -> None:
+def test_the_loss_over_the_vocabulary_is_that_of_transformers():
     model = make(normalize="vocab")
     whole = T5ForConditionalGeneration(model.t5.config).eval().double()
     whole.load_state_dict({**model.t5.state_dict(), "lm_head.weight": model.t5.shared.weight})
@@ -86,14 +84,14 @@ def test_the_loss_over_the_vocabulary_is_that_of_transformers() -> None:
     assert_same(model.loss(targets(*rows)), total, 1e-4)
 
 
-def test_tokens_of_the_levels_follow_the_special_ones() -> None:
+def test_tokens_of_the_levels_follow_the_special_ones():
     model = make()
     assert (model.layout.tokens.first_ids, model.t5.config.vocab_size) == ((2, 8, 13), 20)
     assert (PAD, EDGE) == (0, 1)
 
 
 @pytest.mark.parametrize("beam", [1, 3, 8])
-def test_a_narrow_beam_gives_items_with_their_own_scores_and_pads_what_it_does_not_find(beam: int) -> None:
+def test_a_narrow_beam_gives_items_with_their_own_scores_and_pads_what_it_does_not_find(beam):
     model = make(beam=beam)
     found = model.best(padded(HISTORIES), 1)
     for row, history in enumerate(HISTORIES):
@@ -103,14 +101,14 @@ def test_a_narrow_beam_gives_items_with_their_own_scores_and_pads_what_it_does_n
     assert bool(wide.scores[:, ITEMS:].isneginf().all())
 
 
-def test_a_beam_that_is_wider_than_the_ranking_finds_what_greedy_search_misses() -> None:
+def test_a_beam_that_is_wider_than_the_ranking_finds_what_greedy_search_misses():
     histories = torch.arange(ITEMS)[:, None]
     best = make().best(histories, ITEMS).scores[:, :1]
     assert_same(make(beam=ITEMS).best(histories, 1).scores, best)
     assert bool((make(beam=1).best(histories, 1).scores < best - 0.01).any())
 
 
-def test_padding_and_neighbours_in_a_batch_change_nothing() -> None:
+def test_padding_and_neighbours_in_a_batch_change_nothing():
     model = make()
     together = model.best(padded(HISTORIES, 9), ITEMS)
     for row, history in enumerate(HISTORIES):
@@ -119,7 +117,7 @@ def test_padding_and_neighbours_in_a_batch_change_nothing() -> None:
         assert together.items[row].tolist() == alone.items[0].tolist()
 
 
-def test_a_large_batch_keeps_its_order() -> None:
+def test_a_large_batch_keeps_its_order():
     model = make()
     order = torch.arange(100) % 4
     assert (
@@ -127,7 +125,7 @@ def test_a_large_batch_keeps_its_order() -> None:
     )
 
 
-def test_only_the_latest_items_and_their_order_count() -> None:
+def test_only_the_latest_items_and_their_order_count():
     model = make()
     long = torch.arange(12)[None]
     assert_same(model.best(long, 5).scores, model.best(long[:, -5:], 5).scores)
@@ -135,7 +133,7 @@ def test_only_the_latest_items_and_their_order_count() -> None:
     assert_same(model.loss(targets(tuple(range(12)))), model.loss(targets(tuple(range(6, 12)))))
 
 
-def test_denied_items_leave_the_others_with_their_scores() -> None:
+def test_denied_items_leave_the_others_with_their_scores():
     model = make()
     every, unseen = (model.best(padded(HISTORIES), ITEMS, deny) for deny in (None, padded(HISTORIES)))
     for row, history in enumerate(HISTORIES):
@@ -145,7 +143,7 @@ def test_denied_items_leave_the_others_with_their_scores() -> None:
         assert bool((unseen.items[row, len(left) :] == -1).all())
 
 
-def test_denied_items_take_no_place_in_the_beam() -> None:
+def test_denied_items_take_no_place_in_the_beam():
     model = make(beam=1)
     first = model.best(padded(HISTORIES), 1).items
     second = model.best(padded(HISTORIES), 1, first)
@@ -153,7 +151,7 @@ def test_denied_items_take_no_place_in_the_beam() -> None:
     assert bool((second.items >= 0).all())
 
 
-def test_items_that_share_a_sid_share_its_probability_and_stand_in_order_of_popularity() -> None:
+def test_items_that_share_a_sid_share_its_probability_and_stand_in_order_of_popularity():
     codes = make_codes(ITEMS)
     codes[5] = codes[6] = codes[0]
     model = make(problem(codes))
@@ -165,21 +163,21 @@ def test_items_that_share_a_sid_share_its_probability_and_stand_in_order_of_popu
     assert unseen.items[0, place : place + 2].tolist() == [6, 0]
 
 
-def test_one_level_is_a_softmax_over_items() -> None:
+def test_one_level_is_a_softmax_over_items():
     model = make(problem(torch.arange(ITEMS)[:, None], (ITEMS,)))
     found = model.best(padded(HISTORIES), ITEMS)
     assert_same(found.scores.exp().sum(1), [1.0] * 4)
     assert_same(found.scores[0], every_score(model, HISTORIES[0])[found.items[0]])
 
 
-def test_a_history_of_no_items_and_no_columns_is_ranked() -> None:
+def test_a_history_of_no_items_and_no_columns_is_ranked():
     model = make()
     empty = model.best(torch.full((2, 3), -1), 4)
     assert bool((empty.items >= 0).all())
     assert_same(model.best(torch.empty(2, 0, dtype=torch.int64), 4).scores, empty.scores)
 
 
-def test_losses_of_parts_add_up_to_that_of_the_batch() -> None:
+def test_losses_of_parts_add_up_to_that_of_the_batch():
     model = make()
     rows = [(*history, 7) for history in HISTORIES[:3]] * 20
     whole = model.loss(targets(*rows))
@@ -191,7 +189,7 @@ def test_losses_of_parts_add_up_to_that_of_the_batch() -> None:
     assert all(value.grad is not None for value in model.parameters())
 
 
-def test_every_parameter_gets_a_gradient() -> None:
+def test_every_parameter_gets_a_gradient():
     model = make(dropout=0.1).train()
     torch.manual_seed(0)
     model.loss(targets(*((*history, 7) for history in HISTORIES[:3]))).backward()
@@ -200,26 +198,26 @@ def test_every_parameter_gets_a_gradient() -> None:
         assert float(parameter.grad.abs().sum()) > 0, name
 
 
-def test_it_learns_which_item_follows_which() -> None:
+def test_it_learns_which_item_follows_which():
     users = [[(start + step) % 8 for step in range(6)] for start in range(8)]
     chosen = problem_of(users)
     codes = torch.stack([torch.arange(8) // 3, torch.arange(8) % 3], dim=1)
     chosen = replace(chosen, table=make_table(codes, (3, 3), chosen.dataset.catalog))
     torch.manual_seed(0)
-    model = TIGER(TIGERConfig(**{**SMALL, "layers": 1, "hidden": 32}), problem=chosen)  # type: ignore[arg-type]
+    model = TIGER(TIGERConfig(**{**SMALL, "layers": 1, "hidden": 32}), problem=chosen)
     assert train(model, chosen, 80, 0.005) < 0.6 < math.log(8)
     found = model.best(torch.tensor([[1, 2, 3], [5, 6, 7], [-1, -1, 4]]), 3)
     assert found.items[:, 0].tolist() == [4, 0, 5]
 
 
-def test_weights_go_to_another_instance() -> None:
-    model, other = make(), TIGER(TIGERConfig(**SMALL), problem=problem()).eval().double()  # type: ignore[arg-type]
+def test_weights_go_to_another_instance():
+    model, other = make(), TIGER(TIGERConfig(**SMALL), problem=problem()).eval().double()
     assert not torch.equal(model.best(padded(HISTORIES), 5).scores, other.best(padded(HISTORIES), 5).scores)
     other.load_state(model.state(), "weights")
     assert torch.equal(model.best(padded(HISTORIES), 5).scores, other.best(padded(HISTORIES), 5).scores)
 
 
-def test_it_is_built_by_name_and_refuses_to_read_nothing() -> None:
+def test_it_is_built_by_name_and_refuses_to_read_nothing():
     model = BASELINES.build("tiger", {"hidden": 16, "layers": 1}, problem=problem())
     assert isinstance(model, TIGER)
     assert (len(model.t5.encoder.block), len(model.t5.decoder.block), model.config.max_length) == (1, 1, 20)

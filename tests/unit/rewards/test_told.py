@@ -1,7 +1,5 @@
 """The reward for what thinking tells of the target."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

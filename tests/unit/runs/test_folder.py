@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,32 +24,32 @@ def folder(config: RunConfig) -> Path:
     return folder
 
 
-def test_a_claimed_folder_says_how_it_was_started_and_with_what(folder: Path) -> None:
+def test_a_claimed_folder_says_how_it_was_started_and_with_what(folder):
     first, *_, again = (folder / "command.txt").read_text().splitlines()
     assert first == "python -m genrl fit --seed 0"
     assert again == f"python -m genrl fit --config {folder / 'config.yaml'} output=runs-again"
     assert (folder / "versions.json").is_file()
 
 
-def test_a_second_claim_changes_nothing(folder: Path, config: RunConfig) -> None:
+def test_a_second_claim_changes_nothing(folder, config):
     before = (folder / "command.txt").read_bytes()
     claim(folder, config, "something else")
     assert (folder / "command.txt").read_bytes() == before
 
 
-def test_a_folder_is_finished_once_its_metrics_are_there(folder: Path, config: RunConfig) -> None:
+def test_a_folder_is_finished_once_its_metrics_are_there(folder, config):
     assert not is_finished(folder, config, resume=True)
     write_json(folder / "metrics.json", {})
     assert is_finished(folder, config, resume=False)
     assert not is_finished(folder.parent / "other", config, resume=False)
 
 
-def test_another_configuration_is_refused_by_option(folder: Path, config: RunConfig) -> None:
+def test_another_configuration_is_refused_by_option(folder, config):
     with pytest.raises(ConfigError, match=r"differs in seed\. Nothing was written"):
         is_finished(folder, replace(config, seed=3), resume=True)
 
 
-def test_options_that_an_older_version_lacked_stand_at_their_default(folder: Path, config: RunConfig) -> None:
+def test_options_that_an_older_version_lacked_stand_at_their_default(folder, config):
     saved = folder / "config.yaml"
     values = OmegaConf.load(saved)
     del values["baseline"], values["trainer"]["compile"]
@@ -62,7 +60,7 @@ def test_options_that_an_older_version_lacked_stand_at_their_default(folder: Pat
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_run_made_from_files_that_changed_since_is_refused(tmp_path: Path, finished: bool) -> None:
+def test_a_run_made_from_files_that_changed_since_is_refused(tmp_path, finished):
     traces = tmp_path / "traces.jsonl"
     traces.write_text("one")
     config = RunConfig(output=str(tmp_path), activate=ActivateConfig(traces="jsonl", path=str(traces)))
@@ -80,16 +78,3 @@ def test_a_run_made_from_files_that_changed_since_is_refused(tmp_path: Path, fin
     traces.write_text("one")
     (folder / "inputs.json").unlink()  # of an earlier version
     assert is_finished(folder, config, resume=True) == finished
-
-
-def test_a_plug_in_that_changed_since_is_refused_by_name(tmp_path: Path) -> None:
-    plugin = tmp_path / "reward.py"
-    plugin.write_text("WEIGHT = 1")
-    config = RunConfig(output=str(tmp_path), plugins=[str(plugin)])
-    folder = run_folder(config)
-    folder.mkdir(parents=True)
-    claim(folder, config, "python -m genrl fit")
-    assert not is_finished(folder, config, resume=True)
-    plugin.write_text("WEIGHT = 2")
-    with pytest.raises(ConfigError, match=r"when plugins .*reward.py .* had another content"):
-        is_finished(folder, config, resume=True)

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from genrl.config import RunConfig, run_folder
@@ -10,7 +6,7 @@ from genrl.runs.folder import claim
 from genrl.runs.inputs import check_inputs
 
 
-def test_inputs_that_changed_since_are_named_and_a_moved_model_is_known_by_its_content(tmp_path: Path) -> None:
+def test_inputs_that_changed_since_are_named_and_a_moved_model_is_known_by_its_content(tmp_path):
     base, moved = tmp_path / "base", tmp_path / "moved"
     base.mkdir()
     (base / "model.safetensors").write_bytes(b"weights")

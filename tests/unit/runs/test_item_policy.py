@@ -1,7 +1,5 @@
 """Runs of the item policy: trained, resumed, kept and loaded as any other policy."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,14 @@ from genrl.training.sft import ItemSFTModule
 from tests.helpers import assert_same
 from tests.runs import QUICK, attach, changed, flat_gradient, flat_weights, rl_module, small_config, train
 
-ITEM = ("model.name=item", "data.max_history=6", "model.item.hidden=16", "model.item.layers=1", "model.item.dropout=0")
+ITEM = (
+    "model.name=item",
+    "data.toy.users=24",
+    "data.max_history=6",
+    "model.item.hidden=16",
+    "model.item.layers=1",
+    "model.item.dropout=0",
+)
 
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
@@ -46,14 +51,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def align_module(session: Session) -> ItemSFTModule:
     stage = _align(session)
-    assert stage.module is not None
     module = stage.module()
     module.configure_model()
     assert isinstance(module, ItemSFTModule)
     return module
 
 
-def test_align_lowers_the_likelihood_of_the_codes_of_every_training_item(session: Session, tmp_path: Path) -> None:
+def test_align_lowers_the_likelihood_of_the_codes_of_every_training_item(session, tmp_path):
     module = attach(align_module(changed(session, tmp_path, *ITEM, "align.items_per_step=100000")))
     module.policy.load_state(session.policy.state(), "here")
     batch = next(iter(module.train_dataloader()))
@@ -71,13 +75,13 @@ def test_align_lowers_the_likelihood_of_the_codes_of_every_training_item(session
     assert count == int(batch.share)
     assert_same(loss, total / count)
     loss.backward()
-    gradient = flat_gradient(module.policy)  # type: ignore[arg-type]
+    gradient = flat_gradient(module.policy)
     module.policy.zero_grad()
     (total / count).backward()
-    assert_same(gradient, flat_gradient(module.policy), 1e-5)  # type: ignore[arg-type]
+    assert_same(gradient, flat_gradient(module.policy), 1e-5)
 
 
-def test_ranks_share_a_step_and_item_dropout_leaves_items_out(session: Session, tmp_path: Path) -> None:
+def test_ranks_share_a_step_and_item_dropout_leaves_items_out(session, tmp_path):
     whole = session.packer()
     assert isinstance(whole, HistoryRows)
     parts = []
@@ -96,15 +100,15 @@ def test_ranks_share_a_step_and_item_dropout_leaves_items_out(session: Session, 
 
 
 @pytest.mark.parametrize("objective", ["grpo", "gbpo", "sapo", "sage", "ce"])
-def test_every_objective_moves_it(session: Session, tmp_path: Path, objective: str) -> None:
+def test_every_objective_moves_it(session, tmp_path, objective):
     options = "rewards.level_match.weight=1", "rollout.micro_batch=3", "objective.kl_coef=0.1"
     module = rl_module(
         changed(session, tmp_path, *ITEM, f"objective={objective}", *options[: 2 if objective == "ce" else 3]), tmp_path
     )
     weights = module.policy.state()
-    before = flat_weights(module.policy)  # type: ignore[arg-type]
+    before = flat_weights(module.policy)
     train(module, 1)
-    moved = flat_weights(module.policy)  # type: ignore[arg-type]
+    moved = flat_weights(module.policy)
     assert bool(torch.isfinite(moved).all())
     assert not moved.equal(before)
     if module.reference is not None:
@@ -112,12 +116,12 @@ def test_every_objective_moves_it(session: Session, tmp_path: Path, objective: s
     module.policy.load_state(weights, "here")
 
 
-def test_the_own_vectors_of_edges_have_a_decay_of_their_own(session: Session, tmp_path: Path) -> None:
+def test_the_own_vectors_of_edges_have_a_decay_of_their_own(session, tmp_path):
     settings = "model.item.edge_decay=0.3", "align.weight_decay=0.2"
     config = config_of(tmp_path, *settings)
     own = Session.build(config)
     module = align_module(own)
-    groups = module.configure_optimizers()["optimizer"].param_groups  # type: ignore[index]
+    groups = module.configure_optimizers()["optimizer"].param_groups
     names = {id(value): name for name, value in module.trainable().items()}
     decays = {names[id(value)]: group["weight_decay"] for group in groups for value in group["params"]}
     assert decays.keys() == module.trainable().keys()
@@ -125,17 +129,15 @@ def test_the_own_vectors_of_edges_have_a_decay_of_their_own(session: Session, tm
         assert decays[name] == pytest.approx(0.5 if ".own." in name else 0.2 if value.dim() > 1 else 0.0)
 
 
-def test_a_finished_run_ranks_recommends_and_is_scored_again(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_ranks_recommends_and_is_scored_again(finished, capsys):
     metrics = json.loads((finished / "metrics.json").read_text())
     certified = {name: value for name, value in metrics["test"]["rl"]["raw"].items() if name.startswith("certified@")}
     assert set(certified.values()) == {1.0}
     assert metrics["test"]["rl"] in evaluate_run(finished, split="test", overrides=[]).values()
     _, recommender = load_recommender(finished)
-    assert isinstance(recommender.policy, ItemPolicy)  # type: ignore[attr-defined]
+    assert isinstance(recommender.policy, ItemPolicy)
     saved = load_file(finished / "weights.safetensors")
-    assert all(value.equal(saved[name]) for name, value in recommender.policy.state().items())  # type: ignore[attr-defined]
+    assert all(value.equal(saved[name]) for name, value in recommender.policy.state().items())
     assert not (finished / "tokenizer").exists()
     titles = recommender.problem.dataset.catalog.item_ids
     history = [titles[3], titles[5]]
@@ -149,7 +151,7 @@ def test_a_finished_run_ranks_recommends_and_is_scored_again(
 
 
 @pytest.mark.parametrize("stage", ["align", "rl"])
-def test_a_stage_that_is_resumed_ends_with_the_same_bits(tmp_path: Path, stage: str) -> None:
+def test_a_stage_that_is_resumed_ends_with_the_same_bits(tmp_path, stage):
     settings = "model.item.dropout=0.2", "model.item.edge_dropout=0.1", "objective=grpo", "objective.kl_coef=0.1"
     session = Session.build(config_of(tmp_path, "data.toy.users=40", *settings))
 
@@ -160,14 +162,14 @@ def test_a_stage_that_is_resumed_ends_with_the_same_bits(tmp_path: Path, stage: 
         return made
 
     whole, first, second = (module() for _ in range(3))
-    train(whole, 4)  # type: ignore[arg-type]
-    trainer = train(first, 2)  # type: ignore[arg-type]
+    train(whole, 4)
+    trainer = train(first, 2)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    train(second, 4, start=tmp_path / "half.ckpt")  # type: ignore[arg-type]
-    assert flat_weights(second.policy).equal(flat_weights(whole.policy))  # type: ignore[attr-defined]
+    train(second, 4, start=tmp_path / "half.ckpt")
+    assert flat_weights(second.policy).equal(flat_weights(whole.policy))
 
 
-def test_a_layout_with_words_is_refused(tmp_path: Path) -> None:
+def test_a_layout_with_words_is_refused(tmp_path):
     config = replace(config_of(tmp_path), layout={"name": "blocked", "budget": 3})
     with pytest.raises(
         UnsupportedError, match=r"layout=blocked asks for more\. Use layout=sid, or a policy that writes"

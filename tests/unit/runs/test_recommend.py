@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -8,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
@@ -23,35 +21,19 @@ from tests.runs import content, small_config
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
-def test_damaged_weights_are_named(copied: Path, spoil: object) -> None:
+def test_damaged_weights_are_named(copied, spoil):
     path = copied / "weights.safetensors"
-    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"weights.safetensors is truncated or damaged"):
         load_run(copied)
 
 
-def test_weights_of_another_model_are_named(copied: Path) -> None:
-    weights = load_file(copied / "weights.safetensors")
-    name = next(iter(weights))
-    save_file({**weights, name: torch.zeros(2)}, copied / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="belong to another model: 1 of another shape"):
-        load_run(copied)
-
-
-def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="is no run folder"):
         load_run(tmp_path)
 
 
-def test_a_run_is_rebuilt_with_its_trained_weights(finished: Path) -> None:
-    session = load_run(finished)
-    saved = load_file(finished / "weights.safetensors")
-    assert all(torch.equal(value, saved[name]) for name, value in session.policy.state().items())
-
-
-def test_a_run_can_be_moved_and_read_from_anywhere(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_can_be_moved_and_read_from_anywhere(copied, tmp_path, monkeypatch):
     config = OmegaConf.load(copied / "config.yaml")
     config.output = "runs"  # relative, as the default is
     OmegaConf.save(config, copied / "config.yaml")
@@ -76,16 +58,14 @@ def test_a_run_can_be_moved_and_read_from_anywhere(
         ("catalog.json", "which items it was made for"),
     ],
 )
-def test_a_run_without_a_part_of_its_own_is_refused(copied: Path, missing: str, reason: str) -> None:
+def test_a_run_without_a_part_of_its_own_is_refused(copied, missing, reason):
     (copied / missing).unlink()
     for use in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
         with pytest.raises(CheckpointError, match=reason):
             use()
 
 
-def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(copied, capsys):
     before = content(copied)
     metrics = json.loads((copied / "metrics.json").read_text())
     for split in ("valid", "test"):
@@ -99,7 +79,7 @@ def test_evaluating_a_run_repeats_its_metrics_and_writes_nothing_into_it(
     assert content(copied) == before
 
 
-def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
+def test_recommendations_are_the_top_of_the_ranking(finished):
     session = load_run(finished)
     catalog = session.dataset.catalog
     rows = [[3, 7], [5]]
@@ -119,7 +99,7 @@ def test_recommendations_are_the_top_of_the_ranking(finished: Path) -> None:
         assert [item for item, _, _ in found.items] == wanted
 
 
-def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finished: Path, tmp_path: Path) -> None:
+def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finished, tmp_path):
     recommender = load_recommender(finished)[1]
     catalog = recommender.problem.dataset.catalog
     histories = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
@@ -140,12 +120,7 @@ def test_recommendations_among_some_items_are_those_of_the_whole_ranking(finishe
         recommend(finished, [[catalog.item_ids[3]]], 5, exclude_seen=True, only=[catalog.item_ids[3]])
 
 
-def test_an_unknown_item_of_a_history_is_named(finished: Path) -> None:
-    with pytest.raises(DataError, match="'i99'"):
-        recommend(finished, [["i3", "i99"]], 5)
-
-
-def test_a_title_that_several_items_have_is_refused_with_the_candidates(copied: Path) -> None:
+def test_a_title_that_several_items_have_is_refused_with_the_candidates(copied):
     items = json.loads((copied / "catalog.json").read_text())
     items["titles"][3:5] = ["Twin", "Twin"]
     (copied / "catalog.json").write_text(json.dumps(items))
@@ -164,23 +139,18 @@ def reasoned(thinking: Session) -> Path:
     return folder
 
 
-def test_thinking_stands_beside_the_items(reasoned: Path, thinking: Session) -> None:
+def test_thinking_stands_beside_the_items(reasoned, thinking):
     catalog = thinking.dataset.catalog
     names = [[catalog.item_ids[row] for row in history] for history in ([3, 7], [5])]
     found = recommend(reasoned, names, 5, exclude_seen=True)
     assert [len(each.items) for each in found] == [5, 5]
     for each in found:
-        assert each.thinking is not None
         assert len(each.thinking) == thinking.table.levels
         assert all(each.thinking)
         assert "think" not in "".join(each.thinking)
 
 
-def test_a_run_without_thinking_has_none_to_show(finished: Path) -> None:
-    assert recommend(finished, [["i3"]], 5)[0].thinking is None
-
-
-def test_a_run_that_was_only_aligned_does_not_think(thinking: Session) -> None:
+def test_a_run_that_was_only_aligned_does_not_think(thinking):
     config = replace(thinking.config, name="aligned", stages=["align"])
     folder = run_folder(config)
     folder.mkdir()
@@ -191,9 +161,7 @@ def test_a_run_that_was_only_aligned_does_not_think(thinking: Session) -> None:
     assert recommend(folder, [["i3"]], 5)[0].thinking is None
 
 
-def test_another_layout_is_refused_and_another_search_is_told(
-    reasoned: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_layout_is_refused_and_another_search_is_told(reasoned, capsys):
     with pytest.raises(CheckpointError, match=r"layout\.budget is 3 there and 5 here"):
         load_run(reasoned, ["layout.budget=5"])
     with pytest.raises(CheckpointError, match=r"template\.prefix is \[\] there"):
@@ -206,7 +174,7 @@ def test_another_layout_is_refused_and_another_search_is_told(
     assert found[reasoned.name]["raw"]["format_failure"] == 0
 
 
-def test_rows_appended_to_the_log_are_refused_by_evaluate_and_change_no_recommendation(tmp_path: Path) -> None:
+def test_rows_appended_to_the_log_are_refused_by_evaluate_and_change_no_recommendation(tmp_path):
     rows = [f"u{user},i{(user * 7 + step * step) % 30},{step}" for user in range(60) for step in range(6)]
     log = tmp_path / "log.csv"
     log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +9,13 @@ from genrl.config.schema import EvaluateConfig
 from genrl.errors import DataError
 from genrl.runs.evaluate import Evaluation, evaluated_rows
 from genrl.runs.record import Meter, references, save_ranks, versions, written
-from genrl.runs.session import Session
 from tests.runs import small_config
 from tests.unit.recommenders.problems import dataset_of
 
 EMPTY = {"recall@10": 0.1234567, "cold_recall@10": float("nan")}
 
 
-def test_ranks_are_kept_with_what_targets_are_cold(session: Session, tmp_path: Path) -> None:
+def test_ranks_are_kept_with_what_targets_are_cold(session, tmp_path):
     config = EvaluateConfig(valid_users=30)
     ranks = {"raw": torch.arange(30), "excluded": torch.arange(30).flip(0)}
     save_ranks(tmp_path, {"valid": Evaluation({}, {}, ranks)}, session.dataset, config)
@@ -31,12 +27,12 @@ def test_ranks_are_kept_with_what_targets_are_cold(session: Session, tmp_path: P
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_mean_over_no_rows_is_null() -> None:
+def test_a_mean_over_no_rows_is_null():
     values = written(Evaluation(EMPTY, EMPTY, {}))
     assert json.loads(json.dumps(values))["raw"] == {"recall@10": 0.123457, "cold_recall@10": None}
 
 
-def test_reference_lines_are_computed_once_and_again_for_other_rows(session: Session, tmp_path: Path) -> None:
+def test_reference_lines_are_computed_once_and_again_for_other_rows(session, tmp_path):
     config = small_config(tmp_path)
     (tmp_path / "toy").mkdir()
     lines = references(config, session.dataset, session.table.codes, "valid")
@@ -53,13 +49,13 @@ def test_reference_lines_are_computed_once_and_again_for_other_rows(session: Ses
     assert raw["untied_ndcg@10"] == raw["ndcg@10"] == lines["item_knn"]["raw"]["ndcg@10"]
 
 
-def test_a_split_without_rows_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_split_without_rows_is_a_clear_error(tmp_path):
     dataset = dataset_of([[0, 1, 2]], ["tte"])
     with pytest.raises(DataError, match="the valid part has no rows"):
         references(small_config(tmp_path), dataset, torch.zeros(3, 1, dtype=torch.int64), "valid")
 
 
-def test_versions_and_meter_tell_something() -> None:
+def test_versions_and_meter_tell_something():
     assert versions()["torch"] == torch.__version__
     meter = Meter()
     block = torch.ones(30_000_000)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +14,7 @@ from tests.helpers import assert_same
 from tests.runs import QUICK, content, small_config
 
 
-def test_without_other_options_the_record_is_the_runs_own(copied: Path) -> None:
+def test_without_other_options_the_record_is_the_runs_own(copied):
     before = content(copied.parent)
     record = rescore(copied, ["evaluate.test_users=null"])
     assert record.folder == copied
@@ -24,9 +22,7 @@ def test_without_other_options_the_record_is_the_runs_own(copied: Path) -> None:
     assert content(copied.parent) == before
 
 
-def test_a_run_is_scored_again_with_its_stages_and_the_lines_beside_it(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_scored_again_with_its_stages_and_the_lines_beside_it(copied, monkeypatch):
     own = {name: (copied / name).read_bytes() for name in ("metrics.json", "ranks.safetensors", "config.yaml")}
     record = rescore(copied, ["evaluate.k=[3]", "evaluate.test_users=30"])
     assert record.config.evaluate.k == [3]
@@ -50,12 +46,12 @@ def test_a_run_is_scored_again_with_its_stages_and_the_lines_beside_it(
     assert rescore(copied, ["evaluate.k=[3]", "evaluate.test_users=30"]).metrics == record.metrics
 
 
-def test_only_options_of_evaluation_may_change(copied: Path) -> None:
+def test_only_options_of_evaluation_may_change(copied):
     with pytest.raises(ConfigError, match=r"rl\.max_steps=3: a finished run is scored again with options of section"):
         rescore(copied, ["rl.max_steps=3"])
 
 
-def test_a_stage_of_a_run_is_scored_by_its_name_or_its_folder(copied: Path) -> None:
+def test_a_stage_of_a_run_is_scored_by_its_name_or_its_folder(copied):
     wanted = json.loads((copied / "metrics.json").read_text())["test"]
     both = evaluate_run(copied, split="test", overrides=[], stages=["align", "rl"])
     assert both["align"] == wanted["align"]
@@ -66,7 +62,7 @@ def test_a_stage_of_a_run_is_scored_by_its_name_or_its_folder(copied: Path) -> N
     assert again["align"]["raw"]["rows"] == 7
 
 
-def test_a_stage_that_is_not_there_is_named(copied: Path) -> None:
+def test_a_stage_that_is_not_there_is_named(copied):
     with pytest.raises(ConfigError, match=r"has no stage activate\. Its stages: align, rl"):
         evaluate_run(copied, split="test", overrides=[], stages=["activate"])
     (folder,) = copied.parent.glob("align-*")
@@ -80,8 +76,8 @@ def test_a_stage_that_is_not_there_is_named(copied: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:stage activate")  # which learns next to nothing here
-def test_a_stage_is_scored_with_the_layout_that_it_has_learnt(tmp_path: Path) -> None:
-    options = ("layout=blocked", "layout.budget=3", "data.max_history=8", "evaluate.beam=10", "evaluate.test_users=12")
+def test_a_stage_is_scored_with_the_layout_that_it_has_learnt(tmp_path):
+    options = ("layout=blocked", "layout.budget=3", "data.max_history=8", "evaluate.beam=10", "data.toy.users=12")
     run = fit(small_config(tmp_path, *QUICK, *options, "stages=[align,activate]", "activate.examples=64"))
     wanted = json.loads((run / "metrics.json").read_text())["test"]
     found = evaluate_run(run, split="test", overrides=[], stages=["align", "activate"])

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ from tests.models import save_local_model
 from tests.runs import changed, small_config
 
 
-def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session) -> None:
+def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session):
     sequences = session.dataset.sequences
     position = session.dataset.sequences.rows(Role.TEST)[:1]
     prompt = session.maker.at(position)
@@ -27,7 +24,7 @@ def test_a_prompt_is_a_prefix_of_what_the_align_stage_trains_on(session: Session
     assert whole.template.pad_id == session.policy.tokenizer.pad_token_id
 
 
-def test_the_words_of_the_prefix_stand_before_every_history(tmp_path: Path) -> None:
+def test_the_words_of_the_prefix_stand_before_every_history(tmp_path):
     session = Session.build(small_config(tmp_path, "prompt.prefix='Blue Basic'"))
     prompt = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
     ids = session.policy.tokenizer("Blue Basic", add_special_tokens=False)["input_ids"]
@@ -35,7 +32,7 @@ def test_the_words_of_the_prefix_stand_before_every_history(tmp_path: Path) -> N
         assert prompt.tokens[row][prompt.mask[row]][: len(ids) + 1].tolist() == [session.policy.start_id, *ids]
 
 
-def test_the_sid_table_is_built_once_and_shared(tmp_path: Path) -> None:
+def test_the_sid_table_is_built_once_and_shared(tmp_path):
     config = small_config(tmp_path)
     built = Session.build(config).table
     (path,) = (tmp_path / "toy").glob("sid-*.safetensors")
@@ -47,7 +44,7 @@ def test_the_sid_table_is_built_once_and_shared(tmp_path: Path) -> None:
     assert len(list((tmp_path / "toy").glob("sid-*.safetensors"))) == 2
 
 
-def test_the_table_of_another_catalogue_is_refused(session: Session, tmp_path: Path) -> None:
+def test_the_table_of_another_catalogue_is_refused(session, tmp_path):
     other = replace(session.dataset, catalog=replace(session.dataset.catalog, titles=("other",) * 60))
     config = small_config(tmp_path)
     sid_table(config, session.dataset)
@@ -59,16 +56,14 @@ def test_the_table_of_another_catalogue_is_refused(session: Session, tmp_path: P
         sid_table(config, other)
 
 
-def test_rl_prompts_are_positions_that_were_held_out_if_there_are_any(session: Session, tmp_path: Path) -> None:
+def test_rl_prompts_are_positions_that_were_held_out_if_there_are_any(session, tmp_path):
     held_out = session.prompt_positions()
     assert set(session.dataset.sequences.roles[held_out].tolist()) == {int(Role.RL)}
     shared = Session.build(small_config(tmp_path, "data.rl_holdout=0")).prompt_positions()
     assert shared.numel() > 80
 
 
-def test_the_key_of_the_align_stage_changes_with_what_it_depends_on_and_nothing_else(
-    session: Session, tmp_path: Path
-) -> None:
+def test_the_key_of_the_align_stage_changes_with_what_it_depends_on_and_nothing_else(session, tmp_path):
     key = session.align_key()
     same = ("seed=5", "objective=grpo", "rl.max_steps=99", "rollout.group_size=7", "trainer.threads=1", "name=x")
     for override in same:
@@ -80,7 +75,7 @@ def test_the_key_of_the_align_stage_changes_with_what_it_depends_on_and_nothing_
     assert replace(session, table=replace(session.table, codes=codes)).align_key() != key
 
 
-def test_prompts_longer_than_the_model_are_refused(tmp_path: Path) -> None:
+def test_prompts_longer_than_the_model_are_refused(tmp_path):
     folder = save_local_model(tmp_path / "model")
     with pytest.raises(
         ConfigError, match=r"prompts and completions of \d+ tokens .*256 positions.*Lower data.max_history"
@@ -88,7 +83,7 @@ def test_prompts_longer_than_the_model_are_refused(tmp_path: Path) -> None:
         Session.build(small_config(tmp_path, f"model.name={folder}", "data.max_history=100"))
 
 
-def test_text_examples_are_for_models_that_know_words(session: Session, tmp_path: Path) -> None:
+def test_text_examples_are_for_models_that_know_words(session, tmp_path):
     assert session.packer().text == ()
     assert len(changed(session, tmp_path, "align.text_tasks=on").packer().text) == 2 * 60
     folder = save_local_model(tmp_path / "model")
@@ -97,7 +92,7 @@ def test_text_examples_are_for_models_that_know_words(session: Session, tmp_path
     assert changed(local, tmp_path, f"model.name={folder}", "align.text_tasks=off").packer().text == ()
 
 
-def test_the_number_of_threads_is_set(tmp_path: Path) -> None:
+def test_the_number_of_threads_is_set(tmp_path):
     before = torch.get_num_threads()
     try:
         Session.build(small_config(tmp_path, f"trainer.threads={before + 1}"))
@@ -106,7 +101,7 @@ def test_the_number_of_threads_is_set(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_options_of_the_trainer_reach_the_policy(tmp_path: Path) -> None:
+def test_options_of_the_trainer_reach_the_policy(tmp_path):
     flags = ("trainer.branching=expand", "trainer.checkpointing=true", "trainer.compile=true")
     policy = Session.build(small_config(tmp_path, *flags)).policy
     assert policy.branching == "expand"
@@ -117,9 +112,7 @@ def test_options_of_the_trainer_reach_the_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("cutoffs", "left"), [("[5,1000]", [5]), ("[1000]", [60]), ("[60,5]", [60, 5])])
-def test_cut_offs_above_the_catalogue_are_left_out_and_any_beam_will_do(
-    tmp_path: Path, cutoffs: str, left: list[int]
-) -> None:
+def test_cut_offs_above_the_catalogue_are_left_out_and_any_beam_will_do(tmp_path, cutoffs, left):
     session = Session.build(small_config(tmp_path, f"evaluate.k={cutoffs}", "evaluate.beam=5000"))
     assert session.config.evaluate.k == left
     batch = session.maker.at(session.batches("valid").positions[:2])

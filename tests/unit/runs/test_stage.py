@@ -33,7 +33,8 @@ LEARNING = ("sasrec", "rearec", "tiger", "lc_rec")
 
 
 def config_of(output: Path, name: str, *overrides: str) -> RunConfig:
-    return small_config(output, "stages=[baseline]", f"baseline.name={name}", *QUICK[name], *overrides)
+    few = ("data.toy.users=40", "stages=[baseline]", f"baseline.name={name}")
+    return small_config(output, *few, *QUICK[name], *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from genrl.config import load_config
@@ -16,10 +14,10 @@ from genrl.runs.stages import supervised_stages, thinks
         (["layout=sid", "stages=[rl]"], []),
     ],
 )
-def test_only_what_there_is_to_teach_is_taught(overrides: list[str], wanted: list[str]) -> None:
+def test_only_what_there_is_to_teach_is_taught(overrides, wanted):
     assert supervised_stages(load_config(overrides=["stages=[align,activate,rl]", *overrides])) == wanted
 
 
-def test_the_layout_says_whether_completions_hold_thinking() -> None:
+def test_the_layout_says_whether_completions_hold_thinking():
     assert thinks(load_config(overrides=["layout=blocked"]))
     assert not thinks(load_config(overrides=["layout=sid"]))

@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO, StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
-from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.runs import curves_drawn
 
@@ -44,7 +40,7 @@ def cells(lines: list[str]) -> list[list[str]]:
     return [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip(" ─")]
 
 
-def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> None:
+def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash():
     console, shown = make_console()
     results: dict[str, Any] = {
         name: {"raw": make_metrics(None), "excluded": make_metrics(0.5)}
@@ -71,7 +67,7 @@ def test_the_table_fits_a_terminal_and_shows_what_does_not_exist_as_a_dash() -> 
     assert rows == [["history excluded"], *excluded, ["raw ranking"], *raw]
 
 
-def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart() -> None:
+def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_apart():
     console, shown = make_console()
     parts = {"tied_ndcg@10": 0.25, "untied_ndcg@10": 0.125, "tied_recall@10": 0.5, "tied_rows": 3.0, "untied_rows": 4.0}
     results = {"align": {"raw": make_metrics(None, **parts)}, "kept": 1, "item_knn": {"raw": make_metrics(None)}}
@@ -95,7 +91,7 @@ def test_tied_and_untied_targets_have_rows_of_their_own_where_they_were_scored_a
         (160, "N@1 N@5 N@10 N@20 N@50 R@1 R@5 R@10 R@20 R@50 MRR Cold@10 Cov@10 Ent@10"),
     ],
 )
-def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width: int, heads: str) -> None:
+def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width, heads):
     console, shown = make_console(width)
     k = [1, 5, 10, 20, 50]
     report.ranking_table(console, "test", {"rl (dr_grpo)": {"raw": make_metrics(0.5, k)}}, k)
@@ -103,7 +99,7 @@ def test_all_cut_offs_stand_in_a_terminal_and_the_rest_where_there_is_room(width
     assert next(line for line in shown.getvalue().splitlines() if "N@10" in line).split() == heads.split()
 
 
-def test_lists_that_are_short_or_not_certified_are_told_in_words() -> None:
+def test_lists_that_are_short_or_not_certified_are_told_in_words():
     console, shown = make_console(200)
     bad = {"short@10": 0.123, "certified@10": 0.9999}
     results = {
@@ -153,7 +149,7 @@ def test_other_readings_of_the_same_weights_and_passes_have_rows_of_their_own() 
     assert "pass@8" in shown.getvalue()
 
 
-def test_models_without_a_ranking_of_a_kind_are_left_out() -> None:
+def test_models_without_a_ranking_of_a_kind_are_left_out():
     console, shown = make_console()
     report.ranking_table(console, "test", {"align": {"raw": make_metrics(0.5)}, "rows": 3}, [5, 10])
     assert "history excluded" not in shown.getvalue()
@@ -174,7 +170,7 @@ def run_of(best_step: int, *gains: tuple[float, float, float]) -> dict[str, Any]
     }
 
 
-def test_a_finished_run_is_shown_in_one_table_with_what_its_stages_brought() -> None:
+def test_a_finished_run_is_shown_in_one_table_with_what_its_stages_brought():
     console, shown = make_console(100)
     metrics = run_of(40, (-0.44, -0.46, -0.42), (0.0123, -0.001, 0.02))
     report.show(console, metrics)
@@ -200,13 +196,13 @@ def test_a_finished_run_is_shown_in_one_table_with_what_its_stages_brought() -> 
         (0, (0.0, 0.0, 0.0), "no validation beat align; its weights were kept."),
     ],
 )
-def test_the_closing_words_say_what_rl_brought(best_step: int, gain: tuple[float, float, float], said: str) -> None:
+def test_the_closing_words_say_what_rl_brought(best_step, gain, said):
     console, shown = make_console(200)
     report.show(console, run_of(best_step, gain))
     assert shown.getvalue().splitlines()[-1] == f"  rl (12.3 s, 568 MiB, weights of step {best_step}): {said}"
 
 
-def test_differences_are_paired_over_the_users_of_both_runs(tmp_path: Path) -> None:
+def test_differences_are_paired_over_the_users_of_both_runs(tmp_path):
     ranks = {"before": [0, 3, 20, 20], "after": [1, 3, 2, 20]}
     for name, values in ranks.items():
         (tmp_path / name).mkdir()
@@ -222,7 +218,7 @@ def test_differences_are_paired_over_the_users_of_both_runs(tmp_path: Path) -> N
         assert_same(found[kind]["ndcg@10"][0], float(gain[1] + gain[2] - gain[0]) / 4, 1e-6)
 
 
-def test_each_stage_is_compared_with_the_one_before_it(tmp_path: Path) -> None:
+def test_each_stage_is_compared_with_the_one_before_it(tmp_path):
     ranks = {"align": [20, 20, 0], "activate": [20, 0, 0], "run": [0, 0, 0]}
     for name, values in ranks.items():
         (tmp_path / name).mkdir()
@@ -234,7 +230,7 @@ def test_each_stage_is_compared_with_the_one_before_it(tmp_path: Path) -> None:
     assert [found[name]["raw"]["recall@10"][0] for name in found] == [0.333333, 0.333333]
 
 
-def test_the_interval_of_one_run_is_that_of_the_paired_t_test(tmp_path: Path) -> None:
+def test_the_interval_of_one_run_is_that_of_the_paired_t_test(tmp_path):
     generator = torch.Generator().manual_seed(0)
     places = {name: torch.randint(20, (300,), generator=generator) for name in ("before", "after")}
     for name, ranks in places.items():
@@ -247,7 +243,7 @@ def test_the_interval_of_one_run_is_that_of_the_paired_t_test(tmp_path: Path) ->
     assert_same(list(found[1:]), list(expected.confidence_interval(0.95)), 1e-6)
 
 
-def test_a_baseline_is_shown_under_its_name() -> None:
+def test_a_baseline_is_shown_under_its_name():
     console, shown = make_console()
     scored = {"raw": make_metrics(0.5), "excluded": make_metrics(0.5)}
     part = {"item_knn": scored, "baseline": scored}
@@ -258,7 +254,7 @@ def test_a_baseline_is_shown_under_its_name() -> None:
     assert "  baseline (1.0 s, 2 MiB, weights of step 0)" in shown.getvalue().splitlines()
 
 
-def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
+def test_curves_are_drawn_from_the_notes(tmp_path):
     notes = [
         {"step": 0, "val/ndcg@10": 0.1, "val/recall@10": 0.2},
         {"step": 1, "train/reward": 0.5, "policy/entropy": 1.0, "objective/dead_groups": 0.0, "train/grad_norm": 1.0},
@@ -276,7 +272,7 @@ def test_curves_are_drawn_from_the_notes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 1, "other": 2}\n'])
-def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> None:
+def test_without_notes_there_are_no_curves(tmp_path, text):
     if text is not None:
         (tmp_path / "history.jsonl").write_text(text)
     with curves_drawn(True):
@@ -284,7 +280,7 @@ def test_without_notes_there_are_no_curves(tmp_path: Path, text: str | None) -> 
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_the_header_says_what_is_about_to_run(session: Session) -> None:
+def test_the_header_says_what_is_about_to_run(session):
     console, shown = make_console(200)
     report.header(console, session, build_objective(session.config))
     text = shown.getvalue()
@@ -299,7 +295,7 @@ def test_the_header_says_what_is_about_to_run(session: Session) -> None:
         assert words in text
 
 
-def test_paths_and_commands_are_never_broken_into_lines(tmp_path: Path) -> None:
+def test_paths_and_commands_are_never_broken_into_lines(tmp_path):
     folder = tmp_path / ("long " * 20).strip() / "sapo-s0"
     console, shown = make_console(40)
     report.places(console, {"run folder": folder, "curves": folder / "curves.png"})
@@ -310,7 +306,7 @@ def test_paths_and_commands_are_never_broken_into_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_random_weights_are_said(thinking: Session) -> None:
+def test_random_weights_are_said(thinking):
     for stages, said in ((["rl"], True), (["align", "rl"], False)):
         console, shown = make_console(200)
         config = replace(thinking.config, stages=stages)
@@ -321,7 +317,7 @@ def test_random_weights_are_said(thinking: Session) -> None:
 @pytest.mark.parametrize(
     ("model", "rate", "said"), [("pre-trained", 8e-3, 1), ("pre-trained", 2e-4, 0), ("tiny", 8e-3, 0)]
 )
-def test_a_rate_too_high_for_pre_trained_weights_is_said(session: Session, model: str, rate: float, said: int) -> None:
+def test_a_rate_too_high_for_pre_trained_weights_is_said(session, model, rate, said):
     console, shown = make_console(200)
     config = session.config
     changed = replace(config, model=replace(config.model, name=model), align=replace(config.align, learning_rate=rate))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,7 +56,7 @@ def codes() -> Tensor:
 
 
 @each_catalogue
-def test_legal_and_child_agree_with_a_dictionary_of_prefixes(name: str) -> None:
+def test_legal_and_child_agree_with_a_dictionary_of_prefixes(name):
     codes, sizes, popularity = make_catalogue(name)
     trie = Trie.build(codes, sizes, popularity)
     sids = [tuple(sid) for sid in codes.tolist()]
@@ -88,7 +86,7 @@ def test_legal_and_child_agree_with_a_dictionary_of_prefixes(name: str) -> None:
 
 
 @each_catalogue
-def test_ancestors_are_the_nodes_on_the_path_and_the_tables_take_little_memory(name: str) -> None:
+def test_ancestors_are_the_nodes_on_the_path_and_the_tables_take_little_memory(name):
     codes, sizes, popularity = make_catalogue(name)
     trie = Trie.build(codes, sizes, popularity)
     *path, leaves = trie.ancestors(torch.arange(len(codes)).view(1, -1))
@@ -109,7 +107,7 @@ def test_ancestors_are_the_nodes_on_the_path_and_the_tables_take_little_memory(n
 
 
 @each_catalogue
-def test_chunks_build_the_same_trie_as_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_build_the_same_trie_as_the_whole(name, monkeypatch):
     codes, sizes, popularity = make_catalogue(name)
     whole = tables(Trie.build(codes, sizes, popularity))
     parts = [codes[:3], codes[3:3], codes[3:]]
@@ -118,7 +116,7 @@ def test_chunks_build_the_same_trie_as_the_whole(name: str, monkeypatch: pytest.
     assert tables(Trie.build(codes, sizes, popularity)) == whole
 
 
-def test_items_that_share_a_sid_come_most_popular_first_as_many_as_are_asked_for() -> None:
+def test_items_that_share_a_sid_come_most_popular_first_as_many_as_are_asked_for():
     codes = torch.tensor([[0, 0], [1, 0], [0, 0], [0, 0]])
     trie = Trie.build(codes, (2, 1), popularity=torch.tensor([1, 5, 9, 3]))
     leaves = torch.tensor([[0, 1, -1]])
@@ -129,7 +127,7 @@ def test_items_that_share_a_sid_come_most_popular_first_as_many_as_are_asked_for
     assert trie.items(torch.tensor([0])).tolist() == [2]
 
 
-def test_path_lists_the_nodes_before_each_code_and_unknown_prefixes_have_none(codes: Tensor) -> None:
+def test_path_lists_the_nodes_before_each_code_and_unknown_prefixes_have_none(codes):
     trie = Trie.build(codes, SIZES)
     assert trie.child(0, torch.tensor([0, 0, -1]), torch.tensor([-1, SIZES[0], 0])).tolist() == [-1, -1, -1]
     assert trie.items(torch.tensor([-1])).tolist() == [-1]
@@ -153,12 +151,12 @@ def test_path_lists_the_nodes_before_each_code_and_unknown_prefixes_have_none(co
         (torch.tensor([[1, 1]]), (2, 5), "popularity of 59 items for 1 SIDs"),
     ],
 )
-def test_what_makes_no_trie_is_refused(given: Tensor | list[Tensor], sizes: tuple[int, ...], message: str) -> None:
+def test_what_makes_no_trie_is_refused(given, sizes, message):
     with pytest.raises(DataError, match=message):
         Trie.build(given, sizes, torch.ones(59) if "popularity" in message else None)
 
 
-def test_a_long_build_counts_its_items_in_a_progress_bar(codes: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_build_counts_its_items_in_a_progress_bar(codes, monkeypatch):
     counted: list[int] = []
 
     @contextmanager
@@ -175,7 +173,7 @@ def test_a_long_build_counts_its_items_in_a_progress_bar(codes: Tensor, monkeypa
     assert counted == [25, 25, 10]
 
 
-def test_tables_use_the_smallest_integers() -> None:
+def test_tables_use_the_smallest_integers():
     sizes = (256, 257, 1 << 15, (1 << 15) + 1, (1 << 31) + 1)
     trie = Trie.build(torch.tensor([[255, 256, 32767, 32768, 1 << 31]]), sizes)
     smallest = [torch.uint8, torch.int16, torch.int16, torch.int32, torch.int64]
@@ -184,7 +182,7 @@ def test_tables_use_the_smallest_integers() -> None:
     assert {level.offsets.dtype for level in trie.levels} | {trie.leaf_items.dtype} == {torch.int32}
 
 
-def test_masks_are_kept_only_where_they_are_small() -> None:
+def test_masks_are_kept_only_where_they_are_small():
     generator = torch.Generator().manual_seed(0)
     trie = Trie.build(torch.randint(0, 64, (500, 3), generator=generator), (64,) * 3)
     assert [level.masks is not None for level in trie.levels] == [True, False, False]

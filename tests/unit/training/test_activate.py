@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from genrl.errors import DataError
 from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule, forgotten
 from tests.helpers import assert_same
-from tests.runs import activate_module, attach, changed, flat_gradient, small_config, train
+from tests.runs import activate_module, assert_step, attach, changed, one_step, small_config, train
 
 THINKING = (
     "layout=blocked",
@@ -45,11 +43,7 @@ def other(session: Session, folder: Path, *overrides: str) -> Session:
 
 def step_gradient(module: ActivateModule, step: int = 0) -> tuple[Tensor, Tensor]:
     """Loss and gradient of one optimiser step."""
-    attach(module, global_step=step)
-    module.policy.zero_grad()
-    loss = module.training_step(next(iter(module.train_dataloader())), 0)
-    loss.backward()
-    return loss.detach(), flat_gradient(module.policy)
+    return one_step(attach(module, global_step=step))
 
 
 def naive_plain(session: Session) -> Tensor:
@@ -93,32 +87,24 @@ def naive_loss(session: Session) -> Tensor:
 
 
 @pytest.mark.parametrize("order", ["tail", "interleaved"])
-def test_loss_and_gradient_equal_one_plain_forward_per_trace(session: Session, tmp_path: Path, order: str) -> None:
+def test_loss_and_gradient_equal_one_plain_forward_per_trace(session, tmp_path, order):
     layout = Session.build(small_config(tmp_path, *THINKING, f"layout.order={order}")).layout
     whole = other(session, tmp_path, "activate.examples_per_step=100")
-    whole = replace(whole, recommender=whole.recommender.under(layout))  # type: ignore[attr-defined]
-    loss, gradient = step_gradient(activate_module(whole, tmp_path))
-    session.policy.zero_grad()
-    wanted = naive_loss(whole)
-    wanted.backward()
-    assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    whole = replace(whole, recommender=whole.recommender.under(layout))
+    assert_step(session.policy, step_gradient(activate_module(whole, tmp_path)), naive_loss(whole))
 
 
-def test_items_without_thinking_are_learned_beside_with_their_weight(session: Session, tmp_path: Path) -> None:
+def test_items_without_thinking_are_learned_beside_with_their_weight(session, tmp_path):
     whole = other(session, tmp_path, "activate.examples_per_step=100", "activate.plain=3")
-    loss, gradient = step_gradient(activate_module(whole, tmp_path))
-    session.policy.zero_grad()
+    found = step_gradient(activate_module(whole, tmp_path))
     every = other(session, tmp_path, "activate.examples_per_step=100").activate_batches().step(0)
     said, targets = len(every.places), len(session.traces) * session.table.levels
     wanted = (said * naive_loss(session) + 3 * naive_plain(session)) / (said + targets)
-    wanted.backward()
-    assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    assert_step(session.policy, found, wanted)
 
 
 @pytest.mark.parametrize("plain", [0, 1])
-def test_gradients_do_not_depend_on_how_traces_are_packed(session: Session, tmp_path: Path, plain: int) -> None:
+def test_gradients_do_not_depend_on_how_traces_are_packed(session, tmp_path, plain):
     session = other(session, tmp_path, f"activate.plain={plain}")
     loss, gradient = step_gradient(activate_module(session, tmp_path))
     own = "activate.pack_length=2000", f"activate.plain={plain}"
@@ -130,25 +116,19 @@ def test_gradients_do_not_depend_on_how_traces_are_packed(session: Session, tmp_
         assert_same(again[1], gradient)
 
 
-def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_path: Path) -> None:
+def test_the_losses_of_two_ranks_average_to_that_of_one(session, tmp_path):
     loss, gradient = step_gradient(activate_module(session, tmp_path), step=1)
-    losses, gradients = [], []
-    for rank in range(2):
-        module = attach(activate_module(session, tmp_path), world_size=2, global_rank=rank, global_step=1)
+    modules = [activate_module(session, tmp_path) for _ in range(2)]
+    parts = []
+    for rank, module in enumerate(modules):
         module.batches = session.activate_batches()
-        session.policy.zero_grad()
-        part = module.training_step(next(iter(module.train_dataloader())), 0)
-        part.backward()
-        losses.append(part.detach())
-        gradients.append(flat_gradient(session.policy))
-    assert_same((losses[0] + losses[1]) / 2, loss)
-    assert_same((gradients[0] + gradients[1]) / 2, gradient)
+        parts.append(one_step(attach(module, world_size=2, global_rank=rank, global_step=1)))
+    assert_same((parts[0][0] + parts[1][0]) / 2, loss)
+    assert_same((parts[0][1] + parts[1][1]) / 2, gradient)
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_rank_without_a_trace_takes_part_with_a_gradient_of_zero(
-    session: Session, tmp_path: Path, alone: bool
-) -> None:
+def test_a_rank_without_a_trace_takes_part_with_a_gradient_of_zero(session, tmp_path, alone):
     one = other(session, tmp_path, "activate.examples_per_step=1")
     module = attach(activate_module(one, tmp_path), world_size=50, global_rank=49)
     module.batches = one.activate_batches()
@@ -159,7 +139,7 @@ def test_a_rank_without_a_trace_takes_part_with_a_gradient_of_zero(
     assert all(p.grad is not None and not p.grad.any() for p in session.policy.trainable().values())
 
 
-def test_training_lowers_the_loss_and_validates_after_each_round(session: Session, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_validates_after_each_round(session, tmp_path):
     short = ("activate.max_epochs=3", "activate.learning_rate=0.02", "evaluate.valid_users=8")
     module = activate_module(other(session, tmp_path, *short), tmp_path)
     before = float(naive_loss(session).detach())
@@ -172,21 +152,7 @@ def test_training_lowers_the_loss_and_validates_after_each_round(session: Sessio
     assert float(naive_loss(session).detach()) < before - 0.1
 
 
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_path: Path) -> None:
-    def drawn(step: int, *overrides: str) -> list[float]:
-        module = attach(activate_module(other(session, tmp_path, *overrides), tmp_path), global_step=step)
-        next(iter(module.train_dataloader()))
-        return torch.rand(3).tolist()
-
-    torch.manual_seed(5)
-    first = drawn(1)
-    torch.manual_seed(6)
-    assert drawn(1) == first
-    assert drawn(2) != first
-    assert drawn(1, "activate.seed=1") != first
-
-
-def test_the_key_changes_with_what_the_stage_depends_on_and_nothing_else(session: Session, tmp_path: Path) -> None:
+def test_the_key_changes_with_what_the_stage_depends_on_and_nothing_else(session, tmp_path):
     session = other(session, tmp_path)
     key = session.activate_key()
     same = ("seed=4", "rl.learning_rate=0.5", "objective=grpo", "evaluate.batch=7", "evaluate.test_users=9")
@@ -203,13 +169,13 @@ def test_the_key_changes_with_what_the_stage_depends_on_and_nothing_else(session
     assert other(session, tmp_path, own).activate_key() != keys[4]
 
 
-def test_thinking_changes_the_key_of_stage_align_once(session: Session, tmp_path: Path) -> None:
+def test_thinking_changes_the_key_of_stage_align_once(session, tmp_path):
     key = session.align_key()
     assert other(session, tmp_path, "layout.order=interleaved", "layout.budget=9").align_key() == key
     assert Session.build(small_config(tmp_path)).align_key() != key  # its tokenizer has no `<think>`
 
 
-def test_traces_that_name_their_target_are_left_out_with_a_warning(session: Session, tmp_path: Path) -> None:
+def test_traces_that_name_their_target_are_left_out_with_a_warning(session, tmp_path):
     dataset = session.dataset
     kept, leaking = session.traces[:2]
     lines = []
@@ -225,14 +191,14 @@ def test_traces_that_name_their_target_are_left_out_with_a_warning(session: Sess
         assert [trace.blocks[0] for trace in own.traces] == ["plain words"]
 
 
-def test_a_file_of_traces_that_is_not_there_is_named(session: Session, tmp_path: Path) -> None:
+def test_a_file_of_traces_that_is_not_there_is_named(session, tmp_path):
     own = other(session, tmp_path, f"activate={{traces: jsonl, path: {tmp_path / 'nowhere.jsonl'}}}")
     with pytest.raises(DataError, match=r"nowhere.jsonl: cannot be read"):
         own.activate_key()
 
 
 @pytest.mark.parametrize(("now", "said"), [(0.44, True), (0.46, False)])
-def test_what_was_forgotten_is_told_at_the_steps_that_were_kept(tmp_path: Path, now: float, said: bool) -> None:
+def test_what_was_forgotten_is_told_at_the_steps_that_were_kept(tmp_path, now, said):
     for name, step, notes in (
         ("align", 4, [{"step": 2, "val/ndcg@10": 0.9}, {"step": 4, "val/ndcg@10": 0.5}]),
         ("activate", 6, [{"step": 6, "val/plain_ndcg@10": now}, {"step": 8, "val/plain_ndcg@10": 0.0}]),

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plan.shared.folder.parent
 
 
-def test_a_finished_run_is_a_row_of_the_table_with_its_options_and_final_metrics(experiment: Path) -> None:
+def test_a_finished_run_is_a_row_of_the_table_with_its_options_and_final_metrics(experiment):
     events = write_run(experiment / "sapo-s0")
     options = hyperparameters(events)
     expected = {"objective": "sapo", "objective.clip_high": 0.3, "seed": 0.0, "rollout.group_size": 16.0}
@@ -69,7 +67,7 @@ def test_a_finished_run_is_a_row_of_the_table_with_its_options_and_final_metrics
                 assert_same(final[f"final/{split}{ending}/{metric}@10"][0], wanted, 1e-6)
 
 
-def test_a_truth_value_stays_one_and_a_metric_without_rows_is_left_out(tmp_path: Path) -> None:
+def test_a_truth_value_stays_one_and_a_metric_without_rows_is_left_out(tmp_path):
     scores = {"raw": dict.fromkeys(("ndcg@3", "recall@3", "cold_recall@3", "entropy@3", "coverage@3"), 0.5)}
     scores |= {"excluded": {**scores["raw"], "cold_recall@3": None}}
     metrics = {"stages": {"align": {}}, "test": {"align": scores}, "valid": {"align": scores}}
@@ -85,13 +83,13 @@ def test_a_truth_value_stays_one_and_a_metric_without_rows_is_left_out(tmp_path:
     assert "final/test_history_excluded/cold_recall@3" not in scalars(events)
 
 
-def test_a_baseline_has_its_own_options(experiment: Path) -> None:
+def test_a_baseline_has_its_own_options(experiment):
     events = write_run(experiment / "item_knn-s0")
     assert hyperparameters(events) == {"seed": 0.0, "baseline": "item_knn", "baseline.window": 3.0}
     assert "final/test/ndcg@10" in scalars(events)
 
 
-def test_no_run_says_which_columns_the_table_has(experiment: Path) -> None:
+def test_no_run_says_which_columns_the_table_has(experiment):
     # TensorBoard would take the first list that it finds, in which options of the other objectives are missing.
     grpo, sapo = (write_run(experiment / name) for name in ("grpo-s0", "sapo-s0"))
     assert hyperparameters(grpo).keys() != hyperparameters(sapo).keys()
@@ -99,7 +97,7 @@ def test_no_run_says_which_columns_the_table_has(experiment: Path) -> None:
     assert [tag in grpo.Tags()["tensors"] for tag in tags] == [False, True]
 
 
-def test_a_run_that_ends_twice_is_noted_once(experiment: Path) -> None:
+def test_a_run_that_ends_twice_is_noted_once(experiment):
     folder = experiment / "grpo-s0"
     (folder / "events.out.tfevents.1.other").touch()
     write_run(folder)

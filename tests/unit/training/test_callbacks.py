@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +10,8 @@ from safetensors.torch import load_file
 
 from genrl.files import read_metadata, save_weights
 from genrl.recommenders.policy import decoding
-from genrl.runs.session import Session
-from genrl.training.callbacks import BestWeights, History, ResumePoint, RolloutSamples, StageProgress
-from tests.runs import attach, changed, flat_weights, rl_module, sft_module, train
+from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress
+from tests.runs import attach, changed, rl_module, sft_module, train
 
 
 def make_trainer(**values: Any) -> Any:
@@ -26,30 +23,14 @@ def note(trainer: Any, callback: History, step: int, **values: float) -> None:
     """A training step, as Lightning tells it."""
     trainer.global_step = step
     trainer.callback_metrics |= {f"train/{name}": torch.tensor(value) for name, value in values.items()}
-    callback.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    callback.on_train_batch_end(trainer, None)
 
 
 def read(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_resumed_stage_ends_with_the_weights_of_one_that_was_not_stopped(session: Session, tmp_path: Path) -> None:
-    short = changed(session, tmp_path, "model.dropout=0.0", "align.validate_every=0.25")
-    start = session.policy.state()
-    whole = sft_module(short, tmp_path)
-    train(whole, 6)
-    wanted = flat_weights(session.policy)
-    session.policy.load_state(start, "start")
-    point = ResumePoint(tmp_path / "last.ckpt")
-    train(sft_module(short, tmp_path), 4, point)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    session.policy.load_state(start, "start")
-    trainer = train(sft_module(short, tmp_path), 6, point, start=point.path)
-    assert trainer.global_step == 6
-    assert torch.equal(flat_weights(session.policy), wanted)
-
-
-def test_the_best_weights_are_kept_and_training_stops_when_none_are_better(session: Session, tmp_path: Path) -> None:
+def test_the_best_weights_are_kept_and_training_stops_when_none_are_better(session, tmp_path):
     module = sft_module(session, tmp_path)
     best = BestWeights(tmp_path / "weights.safetensors", "val/ndcg@10", patience=2)
     trainer = make_trainer()
@@ -68,7 +49,7 @@ def test_the_best_weights_are_kept_and_training_stops_when_none_are_better(sessi
     assert bool((saved[name] == 1.0).all())
 
 
-def test_what_was_best_survives_a_restart(session: Session, tmp_path: Path) -> None:
+def test_what_was_best_survives_a_restart(session, tmp_path):
     module = sft_module(session, tmp_path)
     old = BestWeights(tmp_path / "a", "val/ndcg@10", patience=1)
     for step, value in enumerate([0.5, 0.4]):
@@ -85,9 +66,7 @@ def test_what_was_best_survives_a_restart(session: Session, tmp_path: Path) -> N
     assert not (tmp_path / "b").exists()
 
 
-def test_without_a_monitor_the_latest_weights_are_kept_and_without_patience_nothing_stops(
-    session: Session, tmp_path: Path
-) -> None:
+def test_without_a_monitor_the_latest_weights_are_kept_and_without_patience_nothing_stops(session, tmp_path):
     module = sft_module(session, tmp_path)
     latest, patient = BestWeights(tmp_path / "a", None), BestWeights(tmp_path / "b", "val/ndcg@10")
     trainer = make_trainer()
@@ -103,30 +82,30 @@ def test_without_a_monitor_the_latest_weights_are_kept_and_without_patience_noth
     assert float(load_file(tmp_path / "b")[name].flatten()[0]) == 0.0
 
 
-def test_weights_say_how_they_are_decoded(session: Session, tmp_path: Path) -> None:
+def test_weights_say_how_they_are_decoded(session, tmp_path):
     best = BestWeights(tmp_path / "a", None)
     best.on_validation_end(make_trainer(), sft_module(session, tmp_path))
     wanted = decoding(session.policy, session.layout, session.config.data.max_history, session.config.evaluate)
     assert json.loads(read_metadata(tmp_path / "a")["decoding"]) == wanted
 
 
-def test_lightnings_own_check_of_validation_counts_for_nothing(session: Session, tmp_path: Path) -> None:
+def test_lightnings_own_check_of_validation_counts_for_nothing(session, tmp_path):
     best = BestWeights(tmp_path / "a", "val/ndcg@10")
     best.on_validation_end(make_trainer(sanity_checking=True), sft_module(session, tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_other_ranks_write_nothing(session: Session, tmp_path: Path) -> None:
+def test_other_ranks_write_nothing(session, tmp_path):
     trainer = make_trainer(is_global_zero=False, callback_metrics={"val/ndcg@10": torch.tensor(0.1)}, global_step=5)
     best = BestWeights(tmp_path / "a", "val/ndcg@10")
     best.on_validation_end(trainer, sft_module(session, tmp_path))
     assert best.best_step == 5
     history = History(tmp_path / "history.jsonl", 1)
-    history.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    history.on_validation_end(trainer, None)
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_replace_the_file_before_in_one_move(tmp_path: Path) -> None:
+def test_weights_replace_the_file_before_in_one_move(tmp_path):
     path = tmp_path / "weights.safetensors"
     for value in (1.0, 2.0):
         save_weights({"a": torch.full((2,), value)}, path)
@@ -135,20 +114,20 @@ def test_weights_replace_the_file_before_in_one_move(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
-def test_values_are_noted_at_every_so_many_steps_and_at_each_validation(tmp_path: Path) -> None:
+def test_values_are_noted_at_every_so_many_steps_and_at_each_validation(tmp_path):
     history = History(tmp_path / "history.jsonl", every=2)
     trainer = make_trainer()
-    history.on_train_start(trainer, None)  # type: ignore[arg-type]
+    history.on_train_start(trainer, None)
     for step in (1, 2, 3, 4):
         note(trainer, history, step, reward=step / 8)
         note(trainer, history, step, reward=step / 8)  # another micro-batch of the next step, say
     trainer.callback_metrics["val/ndcg@10"] = torch.tensor(0.5)
-    history.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    history.on_validation_end(trainer, None)
     wanted = [{"step": 2, "train/reward": 0.25}, {"step": 4, "train/reward": 0.5}, {"step": 4, "val/ndcg@10": 0.5}]
     assert read(history.path) == wanted
 
 
-def test_a_resumed_run_drops_the_notes_of_steps_it_makes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_notes_of_steps_it_makes_again(tmp_path):
     path = tmp_path / "history.jsonl"
     steps = [0, 1, 2, 2, 3, 4]
     path.write_text("".join(json.dumps({"step": step, "x": number}) + "\n" for number, step in enumerate(steps)))
@@ -156,19 +135,19 @@ def test_a_resumed_run_drops_the_notes_of_steps_it_makes_again(tmp_path: Path) -
         file.write('{"step": 2, "x"')  # a full disk cut this line
     trainer = make_trainer(global_step=2)
     history = History(path, 1)
-    history.on_train_start(trainer, None)  # type: ignore[arg-type]
+    history.on_train_start(trainer, None)
     note(trainer, history, 3, reward=1.0)
     assert [line["step"] for line in read(path)] == [0, 1, 2, 2, 3]
     assert read(path)[-1] == {"step": 3, "train/reward": 1.0}
 
 
-def test_each_step_is_noted_with_its_own_values(session: Session, tmp_path: Path) -> None:
+def test_each_step_is_noted_with_its_own_values(session, tmp_path):
     module = rl_module(changed(session, tmp_path, "rollout.micro_batch=3"), tmp_path)
     rewards: dict[int, float] = {}
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *arguments: object) -> None:
-            rewards.setdefault(trainer.global_step, float(module.sampled[1].outcome.mean()))  # type: ignore[index]
+            rewards.setdefault(trainer.global_step, float(module.sampled[1].outcome.mean()))
 
     train(module, 4, Watch(), History(tmp_path / "history.jsonl", 1))
     del rewards[0]  # before the first step was complete
@@ -177,9 +156,7 @@ def test_each_step_is_noted_with_its_own_values(session: Session, tmp_path: Path
     assert len(set(rewards.values())) > 1
 
 
-def test_each_validation_gives_a_line_where_there_is_no_terminal(
-    session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_validation_gives_a_line_where_there_is_no_terminal(session, tmp_path, capsys):
     progress = StageProgress("align", 4)
     train(sft_module(changed(session, tmp_path, "align.validate_every=0.01"), tmp_path), 4, progress)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("align: ")]
@@ -189,7 +166,7 @@ def test_each_validation_gives_a_line_where_there_is_no_terminal(
     assert progress.display is None
 
 
-def test_the_bar_closes_before_an_error_is_shown(session: Session, tmp_path: Path) -> None:
+def test_the_bar_closes_before_an_error_is_shown(session, tmp_path):
     class Fails(L.Callback):
         def on_train_batch_end(self, *arguments: object) -> None:
             raise RuntimeError("on purpose")
@@ -200,7 +177,7 @@ def test_the_bar_closes_before_an_error_is_shown(session: Session, tmp_path: Pat
     assert progress.display is None
 
 
-def test_samples_go_into_the_run_folder_and_into_tensorboard(session: Session, tmp_path: Path) -> None:
+def test_samples_go_into_the_run_folder_and_into_tensorboard(session, tmp_path):
     module = attach(rl_module(session, tmp_path))
     module.experience(0)
     written: list[tuple[str, str, int]] = []
@@ -217,7 +194,7 @@ def test_samples_go_into_the_run_folder_and_into_tensorboard(session: Session, t
         assert all(f"| {row['item']} |" in text for row in sample["completions"])
 
 
-def test_a_resumed_run_drops_samples_of_steps_that_it_makes_again(session: Session, tmp_path: Path) -> None:
+def test_a_resumed_run_drops_samples_of_steps_that_it_makes_again(session, tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text('{"step": 2, "samples": []}\n{"step": 4, "samples": []}\n{"step": 6, "sam')
     samples = RolloutSamples(session.dataset.catalog, path)
@@ -225,14 +202,14 @@ def test_a_resumed_run_drops_samples_of_steps_that_it_makes_again(session: Sessi
     assert path.read_text() == '{"step": 2, "samples": []}\n'
 
 
-def test_there_are_no_samples_before_the_first_rollout_or_of_another_stage(session: Session, tmp_path: Path) -> None:
+def test_there_are_no_samples_before_the_first_rollout_or_of_another_stage(session, tmp_path):
     samples = RolloutSamples(session.dataset.catalog, tmp_path / "samples.jsonl")
     samples.on_validation_end(make_trainer(logger=SimpleNamespace()), attach(rl_module(session, tmp_path)))
     samples.on_validation_end(make_trainer(logger=SimpleNamespace()), sft_module(session, tmp_path))
     assert not (tmp_path / "samples.jsonl").exists()
 
 
-def test_without_a_logger_samples_still_go_into_the_run_folder(session: Session, tmp_path: Path) -> None:
+def test_without_a_logger_samples_still_go_into_the_run_folder(session, tmp_path):
     module = attach(rl_module(session, tmp_path))
     module.experience(0)
     RolloutSamples(session.dataset.catalog, tmp_path / "samples.jsonl").on_validation_end(make_trainer(), module)

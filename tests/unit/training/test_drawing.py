@@ -1,31 +1,27 @@
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from genrl.batches import Rewards
 from genrl.objectives import live_prompts
 from genrl.policy.score import score
-from genrl.runs.session import Session
 from genrl.training.drawing import hopeless
 from tests.helpers import assert_same
 from tests.runs import attach
 from tests.unit.training.test_rl import Judge, make
 
 
-def test_dead_groups_are_replaced_from_further_rollouts(session: Session, tmp_path: Path) -> None:
+def test_dead_groups_are_replaced_from_further_rollouts(session, tmp_path):
     module = attach(make(session, tmp_path, "objective=dapo"))
     alive = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     first, second = alive.clone(), alive + 10
     first[[0, 3, 6]] = 1.0
     second[1] = 2.0  # takes the place of prompt 3, and is dead itself
-    module.verifier = Judge(first.flatten(), second.flatten(), alive.flatten() + 20)  # type: ignore[assignment]
+    module.verifier = Judge(first.flatten(), second.flatten(), alive.flatten() + 20)
     (part,) = module.experience(0)
     batch, prompts = part.experience, part.requests
     assert bool(live_prompts(batch).all())
-    experience, rewards, prompts = module.sampled  # type: ignore[misc]
+    experience, rewards, prompts = module.sampled
     drawn = experience.completions
     wanted = alive.clone()
     wanted[0], wanted[6] = second[0], second[2]
@@ -39,17 +35,17 @@ def test_dead_groups_are_replaced_from_further_rollouts(session: Session, tmp_pa
     assert_same(score(session.policy, session.layout, prompts, drawn).logps.detach(), drawn.logps)
 
 
-def test_prompts_are_drawn_again_a_limited_number_of_times(session: Session, tmp_path: Path) -> None:
+def test_prompts_are_drawn_again_a_limited_number_of_times(session, tmp_path):
     module = attach(make(session, tmp_path, "objective=dapo", "objective.dynamic_sampling=3"))
     attempts: list[int] = []
     original = module._draw
-    module._draw = lambda index, attempt: attempts.append(attempt) or original(index, attempt)  # type: ignore[method-assign]
-    module.verifier = Judge(torch.ones(32))  # type: ignore[assignment]
+    module._draw = lambda index, attempt: attempts.append(attempt) or original(index, attempt)
+    module.verifier = Judge(torch.ones(32))
     module.experience(0)
     assert attempts == [0, 1, 2]
 
 
-def test_the_target_repairs_groups_that_earn_the_same_without_it(session: Session, tmp_path: Path) -> None:
+def test_the_target_repairs_groups_that_earn_the_same_without_it(session, tmp_path):
     exact = ("objective=grpo", "rewards.level_match=null")
     module = attach(make(session, tmp_path, *exact, "objective.repair=true"))
     drawn = attach(make(session, tmp_path, *exact))._draw(0, 0)
@@ -70,7 +66,7 @@ def test_the_target_repairs_groups_that_earn_the_same_without_it(session: Sessio
     assert_same(module.journal.close()["rollout/repaired"], float((~hit).float().mean()))
 
 
-def test_groups_that_name_the_target_or_earn_differently_are_not_hopeless(session: Session, tmp_path: Path) -> None:
+def test_groups_that_name_the_target_or_earn_differently_are_not_hopeless(session, tmp_path):
     drawn = attach(make(session, tmp_path, "objective=grpo"))._draw(0, 0)
     items = torch.full((8, 4), -1)
     items[1] = drawn.requests.wanted.items[1, 0]
@@ -81,12 +77,12 @@ def test_groups_that_name_the_target_or_earn_differently_are_not_hopeless(sessio
     assert hopeless(judged).tolist() == [True, False, False, True, True, True, True, True]
 
 
-def test_drawn_and_useful_completions_are_counted(session: Session, tmp_path: Path) -> None:
+def test_drawn_and_useful_completions_are_counted(session, tmp_path):
     module = attach(make(session, tmp_path, "objective=dapo", "objective.dynamic_sampling=3"))
     alive = torch.arange(32.0).view(8, 4)
     first = alive.clone()
     first[0] = 1.0
-    module.verifier = Judge(first.flatten(), torch.ones(32), torch.ones(32))  # type: ignore[assignment]
+    module.verifier = Judge(first.flatten(), torch.ones(32), torch.ones(32))
     module.experience(0)
     logged = module.journal.close()
     assert logged["rollout/drawn"] == 96

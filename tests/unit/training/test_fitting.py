@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import contextlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +24,7 @@ from genrl.training.fitting import (
 )
 
 
-def test_the_selected_metric_of_validation_is_watched() -> None:
+def test_the_selected_metric_of_validation_is_watched():
     assert monitor(RunConfig(evaluate=EvaluateConfig(k=[20, 5]))) == "val/ndcg@20"
     assert monitor(RunConfig(select=SelectConfig(metric="recall@5"))) == "val/recall@5"
 
@@ -46,9 +43,7 @@ def test_the_selected_metric_of_validation_is_watched() -> None:
         ),
     ],
 )
-def test_the_first_process_is_that_of_global_rank_0_as_lightning_counts(
-    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], options: dict[str, int], rank: int
-) -> None:
+def test_the_first_process_is_that_of_global_rank_0_as_lightning_counts(monkeypatch, told, options, rank):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
@@ -63,17 +58,17 @@ def test_the_first_process_is_that_of_global_rank_0_as_lightning_counts(
 
 
 @pytest.mark.parametrize("extra", [{"profiler": "x"}, {"max_time": "soon"}, {"plugins": 3}])
-def test_values_that_lightning_refuses_are_told_with_their_option(extra: dict[str, Any]) -> None:
+def test_values_that_lightning_refuses_are_told_with_their_option(extra):
     with pytest.raises(ConfigError, match=r"trainer\.extra = \{.*\} does not fit lightning\.Trainer: ."):
         make_trainer(TrainerConfig(extra=extra))
 
 
-def test_one_process_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(torch.distributed, "barrier", lambda: pytest.fail("waited"))
     barrier()
 
 
-def test_the_log_of_a_run_has_no_epochs(tmp_path: Path) -> None:
+def test_the_log_of_a_run_has_no_epochs(tmp_path):
     logger = RunLogger(tmp_path, name="", version="run")
     logger.log_metrics({"epoch": 1, "a": 2.0}, 3)
     logger.finalize("success")
@@ -82,7 +77,7 @@ def test_the_log_of_a_run_has_no_epochs(tmp_path: Path) -> None:
     assert (events.Scalars("a")[0].step, events.Scalars("a")[0].value) == (3, 2.0)
 
 
-def test_what_was_trained_is_scored_where_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_trained_is_scored_where_it_was_trained(tmp_path, monkeypatch):
     class Trainer:
         def __init__(self, **options: Any) -> None:
             self.strategy = SimpleNamespace(root_device=torch.device("meta"))
@@ -99,7 +94,7 @@ def test_what_was_trained_is_scored_where_it_was_trained(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     for accelerator in ("auto", "cpu"):
         check_accelerator(TrainerConfig(accelerator=accelerator))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import torch
@@ -10,7 +8,7 @@ from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
 
-def test_the_gap_by_hand() -> None:
+def test_the_gap_by_hand():
     experience = sample("sid", prompts=1, group_size=2).experience(OBJECTIVES.build("grpo"))
     drawn = experience.completions
     chosen = drawn.chosen.nonzero()

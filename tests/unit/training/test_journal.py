@@ -1,11 +1,9 @@
-from __future__ import annotations
-
 import torch
 
 from genrl.training.journal import Journal
 
 
-def test_values_are_averaged_but_for_the_largest_and_then_forgotten() -> None:
+def test_values_are_averaged_but_for_the_largest_and_then_forgotten():
     journal = Journal()
     journal.add({"a": 1.0, "b_max": torch.tensor(3.0)}, {"c": 5.0})
     journal.add({"a": torch.tensor(2.0), "b_max": 1.0})

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +38,7 @@ def samples_of(sampled, count: int, completions: int):
     return rollout_samples(experience, rewards, prompts, codes, catalog, count, completions)
 
 
-def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sampled) -> None:
+def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sampled):
     experience, _, prompts, session = sampled
     first, second = samples_of(sampled, count=2, completions=4)
     titles = session.dataset.catalog.titles
@@ -55,14 +53,14 @@ def test_the_prompts_with_the_widest_rewards_are_shown_best_completion_first(sam
     assert [row.drawn for row in first.completions] == [1, 1, 1, 1]
 
 
-def test_of_many_completions_the_best_and_the_worst_are_shown(sampled) -> None:
+def test_of_many_completions_the_best_and_the_worst_are_shown(sampled):
     every = samples_of(sampled, count=1, completions=4)[0].completions
     assert samples_of(sampled, count=1, completions=3)[0].completions == (*every[:2], every[3])
     assert samples_of(sampled, count=1, completions=2)[0].completions == (every[0], every[3])
     assert samples_of(sampled, count=1, completions=1)[0].completions == every[:1]
 
 
-def test_equal_completions_stand_there_once_with_their_number(sampled) -> None:
+def test_equal_completions_stand_there_once_with_their_number(sampled):
     experience, rewards, prompts, session = sampled
     rollout = experience.completions
     tokens, logps, choices = rollout.tokens.clone(), rollout.logps.clone(), rollout.codes.clone()
@@ -74,7 +72,7 @@ def test_equal_completions_stand_there_once_with_their_number(sampled) -> None:
     assert "| 2 |" in markdown(samples)
 
 
-def test_a_completion_shows_the_advantage_of_each_of_its_steps(sampled) -> None:
+def test_a_completion_shows_the_advantage_of_each_of_its_steps(sampled):
     experience, *_ = sampled
     row = samples_of(sampled, count=1, completions=1)[0].completions[0]
     steps = experience.completions.step_ids[5]
@@ -82,19 +80,19 @@ def test_a_completion_shows_the_advantage_of_each_of_its_steps(sampled) -> None:
     assert row.advantages == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_completion_that_is_no_item_is_shown_as_such(sampled) -> None:
+def test_a_completion_that_is_no_item_is_shown_as_such(sampled):
     experience, rewards, prompts, session = sampled
     lost = replace(experience.completions, items=torch.full_like(experience.completions.items, -1))
     samples = samples_of((replace(experience, completions=lost), rewards, prompts, session), count=1, completions=1)
     assert samples[0].completions[0].item == "(no item)"
 
 
-def test_records_are_plain_json(sampled) -> None:
+def test_records_are_plain_json(sampled):
     record = asdict(samples_of(sampled, count=1, completions=1)[0])
     assert json.loads(json.dumps(record))["completions"][0]["codes"] == list(record["completions"][0]["codes"])
 
 
-def test_a_table_has_a_row_per_completion_and_shows_titles_as_they_are(sampled) -> None:
+def test_a_table_has_a_row_per_completion_and_shows_titles_as_they_are(sampled):
     sample = samples_of(sampled, count=1, completions=3)[0]
     first, *others = sample.completions
     odd = replace(
@@ -108,7 +106,7 @@ def test_a_table_has_a_row_per_completion_and_shows_titles_as_they_are(sampled) 
     assert f"**target** {sample.target}" in text
 
 
-def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
+def test_thinking_stands_beside_the_item(tmp_path):
     thinking = Session.build(small_config(tmp_path, "layout=blocked", "layout.budget=3", "rewards.format.weight=0.2"))
     module = attach(rl_module(thinking, tmp_path))
     module.experience(0)
@@ -135,7 +133,7 @@ def test_thinking_stands_beside_the_item(tmp_path: Path) -> None:
     assert f"| {' / '.join(decoded)} |" in written["rollouts"]
 
 
-def test_an_advantage_of_a_step_is_that_of_its_chosen_tokens(sampled) -> None:
+def test_an_advantage_of_a_step_is_that_of_its_chosen_tokens(sampled):
     experience, rewards, prompts, session = sampled
     rollout = experience.completions
     forced = replace(rollout, chosen=torch.zeros_like(rollout.chosen), step_ids=torch.zeros_like(rollout.step_ids))

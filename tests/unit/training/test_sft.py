@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -15,17 +13,29 @@ from genrl.runs.session import Session
 from genrl.training.sft import SFTModule, _text_loss
 from tests.helpers import assert_same
 from tests.models import head_of, logits
-from tests.runs import attach, changed, flat_gradient, sft_module, train
+from tests.runs import (
+    assert_step,
+    attach,
+    changed,
+    flat_gradient,
+    learning_rates,
+    one_step,
+    sft_module,
+    small_config,
+    train,
+)
 
 
 def step_gradient(session: Session, folder: Path, step: int = 0) -> tuple[Tensor, Tensor]:
     """Loss and gradient of one optimiser step."""
-    module = attach(sft_module(session, folder), global_step=step)
-    session.policy.zero_grad()
-    batch = next(iter(module.train_dataloader()))
-    loss = module.training_step(batch, 0)
-    loss.backward()
-    return loss.detach(), flat_gradient(session.policy)
+    return one_step(attach(sft_module(session, folder), global_step=step))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A session of few users, whose sequences are followed one by one."""
+    options = ("data.toy.users=12", "align.items_per_step=100000")
+    return Session.build(small_config(tmp_path_factory.mktemp("few"), *options))
 
 
 def naive_loss(session: Session, teacher: Baseline | None = None, share: float = 0.0) -> Tensor:
@@ -62,56 +72,34 @@ def naive_loss(session: Session, teacher: Baseline | None = None, share: float =
     return total / count
 
 
-def test_loss_and_gradient_equal_one_plain_forward_per_user(session: Session, tmp_path: Path) -> None:
-    whole = changed(session, tmp_path, "align.items_per_step=100000")
-    loss, gradient = step_gradient(whole, tmp_path)
-    session.policy.zero_grad()
-    wanted = naive_loss(session)
-    wanted.backward()
-    assert_same(loss, wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+def test_loss_and_gradient_equal_one_plain_forward_per_user(few, tmp_path):
+    assert_step(few.policy, step_gradient(few, tmp_path), naive_loss(few))
 
 
-def test_a_teacher_has_its_share_of_every_code_behind_a_history(session: Session, tmp_path: Path) -> None:
-    options = ("align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
-    whole = changed(session, tmp_path, *options)
-    knn = item_knn(ItemKNNConfig(), problem=session.learner.problem)
+def test_a_teacher_has_its_share_of_every_code_behind_a_history(few, tmp_path):
+    whole = changed(few, tmp_path, "align.items_per_step=100000", "align.teacher_share=0.8", "teacher.run=somewhere")
+    knn = item_knn(ItemKNNConfig(), problem=few.learner.problem)
     module = attach(sft_module(whole, tmp_path))
-    module.teacher = Guide(knn, session.layout.catalogue.trie)
-    session.policy.zero_grad()
-    loss = module.training_step(next(iter(module.train_dataloader())), 0)
-    loss.backward()
-    gradient = flat_gradient(session.policy)
-    session.policy.zero_grad()
-    wanted = naive_loss(session, knn, 0.8)
-    wanted.backward()
-    assert_same(loss.detach(), wanted)
-    assert_same(gradient, flat_gradient(session.policy))
+    module.teacher = Guide(knn, few.layout.catalogue.trie)
+    assert_step(few.policy, one_step(module), naive_loss(few, knn, 0.8))
 
 
 @pytest.mark.parametrize("length", [2, 300, 5000])
-def test_gradients_do_not_depend_on_how_users_are_packed(session: Session, tmp_path: Path, length: int) -> None:
+def test_gradients_do_not_depend_on_how_users_are_packed(session, tmp_path, length):
     reference = step_gradient(session, tmp_path, step=3)
     packed = step_gradient(changed(session, tmp_path, f"align.pack_length={length}"), tmp_path, step=3)
     assert_same(packed[0], reference[0])
     assert_same(packed[1], reference[1])
 
 
-def test_the_losses_of_two_ranks_average_to_that_of_one(session: Session, tmp_path: Path) -> None:
+def test_the_losses_of_two_ranks_average_to_that_of_one(session, tmp_path):
     loss, gradient = step_gradient(session, tmp_path)
-    losses, gradients = [], []
-    for rank in range(2):
-        module = attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)
-        session.policy.zero_grad()
-        part = module.training_step(next(iter(module.train_dataloader())), 0)
-        part.backward()
-        losses.append(part.detach())
-        gradients.append(flat_gradient(session.policy))
-    assert_same((losses[0] + losses[1]) / 2, loss)
-    assert_same((gradients[0] + gradients[1]) / 2, gradient)
+    parts = [one_step(attach(sft_module(session, tmp_path), world_size=2, global_rank=rank)) for rank in range(2)]
+    assert_same((parts[0][0] + parts[1][0]) / 2, loss)
+    assert_same((parts[0][1] + parts[1][1]) / 2, gradient)
 
 
-def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Session, tmp_path: Path) -> None:
+def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session, tmp_path):
     one = changed(session, tmp_path, "align.items_per_step=1")
     module = attach(sft_module(one, tmp_path), world_size=2, global_rank=1)
     batch = next(iter(module.train_dataloader()))
@@ -122,7 +110,7 @@ def test_a_rank_without_a_segment_takes_part_with_a_gradient_of_zero(session: Se
     assert all(p.grad is not None and not p.grad.any() for p in session.policy.trainable().values())
 
 
-def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path: Path) -> None:
+def test_words_are_targets_over_the_whole_vocabulary(session, tmp_path):
     with_text = changed(session, tmp_path, "align.text_tasks=on", "align.items_per_step=100000")
     module = attach(sft_module(with_text, tmp_path))
     batch = next(iter(module.train_dataloader()))
@@ -139,16 +127,11 @@ def test_words_are_targets_over_the_whole_vocabulary(session: Session, tmp_path:
     assert_same(_text_loss(batch, hidden, head_of(session.policy)) / len(rows), wanted / len(rows))
 
 
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session: Session, tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session, tmp_path):
     config = changed(session, tmp_path, "align.warmup_steps=2", "align.max_epochs=6", "align.final_learning_rate=0.1")
     module = attach(sft_module(config, tmp_path))
-    options = module.configure_optimizers()
-    rates = []
-    for _ in range(module.max_steps + 1):
-        rates.append(options["optimizer"].param_groups[0]["lr"] / config.config.align.learning_rate)  # type: ignore[index]
-        options["optimizer"].step()  # type: ignore[index]
-        options["lr_scheduler"]["scheduler"].step()  # type: ignore[index]
     steps = module.max_steps
+    rates = [rate / config.config.align.learning_rate for rate in learning_rates(module, steps + 1)]
     assert_same(rates[:3], [0.5, 1.0, 1.0], 1e-9)
     half = 2 + (steps - 2) // 2
     progress = (half - 2) / (steps - 2)
@@ -156,29 +139,29 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(se
     assert_same(rates[steps], 0.1, 1e-9)
 
 
-def test_vectors_are_not_decayed(session: Session, tmp_path: Path) -> None:
-    optimizer = attach(sft_module(session, tmp_path)).configure_optimizers()["optimizer"]  # type: ignore[index]
+def test_vectors_are_not_decayed(session, tmp_path):
+    optimizer = attach(sft_module(session, tmp_path)).configure_optimizers()["optimizer"]
     decayed = {p.dim() > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decayed == {True: session.config.align.weight_decay, False: 0.0}
     held = sum(len(group["params"]) for group in optimizer.param_groups)
     assert held == len(session.policy.trainable())
 
 
-def test_training_lowers_the_loss_and_validates_after_each_round(session: Session, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_validates_after_each_round(session, tmp_path):
     whole = changed(session, tmp_path, "align.items_per_step=100000")
     before = step_gradient(whole, tmp_path)[0]
     session.policy.zero_grad()
-    module = sft_module(changed(session, tmp_path, "align.validate_every=0.5", "align.max_epochs=6"), tmp_path)
+    module = sft_module(changed(session, tmp_path, "align.validate_every=0.5", "align.max_epochs=3"), tmp_path)
     trainer = train(module, module.max_steps)
-    assert trainer.global_step == module.max_steps == 6 * module.batches.steps_per_epoch
+    assert trainer.global_step == module.max_steps == 3 * module.batches.steps_per_epoch
     assert module.round_steps == round(module.batches.steps_per_epoch / 2)
     assert {"val/ndcg@10", "val/recall@5", "train/grad_norm", "train/learning_rate"} <= set(trainer.callback_metrics)
     assert float(step_gradient(whole, tmp_path)[0]) < float(before) - 0.05
 
 
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_path: Path) -> None:
+def test_dropout_of_a_step_depends_on_seed_and_step_alone(session, tmp_path):
     def drawn(step: int, *overrides: str) -> list[float]:
-        module: SFTModule = attach(sft_module(changed(session, tmp_path, *overrides), tmp_path), global_step=step)  # type: ignore[assignment]
+        module: SFTModule = attach(sft_module(changed(session, tmp_path, *overrides), tmp_path), global_step=step)
         next(iter(module.train_dataloader()))
         return torch.rand(3).tolist()
 
@@ -190,9 +173,7 @@ def test_dropout_of_a_step_depends_on_seed_and_step_alone(session: Session, tmp_
     assert drawn(2, "align.seed=1") != first
 
 
-def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradient(
-    session: Session, tmp_path: Path
-) -> None:
+def test_models_that_do_not_take_masks_get_one_user_per_row_and_the_same_gradient(session, tmp_path):
     packed = step_gradient(session, tmp_path)[1]
     tried, session.policy.noticed = session.policy.refused_ways, {"tree"}
     session.policy.refused_ways = {torch.device("cpu"): {"tree": "it says so"}}

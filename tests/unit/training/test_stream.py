@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +7,7 @@ from genrl.errors import ConfigError
 from genrl.training.stream import PromptOrder, StepStream
 
 
-def test_a_stream_goes_on_at_the_current_step_and_ends_with_the_stage() -> None:
+def test_a_stream_goes_on_at_the_current_step_and_ends_with_the_stage():
     now = 0
 
     def make(step: int) -> Iterator[tuple[int, int]]:
@@ -23,7 +21,7 @@ def test_a_stream_goes_on_at_the_current_step_and_ends_with_the_stage() -> None:
     assert list(stream) == [(6, 0), (6, 1)]
 
 
-def test_batches_are_made_one_at_a_time() -> None:
+def test_batches_are_made_one_at_a_time():
     made = []
 
     def make(step: int) -> Iterator[int]:
@@ -35,7 +33,7 @@ def test_batches_are_made_one_at_a_time() -> None:
     assert made == [0]
 
 
-def test_every_prompt_is_used_once_per_pass_in_a_new_order() -> None:
+def test_every_prompt_is_used_once_per_pass_in_a_new_order():
     order = PromptOrder(torch.arange(100, 110), count=3, seed=0)
     first = torch.cat([order.at(index) for index in range(3)])
     second = torch.cat([order.at(index) for index in range(3, 6)])
@@ -45,6 +43,6 @@ def test_every_prompt_is_used_once_per_pass_in_a_new_order() -> None:
     assert order.at(4, attempt=1).tolist() != order.at(4).tolist()
 
 
-def test_too_few_prompts_are_refused() -> None:
+def test_too_few_prompts_are_refused():
     with pytest.raises(ConfigError, match="only 2 RL prompts"):
         PromptOrder(torch.arange(2), 3, 0)

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +43,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Question:
     return question(tmp_path)
 
 
-def test_the_row_with_thinking_has_a_layout_that_thinks_and_is_taught_to(tmp_path: Path) -> None:
+def test_the_row_with_thinking_has_a_layout_that_thinks_and_is_taught_to(tmp_path):
     runs = thinking_plan(question(tmp_path, "layout.budget=6", "thinking:layout.minimum=2")).runs
     assert [run.folder.name for run in runs] == ["thinking-s0"]
     config = runs[0].config
@@ -58,7 +55,7 @@ def test_the_row_with_thinking_has_a_layout_that_thinks_and_is_taught_to(tmp_pat
     assert given.layout["order"] == "interleaved"
 
 
-def test_the_row_without_has_all_else_alike(tmp_path: Path) -> None:
+def test_the_row_without_has_all_else_alike(tmp_path):
     asked = question(
         tmp_path, "layout=blocked", "layout.budget=6", "rl.learning_rate=0.5", "thinking:rollout.prompts=64"
     )
@@ -73,7 +70,7 @@ def test_the_row_without_has_all_else_alike(tmp_path: Path) -> None:
     assert (found.rl.max_steps, found.rl.validate_every) == (30, 15)
 
 
-def test_a_budget_is_that_of_the_row_with_thinking(tmp_path: Path) -> None:
+def test_a_budget_is_that_of_the_row_with_thinking(tmp_path):
     asked = question(tmp_path, budget=parse_budget("steps=12"))
     assert thinking_plan(asked).runs[0].max_steps == 12
     assert plain_plan(asked, MATCH).runs[0].max_steps == MATCH.steps
@@ -90,7 +87,7 @@ def test_a_budget_is_that_of_the_row_with_thinking(tmp_path: Path) -> None:
         ("rollout.method=beam", "searches over SID tokens alone"),
     ],
 )
-def test_what_cannot_be_asked(tmp_path: Path, override: str, reason: str) -> None:
+def test_what_cannot_be_asked(tmp_path, override, reason):
     with pytest.raises(ConfigError, match=reason):
         thinking_plan(question(tmp_path, override))
 
@@ -105,14 +102,12 @@ def test_what_cannot_be_asked(tmp_path: Path, override: str, reason: str) -> Non
         (("--report-only",), "nothing to report"),
     ],
 )
-def test_flags_that_do_not_go_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], reason: str
-) -> None:
+def test_flags_that_do_not_go_with_it(tmp_path, capsys, flags, reason):
     assert main(["compare", "--thinking", "--output", str(tmp_path), *flags]) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_the_match_is_measured_once_for_each_setting(asked: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_match_is_measured_once_for_each_setting(asked, monkeypatch):
     plan, plain = thinking_plan(asked), plain_plan(asked, None)
     for run in plan.runs:
         finish(run, THINKING)
@@ -123,7 +118,7 @@ def test_the_match_is_measured_once_for_each_setting(asked: Question, monkeypatc
     assert matched(plan, plain_plan(other, None)) == Match(1, 1, 1, 1)
 
 
-def test_the_row_without_thinking_waits_for_the_other(asked: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_without_thinking_waits_for_the_other(asked, monkeypatch):
     plan, failed = compare_thinking(asked, None)  # runs nothing
     assert (list(plan.rows), failed) == (["thinking"], [])
     plan, failed = compare_thinking(asked, 1)
@@ -138,7 +133,7 @@ def cost(row: str, *, rl: int, time: float) -> Expense:
     return Expense(25, training, rl // 10, Request(61.5, 2_000_000, time))
 
 
-def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Question) -> None:
+def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked):
     plan, _ = compare_thinking(asked, 1)
     folder = plan.shared.folder.parent
     facts = {"plain": cost("plain", rl=4000, time=2.0), "thinking": cost("thinking", rl=4100, time=5.0)}
@@ -161,9 +156,7 @@ def test_rows_that_began_apart_stand_in_one_table_with_what_they_cost(asked: Que
     assert "from the same start" not in page
 
 
-def test_without_the_question_such_rows_are_refused(
-    asked: Question, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_question_such_rows_are_refused(asked, tmp_path, capsys):
     compare_thinking(asked, 1)
     assert main(["compare", "--report-only", "--output", str(tmp_path)]) == 2
     assert "do not share" in capsys.readouterr().err
@@ -175,7 +168,7 @@ class Ended:
 
 
 @pytest.mark.filterwarnings("ignore:stage activate")  # which learns next to nothing here
-def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_comparison_spends_alike(tmp_path, monkeypatch):
     def start(run: Run, slot: int) -> Ended:
         fit(run.config, resume=True)
         return Ended()
@@ -188,7 +181,7 @@ def test_a_real_comparison_spends_alike(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(asking, "TIMED", 2)
     words = ["compare", "--thinking", "--seeds", "0", *small(tmp_path, "layout.budget=3", "evaluate.beam=10")]
     words = [word for word in words if not word.startswith("stages=")]
-    words += ["activate.max_epochs=1", "activate.examples=50", "rl.max_steps=2"]
+    words += ["activate.max_epochs=1", "activate.examples=50", "rl.max_steps=2", "data.toy.users=30"]
     words += ["evaluate.valid_users=10", "evaluate.test_users=10", "align.max_epochs=1"]
     assert main(words) == 0
     folder = tmp_path / "toy"
