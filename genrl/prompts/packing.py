@@ -298,6 +298,7 @@ class TraceBatches(SegmentPlanner):
         self.firsts = torch.maximum(starts, self.ends - max(maker.max_history, 1))
         """[T] positions of the first item of each prompt, and behind its last one."""
         self.groups = self._grouped()
+        self._known: dict[tuple[bool, int], list[Segment]] = {}
         self.steps_per_epoch = min(-(-len(traces) // config.examples_per_step), len(self.groups))
 
     def plan(self, epoch: int) -> Sequence[tuple[list[Tensor], Tensor]]:
@@ -313,9 +314,19 @@ class TraceBatches(SegmentPlanner):
         return [(groups[start:stop], thinking) for start, stop in pairwise(cuts)]
 
     def segments(self, planned: tuple[list[Tensor], Tensor]) -> list[Segment]:
-        """Texts with their branches, each up to the last token that is learned."""
+        """Texts with their branches, each up to the last token that is learned; made once unless thinking is foreign."""
         groups, thinking = planned
-        rows = torch.cat(groups)
+        known = {} if self.config.foreign else self._known
+        new = [group for group in groups if (self.alone, int(group[0])) not in known]
+        for group, made in zip(new, self._written(new, thinking), strict=True):
+            known[self.alone, int(group[0])] = made
+        return [segment for group in groups for segment in known[self.alone, int(group[0])]]
+
+    def _written(self, groups: Sequence[Tensor], thinking: Tensor) -> list[list[Segment]]:
+        """The segments of each group."""
+        if not groups:
+            return []
+        rows = torch.cat(list(groups))
         tokens, states, chosen = self._completions(rows, thinking[rows])
         branches: list[Branch] = []
         for number, (text, is_chosen) in enumerate(zip(tokens, chosen, strict=True)):
@@ -323,14 +334,13 @@ class TraceBatches(SegmentPlanner):
             own = states.each(lambda value, at=(number, places): value[at])  # type: ignore[misc]
             branches.append((text[: int(places[-1]) + 1].numpy(), places.numpy(), own))
         behind = iter(branches)
-        segments: list[Segment] = []
+        found: list[list[Segment]] = []
         for group in groups:
             mine = [next(behind) for _ in group]
-            if self.alone:
-                segments += self._alone(group, mine)
-            else:
-                segments += [self._together(group[part], mine[part]) for part in self._pieces(group, mine)]
-        return segments
+            parts = [] if self.alone else list(self._pieces(group, mine))
+            together = [self._together(group[part], mine[part]) for part in parts]
+            found.append(together or self._alone(group, mine))
+        return found
 
     def _together(self, group: Tensor, branches: Sequence[Branch]) -> Segment:
         """One text with all its branches."""
