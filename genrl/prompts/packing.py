@@ -314,7 +314,7 @@ class TraceBatches(SegmentPlanner):
         return [(groups[start:stop], thinking) for start, stop in pairwise(cuts)]
 
     def segments(self, planned: tuple[list[Tensor], Tensor]) -> list[Segment]:
-        """Texts with their branches, each up to the last token that is learned; made once unless thinking is foreign."""
+        """Texts with their branches, up to the last token that is learned; made once unless thinking is foreign."""
         groups, thinking = planned
         known = {} if self.config.foreign else self._known
         new = [group for group in groups if (self.alone, int(group[0])) not in known]
