@@ -322,8 +322,7 @@ class ItemPolicy(TrainablePolicy):
         inputs: Tensor,
         wanted: Tensor | None,
         read: Callable[[Standing], T],
-        states: Tensor | None = None,
-        owner: Tensor | None = None,
+        said: Standing | None = None,
     ) -> T:
         """What `read` makes of the states behind places of histories: the one door to the weights.
 
@@ -331,11 +330,10 @@ class ItemPolicy(TrainablePolicy):
             inputs: [B, L], see `genrl.ops.read_as`.
             wanted: [B, L] bool: places whose states are asked for, [n, hidden] row by row; None: the last of each row.
             read: runs inside the pass, where the weights are whole also if a strategy shards them.
-            states: of an earlier pass, instead of reading `inputs`.
-            owner: see `Standing`.
+            said: of an earlier pass, with what it has worked out, instead of reading `inputs`.
         """
         vectors = Vectors(self.model)
-        return read(self.says(vectors, self._states(vectors, inputs, wanted) if states is None else states, owner))
+        return read(self.says(vectors, self._states(vectors, inputs, wanted)) if said is None else said)
 
     def _states(self, vectors: Vectors, inputs: Tensor, wanted: Tensor | None) -> Tensor:
         """Rows of like length go through the encoder together."""
@@ -414,14 +412,15 @@ class ItemPolicy(TrainablePolicy):
 class Slots:
     """Completions behind requests; see `Growth`. What was written changes nothing but where in the trie they stand."""
 
+    said: Standing
+
     def __init__(self, policy: ItemPolicy, inputs: Tensor) -> None:
         self.policy, self.inputs = policy, inputs
-        self.states = torch.empty(0)
 
     def begin(self, say: Say[T]) -> T:
-        self.states, found = self.policy(self.inputs, None, lambda said: (said.states, say(said)))
+        self.said, found = self.policy(self.inputs, None, lambda said: (said, say(said)))
         return found
 
     def extend(self, tokens: Tensor, say: Say[T], parents: Tensor | None = None, live: Tensor | None = None) -> T:
         owner = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.shape[1])
-        return self.policy(self.inputs[:0], None, say, self.states, owner)
+        return self.policy(self.inputs[:0], None, say, replace(self.said, owner=owner))
