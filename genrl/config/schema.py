@@ -270,7 +270,7 @@ class AlignConfig(SupervisedConfig):
 class ActivateConfig(SupervisedConfig):
     """Stage 2: supervised training on traces, the prompt masked."""
 
-    max_epochs: int = 2
+    max_epochs: int = 3
     patience: int = 2
     validate_every: float = 1.0
     warmup_steps: int = 20
