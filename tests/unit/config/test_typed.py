@@ -24,7 +24,7 @@ def test_values_of_the_right_type_arrive():
 @pytest.mark.parametrize(
     ("tree", "key", "reason"),
     [
-        ({"rl": {"max_steps": "many"}}, "rl.max_steps", "is not an integer. The default is 50"),
+        ({"rl": {"max_steps": "many"}}, "rl.max_steps", "is not an integer. The default is 30"),
         ({"rl": {"max_steps": None}}, "rl.max_steps", "is not an integer"),
         ({"rl": {"max_steps": 2.5}}, "rl.max_steps", "is not an integer"),
         ({"rl": {"learning_rate": "fast"}}, "rl.learning_rate", "is not a number"),

@@ -71,7 +71,7 @@ def test_divergence_is_the_same_in_parts(monkeypatch):
     states = torch.randn(7, 3, 4, generator=generator, dtype=torch.float64)
     table = torch.randn(9, 4, generator=generator, dtype=torch.float64)
     whole = divergence(states, table)
-    monkeypatch.setattr("genrl.recommenders.scoring.CHUNK", 6)
+    monkeypatch.setattr("genrl.policy.catalogue_loss.CHUNK", 6)
     assert_same(divergence(states, table), whole)
     assert whole > 0
     assert_same(divergence(states[:, :1].expand(-1, 3, -1), table), 0.0)
