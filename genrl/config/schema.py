@@ -206,12 +206,12 @@ class PromptConfig:
 
 @dataclass
 class OptimizerConfig:
-    """What each stage says of AdamW."""
+    """What each stage says of its optimiser."""
 
     learning_rate: float = option(1e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = option(0.0, ge=0)
-    """AdamW weight decay."""
+    """Decoupled weight decay."""
     betas: list[float] = option(
         [0.9, 0.95],
         ge=0,
@@ -228,9 +228,9 @@ class OptimizerConfig:
 class SupervisedConfig(OptimizerConfig):
     """What the supervised stages share."""
 
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
     """`adamw`, or `muon`: that for tables and vectors, and Muon for the matrices inside the model, which a model from
-    scratch learns with in half the steps."""
+    scratch learns with in half the steps. `auto`: `muon` for `model.name: tiny`, else `adamw`."""
     learning_rate: float = 4e-3
     """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
     final_learning_rate: float = option(0.05, ge=0, le=1, says="must be from 0 to 1: it is a share of the peak")

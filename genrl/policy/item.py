@@ -163,8 +163,11 @@ class Vectors:
 
     @property
     def trie(self) -> Trie:
-        """On the device of the weights."""
-        return self.model.trie.to(self.model.start.device)
+        """On the device of the weights, where it stays."""
+        model = self.model
+        if model.trie.device != model.start.device:
+            model.trie = model.trie.to(model.start.device)
+        return model.trie
 
     def masses(self, states: Tensor) -> list[Tensor]:
         """What `genrl.policy.edges.log_masses` makes of the scores, worked out once for the same states."""

@@ -316,7 +316,7 @@ class TraceBatches(SegmentPlanner):
     def segments(self, planned: tuple[list[Tensor], Tensor]) -> list[Segment]:
         """Texts with their branches, up to the last token that is learned; made once unless thinking is foreign."""
         groups, thinking = planned
-        known = {} if self.config.foreign else self._known
+        known = self._known if self.config.max_epochs > 1 and not self.config.foreign else {}
         new = [group for group in groups if (self.alone, int(group[0])) not in known]
         for group, made in zip(new, self._written(new, thinking), strict=True):
             known[self.alone, int(group[0])] = made

@@ -181,7 +181,9 @@ class ItemKNN(Counted):
     def _rank(self, histories: Tensor, width: int, places: Tensor) -> tuple[Tensor, Tensor]:
         scores, size = self._scores(histories), len(self.unreached)
         # Scores are not negative, so that their bits stand in their order; topk alone orders equal ones by its width.
-        keys = (scores.view(torch.int32).long() << 32) + places
+        keys = scores.view(torch.int32).long()
+        keys <<= 32
+        keys += places
         order = keys.topk(min(width, size), dim=1).indices
         best = torch.where(scores > 0, scores, self.unreached).gather(1, order)
         return _pad(order, width, -1), _pad(best, width, -math.inf)

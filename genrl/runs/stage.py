@@ -3,15 +3,16 @@
 import contextlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from rich.console import Console
 
 from genrl.config import RunConfig, run_folder
+from genrl.config.schema import ModelConfig, SupervisedConfig
 from genrl.config.select import validating
 from genrl.files import locked, read_json, read_weights, write_json
 from genrl.objectives import OBJECTIVES, Objective, Setting
@@ -33,6 +34,8 @@ from genrl.training.rl import RLModule
 from genrl.training.sft import ItemSFTModule, SFTModule, SupervisedModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
+
+ConfigT = TypeVar("ConfigT", bound=SupervisedConfig)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def _align(session: Session) -> Stage:
     kind = ItemSFTModule if session.spec.reads_items else SFTModule
 
     def module() -> SFTModule | ItemSFTModule:
-        return kind(session.packer(), options, teacher, **_arguments(plain, folder, None))
+        own = tuned(options, session.config.model)
+        return kind(session.packer(), own, teacher, **_arguments(plain, folder, None))
 
     return Stage("align", "align", folder, plain, module, monitor(session.config), options.patience)
 
@@ -170,7 +174,8 @@ def _activate(session: Session, align: Path | None) -> Stage:
     judge = partial(forgotten, align, folder, monitor(session.config)) if align and session.layout.writes_text else None
 
     def module() -> ActivateModule | SFTModule:
-        return kind(session.activate_batches(), options, **_arguments(session, folder, before))
+        own = tuned(options, session.config.model)
+        return kind(session.activate_batches(), own, **_arguments(session, folder, before))
 
     chosen = monitor(session.config)
     stage = Stage("activate", "activate", folder, session, module, chosen, options.patience, judge=judge)
@@ -208,6 +213,13 @@ def _baseline(session: Session) -> Stage:
         return BaselineModule(recommender, batches, seed, **_ranking_arguments(session, folder))
 
     return Stage("baseline", name, folder, session, module, monitor(config), options.patience, shared=False)
+
+
+def tuned(options: ConfigT, model: ModelConfig) -> ConfigT:
+    """Options of a supervised stage with its optimiser by name."""
+    if options.optimizer != "auto":
+        return options
+    return replace(options, optimizer="muon" if model.name == "tiny" else "adamw")
 
 
 def _shared(config: RunConfig, name: str) -> Path:

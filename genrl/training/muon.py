@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ A, B, C = 3.4445, -4.7750, 2.0315
 """Newton-Schulz iteration x <- a x + (b x x^T + c (x x^T)^2) x, which drives all singular values towards 1."""
 STEPS = 5
 """Newton-Schulz iterations per step."""
+TOGETHER = 2**24
+"""Elements of the matrices that are made orthogonal at a time; bounds temporary memory."""
 RMS = 0.2
 """Root mean square of an update in units of the rate: that of AdamW, so that both go by one rate and one decay."""
 
@@ -50,10 +52,13 @@ class Muon(torch.optim.Optimizer):
                 mean.lerp_(value.grad, 1 - momentum)
                 alike[value.shape].append((value, value.grad.lerp(mean, momentum)))
             for shape, pairs in alike.items():
-                updates = orthogonal(torch.stack([update for _, update in pairs]))
-                for (value, _), update in zip(pairs, updates, strict=True):
-                    value.mul_(1 - rate * group["weight_decay"])
-                    value.sub_(update, alpha=rate * RMS * max(shape) ** 0.5)
+                together = max(1, TOGETHER // shape.numel())
+                for start in range(0, len(pairs), together):
+                    some = pairs[start : start + together]
+                    updates = orthogonal(torch.stack([update for _, update in some]))
+                    for (value, _), update in zip(some, updates, strict=True):
+                        value.mul_(1 - rate * group["weight_decay"])
+                        value.sub_(update, alpha=rate * RMS * max(shape) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -104,4 +109,4 @@ def make_optimiser(groups: list[dict[str, Any]], matrices: set[int], **options: 
         kept = [group for group in kept if group["params"]]
         if kept:
             parts.append(Muon(kept, options["lr"]) if chosen else torch.optim.AdamW(kept, **options))
-    return parts[0] if len(parts) == 1 else cast(torch.optim.Optimizer, Side(*parts))
+    return parts[0] if len(parts) == 1 and not matrices else Side(*parts)

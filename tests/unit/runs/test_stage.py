@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from genrl.catalog.sequences import Role
 from genrl.config import RunConfig
+from genrl.config.schema import AlignConfig, ModelConfig
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.recommenders import BASELINES
 from genrl.recommenders.lc_rec import LCRec
@@ -18,6 +19,7 @@ from genrl.runs.fit import fit
 from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
+from genrl.runs.stage import tuned
 from tests.runs import small_config
 
 QUICK = {
@@ -209,3 +211,11 @@ def test_the_trainer_s_options_reach_the_backbone(tmp_path: Path) -> None:
 def test_mixed_precision_trains_validates_and_scores(tmp_path: Path, name: str) -> None:
     metrics = read(fit(config_of(tmp_path, name, "baseline.max_epochs=1", "trainer.precision=bf16-mixed")))
     assert 0 <= metrics["test"]["baseline"]["raw"]["recall@10"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "wanted"),
+    [("tiny", "auto", "muon"), ("item", "auto", "adamw"), ("models/some", "auto", "adamw"), ("item", "muon", "muon")],
+)
+def test_the_optimiser_is_muon_for_a_language_model_from_scratch_and_where_it_is_asked_for(model, asked, wanted):
+    assert tuned(AlignConfig(optimizer=asked), ModelConfig(name=model)).optimizer == wanted

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from genrl.training import muon
 from genrl.training.muon import Side, make_optimiser, orthogonal
 from tests.helpers import assert_same
 
@@ -77,3 +78,20 @@ def test_the_loss_of_a_closure_is_given_back_and_asked_for_once() -> None:
 def test_without_matrices_it_is_adamw() -> None:
     value = nn.Parameter(numbers(3, 3))
     assert type(make_optimiser([{"params": [value]}], set(), lr=0.1)) is torch.optim.AdamW
+
+
+def test_matrices_alone_take_a_closure_too_and_a_few_at_a_time(monkeypatch):
+    """Lightning steps with a closure; how many matrices are made orthogonal at a time changes nothing."""
+
+    def stepped() -> list[torch.Tensor]:
+        values = [nn.Parameter(numbers(4, 6, seed=seed)) for seed in range(3)]
+        optimiser = make_optimiser([{"params": values, "weight_decay": 0.1}], {*map(id, values)}, lr=0.1)
+        for seed, value in enumerate(values):
+            value.grad = numbers(4, 6, seed=9 + seed)
+        assert optimiser.step(lambda: 1.0) == 1.0
+        return [value.detach() for value in values]
+
+    whole = stepped()
+    monkeypatch.setattr(muon, "TOGETHER", 50)
+    for one, other in zip(whole, stepped(), strict=True):
+        assert_same(one, other)
