@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class EdgeVectors(nn.Module):
         for number, level in enumerate(trie.levels):
             counts = level.offsets.diff().long()
             self.register_buffer(f"code{number}", level.codes.long(), persistent=False)
+            self.register_buffer(f"counts{number}", counts, persistent=False)
             self.register_buffer(f"siblings{number}", counts.repeat_interleave(counts), persistent=False)
 
     def forward(self, level: int, edges: Tensor | None = None) -> Tensor:
@@ -55,6 +56,10 @@ class EdgeVectors(nn.Module):
         """Codes [edges] of a level."""
         codes: Tensor = getattr(self, f"code{level}")
         return codes
+
+    def counts(self) -> list[Tensor]:
+        """Children [nodes] of the nodes of each level."""
+        return [getattr(self, f"counts{level}") for level in range(len(self.codes))]
 
     def siblings(self, level: int) -> Tensor:
         """[edges] of a level: number of edges that go out from the node of each, itself included."""
@@ -121,9 +126,12 @@ def log_sum_exp(logits: Tensor, sizes: Tensor) -> Tensor:
     return whole.log().add(highest)
 
 
-def log_masses(scores: Tensor, trie: Trie) -> list[Tensor]:
-    """Log of the sum of exp(score) over the SIDs behind each edge: scores [leaves, n] -> [edges, n] of each level."""
+def log_masses(scores: Tensor, counts: Sequence[Tensor]) -> list[Tensor]:
+    """Log of the sum of exp(score) over the SIDs behind each edge: scores [leaves, n] -> [edges, n] of each level.
+
+    `counts` are the children [nodes] of the nodes of each level, the root's first.
+    """
     found = [scores]
-    for table in reversed(trie.levels[1:]):
-        found.append(log_sum_exp(found[-1], table.offsets.diff().long()))
+    for children in reversed(counts[1:]):
+        found.append(log_sum_exp(found[-1], children))
     return found[::-1]

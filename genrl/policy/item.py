@@ -96,9 +96,11 @@ class ItemModel(nn.Module):
         self.inputs = None if config.tied else EdgeVectors(*parts, biases=False)
         self.encoder = Encoder(hidden, config.layers, config.heads, config.dropout, config.positions + 1)
         self.transforms = nn.ModuleList(_transform(hidden, config.dropout) for _ in spec.sizes if levels)
-        self.trie = spec.trie
         self.paths: Tensor
         self.register_buffer("paths", paths(spec.trie), persistent=False)
+        self.named: Tensor
+        """[leaves] a catalogue row of each SID."""
+        self.register_buffer("named", spec.trie.leaf_items[spec.trie.leaf_offsets[:-1].long()].long(), persistent=False)
         self.first_ids = spec.first_ids
 
 
@@ -149,30 +151,22 @@ class Vectors:
         return torch.where(inputs[..., None] == 0, exact(model.start), total).to(model.start.dtype)
 
     def scores(self, states: Tensor) -> Tensor:
-        """H . v_y of all SIDs [leaves, n] behind states [n, hidden]; for one softmax over the items."""
+        """Products h . v_y with all SIDs [leaves, n] behind states [n, hidden]; for one softmax over the items."""
         with torch.autocast(states.device.type, enabled=False):
             return self.leaves @ exact(states).T
 
     @cached_property
     def leaves(self) -> Tensor:
-        """v_y of all SIDs [leaves, hidden]."""
-        trie, edges = self.trie, self.model.edges
-        paths = trie.ancestors(trie.leaf_offsets[:-1].long())[1:]
-        parts = [functional.embedding(path, self.whole(edges, level)) for level, path in enumerate(paths)]
-        return sum(parts[1:], start=parts[0])
-
-    @property
-    def trie(self) -> Trie:
-        """On the device of the weights, where it stays."""
+        """The vectors v_y of all SIDs [leaves, hidden]."""
         model = self.model
-        if model.trie.device != model.start.device:
-            model.trie = model.trie.to(model.start.device)
-        return model.trie
+        paths = model.paths[model.named].unbind(1)
+        parts = [functional.embedding(path, self.whole(model.edges, level)) for level, path in enumerate(paths)]
+        return sum(parts[1:], start=parts[0])
 
     def masses(self, states: Tensor) -> list[Tensor]:
         """What `genrl.policy.edges.log_masses` makes of the scores, worked out once for the same states."""
         if self._masses is None or self._masses[0] is not states:
-            self._masses = states, log_masses(self.scores(states), self.trie)
+            self._masses = states, log_masses(self.scores(states), self.model.edges.counts())
         return self._masses[1]
 
     def seen(self, level: int, states: Tensor) -> Tensor:

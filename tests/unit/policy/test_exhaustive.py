@@ -99,7 +99,7 @@ def test_masses_are_those_of_all_sids_behind_an_edge(low):
     scores[:7] += low
     scores.requires_grad_(True)
     sids = [tuple(row) for row in torch.unique(CODES, dim=0).tolist()]
-    for level, found in enumerate(log_masses(scores, TRIE)):
+    for level, found in enumerate(log_masses(scores, [table.offsets.diff().long() for table in TRIE.levels])):
         prefixes = sorted({sid[: level + 1] for sid in sids})
         behind = [[number for number, sid in enumerate(sids) if sid[: level + 1] == prefix] for prefix in prefixes]
         wanted = torch.stack([scores[rows].logsumexp(0) for rows in behind])
