@@ -125,7 +125,7 @@ class ItemKNN(Counted):
         window: largest distance that counts.
         similarity: how co-occurrence is normalised.
         known: roles whose interactions may be learnt from; for a fair line, those that the models are trained on.
-        chunk: users scored at once; a chunk needs chunk x I floats.
+        chunk: users scored at once; a chunk needs some chunk x I numbers of 8 bytes.
     """
 
     offsets: Tensor
