@@ -1,0 +1,87 @@
+"""Metrics of RecIF-Bench as OpenOneRec's evaluator defines them (arXiv:2512.24762, its code version v1.0).
+
+Letters: P rows, W predictions in the order of the beam, M gold items. -1 is a prediction that names nothing, or no gold
+item. Unlike `genrl.metrics.functional` nothing is made distinct before it is cut at k: a prediction that repeats an
+earlier one, or names nothing, uses up its place. Every row counts: one without predictions or without gold scores 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrl.errors import DataError
+from genrl.metrics.functional import first_occurrences
+
+
+def any_hit(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
+    """Pass@k: whether any of the first k predictions [P, W] is among the gold items [P, M]: float64 [P], 0 or 1.
+
+    Divided by all rows when it is averaged.
+
+    Example:
+        >>> any_hit(torch.tensor([[7, 3], [7, -1]]), torch.tensor([[3, 9], [-1, -1]]), 2).tolist()
+        [1.0, 0.0]
+    """
+    return _hits(predicted, gold, k).any(dim=1).double()
+
+
+def first_hit(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
+    """Position1_Pass@k: as `any_hit`, for the first gold item alone.
+
+    Args:
+        predicted: [P, W].
+        gold: [P, M], of which column 0 counts.
+        k: cut-off.
+
+    Example:
+        >>> first_hit(torch.tensor([[7, 3]]), torch.tensor([[9, 3]]), 2).tolist()
+        [0.0]
+    """
+    return any_hit(predicted, gold[:, :1], k)
+
+
+def gold_found(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
+    """Recall@k: |distinct first k predictions ∩ gold| / |distinct gold|: float64 [P].
+
+    The divisor is the number of gold items, not min(k, that number): with k = 1 and five gold items a row reaches 1/5.
+
+    Example:
+        >>> gold_found(torch.tensor([[3, 3, 9]]), torch.tensor([[3, 9, 3, 4]]), 2).tolist()
+        [0.3333333333333333]
+    """
+    distinct = first_occurrences(gold)
+    found = (_hits(predicted, gold, k) & distinct).sum(dim=1)
+    return found.double() / distinct.sum(dim=1).clamp(min=1)
+
+
+def _hits(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
+    """Which gold items [P, M] are among the first k predictions [P, W]: bool [P, M]."""
+    if k < 1:
+        raise ValueError(f"k={k}: the cut-off must be at least 1")
+    return torch.eq(gold[:, :, None], predicted[:, None, :k]).any(dim=2) & (gold >= 0)
+
+
+def auc(scores: Tensor, labels: Tensor) -> Tensor:
+    """Area under the ROC curve over all rows together: scores [P], labels [P] of 0 and 1 -> float64 [].
+
+    AUC = (sum of the ranks of positive rows - n1 (n1 + 1) / 2) / (n1 n0), with n1 positive and n0 negative rows. Rows
+    with equal scores all get the mean of their ranks, so a tie of a positive and a negative row counts one half and no
+    order of the rows changes the result (Mann and Whitney 1947). Not a number where one of the labels is missing; the
+    evaluator says 0.5 there.
+
+    Raises:
+        DataError: for a score that is not a number.
+
+    Example:
+        >>> auc(torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([1, 1, 0, 0])).item()
+        0.875
+    """
+    if bool(scores.isnan().any()):
+        raise DataError(f"row {int(scores.isnan().byte().argmax())} has a score that is not a number.")
+    positive = labels.bool()
+    _, place, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    ranks = (ends - (counts.double() - 1) / 2)[place]
+    ones, zeros = positive.sum().double(), (~positive).sum().double()
+    return (ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros)
