@@ -17,7 +17,7 @@ FLOORS = {
     **dict.fromkeys(("objectives", "metrics", "catalog", "sid"), 2),
     **dict.fromkeys(("layouts", "rewards"), 3),
     **dict.fromkeys(("prompts", "policy"), 4),
-    "recommenders": 5,
+    **dict.fromkeys(("recommenders", "benchmarks"), 5),
     "training": 6,
     "runs": 7,
     "compare": 8,
@@ -37,7 +37,7 @@ UNTESTED = {
     "config/schema.py": "only data; tests/repo checks that each field is documented and every example file fits",
 }
 """Modules without tests of their own, and why."""
-REGISTRIES = {"OBJECTIVES", "LAYOUTS", "REWARDS", "SID_BUILDERS", "BASELINES"}
+REGISTRIES = {"OBJECTIVES", "LAYOUTS", "REWARDS", "SID_BUILDERS", "BASELINES", "BENCHMARKS"}
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|tmp|work|Users)/\w")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ""}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)")

@@ -1,4 +1,4 @@
-"""`evaluate`: score a finished run."""
+"""`evaluate`: score a finished run, or a published benchmark."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,9 @@ from genrl.cli.configuration import compose
 from genrl.cli.flags import add_command, add_config
 from genrl.errors import ConfigError
 
+OF_BENCHMARKS = ("task", "data", "generations", "model")
+"""Flags that go with --benchmark."""
+
 
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
     """Add the command to a parser."""
@@ -16,11 +19,25 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
         "--run", metavar="FOLDER", type=Path, help="folder of a run or of a stage; or name it by its configuration"
     )
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="held-out part (default: test)")
+    help_benchmark = "score a published benchmark instead: recif (docs/recif.md); its options are key=value too"
+    evaluate.add_argument("--benchmark", metavar="NAME", help=help_benchmark)
+    evaluate.add_argument("--task", metavar="NAME", help="of the benchmark")
+    evaluate.add_argument("--data", metavar="FOLDER", type=Path, help="test rows of the benchmark")
+    evaluate.add_argument("--generations", metavar="FILE", type=Path, help="recorded generations to score")
     add_config(evaluate)
 
 
 def run(options: argparse.Namespace) -> None:
     """Do what is asked."""
+    if options.benchmark is not None:
+        return _benchmark(options)
+    given = [f"--{name}" for name in OF_BENCHMARKS if getattr(options, name, None) is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)} belongs to a benchmark. Name it as well: --benchmark recif.")
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     from genrl.config import run_folder
 
     if options.run is None:
@@ -31,6 +48,28 @@ def run(options: argparse.Namespace) -> None:
     from genrl.runs.rescore import evaluate_run
 
     evaluate_run(folder, split=options.split, overrides=options.overrides, stages=options.stage or ())
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    given = [name for name in ("run", *_of_config(options)) if getattr(options, name) not in (None, [])]
+    if given:
+        raise ConfigError(f"--benchmark has no use for --{given[0]}: that belongs to runs. Leave one of them out.")
+    if options.task is None:
+        raise ConfigError("--benchmark needs --task NAME, e.g. --task ad.")
+    if options.generations is None:
+        raise ConfigError("--benchmark needs --generations FILE to score.")
+    from genrl.benchmarks import BENCHMARKS
+    from genrl.config.layers import combine, read_override
+
+    values = combine(map(read_override, options.overrides), {})
+    benchmark = BENCHMARKS.build(options.benchmark, values)
+    print("\n".join(benchmark.score_file(options.task, options.generations, options.data).lines()))
+
+
+def _of_config(options: argparse.Namespace) -> list[str]:
+    """Names of the flags that a configuration is made of."""
+    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "output", "plugin", "seed")
+    return [name for name in names if hasattr(options, name)]
 
 
 def _refuse_config(options: argparse.Namespace) -> None:

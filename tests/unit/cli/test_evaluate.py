@@ -25,3 +25,23 @@ def test_evaluate_refuses_flags_that_the_run_folder_would_override(run_module, c
     assert cli.main(["evaluate", "--run", "runs/x", *extra]) == 2
     assert f"{extra[0]} would be ignored" in capsys.readouterr().err
     assert run_module.calls == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--task", "ad"], "--task belongs to a benchmark. Name it as well: --benchmark recif"),
+        (["--benchmark", "recif", "--run", "runs/x", "--task", "ad"], "--benchmark has no use for --run"),
+        (["--benchmark", "recif", "--seed", "0", "--task", "ad"], "--benchmark has no use for --seed"),
+        (["--benchmark", "recif"], "--benchmark needs --task NAME"),
+        (["--benchmark", "recif", "--task", "ad"], "--benchmark needs --generations FILE"),
+        (
+            ["--benchmark", "recf", "--task", "ad", "--generations", "x"],
+            "unknown benchmark 'recf'. Did you mean 'recif'",
+        ),
+    ],
+)
+def test_flags_of_runs_and_of_benchmarks_are_kept_apart(run_module, capsys, words, says):
+    assert cli.main(["evaluate", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert run_module.calls == []

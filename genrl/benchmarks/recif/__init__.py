@@ -1,0 +1,1 @@
+"""RecIF-Bench (arXiv:2512.24762) under the protocol of OpenOneRec's evaluator, version v1.0."""
