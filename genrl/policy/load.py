@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,42 @@ def load_weights(config: ModelConfig, spec: PolicySpec) -> Policy:
         if config.lora.rank > 0:
             model = _add_lora(model, config, list(range(first, first + count)))
     return Policy(model, spec)
+
+
+def load_checkpoint(config: ModelConfig, names: Sequence[Sequence[str]]) -> Policy:
+    """A causal language model that has SID tokens already, its weights and its tokenizer as they are.
+
+    Args:
+        config: the model section; its name is the folder.
+        names: SID tokens of each level, code after code.
+
+    Raises:
+        ConfigError: if the folder holds no such model, or its tokenizer lacks a SID token or has them in another order.
+    """
+    tokenizer = _local(AutoTokenizer, config)
+    vocabulary, first_ids = tokenizer.get_vocab(), []
+    for level in names:
+        first = vocabulary.get(level[0])
+        wrong = next(
+            (name for code, name in enumerate(level) if first is None or vocabulary.get(name) != first + code), ""
+        )
+        if wrong:
+            what = "in another place than behind the code before it" if wrong in vocabulary else "not at all"
+            raise ConfigError(
+                f"the tokenizer of {config.name} has the SID token {wrong} {what}: {len(level):,} tokens {level[0]} .. "
+                f"{level[-1]} must stand in a row. Give a checkpoint that was trained on these SIDs."
+            )
+        first_ids.append(first)
+    model = _load_local(config)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise ConfigError(
+            f"the model in {config.name} has embeddings for {rows:,} tokens, its tokenizer {len(tokenizer):,}: they do "
+            f"not belong together. Fetch the folder again."
+        )
+    known = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0
+    start = next(index for index in known if index is not None)
+    return Policy(model, PolicySpec(model.config, tokenizer, tuple(first_ids), tuple(map(len, names)), start, ()))
 
 
 def think_words(tokenizer: Any, stop: int) -> Words:  # noqa: ANN401
