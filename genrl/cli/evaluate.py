@@ -24,6 +24,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     evaluate.add_argument("--task", metavar="NAME", help="of the benchmark")
     evaluate.add_argument("--data", metavar="FOLDER", type=Path, help="test rows of the benchmark")
     evaluate.add_argument("--generations", metavar="FILE", type=Path, help="recorded generations to score")
+    evaluate.add_argument("--model", metavar="FOLDER", type=Path, help="local checkpoint that is to be run and scored")
     add_config(evaluate)
 
 
@@ -56,19 +57,28 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise ConfigError(f"--benchmark has no use for --{given[0]}: that belongs to runs. Leave one of them out.")
     if options.task is None:
         raise ConfigError("--benchmark needs --task NAME, e.g. --task ad.")
-    if options.generations is None:
-        raise ConfigError("--benchmark needs --generations FILE to score.")
+    if (options.generations is None) == (options.model is None):
+        raise ConfigError("--benchmark needs one of --generations FILE to score and --model FOLDER to run.")
+    if options.model is not None and options.data is None:
+        raise ConfigError("--model needs --data FOLDER, where the test rows of the benchmark lie.")
+    if options.generations is not None and options.output is not None:
+        raise ConfigError("--output belongs to --model: scores of a file are written beside it. Leave it out.")
     from genrl.benchmarks import BENCHMARKS
     from genrl.config.layers import combine, read_override
 
     values = combine(map(read_override, options.overrides), {})
     benchmark = BENCHMARKS.build(options.benchmark, values)
-    print("\n".join(benchmark.score_file(options.task, options.generations, options.data).lines()))
+    if options.model is None:
+        found = benchmark.score_file(options.task, options.generations, options.data)
+    else:
+        output = Path(options.output or "runs") / options.benchmark / options.model.name
+        found = benchmark.run(options.task, options.model, options.data, output)
+    print("\n".join(found.lines()))
 
 
 def _of_config(options: argparse.Namespace) -> list[str]:
     """Names of the flags that a configuration is made of."""
-    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "output", "plugin", "seed")
+    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "plugin", "seed")
     return [name for name in names if hasattr(options, name)]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from genrl.benchmarks.recif.generations import read_generations
+from genrl.benchmarks.recif.decoding import Checkpoint, DecodingConfig
+from genrl.benchmarks.recif.generations import read_generations, write_generations
 from genrl.benchmarks.recif.maps import ItemMap, read_map
 from genrl.benchmarks.recif.rows import Row, Task, find_task, read_rows
 from genrl.benchmarks.recif.scores import Scores, score
@@ -16,7 +18,7 @@ from genrl.options import option
 
 
 @dataclass(frozen=True)
-class RecifConfig:
+class RecifConfig(DecodingConfig):
     """Options of RecIF-Bench; the defaults are those of the published numbers."""
 
     mode: Literal["sid", "pid", "both"] = "sid"
@@ -66,23 +68,58 @@ class Recif:
             texts = _asked(texts, rows, without, limited=self.config.rows is not None)
         elif self.config.rows is not None:
             raise ConfigError(f"rows={self.config.rows} are rows of the benchmark: give its folder with --data.")
-        found = self.score(task, rows, texts, data, len(without))
-        found.save(generations.with_suffix(".scores.json"), generations=str(generations), options=asdict(self.config))
-        return found
+        items = self._map(task, data) if self._compares_items(task) else None
+        return self._scored(task, rows, texts, items, generations, len(without))
 
-    def score(
-        self, task: Task, rows: list[Row], texts: dict[str, list[str]], data: Path | None, without: int = 0
+    def run(self, name: str, model: Path, data: Path, output: Path) -> Scores:
+        """Have a local checkpoint write generations and score them.
+
+        Leaves `TASK/test_generated.json`, which `score_file` and the evaluator can score again, and its scores beside
+        it in the output folder.
+
+        Args:
+            name: of the task.
+            model: folder of a Hugging Face causal language model with the SID tokens.
+            data: folder of the benchmark.
+            output: folder for the results.
+
+        Raises:
+            ConfigError: for a task that there is not, or a model that lacks what the protocol needs.
+            DataError: for files of the benchmark that are missing or damaged.
+        """
+        task = find_task(name)
+        rows, without = read_rows(data, task, self.config.rows)
+        kept = self.config.among == "map" and task.kind == "items"
+        items = self._map(task, data) if kept or self._compares_items(task) else None
+        checkpoint = Checkpoint(model, self.config, items if kept else None)
+        texts = checkpoint.generate(task, rows)
+        path = output / task.name / "test_generated.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_generations(path, task, model.name, rows, texts)
+        thoughts = {} if self.config.thinking == "off" else {"thoughts_cut_off": checkpoint.unclosed}
+        return self._scored(task, rows, texts, items, path, len(without), thoughts)
+
+    def _compares_items(self, task: Task) -> bool:
+        return task.kind == "items" and "pid" in self.kinds
+
+    def _scored(
+        self,
+        task: Task,
+        rows: Sequence[Row],
+        texts: Mapping[str, Sequence[str]],
+        items: ItemMap | None,
+        path: Path,
+        without: int,
+        counts: Mapping[str, int] | None = None,
     ) -> Scores:
-        """Scores of generations, with the rows that were left out for want of an answer among the counts."""
-        kinds = () if task.kind == "label" else self.kinds
-        found = score(task, rows, texts, kinds=kinds, k=self.config.k, items=self._map(task, data, kinds))
-        found.counts["rows_left_out_without_answer"] = without
-        found.counts["rows_published"] = task.published
+        """Scores of generations, written beside their file."""
+        found = score(task, rows, texts, kinds=self.kinds, k=self.config.k, items=items)
+        further = {"rows_left_out_without_answer": without, "rows_published": task.published}
+        found.counts.update({**further, **(counts or {})})
+        found.save(path.with_suffix(".scores.json"), generations=str(path), options=asdict(self.config))
         return found
 
-    def _map(self, task: Task, data: Path | None, kinds: tuple[str, ...]) -> ItemMap | None:
-        if "pid" not in kinds:
-            return None
+    def _map(self, task: Task, data: Path | None) -> ItemMap:
         if data is None:
             raise ConfigError(
                 f"mode={self.config.mode} compares items, which {task.map} of the benchmark tells: give its folder "

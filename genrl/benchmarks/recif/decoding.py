@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,7 @@ class Checkpoint:
     Args:
         folder: of a Hugging Face causal language model whose tokenizer has the SID tokens.
         config: how it is run.
-        items: the SIDs that there are, for `among=map`.
+        items: the SIDs that beams are kept to; None: any three codes.
 
     Raises:
         ConfigError: for a folder without a model, or a tokenizer without the tokens that the protocol needs.
@@ -105,8 +106,7 @@ class Checkpoint:
         self.sids: Tensor | None = None
         """[S] SIDs that beams are kept to; None: all."""
         self.layout: Layout = CodesLayout(TokenRanges(self.policy.first_ids, SIZES), self.policy.device)
-        if config.among == "map":
-            assert items is not None  # whoever asks for the map has read it
+        if items is not None:
             self.sids = items.sids
             trie = Trie.build(items.codes, SIZES)
             catalogue = Items(trie, self.policy.first_ids, items.codes)
@@ -218,8 +218,8 @@ class Checkpoint:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
             raise ConfigError(
-                f"the tokenizer of {self.folder} has no token for {text}, which the protocol of RecIF-Bench needs. Give "
-                f"a checkpoint that was trained on it."
+                f"the tokenizer of {self.folder} has no token for {text}, which the protocol of RecIF-Bench needs. "
+                f"Give a checkpoint that was trained on it."
             )
         return int(ids[0])
 
@@ -248,7 +248,7 @@ def nucleus(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tup
     engine that the evaluator runs.
 
     Example:
-        >>> kept, tokens = nucleus(torch.tensor([[0.5, 0.3, 0.1, 0.1]]).log(), 1.0, 3, 0.6)
+        >>> kept, tokens = nucleus(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), 1.0, 3, 0.6)
         >>> kept.mul(1000).round().tolist(), tokens.tolist()
         ([[625.0, 375.0, 0.0]], [[0, 1, 2]])
     """
@@ -265,17 +265,17 @@ def sample_thoughts(
 ) -> list[Trace]:
     """One text behind each request, up to one of the tokens `ends` [E] or as long as the noise [P, T]."""
 
-    def draw(said: Next, place: int) -> Tensor:
+    def draw(place: int, said: Next) -> Tensor:
         kept, tokens = nucleus(said.logits(None), config.temperature, config.top_k, config.top_p)
         return tokens.gather(1, invert(kept, noise[:, place : place + 1]))[:, 0]
 
     growth = policy.grow(requests, 1, noise.shape[1] - 1, "vocab", apart=True)
-    drawn = growth.begin(lambda said: draw(said, 0))
+    drawn = growth.begin(partial(draw, 0))
     going, columns = ~torch.isin(drawn, ends), [drawn.masked_fill(torch.isin(drawn, ends), -1)]
     for place in range(1, noise.shape[1]):
         if not bool(going.any()):
             break
-        drawn = growth.extend(drawn[:, None], lambda said, place=place: draw(said, place), live=going[:, None])
+        drawn = growth.extend(drawn[:, None], partial(draw, place), live=going[:, None])
         going = going & ~torch.isin(drawn, ends)
         columns.append(drawn.masked_fill(~going, -1))
     return [tuple(token for token in row if token >= 0) for row in torch.stack(columns, dim=1).tolist()]

@@ -34,7 +34,15 @@ def test_evaluate_refuses_flags_that_the_run_folder_would_override(run_module, c
         (["--benchmark", "recif", "--run", "runs/x", "--task", "ad"], "--benchmark has no use for --run"),
         (["--benchmark", "recif", "--seed", "0", "--task", "ad"], "--benchmark has no use for --seed"),
         (["--benchmark", "recif"], "--benchmark needs --task NAME"),
-        (["--benchmark", "recif", "--task", "ad"], "--benchmark needs --generations FILE"),
+        (
+            ["--benchmark", "recif", "--task", "ad"],
+            "needs one of --generations FILE to score and --model FOLDER to run",
+        ),
+        (["--benchmark", "recif", "--task", "ad", "--model", "m"], "--model needs --data FOLDER"),
+        (
+            ["--benchmark", "recif", "--task", "ad", "--generations", "f", "--output", "o"],
+            "--output belongs to --model",
+        ),
         (
             ["--benchmark", "recf", "--task", "ad", "--generations", "x"],
             "unknown benchmark 'recf'. Did you mean 'recif'",

@@ -4,8 +4,8 @@ import pytest
 
 from genrl import cli
 from genrl.benchmarks import BENCHMARKS
-from genrl.errors import ConfigError
-from tests.unit.benchmarks.recif.files import sid, write_map, write_rows, write_samples
+from genrl.errors import ConfigError, DataError
+from tests.unit.benchmarks.recif.files import chat, sid, write_map, write_rows, write_samples
 
 A, B = sid(0, 0, 1), sid(0, 0, 2)
 
@@ -62,3 +62,34 @@ def test_what_does_not_fit_is_refused(data, generations):
         build("recif", {"mod": "sid"})
     with pytest.raises(ConfigError, match=r"option 'k': .*must be at least 1"):
         build("recif", {"k": [0]})
+
+
+def test_a_checkpoint_is_run_and_what_it_wrote_can_be_scored_again(data, checkpoint, tmp_path, capsys):
+    words = ["evaluate", "--benchmark", "recif", "--task", "ad", "--data", str(data), "--model", str(checkpoint)]
+    words += ["--output", str(tmp_path / "out"), "dtype=float32", "beams=4", "k=[1,4]", "mode=both", "among=map"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "pid_pass@4" in printed
+    folder = tmp_path / "out" / "recif" / "OneRec-tiny" / "ad"
+    scores = json.loads((folder / "test_generated.scores.json").read_text())
+    assert scores["metrics"]["pass@4"] == scores["metrics"]["pid_recall@4"] == 1  # the map has two SIDs alone
+    again = BENCHMARKS.build("recif", {"k": [1, 4], "mode": "both"}).score_file(
+        "ad", folder / "test_generated.json", data
+    )
+    assert again.metrics == scores["metrics"]
+
+
+def test_label_prediction_runs_and_tells_thoughts_that_were_cut_off(tmp_path, checkpoint):
+    write_rows(tmp_path, "label_pred", [("是", []), ("否", []), ("否", [])], [chat("喜" * n) for n in (1, 2, 3)])
+    recif = BENCHMARKS.build("recif", {"dtype": "float32", "thinking": "race", "thinking_tokens": 3, "mode": "both"})
+    found = recif.run("label-pred", checkpoint, tmp_path, tmp_path / "out")
+    assert found.counts["rows_scored"] == 3
+    assert found.counts["thoughts_cut_off"] == 3
+    assert found.metrics["auc"] in (0, 0.5, 1)
+
+
+def test_a_map_that_is_missing_is_named_before_the_model_is_loaded(tmp_path):
+    write_rows(tmp_path, answers=[(A, [10])])
+    recif = BENCHMARKS.build("recif", {"among": "map"})
+    with pytest.raises(DataError, match=r"sid2pid\.json: no such file"):
+        recif.run("ad", tmp_path / "no model", tmp_path, tmp_path / "out")
