@@ -118,6 +118,11 @@ class Checkpoint:
         """Texts of each row by its name, best first."""
         ways = {"off": (False,), "on": (True,), "race": (False, True)}[self.config.thinking]
         prompts = {thinking: [self._prompt(row, thinking) for row in rows] for thinking in ways}
+        if len(ways) > 1 and prompts[False] == prompts[True]:
+            raise ConfigError(
+                f"thinking=race: the chat template of {self.folder} writes the same prompts with and without thinking, "
+                f"so both halves would be one. Give a template with a switch, chat_template=FILE, or set thinking=on."
+            )
         self._check_length(list(chain.from_iterable(prompts.values())))
         lengths = [max(len(prompts[thinking][place]) for thinking in ways) for place in range(len(rows))]
         order = sorted(range(len(rows)), key=lambda place: -lengths[place])

@@ -202,5 +202,7 @@ def test_prompts_that_do_not_fit_or_cannot_be_written_are_refused(tmp_path, rows
     with pytest.raises(ConfigError, match="does not write row 0: no system message"):
         Checkpoint(folder, replace(OFF, chat_template=str(template))).generate(AD, rows)
     template.write_text("{{ messages[0].role }}")
+    with pytest.raises(ConfigError, match="writes the same prompts with and without thinking"):
+        Checkpoint(folder, replace(THINKING, thinking="race", chat_template=str(template))).generate(AD, rows)
     with pytest.raises(ConfigError, match="has no token for 否"):
         Checkpoint(folder, replace(OFF, chat_template=str(template))).generate(LABEL, rows)
