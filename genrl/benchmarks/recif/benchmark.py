@@ -132,4 +132,5 @@ def _asked(texts: dict[str, list[str]], rows: list[Row], without: list[str], *, 
     """Generations without those of rows that nobody asks for: rows without an answer, and all others of a few rows."""
     if limited:
         return {row.name: texts[row.name] for row in rows if row.name in texts}
-    return {name: each for name, each in texts.items() if name not in set(without)}
+    left_out = set(without)
+    return {name: each for name, each in texts.items() if name not in left_out}

@@ -80,7 +80,8 @@ def score(
     Raises:
         DataError: for generations of rows that there are not, or if no row has any.
     """
-    strange = next((name for name in generations if name not in {row.name for row in rows}), None)
+    known = {row.name for row in rows}
+    strange = next((name for name in generations if name not in known), None)
     if strange is not None:
         raise DataError(
             f"there are generations for row {strange!r}, which is not among the {len(rows):,} test rows: they belong "
