@@ -24,7 +24,6 @@ class Task:
     """One of the tasks that are scored without a judge."""
 
     name: str
-    title: str
     published: int
     """Test rows that the authors report (arXiv:2512.24762)."""
     kind: Literal["items", "label"] = "items"
@@ -42,13 +41,13 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("video", "short videos", 38_781),
-        Task("ad", "advertisements", 27_677),
+        Task("video", 38_781),
+        Task("ad", 27_677),
         # releases of data and code disagree whether products are `product` or `goods`
-        Task("product", "products", 27_910, map="sid2iid.json", folders=("goods",)),
-        Task("interactive", "videos for a keyword", 1_000),
-        Task("label_cond", "videos that get a given kind of feedback", 34_891),
-        Task("label_pred", "whether a video is watched to its end, yes or no", 346_190, kind="label"),
+        Task("product", 27_910, map="sid2iid.json", folders=("goods",)),
+        Task("interactive", 1_000),
+        Task("label_cond", 34_891),
+        Task("label_pred", 346_190, kind="label"),
     )
 }
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from genrl.config.schema import LoraConfig, ModelConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.policy.load import THINK, add_sid_tokens, load_policy, think_words
+from genrl.policy.load import THINK, add_sid_tokens, load_checkpoint, load_policy, think_words
 from genrl.policy.model import Policy
 from genrl.policy.tiny import train_tokenizer
 from tests.helpers import assert_same
@@ -252,3 +252,39 @@ def test_a_line_break_ends_blocks_where_it_is_one_token(single):
     words = think_words(Tokenizer(), 9)
     assert words.line_break == (7 if single else None)
     assert words.legal.tolist() == [False] * 4 + [True] * 5
+
+
+NAMES = [["<x0>", "<x1>", "<x2>"], ["<y0>", "<y1>"]]
+
+
+def with_tokens(folder, names, **changes):
+    """A local model, to whose tokenizer some tokens were added."""
+    save_local_model(folder, **changes)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(names)
+    tokenizer.save_pretrained(folder)
+    return local_config(folder), len(tokenizer) - len(names)
+
+
+def test_a_checkpoint_with_sid_tokens_is_read_as_it_is(tmp_path):
+    from safetensors.torch import load_file
+
+    config, first = with_tokens(tmp_path, [*NAMES[1], "<z>", *NAMES[0]], vocab_size=320)
+    policy = load_checkpoint(config, NAMES)
+    assert (policy.first_ids, policy.sizes, policy.sid_rows) == ((first + 3, first), (3, 2), (first, 6))
+    kept = load_file(tmp_path / "model.safetensors")
+    assert_same(policy.base.get_input_embeddings().weight, kept["model.embed_tokens.weight"], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "vocabulary", "says"),
+    [
+        (["<x0>", "<x1>", "<y0>", "<y1>"], 320, "has the SID token <x2> not at all: 3 tokens <x0> .. <x2> must stand"),
+        (["<x0>", "<x2>", "<x1>", "<y0>", "<y1>"], 320, "<x1> in another place than behind the code before it"),
+        ([*NAMES[0], *NAMES[1]], 32, "has embeddings for 32 tokens, its tokenizer .*: they do not belong together"),
+    ],
+)
+def test_a_checkpoint_without_its_sid_tokens_in_a_row_is_refused(tmp_path, names, vocabulary, says):
+    config, _ = with_tokens(tmp_path, names, vocab_size=vocabulary)
+    with pytest.raises(ConfigError, match=says):
+        load_checkpoint(config, NAMES)
