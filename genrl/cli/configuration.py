@@ -67,4 +67,5 @@ def _check_objective(config: RunConfig) -> None:
             "Add e.g. rewards.exact_match.weight=1."
         )
     steps = any(getattr(REWARDS.entry(reward).factory, "level", "step") == "step" for reward in counting)
-    objective.check(Setting(tuple(config.rewards), steps, config.rollout.group_size), name)
+    kept = tuple(config.data.columns.attributes)
+    objective.check(Setting(tuple(config.rewards), steps, config.rollout.group_size, attributes=kept), name)

@@ -190,7 +190,7 @@ def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
     order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
 
     def module() -> RLModule:
-        parts = (objective, verifier, order, session.maker, catalog.categories)
+        parts = (objective, verifier, order, session.maker, catalog.level(objective.category))
         teacher = session.teacher if objective.uses_teacher else None
         return RLModule(*parts, config.rl, config.rollout, config.seed, teacher, **_arguments(session, folder, before))
 
@@ -260,9 +260,10 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         step_rewards=bool(verifier.step_names),
         group_size=1 if objective.trains_on_targets and not layout.writes_text else config.rollout.group_size,
         items=layout.items,
-        categories=bool(catalog.category_names),
+        categories=objective.category in catalog.attributes or bool(catalog.category_names),
         thinking=layout.writes_text,
         teacher=config.teacher.run is not None,
+        attributes=tuple(catalog.attributes),
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, layout)
