@@ -138,9 +138,12 @@ def _components(config: RunConfig, registries: Registries, written: Tree) -> Ite
         if not wrong:
             yield from _advised(config, registries[slot]().entry(name).advice, written)
     for name, options in list(config.rewards.items()):
-        wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"](), written)
+        own = {key: value for key, value in options.items() if key != "reward"}
+        kind = {"reward": str(options["reward"])} if options.get("reward") else {}
+        known = kind.get("reward", name)
+        wrong, canonical, complete = _component(f"rewards.{name}", known, own, registries["reward"](), written)
         yield from wrong
-        config.rewards[name] = complete
+        config.rewards[name] = kind | complete
 
 
 def _advised(config: RunConfig, advice: Mapping[str, Any], written: Tree) -> Iterator[Problem]:

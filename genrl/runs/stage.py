@@ -253,8 +253,9 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog, layout = session.config, session.dataset.catalog, session.layout
     table = session.table
-    context = RewardContext.from_catalog(catalog, table.codes, table.report.collision_level)
-    verifier = build_verifier(config.rewards, context, thinking=layout.writes_text, steps=layout.steps)
+    feedback = session.dataset.sequences.feedback
+    context = RewardContext.from_catalog(catalog, table.codes, table.report.collision_level, feedback)
+    verifier = build_verifier(config.rewards, context, layout.writes_text, layout.steps, layout.items)
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
