@@ -47,7 +47,8 @@ OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sage-literal": ("sage", {"form": "gradient", "phi": "literal", "ratio_level": "item"}),
     "sage-equation-2": ("sage", {"minimum": False}),
     "sage-both": ("sage", {"positive": "literal", "negative": "clipped", "floor": "clip_lambda"}),
-    "sage-item": ("sage", {"advantage": "item", "whiten": "token"}),
+    "sage-item": ("sage", {"advantage": "item"}),
+    "sage-item-token": ("sage", {"advantage": "item", "whiten": "token"}),
     "sage-summed": ("sage", {"ablation": "summed"}),
     "sage-gbpo": ("sage", {"form": "gradient", "phi": "gbpo_slate"}),
 }
