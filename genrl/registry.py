@@ -27,6 +27,7 @@ class Entry(Generic[T]):
     title: str
     paper: str
     origin: str
+    advice: Mapping[str, Any]
 
 
 class Registry(Generic[T]):
@@ -47,7 +48,14 @@ class Registry(Generic[T]):
         self._aliases: dict[str, str] = {}
 
     def register(
-        self, name: str, *, config: type | None = None, aliases: tuple[str, ...] = (), title: str = "", paper: str = ""
+        self,
+        name: str,
+        *,
+        config: type | None = None,
+        aliases: tuple[str, ...] = (),
+        title: str = "",
+        paper: str = "",
+        advice: Mapping[str, Any] | None = None,
     ) -> Callable[[Factory], Factory]:
         """Register a class or factory under `name`; it is called as `factory(config)` (or `factory()` without config).
 
@@ -57,6 +65,7 @@ class Registry(Generic[T]):
             aliases: further names for the same entry.
             title: full name, shown by `genrl list` and at the start of a run.
             paper: arXiv id or other source, shown with the title.
+            advice: dotted options of other sections -> the values to take where a configuration gives none of them.
 
         Raises:
             ConfigError: if the name is taken by another object.
@@ -65,7 +74,7 @@ class Registry(Generic[T]):
         def decorate(factory: Factory) -> Factory:
             options = config if config is not None else getattr(factory, "Config", None)
             origin = f"{factory.__module__}:{factory.__qualname__}"
-            entry = Entry(name, factory, options, title or name, paper, origin)
+            entry = Entry(name, factory, options, title or name, paper, origin, advice or {})
             for key in (name, *aliases):
                 taken = self._entries.get(self._aliases.get(key, key))
                 if taken is not None and taken.origin != origin:

@@ -109,7 +109,7 @@ def rl_module(session: Session, folder: Path) -> RLModule:
     config = session.config
     objective = build_objective(config)
     order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
-    parts = make_verifier(session, objective), order, session.maker, session.dataset.catalog.categories
+    parts = make_verifier(session, objective), order, session.maker, session.dataset.catalog.level(objective.category)
     return _made(RLModule(objective, *parts, config.rl, config.rollout, config.seed, **_stage(session, folder)))
 
 

@@ -73,14 +73,12 @@ class Catalog:
             DataError: if two items have the same id.
         """
         size = len(item_ids)
-        names = tuple(sorted({name for name in categories or () if name}))
-        index = {name: number for number, name in enumerate(names)}
-        dense = [index.get(name or "", -1) for name in categories] if categories else [-1] * size
+        dense, names = numbered(categories or [None] * size)
         _refuse_duplicates(item_ids)
         return cls(
             item_ids=tuple(item_ids),
             titles=tuple(titles) if titles else ("",) * size,
-            categories=torch.tensor(dense, dtype=torch.int64),
+            categories=dense,
             category_names=names,
             texts=tuple(texts or titles or ("",) * size),
             train_counts=torch.zeros(size, dtype=torch.int64) if train_counts is None else train_counts,
@@ -90,6 +88,23 @@ class Catalog:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def level(self, column: str | None) -> Tensor:
+        """Number [I] of each item's value in a column of `attributes`, in the order of the values; -1 unknown.
+
+        None stands for `categories`.
+
+        Raises:
+            DataError: if there is no such column.
+        """
+        if column is None:
+            return self.categories
+        if column not in self.attributes:
+            raise DataError(
+                f"the catalogue keeps no item column {column!r}.{suggest(column, self.attributes)} "
+                f"Kept: {', '.join(self.attributes) or 'none'}. Name it in data.columns.attributes."
+            )
+        return numbered(self.attributes[column])[0]
 
     def row(self, item_id: str) -> int:
         """Row of an external id.
@@ -155,6 +170,18 @@ class Catalog:
         for column in (self.item_ids, self.titles, names, self.texts):
             digest.update("\x1e".join(column).encode("utf-8", "surrogatepass") + b"\x1d")
         return digest.hexdigest()[:16]
+
+
+def numbered(names: Sequence[str | None]) -> tuple[Tensor, tuple[str, ...]]:
+    """Number names in sorted order: [n] int64, -1 for None and "", and the names.
+
+    Example:
+        >>> numbered(["soap", "", "brush", "soap"])
+        (tensor([ 1, -1,  0,  1]), ('brush', 'soap'))
+    """
+    known = tuple(sorted({name for name in names if name}))
+    index = {name: number for number, name in enumerate(known)}
+    return torch.tensor([index.get(name or "", -1) for name in names], dtype=torch.int64), known
 
 
 def cold_items(train_counts: Tensor, fraction: float, rule: Literal["rank", "percentile_value"] = "rank") -> Tensor:

@@ -55,7 +55,7 @@ def _refuse_beside_baseline(options: argparse.Namespace) -> None:
 def _check_objective(config: RunConfig) -> None:
     """Refuse rewards and groups that the objective cannot learn from, before a model is built."""
     from genrl.objectives import OBJECTIVES, Setting
-    from genrl.rewards import REWARDS
+    from genrl.rewards.base import REWARDS, named
 
     options = dict(config.objective)
     name = options.pop("name")
@@ -66,5 +66,7 @@ def _check_objective(config: RunConfig) -> None:
             f"rewards: none has a weight other than 0, so objective {name!r} has nothing to learn from. "
             "Add e.g. rewards.exact_match.weight=1."
         )
-    steps = any(getattr(REWARDS.entry(reward).factory, "level", "step") == "step" for reward in counting)
-    objective.check(Setting(tuple(config.rewards), steps, config.rollout.group_size), name)
+    kinds = [named(reward, config.rewards[reward])[0] for reward in counting]
+    steps = any(getattr(REWARDS.entry(kind).factory, "level", "step") == "step" for kind in kinds)
+    kept = tuple(config.data.columns.attributes)
+    objective.check(Setting(tuple(config.rewards), steps, config.rollout.group_size, attributes=kept), name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genrl.config.checks import Problem, contradictions, unknown_arguments
+from genrl.config.checks import Problem, contradictions, option, unknown_arguments
 from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_override
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
@@ -135,10 +135,24 @@ def _components(config: RunConfig, registries: Registries, written: Tree) -> Ite
         wrong, canonical, complete = _component(slot, name, options, registries[slot](), written)
         yield from wrong
         setattr(config, slot, {"name": canonical, **complete})
+        if not wrong:
+            yield from _advised(config, registries[slot]().entry(name).advice, written)
     for name, options in list(config.rewards.items()):
-        wrong, canonical, complete = _component(f"rewards.{name}", name, options, registries["reward"](), written)
+        own = {key: value for key, value in options.items() if key != "reward"}
+        kind = {"reward": str(options["reward"])} if options.get("reward") else {}
+        known = kind.get("reward", name)
+        wrong, canonical, complete = _component(f"rewards.{name}", known, own, registries["reward"](), written)
         yield from wrong
-        config.rewards[name] = complete
+        config.rewards[name] = kind | complete
+
+
+def _advised(config: RunConfig, advice: Mapping[str, Any], written: Tree) -> Iterator[Problem]:
+    """Take a component's advice about other options, unless one of them is given."""
+    if advice and written.keys().isdisjoint(advice):
+        for key, value in advice.items():
+            section, _, name = key.rpartition(".")
+            setattr(option(config, section), name, value)
+        yield from contradictions(config)
 
 
 def _component(

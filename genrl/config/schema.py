@@ -322,7 +322,8 @@ class RolloutConfig:
     minibatches: int = option(1, ge=1)
     """Optimiser steps per pass over a rollout."""
     epochs: int = option(1, ge=1)
-    """Passes over a rollout."""
+    """Passes over a rollout. An objective may take more where neither this nor `minibatches` is given: `sage` takes 2,
+    because its bounds cannot act in the first step of a rollout."""
     micro_batch: int = option(0, ge=0)
     """Prompts per forward and backward pass; 0: a mini-batch at once."""
     information: int = option(1, ge=0)

@@ -34,6 +34,8 @@ class Setting:
     """Whether the layout has thinking; None: not known yet."""
     teacher: bool | None = None
     """Whether there is a teacher; None: not known yet."""
+    attributes: tuple[str, ...] | None = None
+    """Further item columns that are kept (data.columns.attributes); None: not known yet."""
 
 
 @dataclass
@@ -102,6 +104,8 @@ class Objective(nn.Module, ABC):
     """Generation batches drawn at most to replace prompts without any gradient; 0: none is replaced."""
     repair: bool = False
     """Whether the target takes the place of one completion in groups that all earn the same without naming it."""
+    category: str | None = None
+    """The item column whose values `Completions.categories` numbers; None: data.columns.category."""
 
     @property
     def gradient_without_advantage(self) -> bool:
@@ -110,6 +114,10 @@ class Objective(nn.Module, ABC):
 
     def missing(self, setting: Setting) -> Iterator[str]:
         """What the objective needs and the setting lacks, each with its remedy."""
+        yield from ()
+
+    def notices(self, updates: int) -> Iterator[str]:
+        """What to know before training with so many optimiser steps per rollout, such as options without effect."""
         yield from ()
 
     def check(self, setting: Setting, name: str) -> None:
@@ -145,6 +153,10 @@ class Piece:
 
     def missing(self, setting: Setting) -> Iterator[str]:
         """What the piece needs and the setting lacks; see `Objective.missing`."""
+        yield from ()
+
+    def notices(self, updates: int) -> Iterator[str]:
+        """What to know before training; see `Objective.notices`."""
         yield from ()
 
 
@@ -217,6 +229,7 @@ class PolicyObjective(Objective):
         self.repair = repair
         self.pieces: tuple[Piece, ...] = (credit, surrogate, reduction, *self.penalties)
         self.state = nn.ModuleList(module for piece in self.pieces for module in _modules(piece))
+        self.category = next((module.category for module in self.state if hasattr(module, "category")), None)  # type: ignore[assignment]
         self.uses_reference = any(piece.uses_reference for piece in self.pieces)
         self.uses_teacher = any(piece.uses_teacher for piece in self.pieces)
         self.uses_scores = any(piece.uses_scores for piece in self.pieces)
@@ -230,6 +243,9 @@ class PolicyObjective(Objective):
                 "a layout without thinking for repair=true, because nobody wrote the thinking before a target. "
                 "Choose layout=sid, or leave repair out"
             )
+
+    def notices(self, updates: int) -> Iterator[str]:
+        yield from dict.fromkeys(notice for piece in self.pieces for notice in piece.notices(updates))
 
     @property
     def gradient_without_advantage(self) -> bool:

@@ -10,10 +10,11 @@ from torch import Tensor
 from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit, Setting
-from genrl.ops import group_view, world_sum
+from genrl.ops import group_view, segment_gather, segment_sum, world_sum
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
+Per = Literal["completion", "item"]
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 """Rewards of a group whose range is at most this share of their largest size are equal."""
 
@@ -150,6 +151,10 @@ class DecoupledCredit(Credit):
     s_i = sum_m w_m (R_im - mean_g) / (std_g + eps); A_i = (s_i - mean_B) / (std_B + eps): equations 4-6 of
     arXiv:2601.05242, equation 7 of arXiv:2601.21452. With groups of one size mean_B is 0 and is not subtracted, so
     that a group of equal rewards stays at exactly 0.
+
+    Per item, A_in is made the same way for item n of completion i: a reward per item is compared with what the other
+    completions of the group have at place n, any other reward with theirs as a whole; the items of a completion share
+    its place in the batch. A token gets what its item has; one of no item (thinking, the end) the mean over the items.
     """
 
     norm: GroupNorm = GDPO_NORM
@@ -157,34 +162,66 @@ class DecoupledCredit(Credit):
     whiten: Literal["sequence", "token", "none"] = "sequence"
     """Over the batch, every completion counts once ("sequence"); or weighted by chosen tokens and centred, with the
     variance guarded by 1e-8 ("token": verl's code); or there is no such step ("none")."""
+    apart: bool = True
+    """Normalise each reward by itself, as the papers do; else their weighted sum, as one reward."""
+    per: Per = "completion"
+    """One advantage for all tokens of a completion, or one for each item."""
 
     def missing(self, setting: Setting) -> Iterator[str]:
         yield from self.norm.missing(setting)
-        if not setting.rewards:
+        if not setting.rewards and self.apart:
             yield "at least one reward by name; none is configured. Add e.g. rewards.exact_match.weight=1"
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         summed = self.summed(rewards, completions.group_size)
+        if self.per == "item":
+            summed = (summed[:, None] if summed.dim() == 1 else summed).expand(completions.items.shape)
         if self.whiten == "sequence":
-            squares, count = world_sum(torch.stack([summed.square().sum(), summed.new_tensor(summed.shape[0])]))
+            squares = summed.square() if summed.dim() == 1 else summed.square().mean(1)
+            squares, count = world_sum(torch.stack([squares.sum(), summed.new_tensor(len(summed))]))
             summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
         elif self.whiten == "token":
-            summed = whitened(summed, completions.chosen.sum(1).to(summed.dtype))
-        return spread(summed, completions)
+            counts = item_counts(completions) if self.per == "item" else completions.chosen.sum(1)
+            summed = whitened(summed, counts.to(summed.dtype))
+        return spread(summed, completions) if self.per == "completion" else spread_items(summed, completions)
 
     def summed(self, rewards: Rewards, group_size: int) -> Tensor:
-        """Weighted sum of the normalised rewards [B], before the batch is looked at."""
+        """Weighted sum of the normalised rewards [B], or [B, N] per item, before the batch is looked at."""
+        if not self.apart:
+            return self.norm(rewards.outcome, group_size, rewards.absolute.outcome)
         weights = {name: value for name, value in rewards.weights.items() if value}
         if not weights:
             raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
-        values, sizes = rewards.components, rewards.absolute.components
-        return sum(  # type: ignore[return-value]
-            self.norm(values[name], group_size, sizes[name]) * weight for name, weight in weights.items()
-        )
+        total: Tensor | None = None
+        for name, weight in weights.items():
+            values, sizes = (self._compared(each, name) for each in (rewards, rewards.absolute))
+            part = self.norm(values, group_size, sizes) * weight
+            if total is not None and total.dim() != part.dim():
+                total, part = (each[:, None] if each.dim() == 1 else each for each in (total, part))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _compared(self, rewards: Rewards, name: str) -> Tensor:
+        """What is compared within the group [B], or [B, N] of a reward per item where advantages are per item."""
+        per_item = self.per == "item" and name in rewards.per_item
+        return rewards.values[name] if per_item else rewards.components[name]
+
+
+def item_counts(completions: Completions) -> Tensor:
+    """Chosen tokens that decide each item of a completion, int64 [B, N]."""
+    counted = completions.chosen.long()
+    return segment_sum(counted, completions.item_ids, completions.items.shape[1])
+
+
+def spread_items(values: Tensor, completions: Completions) -> Tensor:
+    """Give each chosen token the value of its item, or the mean over items where it has none: [B, N] -> [B, T]."""
+    own = segment_gather(values, completions.item_ids)
+    return torch.where(completions.item_mask, own, values.mean(1, keepdim=True)) * completions.chosen
 
 
 def whitened(values: Tensor, counts: Tensor) -> Tensor:
-    """Centre and scale values [B] by mean and deviation over all tokens of all ranks, `counts` [B] per completion.
+    """Centre and scale values by mean and deviation over all tokens of all ranks, with `counts` of tokens per value.
 
     (values - mean) / sqrt(variance + 1e-8), the variance divided by the number of tokens less one.
     """

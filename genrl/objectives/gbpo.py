@@ -9,7 +9,7 @@ from torch import Tensor
 from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.errors import ConfigError
 from genrl.objectives.base import OBJECTIVES, Credit, PolicyObjective, Stats, Surrogate
-from genrl.objectives.credit import spread
+from genrl.objectives.credit import ROUNDING, spread
 from genrl.objectives.groups import OutcomeOptions, outcome_credit
 from genrl.objectives.terms import SequenceMean, item_tokens, penalties, ratio_stats
 from genrl.ops import segment_gather, segment_sum, world_size, world_sum
@@ -74,11 +74,14 @@ class GradientBounded(Surrogate):
 
 @dataclass(frozen=True)
 class SignCredit(Credit):
-    """+1, 0 or -1 per completion, by thresholds over the batch (OneRec-V2, arXiv:2508.20900 section 3.1.2).
+    """+1, 0 or -1 per completion, by its place in the batch (OneRec-V2, arXiv:2508.20900 section 3.1.2).
 
-    A = +1 if the reward is above the `quantile` of the whole batch (and not negative), -1 if it is at most `negative`,
-    else 0. The paper ranks watch times within buckets of video length and takes the top quarter; negative feedback is
-    explicit there. Here the outcome reward stands for both signals.
+    A = +1 if fewer than a share 1 - `quantile` of the whole batch, all ranks together, earn strictly more (and the
+    reward is not negative), -1 if the reward is at most `negative`, else 0. The paper ranks watch times within buckets
+    of video length and takes the top quarter; negative feedback is explicit there. Here the outcome reward stands for
+    both signals. Rewards that tie have one advantage: were a reward held against the quantile instead, none would be
+    above it as soon as more than a quarter of the batch has the largest one, and nothing good would be learned any
+    more. Rewards are equal up to the rounding of a float32 sum.
     """
 
     quantile: float = 0.75
@@ -86,9 +89,11 @@ class SignCredit(Credit):
 
     def __call__(self, completions: Completions, rewards: Rewards) -> Tensor:
         outcome = rewards.outcome
-        threshold = torch.quantile(_of_all_ranks(outcome), self.quantile)
+        everything = _of_all_ranks(outcome).sort().values
+        slack = ROUNDING * _of_all_ranks(rewards.absolute.outcome).max()
+        better = len(everything) - torch.searchsorted(everything, outcome + slack, right=True)
         bad = outcome <= self.negative
-        good = (outcome > threshold) & ~bad
+        good = (better + 1e-6 < (1 - self.quantile) * len(everything)) & ~bad  # (1 - 0.7) * 10 is a little above 3
         return spread(good.to(outcome.dtype) - bad.to(outcome.dtype), completions)
 
 
@@ -116,7 +121,7 @@ class GBPOConfig(OutcomeOptions):
     advantage: Literal["group", "sign"] = "group"
     """Group-relative advantage as in GRPO, or the paper's +1 / 0 / -1 by thresholds over the batch."""
     positive_quantile: float = option(0.75, ge=0, le=1)
-    """sign: +1 above this quantile of the batch's rewards (paper: the top quarter)."""
+    """sign: +1 where less than the rest of the batch, 1 - this, earns strictly more (paper: the top quarter)."""
     negative_reward: float = 0.0
     """sign: -1 for rewards up to this."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from genrl.batches import Completions, Experience, Scores
-from genrl.errors import ConfigError
+from genrl.errors import ConfigError, suggest
 from genrl.objectives.base import OBJECTIVES, GroupOptions, PolicyObjective, Setting, Stats, Surrogate
-from genrl.objectives.credit import DecoupledCredit, GroupNorm
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, Per
 from genrl.objectives.terms import (
     Bound,
     Bounds,
@@ -22,13 +22,21 @@ from genrl.objectives.terms import (
     log_ratios,
     penalties,
     pooled,
+    ratio,
     ratio_stats,
 )
 from genrl.ops import group_view, world_sum
 from genrl.options import option
 
 Phi = Literal["literal", "resolved", "gbpo_slate"]
+Rule = Literal["auto", "clipped", "literal", "resolved", "gbpo_slate"]
 Source = Literal["auto", "slate", "group", "policy"]
+
+INERT = (
+    "With one optimiser step per rollout every ratio is 1, so {} no effect. Set rollout.epochs=2 or "
+    "rollout.minibatches=2."
+)
+"""What is said where bounds of the ratio cannot act."""
 
 
 def category_entropy(categories: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,13 +62,17 @@ class Diversity(nn.Module):
             slate where completions have several items, else group (one item has no entropy).
         decay: share of the running mean that stays at each update; the paper gives none.
         init: starting value in nats; None: the mean of the first rollout.
+        category: item column that is counted; None: data.columns.category. Whoever writes completions numbers it.
     """
 
     mean: Tensor
     pending: Tensor
 
-    def __init__(self, source: Source = "auto", decay: float = 0.99, init: float | None = None) -> None:
+    def __init__(
+        self, source: Source = "auto", decay: float = 0.99, init: float | None = None, category: str | None = None
+    ) -> None:
         super().__init__()
+        self.category = category
         self.source = source
         self.decay = decay
         start = float("nan") if init is None else init
@@ -69,6 +81,14 @@ class Diversity(nn.Module):
 
     def missing(self, setting: Setting) -> Iterator[str]:
         """Categories, and several items if the slate alone is looked at."""
+        kept = setting.attributes
+        if self.category is not None and kept is not None and self.category not in kept:
+            yield (
+                f"the item column {self.category!r} (objective.category); columns kept in data.columns.attributes are "
+                f"[{', '.join(kept)}].{suggest(self.category, kept)} Add the column there, or leave objective.category "
+                f"out for data.columns.category"
+            )
+            return
         if self.source == "slate" and setting.items == 1:
             yield (
                 "several items per completion; this layout has one. "
@@ -129,7 +149,7 @@ class Diversity(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"source={self.source!r}, decay={self.decay}"
+        return f"source={self.source!r}, decay={self.decay}" + f", category={self.category!r}" * bool(self.category)
 
 
 def homogeneity_factor(diversity: Tensor, mean: Tensor, beta: float) -> Tensor:
@@ -150,6 +170,11 @@ class Diverse:
     def missing(self, setting: Setting) -> Iterator[str]:
         """What the diversity is measured on."""
         return self.diversity.missing(setting)
+
+    def notices(self, updates: int) -> Iterator[str]:
+        """That nothing here acts where all ratios are 1."""
+        if updates == 1:
+            yield INERT.format("boost, beta and the diversity of completions have")
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         """H and lambda of each completion [B]."""
@@ -197,19 +222,26 @@ class PhiRatio(Diverse, Surrogate):
     """Equations 4 and 5 as printed ("literal"); coefficient min(r, 1 + boost) for A >= 0 and min(r, lambda pi~ /
     (1 - pi~)) for A < 0 ("resolved"); the same with boost 0 and lambda 1 ("gbpo_slate")."""
 
+    def notices(self, updates: int) -> Iterator[str]:
+        """As for both forms; where a bad completion is held to its odds, these act at a ratio of 1, too."""
+        if self.phi == "literal":
+            yield from super().notices(updates)
+        elif self.phi == "resolved" and updates == 1:
+            yield INERT.format("boost has")
+
     def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Ratios with gradient and their divisors Phi, both [B, T]."""
         completions, advantages = batch.completions, batch.advantages
-        ratios = pooled(log_ratios(scores, completions), completions, self.level).exp()
+        ratios = ratio(log_ratios(scores, completions), completions, self.level)
         now, old = (
             pooled(logps.detach().masked_fill(~completions.chosen, 0), completions, self.level).exp()
             for logps in (scores.logps, completions.logps)
         )
         positive, negative = self._phi(ratios.detach(), now, old, batch.extras["lambda"][:, None])
-        return ratios.expand_as(advantages), torch.where(advantages >= 0, positive, negative)
+        return ratios, torch.where(advantages >= 0, positive, negative)
 
     def _phi(self, ratios: Tensor, now: Tensor, old: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """Phi for A >= 0 and for A < 0, [B, 1] each."""
+        """Phi for A >= 0 and for A < 0, [B, T] or [B, 1] each."""
         top = 1 + self.boost
         if self.phi == "literal":
             positive = torch.where(ratios > top, torch.full_like(ratios, 1 / top), torch.ones_like(ratios))
@@ -223,6 +255,28 @@ class PhiRatio(Diverse, Surrogate):
         return batch.advantages * ratios / phi, {**ratio_stats(ratios, batch.completions), **self.stats(batch)}
 
 
+@dataclass(frozen=True)
+class BySign(Surrogate):
+    """One surrogate for good completions (A >= 0), another for bad ones; both know the same diversity."""
+
+    good: Surrogate
+    bad: Surrogate
+
+    def missing(self, setting: Setting) -> Iterator[str]:
+        return self.good.missing(setting)
+
+    def notices(self, updates: int) -> Iterator[str]:
+        yield from (*self.good.notices(updates), *self.bad.notices(updates))
+
+    def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
+        return self.good.prepare(completions, advantages)
+
+    def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
+        (good, told), (bad, _) = (surrogate(scores, batch) for surrogate in (self.good, self.bad))
+        shown = {name: value for name, value in told.items() if name != "clip_fraction"}  # of one sign only
+        return torch.where(batch.advantages >= 0, good, bad), shown
+
+
 @dataclass
 class SAGEConfig(GroupOptions):
     """Options of `sage`."""
@@ -231,6 +285,13 @@ class SAGEConfig(GroupOptions):
     """Algorithm 1 (clipped surrogate), or equation 3 (gradient divided by Phi)."""
     phi: Phi = "resolved"
     """gradient: equations 4-5 as printed, their evident meaning, or GBPO on the slate."""
+    positive: Rule = "auto"
+    """Rule of good completions alone: Algorithm 1, or that of a `phi`; auto: as form and phi say."""
+    negative: Rule = "auto"
+    """Rule of bad completions alone; auto: as form and phi say."""
+    minimum: bool = True
+    """Algorithm 1 takes the smaller of r A and clip(r) A; false: clip(r) A, as equation 2 is printed, where both bounds
+    act."""
     ratio_level: Literal["auto", "item", "token"] = "auto"
     """Geometric mean over items (equation 8) or over tokens (its prose); auto: item for `clipped`, token for
     `gradient`."""
@@ -249,16 +310,28 @@ class SAGEConfig(GroupOptions):
     diversity: Source = "auto"
     """H: entropy over the item categories of the slate or of the prompt's group, or the policy's entropy; auto: slate
     if it has several items, else group."""
+    category: str | None = None
+    """Item column whose values H counts, one of data.columns.attributes; null: data.columns.category."""
     ema_decay: float = option(0.99, ge=0, le=1)
     """Share of the running mean of H that stays at each rollout."""
     ema_init: float | None = None
     """Starting value of the running mean, nats; null: mean of the first rollout."""
     whiten: Literal["sequence", "token", "none"] = "sequence"
     """Scale the summed advantages over the batch."""
+    advantage: Per = "completion"
+    """One advantage for all tokens of a completion, or one for each of its items, from rewards per item; then the ratio
+    keeps its value, and its gradient is that of each token."""
+    ablation: Literal["none", "no_boost", "no_entropy", "summed"] = "none"
+    """Leave a part out: the bound of good completions is 1; lambda is 1 for all; the weighted sum of the rewards is
+    normalised as one reward."""
 
 
 @OBJECTIVES.register(
-    "sage", config=SAGEConfig, title="Sequence-level Adaptive Gradient Evolution", paper="arXiv:2601.21452"
+    "sage",
+    config=SAGEConfig,
+    title="Sequence-level Adaptive Gradient Evolution",
+    paper="arXiv:2601.21452",
+    advice={"rollout.epochs": 2, "rollout.minibatches": 1},
 )
 def sage(config: SAGEConfig) -> PolicyObjective:
     """Sequence-level Adaptive Gradient Evolution (arXiv:2601.21452).
@@ -268,18 +341,45 @@ def sage(config: SAGEConfig) -> PolicyObjective:
     H_i)).
 
     Algorithm 1 is the default; equations 4 and 5 contradict it and the text. With one step per rollout r = 1, so boost
-    and beta have no effect in either printed form: use rollout.minibatches or rollout.epochs above 1 to see them.
+    and beta have no effect in either printed form; a run takes two unless it is told how many.
     """
-    diversity = Diversity(config.diversity, config.ema_decay, config.ema_init)
+    _check(config)
+    diversity = Diversity(config.diversity, config.ema_decay, config.ema_init, config.category)
+    boost = 0.0 if config.ablation == "no_boost" else config.boost
+    beta = 0.0 if config.ablation == "no_entropy" else config.beta
     per_item = config.ratio_level == "item" or (config.ratio_level == "auto" and config.form == "clipped")
     level: Level = "item" if per_item else "sequence"
-    surrogate: Surrogate = PhiRatio(diversity, config.boost, config.beta, level, config.phi)
-    if config.form == "clipped":
-        bounds = DiversityBounds(diversity, config.boost, config.beta, config.clip, config.floor)
-        surrogate = ClippedRatio(level, bounds, tolerance=config.floor_tolerance)
+    if config.advantage == "item":
+        level = "item_token" if per_item else "sequence_token"
+
+    def surrogate(rule: Rule) -> Surrogate:
+        if rule == "auto":
+            rule = "clipped" if config.form == "clipped" else config.phi
+        if rule != "clipped":
+            return PhiRatio(diversity, boost, beta, level, cast(Phi, rule))
+        bounds = DiversityBounds(diversity, boost, beta, config.clip, config.floor)
+        return ClippedRatio(level, bounds, tolerance=config.floor_tolerance, minimum=config.minimum)
+
+    good, bad = surrogate(config.positive), surrogate(config.negative)
+    norm = GroupNorm(ddof=config.ddof, eps=config.eps)
     return PolicyObjective(
-        credit=DecoupledCredit(GroupNorm(ddof=config.ddof, eps=config.eps), config.whiten),
-        surrogate=surrogate,
+        credit=DecoupledCredit(norm, config.whiten, config.ablation != "summed", config.advantage),
+        surrogate=good if good == bad else BySign(good, bad),
         reduction=SequenceMean(),
         penalties=penalties(config.kl_coef, config.entropy_coef),
     )
+
+
+def _check(config: SAGEConfig) -> None:
+    """Refuse options that would not act."""
+    rules = (config.positive, config.negative)
+    if not config.minimum and "clipped" not in rules and not (config.form == "clipped" and "auto" in rules):
+        raise ConfigError(
+            "objective 'sage': minimum=false is about Algorithm 1, and nothing is clipped here. "
+            "Set form=clipped, or leave minimum out."
+        )
+    if config.advantage == "item" and config.ablation == "summed":
+        raise ConfigError(
+            "objective 'sage': ablation=summed gives one advantage to all items of a completion. "
+            "Set advantage=completion, or leave ablation out."
+        )

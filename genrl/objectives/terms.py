@@ -13,7 +13,7 @@ from genrl.errors import ConfigError
 from genrl.objectives.base import Penalty, Piece, Reduction, Setting, Stats, Surrogate
 from genrl.ops import masked_mean, segment_sum
 
-Level = Literal["token", "sequence", "sequence_token", "item", "product"]
+Level = Literal["token", "sequence", "sequence_token", "item", "item_token", "product"]
 Bound = float | Tensor
 
 
@@ -31,37 +31,62 @@ def pooled(values: Tensor, completions: Completions, level: Level) -> Tensor:
     """Gather logs of tokens [B, T], 0 outside `chosen`, into logs of the unit that is bounded.
 
     "token": as they are [B, T]. Else [B, 1]: "product": their sum; "sequence": mean over chosen tokens (geometric mean
-    of ratios); "item": sum divided by the number of items (thinking counts with the item it leads to).
+    of ratios); "item": sum divided by the number of items with a chosen token (thinking counts with the item it leads
+    to). "sequence_token" and "item_token" are the units of "sequence" and "item".
     """
     if level == "token":
         return values
     total = values.sum(1, keepdim=True)
-    if level == "product":
-        return total
-    units = item_tokens(completions) > 0 if level == "item" else completions.chosen
-    return total / units.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
+    return total if level == "product" else total / _units(completions, level).to(values.dtype)
+
+
+def _units(completions: Completions, level: Level) -> Tensor:
+    """How many of its units each completion has [B, 1]: chosen tokens, or items with one; at least 1."""
+    units = item_tokens(completions) > 0 if level.startswith("item") else completions.chosen
+    return units.sum(1, keepdim=True).clamp(min=1)
 
 
 def ratio(logs: Tensor, completions: Completions, level: Level) -> Tensor:
     """Ratio of new to old probability at a level, with gradient, spread to tokens [B, T].
 
     "sequence_token" is GSPO-token (arXiv:2507.18071, equations 13-14): the value of the sequence ratio, the gradient of
-    the token's own log-probability, sg(s_i) * pi / sg(pi).
+    the token's own log-probability, sg(s_i) * pi / sg(pi). "item_token" is the same for "item": sg(r_i) * (pi /
+    sg(pi))^(n/L) with n chosen tokens and L items, so that with one advantage per completion and equal weights of its
+    tokens the gradient is that of "item".
     """
-    if level == "sequence_token":
-        return pooled(logs, completions, "sequence").detach().exp() * torch.exp(logs - logs.detach())
+    if level in ("sequence_token", "item_token"):
+        share = _units(completions, "sequence") / _units(completions, level).to(logs.dtype)
+        return pooled(logs, completions, level).detach().exp() * torch.exp(share * (logs - logs.detach()))
     return pooled(logs, completions, level).exp().expand_as(logs)
 
 
-def clipped(ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None) -> Tensor:
-    """Where the surrogate is flat [B, T]: A > 0 and r above `high`; A < 0 and r below `low` or above `dual_clip`."""
+def clipped(
+    ratios: Tensor,
+    advantages: Tensor,
+    low: Bound,
+    high: Bound,
+    dual_clip: float | None = None,
+    minimum: bool = True,
+) -> Tensor:
+    """Where the surrogate is flat [B, T]: A > 0 and r above `high`; A < 0 and r below `low` or above `dual_clip`.
+
+    Without the minimum with r A, either bound flattens it whatever the sign.
+    """
+    if not minimum:
+        return (ratios > high) | (ratios < low)
     bad = advantages < 0
     flat = ((advantages > 0) & (ratios > high)) | (bad & (ratios < low))
     return flat if dual_clip is None else flat | (bad & (ratios > dual_clip))
 
 
 def clipped_surrogate(
-    ratios: Tensor, advantages: Tensor, low: Bound, high: Bound, dual_clip: float | None = None, tolerance: float = 0.0
+    ratios: Tensor,
+    advantages: Tensor,
+    low: Bound,
+    high: Bound,
+    dual_clip: float | None = None,
+    tolerance: float = 0.0,
+    minimum: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """min(r A, clip(r, low, high) A) [B, T], and where it is flat; options as in `ClippedRatio`.
 
@@ -72,8 +97,9 @@ def clipped_surrogate(
         >>> clipped_surrogate(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), 0.8, 1.2)[0]
         tensor([ 1.2000, -1.5000])
     """
-    flat = clipped(ratios, advantages, low - tolerance, high + tolerance, dual_clip)
-    held = torch.where(advantages > 0, ratios.detach().clamp(max=high), ratios.detach().clamp(min=low))
+    flat = clipped(ratios, advantages, low - tolerance, high + tolerance, dual_clip, minimum)
+    above, below = ratios.detach().clamp(max=high), ratios.detach().clamp(min=low)
+    held = torch.where(advantages > 0 if minimum else ratios > high, above, below)
     if dual_clip is not None:
         held = torch.where(advantages < 0, held.clamp(max=dual_clip), held)
     return torch.where(flat, held, ratios) * advantages, flat
@@ -129,6 +155,8 @@ class ClippedRatio(Surrogate):
     """Largest ratio that a negative advantage feels (verl: 3.0); None: unbounded, as in the papers."""
     tolerance: float = 0.0
     """Ratios this close outside a bound count as on it."""
+    minimum: bool = True
+    """Take the smaller of r A and clip(r) A, as PPO does; else clip(r) A, which both bounds flatten."""
 
     @property
     def uses_scores(self) -> bool:  # type: ignore[override]
@@ -137,6 +165,9 @@ class ClippedRatio(Surrogate):
 
     def missing(self, setting: Setting) -> Iterator[str]:
         return self.bounds.missing(setting)
+
+    def notices(self, updates: int) -> Iterator[str]:
+        return self.bounds.notices(updates)
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         return self.bounds.prepare(completions, advantages)
@@ -151,14 +182,16 @@ class ClippedRatio(Surrogate):
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]:
         ratios = self.ratios(scores, batch)
         low, high = self.bounds(batch)
-        values, flat = clipped_surrogate(ratios, batch.advantages, low, high, self.dual_clip, self.tolerance)
+        how = (self.dual_clip, self.tolerance, self.minimum)
+        values, flat = clipped_surrogate(ratios, batch.advantages, low, high, *how)
         return values, {**ratio_stats(ratios, batch.completions, flat), **self.bounds.stats(batch)}
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Estimate the KL divergence from the reference per token, in nats [B, T]: exp(d) - d - 1 with d = ref - new.
 
-    Equation 4 of DeepSeekMath (arXiv:2402.03300), as in TRL; verl clamps d and the result, we do not. Its gradient with
+    Equation 4 of DeepSeekMath (arXiv:2402.03300), as in TRL. verl keeps d within +-20 and the result within +-10, where
+    the gradient ends; we do not. Its gradient with
     respect to `logps` is 1 - exp(d).
     """
     difference = ref_logps - logps

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genrl.batches import Completions, Experience, Scores
 from genrl.objectives.base import OBJECTIVES, ClipOptions, GroupOptions, PolicyObjective, Reduction, Stats, Surrogate
-from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit
+from genrl.objectives.credit import DecoupledCredit, GroupNorm, OutcomeCredit, Per
 from genrl.objectives.groups import OutcomeOptions, outcome_credit
 from genrl.objectives.terms import (
     ClippedRatio,
@@ -132,6 +132,8 @@ class GDPOConfig(ClipOptions, GroupOptions):
     """Added to deviations, in the group and over the batch."""
     reduction: Literal["sequence", "token"] = "sequence"
     """Mean over completions of means over tokens, or mean over all tokens."""
+    advantage: Per = "completion"
+    """One advantage for all tokens of a completion, or one for each of its items, from rewards per item."""
     kl_coef: float = 0.001
     """Weight of the KL penalty to the reference policy, as in grpo; 0 loads no reference."""
 
@@ -145,7 +147,7 @@ class GDPOConfig(ClipOptions, GroupOptions):
 def gdpo(config: GDPOConfig) -> PolicyObjective:
     """GDPO (arXiv:2601.05242, equations 4-6): GRPO with each reward normalised in its group before the sum."""
     return PolicyObjective(
-        credit=DecoupledCredit(GroupNorm(ddof=config.ddof, eps=config.eps), config.whiten),
+        credit=DecoupledCredit(GroupNorm(ddof=config.ddof, eps=config.eps), config.whiten, per=config.advantage),
         surrogate=ClippedRatio("token", FixedBounds(config.clip_low, config.clip_high)),
         reduction=reduction(config.reduction),
         penalties=penalties(config.kl_coef, config.entropy_coef),

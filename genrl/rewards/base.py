@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Batch, Completions, Requests, Rewards, Targets
-from genrl.catalog.items import Catalog
-from genrl.errors import ConfigError
+from genrl.catalog.items import Catalog, numbered
+from genrl.errors import ConfigError, suggest
 from genrl.ops import expect
 from genrl.registry import Registry
 
@@ -33,6 +33,8 @@ class RewardContext(Batch):
     """Column of `data.columns.attributes` -> [I] its texts, "" where unknown."""
     collision_level: bool = False
     """Whether the last SID level says nothing of an item, and only tells those apart that share the codes before it."""
+    feedback: tuple[str, ...] = ()
+    """Columns of `data.columns.feedback`, the names in `Targets.feedback`."""
     history: Tensor | None = None
     """[B, H] int64 items that the user of each *completion* chose before, oldest first; -1 pads. None: outside a
     rollout."""
@@ -48,7 +50,9 @@ class RewardContext(Batch):
             raise ValueError("RewardContext.codes: the last row must be all -1; use RewardContext.from_catalog.")
 
     @classmethod
-    def from_catalog(cls, catalog: Catalog, codes: Tensor, collision_level: bool = False) -> RewardContext:
+    def from_catalog(
+        cls, catalog: Catalog, codes: Tensor, collision_level: bool = False, feedback: Iterable[str] = ()
+    ) -> RewardContext:
         """What a catalogue says of its items, and their codes [I, K] with the row of "no item" appended.
 
         Example:
@@ -57,7 +61,7 @@ class RewardContext(Batch):
         """
         none = codes.new_full((1, codes.shape[1]), -1)
         known = (catalog.train_counts, catalog.categories, catalog.cold, catalog.attributes)
-        return cls(torch.cat([codes, none]), *known, collision_level)
+        return cls(torch.cat([codes, none]), *known, collision_level, tuple(feedback))
 
     @property
     def levels(self) -> int:
@@ -71,6 +75,24 @@ class RewardContext(Batch):
     def categories_of(self, items: Tensor) -> Tensor:
         """Categories of catalogue rows, in the shape of `items`; -1 (no item) gives -1 (unknown)."""
         return torch.where(items < 0, -1, self.categories[items.clamp(min=0)])
+
+    def level(self, column: str | None) -> Tensor:
+        """Number [I] of each item's value in a column of `attributes`, -1 unknown; None stands for `categories`.
+
+        Raises:
+            ConfigError: if there is no such column.
+        """
+        if column is None:
+            return self.categories
+        if column not in self.attributes:
+            raise ConfigError(
+                f"there is no item column {column!r}.{suggest(column, self.attributes)} "
+                f"Kept: {', '.join(self.attributes) or 'none'}. Name it in data.columns.attributes."
+            )
+        key = f"level {column}"
+        if key not in self.cache:
+            self.cache[key] = numbered(self.attributes[column])[0]
+        return self.cache[key].to(self.categories.device)
 
     @property
     def sharing(self) -> Tensor:
@@ -101,8 +123,10 @@ class Reward(ABC):
     def __init__(self, config: Any = None) -> None:  # noqa: ANN401 (the subclass's own Config)
         self.config = self.Config() if config is None else config
 
-    def check(self, steps: int, context: RewardContext) -> None:  # noqa: B027 (most rewards fit every layout)
-        """Refuse a layout of so many steps per completion that the reward does not fit, before anything trains."""
+    def check(  # noqa: B027 (most rewards fit every layout)
+        self, steps: int, context: RewardContext, items: int = 1
+    ) -> None:
+        """Refuse a layout of so many steps and items per completion that the reward does not fit, before training."""
 
     @abstractmethod
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
@@ -116,6 +140,16 @@ class Reward(ABC):
 
 
 REWARDS: Registry[Reward] = Registry("reward", "genrl.rewards")
+
+
+def named(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Which reward stands under a name of the section `rewards`, and its options: `reward: KIND`, or by its name.
+
+    Example:
+        >>> named("like", {"reward": "feedback", "column": "is_like"}), named("format", {})
+        (('feedback', {'column': 'is_like'}), ('format', {}))
+    """
+    return str(options.get("reward") or name), {key: value for key, value in options.items() if key != "reward"}
 
 
 class Verifier:
@@ -180,20 +214,23 @@ def build_verifier(
     context: RewardContext,
     thinking: bool | None = None,
     steps: int | None = None,
+    items: int = 1,
 ) -> Verifier:
     """Build the rewards of a configuration, name -> its options; None drops the reward.
+
+    The option `reward` says which reward it is where the name is another one, so that one kind may stand there twice.
 
     Raises:
         UnknownComponentError: for a name that no reward has.
         ConfigError: for an unknown or ill-typed option, a Config without `weight`, a reward that judges thinking where
             the layout has none (`thinking=None`: not known), or when nothing is left.
-        LayoutError: from a reward that does not fit a layout of `steps` steps (None: not known).
+        LayoutError: from a reward that does not fit a layout of `steps` steps (None: not known) and `items` items.
     """
     rewards: dict[str, tuple[Reward, float]] = {}
     for name, values in options.items():
         if values is None:
             continue
-        reward = REWARDS.build(name, values)
+        reward = REWARDS.build(*named(name, values))
         weight = getattr(getattr(reward, "config", None), "weight", None)
         if weight is None:
             raise ConfigError(f"reward {name!r} has no weight: its Config needs a first field 'weight: float = 1.0'.")
@@ -203,6 +240,6 @@ def build_verifier(
                 f"or choose layout=blocked."
             )
         if steps is not None:
-            reward.check(steps, context)
+            reward.check(steps, context, items)
         rewards[name] = (reward, weight)
     return Verifier(rewards, context)

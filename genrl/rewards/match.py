@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genrl.batches import Completions, Targets
 from genrl.errors import LayoutError
+from genrl.metrics.functional import first_occurrences
 from genrl.ops import group_view
 from genrl.options import option
 from genrl.rewards.base import REWARDS, Reward, RewardContext
@@ -49,14 +50,16 @@ def rank_penalties(group_size: int, device: torch.device | str = "cpu") -> Tenso
 
 @REWARDS.register("exact_match", title="the item the user chose")
 class ExactMatch(Reward):
-    """1 if the completion names a target, else 0.
+    """1 for each item of the completion that is a target, the first time it is named, else 0.
+
+    With one item per completion that is whether the completion names a target; the sum over a slate counts its hits.
 
     Where items share a SID (`sid.collisions: keep`), `completions.items` holds the most popular item of the SID.
     `level: item` pays for that item alone; `level: sid` pays whenever the SID is a target's, in full or divided by the
     number of items that share it. Without shared SIDs all settings agree.
     """
 
-    level = "outcome"
+    level = "item"
 
     @dataclass
     class Config:
@@ -70,15 +73,31 @@ class ExactMatch(Reward):
         """`level: sid`: pay 1 for a SID that n items share, or 1/n (the chance that a random one of them is meant)."""
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        """Return [B]; with several items per completion, the best one counts."""
-        hits = _hits(completions.items, targets.items, context, self.config.level).float()
+        items = completions.items
+        hits = (_hits(items, targets.items, context, self.config.level) & first_occurrences(items)).float()
         if self.config.level == "sid" and self.config.shared == "divided":
-            hits = hits / context.sharing[completions.items]  # -1 is the last row, "no item"
-        return hits.amax(dim=1)
+            hits = hits / context.sharing[items]  # -1 is the last row, "no item"
+        return hits
+
+
+def shares_of_levels(items: Tensor, targets: Tensor, context: RewardContext, levels: int, prefix: bool) -> Tensor:
+    """Share of the first `levels` SID levels of each item [B, N] whose code is that of one of the targets [B, M].
+
+    As in `code_matches`: the best target at each level by itself; with `prefix`, levels count as far as all before
+    them match one target. An item that is named again gets nothing.
+    """
+    same = context.codes_of(items)[:, :, None, :levels] == context.codes_of(targets)[:, None, :, :levels]
+    same = same & first_occurrences(items)[:, :, None, None] & (targets >= 0)[:, None, :, None]
+    if prefix:
+        same = same.to(torch.int8).cumprod(dim=3).bool()
+    return same.any(dim=2).float().mean(dim=2)
 
 
 class _CodeMatch(Reward):
-    """What the two step rewards have in common."""
+    """What the two step rewards have in common.
+
+    On a slate, where a step is an item, step n gets the share of its item's levels that match.
+    """
 
     level = "step"
     name: ClassVar[str]
@@ -94,19 +113,23 @@ class _CodeMatch(Reward):
         """Pay for the first so many SID levels only; 0: all, for level_match without the one that tells colliding items
         apart."""
 
-    def check(self, steps: int, context: RewardContext) -> None:
-        if steps != context.levels:
+    def check(self, steps: int, context: RewardContext, items: int = 1) -> None:
+        if steps != (context.levels if items == 1 else items):
             raise LayoutError(
                 f"{self.name} compares codes level by level: the layout has {steps} steps and SIDs have "
                 f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), "
-                f"or use a layout with one step per SID level (sid)."
+                f"or use a layout with one step per SID level (sid) or per item (slate)."
             )
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
-        self.check(completions.num_steps, context)
-        values = code_matches(completions.codes, targets.items, context, self.prefix).float()
+        items = completions.items
+        self.check(completions.num_steps, context, items.shape[1])
         without = context.collision_level and not self.prefix
-        values[:, self.config.levels or context.levels - without :] = 0
+        levels = self.config.levels or context.levels - without
+        if items.shape[1] > 1:
+            return shares_of_levels(items, targets.items, context, levels, self.prefix)
+        values = code_matches(completions.codes, targets.items, context, self.prefix).float()
+        values[:, levels:] = 0
         return values
 
 
@@ -136,6 +159,7 @@ class NDCGRank(Reward):
     If any of the G completions hits, a hit gets 0 and a miss at rank i (0-based, hits are counted) gets
     -(1/log2(i+2)) / sum_j 1/log2(j+2); without a hit everyone gets 0. MiniOneRec's "ranking" reward adds this to
     exact_match. There the group is a beam search, so that its order is the rank; here the rank is by probability.
+    It ranks whole completions: a slate hits if any of its items does. `slate_ndcg` ranks the items within.
     """
 
     level = "outcome"

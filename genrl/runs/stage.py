@@ -190,7 +190,7 @@ def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
     order = PromptOrder(session.prompt_positions(), config.rollout.prompts, config.seed)
 
     def module() -> RLModule:
-        parts = (objective, verifier, order, session.maker, catalog.categories)
+        parts = (objective, verifier, order, session.maker, catalog.level(objective.category))
         teacher = session.teacher if objective.uses_teacher else None
         return RLModule(*parts, config.rl, config.rollout, config.seed, teacher, **_arguments(session, folder, before))
 
@@ -253,16 +253,18 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     """The configured rewards, checked against what the objective needs before anything is trained."""
     config, catalog, layout = session.config, session.dataset.catalog, session.layout
     table = session.table
-    context = RewardContext.from_catalog(catalog, table.codes, table.report.collision_level)
-    verifier = build_verifier(config.rewards, context, thinking=layout.writes_text, steps=layout.steps)
+    feedback = session.dataset.sequences.feedback
+    context = RewardContext.from_catalog(catalog, table.codes, table.report.collision_level, feedback)
+    verifier = build_verifier(config.rewards, context, layout.writes_text, layout.steps, layout.items)
     setting = Setting(
         rewards=tuple(verifier.rewards),
         step_rewards=bool(verifier.step_names),
         group_size=1 if objective.trains_on_targets and not layout.writes_text else config.rollout.group_size,
         items=layout.items,
-        categories=bool(catalog.category_names),
+        categories=objective.category in catalog.attributes or bool(catalog.category_names),
         thinking=layout.writes_text,
         teacher=config.teacher.run is not None,
+        attributes=tuple(catalog.attributes),
     )
     objective.check(setting, config.objective["name"])
     check_rollout(config.rollout, layout)

@@ -65,6 +65,9 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     if not config.model.from_scratch:
         _tell_high_rates(console, config)
     console.print(repr(objective), highlight=False, markup=False)
+    if "rl" in config.stages:
+        for notice in objective.notices(config.rollout.epochs * config.rollout.minibatches):
+            console.print(notice, highlight=False, markup=False)
 
 
 def _tell_high_rates(console: Console, config: RunConfig) -> None:

@@ -27,6 +27,7 @@ OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo-best": ("grpo", {"compare": "best"}),
     "gspo-token": ("gspo", {"level": "sequence_token", "clip_low": 0.05, "clip_high": 0.05}),
     "gdpo-token": ("gdpo", {"whiten": "token"}),
+    "gdpo-item": ("gdpo", {"advantage": "item"}),
     "ecpo-sequence": ("ecpo", {"level": "sequence"}),
     "gbpo-item": ("gbpo", {"level": "item", "kl_coef": 0.01}),
     "gbpo-sign": ("gbpo", {"advantage": "sign"}),
@@ -44,6 +45,11 @@ OBJECTIVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sage-group": ("sage", {"diversity": "group", "whiten": "none"}),
     "sage-gradient": ("sage", {"form": "gradient"}),
     "sage-literal": ("sage", {"form": "gradient", "phi": "literal", "ratio_level": "item"}),
+    "sage-equation-2": ("sage", {"minimum": False}),
+    "sage-both": ("sage", {"positive": "literal", "negative": "clipped", "floor": "clip_lambda"}),
+    "sage-item": ("sage", {"advantage": "item"}),
+    "sage-item-token": ("sage", {"advantage": "item", "whiten": "token"}),
+    "sage-summed": ("sage", {"ablation": "summed"}),
     "sage-gbpo": ("sage", {"form": "gradient", "phi": "gbpo_slate"}),
 }
 

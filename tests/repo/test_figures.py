@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import figures
 import figures_gradient
@@ -11,9 +10,6 @@ import figures_runs
 import pytest
 import torch
 
-from genrl.batches import Rewards
-from genrl.objectives import OBJECTIVES, Setting
-from genrl.registry import load_plugin
 from tests.comparisons import finish, plan_of
 from tests.helpers import assert_same
 
@@ -63,30 +59,6 @@ def test_every_curve_is_that_of_its_paper_with_its_kinks(name, options, referenc
         assert_same(values, expected)
     for slate, alone in figures_gradient.coefficients(name, options, RATIOS[50:51], OLD).items():
         assert_same(alone, found[slate][50:51])  # whatever the other ratios are
-
-
-@pytest.fixture
-def plugin():
-    load_plugin(str(Path(figures.__file__).with_name("figures_summed.py")))
-    yield
-    del OBJECTIVES._entries["sage-summed"]
-
-
-def test_the_plugin_normalises_summed_rewards_as_one(plugin):
-    rollout, _, _ = figures_gradient.synthetic(torch.ones(1), OLD)
-    click, stay = (torch.tensor(values, dtype=torch.float64) for values in ([1, 0, 0, 0], [0, 1, 1, 0]))
-    both = Rewards({"click": click, "stay": stay}, {"click": 1.0, "stay": 1.0})
-    one = Rewards({"click": click}, {"click": 1.0})
-
-    def advantages(name, rewards):
-        objective = OBJECTIVES.build(name, {"eps": 0.0})
-        return objective.prepare(rollout, rewards).advantages[:, 0]
-
-    assert_same(advantages("sage-summed", both), [0.5, 0.5, 0.5, -1.5])
-    assert_same(advantages("sage-summed", one), advantages("sage", one))
-    assert float((advantages("sage-summed", both) - advantages("sage", both)).abs().max()) > 0.1
-    bare = Setting((), step_rewards=False, group_size=1, categories=False)
-    assert len(list(OBJECTIVES.build("sage-summed").missing(bare))) == 2
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,14 @@ def test_categories_are_numbered_by_name_and_unknown_is_minus_one():
     assert_same(catalog.categories, [1, -1, 0, 1])
 
 
+def test_another_column_is_numbered_as_categories_are():
+    catalog = Catalog.from_table(["a", "b", "c"], categories=["x", "x", "y"], attributes={"shelf": ["Tea", "", "Pans"]})
+    assert_same(catalog.level(None), [0, 0, 1])
+    assert_same(catalog.level("shelf"), [1, -1, 0])
+    with pytest.raises(DataError, match=r"no item column 'shelv'. Did you mean 'shelf'\? Kept: shelf. Name it in"):
+        catalog.level("shelv")
+
+
 def test_row_of_an_unknown_item_names_the_closest_id():
     with pytest.raises(DataError, match=r"'B0011'.*2 items.*Did you mean 'B001'"):
         Catalog.from_table(["B001", "X9"]).row("B0011")

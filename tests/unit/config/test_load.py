@@ -227,3 +227,26 @@ def test_the_saved_configuration_is_the_same_one(tmp_path, registries):
     assert load_config([path]) == config
     assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
     assert all(f"{key.rpartition('.')[2]}:" in path.read_text() for key in dotted_keys())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "taken"),
+    [
+        (["objective=sage"], (2, 1)),
+        (["objective=sage", "rollout.epochs=1"], (1, 1)),
+        (["objective=sage", "rollout.minibatches=4"], (1, 4)),
+        (["objective=grpo"], (1, 1)),
+    ],
+)
+def test_advice_of_an_objective_is_taken_where_nothing_is_given(overrides, taken, tmp_path):
+    config = load_config(overrides=overrides, registries=REGISTRIES)
+    assert (config.rollout.epochs, config.rollout.minibatches) == taken
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config([tmp_path / "config.yaml"], registries=REGISTRIES) == config
+
+
+def test_advice_that_does_not_fit_the_other_options_is_a_problem():
+    registry = Registry("objective", "genrl.tests_of_load")
+    registry.register("keen", advice={"rollout.minibatches": 3})(component)
+    found = problems_of(overrides=["objective=keen"], registries={**REGISTRIES, "objective": lambda: registry})
+    assert "rollout.prompts: must be a multiple of rollout.minibatches x trainer.devices = 3 x 1" in found

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from genrl.objectives import GroupNorm
+from genrl.batches import Completions, Rewards
+from genrl.objectives import DecoupledCredit, GroupNorm
 from genrl.objectives.credit import normalized
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
@@ -41,3 +42,34 @@ def test_raw_rewards():
     for norm in (GroupNorm(normalize="none"), GroupNorm(singleton="raw")):
         values = norm(batch.rewards.outcome, 1)
         assert_same(values, batch.rewards.outcome)
+
+
+def compared(rows: list[tuple[float, float]], apart: bool) -> list[float]:
+    """Advantages of one group of completions with two rewards each, before the batch is looked at."""
+    first, second = (torch.tensor(values, dtype=torch.float64) for values in zip(*rows, strict=True))
+    rewards = Rewards({"stay": first, "click": second}, {"stay": 1.0, "click": 1.0})
+    tokens = torch.zeros(len(rows), 1, dtype=torch.int64)
+    shape = {"group_size": len(rows), "num_steps": 1}
+    drawn = Completions(
+        tokens, tokens == 0, tokens, tokens, tokens, tokens, torch.zeros(len(rows), 1).double(), **shape
+    )
+    return DecoupledCredit(GroupNorm(eps=0.0), "none", apart)(drawn, rewards)[:, 0].tolist()
+
+
+def test_two_slates_with_one_sum_are_told_apart_by_decoupling():
+    """A stays, B clicks, and clicks are rarer."""
+    group = [(1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]
+    stays, clicks, _, _ = compared(group, apart=False)
+    assert stays == clicks
+    stays, clicks, _, _ = compared(group, apart=True)
+    assert_same([stays, clicks], [0.5 / 3**-0.5 - 0.5, 1.5 - 0.5 / 3**-0.5])
+
+
+def test_decoupled_advantages_do_not_maximise_the_weighted_sum():
+    """X = (.51, 1), Y = (.52, 0): the sum picks X, and X earns three times as much; decoupling reinforces Y most."""
+    group = [(0.51, 1.0), (0.52, 0.0), (0.515, 0.0)]
+    summed, apart = (compared(group, apart=way) for way in (False, True))
+    assert summed.index(max(summed)) == 0
+    assert apart.index(max(apart)) == 1
+    root = 3**0.5
+    assert_same(apart, [2 / root - 1, 1 - 1 / root, -1 / root])

@@ -1,15 +1,29 @@
 """SAGE's options, diversity, bounds and gradient form."""
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from genrl.batches import Scores
-from genrl.objectives import OBJECTIVES, ClippedRatio, DecoupledCredit, Diversity, GroupNorm, PhiRatio, SequenceMean
+from genrl.batches import Rewards, Scores
+from genrl.errors import ConfigError
+from genrl.objectives import (
+    OBJECTIVES,
+    ClippedRatio,
+    DecoupledCredit,
+    Diversity,
+    GroupNorm,
+    PhiRatio,
+    SequenceMean,
+    Setting,
+)
 from genrl.objectives.sage import category_entropy, homogeneity_factor
 from genrl.objectives.terms import item_tokens
+from tests.golden.cases import build, numbers, slate_rollout
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -173,3 +187,172 @@ def test_coefficients_of_the_gradient_form(phi, level):
     good = experience.advantages.sum(1) >= 0
     some = mask.any(1)
     assert_same(found[some], torch.where(good, positive[phi], negative[phi])[some])
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((Path(__file__).parents[2] / "golden" / "golden_objectives.json").read_text())
+
+
+LEVELS = ("token", "item")
+# Ratios, lambda and advantages of eight slates are the golden file's (section 16.4 of the methods reference); what a
+# rule makes of them, coefficient and value, is written out here case by case.
+
+
+def clips(r: float, good: bool, strength: float) -> tuple[float, float]:
+    """Algorithm 1."""
+    if good:
+        return (r, r) if r <= 1.3 else (0.0, 1.3)
+    return (r, r) if r >= 2 - strength else (0.0, 2 - strength)
+
+
+def plain_clips(r: float, good: bool, strength: float) -> tuple[float, float]:
+    """Equation 2, without the minimum: both bounds of Algorithm 1 act."""
+    low, high = (0.8, 1.3) if good else (2 - strength, 1.2)
+    return (r, r) if low <= r <= high else (0.0, min(max(r, low), high))
+
+
+def held(r: float, good: bool, strength: float) -> tuple[float, float]:
+    """A good slate keeps min(r, 1.3), a bad one is clipped."""
+    return (min(r, 1.3),) * 2 if good else clips(r, good, strength)
+
+
+def printed(r: float, good: bool, strength: float) -> tuple[float, float]:
+    """A good slate is clipped, a bad one keeps r, as equation 5 is printed."""
+    return clips(r, good, strength) if good else (r, r)
+
+
+def no_boost(r: float, good: bool, strength: float) -> tuple[float, float]:
+    if good:
+        return (r, r) if r <= 1 else (0.0, 1.0)
+    return clips(r, good, strength)
+
+
+def no_entropy(r: float, good: bool, strength: float) -> tuple[float, float]:
+    return clips(r, good, 1.0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({}, clips),
+        ({"minimum": False}, plain_clips),
+        ({"positive": "resolved"}, held),
+        ({"form": "gradient", "negative": "clipped"}, held),
+        ({"negative": "literal"}, printed),
+        ({"ablation": "no_boost"}, no_boost),
+        ({"ablation": "no_entropy"}, no_entropy),
+        ({"minimum": False, "advantage": "item"}, plain_clips),  # without rewards per item
+    ],
+)
+def test_value_and_gradient_by_hand(golden, options, rule, level):
+    case = build(golden, f"sage_alg1_{level}_ratio")
+    common = {"ema_init": 0.9, "diversity": "slate", "ratio_level": level, "floor_tolerance": 0.0}
+    objective = OBJECTIVES.build("sage", {**common, **options})
+    experience = objective.prepare(case.rollout, case.rewards)
+    advantages = case.expected["advantages"]
+    assert_same(experience.advantages, numbers(advantages)[:, None] * case.rollout.chosen)
+    loss, gradient = replace(case, objective=objective).run(experience, case.logps)
+    rows = zip(case.expected["r_slate"], advantages, case.expected["lam"], strict=True)
+    rules = [rule(r, a >= 0, strength) for r, a, strength in rows]
+    assert_same(loss, -sum(value * a for (_, value), a in zip(rules, advantages, strict=True)) / 8)
+    chosen = case.rollout.chosen.double()
+    units = chosen.sum(1) if level == "token" else torch.full((8,), 3.0, dtype=torch.float64)
+    coefficients = numbers([c for c, _ in rules]) * numbers(advantages)
+    assert_same(gradient, -(coefficients / (8 * units))[:, None] * chosen)
+
+
+def test_summed_rewards_are_one_reward(golden):
+    case = build(golden, "sage_alg1_token_ratio")
+    one = Rewards({"sum": case.rewards.outcome}, {"sum": 1.0})
+    summed, apart = (OBJECTIVES.build("sage", {"ablation": name}) for name in ("summed", "none"))
+    found = summed.prepare(case.rollout, case.rewards).advantages
+    assert_same(found, apart.prepare(case.rollout, one).advantages)
+    assert (found - apart.prepare(case.rollout, case.rewards).advantages).abs().max() > 0.1
+
+
+def test_one_advantage_per_item(golden):
+    """Two users, four slates of three items; a click per item, and a comment per slate."""
+    rollout = slate_rollout(golden["slate_setup"])
+    clicks = numbers([[1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 1], [0, 1, 0], [0, 1, 1]])
+    comment = numbers([1, 0, 0, 0, 0, 0, 0, 0])
+    weights = {"click": 1.0, "comment": 2.0}
+    rewards = Rewards({"click": clicks, "comment": comment}, weights, per_item=frozenset({"click"}))
+    whole = OBJECTIVES.build("gdpo", {"eps": 0.0}).prepare(rollout, rewards).advantages
+    found = OBJECTIVES.build("gdpo", {"eps": 0.0, "advantage": "item"}).prepare(rollout, rewards).advantages
+    # One of four: 3/2 and -1/2; three of four: 1/2 and -3/2; none or all: 0. The comment counts twice.
+    first = [[4.5, 2.5, 3.0], [-1.5, -1.5, -1.0], [-1.5, 0.5, -1.0], [-1.5, -1.5, -1.0]]
+    second = [[1.5, 0.0, 0.5], [-0.5, 0.0, 0.5], [-0.5, 0.0, -1.5], [-0.5, 0.0, 0.5]]
+    table = numbers([*first, *second])
+    table = table / (table.square().mean(1).sum() / 7).sqrt()
+    for row in range(8):
+        for place in range(9):
+            item = int(rollout.item_ids[row, place])
+            wanted = float(table[row, item]) if rollout.chosen[row, place] else 0.0
+            assert_same(found[row, place], torch.tensor(wanted, dtype=torch.float64))
+    assert not torch.equal(found, whole)
+    assert_same(whole, whole[:, :1] * rollout.chosen)
+
+
+@pytest.mark.parametrize("ratio_level", LEVELS)
+def test_items_of_a_slate_keep_its_ratio_and_have_gradients_of_their_own(golden, ratio_level):
+    case = build(golden, f"sage_alg1_{ratio_level}_ratio")
+    options = {"ema_init": 0.9, "diversity": "slate", "ratio_level": ratio_level, "advantage": "item", "minimum": False}
+    objective = OBJECTIVES.build("sage", {**options, "boost": 9.0, "beta": 0.0, "clip": 1.0})
+    clicks = numbers([[1, 0, 0], [0, 1, 0]] * 4)
+    experience = objective.prepare(
+        case.rollout, Rewards({"click": clicks}, {"click": 1.0}, per_item=frozenset({"click"}))
+    )
+    logps = case.logps.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective.loss(Scores(logps), experience).loss, logps)
+    chosen = case.rollout.chosen.double()
+    counts = chosen.sum(1, keepdim=True)
+    units = counts if ratio_level == "token" else torch.full((8, 1), 3.0, dtype=torch.float64)
+    r = numbers(case.expected["r_slate"])[:, None]
+    acts = (experience.advantages >= 0) | ((r >= 1) & (r <= 2))
+    assert_same(gradient, -experience.advantages * r * acts / (8 * units) * chosen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "gradient", "minimum": False}, "nothing is clipped here. Set form=clipped"),
+        ({"positive": "literal", "negative": "resolved", "minimum": False}, "nothing is clipped here"),
+        ({"advantage": "item", "ablation": "summed"}, "Set advantage=completion"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        OBJECTIVES.build("sage", options)
+
+
+def test_a_category_column_must_be_kept():
+    objective = OBJECTIVES.build("sage", {"category": "shelve"})
+    assert objective.category == "shelve"
+    known = {"rewards": ("hit",), "step_rewards": False, "group_size": 4, "categories": False}
+    with pytest.raises(ConfigError, match=r"item column 'shelve'.*\[shelf, brand\]. Did you mean 'shelf'\?"):
+        objective.check(Setting(**known, attributes=("shelf", "brand")), "sage")
+    with pytest.raises(ConfigError, match=r"attributes are \[\]"):
+        objective.check(Setting(**known, attributes=()), "sage")
+    objective.check(Setting(**{**known, "categories": True}, attributes=("shelve",)), "sage")
+    objective.check(Setting(**{**known, "categories": None}), "sage")
+    assert OBJECTIVES.build("sage").category is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "so boost, beta and the diversity"),
+        ({"form": "gradient", "phi": "literal"}, "so boost, beta and the diversity"),
+        ({"form": "gradient"}, "so boost has no effect"),
+        ({"form": "gradient", "phi": "gbpo_slate"}, None),
+        ({"positive": "gbpo_slate"}, "so boost, beta and the diversity"),
+    ],
+)
+def test_a_notice_where_bounds_cannot_act(options, said):
+    objective = OBJECTIVES.build("sage", options)
+    told = list(objective.notices(1))
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+    assert not list(objective.notices(2))

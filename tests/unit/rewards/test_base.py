@@ -154,7 +154,7 @@ def test_refusals_say_what_is_known(options, error, message):
 
 
 def test_every_built_in_reward_has_a_weight_first():
-    for name in ("exact_match", "level_match", "prefix_match", "ndcg_rank", "format", "information"):
+    for name in REWARDS.names():
         first = fields(REWARDS.entry(name).config)[0]
         assert (first.name, first.default) == ("weight", 1.0)
 

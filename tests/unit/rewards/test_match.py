@@ -62,7 +62,7 @@ def slow_hit(options, rollout, targets, context, row):
 def slow_exact_match(options, rollout, targets, context, row):
     codes = context.codes.tolist()
     share = codes.count(codes[int(rollout.items[row, 0])]) if options.get("shared") == "divided" else 1
-    return slow_hit(options, rollout, targets, context, row) / share
+    return [slow_hit(options, rollout, targets, context, row) / share]
 
 
 def slow_ndcg_rank(options, rollout, targets, context, row):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from genrl.objectives import OBJECTIVES
 from genrl.runs import tables as report
 from genrl.runs.fit import build_objective
 from tests.helpers import assert_same
@@ -293,6 +294,14 @@ def test_the_header_says_what_is_about_to_run(session):
         "PolicyObjective(",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, True), (2, False)])
+def test_the_header_says_which_options_cannot_act(session, epochs, said):
+    console, shown = make_console(200)
+    config = replace(session.config, rollout=replace(session.config.rollout, epochs=epochs))
+    report.header(console, replace(session, config=config), OBJECTIVES.build("sage"))
+    assert ("every ratio is 1, so boost, beta and the diversity" in shown.getvalue()) == said
 
 
 def test_paths_and_commands_are_never_broken_into_lines(tmp_path):
