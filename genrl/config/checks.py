@@ -8,7 +8,7 @@ from inspect import signature
 from math import prod
 from typing import Any
 
-from genrl.config.schema import DataConfig, RunConfig
+from genrl.config.schema import DataConfig, PoolConfig, RunConfig
 from genrl.config.select import METRICS, cut_of
 from genrl.errors import suggest
 
@@ -117,8 +117,18 @@ def data_contradictions(data: DataConfig) -> Iterator[Problem]:
         yield Problem(("data.columns.split", "data.split"), "is needed by data.split=column: name the column")
     if data.split == "temporal" and not columns.time:
         yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
+    yield from _pool(data.pool)
     if data.valid_fraction + data.test_fraction >= 1:
         yield Problem(("data.valid_fraction", "data.test_fraction"), "and data.test_fraction leave nothing to train on")
+
+
+def _pool(pool: PoolConfig) -> Iterator[Problem]:
+    wanted = pool.neighbours + pool.popular + pool.target
+    if pool.size is not None and wanted > pool.size:
+        reason = f"has no room for {pool.neighbours} neighbours, {pool.popular} popular items"
+        reason += " and a target" * pool.target
+        reason += f". Set it to {wanted} or more, or lower data.pool.neighbours or data.pool.popular"
+        yield Problem(("data.pool.size", "data.pool.neighbours", "data.pool.popular"), reason)
 
 
 def _model(config: RunConfig) -> Iterator[Problem]:

@@ -52,6 +52,30 @@ class ToyConfig:
 
 
 @dataclass
+class PoolConfig:
+    """The candidates that each request may get, in place of the whole catalogue."""
+
+    size: int | None = option(None, ge=1)
+    """Items in each pool; null: every request may get the whole catalogue. Numbers inside pools are not comparable with
+    those of the whole catalogue."""
+    target: bool = True
+    """Put the targets of a request in its pool, so that every target can be reached. false: they are there only where
+    they are found, as when nobody knows them."""
+    neighbours: int = option(40, ge=0)
+    """Places for the nearest neighbours of the latest items of the history."""
+    by: Literal["cooccurrence", "embedding"] = "cooccurrence"
+    """Nearest by co-occurrence, counted on the TRAIN part, or by the embeddings that `sid.embedding` describes."""
+    popular: int = option(20, ge=0)
+    """Places for the items of most training interactions that are not in the pool yet. Random ones fill the rest."""
+    latest: int = option(10, ge=1)
+    """Latest items of the history that neighbours are looked for."""
+    seen: bool = False
+    """Whether items of the history may be in a pool; false leaves out targets among them, too."""
+    seed: int = option(0, ge=0)
+    """Seed of random items and of the order; independent of the run's seed: a request has one pool in every run."""
+
+
+@dataclass
 class DataConfig:
     """What to learn from and how to divide it."""
 
@@ -94,6 +118,8 @@ class DataConfig:
     """Exactly that share (ties by item order), or every item at or below the percentile's frequency."""
     toy: ToyConfig = field(default_factory=ToyConfig)
     """Size and seed of the toy catalogue."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Candidate pools."""
 
 
 @dataclass

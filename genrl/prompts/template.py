@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
+from genrl.catalog.pools import Pools
 from genrl.ops import read_as
 
 
@@ -81,6 +82,8 @@ class PromptMaker:
     dataset: Dataset
     template: PromptTemplate
     max_history: int
+    pools: Pools | None = None
+    """Makes the candidate pool of each request; None: every request may get the whole catalogue."""
 
     @property
     def longest(self) -> int:
@@ -93,7 +96,8 @@ class PromptMaker:
         tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)))
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
         targets = Targets(sequences.items[positions][:, None], feedback, sequences.tied[positions][:, None])
-        return Requests(tokens, mask, self.full_history(positions), targets)
+        pool = None if self.pools is None else self.pools.at(positions).items
+        return Requests(tokens, mask, self.full_history(positions), targets, pool)
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
+from genrl.catalog.pools import Pools
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.config.select import selected, within
@@ -32,7 +33,8 @@ from genrl.recommenders.guides import RunGuide
 from genrl.recommenders.policy import PolicyRecommender, problem_trie
 from genrl.runs.evaluate import evaluated_rows
 from genrl.runs.inputs import plugins
-from genrl.sid import build_sid_table, sources
+from genrl.sid import build_sid_table, embedding_of, sources
+from genrl.sid.embed import embed_items
 from genrl.sid.table import SidTable
 
 
@@ -85,7 +87,16 @@ class Session:
     @cached_property
     def maker(self) -> PromptMaker:
         """Makes the requests."""
-        return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history)
+        return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history, self.pools)
+
+    @cached_property
+    def pools(self) -> Pools | None:
+        """Makes the candidate pools, where requests have some."""
+        config = self.config.data.pool
+        if config.size is None:
+            return None
+        vectors = embed_items(embedding_of(self.config.sid), self.dataset) if config.by == "embedding" else None
+        return Pools(self.dataset, config, vectors)
 
     @cached_property
     def teacher(self) -> RunGuide | None:
@@ -187,6 +198,7 @@ class Session:
             scored,
             *([] if config.model.from_scratch else [model_hash(config.model.name)]),
             *_layout_content(config),
+            *([] if config.data.pool.size is None else [("pool", config.data.pool)]),
             *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
             *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
         )

@@ -5,8 +5,13 @@ import pytest
 import torch
 
 from genrl.catalog.sequences import Role
+from genrl.config.schema import PoolConfig
 from genrl.errors import ConfigError, DataError
+from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
+from genrl.sid import embedding_of
+from genrl.sid.embed import embed_items
+from tests.helpers import assert_same
 from tests.models import save_local_model
 from tests.runs import changed, small_config
 
@@ -119,3 +124,20 @@ def test_cut_offs_above_the_catalogue_are_left_out_and_any_beam_will_do(tmp_path
     for exact in (True, False):
         found = session.recommender.rankings(batch, replace(session.config.evaluate, exact=exact))
         assert found["raw"].items.shape == (2, max(left) if exact else 60)
+
+
+def test_runs_of_other_candidate_pools_share_no_stage_and_no_reference_lines(session: Session) -> None:
+    keys = {session.align_key()}
+    for size in (20, 30):
+        pool = PoolConfig(size=size, neighbours=5, popular=5)
+        config = replace(session.config, data=replace(session.config.data, pool=pool))
+        keys.add(replace(session, config=config).align_key())
+        assert references(config, session.dataset, session.table.codes, "test") == {}
+    assert len(keys) == 3
+
+
+def test_neighbours_by_embedding_are_those_of_the_sid_table(session: Session) -> None:
+    pool = PoolConfig(size=20, neighbours=5, popular=5, by="embedding")
+    found = replace(session, config=replace(session.config, data=replace(session.config.data, pool=pool))).maker.pools
+    assert found is not None
+    assert_same(found.vectors, embed_items(embedding_of(session.config.sid), session.dataset))
