@@ -1,11 +1,23 @@
 """Layouts: the grammars that completions follow."""
 
 from genrl.config.schema import RunConfig
-from genrl.layouts import blocked, sid
+from genrl.layouts import blocked, sid, slate
 from genrl.layouts.base import LAYOUTS, Layout, Legal, Reading, TokenRanges, Words
 from genrl.layouts.items import Items
 
-__all__ = ["LAYOUTS", "Items", "Layout", "Legal", "Reading", "TokenRanges", "Words", "blocked", "sid", "thinks"]
+__all__ = [
+    "LAYOUTS",
+    "Items",
+    "Layout",
+    "Legal",
+    "Reading",
+    "TokenRanges",
+    "Words",
+    "blocked",
+    "sid",
+    "slate",
+    "thinks",
+]
 
 
 def thinks(config: RunConfig) -> bool:
