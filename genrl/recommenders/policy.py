@@ -116,8 +116,8 @@ class PolicyRecommender:
         if limit is not None and needed > limit:
             further = " or layout.budget" if layout.writes_text else " or layout.length" if layout.items > 1 else ""
             raise ConfigError(
-                f"prompts and completions of {needed} tokens (data.max_history={history} items x {self.template.levels} "
-                f"codes, completions of {layout.length}) do not fit into the {limit} positions of model "
+                f"prompts and completions of {needed} tokens (data.max_history={history} items x "
+                f"{self.template.levels} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
                 f"{self.config.model.name!r}. Lower data.max_history{further}."
             )
 

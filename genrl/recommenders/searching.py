@@ -110,9 +110,9 @@ def rankings(
 
     The ranking of a policy that writes slates is its slate, see `slates`; there is one search for each kind.
 
-    Otherwise one search serves both for the users for whom it is certified; without `exact`, and where beams think between the
-    tokens of an item so that nothing is widened, there is a second one for the others, in which the items of their
-    history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
+    Otherwise one search serves both for the users for whom it is certified; without `exact`, and where beams think
+    between the tokens of an item so that nothing is widened, there is a second one for the others, in which the items
+    of their history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
     """
     count = needed_width(config.k, layout.codes if config.level == "sid" else None)
     denied = deniable(prompts.history, len(layout.codes), layout.items)
