@@ -17,9 +17,15 @@ __all__ = [
     "sid",
     "slate",
     "thinks",
+    "writes_slates",
 ]
 
 
 def thinks(config: RunConfig) -> bool:
     """Whether completions of the configured layout hold thinking."""
     return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "writes_text", False))
+
+
+def writes_slates(config: RunConfig) -> bool:
+    """Whether completions of the configured layout are slates."""
+    return bool(getattr(LAYOUTS.entry(config.layout["name"]).factory, "writes_slates", False))

@@ -117,8 +117,8 @@ class PolicyRecommender:
             further = " or layout.budget" if layout.writes_text else " or layout.length" if layout.items > 1 else ""
             raise ConfigError(
                 f"prompts and completions of {needed} tokens (data.max_history={history} items x "
-                f"{self.template.levels} codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-                f"{self.config.model.name!r}. Lower data.max_history{further}."
+                f"{self.template.levels} codes, completions of {layout.length}) do not fit into the {limit} positions "
+                f"of model {self.config.model.name!r}. Lower data.max_history{further}."
             )
 
     def under(self, layout: Layout) -> PolicyRecommender:
