@@ -434,6 +434,9 @@ class EvaluateConfig:
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
+    slates: Literal["items", "whole"] = "items"
+    """Layout slate, whose slate is the list: filled place by place with the best item given those before, or the
+    likeliest slate that `beam` beams over whole slates find."""
     thinking_samples: int = option(0, ge=0)
     """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
     empty_thought: bool = False

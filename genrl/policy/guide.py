@@ -66,7 +66,7 @@ class Masses:
             owner: [n] request of each.
         """
         assert legal.child is not None
-        edges = legal.mask if legal.within is None else legal.within
+        edges = legal.edges
         rows, size = self.rows[owner.flatten()], self.trie.levels[legal.level].size
         if legal.level == 0:  # there is one root, whatever the number of states
             masses = _sums(self.log_probs, self._codes(0, self.paths[0]).expand(self.log_probs.shape), size)[rows]

@@ -117,6 +117,7 @@ def search(
     beams: int = 0,
     behind: Sequence[Beams] | None = None,
     plain: bool = False,
+    settle: bool = False,
 ) -> tuple[Ranking, Completions]:
     """The most likely items found by beam search, best first, with a bound for those that are not listed.
 
@@ -146,6 +147,8 @@ def search(
         beams: width of the beam; 0: as many as places.
         behind: what `think` wrote with the same noise, for searches that share it; None: it is written here.
         plain: count the ranking without any text among the samples, as one more.
+        settle: of completions of several items keep only the best beam whenever an item is whole, so that each place
+            is filled by the best item given those before; else beams are followed to their ends.
 
     Returns:
         The ranking, and the completions of the beams [P * W], best first, -1 where fewer exist. Those of a request
@@ -163,7 +166,7 @@ def search(
     texts = [_Text(layout, *pair) for pair in zip(begun, uniforms, strict=True)]
     if plain and layout.writes_text:
         texts.append(_Text(layout.plain, think(policy, layout.plain, requests, sampling)[0], None))
-    find = partial(_searched, policy, width=width, sampling=sampling, certain=exact > 0)
+    find = partial(_searched, policy, width=width, sampling=sampling, certain=exact > 0, settle=settle)
     ranking, rankings, searched = find(requests, texts, beams=beams or width, gumbels=gumbels)
     if exact:
         ranking = _widened(find, layout, requests, texts, ranking, beams or width, exact, besides)
@@ -194,13 +197,15 @@ def _searched(
     sampling: Sampling,
     certain: bool,
     beams: int,
+    settle: bool = False,
     gumbels: Tensor | None = None,
     floor: Tensor | None = None,
 ) -> tuple[Ranking, Sequence[Ranking], Sequence[Beams]]:
     """The ranking by the mean over some texts, `width` long, with the ranking and the beams behind each of them."""
 
     def find(text: _Text, asked: Requests, beams: int, certain: bool, floor: Tensor | None) -> Beams:
-        return _search(policy, text.layout, asked, text.begun, beams, sampling, text.uniforms, gumbels, certain, floor)
+        shared = sampling, text.uniforms, gumbels, certain, floor, settle
+        return _search(policy, text.layout, asked, text.begun, beams, *shared)
 
     wide = [find(text, requests, beams, certain, floor) for text in texts]
     if len(texts) == 1:
@@ -367,6 +372,7 @@ def _search(
     gumbels: Tensor | None,
     certain: bool,
     floor: Tensor | None,
+    settle: bool,
 ) -> Beams:
     """Widen and follow beams until all have ended.
 
@@ -381,6 +387,7 @@ def _search(
         gumbels: see `search`.
         certain: whether the ranking shall be certified.
         floor: [P] score below which nothing is followed; None: there is none.
+        settle: see `search`.
     """
     beams = replace(begun)
     if floor is not None:
@@ -407,7 +414,8 @@ def _search(
             drawn = beams.history[-1][0].tokens[:, :, -1]
             found = growth.extend(drawn, say, parents, live.view(drawn.shape))
         noise = None if gumbels is None else gumbels[:, position]
-        parents = _widen(layout, beams, legal, *found, width, site, noise, floor)
+        most = 1 if settle and layout.ends_item(site) else width
+        parents = _widen(layout, beams, legal, *found, most, site, noise, floor)
         position += 1
         site = _site(layout, beams, position)
     return beams

@@ -36,7 +36,7 @@ from genrl.prompts.template import ItemTemplate, PromptTemplate
 from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
-from genrl.recommenders.searching import noise_of, rankings, thinking_noise
+from genrl.recommenders.searching import noise_of, rankings, slates, thinking_noise
 from genrl.sid.trie import Trie
 
 PRIOR = "prior"
@@ -114,11 +114,11 @@ class PolicyRecommender:
         limit, history, layout = self.spec.positions, self.config.data.max_history, self.layout
         needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
         if limit is not None and needed > limit:
-            further = " or layout.budget" if layout.writes_text else ""
+            further = " or layout.budget" if layout.writes_text else " or layout.length" if layout.items > 1 else ""
             raise ConfigError(
-                f"prompts and completions of {needed} tokens (data.max_history={history} items x {layout.steps} "
-                f"codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-                f"{self.config.model.name!r}. Lower data.max_history{further}."
+                f"prompts and completions of {needed} tokens (data.max_history={history} items x "
+                f"{self.template.levels} codes, completions of {layout.length}) do not fit into the {limit} positions "
+                f"of model {self.config.model.name!r}. Lower data.max_history{further}."
             )
 
     def under(self, layout: Layout) -> PolicyRecommender:
@@ -167,6 +167,14 @@ class PolicyRecommender:
         layout, requests = _allowed(self.layout, requests)
         layout, requests = layout.to(policy.device), requests.to(policy.device)
         policy.eval()
+        if layout.writes_slates:
+            if exact:
+                raise UnsupportedError(
+                    "the slate of a policy is found item by item or by beams, and none is known to be the likeliest "
+                    "of all. Leave --exact out."
+                )
+            with numerics(self.config.trainer, policy.device):
+                return slates(policy, layout, requests, width, config), None
         beam, first = max(config.beam, width), width if exact else 0
         with numerics(self.config.trainer, policy.device):
             if policy.ranks_all:
@@ -197,7 +205,7 @@ class PolicyRecommender:
         counts = config.pass_at or []
         policy, layout, samples = self.policy, self.layout.to(str(self.policy.device)), max(counts)
         if kind == "excluded":
-            requests = replace(requests, deny=deniable(requests.history, len(layout.codes)))
+            requests = replace(requests, deny=deniable(requests.history, len(layout.codes), layout.items))
         policy.eval()
         noise = noise_of(requests, (samples, layout.length), PASSES)
         sampling = Sampling(thinking_temperature=config.thinking_temperature)

@@ -77,6 +77,19 @@ class ExactMatch(Reward):
         return hits.amax(dim=1)
 
 
+def level_shares(items: Tensor, targets: Tensor, context: RewardContext, prefix: bool, levels: int) -> Tensor:
+    """Share of the first SID levels on which each item [B, N] agrees with the target [B, M] that it agrees with most.
+
+    s[b, n] = max_m 1/levels sum_k 1[code_k(item[b, n]) = code_k(target[b, m])]; with `prefix` the sum ends at the first
+    level that differs. "No item" (-1) agrees with none. float32 [B, N] in [0, 1].
+    """
+    there = (items >= 0)[:, :, None, None] & (targets >= 0)[:, None, :, None]
+    same = (context.codes_of(items)[:, :, None] == context.codes_of(targets)[:, None])[..., :levels] & there
+    if prefix:
+        same = same.to(torch.int8).cumprod(dim=3).bool()
+    return same.float().mean(3).amax(2)
+
+
 class _CodeMatch(Reward):
     """What the two step rewards have in common."""
 
@@ -103,10 +116,13 @@ class _CodeMatch(Reward):
             )
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:
+        without = context.collision_level and not self.prefix
+        levels = self.config.levels or context.levels - without
+        if completions.items.shape[1] == completions.num_steps:
+            return level_shares(completions.items, targets.items, context, self.prefix, levels)
         self.check(completions.num_steps, context)
         values = code_matches(completions.codes, targets.items, context, self.prefix).float()
-        without = context.collision_level and not self.prefix
-        values[:, self.config.levels or context.levels - without :] = 0
+        values[:, levels:] = 0
         return values
 
 

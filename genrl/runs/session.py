@@ -18,17 +18,19 @@ from genrl.catalog.pools import Pools
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.config.select import selected, within
+from genrl.errors import ConfigError, DataError
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.load import sid_token
 from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
-from genrl.prompts.packing import HistoryBatches, HistoryRows, TraceBatches, text_segments
+from genrl.prompts.packing import CompletionBatches, HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
+from genrl.recommenders.gold import GoldSlates
 from genrl.recommenders.guides import RunGuide
 from genrl.recommenders.policy import PolicyRecommender, problem_trie
 from genrl.runs.evaluate import evaluated_rows
@@ -164,9 +166,47 @@ class Session:
         generator = torch.Generator().manual_seed(config.seed)
         return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
 
-    def activate_batches(self) -> TraceBatches:
-        """Supervised batches of reasoning."""
-        return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, self.config.activate)
+    @cached_property
+    def gold(self) -> GoldSlates | None:
+        """Makes the slates to imitate, where the policy writes slates."""
+        return GoldSlates.of(self.learner.problem, self.layout.items) if self.layout.writes_slates else None
+
+    @cached_property
+    def slates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What stage `activate` learns of slates: positions [n], gold slates [n, L], their numbers of labels [n].
+
+        Raises:
+            DataError: if every interaction is held out, or the catalogue is too small.
+        """
+        assert self.gold is not None
+        where = self._taught()
+        if not len(where):
+            raise DataError("stage activate has no slates to learn: every interaction is held out. Check data.split.")
+        return where, *self.gold(self.gold.labels(where), self.maker.full_history(where))
+
+    def activate_batches(self) -> CompletionBatches:
+        """Supervised batches of reasoning, or of slates."""
+        config = self.config.activate
+        if not self.layout.writes_slates:
+            return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, config)
+        if config.foreign or config.path:
+            raise ConfigError(
+                f"activate.{'foreign' if config.foreign else 'path'} is about traces, and with layout="
+                f"{self.config.layout['name']} stage activate learns slates without any. Leave it out."
+            )
+        where, slates, _ = self.slates
+        return CompletionBatches(where, self.layout.compose(slates), self.maker, self.layout, config)
+
+    def activate_note(self) -> str:
+        """What is to be said of what stage `activate` learns; "": nothing."""
+        if not self.layout.writes_slates:
+            return ""
+        _, slates, labelled = self.slates
+        filled = 1 - float(labelled.sum()) / slates.numel()
+        return (
+            f"activate: {len(slates):,} gold slates of {slates.shape[1]} items, {float(labelled.float().mean()):.1f} "
+            f"of them what the user chose next; item-kNN filled {filled:.1%} of the places"
+        )
 
     def activate_key(self) -> str:
         """Changes with everything that the activate stage depends on."""
@@ -191,7 +231,7 @@ class Session:
             self.table.codes.tolist(),
             config.model,
             config.prompt,
-            {"thinking": True} if self.layout.writes_text else config.layout,  # only the tokens of thinking are there
+            _alone(self.layout, config),
             config.align,
             config.trainer.precision,
             config.trainer.max_grad_norm,
@@ -202,6 +242,11 @@ class Session:
             *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
             *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
         )
+
+
+def _alone(layout: Layout, config: RunConfig) -> dict[str, Any]:
+    """What stage `align` sees of a layout: of thinking that its tokens are there, of slates nothing."""
+    return {"thinking": True} if layout.writes_text else {"name": "sid"} if layout.writes_slates else config.layout
 
 
 def _layout_content(config: RunConfig) -> list[str]:
