@@ -157,6 +157,9 @@ class Layout(ABC):
     """Whether completions hold free text, so that only a policy with words can write them."""
     writes_between: bool = False
     """Whether text stands between the tokens of an item, too, so that each beam of a search writes on its own."""
+    in_words: ClassVar[bool] = False
+    """Whether items are named by words, so that any token of the vocabulary may be one of an item, and completions of
+    a search end one after the other."""
     writes_slates: ClassVar[bool] = False
     """Whether a completion is a list of `items` to be shown, so that the likeliest one is a ranking."""
     codes: Tensor
@@ -165,6 +168,11 @@ class Layout(ABC):
     """Columns of the widest legal set."""
     completions: int
     """Number of distinct legal completions, text not counted."""
+
+    @property
+    def item_tokens(self) -> int:
+        """Most tokens of items in a completion."""
+        return sum(kind == "item" for kind in self.kinds)
 
     @property
     def plain(self) -> Layout:
@@ -201,6 +209,22 @@ class Layout(ABC):
     def ends_item(self, site: int) -> bool:
         """Whether a token at `site` is the last one of an item that others follow."""
         return False
+
+    def told(self) -> list[str]:
+        """What a run says of it at its start, line by line."""
+        return []
+
+    def pause(self: LayoutT) -> LayoutT:
+        """The layout of completions that end behind each of their items, where these have no fixed place (`in_words`).
+
+        Raises:
+            UnsupportedError: where `ends_item` says by its site what ends an item.
+        """
+        raise UnsupportedError(f"{type(self).__name__} ends its items at fixed places.")
+
+    def resume(self, state: State) -> State:
+        """States [n] behind an item of a paused layout, as they go on."""
+        return state
 
     @abstractmethod
     def read(self, tokens: Tensor, states: State) -> Reading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import factorial
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from genrl.errors import ConfigError, DataError
 from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
 from genrl.layouts.items import Items, ItemState
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.layouts.text import TextConfig, TextSlate
+from genrl.layouts.titles import Titles
 from genrl.options import option
 
 
@@ -35,13 +37,12 @@ class SlateLayoutConfig:
 
     length: int = option(10, ge=1)
     """Items of a slate (L)."""
-    space: Literal["sid"] = "sid"
-    """How items are named: by their Semantic IDs."""
+    space: Literal["sid", "text"] = "sid"
+    """How items are named: by their Semantic IDs, or by their titles, a line each."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Names of `space: text`."""
 
 
-@LAYOUTS.register(
-    "slate", config=SlateLayoutConfig, title="Several items, none of them twice", paper="SAGE, arXiv:2601.21452"
-)
 class SlateLayout(Layout):
     """L items of K constrained SID tokens each; step l is item l.
 
@@ -190,6 +191,20 @@ class SlateLayout(Layout):
         items = self.catalogue.named(best, first, requests)[:, :width]
         items = functional.pad(items, (0, width - items.shape[1]), value=-1)
         return items, scores[:, :1].expand_as(items).masked_fill(items < 0, float("-inf"))
+
+
+@LAYOUTS.register(
+    "slate", config=SlateLayoutConfig, title="Several items, none of them twice", paper="SAGE, arXiv:2601.21452"
+)
+class Slate:
+    """The slate of an action space: a `SlateLayout`, or a `TextSlate` of the titles."""
+
+    writes_slates = True
+
+    def __new__(cls, config: SlateLayoutConfig, *, catalogue: Items | Titles, words: Words | None = None) -> Layout:  # type: ignore[misc]
+        if isinstance(catalogue, Titles):
+            return TextSlate(config.length, config.text, catalogue)
+        return SlateLayout(config, catalogue=catalogue, words=words)
 
 
 def sequences(sizes: Tensor, length: int) -> int:

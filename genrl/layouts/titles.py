@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from genrl.batches import Requests
 from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError, DataError, suggest
-from genrl.layouts.base import Legal, TokenRanges
+from genrl.layouts.base import Legal
+from genrl.layouts.items import Items
 from genrl.sid.trie import Trie
 
 SEPARATOR = " | "
@@ -73,7 +74,7 @@ def name_items(catalog: Catalog, tokenizer: Any, show: Sequence[str] = ("title",
         ConfigError: for a column that there is not, or a tokenizer without any end mark.
         DataError: if the tokenizer cannot write a name back, with the number of such items and the first of them.
     """
-    wanted = [" ".join(text.split()) for text in _shown(catalog, show)]
+    wanted = [" ".join(text.split()) for text in shown(catalog, show)]
     untitled = sum(not text for text in wanted)
     wanted = [text or name for text, name in zip(wanted, catalog.item_ids, strict=True)]
     end = end_mark(tokenizer)
@@ -105,8 +106,12 @@ RAW = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 """Arguments of a tokenizer that decodes what stands there and no more."""
 
 
-def _shown(catalog: Catalog, show: Sequence[str]) -> Iterable[str]:
-    """The columns of every item, joined."""
+def shown(catalog: Catalog, show: Sequence[str]) -> list[str]:
+    """The columns of every item that are not empty, joined.
+
+    Raises:
+        ConfigError: for a column that there is not.
+    """
     categories = [catalog.category_names[number] if number >= 0 else "" for number in catalog.categories.tolist()]
     known: dict[str, Sequence[str]] = {"title": catalog.titles, "category": categories, **catalog.attributes}
     for name in show:
@@ -210,19 +215,20 @@ class Titles:
 
     Args:
         names: what the items are called.
-        tokens: SID tokens that the tokenizer has beside them.
-        codes: [I, K] SIDs of the catalogue.
-        vocabulary: tokens of the tokenizer.
+        sids: the same items by their SIDs.
+        tokenizer: that the names were made with, SID tokens included.
         keep: [I] bool items there are; None: all.
     """
 
     levels = 1
 
-    def __init__(
-        self, names: Names, tokens: TokenRanges, codes: Tensor, vocabulary: int, keep: Tensor | None = None
-    ) -> None:
-        self.names, self.tokens, self.codes, self.vocabulary, self.keep = names, tokens, codes, vocabulary, keep
+    def __init__(self, names: Names, sids: Items, tokenizer: Any, keep: Tensor | None = None) -> None:  # noqa: ANN401
+        self.names, self.sids, self.tokenizer, self.keep = names, sids, tokenizer, keep
+        vocabulary = len(tokenizer)
         self.end = names.end
+        self.words = torch.ones(min(sids.tokens.first_ids), dtype=torch.bool)
+        """[first SID token] bool: what a free line may hold, the end mark not among it."""
+        self.words[[index for index in {*tokenizer.all_special_ids, self.end} if index < len(self.words)]] = False
         self.lengths = torch.tensor([len(one) + 1 for one in names.tokens])
         """[I] tokens of each name, end mark included."""
         self.longest = int(self.lengths.max()) if len(self.lengths) else 0
@@ -234,7 +240,7 @@ class Titles:
         self._rows = {normal(text): row for row, text in enumerate(names.texts)}
         self._kept = self._counts(keep)
         self._last: tuple[Requests, Listed] | None = None
-        self._move(codes.device)
+        self._move(sids.codes.device)
 
     def _counts(self, keep: Tensor | None) -> Tensor:
         """[I + 1] how many items there are before each place."""
@@ -250,7 +256,9 @@ class Titles:
         """Edges offsets[g] .. offsets[g + 1] of node g [N + 1], of which edge e leads to node e + 1; token [E] of each;
         place [N] of the first item below a node, and the one behind its last."""
         self.written, self.lengths = self.written.to(device), self.lengths.to(device)
-        self.codes, self._kept = self.codes.to(device), self._kept.to(device)
+        self.sids, self._kept, self.words = self.sids.to(device), self._kept.to(device), self.words.to(device)
+        self.keep = None if self.keep is None else self.keep.to(device)
+        self.codes = self.sids.codes
         self.items = self.trie.leaf_items.long()
         """[I] catalogue row at each place."""
         self.places = torch.empty_like(self.items)
@@ -278,7 +286,7 @@ class Titles:
             )
         made = self._like()
         made.keep = keep.to(self.codes.device) if self.keep is None else keep.to(self.codes.device) & self.keep
-        made._kept = made._counts(made.keep)
+        made._kept, made.sids = made._counts(made.keep), self.sids.only(keep)
         return made
 
     @property
@@ -328,7 +336,8 @@ class Titles:
         """The tokens that may follow nodes [n], for requests `owner` [n] of P, with a column for each edge.
 
         A node of -1 gets the root's row, one that is complete the end mark alone. Catalogue rows `taken` [n, t], -1
-        pads, must not be named again.
+        pads, must not be named again; that is of the grammar, so probabilities of the whole catalogue leave them out,
+        too.
 
         Raises:
             DataError: if a request has no item left.
@@ -344,8 +353,18 @@ class Titles:
         listed = self._listed(requests)
         if listed is None and taken is None and self.keep is None:
             return Legal(some, tokens=tokens, child=edge + 1)
-        mask = exists & (self._left(listed, owner, taken, self.first[edges + 1], self.behind[edges + 1]) > 0)
-        return Legal(torch.where(mask.any(1, keepdim=True), mask, some), tokens=tokens, within=some, child=edge + 1)
+        low, high = self.first[edges + 1].long(), self.behind[edges + 1].long()
+        gone = None if taken is None else self._places(taken)
+        within = some
+        if gone is not None:
+            within = exists & (high - low - _between(gone, low, high) > 0)
+            within = torch.where(within.any(1, keepdim=True), within, some)
+        mask = within
+        if listed is not None or self.keep is not None:
+            mask = exists & (self._left(listed, owner, gone, low, high) > 0)
+            mask = torch.where(mask.any(1, keepdim=True), mask, within)
+        whole = None if gone is None else some
+        return Legal(mask, tokens=tokens, within=within, child=edge + 1, whole=whole)
 
     def narrow(
         self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None, taken: Tensor | None = None
@@ -353,19 +372,25 @@ class Titles:
         """As `legal`."""
         return self.legal(level, node, owner, requests, taken)
 
-    def _left(self, listed: Listed | None, owner: Tensor, taken: Tensor | None, low: Tensor, high: Tensor) -> Tensor:
-        """How many items are left at places low .. high [n, e], for rows `owner` [n] that have named `taken` [n, t]."""
-        low, high = low.long(), high.long()
+    def _left(self, listed: Listed | None, owner: Tensor, gone: Tensor | None, low: Tensor, high: Tensor) -> Tensor:
+        """How many items are left at places low .. high [n, e], for rows `owner` [n] behind those at `gone`."""
         left = self._kept[high] - self._kept[low] if listed is None else listed.between(owner, low, high, self._kept)
-        if taken is None:
+        if gone is None:
             return left
-        gone = self.listed(taken)
+        absent = len(self.items)
+        if self.keep is not None:
+            there = self.keep[self.items[gone.clamp(max=absent - 1)]]
+            gone = gone.masked_fill(~there, absent).sort(1).values
         if listed is not None:
-            gone = gone.masked_fill(~listed.allows(owner, gone), len(self.items)).sort(1).values
+            gone = gone.masked_fill(~listed.allows(owner, gone), absent).sort(1).values
         return left - _between(gone, low, high)
 
     def listed(self, rows: Tensor) -> Tensor:
-        """Places [R, M] of catalogue rows, ascending, each once and only of items there are; as many as items pads."""
+        """Places [R, M] of catalogue rows as `_places`, without those that the common filter takes out.
+
+        Raises:
+            DataError: for a row that is none.
+        """
         wrong = (rows < -1) | (rows >= len(self.items))
         if bool(wrong.any()):
             request, column = wrong.nonzero()[0].tolist()
@@ -373,10 +398,12 @@ class Titles:
                 f"the filter of request {request} names catalogue row {int(rows[request, column])}, but rows are "
                 f"0 .. {len(self.items) - 1} (-1 pads)."
             )
-        absent = len(self.items)
-        known = rows >= 0
-        if self.keep is not None:
-            known = known & self.keep[rows.clamp(min=0)]
+        kept = rows if self.keep is None else rows.masked_fill(~self.keep[rows.clamp(min=0)], -1)
+        return self._places(kept)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Places [R, M] of catalogue rows, ascending, each once; the number of items in the place of -1 and repeats."""
+        absent, known = len(self.items), rows >= 0
         places = torch.where(known, self.places[rows.clamp(min=0)], absent).sort(1).values
         again = torch.zeros_like(known)
         again[:, 1:] = places[:, 1:] == places[:, :-1]
@@ -429,6 +456,10 @@ class Titles:
     def render(self, items: Tensor) -> Tensor:
         """Tokens [..., longest] of catalogue rows [...], with end marks behind them; `lengths` says how many count."""
         return self.written[items]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens of a line."""
+        return str(self.tokenizer.decode(list(tokens), **RAW))
 
     def parse(self, line: str) -> int:
         """Catalogue row of the item with this name; -1: there is none.

@@ -66,6 +66,11 @@ class Masses:
             owner: [n] request of each.
         """
         assert legal.child is not None
+        if legal.level < 0:
+            raise UnsupportedError(
+                "a prior or teacher says how likely items are behind SID tokens, and this layout names items by words. "
+                "Set prior.run=null and teacher.run=null, or layout.space=sid."
+            )
         edges = legal.edges
         rows, size = self.rows[owner.flatten()], self.trie.levels[legal.level].size
         if legal.level == 0:  # there is one root, whatever the number of states

@@ -140,7 +140,7 @@ def place_scores(
 
         order.append(rows)
         width = layout.legal(site, states.rows(rows[:1]), requests).mask.shape[1]
-        if sampling.normalize == "vocab":
+        if sampling.normalize == "vocab" or layout.in_words:
             width = said[:0].logits(None).shape[-1]
         parts = rows.split(max(1, LOGITS // width))
         for each in parts:

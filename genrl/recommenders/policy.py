@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from genrl.batches import Ranking, Requests
+from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
@@ -22,6 +23,8 @@ from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
+from genrl.layouts.text import TextConfig
+from genrl.layouts.titles import Titles, name_items, shown
 from genrl.metrics.functional import pass_at_k, sid_keys, to_keys
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.distribution import RANKING, Sampling
@@ -29,7 +32,7 @@ from genrl.policy.exhaustive import rank_all
 from genrl.policy.guide import Prior
 from genrl.policy.information import greedy_information, tells
 from genrl.policy.load import make_policy, policy_spec
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, PolicySpec
 from genrl.policy.search import WIDEST, search
 from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
@@ -86,7 +89,7 @@ class PolicyRecommender:
         spec = policy_spec(
             config.model,
             trie,
-            catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0),
+            catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0) + _spelled(config, catalog),
             config.prompt.prefix,
             thinking=thinking,
             add_tokens=config.layout.get("add_tokens", True),
@@ -94,7 +97,7 @@ class PolicyRecommender:
         )
         spec.check(LAYOUTS.entry(config.layout["name"]))
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        catalogue = Items(trie, spec.first_ids, table.codes)
+        catalogue = named_items(config, catalog, Items(trie, spec.first_ids, table.codes), spec)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
         template = (ItemTemplate if spec.reads_items else PromptTemplate)(
             start_id=spec.start_id,
@@ -292,6 +295,37 @@ def problem_trie(problem: Problem) -> Trie:
     """The trie of a catalogue's SIDs, items of one SID in the order of their popularity."""
     table = problem.table
     return Trie.build(table.codes, table.codebook_sizes, problem.dataset.catalog.train_counts)
+
+
+def named_items(config: RunConfig, catalog: Catalog, sids: Items, spec: Spec) -> Items | Titles:
+    """The items under the names that the layout writes: their SIDs, or their titles for `layout.space: text`.
+
+    Raises:
+        ConfigError: for a policy without words.
+        DataError: for titles that its tokenizer cannot write.
+    """
+    text = _text_of(config)
+    if text is None:
+        return sids
+    if not isinstance(spec, PolicySpec):
+        raise ConfigError(
+            f"layout.space=text names items by words, and model.name={config.model.name} writes none. Use a language "
+            f"model, or layout.space=sid."
+        )
+    return Titles(name_items(catalog, spec.tokenizer, text.show, text.tokens), sids, spec.tokenizer)
+
+
+def _text_of(config: RunConfig) -> TextConfig | None:
+    """How the configured layout names items in words; None: by SIDs."""
+    options = {name: value for name, value in config.layout.items() if name != "name"}
+    filled = LAYOUTS.options(config.layout["name"], options)
+    return filled.text if getattr(filled, "space", "sid") == "text" else None
+
+
+def _spelled(config: RunConfig, catalog: Catalog) -> tuple[str, ...]:
+    """What names of items hold besides the words of the catalogue; the tiny tokenizer learns it."""
+    text = _text_of(config)
+    return () if text is None else (*shown(catalog, text.show), "|", *(f"({number})" for number in range(10)))
 
 
 def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:

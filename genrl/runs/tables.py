@@ -56,6 +56,8 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
         return
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
+    for line in session.layout.told():
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print(f"policy {config.model.name}", highlight=False)
     prior = session.learner.prior
     if prior is not None:

@@ -7,9 +7,10 @@ from tokenizers import pre_tokenizers
 from genrl.batches import Requests
 from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError, DataError
-from genrl.layouts.base import TokenRanges
+from genrl.layouts.items import Items
 from genrl.layouts.titles import Titles, end_mark, name_items, normal
 from genrl.policy.tiny import train_tokenizer
+from genrl.sid.trie import Trie
 from tests.helpers import assert_same
 
 NAMES = (
@@ -34,7 +35,8 @@ def make_catalog(titles=NAMES, **columns) -> Catalog:
 def make_titles(titles=NAMES, **options) -> Titles:
     names = name_items(make_catalog(titles), TOKENIZER, **options)
     codes = torch.arange(len(titles))[:, None]
-    return Titles(names, TokenRanges((len(TOKENIZER),), (len(titles),)), codes, len(TOKENIZER))
+    sids = Items(Trie.build(codes, (len(titles),)), (len(TOKENIZER),), codes)
+    return Titles(names, sids, TOKENIZER)
 
 
 @pytest.fixture(scope="module")
