@@ -228,6 +228,23 @@ class PromptConfig:
 
     prefix: str = ""
     """Text before the history's SIDs, e.g. "The user bought: "."""
+    template: str | None = None
+    """null: a prompt is the SIDs of the history. `textrec`, or the path of a Jinja2 file of your own: the history in
+    words, by time and topic, with profile and candidates if there are some. Stage `align` teaches prompts of SIDs."""
+    chat: Literal["auto", "off"] = "auto"
+    """Prompts in words: as a message of the user, where the tokenizer has a chat template; or as they are."""
+    max_tokens: int = option(512, ge=1)
+    """Prompts in words: tokens at most; the oldest items of a longer one are left out."""
+    windows: list[int] = option([5], ge=1, says="must hold numbers of latest items of at least 1, e.g. [5, 20]")
+    """Prompts in words: the latest so many items are told apart from those before."""
+    titles: int = option(3, ge=1)
+    """Prompts in words: names told of each topic in a window, the latest."""
+    candidates: bool = False
+    """Prompts in words: list the candidate pool (`data.pool`)."""
+    profile: str | None = None
+    """Prompts in words: a file of users, in the forms of `data.items`, whose column `data.columns.user` names them."""
+    fields: list[str] = option([])
+    """Prompts in words: columns of `profile` that are told of the user."""
 
 
 @dataclass

@@ -360,12 +360,17 @@ class CompletionBatches(SegmentPlanner):
 
     def _text(self, group: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The text from the first item of the prompts to the last target, and where in it each target begins."""
+        if not self.template.nested:
+            asked = self.maker.at(self.where[group])
+            text, sid = asked.tokens[0], self.template.sid_tokens[self.items[group[0]]]
+            own = np.array([len(text)])
+            return torch.cat([text, sid] if self.config.plain else [text]).numpy(), own
         first, last = int(self.firsts[group[-1]]), group[-1:]
         items = self.maker.dataset.sequences.items
         text, starts = self.template.write(torch.cat([items[first : int(self.ends[last])], items[self.where[last]]]))
-        own = starts[self.ends[group] - first]
-        stop = int(own[-1]) + (self.template.levels if self.config.plain else 0)
-        return text[:stop].numpy(), own.numpy()
+        places = starts[self.ends[group] - first]
+        stop = int(places[-1]) + (self.template.levels if self.config.plain else 0)
+        return text[:stop].numpy(), places.numpy()
 
     def _plain(self, group: Tensor, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where items without thinking begin, and which they are."""
@@ -387,6 +392,8 @@ class CompletionBatches(SegmentPlanner):
 
     def _grouped(self) -> list[Tensor]:
         """Traces whose prompts begin at the same item, by position; one whose history ends earlier stands alone."""
+        if not self.template.nested:
+            return list(torch.arange(len(self.where)).split(1))
         apart = len(self.maker.dataset.sequences) + torch.arange(len(self.where))
         text = torch.where(self.ends == self.where, self.firsts, apart)
         order = self.where.argsort(stable=True)

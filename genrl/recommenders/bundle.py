@@ -12,7 +12,7 @@ from genrl.files import read_json, read_weights, save_weights, write_json
 from genrl.sid.table import SidTable
 
 SIDS, ITEMS, COLUMNS = "sids.safetensors", "catalog.json", "catalog.safetensors"
-"""SID of every item; ids, titles, attributes and names of categories; category, training count and coldness of every item."""
+"""SID of every item; ids, titles, attributes and names of categories; category, training count, whether it is cold."""
 
 
 def save_problem(folder: Path, dataset: Dataset, table: SidTable) -> None:
@@ -44,7 +44,7 @@ def read_problem(folder: Path) -> tuple[Dataset, SidTable]:
             category_names=tuple(named["categories"]),
             texts=tuple(named["titles"]),
             attributes=named.get("attributes", {}),
-            **read_weights(folder / COLUMNS),  # type: ignore[arg-type]
+            **read_weights(folder / COLUMNS),
         )
         table = SidTable.load(folder / SIDS)
         if len(table) != len(catalog):

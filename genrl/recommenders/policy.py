@@ -23,7 +23,7 @@ from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
-from genrl.layouts.text import TextConfig
+from genrl.layouts.text import TextConfig, TextSlate
 from genrl.layouts.titles import Titles, name_items, shown
 from genrl.metrics.functional import pass_at_k, sid_keys, to_keys
 from genrl.policy.base import Spec, TrainablePolicy
@@ -36,6 +36,7 @@ from genrl.policy.model import Policy, PolicySpec
 from genrl.policy.search import WIDEST, search
 from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
+from genrl.prompts.textrec import TextTemplate, Writer, source_of
 from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
@@ -99,12 +100,7 @@ class PolicyRecommender:
         options = {name: value for name, value in config.layout.items() if name != "name"}
         catalogue = named_items(config, catalog, Items(trie, spec.first_ids, table.codes), spec)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
-        template = (ItemTemplate if spec.reads_items else PromptTemplate)(
-            start_id=spec.start_id,
-            prefix_ids=spec.prefix_ids,
-            sid_tokens=table.codes + torch.tensor(spec.first_ids),
-            pad_id=spec.pad_id,
-        )
+        template = _template(config, catalog, table.codes, spec, layout)
         prior = None
         if problem.prior is not None or config.prior.run is not None:
             folder, whole = problem.prior or Path(str(config.prior.run)), problem.prior is None
@@ -115,13 +111,16 @@ class PolicyRecommender:
 
     def _check_length(self) -> None:
         limit, history, layout = self.spec.positions, self.config.data.max_history, self.layout
-        needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
+        needed = self.template.longest(history) + layout.length
         if limit is not None and needed > limit:
             further = " or layout.budget" if layout.writes_text else " or layout.length" if layout.items > 1 else ""
+            asked = f"data.max_history={history} items x {self.template.levels} codes"
+            lower = "data.max_history"
+            if not self.template.nested:
+                asked = lower = "prompt.max_tokens"
             raise ConfigError(
-                f"prompts and completions of {needed} tokens (data.max_history={history} items x "
-                f"{self.template.levels} codes, completions of {layout.length}) do not fit into the {limit} positions "
-                f"of model {self.config.model.name!r}. Lower data.max_history{further}."
+                f"prompts and completions of {needed} tokens ({asked}, completions of {layout.length}) do not fit into "
+                f"the {limit} positions of model {self.config.model.name!r}. Lower {lower}{further}."
             )
 
     def under(self, layout: Layout) -> PolicyRecommender:
@@ -260,7 +259,10 @@ class PolicyRecommender:
 
     def decoding(self) -> dict[str, Any]:
         """All that rankings depend on besides weights and SID table."""
-        return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
+        found = decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
+        if isinstance(self.template, TextTemplate):
+            found["template"]["words"] = key_of(self.template.writer.source, asdict(self.config.prompt))
+        return found
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
         self.policy.load_state(state, origin)
@@ -315,6 +317,22 @@ def named_items(config: RunConfig, catalog: Catalog, sids: Items, spec: Spec) ->
     return Titles(name_items(catalog, spec.tokenizer, text.show, text.tokens), sids, spec.tokenizer)
 
 
+def _template(config: RunConfig, catalog: Catalog, codes: Tensor, spec: Spec, layout: Layout) -> PromptTemplate:
+    """How requests are written: as SIDs, as items, or in words."""
+    sids: dict[str, Any] = {
+        "start_id": spec.start_id,
+        "prefix_ids": spec.prefix_ids,
+        "sid_tokens": codes + torch.tensor(spec.first_ids),
+        "pad_id": spec.pad_id,
+    }
+    if config.prompt.template is None:
+        return ItemTemplate(**sids) if spec.reads_items else PromptTemplate(**sids)
+    names = layout.names.names.texts if isinstance(layout, TextSlate) else None
+    called = names or tuple(title or name for title, name in zip(catalog.titles, catalog.item_ids, strict=True))
+    writer = Writer(config.prompt, catalog, called, layout.items, config.data)
+    return TextTemplate(**sids, writer=writer, tokenizer=cast(PolicySpec, spec).tokenizer)
+
+
 def _text_of(config: RunConfig) -> TextConfig | None:
     """How the configured layout names items in words; None: by SIDs."""
     options = {name: value for name, value in config.layout.items() if name != "name"}
@@ -323,9 +341,10 @@ def _text_of(config: RunConfig) -> TextConfig | None:
 
 
 def _spelled(config: RunConfig, catalog: Catalog) -> tuple[str, ...]:
-    """What names of items hold besides the words of the catalogue; the tiny tokenizer learns it."""
-    text = _text_of(config)
-    return () if text is None else (*shown(catalog, text.show), "|", *(f"({number})" for number in range(10)))
+    """What names of items and prompts hold besides the words of the catalogue; the tiny tokenizer learns it."""
+    text, template = _text_of(config), config.prompt.template
+    names = () if text is None else (*shown(catalog, text.show), "|", *(f"({number})" for number in range(10)))
+    return names if template is None else (*names, *[source_of(template)] * 10, "0123456789")
 
 
 def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:

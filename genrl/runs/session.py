@@ -27,6 +27,7 @@ from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
 from genrl.prompts.packing import CompletionBatches, HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
+from genrl.prompts.textrec import source_of
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
@@ -182,7 +183,9 @@ class Session:
         where = self._taught()
         if not len(where):
             raise DataError("stage activate has no slates to learn: every interaction is held out. Check data.split.")
-        return where, *self.gold(self.gold.labels(where), self.maker.full_history(where))
+        pools = self.pools if self.config.prompt.candidates else None  # what a prompt lists is what can be chosen
+        pool = None if pools is None else pools.at(where).items
+        return where, *self.gold(self.gold.labels(where), self.maker.full_history(where), pool)
 
     def activate_batches(self) -> CompletionBatches:
         """Supervised batches of reasoning, or of slates."""
@@ -238,6 +241,8 @@ class Session:
             scored,
             *([] if config.model.from_scratch else [model_hash(config.model.name)]),
             *_layout_content(config),
+            *([] if config.prompt.template is None else [source_of(config.prompt.template)]),
+            *([] if config.prompt.profile is None else [file_hash(config.prompt.profile)]),
             *([] if config.data.pool.size is None else [("pool", config.data.pool)]),
             *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
             *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
