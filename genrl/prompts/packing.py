@@ -44,6 +44,8 @@ class PackedBatch(Batch):
     """[m, 2] int64: row and column of each target word, to be told from the whole vocabulary."""
     places: Tensor
     """[c, 2] int64: row and column of each target token that a layout lets the policy choose."""
+    before: Tensor
+    """[c] int64: column of what stands before each of these tokens, in the same branch or in the text it leaves."""
     share: Tensor
     """[] float: target tokens of the whole step over all ranks; divides the loss."""
     states: State | None = None
@@ -135,6 +137,15 @@ class Segment:
             return places
         first = np.flatnonzero(np.diff(self.leaves, prepend=0))  # where each branch begins
         return np.where(self.leaves, places - first[np.searchsorted(first, places, "right") - 1] + self.leaves, places)
+
+
+    @property
+    def before(self) -> np.ndarray:
+        """[c] place of what stands before each chosen token; a branch begins behind the text that it leaves."""
+        if self.leaves is None:
+            return self.chosen - 1
+        opens = self.leaves[self.chosen] * (self.leaves[self.chosen] == self.positions[self.chosen])
+        return np.where(opens, opens - 1, self.chosen - 1)
 
 
 Branch = tuple[np.ndarray, np.ndarray, State]
@@ -574,6 +585,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
     def values(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([NOTHING, *(getattr(segment, name) for _, _, segment in packed)]))
 
+    before = np.concatenate([NOTHING, *(column + segment.before for _, column, segment in packed)])
     states = [segment.states for _, _, segment in packed if segment.states is not None]
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
@@ -583,6 +595,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         items=values("items"),
         text_places=places("text_starts"),
         places=places("chosen"),
+        before=torch.from_numpy(before),
         share=torch.tensor(float(share)),
         states=reduce(concatenate, states) if states else None,
         leaves=torch.from_numpy(leaves) if leaves.any() else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class GoldSlates:
             DataError: naming the first row with fewer than L items to choose from.
         """
         device = labels.device
-        pools = [None] * len(labels) if pool is None else pool.cpu().split(CHUNK)
+        pools = repeat(None) if pool is None else pool.cpu().split(CHUNK)
         each = zip(labels.cpu().split(CHUNK), history.cpu().split(CHUNK), pools, strict=False)
         parts = [self._filled(*part) for part in each]
         slates, counts = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -78,7 +79,9 @@ class GoldSlates:
             labels = labels.masked_fill(~seen(labels, pool), -1)
         labels = distinct(labels)[:, : self.length]
         nothing = labels[:, :0]
-        asked = Requests(nothing, nothing.bool(), torch.cat([history, labels.flip(1)], dim=1), pool=pool)
+        known = torch.cat([history, labels.flip(1)], dim=1)
+        known = known.gather(1, (known >= 0).byte().argsort(dim=1, stable=True))  # no gaps: ages count items
+        asked = Requests(nothing, nothing.bool(), known, pool=pool)
         slates = labels
         for deny in (asked.history, labels):  # what the user has seen comes last of all
             refused = denied(replace(asked, deny=deny), len(self.knn.problem.dataset.catalog))

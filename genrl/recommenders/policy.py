@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
@@ -175,6 +176,9 @@ class PolicyRecommender:
                     "the slate of a policy is found item by item or by beams, and none is known to be the likeliest "
                     "of all. Leave --exact out."
                 )
+            if width > layout.items:
+                said = f"a slate has layout.length={layout.items} items, so lists end before the {width} asked for."
+                warnings.warn(said, stacklevel=2)
             with numerics(self.config.trainer, policy.device):
                 return slates(policy, layout, requests, width, config), None
         beam, first = max(config.beam, width), width if exact else 0

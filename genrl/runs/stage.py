@@ -173,7 +173,7 @@ def _align(session: Session) -> Stage:
 def _activate(session: Session, align: Path | None) -> Stage:
     options, folder = session.config.activate, _shared(session.config, f"activate-{session.activate_key()}")
     before, chosen = align / WEIGHTS if align is not None else None, monitor(session.config)
-    way = "without thinking" if session.layout.writes_text else "ranking by the next item alone"
+    way = "without thinking" if session.layout.writes_text else "by the next item alone"
     judge = partial(forgotten, align, folder, chosen, way) if align else None
 
     def module() -> ActivateModule:

@@ -54,7 +54,7 @@ class ActivateModule(PackedModule):
         """Of chosen words and SID tokens, and of the next items alone."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
-            Hidden(head, hidden[rows, columns - 1]),
+            Hidden(head, hidden[rows, batch.before]),
             self.layout,
             self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
