@@ -311,7 +311,7 @@ class AlignConfig(SupervisedConfig):
 
 @dataclass
 class ActivateConfig(SupervisedConfig):
-    """Stage 2: supervised training on traces, the prompt masked."""
+    """Stage 2: supervised training on traces, or on gold slates, the prompt masked."""
 
     max_epochs: int = 3
     patience: int = 2
@@ -327,15 +327,15 @@ class ActivateConfig(SupervisedConfig):
     teacher_often: float = option(0.6, ge=0, le=1)
     """teacher: how often he says the wrong mixture where he has one."""
     plain: float = option(1.0, ge=0)
-    """Weight of learning the same targets without thinking, too, so that it is not forgotten; 0 leaves it out."""
+    """Weight of learning the next items alone, too, so that it is not forgotten; 0 leaves it out."""
     path: str | None = None
     """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
     words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
     examples: int = option(20000, ge=0)
-    """Traces at most that genrl makes, of a random part of the training positions; 0: one for each."""
+    """Traces (or slates) at most that genrl makes, of a random part of the training positions; 0: one for each."""
     examples_per_step: int = option(40, ge=1)
-    """Traces per optimiser step, about: those of one text stay together."""
+    """Traces (or slates) per optimiser step, about: those of one text stay together."""
     foreign: float = option(0.0, ge=0, lt=1)
     """Share of the traces that are shown with the thinking of another trace, drawn anew in each pass; of these only the
     SID is learned. For traces that describe the target: the policy looks at the history, too."""
@@ -481,7 +481,7 @@ class RunConfig:
     seed: int = option(0, ge=0)
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = option(["align", "activate", "rl"])
-    """Stages to run, in order: align, activate (left out where there is no thinking), rl; or `baseline` alone."""
+    """Stages to run, in order: align, activate (left out where completions are one item), rl; or `baseline` alone."""
     plugins: list[str] = option([])
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -138,7 +138,6 @@ class Segment:
         first = np.flatnonzero(np.diff(self.leaves, prepend=0))  # where each branch begins
         return np.where(self.leaves, places - first[np.searchsorted(first, places, "right") - 1] + self.leaves, places)
 
-
     @property
     def before(self) -> np.ndarray:
         """[c] place of what stands before each chosen token; a branch begins behind the text that it leaves."""
