@@ -53,7 +53,13 @@ class Batch:
 
     def where(self: BatchT, mask: Tensor, other: BatchT) -> BatchT:
         """These rows where `mask` [n] holds, those of the other batch elsewhere."""
-        return _both(self, other, lambda _, own, new: torch.where(mask, own, new))
+
+        def chosen(_: object, own: Any, new: Any) -> Any:  # noqa: ANN401
+            if isinstance(own, Batch):
+                return own.where(mask, new)
+            return torch.where(mask.view(-1, *(1,) * (own.dim() - 1)), own, new)
+
+        return _both(self, other, chosen)
 
     def repeat(self: BatchT, count: int) -> BatchT:
         """Each row `count` times, one behind the other."""
@@ -193,7 +199,7 @@ class State(Batch):
 class Completions(Batch):
     """G completions for each of P requests. Row i of B = P*G belongs to request i // G of the requests beside it.
 
-    A *step* is the unit of credit: a SID token (sid), a think block with its SID token (blocked), one item of a slate.
+    A *step* is the unit of credit: a SID token (sid), a think block with its SID token (blocked), one item (slate).
     """
 
     tokens: Tensor = field(metadata=padded("right"))
@@ -205,7 +211,7 @@ class Completions(Batch):
     item_ids: Tensor = field(metadata=padded("right", -1))
     """[B, T] int64 in [-1, N): which item of the completion the token decides; -1 none (thinking, padding)."""
     codes: Tensor
-    """[B, S] int64: what step s chose (a code of its level); -1 invalid."""
+    """[B, S] int64: what step s chose: a code of its level, or its catalogue row where steps are items; -1 invalid."""
     items: Tensor
     """[B, N] int64 decoded catalogue rows; -1 is no item."""
     logps: Tensor = field(metadata=padded("right"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.checks import DifferenceError
-from benchmarks.decoding import beams, catalogues, groups, rollouts, thinking_rollouts
+from benchmarks.decoding import beams, catalogues, groups, rollouts, slates, thinking_rollouts
 from benchmarks.figures import Figure, as_json, plot, table
 from benchmarks.inputs import FULL, QUICK, Sizes
 from benchmarks.items import items
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "long": long,
     "ways": ways,
     "items": items,
+    "slates": slates,
     "reasoning": thinking_rollouts,
     "reasoning-update": thinking_updates,
     "reasoning-step": thinking_steps,

@@ -126,6 +126,25 @@ def read_events(source: str, config: DataConfig) -> Events:
     return Events(users, items, order, times, parts, rows, user_ids, item_ids, table, feedback)
 
 
+def read_profiles(source: str, fields: Sequence[str], config: DataConfig) -> dict[str, dict[str, str]]:
+    """Read what is known of users: user id -> the columns `fields` that are not empty, as text.
+
+    Raises:
+        DataError: for a missing column, a row without user, or a user that occurs twice.
+    """
+    user = config.columns.user
+    wanted = {user: "data.columns.user"} | {name: f"prompt.fields[{at}]" for at, name in enumerate(fields)}
+    table = read_table(source, "prompt.profile", wanted, config.separator, config.encoding)
+    ids = _ids(table, user).to_pylist()
+    _refuse_repeats(table, ids, user)
+    columns = [_words(table, name) for name in fields]
+    rows = zip(*columns, strict=True) if columns else [()] * len(ids)
+    return {
+        name: {field: value for field, value in zip(fields, row, strict=True) if value}
+        for name, row in zip(ids, rows, strict=True)
+    }
+
+
 def _options(columns: ColumnsConfig, names: Sequence[str]) -> dict[str, str]:
     """Columns of the files that are named under `names` -> the option that names them."""
     options: dict[str, str] = {}

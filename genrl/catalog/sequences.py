@@ -1,14 +1,21 @@
 """The interactions of all users, in order, with the part that each may play."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from genrl.ops import expect
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 class Role(IntEnum):
@@ -107,3 +114,22 @@ class Sequences:
         for tensor in (self.items, self.roles, self.times, self.offsets, *self.feedback.values(), *moments):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def cooccurrence(sequences: Sequences, items: int, window: int) -> csr_matrix:
+    """Count how often two items stand at most `window` places apart in a user's training part, in either order."""
+    from scipy.sparse import coo_matrix
+
+    rows, columns = [], []
+    users = sequences.users(torch.arange(len(sequences)))
+    trained = sequences.roles == int(Role.TRAIN)
+    for distance in range(1, window + 1):
+        # HISTORY and TRAIN rows come first in a user, so a later TRAIN row means that both are in the training part.
+        pairs = torch.nonzero((users[distance:] == users[:-distance]) & trained[distance:]).flatten()
+        rows.append(sequences.items[pairs])
+        columns.append(sequences.items[pairs + distance])
+    first, second = torch.cat(rows).numpy(), torch.cat(columns).numpy()
+    different = first != second
+    first, second = first[different], second[different]
+    counts = coo_matrix((np.ones(len(first)), (first, second)), shape=(items, items)).tocsr()
+    return (counts + counts.T).tocsr()

@@ -98,10 +98,11 @@ class Finished:
         return {name: value for name, value in self.metrics[split].items() if name not in stages}
 
     def rows_scored(self) -> tuple[object, ...]:
-        """What runs must share to stand in one table: data, number of rows, cut-offs, and what a hit is."""
+        """What runs must share to stand in one table: data, pools, number of rows, cut-offs, and what a hit is."""
         counts = [len(self.ranks[f"{split}/raw"]) for split in SPLITS]
         cuts = sorted(name for name in self.scores("test")["raw"] if name.startswith("ndcg@"))
-        return (self.metrics["data"]["fingerprint"], self.config.evaluate.level, *counts, *cuts)
+        data = self.metrics["data"]
+        return (data["fingerprint"], data.get("pool"), self.config.evaluate.level, *counts, *cuts)
 
     def _has_other_numbers(self) -> bool:
         """Whether a reference line has the name of this run and other numbers, for example with other options."""
@@ -187,8 +188,8 @@ def comparable(baselines: Rows, rows: Rows) -> tuple[dict[str, list[Finished]], 
                 kept.setdefault(name, []).append(run)
             else:
                 notes.append(
-                    f"{run.folder.name} is left out: it is of other data, other rows, other cut-offs or another "
-                    f"evaluate.level than {runs[0].folder.name}."
+                    f"{run.folder.name} is left out: it is of other data, other rows, other candidate pools, other "
+                    f"cut-offs or another evaluate.level than {runs[0].folder.name}."
                 )
     return kept, notes
 

@@ -138,7 +138,7 @@ def _of_lists(rows: Rows) -> list[str]:
     runs = [run for found in rows.values() for run in found]
     first, kinds = runs[0], {}
     largest = max(int(name.partition("@")[2]) for name in first.scores("test")["raw"] if name.startswith("ndcg@"))
-    names = (f"short@{largest}", f"certified@{largest}", "target_seen")
+    names = (f"short@{largest}", f"certified@{largest}", "target_seen", "pool_size", "pool_ceiling")
     alike = [*first.references("test"), *shared_by_all(runs)]
     for kind in ("excluded", "raw"):
         lines = {name: [first.metrics["test"][name][kind]] for name in alike}

@@ -8,7 +8,7 @@ from inspect import signature
 from math import prod
 from typing import Any
 
-from genrl.config.schema import DataConfig, RunConfig
+from genrl.config.schema import DataConfig, PoolConfig, RunConfig
 from genrl.config.select import METRICS, cut_of
 from genrl.errors import suggest
 
@@ -61,6 +61,7 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _run(config)
     yield from data_contradictions(config.data)
     yield from _model(config)
+    yield from _prompt(config)
     yield from _training(config)
     yield from _evaluation(config)
 
@@ -117,8 +118,18 @@ def data_contradictions(data: DataConfig) -> Iterator[Problem]:
         yield Problem(("data.columns.split", "data.split"), "is needed by data.split=column: name the column")
     if data.split == "temporal" and not columns.time:
         yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
+    yield from _pool(data.pool)
     if data.valid_fraction + data.test_fraction >= 1:
         yield Problem(("data.valid_fraction", "data.test_fraction"), "and data.test_fraction leave nothing to train on")
+
+
+def _pool(pool: PoolConfig) -> Iterator[Problem]:
+    wanted = pool.neighbours + pool.popular + pool.target
+    if pool.size is not None and wanted > pool.size:
+        reason = f"has no room for {pool.neighbours} neighbours, {pool.popular} popular items"
+        reason += " and a target" * pool.target
+        reason += f". Set it to {wanted} or more, or lower data.pool.neighbours or data.pool.popular"
+        yield Problem(("data.pool.size", "data.pool.neighbours", "data.pool.popular"), reason)
 
 
 def _model(config: RunConfig) -> Iterator[Problem]:
@@ -174,6 +185,33 @@ def _item_model(config: RunConfig) -> Iterator[Problem]:
         if getattr(config.trainer, name):
             reason = "is for language models; passes of model.name=item are too small to gain by it. Set it to false"
             yield Problem((f"trainer.{name}", "model.name"), reason)
+
+
+def _prompt(config: RunConfig) -> Iterator[Problem]:
+    """What prompts in words go with."""
+    prompt = config.prompt
+    if prompt.template is None:
+        for name in ("candidates", "profile", "fields"):
+            if getattr(prompt, name):
+                reason = "is told in words alone, and prompts are SIDs. Add prompt.template=textrec"
+                yield Problem((f"prompt.{name}", "prompt.template"), reason)
+        return
+    if "align" in config.stages:
+        reason = (
+            "has `align`, which teaches prompts of SIDs, and prompt.template writes words. Use stages=[activate,rl]"
+        )
+        yield Problem(("stages", "prompt.template"), reason)
+    if config.model.name == "item":
+        yield Problem(("prompt.template", "model.name"), "is text, which model.name=item does not read. Leave it out")
+    if prompt.prefix:
+        yield Problem(("prompt.prefix", "prompt.template"), "is not read: write it into a template of your own")
+    if prompt.candidates and config.data.pool.size is None:
+        reason = "lists the candidate pool, and there is none. Add data.pool.size=100"
+        yield Problem(("prompt.candidates", "data.pool.size"), reason)
+    if bool(prompt.profile) != bool(prompt.fields):
+        key, other = ("fields", "profile") if prompt.profile else ("profile", "fields")
+        reason = f"is needed by prompt.{other}: name {'columns of the file' if prompt.profile else 'the file of users'}"
+        yield Problem((f"prompt.{key}", f"prompt.{other}"), reason)
 
 
 def _training(config: RunConfig) -> Iterator[Problem]:

@@ -52,6 +52,30 @@ class ToyConfig:
 
 
 @dataclass
+class PoolConfig:
+    """The candidates that each request may get, in place of the whole catalogue."""
+
+    size: int | None = option(None, ge=1)
+    """Items in each pool; null: every request may get the whole catalogue. Numbers inside pools are not comparable with
+    those of the whole catalogue."""
+    target: bool = True
+    """Put the targets of a request in its pool, so that every target can be reached. false: they are there only where
+    they are found, as when nobody knows them."""
+    neighbours: int = option(40, ge=0)
+    """Places for the nearest neighbours of the latest items of the history."""
+    by: Literal["cooccurrence", "embedding"] = "cooccurrence"
+    """Nearest by co-occurrence, counted on the TRAIN part, or by the embeddings that `sid.embedding` describes."""
+    popular: int = option(20, ge=0)
+    """Places for the items of most training interactions that are not in the pool yet. Random ones fill the rest."""
+    latest: int = option(10, ge=1)
+    """Latest items of the history that neighbours are looked for."""
+    seen: bool = False
+    """Whether items of the history may be in a pool; false leaves out targets among them, too."""
+    seed: int = option(0, ge=0)
+    """Seed of random items and of the order; independent of the run's seed: a request has one pool in every run."""
+
+
+@dataclass
 class DataConfig:
     """What to learn from and how to divide it."""
 
@@ -94,6 +118,8 @@ class DataConfig:
     """Exactly that share (ties by item order), or every item at or below the percentile's frequency."""
     toy: ToyConfig = field(default_factory=ToyConfig)
     """Size and seed of the toy catalogue."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Candidate pools."""
 
 
 @dataclass
@@ -202,6 +228,23 @@ class PromptConfig:
 
     prefix: str = ""
     """Text before the history's SIDs, e.g. "The user bought: "."""
+    template: str | None = None
+    """null: a prompt is the SIDs of the history. `textrec`, or the path of a Jinja2 file of your own: the history in
+    words, by time and topic, with profile and candidates if there are some. Stage `align` teaches prompts of SIDs."""
+    chat: Literal["auto", "off"] = "auto"
+    """Prompts in words: as a message of the user, where the tokenizer has a chat template; or as they are."""
+    max_tokens: int = option(512, ge=1)
+    """Prompts in words: tokens at most; the oldest items of a longer one are left out."""
+    windows: list[int] = option([5], ge=1, says="must hold numbers of latest items of at least 1, e.g. [5, 20]")
+    """Prompts in words: the latest so many items are told apart from those before."""
+    titles: int = option(3, ge=1)
+    """Prompts in words: names told of each topic in a window, the latest."""
+    candidates: bool = False
+    """Prompts in words: list the candidate pool (`data.pool`)."""
+    profile: str | None = None
+    """Prompts in words: a file of users, in the forms of `data.items`, whose column `data.columns.user` names them."""
+    fields: list[str] = option([])
+    """Prompts in words: columns of `profile` that are told of the user."""
 
 
 @dataclass
@@ -268,7 +311,7 @@ class AlignConfig(SupervisedConfig):
 
 @dataclass
 class ActivateConfig(SupervisedConfig):
-    """Stage 2: supervised training on traces, the prompt masked."""
+    """Stage 2: supervised training on traces, or on gold slates, the prompt masked."""
 
     max_epochs: int = 3
     patience: int = 2
@@ -284,15 +327,15 @@ class ActivateConfig(SupervisedConfig):
     teacher_often: float = option(0.6, ge=0, le=1)
     """teacher: how often he says the wrong mixture where he has one."""
     plain: float = option(1.0, ge=0)
-    """Weight of learning the same targets without thinking, too, so that it is not forgotten; 0 leaves it out."""
+    """Weight of learning the next items alone, too, so that it is not forgotten; 0 leaves it out."""
     path: str | None = None
     """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
     words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
     examples: int = option(20000, ge=0)
-    """Traces at most that genrl makes, of a random part of the training positions; 0: one for each."""
+    """Traces (or slates) at most that genrl makes, of a random part of the training positions; 0: one for each."""
     examples_per_step: int = option(40, ge=1)
-    """Traces per optimiser step, about: those of one text stay together."""
+    """Traces (or slates) per optimiser step, about: those of one text stay together."""
     foreign: float = option(0.0, ge=0, lt=1)
     """Share of the traces that are shown with the thinking of another trace, drawn anew in each pass; of these only the
     SID is learned. For traces that describe the target: the policy looks at the history, too."""
@@ -409,6 +452,9 @@ class EvaluateConfig:
     """Final tables: widen the beam of a user until the top of the largest K is provably that of the whole catalogue."""
     level: Literal["item", "sid"] = "item"
     """A hit is the item, or (for parity with published code) any item of the same SID."""
+    slates: Literal["items", "whole"] = "items"
+    """Layout slate, whose slate is the list: filled place by place with the best item given those before, or the
+    likeliest slate that `beam` beams over whole slates find."""
     thinking_samples: int = option(0, ge=0)
     """Layouts with thinking: trains of thought sampled per user, merged by mean probability; 0: the likeliest words."""
     empty_thought: bool = False
@@ -436,7 +482,7 @@ class RunConfig:
     seed: int = option(0, ge=0)
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = option(["align", "activate", "rl"])
-    """Stages to run, in order: align, activate (left out where there is no thinking), rl; or `baseline` alone."""
+    """Stages to run, in order: align, activate (left out where completions are one item), rl; or `baseline` alone."""
     plugins: list[str] = option([])
     """Modules or .py files whose registrations are loaded first."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -63,9 +63,12 @@ class Legal:
     within: Tensor | None = None
     """[n, columns] bool: what would be allowed without a filter of items; None where there is no filter."""
     child: Tensor | None = None
-    """[n] int64 trie node behind the first column of `within` (or `mask`) that is allowed; further ones follow."""
+    """[n] int64 trie node behind the first column of `edges`; further ones follow."""
     level: int = -1
     """SID level of the columns; -1: they are no edges of a trie."""
+    whole: Tensor | None = None
+    """[n, columns] bool: all edges of the trie, where the grammar rules some of them out (items that were named
+    before); None: `within`, or else `mask`, holds them all."""
 
     @classmethod
     def fixed(cls, tokens: Tensor) -> Legal:
@@ -78,6 +81,12 @@ class Legal:
         return self.tokens is not None and self.tokens.shape[1] == 1
 
     @property
+    def edges(self) -> Tensor:
+        """[n, columns] bool: columns with an edge of the trie, whether it may be taken or not."""
+        within = self.mask if self.within is None else self.within
+        return within if self.whole is None else self.whole
+
+    @property
     def nodes(self) -> Tensor:
         """[n, columns] int64 trie node behind each column, -1 where there is none: what is known of edges enters here.
 
@@ -86,8 +95,7 @@ class Legal:
         """
         if self.child is None:
             raise ValueError("no trie stands behind these tokens")
-        edges = self.mask if self.within is None else self.within
-        return torch.where(edges, self.child[..., None] + edges.long().cumsum(-1) - 1, -1)
+        return torch.where(self.edges, self.child[..., None] + self.edges.long().cumsum(-1) - 1, -1)
 
     def token(self, columns: Tensor, rows: Tensor | None = None) -> Tensor:
         """Tokens [n, k] in columns [n, k] of the sets, or of those of `rows` [n]."""
@@ -119,7 +127,7 @@ class Reading:
     item_ids: Tensor
     """[B, T] int64 item that each token decides; -1 is none."""
     codes: Tensor
-    """[B, S] int64: what each step chose; -1 invalid."""
+    """[B, S] int64: what each step chose, a code or, where steps are items, a catalogue row; -1 invalid."""
     items: Tensor
     """[B, N] int64 catalogue rows; -1 is no item."""
     closed: Tensor | None = None
@@ -149,12 +157,22 @@ class Layout(ABC):
     """Whether completions hold free text, so that only a policy with words can write them."""
     writes_between: bool = False
     """Whether text stands between the tokens of an item, too, so that each beam of a search writes on its own."""
+    in_words: ClassVar[bool] = False
+    """Whether items are named by words, so that any token of the vocabulary may be one of an item, and completions of
+    a search end one after the other."""
+    writes_slates: ClassVar[bool] = False
+    """Whether a completion is a list of `items` to be shown, so that the likeliest one is a ranking."""
     codes: Tensor
     """[I, K] SID codes of the catalogue: equal rows are one SID."""
     widest: int
     """Columns of the widest legal set."""
     completions: int
     """Number of distinct legal completions, text not counted."""
+
+    @property
+    def item_tokens(self) -> int:
+        """Most tokens of items in a completion."""
+        return sum(kind == "item" for kind in self.kinds)
 
     @property
     def plain(self) -> Layout:
@@ -187,6 +205,26 @@ class Layout(ABC):
         What is left counts without filters of items.
         """
         return state.site < 0
+
+    def ends_item(self, site: int) -> bool:
+        """Whether a token at `site` is the last one of an item that others follow."""
+        return False
+
+    def told(self) -> list[str]:
+        """What a run says of it at its start, line by line."""
+        return []
+
+    def pause(self: LayoutT) -> LayoutT:
+        """The layout of completions that end behind each of their items, where these have no fixed place (`in_words`).
+
+        Raises:
+            UnsupportedError: where `ends_item` says by its site what ends an item.
+        """
+        raise UnsupportedError(f"{type(self).__name__} ends its items at fixed places.")
+
+    def resume(self, state: State) -> State:
+        """States [n] behind an item of a paused layout, as they go on."""
+        return state
 
     @abstractmethod
     def read(self, tokens: Tensor, states: State) -> Reading:

@@ -80,18 +80,45 @@ class Items:
         be named again.
         """
         node = node.clamp(min=0)
-        whole = self.trie.legal(level, node)
+        edges = self.trie.legal(level, node)
         first, child = self.tokens.first_ids[level], self.trie.levels[level].offsets[node].long()
+        within, whole, rows = edges, None, owner
+        if taken is not None:
+            whole, rows = edges, torch.arange(len(node), device=node.device)
+            within = _left(Lists.of(self._all, None, taken), level, node, rows, edges)
+        if self.keep is None and _unfiltered(requests):
+            return Legal(within, first, child=child, level=level, whole=whole)
+        mask = edges if self.keep is None else self.stock.legal(level, node)
         lists = self._lists(requests, owner, taken)
-        if lists is None and self.keep is None:
-            return Legal(whole, first, child=child, level=level)
-        mask = whole if self.keep is None else self.stock.legal(level, node)
-        if lists is not None:
-            left = lists.legal(
-                level, node, owner if taken is None else torch.arange(len(node), device=node.device), mask
-            )
-            mask = torch.where(left.any(1, keepdim=True), left, mask)
-        return Legal(mask, first, within=whole, child=child, level=level)
+        mask = mask if lists is None else _left(lists, level, node, rows, mask)
+        return Legal(mask, first, within=within, child=child, level=level, whole=whole)
+
+    def named(self, leaves: Tensor, owner: Tensor, requests: Requests | None = None) -> Tensor:
+        """Catalogue rows [n, t] that leaves [n, t] name one after the other, for requests `owner` [n]; -1 stays -1.
+
+        Of items that share a SID each mention of it names the next one that the request may get, most popular first.
+        """
+        shared = leaves.clamp(min=0)
+        start, stop = (self.stock.leaf_offsets[shared + end].long() for end in (0, 1))
+        most = int((stop - start).max()) if leaves.numel() else 1
+        place = torch.arange(max(1, most), device=leaves.device)
+        places = start[..., None] + place  # [n, t, items of a SID]
+        rows = self.stock.leaf_items[places.clamp(max=len(self.stock.leaf_items) - 1)].long()
+        allowed = (places < stop[..., None]) & (leaves >= 0)[..., None]
+        if most > 1:
+            allowed &= self._allowed(rows.flatten(1), owner, requests).view(rows.shape)
+            again = leaves[:, :, None] == leaves[:, None, :]
+            earlier = again.tril(-1).sum(2, keepdim=True)
+            allowed &= allowed.cumsum(2) == earlier + 1
+        return torch.where(allowed.any(2), rows.gather(2, allowed.byte().argmax(2, keepdim=True))[..., 0], -1)
+
+    def left(self, requests: Requests | None) -> Tensor:
+        """Number of items [P] that each request may get, or [1] where there is no filter of requests."""
+        lists, count = self._lists(requests), self.stock.leaf_items.numel()
+        if lists is None:
+            return torch.tensor([count], device=self.codes.device)
+        listed = lists.exists.sum(1)
+        return listed if lists.allow else count - listed
 
     def narrow(self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None) -> Legal:
         """As `legal`, with a column for each edge: as many as the widest row has, and two at least."""
@@ -127,6 +154,20 @@ class Items:
             return self.stock.expand(leaves, scores, width)
         return lists.rank(leaves, scores, width)
 
+    @cached_property
+    def _all(self) -> Items:
+        """The items without the filter that all requests share."""
+        return self if self.keep is None else Items(self.trie, self.tokens.first_ids, self.codes)
+
+    def _allowed(self, rows: Tensor, owner: Tensor, requests: Requests | None) -> Tensor:
+        """Which catalogue rows [n, m] the lists of requests `owner` [n] let pass."""
+        allowed = torch.ones_like(rows, dtype=torch.bool)
+        if requests is not None and requests.pool is not None:
+            allowed &= _contains(requests.pool[owner], rows)
+        if requests is not None and requests.deny is not None:
+            allowed &= ~_contains(requests.deny[owner], rows)
+        return allowed
+
     def render(self, items: Tensor) -> Tensor:
         """SID tokens [..., K] of catalogue rows [...]."""
         return self.codes[items] + self.first
@@ -149,6 +190,16 @@ class Items:
             lists.check()
             self._last = (requests, lists)
         return self._last[1]
+
+
+def _unfiltered(requests: Requests | None) -> bool:
+    return requests is None or (requests.pool is None and requests.deny is None)
+
+
+def _left(lists: Lists, level: int, node: Tensor, rows: Tensor, legal: Tensor) -> Tensor:
+    """What lists leave of `legal` [n, codes]; all of it where they leave nothing, as for beams that do not exist."""
+    left = lists.legal(level, node, rows, legal)
+    return torch.where(left.any(1, keepdim=True), left, legal)
 
 
 def _stock(trie: Trie, keep: Tensor) -> Trie:

@@ -79,7 +79,7 @@ def log_prob(log_probs: Tensor, legal: Legal, tokens: Tensor) -> Tensor:
 
 def head_rows(layout: Layout, normalize: str) -> str:
     """The rows of the output head that a layout's tokens need: `legal`, those of the SID tokens, or all of `vocab`."""
-    return "vocab" if normalize == "vocab" or "word" in layout.kinds else "legal"
+    return "vocab" if normalize == "vocab" or "word" in layout.kinds or layout.in_words else "legal"
 
 
 def check_tokens(policy: Generative, layout: Layout) -> None:

@@ -66,7 +66,12 @@ class Masses:
             owner: [n] request of each.
         """
         assert legal.child is not None
-        edges = legal.mask if legal.within is None else legal.within
+        if legal.level < 0:
+            raise UnsupportedError(
+                "a prior or teacher says how likely items are behind SID tokens, and this layout names items by words. "
+                "Set prior.run=null and teacher.run=null, or layout.space=sid."
+            )
+        edges = legal.edges
         rows, size = self.rows[owner.flatten()], self.trie.levels[legal.level].size
         if legal.level == 0:  # there is one root, whatever the number of states
             masses = _sums(self.log_probs, self._codes(0, self.paths[0]).expand(self.log_probs.shape), size)[rows]

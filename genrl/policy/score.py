@@ -140,7 +140,7 @@ def place_scores(
 
         order.append(rows)
         width = layout.legal(site, states.rows(rows[:1]), requests).mask.shape[1]
-        if sampling.normalize == "vocab":
+        if sampling.normalize == "vocab" or layout.in_words:
             width = said[:0].logits(None).shape[-1]
         parts = rows.split(max(1, LOGITS // width))
         for each in parts:
@@ -216,6 +216,7 @@ def _together(run: list[Legal]) -> Legal:
     within = [each.within for each in run if each.within is not None]
     tokens = [each.tokens for each in run if each.tokens is not None]
     child = [each.child for each in run if each.child is not None]
+    whole = [each.whole for each in run if each.whole is not None]
     return Legal(
         torch.stack([each.mask for each in run], dim=1),
         run[0].first,
@@ -223,6 +224,7 @@ def _together(run: list[Legal]) -> Legal:
         torch.stack(within, dim=1) if within else None,
         torch.stack(child, dim=1) if child else None,
         run[0].level,
+        torch.stack(whole, dim=1) if whole else None,
     )
 
 

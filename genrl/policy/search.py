@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from genrl.batches import Batch, Completions, Ranking, Requests, State, beside, concatenate, padded, widened
 from genrl.errors import ConfigError, UnsupportedError
-from genrl.layouts.base import BROKEN, Layout, Legal
+from genrl.layouts.base import BROKEN, ENDED, Layout, Legal
 from genrl.metrics.functional import distinct, exclude_history
 from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
 from genrl.policy.protocol import Generative, Growth, Next, Say
@@ -117,6 +117,7 @@ def search(
     beams: int = 0,
     behind: Sequence[Beams] | None = None,
     plain: bool = False,
+    settle: bool = False,
 ) -> tuple[Ranking, Completions]:
     """The most likely items found by beam search, best first, with a bound for those that are not listed.
 
@@ -146,6 +147,8 @@ def search(
         beams: width of the beam; 0: as many as places.
         behind: what `think` wrote with the same noise, for searches that share it; None: it is written here.
         plain: count the ranking without any text among the samples, as one more.
+        settle: of completions of several items keep only the best beam whenever an item is whole, so that each place
+            is filled by the best item given those before; else beams are followed to their ends.
 
     Returns:
         The ranking, and the completions of the beams [P * W], best first, -1 where fewer exist. Those of a request
@@ -163,7 +166,7 @@ def search(
     texts = [_Text(layout, *pair) for pair in zip(begun, uniforms, strict=True)]
     if plain and layout.writes_text:
         texts.append(_Text(layout.plain, think(policy, layout.plain, requests, sampling)[0], None))
-    find = partial(_searched, policy, width=width, sampling=sampling, certain=exact > 0)
+    find = partial(_searched, policy, width=width, sampling=sampling, certain=exact > 0, settle=settle)
     ranking, rankings, searched = find(requests, texts, beams=beams or width, gumbels=gumbels)
     if exact:
         ranking = _widened(find, layout, requests, texts, ranking, beams or width, exact, besides)
@@ -194,13 +197,21 @@ def _searched(
     sampling: Sampling,
     certain: bool,
     beams: int,
+    settle: bool = False,
     gumbels: Tensor | None = None,
     floor: Tensor | None = None,
 ) -> tuple[Ranking, Sequence[Ranking], Sequence[Beams]]:
     """The ranking by the mean over some texts, `width` long, with the ranking and the beams behind each of them."""
 
     def find(text: _Text, asked: Requests, beams: int, certain: bool, floor: Tensor | None) -> Beams:
-        return _search(policy, text.layout, asked, text.begun, beams, sampling, text.uniforms, gumbels, certain, floor)
+        shared = sampling, text.uniforms, gumbels, certain, floor
+        if settle and text.layout.in_words:
+            return _line_by_line(
+                text.layout,
+                text.begun,
+                lambda paused, begun: _search(policy, paused, asked, begun, beams, *shared, False),
+            )
+        return _search(policy, text.layout, asked, text.begun, beams, *shared, settle)
 
     wide = [find(text, requests, beams, certain, floor) for text in texts]
     if len(texts) == 1:
@@ -367,6 +378,7 @@ def _search(
     gumbels: Tensor | None,
     certain: bool,
     floor: Tensor | None,
+    settle: bool,
 ) -> Beams:
     """Widen and follow beams until all have ended.
 
@@ -381,6 +393,7 @@ def _search(
         gumbels: see `search`.
         certain: whether the ranking shall be certified.
         floor: [P] score below which nothing is followed; None: there is none.
+        settle: see `search`.
     """
     beams = replace(begun)
     if floor is not None:
@@ -407,10 +420,47 @@ def _search(
             drawn = beams.history[-1][0].tokens[:, :, -1]
             found = growth.extend(drawn, say, parents, live.view(drawn.shape))
         noise = None if gumbels is None else gumbels[:, position]
-        parents = _widen(layout, beams, legal, *found, width, site, noise, floor)
+        most = 1 if settle and layout.ends_item(site) else width
+        parents = _widen(layout, beams, legal, *found, most, site, noise, floor)
         position += 1
         site = _site(layout, beams, position)
     return beams
+
+
+def _line_by_line(layout: Layout, begun: Beams, find: Callable[[Layout, Beams], Beams]) -> Beams:
+    """Beams for one item after the other, of which the best goes on behind each.
+
+    Items end at different lengths, so each is searched to the end of the longest before the next one begins; what was
+    written is computed anew with its prompt.
+
+    Args:
+        layout: grammar of the completions.
+        begun: one beam for each request.
+        find: beams of a layout that go on behind others.
+    """
+    paused = layout.pause()
+    beams = find(paused, begun)
+    for _ in range(layout.items - 1):
+        beams = _best_beam(beams)
+        beams.state = layout.resume(beams.state)
+        beams = find(paused, beams)
+    return beams
+
+
+def _best_beam(beams: Beams) -> Beams:
+    """The first beam of each request alone."""
+    prompts, width = beams.totals.shape
+    rows = torch.arange(prompts, device=beams.totals.device)
+    places, _ = beams.history[-1]
+    nothing = places.each(lambda value: value[:, :1, :0])
+    parents = rows.new_zeros(prompts, 1)
+    return replace(
+        beams,
+        state=beams.state.rows(rows * width),
+        totals=beams.totals[:, :1],
+        keys=beams.keys[:, :1],
+        history=(*beams.history, (nothing, parents)),
+    )
 
 
 def _children(legal: Legal, temperature: float, normalize: str, said: Next) -> tuple[Tensor, Tensor]:
@@ -445,7 +495,7 @@ def _begin(
     """
     begun, head = beams.behind(requests), head_rows(layout, sampling.normalize)
     if beams.totals.shape[1] == 1:
-        growth = policy.grow(begun, width, sum(kind == "item" for kind in layout.kinds) - 1, head)
+        growth = policy.grow(begun, width, layout.item_tokens - 1, head, apart=layout.in_words)
         return growth, growth.begin(say)
     rows = beams.alive.nonzero()[:, 0]
     places = (beams.alive.cumsum(0) - 1).clamp(min=0)  # what is said of beams that have ended has no meaning
@@ -467,6 +517,8 @@ def _widen(
     prompts, slots = beams.totals.shape
     codes = log_probs.shape[1]
     log_probs = log_probs.view(prompts, slots, codes).masked_fill(~beams.alive.view(prompts, slots, 1), float("-inf"))
+    done = (beams.state.site == ENDED) & layout.in_words  # these stay as they are until the others have ended, too
+    log_probs[:, :, 0] = log_probs[:, :, 0].masked_fill(done.view(prompts, slots), 0.0)
     reached = beams.totals[:, :, None] + log_probs
     if floor is not None:
         reached = reached.masked_fill(reached < floor[:, None, None], float("-inf"))
@@ -483,13 +535,14 @@ def _widen(
     above = (rows * slots + parents).flatten()
     exists = keys > float("-inf")
     drawn = legal.token(columns.view(-1, 1), above).view(prompts, keep)
+    written = exists & ~done[above].view(prompts, keep)
     choices = torch.zeros_like(drawn)
     if not legal.form:
-        choices = legal.mask.sum(1).expand(prompts * slots)[above].view(prompts, keep) * exists
+        choices = legal.mask.sum(1).expand(prompts * slots)[above].view(prompts, keep) * written
     before = beams.state.rows(above)
     logps, entropy = log_probs[rows, parents, columns], entropy.view(prompts, slots)[rows, parents]
     states = before.each(lambda value: value.unflatten(0, (prompts, keep))[:, :, None])
-    drawn, logps, entropy, choices, real = (part[:, :, None] for part in (drawn, logps, entropy, choices, exists))
+    drawn, logps, entropy, choices, real = (part[:, :, None] for part in (drawn, logps, entropy, choices, written))
     beams.history = (*beams.history, (Places(drawn, logps, entropy, choices, real, states), parents))
     beams.totals, beams.keys = reached[rows, parents, columns], keys
     state = layout.advance(before, drawn.flatten(), site if layout.in_step else None)

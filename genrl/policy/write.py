@@ -89,7 +89,7 @@ def go_on(
     """
     count, most = len(state.site), layout.length
     ends = until or (lambda site: site < 0)
-    settles = until is None and layout.in_step and sampling.normalize != "vocab"
+    settles = until is None and sampling.normalize != "vocab" and (layout.in_step or layout.in_words)
     in_step = layout.in_step and until is None
     shape = len(begun), count // len(begun)
     growth = policy.grow(begun, shape[1], most - 1, head_rows(layout, sampling.normalize), apart=not in_step)
@@ -120,7 +120,7 @@ def go_on(
             going = going & ~ends(state.site)
         needed = going
         if settles and position + 1 < most:
-            needed = ~layout.settled(state, position + 1)
+            needed = ~layout.settled(state, position + 1 if in_step else None)
     if not steps:
         empty = torch.zeros(count, 0, dtype=torch.int64, device=state.site.device)
         nothing = state.each(lambda value: value[:, None][:, :0])

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from genrl.batches import Batch, State, concatenate, widened
 from genrl.catalog.dataset import Dataset
@@ -43,6 +44,8 @@ class PackedBatch(Batch):
     """[m, 2] int64: row and column of each target word, to be told from the whole vocabulary."""
     places: Tensor
     """[c, 2] int64: row and column of each target token that a layout lets the policy choose."""
+    before: Tensor
+    """[c] int64: column of what stands before each of these tokens, in the same branch or in the text it leaves."""
     share: Tensor
     """[] float: target tokens of the whole step over all ranks; divides the loss."""
     states: State | None = None
@@ -134,6 +137,14 @@ class Segment:
             return places
         first = np.flatnonzero(np.diff(self.leaves, prepend=0))  # where each branch begins
         return np.where(self.leaves, places - first[np.searchsorted(first, places, "right") - 1] + self.leaves, places)
+
+    @property
+    def before(self) -> np.ndarray:
+        """[c] place of what stands before each chosen token; a branch begins behind the text that it leaves."""
+        if self.leaves is None:
+            return self.chosen - 1
+        opens = self.leaves[self.chosen] * (self.leaves[self.chosen] == self.positions[self.chosen])
+        return np.where(opens, opens - 1, self.chosen - 1)
 
 
 Branch = tuple[np.ndarray, np.ndarray, State]
@@ -256,38 +267,28 @@ class HistoryRows(Planner[SequenceBatch]):
         return SequenceBatch(torch.from_numpy(items), torch.from_numpy(targets), torch.tensor(float(share)))
 
 
-class TraceBatches(SegmentPlanner):
-    """The steps of stage `activate`: a prompt, the thinking of a trace, the item; and the item without thinking.
+class CompletionBatches(SegmentPlanner):
+    """The steps of stage `activate`: prompts with given completions behind them; and the next item alone.
 
-    Traces of one user whose prompts begin with the same item are branches behind one text, which is computed once; the
-    items without thinking are learned in that text. A step has whole texts of about `examples_per_step` traces.
+    Completions of one user whose prompts begin with the same item are branches behind one text, which is computed once;
+    the items alone are learned in that text. A step has whole texts of about `examples_per_step` completions.
 
     The layout is on the CPU.
 
-    Raises:
-        DataError: without traces, or naming the first one that no completion can hold.
+    Args:
+        where: [n] positions of the items that the prompts ask for.
+        tokens: [n, T] completions, 0 behind the end.
+        maker: makes the prompts.
+        layout: grammar of the completions.
+        config: the stage's section.
     """
 
     def __init__(
-        self,
-        traces: Sequence[Trace],
-        maker: PromptMaker,
-        layout: Layout,
-        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
-        config: ActivateConfig,
+        self, where: Tensor, tokens: Tensor, maker: PromptMaker, layout: Layout, config: ActivateConfig
     ) -> None:
-        if not traces:
-            raise DataError(
-                "stage activate has no traces: every interaction is held out, or each trace names its target. Check "
-                "data.split, or the file of traces."
-            )
+        self.where, self.tokens = where, tokens
         self.maker, self.layout, self.config = maker, layout, config
-        self.where = torch.tensor([trace.position for trace in traces])
-        blocks = [trace.blocks for trace in traces]
-        ids = iter(known(tokenizer, [text.strip() for parts in blocks for text in parts]))
-        self.blocks = [[next(ids) for _ in parts] for parts in blocks]
         self.items = maker.dataset.sequences.items[self.where]
-        self.tokens = layout.compose(self.items[:, None], self.blocks)
         self.states = layout.replay(self.tokens)
         self.chosen = self._kind(self.states, "item", "word")
         longest = maker.template.longest(maker.max_history + 1) + self.tokens.shape[1]
@@ -296,13 +297,13 @@ class TraceBatches(SegmentPlanner):
         self.ends = sequences.past(self.where)
         starts = sequences.offsets[sequences.users(self.where)]
         self.firsts = torch.maximum(starts, self.ends - max(maker.max_history, 1))
-        """[T] positions of the first item of each prompt, and behind its last one."""
+        """[n] positions of the first item of each prompt, and behind its last one."""
         self.groups = self._grouped()
         self._known: dict[tuple[bool, int], list[Segment]] = {}
-        self.steps_per_epoch = min(-(-len(traces) // config.examples_per_step), len(self.groups))
+        self.steps_per_epoch = min(-(-len(self.where) // config.examples_per_step), len(self.groups))
 
     def plan(self, epoch: int) -> Sequence[tuple[list[Tensor], Tensor]]:
-        """Texts of each step as the traces behind them, and for every trace the one whose thinking is shown."""
+        """Texts of each step as the completions behind them, and for every one that whose thinking is shown."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         others = torch.randperm(len(self.where), generator=generator)
         foreign = torch.rand(len(self.where), generator=generator) < self.config.foreign
@@ -369,12 +370,17 @@ class TraceBatches(SegmentPlanner):
 
     def _text(self, group: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The text from the first item of the prompts to the last target, and where in it each target begins."""
+        if not self.template.nested:
+            asked = self.maker.at(self.where[group])
+            text, sid = asked.tokens[0], self.template.sid_tokens[self.items[group[0]]]
+            own = np.array([len(text)])
+            return torch.cat([text, sid] if self.config.plain else [text]).numpy(), own
         first, last = int(self.firsts[group[-1]]), group[-1:]
         items = self.maker.dataset.sequences.items
         text, starts = self.template.write(torch.cat([items[first : int(self.ends[last])], items[self.where[last]]]))
-        own = starts[self.ends[group] - first]
-        stop = int(own[-1]) + (self.template.levels if self.config.plain else 0)
-        return text[:stop].numpy(), own.numpy()
+        places = starts[self.ends[group] - first]
+        stop = int(places[-1]) + (self.template.levels if self.config.plain else 0)
+        return text[:stop].numpy(), places.numpy()
 
     def _plain(self, group: Tensor, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where items without thinking begin, and which they are."""
@@ -396,6 +402,8 @@ class TraceBatches(SegmentPlanner):
 
     def _grouped(self) -> list[Tensor]:
         """Traces whose prompts begin at the same item, by position; one whose history ends earlier stands alone."""
+        if not self.template.nested:
+            return list(torch.arange(len(self.where)).split(1))
         apart = len(self.maker.dataset.sequences) + torch.arange(len(self.where))
         text = torch.where(self.ends == self.where, self.firsts, apart)
         order = self.where.argsort(stable=True)
@@ -403,11 +411,52 @@ class TraceBatches(SegmentPlanner):
         return list(order.split(torch.unique_consecutive(text[order], return_counts=True)[1].tolist()))
 
     def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
+        """Completions `rows` [n], with the thinking of others `thinking` [n]: tokens, states, what is learned, [n, T].
+
+        There is no thinking to be exchanged here.
+        """
+        return self.tokens[rows], self.states.rows(rows), self.chosen[rows].clone()
+
+    def _kind(self, states: State, *kinds: str) -> Tensor:
+        """Places [n, T] where a token of these kinds comes next."""
+        wanted = torch.tensor([kind in kinds for kind in self.layout.kinds])
+        return (states.site >= 0) & wanted[states.site.clamp(min=0)]
+
+
+class TraceBatches(CompletionBatches):
+    """The steps of stage `activate` for thinking: a prompt, the thinking of a trace, the item.
+
+    Raises:
+        DataError: without traces, or naming the first one that no completion can hold.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        maker: PromptMaker,
+        layout: Layout,
+        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+        config: ActivateConfig,
+    ) -> None:
+        if not traces:
+            raise DataError(
+                "stage activate has no traces: every interaction is held out, or each trace names its target. Check "
+                "data.split, or the file of traces."
+            )
+        where = torch.tensor([trace.position for trace in traces])
+        blocks = [trace.blocks for trace in traces]
+        ids = iter(known(tokenizer, [text.strip() for parts in blocks for text in parts]))
+        self.blocks = [[next(ids) for _ in parts] for parts in blocks]
+        tokens = layout.compose(maker.dataset.sequences.items[where][:, None], self.blocks)
+        super().__init__(where, tokens, maker, layout, config)
+
+    @override
+    def _completions(self, rows: Tensor, thinking: Tensor) -> tuple[Tensor, State, Tensor]:
         """Traces `rows` [n] with the thinking of traces `thinking` [n]: tokens, states, what is learned, each [n, T].
 
         With foreign thinking only the SID is learned.
         """
-        tokens, states, chosen = self.tokens[rows], self.states.rows(rows), self.chosen[rows].clone()
+        tokens, states, chosen = super()._completions(rows, thinking)
         foreign = (rows != thinking).nonzero()[:, 0]
         if foreign.numel():
             blocks = [self.blocks[row] for row in thinking[foreign].tolist()]
@@ -416,11 +465,6 @@ class TraceBatches(SegmentPlanner):
             tokens[foreign], chosen[foreign] = other, self._kind(there, "item")
             states = states.put(foreign, there)
         return tokens, states, chosen
-
-    def _kind(self, states: State, *kinds: str) -> Tensor:
-        """Places [n, T] where a token of these kinds comes next."""
-        wanted = torch.tensor([kind in kinds for kind in self.layout.kinds])
-        return (states.site >= 0) & wanted[states.site.clamp(min=0)]
 
 
 class SequenceBatches(Planner[SequenceBatch]):
@@ -540,6 +584,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
     def values(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([NOTHING, *(getattr(segment, name) for _, _, segment in packed)]))
 
+    before = np.concatenate([NOTHING, *(column + segment.before for _, column, segment in packed)])
     states = [segment.states for _, _, segment in packed if segment.states is not None]
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
@@ -549,6 +594,7 @@ def pack(segments: Sequence[Segment], length: int, pad_id: int, share: int, *, a
         items=values("items"),
         text_places=places("text_starts"),
         places=places("chosen"),
+        before=torch.from_numpy(before),
         share=torch.tensor(float(share)),
         states=reduce(concatenate, states) if states else None,
         leaves=torch.from_numpy(leaves) if leaves.any() else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
+from genrl.catalog.pools import Pools
 from genrl.ops import read_as
 
 
@@ -35,6 +36,11 @@ class PromptTemplate:
         return torch.tensor([self.start_id, *self.prefix_ids])
 
     @property
+    def nested(self) -> bool:
+        """Whether a prompt is the beginning of the prompts for later items, as `write` says."""
+        return True
+
+    @property
     def levels(self) -> int:
         """Tokens of a SID (K)."""
         return self.sid_tokens.shape[1]
@@ -48,8 +54,11 @@ class PromptTemplate:
         """Tokens of the longest text of so many items."""
         return len(self.head) + items * self.levels
 
-    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt."""
+    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt.
+
+        Prompts of SIDs say nothing of users and of pools [P, C].
+        """
         if not len(histories):
             return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
         texts = [self.write(history[history >= 0])[0] for history in histories]
@@ -68,7 +77,7 @@ class ItemTemplate(PromptTemplate):
     def longest(self, items: int) -> int:
         return len(self.head) + items
 
-    def render(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
         longest = int((histories >= 0).sum(1).max()) if len(histories) else 0
         inputs = read_as(functional.pad(histories[:, histories.shape[1] - longest :], (0, 1), value=0))
         return torch.where(inputs < 0, self.pad_id, inputs + self.start_id), inputs >= 0
@@ -81,6 +90,8 @@ class PromptMaker:
     dataset: Dataset
     template: PromptTemplate
     max_history: int
+    pools: Pools | None = None
+    """Makes the candidate pool of each request; None: every request may get the whole catalogue."""
 
     @property
     def longest(self) -> int:
@@ -90,10 +101,12 @@ class PromptMaker:
     def at(self, positions: Tensor) -> Requests:
         """The prompts whose targets stand at `positions` [P]."""
         sequences = self.dataset.sequences
-        tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)))
+        pool = None if self.pools is None else self.pools.at(positions).items
+        users = [sequences.user_ids[user] for user in sequences.users(positions).tolist()]
+        tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)), users, pool)
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
         targets = Targets(sequences.items[positions][:, None], feedback, sequences.tied[positions][:, None])
-        return Requests(tokens, mask, self.full_history(positions), targets)
+        return Requests(tokens, mask, self.full_history(positions), targets, pool)
 
     def full_history(self, positions: Tensor) -> Tensor:
         """Everything the users saw before `positions`, as far as the longest of them reaches back: [P, H]."""

@@ -321,8 +321,8 @@ def denied(requests: Requests, items: int) -> Tensor | None:
     return torch.where(every[:, :items], torch.arange(items, device=every.device), -1)
 
 
-def deniable(history: Tensor, items: int) -> Tensor:
-    """Histories [P, H] as filters: nothing is denied to a user who has seen all items, as nothing would be left."""
+def deniable(history: Tensor, items: int, wanted: int = 1) -> Tensor:
+    """Histories [P, H] as filters: nothing is denied to a user of whose catalogue fewer than `wanted` items are new."""
     seen = history.sort(dim=1).values
     distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
-    return history.masked_fill((distinct >= items)[:, None], -1)
+    return history.masked_fill((items - distinct < wanted)[:, None], -1)

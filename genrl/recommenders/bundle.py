@@ -12,7 +12,7 @@ from genrl.files import read_json, read_weights, save_weights, write_json
 from genrl.sid.table import SidTable
 
 SIDS, ITEMS, COLUMNS = "sids.safetensors", "catalog.json", "catalog.safetensors"
-"""SID of every item; ids, titles and names of categories; category, training count and coldness of every item."""
+"""SID of every item; ids, titles, attributes and names of categories; category, training count, whether it is cold."""
 
 
 def save_problem(folder: Path, dataset: Dataset, table: SidTable) -> None:
@@ -22,7 +22,7 @@ def save_problem(folder: Path, dataset: Dataset, table: SidTable) -> None:
     columns = {"categories": catalog.categories, "train_counts": catalog.train_counts, "cold": catalog.cold}
     save_weights(columns, folder / COLUMNS)
     named = {"ids": catalog.item_ids, "titles": catalog.titles, "categories": catalog.category_names}
-    write_json(folder / ITEMS, {"name": dataset.name, **named})
+    write_json(folder / ITEMS, {"name": dataset.name, **named, "attributes": catalog.attributes})
 
 
 def read_problem(folder: Path) -> tuple[Dataset, SidTable]:
@@ -43,7 +43,8 @@ def read_problem(folder: Path) -> tuple[Dataset, SidTable]:
             titles=tuple(named["titles"]),
             category_names=tuple(named["categories"]),
             texts=tuple(named["titles"]),
-            **read_weights(folder / COLUMNS),  # type: ignore[arg-type]
+            attributes=named.get("attributes", {}),
+            **read_weights(folder / COLUMNS),
         )
         table = SidTable.load(folder / SIDS)
         if len(table) != len(catalog):

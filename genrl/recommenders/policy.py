@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from genrl.batches import Ranking, Requests
+from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
@@ -22,6 +24,8 @@ from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
+from genrl.layouts.text import TextConfig, TextSlate
+from genrl.layouts.titles import Titles, name_items, shown
 from genrl.metrics.functional import pass_at_k, sid_keys, to_keys
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.distribution import RANKING, Sampling
@@ -29,14 +33,15 @@ from genrl.policy.exhaustive import rank_all
 from genrl.policy.guide import Prior
 from genrl.policy.information import greedy_information, tells
 from genrl.policy.load import make_policy, policy_spec
-from genrl.policy.model import Policy
+from genrl.policy.model import Policy, PolicySpec
 from genrl.policy.search import WIDEST, search
 from genrl.policy.write import write
 from genrl.prompts.template import ItemTemplate, PromptTemplate
+from genrl.prompts.textrec import TextTemplate, Writer, source_of
 from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
-from genrl.recommenders.searching import noise_of, rankings, thinking_noise
+from genrl.recommenders.searching import noise_of, rankings, slates, thinking_noise
 from genrl.sid.trie import Trie
 
 PRIOR = "prior"
@@ -86,7 +91,7 @@ class PolicyRecommender:
         spec = policy_spec(
             config.model,
             trie,
-            catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0),
+            catalog.texts + (SAYINGS,) * (len(catalog) if thinking else 0) + _spelled(config, catalog),
             config.prompt.prefix,
             thinking=thinking,
             add_tokens=config.layout.get("add_tokens", True),
@@ -94,14 +99,9 @@ class PolicyRecommender:
         )
         spec.check(LAYOUTS.entry(config.layout["name"]))
         options = {name: value for name, value in config.layout.items() if name != "name"}
-        catalogue = Items(trie, spec.first_ids, table.codes)
+        catalogue = named_items(config, catalog, Items(trie, spec.first_ids, table.codes), spec)
         layout = LAYOUTS.build(config.layout["name"], options, catalogue=catalogue, words=spec.words)
-        template = (ItemTemplate if spec.reads_items else PromptTemplate)(
-            start_id=spec.start_id,
-            prefix_ids=spec.prefix_ids,
-            sid_tokens=table.codes + torch.tensor(spec.first_ids),
-            pad_id=spec.pad_id,
-        )
+        template = _template(config, catalog, table.codes, spec, layout)
         prior = None
         if problem.prior is not None or config.prior.run is not None:
             folder, whole = problem.prior or Path(str(config.prior.run)), problem.prior is None
@@ -112,13 +112,16 @@ class PolicyRecommender:
 
     def _check_length(self) -> None:
         limit, history, layout = self.spec.positions, self.config.data.max_history, self.layout
-        needed = len(self.template.head) + history * self.template.sid_tokens.shape[1] + layout.length
+        needed = self.template.longest(history) + layout.length
         if limit is not None and needed > limit:
-            further = " or layout.budget" if layout.writes_text else ""
+            further = " or layout.budget" if layout.writes_text else " or layout.length" if layout.items > 1 else ""
+            asked = f"data.max_history={history} items x {self.template.levels} codes"
+            lower = "data.max_history"
+            if not self.template.nested:
+                asked = lower = "prompt.max_tokens"
             raise ConfigError(
-                f"prompts and completions of {needed} tokens (data.max_history={history} items x {layout.steps} "
-                f"codes, completions of {layout.length}) do not fit into the {limit} positions of model "
-                f"{self.config.model.name!r}. Lower data.max_history{further}."
+                f"prompts and completions of {needed} tokens ({asked}, completions of {layout.length}) do not fit into "
+                f"the {limit} positions of model {self.config.model.name!r}. Lower {lower}{further}."
             )
 
     def under(self, layout: Layout) -> PolicyRecommender:
@@ -167,6 +170,17 @@ class PolicyRecommender:
         layout, requests = _allowed(self.layout, requests)
         layout, requests = layout.to(policy.device), requests.to(policy.device)
         policy.eval()
+        if layout.writes_slates:
+            if exact:
+                raise UnsupportedError(
+                    "the slate of a policy is found item by item or by beams, and none is known to be the likeliest "
+                    "of all. Leave --exact out."
+                )
+            if width > layout.items:
+                said = f"a slate has layout.length={layout.items} items, so lists end before the {width} asked for."
+                warnings.warn(said, stacklevel=2)
+            with numerics(self.config.trainer, policy.device):
+                return slates(policy, layout, requests, width, config), None
         beam, first = max(config.beam, width), width if exact else 0
         with numerics(self.config.trainer, policy.device):
             if policy.ranks_all:
@@ -197,7 +211,7 @@ class PolicyRecommender:
         counts = config.pass_at or []
         policy, layout, samples = self.policy, self.layout.to(str(self.policy.device)), max(counts)
         if kind == "excluded":
-            requests = replace(requests, deny=deniable(requests.history, len(layout.codes)))
+            requests = replace(requests, deny=deniable(requests.history, len(layout.codes), layout.items))
         policy.eval()
         noise = noise_of(requests, (samples, layout.length), PASSES)
         sampling = Sampling(thinking_temperature=config.thinking_temperature)
@@ -249,7 +263,10 @@ class PolicyRecommender:
 
     def decoding(self) -> dict[str, Any]:
         """All that rankings depend on besides weights and SID table."""
-        return decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
+        found = decoding(self.policy, self.layout, self.config.data.max_history, self.config.evaluate)
+        if isinstance(self.template, TextTemplate):
+            found["template"]["words"] = key_of(self.template.writer.source, asdict(self.config.prompt))
+        return found
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
         self.policy.load_state(state, origin)
@@ -284,6 +301,54 @@ def problem_trie(problem: Problem) -> Trie:
     """The trie of a catalogue's SIDs, items of one SID in the order of their popularity."""
     table = problem.table
     return Trie.build(table.codes, table.codebook_sizes, problem.dataset.catalog.train_counts)
+
+
+def named_items(config: RunConfig, catalog: Catalog, sids: Items, spec: Spec) -> Items | Titles:
+    """The items under the names that the layout writes: their SIDs, or their titles for `layout.space: text`.
+
+    Raises:
+        ConfigError: for a policy without words.
+        DataError: for titles that its tokenizer cannot write.
+    """
+    text = _text_of(config)
+    if text is None:
+        return sids
+    if not isinstance(spec, PolicySpec):
+        raise ConfigError(
+            f"layout.space=text names items by words, and model.name={config.model.name} writes none. Use a language "
+            f"model, or layout.space=sid."
+        )
+    return Titles(name_items(catalog, spec.tokenizer, text.show, text.tokens), sids, spec.tokenizer)
+
+
+def _template(config: RunConfig, catalog: Catalog, codes: Tensor, spec: Spec, layout: Layout) -> PromptTemplate:
+    """How requests are written: as SIDs, as items, or in words."""
+    sids: dict[str, Any] = {
+        "start_id": spec.start_id,
+        "prefix_ids": spec.prefix_ids,
+        "sid_tokens": codes + torch.tensor(spec.first_ids),
+        "pad_id": spec.pad_id,
+    }
+    if config.prompt.template is None:
+        return ItemTemplate(**sids) if spec.reads_items else PromptTemplate(**sids)
+    names = layout.names.names.texts if isinstance(layout, TextSlate) else None
+    called = names or tuple(title or name for title, name in zip(catalog.titles, catalog.item_ids, strict=True))
+    writer = Writer(config.prompt, catalog, called, layout.items, config.data)
+    return TextTemplate(**sids, writer=writer, tokenizer=cast(PolicySpec, spec).tokenizer)
+
+
+def _text_of(config: RunConfig) -> TextConfig | None:
+    """How the configured layout names items in words; None: by SIDs."""
+    options = {name: value for name, value in config.layout.items() if name != "name"}
+    filled = LAYOUTS.options(config.layout["name"], options)
+    return filled.text if getattr(filled, "space", "sid") == "text" else None
+
+
+def _spelled(config: RunConfig, catalog: Catalog) -> tuple[str, ...]:
+    """What names of items and prompts hold besides the words of the catalogue; the tiny tokenizer learns it."""
+    text, template = _text_of(config), config.prompt.template
+    names = () if text is None else (*shown(catalog, text.show), "|", *(f"({number})" for number in range(10)))
+    return names if template is None else (*names, *[source_of(template)] * 10, "0123456789")
 
 
 def _allowed(layout: Layout, requests: Requests) -> tuple[Layout, Requests]:

@@ -108,12 +108,18 @@ def rankings(
 ) -> dict[str, Ranking]:
     """Rankings of the whole catalogue, `raw` and with each user's history `excluded`, behind the same thinking.
 
-    One search serves both for the users for whom it is certified; without `exact`, and where beams think between the
-    tokens of an item so that nothing is widened, there is a second one for the others, in which the items of their
-    history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
+    The ranking of a policy that writes slates is its slate, see `slates`; there is one search for each kind.
+
+    Otherwise one search serves both for the users for whom it is certified; without `exact`, and where beams think
+    between the tokens of an item so that nothing is widened, there is a second one for the others, in which the items
+    of their history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
     """
     count = needed_width(config.k, layout.codes if config.level == "sid" else None)
-    denied = deniable(prompts.history, len(layout.codes))
+    denied = deniable(prompts.history, len(layout.codes), layout.items)
+    if layout.writes_slates:
+        filters = {"raw": prompts, "excluded": replace(prompts, deny=denied)}
+        shown = {kind: slates(policy, layout, filters[kind], count, config, sampling) for kind in kinds}
+        return {k: exclude_history(v, prompts.history) if k == "excluded" else v for k, v in shown.items()}
     if isinstance(policy, TrainablePolicy) and policy.ranks_all:
         filters = {"raw": prompts, "excluded": replace(prompts, deny=denied)}
         every = rank_all(policy, cast(SidLayout, layout), [filters[kind] for kind in kinds], count)
@@ -143,6 +149,25 @@ def rankings(
         again = exclude_history(again, asked.history)
         found["excluded"] = found["excluded"].put(rows, again) if "raw" in kinds else again
     return {kind: found[kind] for kind in kinds}
+
+
+def slates(
+    policy: Generative,
+    layout: Layout,
+    requests: Requests,
+    width: int,
+    config: EvaluateConfig,
+    sampling: Sampling = RANKING,
+) -> Ranking:
+    """The slate of each request as its ranking: items in the order of their places, with the slate's log-probability.
+
+    With `evaluate.slates: items` each place has the best item given those before; with `whole` it is the likeliest
+    slate that beams over whole slates find. Either list is as long as a slate at most, and nothing bounds what is not
+    on it.
+    """
+    item_by_item = config.slates == "items"
+    found, _ = search(policy, layout, requests, width, sampling, beams=config.beam, settle=item_by_item)
+    return replace(found, bound=None)
 
 
 def _cut(ranking: Ranking, places: int) -> Ranking:

@@ -80,17 +80,17 @@ class ExactMatch(Reward):
         return hits
 
 
-def shares_of_levels(items: Tensor, targets: Tensor, context: RewardContext, levels: int, prefix: bool) -> Tensor:
-    """Share of the first `levels` SID levels of each item [B, N] whose code is that of one of the targets [B, M].
+def level_shares(items: Tensor, targets: Tensor, context: RewardContext, prefix: bool, levels: int) -> Tensor:
+    """Share of the first SID levels on which each item [B, N] agrees with the target [B, M] that it agrees with most.
 
-    As in `code_matches`: the best target at each level by itself; with `prefix`, levels count as far as all before
-    them match one target. An item that is named again gets nothing.
+    s[b, n] = max_m 1/levels sum_k 1[code_k(item[b, n]) = code_k(target[b, m])]; with `prefix` the sum ends at the first
+    level that differs. "No item" (-1) agrees with none, nor does an item that is named again. float32 [B, N] in [0, 1].
     """
-    same = context.codes_of(items)[:, :, None, :levels] == context.codes_of(targets)[:, None, :, :levels]
-    same = same & first_occurrences(items)[:, :, None, None] & (targets >= 0)[:, None, :, None]
+    there = ((items >= 0) & first_occurrences(items))[:, :, None, None] & (targets >= 0)[:, None, :, None]
+    same = (context.codes_of(items)[:, :, None] == context.codes_of(targets)[:, None])[..., :levels] & there
     if prefix:
         same = same.to(torch.int8).cumprod(dim=3).bool()
-    return same.any(dim=2).float().mean(dim=2)
+    return same.float().mean(3).amax(2)
 
 
 class _CodeMatch(Reward):
@@ -114,7 +114,7 @@ class _CodeMatch(Reward):
         apart."""
 
     def check(self, steps: int, context: RewardContext, items: int = 1) -> None:
-        if steps != (context.levels if items == 1 else items):
+        if steps != items and (items > 1 or steps != context.levels):
             raise LayoutError(
                 f"{self.name} compares codes level by level: the layout has {steps} steps and SIDs have "
                 f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), "
@@ -126,8 +126,8 @@ class _CodeMatch(Reward):
         self.check(completions.num_steps, context, items.shape[1])
         without = context.collision_level and not self.prefix
         levels = self.config.levels or context.levels - without
-        if items.shape[1] > 1:
-            return shares_of_levels(items, targets.items, context, levels, self.prefix)
+        if items.shape[1] == completions.num_steps:
+            return level_shares(items, targets.items, context, self.prefix, levels)
         values = code_matches(completions.codes, targets.items, context, self.prefix).float()
         values[:, levels:] = 0
         return values

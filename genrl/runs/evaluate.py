@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from genrl.batches import Requests
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
+from genrl.errors import DataError
 from genrl.metrics.functional import distinct
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
@@ -34,7 +36,9 @@ class Evaluation:
     Besides the metrics of `RankingMetrics`, for the largest K: short@K, the share of rows whose list has fewer than K
     items though there are more to rank, and of searches certified@K, the share of rows whose first K items are provably
     those that scoring the whole catalogue would give. Layouts with thinking have format_failure: the share of rows that
-    got no item at all, because all their thinking failed; they count as misses. With `evaluate.pass_at` policies have
+    got no item at all, because all their thinking failed; they count as misses. Inside candidate pools (`data.pool`)
+    there are pool_size, the mean number of candidates, and pool_ceiling, the share of the targets that are among them:
+    no recall is higher. With `evaluate.pass_at` policies have
     pass@K. Reading `greedy` has information: how much likelier the thinking makes the target, nats, mean over the rows
     where it did not fail.
     """
@@ -110,6 +114,8 @@ def _evaluate(
         "rank",
         "format_failure",
         "information",
+        "pool_size",
+        "pool_ceiling",
         f"short@{largest}",
         f"certified@{largest}",
         *(f"pass@{n}" for n in samples),
@@ -125,6 +131,9 @@ def _evaluate(
                 metrics[kind].update(shown, requests.wanted, history=requests.history)
                 found = {"rank": per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]}
                 left = len(codes) - seen if kind == "excluded" else torch.full_like(seen, len(codes))
+                if requests.pool is not None:
+                    left = _candidates(requests, requests.history if kind == "excluded" else None)
+                    found |= {"pool_size": _candidates(requests), "pool_ceiling": _reached(requests)}
                 listed = (shown.items[:, :largest] >= 0).sum(1)
                 found[f"short@{largest}"] = listed < left.clamp(max=largest)
                 if shown.bound is not None:  # a list of all that is left is proven, too
@@ -146,4 +155,33 @@ def _evaluate(
         scored[kind] = metric.compute()
         known = {name: values[values > none[name]] for name, values in found.items()}
         scored[kind] |= {name: float(values.mean()) for name, values in known.items() if len(values)}
+    _check_reached(scored["raw"], count)
     return Evaluation(scored["raw"], scored["excluded"], ranks)
+
+
+def _check_reached(scored: dict[str, float], count: int) -> None:
+    """Refuse numbers inside pools without any target."""
+    if scored.get("pool_ceiling") == 0:
+        raise DataError(
+            f"none of {count:,} candidate pools holds its target, so no number can be above 0. Set "
+            f"data.pool.target=true, make data.pool.size or data.pool.neighbours larger, or set data.pool.seen=true "
+            f"where users come back to items."
+        )
+
+
+def _candidates(requests: Requests, without: Tensor | None = None) -> Tensor:
+    """How many items [P] the pools hold, but for those in the rows of `without` [P, H]."""
+    assert requests.pool is not None
+    pool = distinct(requests.pool)
+    there = pool >= 0
+    if without is not None:
+        there &= ~(pool[:, :, None] == without[:, None]).any(2)
+    return there.sum(1)
+
+
+def _reached(requests: Requests) -> Tensor:
+    """Share [P] of the targets of each request that are in its pool."""
+    assert requests.pool is not None
+    targets = requests.wanted.items
+    reached = (targets[:, :, None] == requests.pool[:, None]).any(2) & (targets >= 0)
+    return reached.sum(1) / (targets >= 0).sum(1).clamp(min=1)

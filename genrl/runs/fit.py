@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,18 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
         kind: {"name": entry.name, "title": entry.title, "paper": entry.paper},
         "experiment": config.experiment,
         "seed": config.seed,
-        "data": {"name": session.dataset.name, "fingerprint": session.dataset.fingerprint},
+        "data": {"name": session.dataset.name, "fingerprint": session.dataset.fingerprint, **_pool(config)},
         "sid": {"levels": session.table.levels, "codes": list(session.table.codebook_sizes)},
         "command": command,
         **results,
     }
     write_outcome(folder, config, metrics)
     write_json(folder / "metrics.json", metrics)
+
+
+def _pool(config: RunConfig) -> dict[str, Any]:
+    """The candidate pools that a run is about, where it has some: runs of others are not compared with it."""
+    return {} if config.data.pool.size is None else {"pool": asdict(config.data.pool)}
 
 
 def build_sids(config: RunConfig) -> SidTable:

@@ -12,7 +12,7 @@ from genrl.files import file_hash, model_hash, read_json
 from genrl.recommenders.base import WEIGHTS
 from genrl.sid import sources
 
-READ = ("data.interactions", "data.items", "activate.path")
+READ = ("data.interactions", "data.items", "activate.path", "prompt.template", "prompt.profile")
 """Options that name files which a run learns from, besides those of the SID table."""
 
 

@@ -133,7 +133,12 @@ def score(session: Session, title: str, folder: Path) -> dict[str, Any]:
 
 
 def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -> dict[str, Any]:
-    """Metrics of the reference lines, computed once per experiment."""
+    """Metrics of the reference lines, computed once per experiment; none inside candidate pools.
+
+    They rank the whole catalogue, and their numbers must not stand beside those of a hundred candidates.
+    """
+    if config.data.pool.size is not None:
+        return {}
     limit = {"valid": config.evaluate.valid_users, "test": config.evaluate.test_users}[split]
     level, apart = config.evaluate.level, ["ties"] if config.evaluate.ties else []
     key = key_of(dataset.fingerprint, split, limit, config.evaluate.k, level, codes.tolist(), *apart)

@@ -14,25 +14,30 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset, load_dataset
+from genrl.catalog.pools import Pools
 from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.config.select import selected, within
+from genrl.errors import ConfigError, DataError
 from genrl.files import file_hash, key_of, locked, model_hash
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.load import sid_token
 from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
-from genrl.prompts.packing import HistoryBatches, HistoryRows, TraceBatches, text_segments
+from genrl.prompts.packing import CompletionBatches, HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.template import EvaluationBatches, PromptMaker
+from genrl.prompts.textrec import source_of
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
 from genrl.recommenders.base import build_baseline, numerics
+from genrl.recommenders.gold import GoldSlates
 from genrl.recommenders.guides import RunGuide
 from genrl.recommenders.policy import PolicyRecommender, problem_trie
 from genrl.runs.evaluate import evaluated_rows
 from genrl.runs.inputs import plugins
-from genrl.sid import build_sid_table, sources
+from genrl.sid import build_sid_table, embedding_of, sources
+from genrl.sid.embed import embed_items
 from genrl.sid.table import SidTable
 
 
@@ -85,7 +90,16 @@ class Session:
     @cached_property
     def maker(self) -> PromptMaker:
         """Makes the requests."""
-        return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history)
+        return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history, self.pools)
+
+    @cached_property
+    def pools(self) -> Pools | None:
+        """Makes the candidate pools, where requests have some."""
+        config = self.config.data.pool
+        if config.size is None:
+            return None
+        vectors = embed_items(embedding_of(self.config.sid), self.dataset) if config.by == "embedding" else None
+        return Pools(self.dataset, config, vectors)
 
     @cached_property
     def teacher(self) -> RunGuide | None:
@@ -153,9 +167,49 @@ class Session:
         generator = torch.Generator().manual_seed(config.seed)
         return positions[torch.randperm(len(positions), generator=generator)[: config.examples]].sort().values
 
-    def activate_batches(self) -> TraceBatches:
-        """Supervised batches of reasoning."""
-        return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, self.config.activate)
+    @cached_property
+    def gold(self) -> GoldSlates | None:
+        """Makes the slates to imitate, where the policy writes slates."""
+        return GoldSlates.of(self.learner.problem, self.layout.items) if self.layout.writes_slates else None
+
+    @cached_property
+    def slates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What stage `activate` learns of slates: positions [n], gold slates [n, L], their numbers of labels [n].
+
+        Raises:
+            DataError: if every interaction is held out, or the catalogue is too small.
+        """
+        assert self.gold is not None
+        where = self._taught()
+        if not len(where):
+            raise DataError("stage activate has no slates to learn: every interaction is held out. Check data.split.")
+        pools = self.pools if self.config.prompt.candidates else None  # what a prompt lists is what can be chosen
+        pool = None if pools is None else pools.at(where).items
+        return where, *self.gold(self.gold.labels(where), self.maker.full_history(where), pool)
+
+    def activate_batches(self) -> CompletionBatches:
+        """Supervised batches of reasoning, or of slates."""
+        config = self.config.activate
+        if not self.layout.writes_slates:
+            return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, config)
+        if config.foreign or config.path:
+            raise ConfigError(
+                f"activate.{'foreign' if config.foreign else 'path'} is about traces, and with layout="
+                f"{self.config.layout['name']} stage activate learns slates without any. Leave it out."
+            )
+        where, slates, _ = self.slates
+        return CompletionBatches(where, self.layout.compose(slates), self.maker, self.layout, config)
+
+    def activate_note(self) -> str:
+        """What is to be said of what stage `activate` learns; "": nothing."""
+        if not self.layout.writes_slates:
+            return ""
+        _, slates, labelled = self.slates
+        filled = 1 - float(labelled.sum()) / slates.numel()
+        return (
+            f"activate: {len(slates):,} gold slates of {slates.shape[1]} items, {float(labelled.float().mean()):.1f} "
+            f"of them what the user chose next; item-kNN filled {filled:.1%} of the places"
+        )
 
     def activate_key(self) -> str:
         """Changes with everything that the activate stage depends on."""
@@ -180,16 +234,24 @@ class Session:
             self.table.codes.tolist(),
             config.model,
             config.prompt,
-            {"thinking": True} if self.layout.writes_text else config.layout,  # only the tokens of thinking are there
+            _alone(self.layout, config),
             config.align,
             config.trainer.precision,
             config.trainer.max_grad_norm,
             scored,
             *([] if config.model.from_scratch else [model_hash(config.model.name)]),
             *_layout_content(config),
+            *([] if config.prompt.template is None else [source_of(config.prompt.template)]),
+            *([] if config.prompt.profile is None else [file_hash(config.prompt.profile)]),
+            *([] if config.data.pool.size is None else [("pool", config.data.pool)]),
             *([] if prior is None else [("prior", prior.key, prior.temperature, config.prior.weight)]),
             *([] if teacher is None else [("teacher", teacher.key, teacher.temperature)]),
         )
+
+
+def _alone(layout: Layout, config: RunConfig) -> dict[str, Any]:
+    """What stage `align` sees of a layout: of thinking that its tokens are there, of slates nothing."""
+    return {"thinking": True} if layout.writes_text else {"name": "sid"} if layout.writes_slates else config.layout
 
 
 def _layout_content(config: RunConfig) -> list[str]:

@@ -61,6 +61,8 @@ class Stage:
     callbacks: tuple[L.Callback, ...] = ()
     judge: Callable[[], str] | None = None
     """What is to be said of the stage once it is trained; an empty text says nothing."""
+    note: Callable[[], str] | None = None
+    """What is to be said of it before it is trained."""
 
     @property
     def finished(self) -> bool:
@@ -79,6 +81,8 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
             console.print(f"{stage.name}: reusing {stage.folder}")
             cost = read_json(stage.folder / "metrics.json")
         else:
+            if stage.note is not None and (said := stage.note()):
+                console.print(said, highlight=False)
             cost = _train(stage)
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}
@@ -168,19 +172,18 @@ def _align(session: Session) -> Stage:
 
 def _activate(session: Session, align: Path | None) -> Stage:
     options, folder = session.config.activate, _shared(session.config, f"activate-{session.activate_key()}")
-    kind = ActivateModule if session.layout.writes_text else SFTModule
+    before, chosen = align / WEIGHTS if align is not None else None, monitor(session.config)
+    way = "without thinking" if session.layout.writes_text else "by the next item alone"
+    judge = partial(forgotten, align, folder, chosen, way) if align else None
 
-    before = align / WEIGHTS if align is not None else None
-    judge = partial(forgotten, align, folder, monitor(session.config)) if align and session.layout.writes_text else None
-
-    def module() -> ActivateModule | SFTModule:
+    def module() -> ActivateModule:
         own = tuned(options, session.config.model)
-        return kind(session.activate_batches(), own, **_arguments(session, folder, before))
+        return ActivateModule(session.activate_batches(), own, **_arguments(session, folder, before))
 
-    chosen = monitor(session.config)
-    stage = Stage("activate", "activate", folder, session, module, chosen, options.patience, judge=judge)
+    about = "activate", "activate", folder, session, module, chosen, options.patience
+    stage = Stage(*about, judge=judge, note=session.activate_note)
     if not stage.finished:
-        session.activate_batches()  # texts that cannot be used are told now
+        session.activate_batches()  # what cannot be used is told now
     return stage
 
 
@@ -192,7 +195,8 @@ def _rl(session: Session, objective: Objective, before: Path | None) -> Stage:
     def module() -> RLModule:
         parts = (objective, verifier, order, session.maker, catalog.level(objective.category))
         teacher = session.teacher if objective.uses_teacher else None
-        return RLModule(*parts, config.rl, config.rollout, config.seed, teacher, **_arguments(session, folder, before))
+        aims = teacher, session.gold
+        return RLModule(*parts, config.rl, config.rollout, config.seed, *aims, **_arguments(session, folder, before))
 
     best = config.rl.select == "best"
     samples = RolloutSamples(catalog, folder / "samples.jsonl")

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from genrl.config.schema import RunConfig
+from genrl.catalog import pools
+from genrl.config.schema import PoolConfig, RunConfig
 from genrl.config.select import main_cut
 from genrl.metrics.comparison import paired_difference, signed
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
@@ -47,7 +48,7 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     entry = registry.entry(getattr(config, kind)["name"])
     paper = f", {entry.paper}" if entry.paper else ""
     console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
-    describe_data(console, session.dataset)
+    describe_data(console, session.dataset, config.data.pool)
     if objective is None:
         own = isinstance(recommender, TrainedBaseline) and recommender.backbone is None
         if own and config.trainer.precision == "bf16-true":
@@ -55,6 +56,8 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
         return
     for line in session.table.report.lines():
         console.print(f"  {line}", highlight=False)
+    for line in session.layout.told():
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print(f"policy {config.model.name}", highlight=False)
     prior = session.learner.prior
     if prior is not None:
@@ -90,7 +93,7 @@ def places(console: Console, paths: dict[str, Path]) -> None:
     console.print(f"all curves of the experiment: tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
 
 
-def describe_data(console: Console, dataset: Dataset) -> None:
+def describe_data(console: Console, dataset: Dataset, pool: PoolConfig | None = None) -> None:
     """Say how large a data set is."""
     catalog, sequences = dataset.catalog, dataset.sequences
     console.print(
@@ -99,6 +102,8 @@ def describe_data(console: Console, dataset: Dataset) -> None:
     )
     if dataset.ties:
         console.print(dataset.ties, highlight=False)
+    if pool is not None and pool.size is not None:
+        console.print(pools.in_words(pool), highlight=False)
 
 
 def with_ties(results: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +133,8 @@ def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: S
     every = [values for scored in kinds.values() for values in scored.values()]
     passes = list(dict.fromkeys(name for values in every for name in values if name.startswith("pass@")))
     names = [NAMES.get(name, name) for name in rows]
-    room = (console.width - 3 - max(map(len, (*names, *KINDS.values())))) // 8 - len(passes)
+    inside = any("pool_size" in values for values in every)
+    room = (console.width - 3 - max(map(len, (*names, *KINDS.values())))) // 8 - len(passes) - 2 * inside
     shown = [*columns(k, max(1, room)), *passes]
     users = f"{every[0]['rows']:.0f} users, {every[0]['cold_rows']:.0f} with a cold target"
     table = Table(title=f"{split} ({users})", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
@@ -137,13 +143,16 @@ def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: S
         metric, cut = column.split("@")
         head = COLUMNS.get(metric, metric)
         table.add_column(head if metric == "mrr" else f"{head}@{cut}", justify="right", no_wrap=True, min_width=6)
+    for head in ("Pool", "Ceiling") if inside else ():
+        table.add_column(head, justify="right", no_wrap=True, min_width=6)
     for kind, scored in kinds.items():
         if scored:
             table.add_section()
             table.add_row(f"[bold]{KINDS[kind]}[/]")
         for name, values in scored.items():
             found = [values.get(column) for column in shown]
-            table.add_row(NAMES.get(name, name), *("-" if value is None else f"{value:.4f}" for value in found))
+            said = ["-" if value is None else f"{value:.4f}" for value in found]
+            table.add_row(NAMES.get(name, name), *said, *(_pool_cells(values) if inside else ()))
     console.print(table)
     heads = {column.partition("@")[0] for column in shown}
     defined = [f"{COLUMNS[name]}@{main_cut(k)}: {said}" for name, said in DEFINITIONS.items() if name in heads]
@@ -190,12 +199,35 @@ def remarks(kinds: Mapping[str, Mapping[str, Mapping[str, float | None]]], large
     counted = next((values for scored in kinds.values() for values in scored.values() if "tied_rows" in values), None)
     if counted is not None:
         lines.append(ties({part: counted[f"{part}_rows"] or 0 for part in TIES}))
+    lines += pools_said([values for scored in kinds.values() for values in scored.values()])
     if any(shares):
         lines.append(
             f"The targets of {_share(max(shares))} of the users are items of their own history: with the history "
             f"excluded they are misses for every row."
         )
     return lines
+
+
+def _pool_cells(values: Mapping[str, float | None]) -> tuple[str, str]:
+    """Candidates of each request and the share of the targets among them; `all` is the whole catalogue."""
+    size, ceiling = values.get("pool_size"), values.get("pool_ceiling")
+    return ("all", "1.0000") if size is None or ceiling is None else (f"{size:.0f}", f"{ceiling:.4f}")
+
+
+def pools_said(scored: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """What is to be said of numbers inside candidate pools; nothing where there are none.
+
+    Example:
+        >>> pools_said([{"pool_size": 100.0, "pool_ceiling": 0.934}])[0][:70]
+        'Ranked inside pools of 100 candidates, among them 93.4% of the targets'
+    """
+    found = dict.fromkeys(_pool_cells(values) for values in scored)
+    found.pop(("all", "1.0000"), None)
+    return [
+        f"Ranked inside pools of {size} candidates, among them {100 * float(ceiling):.1f}% of the targets: no recall "
+        f"is higher, and no number can be compared with one of the whole catalogue (data.pool)."
+        for size, ceiling in found
+    ]
 
 
 def ties(counts: Mapping[str, float]) -> str:

@@ -52,6 +52,19 @@ def sources(sid: Mapping[str, Any]) -> dict[str, Path]:
     return {option: Path(path).expanduser() for option, path in named.items()}
 
 
+def embedding_of(sid: Mapping[str, Any]) -> EmbeddingConfig:
+    """The embeddings that the codes of section `sid` are fitted on; of a table that was fitted elsewhere the default.
+
+    Example:
+        >>> embedding_of({"name": "kmeans", "embedding": {"source": "collaborative"}}).source
+        'collaborative'
+    """
+    options = dict(sid)
+    filled = SID_BUILDERS.options(options.pop("name"), options)
+    embedding = getattr(filled, "embedding", None)
+    return embedding if isinstance(embedding, EmbeddingConfig) else EmbeddingConfig()
+
+
 def _paths(options: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     for name, value in options.items():
         if isinstance(value, Mapping):

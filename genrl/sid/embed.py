@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
-from genrl.catalog.sequences import Role, Sequences
+from genrl.catalog.sequences import cooccurrence
 from genrl.errors import ConfigError, DataError
 from genrl.options import option
 from genrl.sid.embedding_files import read_embeddings
@@ -121,25 +121,6 @@ def collaborative_embeddings(dataset: Dataset, config: EmbeddingConfig) -> Tenso
     if bool(lonely.any()):
         embeddings[lonely] = _stand_ins(embeddings, lonely, dataset)
     return embeddings
-
-
-def cooccurrence(sequences: Sequences, items: int, window: int) -> csr_matrix:
-    """Count how often two items stand at most `window` places apart in a user's training part, in either order."""
-    from scipy.sparse import coo_matrix
-
-    rows, columns = [], []
-    users = sequences.users(torch.arange(len(sequences)))
-    trained = sequences.roles == int(Role.TRAIN)
-    for distance in range(1, window + 1):
-        # HISTORY and TRAIN rows come first in a user, so a later TRAIN row means that both are in the training part.
-        pairs = torch.nonzero((users[distance:] == users[:-distance]) & trained[distance:]).flatten()
-        rows.append(sequences.items[pairs])
-        columns.append(sequences.items[pairs + distance])
-    first, second = torch.cat(rows).numpy(), torch.cat(columns).numpy()
-    different = first != second
-    first, second = first[different], second[different]
-    counts = coo_matrix((np.ones(len(first)), (first, second)), shape=(items, items)).tocsr()
-    return (counts + counts.T).tocsr()
 
 
 def _ppmi(counts: csr_matrix) -> csr_matrix:

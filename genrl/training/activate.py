@@ -1,4 +1,4 @@
-"""Stage `activate`: supervised training on traces, so that the policy thinks before it names an item."""
+"""Stage `activate`: supervised training on whole completions, of thinking before an item or of slates."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from genrl.recommenders.searching import rankings
 from genrl.training.sft import PackedModule, items_loss
 
 KEPT = 0.9
-"""Share of what a policy could do without thinking that it should keep while it learns to think."""
+"""Share of what a policy could do by items alone that it should keep while it learns to write more."""
 
 
 class ActivateModule(PackedModule):
     """Cross-entropy over the legal set of every token that the policy is to choose; prompt and form count not.
 
-    The same items are learned without thinking beside it, with the weight `plain`: what is not practised is forgotten.
+    The next items alone are learned beside it, with the weight `plain`: what is not practised is forgotten.
     """
 
     config: ActivateConfig
@@ -40,7 +40,7 @@ class ActivateModule(PackedModule):
         self.plain_metrics.reset()
 
     def validation_step(self, batch: Requests, index: int) -> None:
-        """Rank with thinking and without."""
+        """Rank as the layout does, and by the next item alone."""
         super().validation_step(batch, index)
         plain = rankings(self.policy, self.layout.plain, batch, self.evaluation, (self.kind,))[self.kind]
         self.plain_metrics.update(plain, batch.wanted)
@@ -51,10 +51,10 @@ class ActivateModule(PackedModule):
         self.log_dict(values, sync_dist=False)
 
     def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-        """Of chosen words and SID tokens, and of items without thinking."""
+        """Of chosen words and SID tokens, and of the next items alone."""
         rows, columns = batch.places.unbind(1)
         logps, _ = place_scores(
-            Hidden(head, hidden[rows, columns - 1]),
+            Hidden(head, hidden[rows, batch.before]),
             self.layout,
             self.layout.start(0) if batch.states is None else batch.states,
             batch.tokens[rows, columns],
@@ -66,19 +66,20 @@ class ActivateModule(PackedModule):
         return thought + self.config.plain * plain
 
 
-def forgotten(before: Path, folder: Path, metric: str) -> str:
-    """What a policy lost without thinking while it learned to think, in words; "" if it kept `KEPT` of it.
+def forgotten(before: Path, folder: Path, metric: str, way: str = "without thinking") -> str:
+    """What a policy lost of ranking by items alone while it learned more, in words; "" if it kept `KEPT` of it.
 
     Args:
         before: folder of stage `align`.
         folder: of stage `activate`.
         metric: validation metric that chose the weights of both.
+        way: what ranking by items alone is called.
     """
     could, can = _chosen(before, metric), _chosen(folder, metric.replace("val/", "val/plain_"))
     if could is None or can is None or can >= KEPT * could:
         return ""
     return (
-        f"stage activate: without thinking the policy now reads {can:.4f} {metric} where stage align read {could:.4f}. "
+        f"stage activate: {way} the policy now reads {can:.4f} {metric} where stage align read {could:.4f}. "
         f"It forgets what it does not practise: raise activate.plain, or lower activate.learning_rate."
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Rewards
+from genrl.metrics.functional import seen
 from genrl.objectives import ObjectiveOutput, live_prompts
 from genrl.ops import masked_mean, segment_sum, world_size, world_sum
 from genrl.training.drawing import Rollout
@@ -26,9 +27,18 @@ def reward_values(rewards: Rewards) -> Values:
     return values
 
 
-def match_values(drawn: Completions, codes: Tensor) -> Values:
-    """Share of completions whose step names the target's code of its level; targets have codes [P, K]."""
-    wanted = codes.repeat_interleave(drawn.group_size, dim=0)
+def match_values(drawn: Completions, targets: Tensor, codes: Tensor) -> Values:
+    """Share of completions whose step names the first target's code of its level or, in slates, one of the targets.
+
+    Args:
+        drawn: G completions for each of P requests.
+        targets: [P, M] catalogue rows, -1 pads.
+        codes: [I, K] of the catalogue.
+    """
+    if drawn.items.shape[1] > 1:
+        own = targets.repeat_interleave(drawn.group_size, dim=0)
+        return _numbered("train/match/step", seen(drawn.items, own).float().mean(0))
+    wanted = codes[targets[:, 0]].repeat_interleave(drawn.group_size, dim=0)
     levels = min(wanted.shape[1], drawn.num_steps)
     return _numbered("train/match/step", (drawn.codes[:, :levels] == wanted[:, :levels]).float().mean(0))
 
@@ -39,14 +49,14 @@ def rollout_values(whole: Experience, rollout: Rollout, codes: Tensor, cold: Ten
     Args:
         whole: P groups of completions with their credit.
         rollout: these completions as they were drawn, with their rewards.
-        codes: [P, K] codes of the targets.
+        codes: [I, K] codes of the catalogue.
         cold: [I] bool, cold items of the catalogue.
         written: whether the policy wrote the items; else there is no entropy of what they were drawn from.
     """
     drawn = rollout.completions if written else replace(rollout.completions, entropy=None)
     return {
         **reward_values(rollout.rewards),
-        **match_values(drawn, codes),
+        **match_values(drawn, rollout.requests.wanted.items, codes),
         **completion_values(drawn, cold),
         "objective/dead_groups": 1 - live_prompts(whole).float().mean(),
         "rollout/useful": ((whole.advantages != 0) & (whole.weights > 0)).any(1).float().mean(),
@@ -107,13 +117,14 @@ def information_values(drawn: Completions) -> Values:
 
 
 def entropy_values(drawn: Completions) -> Values:
-    """Entropy of the distributions that tokens were drawn from, in nats: of all, of SID levels, of thinking."""
+    """Entropy of the distributions that tokens came from, in nats: of all, of SID levels or items, of thinking."""
     if drawn.entropy is None:
         return {}
     sid = drawn.chosen & drawn.item_mask
     values = {"policy/entropy": masked_mean(drawn.entropy, drawn.chosen)}
+    unit = "item" if drawn.items.shape[1] > 1 else "level"
     for step in range(drawn.num_steps):
-        values[f"policy/entropy/level{step + 1}"] = masked_mean(drawn.entropy, sid & (drawn.step_ids == step))
+        values[f"policy/entropy/{unit}{step + 1}"] = masked_mean(drawn.entropy, sid & (drawn.step_ids == step))
     if drawn.closed is not None:
         values["policy/entropy/thinking"] = masked_mean(drawn.entropy, drawn.chosen & ~drawn.item_mask)
         values["policy/entropy/sid"] = masked_mean(drawn.entropy, sid)

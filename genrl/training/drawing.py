@@ -56,7 +56,7 @@ def hopeless(rollout: Rollout) -> Tensor:
         group_view(each.outcome, rollout.completions.group_size) for each in (rollout.rewards, rollout.rewards.absolute)
     )
     equal = outcome.amax(1) - outcome.amin(1) <= ROUNDING * sizes.amax(1)
-    named = group_view(rollout.completions.items[:, 0], rollout.completions.group_size)
+    named = rollout.completions.items.view(len(rollout.requests), -1)
     return equal & ~(named == rollout.requests.wanted.items[:, :1]).any(1)
 
 

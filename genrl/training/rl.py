@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores
+from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores, Targets
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.ops import seed_of
@@ -24,6 +24,7 @@ from genrl.policy.rollout import given_text, rollout, sampling_of, target_rollou
 from genrl.policy.score import score
 from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
+from genrl.recommenders.gold import GoldSlates
 from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
 from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
@@ -66,6 +67,7 @@ class RLModule(StageModule):
         rollouts: the rollout section.
         seed: of the sampling.
         teacher: judges what was written, for objectives that want it.
+        gold: makes whole slates of the targets, where the policy writes slates.
         stage: arguments of `StageModule`.
     """
 
@@ -80,6 +82,7 @@ class RLModule(StageModule):
         rollouts: RolloutConfig,
         seed: int,
         teacher: Guide | None = None,
+        gold: GoldSlates | None = None,
         **stage: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**stage)
@@ -94,6 +97,7 @@ class RLModule(StageModule):
         self.rollouts = rollouts
         self.seed = seed
         self.teacher = teacher
+        self.gold = gold
         self.updates = rollouts.epochs * rollouts.minibatches
         """Optimiser steps per rollout."""
         self.writes = not objective.trains_on_targets
@@ -144,8 +148,7 @@ class RLModule(StageModule):
             completions = replace(completions, ref_logps=held_to.logps)
         whole = self.objective.prepare(completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
-        codes = self.layout.codes[requests.wanted.items[:, 0]]
-        self.journal.add(rollout_values(whole, drawn, codes, self.metrics.cold, written=self.writes))
+        self.journal.add(rollout_values(whole, drawn, self.layout.codes, self.metrics.cold, written=self.writes))
         self._rescored = self.writes and self.updates > 1 and not self.policy.exact
         if self._rescored:
             logps = self._score(completions, requests).logps
@@ -170,9 +173,17 @@ class RLModule(StageModule):
                 judged = self.policy, self.layout, requests, completions, self.teacher
                 completions = taught(*judged, sampling_of(self.rollouts))
         else:
-            completions = target_rollout(self.layout, requests, self.categories)
+            completions = target_rollout(self.layout, self._aimed(requests), self.categories)
         drawn = Rollout(requests, completions, self.verifier(completions, requests))
         return self._repaired(drawn) if self.objective.repair else drawn
+
+    def _aimed(self, requests: Requests) -> Requests:
+        """The requests with whole completions as their targets."""
+        if self.gold is None:
+            return requests
+        slates, labelled = self.gold(requests.wanted.items, requests.history, requests.pool)
+        self.journal.add({"rollout/filled": 1 - labelled.float().mean() / slates.shape[1]})
+        return replace(requests, targets=Targets(slates))
 
     def _repaired(self, drawn: Rollout) -> Rollout:
         """The target in the place of one completion where nothing else could be learned, as if the policy wrote it."""
@@ -182,7 +193,7 @@ class RLModule(StageModule):
         if not len(groups):
             return drawn
         requests = drawn.requests.rows(groups)
-        targets = target_rollout(self.layout, requests, self.categories)
+        targets = target_rollout(self.layout, self._aimed(requests), self.categories)
         scores = self._score(targets, requests)
         targets = replace(targets, logps=scores.logps, entropy=scores.entropy)
         completions = with_targets(drawn.completions, groups, targets)

@@ -25,9 +25,9 @@ class Completion:
     """One completion of a sample."""
 
     item: str
-    """Title, or `(no item)`."""
+    """Title, or `(no item)`; of a slate those of all items."""
     codes: tuple[int, ...]
-    """What each step chose."""
+    """What each step chose; of a slate the codes of its items, one behind the other."""
     log_prob: float
     """Of the whole completion under the policy that wrote it, nats."""
     reward: float
@@ -105,7 +105,7 @@ def _sample(
         target=_title(catalog, target),
         target_codes=tuple(codes[target].tolist()),
         completions=tuple(
-            _completion(distinct[one], experience, rewards, catalog, counts[one], texts) for one in shown
+            _completion(distinct[one], experience, rewards, codes, catalog, counts[one], texts) for one in shown
         ),
     )
 
@@ -122,12 +122,14 @@ def _ends(values: list[T], most: int) -> list[T]:
 
 
 def _completion(
-    row: int, experience: Experience, rewards: Rewards, catalog: Catalog, count: int, texts: Texts | None
+    row: int, experience: Experience, rewards: Rewards, codes: Tensor, catalog: Catalog, count: int, texts: Texts | None
 ) -> Completion:
     drawn = experience.completions
+    items = drawn.items[row]
+    chosen = drawn.codes[row] if len(items) == 1 else codes[items[items >= 0]].flatten()
     return Completion(
-        item=_title(catalog, int(drawn.items[row, 0])),
-        codes=tuple(drawn.codes[row].tolist()),
+        item="; ".join(_title(catalog, item) for item in items.tolist()),
+        codes=tuple(chosen.tolist()),
         log_prob=round(float(drawn.logps[row].sum()), 4),
         reward=round(float(rewards.outcome[row]), 4),
         components={name: round(float(value[row]), 4) for name, value in rewards.components.items()},

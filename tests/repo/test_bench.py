@@ -19,6 +19,7 @@ PROVED = {
     "beam": ["ranked lists equal for"],
     "items": ["lower the loss from", "the best 20 are those of an exact search", "sampling and scoring agree"],
     "catalogue": ["one leaf per distinct SID", "all 32 samples are items"],
+    "slates": ["all samples are items", "as frequent as they should be", "log-probs of 8 samples equal"],
     "reasoning": ["all samples are items", "equally long", "log-probs of 8 samples equal"],
     "reasoning-update": ["log-probs equal to", "gradients to"],
 }

@@ -58,11 +58,12 @@ def same_completions(inputs: Inputs, drawn: dict[str, list[Tensor]], lengths: di
 def same_log_probs(inputs: Inputs, drawn: Completions) -> str:
     """The rollout's log-probabilities are those of plain forward passes over repeated prompts.
 
-    Legal sets of SIDs come from a Python function; with thinking, from the layout.
+    Legal sets of SIDs come from a Python function; of thinking and slates, from the layout.
     """
-    few = slice(0, max(1, 512 // drawn.group_size if not inputs.layout.writes_text else 1))
+    apart = inputs.layout.writes_text or inputs.layout.writes_slates
+    few = slice(0, 1 if apart else max(1, 512 // drawn.group_size))
     part, prompts, policy = drawn.groups(few), inputs.prompts.rows(few), inputs.policy
-    if inputs.layout.writes_text:
+    if apart:
         policy.branching = "naive"
         with torch.no_grad():
             wanted = score(policy, inputs.layout, prompts, part).logps
@@ -70,9 +71,9 @@ def same_log_probs(inputs: Inputs, drawn: Completions) -> str:
     else:
         allowed = PrefixFunction(inputs.sid_tokens, prompts.tokens.shape[1])
         wanted = legal_log_probs(policy.model, prompts, part.tokens, allowed)
-    apart = float((part.logps - wanted).abs().max())
-    require(apart <= TOLERANCE, f"genrl's log-probabilities differ by {apart:.2g} from those of plain forward passes.")
-    return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {apart:.0e})"
+    gap = float((part.logps - wanted).abs().max())
+    require(gap <= TOLERANCE, f"genrl's log-probabilities differ by {gap:.2g} from those of plain forward passes.")
+    return f"log-probs of {len(part.tokens)} samples equal plain forward passes (max diff {gap:.0e})"
 
 
 def gradient(policy: Policy) -> Tensor:

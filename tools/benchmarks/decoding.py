@@ -9,7 +9,17 @@ from torch import Tensor
 
 from benchmarks.checks import all_items, require, same_completions, same_log_probs, same_rankings
 from benchmarks.figures import Figure, compare, interleave, timed
-from benchmarks.inputs import BLOCKS, LEVELS, Inputs, Sizes, distinct_codes, make_inputs, make_layout, make_thinking
+from benchmarks.inputs import (
+    BLOCKS,
+    LEVELS,
+    Inputs,
+    Sizes,
+    distinct_codes,
+    make_inputs,
+    make_layout,
+    make_slates,
+    make_thinking,
+)
 from benchmarks.peers import constraint, generate_beams, generate_samples
 from genrl.batches import Completions, Ranking
 from genrl.layouts.sid import SidLayout
@@ -21,6 +31,7 @@ from genrl.sid.trie import Trie
 PEERS = {"function": "transformers + prefix function", "processor": "transformers + logits processor"}
 ROLLOUT_GOALS = {16: 15.0, 64: 40.0}
 THINKING_GOAL = 3.0
+SLATE_GOAL = 8.0
 BEAM_GOALS = {10: 10.0, 20: 25.0, 50: 40.0}
 CATALOGUE_GOAL = 1.3
 BYTES_GOAL = 24.0
@@ -50,6 +61,11 @@ def thinking_rollouts(sizes: Sizes, repeats: int) -> list[Figure]:
     return _rollouts("reasoning", make_thinking(sizes), sizes.groups[0], {"processor": THINKING_GOAL}, repeats)
 
 
+def slates(sizes: Sizes, repeats: int) -> list[Figure]:
+    """Rollouts of slates of SIDs of three tokens, no item twice."""
+    return _rollouts("slates", make_slates(sizes), sizes.groups[0], dict.fromkeys(PEERS, SLATE_GOAL), repeats)
+
+
 def _rollouts(name: str, inputs: Inputs, group: int, goals: dict[str, float | None], repeats: int) -> list[Figure]:
     """Seconds of rollouts against each constraint of transformers, with goals; where lengths vary, per token, too."""
     seeds = iter(range(repeats + 1))
@@ -71,6 +87,8 @@ def _rollouts(name: str, inputs: Inputs, group: int, goals: dict[str, float | No
     setting = f"group {group}"
     if inputs.layout.writes_text:
         setting += f", {inputs.prompts.tokens.shape[1]} + {BLOCKS} x {inputs.sizes.budget} tokens"
+    elif inputs.layout.writes_slates:
+        setting += f", {inputs.prompts.tokens.shape[1]} + {inputs.layout.items} x {BLOCKS} tokens"
     found = []
     for kind, goal in goals.items():
         times = seconds["genrl"], seconds[kind]

@@ -16,6 +16,7 @@ from genrl.layouts.base import Layout
 from genrl.layouts.blocked import BlockedLayout, BlockedLayoutConfig
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.layouts.slate import SlateLayout, SlateLayoutConfig
 from genrl.policy.load import load_policy
 from genrl.policy.model import Policy
 from genrl.policy.rollout import rollout
@@ -51,6 +52,8 @@ class Sizes:
     """Tokens of each of them."""
     budget: int = 48
     """Words of a think block at most."""
+    slate: int = 10
+    """Items of a slate; its prompts are those of the benchmarks with thinking."""
     words: int = 2000
     """Tokens of the vocabulary that are no SID tokens, where completions think."""
     steps: tuple[int, int] = (9, 3)
@@ -76,6 +79,7 @@ QUICK = Sizes(
     thinking_prompts=2,
     thinking_prompt=25,
     budget=6,
+    slate=3,
     words=300,
     steps=(3, 3),
 )
@@ -139,6 +143,16 @@ def make_thinking(sizes: Sizes) -> Inputs:
     head.bias = nn.Parameter(bias)
     catalogue = make_items(policy, distinct_codes(sizes.items, sizes.codes, BLOCKS))
     layout = BlockedLayout(BlockedLayoutConfig(budget=sizes.budget), catalogue=catalogue, words=words)
+    history = (sizes.thinking_prompt - 1) // BLOCKS
+    prompts = make_prompts(policy, catalogue, replace(sizes, prompts=sizes.thinking_prompts, history=history), history)
+    return Inputs(sizes, policy, layout, prompts)
+
+
+def make_slates(sizes: Sizes) -> Inputs:
+    """Slates of SIDs of three tokens, behind prompts of one length."""
+    policy = make_policy(sizes, levels=BLOCKS)
+    catalogue = make_items(policy, distinct_codes(sizes.items, sizes.codes, BLOCKS))
+    layout = SlateLayout(SlateLayoutConfig(length=sizes.slate), catalogue=catalogue)
     history = (sizes.thinking_prompt - 1) // BLOCKS
     prompts = make_prompts(policy, catalogue, replace(sizes, prompts=sizes.thinking_prompts, history=history), history)
     return Inputs(sizes, policy, layout, prompts)

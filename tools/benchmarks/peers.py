@@ -1,6 +1,6 @@
 """What genrl is compared with: `transformers.generate` under a trie, and plain teacher-forced forward passes."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -35,6 +35,23 @@ class PrefixFunction:
     def __call__(self, row: int, sequence: Tensor) -> list[int]:
         """Legal next tokens of one row."""
         return self.allowed[tuple(sequence[self.prompt_length :].tolist())]
+
+
+class SlateFunction(PrefixFunction):
+    """The same for slates, in which no item stands twice."""
+
+    def __init__(self, sid_tokens: Tensor, prompt_length: int) -> None:
+        super().__init__(sid_tokens, prompt_length)
+        self.levels = sid_tokens.shape[1]
+        sids = [tuple(sid) for sid in sid_tokens.tolist()]
+        self.below = Counter(sid[:level] for sid in sids for level in range(self.levels + 1))
+
+    def __call__(self, row: int, sequence: Tensor) -> list[int]:
+        written = tuple(sequence[self.prompt_length :].tolist())
+        start = len(written) // self.levels * self.levels
+        prefix = written[start:]
+        taken = Counter(written[place : place + len(prefix) + 1] for place in range(0, start, self.levels))
+        return [token for token in self.allowed[prefix] if taken[(*prefix, token)] < self.below[(*prefix, token)]]
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -84,7 +101,8 @@ def constraint(kind: str, inputs: Inputs) -> Constraint:
     """Arguments of `generate` under a constraint, `function` or `processor`, given the number of rows."""
     if kind == "processor":
         return partial(grammar, inputs.layout)
-    limits = {"prefix_allowed_tokens_fn": PrefixFunction(inputs.sid_tokens, inputs.prompts.tokens.shape[1])}
+    function = SlateFunction if inputs.layout.writes_slates else PrefixFunction
+    limits = {"prefix_allowed_tokens_fn": function(inputs.sid_tokens, inputs.prompts.tokens.shape[1])}
     return lambda rows: limits
 
 

@@ -262,3 +262,25 @@ def test_samples_and_narrow_beams_stay_inside_the_filter(policy, given):
         assert int((found >= 0).sum()) == min(8, len(items))
         assert beams[min(8, len(items)) :].eq(-1).all()  # what does not exist names no item
         assert {tuple(layout.codes[item].tolist()) for item in beams[beams >= 0].tolist()} <= allowed
+
+
+@each_filter
+def test_leaves_name_the_items_that_are_left_one_after_the_other(given):
+    layout = make_catalogue("crowded leaves")
+    rows, catalogue = few_denied(layout, given), layout.catalogue
+    left = left_over(layout, rows)
+    assert catalogue.left(asking(**rows)).tolist() == [len(items) for items in left]
+    assert catalogue.left(None).tolist() == [len(layout.codes)]
+    leaf_of = {row: leaf for leaf in range(catalogue.trie.leaves) for row in items_at(layout, leaf)}
+    for request, items in enumerate(left):
+        leaves = torch.tensor([[leaf_of[item] for item in items] + [-1]])
+        named = catalogue.named(leaves, torch.tensor([request]), asking(**rows))
+        assert named.tolist() == [[*items, -1]]
+        further = torch.tensor([[leaf_of[items[0]]] * (1 + len(items_at(layout, leaf_of[items[0]])))])
+        assert catalogue.named(further, torch.tensor([request]), asking(**rows))[0, -1] == -1  # there are no more
+
+
+def items_at(layout: SidLayout, leaf: int) -> list[int]:
+    """Catalogue rows of a SID, most popular first."""
+    start, stop = layout.catalogue.trie.leaf_offsets[leaf : leaf + 2].tolist()
+    return layout.catalogue.trie.leaf_items[start:stop].tolist()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from genrl.batches import Ranking, Targets
 from genrl.catalog.sequences import Role
-from genrl.config.schema import EvaluateConfig
+from genrl.config.schema import EvaluateConfig, PoolConfig
+from genrl.errors import DataError
 from genrl.layouts.blocked import BlockedLayout
 from genrl.metrics.functional import exclude_history
 from genrl.policy.information import greedy_information
@@ -378,3 +379,34 @@ def test_passes_follow_the_probability_of_the_target(session: Session) -> None:
     assert_same(found.raw["pass@64"], float(once.mean()), 4 * float((once * (1 - once)).sum().sqrt() / 24))
     again = run(session, replace(config, batch=5), limit=24)
     assert again.excluded["pass@64"] == found.excluded["pass@64"]
+
+
+def test_numbers_inside_pools_carry_their_size_and_their_ceiling(session: Session) -> None:
+    options = PoolConfig(size=12, neighbours=4, popular=2, seen=True)
+    inside = replace(session, config=replace(session.config, data=replace(session.config.data, pool=options)))
+    found = run(inside)
+    pools = inside.maker.pools.at(session.dataset.sequences.rows(Role.VALID))
+    for kind, values in (("raw", found.raw), ("excluded", found.excluded)):
+        assert values["pool_size"] == 12
+        assert values["pool_ceiling"] == 1.0
+        assert values[f"short@{max(CONFIG.k)}"] == 0.0
+        assert int(found.ranks[kind].max()) <= 12
+    assert found.raw["recall@10"] > run(session).raw["recall@10"]
+    ranked = inside.recommender.rankings(next(iter(inside.batches("valid"))), CONFIG)["raw"].items
+    rows = inside.batches("valid").rows[0]
+    for row, items in zip(rows.tolist(), ranked.tolist(), strict=True):
+        assert {item for item in items if item >= 0} <= set(pools.items[row].tolist())
+
+
+def test_pools_that_all_lack_their_target_are_refused(session: Session) -> None:
+    options = PoolConfig(size=2, target=False, neighbours=0, popular=2)
+    inside = replace(session, config=replace(session.config, data=replace(session.config.data, pool=options)))
+    positions = session.dataset.sequences.rows(Role.VALID)
+    reached = inside.maker.pools.at(positions).reached[:, 0]
+    rows = EvaluationBatches(inside.maker, positions[~reached], 16)
+    with pytest.raises(DataError, match="candidate pools holds its target"):
+        evaluate(inside.recommender, rows, replace(CONFIG, k=[2]), "valid")
+    some = EvaluationBatches(inside.maker, positions, 16)
+    found = evaluate(inside.recommender, some, replace(CONFIG, k=[2]), "valid")
+    assert_same(found.raw["pool_ceiling"], float(reached.double().mean()), 1e-6)
+    assert found.raw["recall@2"] <= found.raw["pool_ceiling"] + 1e-6

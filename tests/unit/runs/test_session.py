@@ -1,3 +1,4 @@
+import re
 import shutil
 from dataclasses import replace
 
@@ -5,8 +6,15 @@ import pytest
 import torch
 
 from genrl.catalog.sequences import Role
-from genrl.errors import ConfigError, DataError
+from genrl.config.load import save_config
+from genrl.config.schema import PoolConfig
+from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from genrl.recommenders.policy import PolicyRecommender
+from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
+from genrl.sid import embedding_of
+from genrl.sid.embed import embed_items
+from tests.helpers import assert_same
 from tests.models import save_local_model
 from tests.runs import changed, small_config
 
@@ -119,3 +127,89 @@ def test_cut_offs_above_the_catalogue_are_left_out_and_any_beam_will_do(tmp_path
     for exact in (True, False):
         found = session.recommender.rankings(batch, replace(session.config.evaluate, exact=exact))
         assert found["raw"].items.shape == (2, max(left) if exact else 60)
+
+
+def test_runs_of_other_candidate_pools_share_no_stage_and_no_reference_lines(session: Session) -> None:
+    keys = {session.align_key()}
+    for size in (20, 30):
+        pool = PoolConfig(size=size, neighbours=5, popular=5)
+        config = replace(session.config, data=replace(session.config.data, pool=pool))
+        keys.add(replace(session, config=config).align_key())
+        assert references(config, session.dataset, session.table.codes, "test") == {}
+    assert len(keys) == 3
+
+
+def test_neighbours_by_embedding_are_those_of_the_sid_table(session: Session) -> None:
+    pool = PoolConfig(size=20, neighbours=5, popular=5, by="embedding")
+    found = replace(session, config=replace(session.config, data=replace(session.config.data, pool=pool))).maker.pools
+    assert found is not None
+    assert_same(found.vectors, embed_items(embedding_of(session.config.sid), session.dataset))
+
+
+WORDS = (
+    "layout=slate",
+    "layout.space=text",
+    "layout.length=3",
+    "layout.text.show=[title,category]",
+    "stages=[activate,rl]",
+    "prompt.template=textrec",
+    "prompt.candidates=true",
+    "activate.plain=0",
+    "data.pool.size=12",
+    "data.pool.neighbours=3",
+    "data.pool.popular=2",
+    "data.max_history=6",
+)
+
+
+def test_slates_in_words_are_learned_behind_prompts_of_their_own_and_kept_with_the_run(tmp_path):
+    session = Session.build(small_config(tmp_path, *WORDS))
+    layout, maker = session.layout, session.maker
+    where, slates, _ = session.slates
+    batches = session.activate_batches()
+    segments = batches.segments(batches.plan(0)[0])
+    prompts = {position: maker.at(torch.tensor([position])) for position in batches.where.tolist()[:40]}
+    known = {tuple(one.tokens[0][one.mask[0]].tolist()): position for position, one in prompts.items()}
+    found = 0
+    for segment in segments:
+        start = int(segment.chosen[0])
+        position = known.get(tuple(segment.tokens[:start].tolist()))
+        if position is None:
+            continue
+        found += 1
+        row = int((where == position).nonzero()[0])
+        wanted = layout.compose(slates[row][None])[0]
+        assert segment.tokens[start:].tolist() == wanted[: len(segment.tokens) - start].tolist()
+        assert set(slates[row].tolist()) <= set(prompts[position].pool[0].tolist())
+    assert found
+    assert len(batches.groups) == len(where)
+    assert all(" | " in name for name in layout.names.names.texts)
+    session.recommender.save(tmp_path)
+    save_config(session.config, tmp_path / "config.yaml")
+    again = PolicyRecommender.load(tmp_path)
+    assert again.layout.names.names == layout.names.names
+    history = torch.tensor([[3, 7]])
+    assert_same(again.write(history)[0], session.recommender.write(history)[0])
+    with pytest.raises(CheckpointError, match=r"template.words is"):
+        PolicyRecommender.load(tmp_path, ("prompt.titles=1",))
+
+
+def test_slates_in_words_need_a_policy_with_words(tmp_path):
+    with pytest.raises((ConfigError, UnsupportedError), match="writes one SID and nothing else"):
+        Session.build(small_config(tmp_path, "layout=slate", "layout.space=text", "model.name=item"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("prompt.template=textrec",), "has `align`, which teaches prompts of SIDs"),
+        (("prompt.candidates=true",), "is told in words alone"),
+        (("prompt.template=textrec", "stages=[rl]", "prompt.candidates=true"), "there is none. Add data.pool.size=100"),
+        (("prompt.template=textrec", "stages=[rl]", "prompt.profile=a.csv"), "needed by prompt.profile"),
+        (("prompt.template=textrec", "stages=[rl]", "prompt.prefix=a"), "write it into a template of your own"),
+        (("prompt.template=textrec", "stages=[rl]", "model.name=item"), "model.name=item does not read"),
+    ],
+)
+def test_prompts_in_words_that_cannot_be_are_refused(tmp_path, words, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        small_config(tmp_path, *words)

@@ -332,3 +332,19 @@ def test_a_rate_too_high_for_pre_trained_weights_is_said(session, model, rate, s
     changed = replace(config, model=replace(config.model, name=model), align=replace(config.align, learning_rate=rate))
     report.header(console, replace(session, config=changed), build_objective(config))
     assert shown.getvalue().count("align.learning_rate=0.008 is one for weights that start at random") == said
+
+
+def test_numbers_inside_pools_say_so_in_their_row_and_below_the_table():
+    console, shown = make_console(width=120)
+    inside = {kind: make_metrics(0.5, pool_size=100.0, pool_ceiling=0.934) for kind in ("raw", "excluded")}
+    results: dict[str, Any] = {"item_knn": {kind: make_metrics(0.5) for kind in inside}, "align": inside}
+    report.ranking_table(console, "test", results, [5, 10])
+    lines = cells(shown.getvalue().splitlines())
+    assert lines[1][-2:] == ["Pool", "Ceiling"]
+    assert [line[-2:] for line in lines if line[0] == "item-kNN"] == [["all", "1.0000"]] * 2
+    assert [line[-2:] for line in lines if line[0] == "align"] == [["100", "0.9340"]] * 2
+    said = " ".join(shown.getvalue().split())
+    assert said.count("Ranked inside pools of 100 candidates, among them 93.4% of the targets") == 1
+    console, shown = make_console(width=120)
+    report.ranking_table(console, "test", {"item_knn": results["item_knn"]}, [5, 10])
+    assert "Pool" not in shown.getvalue()

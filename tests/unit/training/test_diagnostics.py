@@ -108,9 +108,18 @@ def test_the_reward_of_a_step_is_its_match_and_what_shapes_it():
 def test_a_match_is_the_code_of_the_target_of_the_prompt():
     drawn = sample("blocked", prompts=2, group_size=2).rollout
     choices = torch.tensor([[1, 2], [1, -1], [7, 8], [0, 8]])
-    values = match_values(replace(drawn, codes=choices), torch.tensor([[1, 3], [7, 8]]))
+    codes = torch.tensor([[7, 8], [0, 0], [1, 3]])
+    values = match_values(replace(drawn, codes=choices), torch.tensor([[2, -1], [0, 1]]), codes)
     assert_same(values["train/match/step1"], torch.tensor(0.75))
     assert_same(values["train/match/step2"], torch.tensor(0.5))
+
+
+def test_a_match_of_a_slate_is_a_place_that_holds_a_target():
+    drawn = sample("slate", prompts=2, group_size=2).rollout
+    items = torch.tensor([[4, 2, -1], [5, 4, 6], [1, 2, 3], [9, -1, 3]])
+    drawn = replace(drawn, items=items, codes=items, categories=None, num_steps=3)
+    values = match_values(drawn, torch.tensor([[4, 6], [3, -1]]), torch.zeros(10, 2))
+    assert [round(float(values[f"train/match/step{place}"]), 4) for place in (1, 2, 3)] == [0.25, 0.25, 0.75]
 
 
 def test_what_completions_are_like():

@@ -1,0 +1,210 @@
+"""Prompts in words: what a user chose, by time and topic, who the user is, and what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, TemplateError
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
+
+from genrl.catalog.interactions import read_profiles
+from genrl.catalog.items import Catalog
+from genrl.config.schema import DataConfig, PromptConfig
+from genrl.errors import ConfigError
+from genrl.prompts.template import PromptTemplate
+
+BUILT_IN = ("textrec",)
+"""Templates that come with genrl; any other name is a file."""
+
+
+def source_of(name: str) -> str:
+    """Text of a template.
+
+    Raises:
+        ConfigError: if there is no such template or file.
+    """
+    if name in BUILT_IN:
+        environment = Environment(loader=PackageLoader("genrl.prompts", "templates"))
+        assert environment.loader is not None
+        return environment.loader.get_source(environment, f"{name}.j2")[0]
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"prompt.template={name!r} is neither {' nor '.join(map(repr, BUILT_IN))} nor a file that can be read "
+            f"({type(error).__name__}). Give the path of a Jinja2 template, or null for prompts of SIDs."
+        ) from error
+
+
+def compiled(name: str) -> Template:
+    """A template by its name.
+
+    Raises:
+        ConfigError: as `source_of`, or with the line that is no Jinja2.
+    """
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    try:
+        return environment.from_string(source_of(name))
+    except TemplateError as error:
+        raise ConfigError(f"prompt.template={name!r} is no Jinja2 template: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the text of a prompt, without tokens."""
+
+    config: PromptConfig
+    catalog: Catalog
+    names: tuple[str, ...]
+    """[I] what items are called in prompts."""
+    items: int
+    """Items that are asked for."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How files of users are read."""
+
+    @cached_property
+    def profiles(self) -> Mapping[str, Mapping[str, str]]:
+        """User id -> static fields by name; read when the first user is known."""
+        path = self.config.profile
+        return {} if path is None else read_profiles(path, self.config.fields, self.data)
+
+    @property
+    def source(self) -> str:
+        """Text of the template."""
+        return source_of(str(self.config.template))
+
+    @cached_property
+    def template(self) -> Template:
+        """The configured one."""
+        return compiled(str(self.config.template))
+
+    def write(self, history: Sequence[int], user: str | None = None, pool: Sequence[int] = ()) -> str:
+        """The prompt of a history, oldest first, of a user who may be known, with the candidates.
+
+        Raises:
+            ConfigError: naming what the template asks for and does not get.
+        """
+        told = {
+            "profile": {} if user is None else dict(self.profiles.get(user, {})),
+            "windows": self.windows(history),
+            "history": [self.item(row) for row in history],
+            "candidates": [self.names[row] for row in pool] if self.config.candidates else [],
+            "items": self.items,
+        }
+        try:
+            return self.template.render(told).strip()
+        except TemplateError as error:
+            raise ConfigError(
+                f"prompt.template={self.config.template!r} cannot be filled in: {error}. It gets {', '.join(told)}."
+            ) from error
+
+    def item(self, row: int) -> dict[str, Any]:
+        """What a template may say of an item: name, topic, how often it was chosen in training, and attributes."""
+        category = int(self.catalog.categories[row])
+        return {
+            "name": self.names[row],
+            "topic": self.catalog.category_names[category] if category >= 0 else "",
+            "chosen": int(self.catalog.train_counts[row]),
+            "attributes": {name: values[row] for name, values in self.catalog.attributes.items()},
+        }
+
+    def windows(self, history: Sequence[int]) -> list[dict[str, Any]]:
+        """The history cut into windows, the latest first, in each its topics by falling number of items.
+
+        Windows are counted in interactions: the data set keeps the order of time and not the clock. Of each topic the
+        latest `titles` different names are told; equally frequent topics stand with the later one first.
+        """
+        latest = list(reversed(history))
+        cuts = [0, *[size for size in self.config.windows if size < len(latest)], len(latest)]
+        found = []
+        for start, stop in pairwise(cuts):
+            topics: dict[str, list[str]] = {}
+            for row in latest[start:stop]:
+                item = self.item(row)
+                topics.setdefault(item["topic"], []).append(item["name"])
+            told = [
+                {"name": name, "count": len(names), "names": list(dict.fromkeys(names))[: self.config.titles]}
+                for name, names in sorted(topics.items(), key=lambda pair: -len(pair[1]))
+            ]
+            if told:
+                found.append({"count": stop - start, "topics": told})
+        return found
+
+
+@dataclass(frozen=True)
+class TextTemplate(PromptTemplate):
+    """Prompts in words, in the chat format of a tokenizer that has one.
+
+    A prompt that is longer than `prompt.max_tokens` leaves out the oldest items of the history until it fits. It is not
+    the beginning of the prompt for the next item, so every completion is learned behind a prompt of its own.
+    """
+
+    writer: Writer
+    tokenizer: Any
+
+    @property
+    @override
+    def nested(self) -> bool:
+        return False
+
+    @override
+    def longest(self, items: int) -> int:
+        return self.writer.config.max_tokens
+
+    @override
+    def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a prompt in words has no places of SIDs")  # nested says so
+
+    @override
+    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Histories [P, H], with ids of users and pools [P, C] if there are some -> tokens and mask, left-padded."""
+        if not len(histories):
+            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
+        rows = [
+            self._fitting(
+                history[history >= 0].tolist(),
+                users[row] if users else None,
+                [] if pool is None else pool[row][pool[row] >= 0].tolist(),
+            )
+            for row, history in enumerate(histories)
+        ]
+        texts = [torch.tensor(row) for row in rows]
+        tokens = pad_sequence(texts, batch_first=True, padding_value=self.pad_id, padding_side="left")
+        lengths = torch.tensor([len(row) for row in rows])
+        return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Tokens of the text of a prompt, up to where the completion begins."""
+        if self.writer.config.chat == "auto" and getattr(self.tokenizer, "chat_template", None):
+            said = [{"role": "user", "content": text}]
+            whole = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+            return list(self.tokenizer(whole, add_special_tokens=False)["input_ids"])
+        return [*self.head.tolist(), *self.tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"]]
+
+    def _fitting(self, history: list[int], user: str | None, pool: list[int]) -> list[int]:
+        """The prompt of the most recent items that it has room for."""
+        most = self.writer.config.max_tokens
+        low, high = -1, len(history)  # low fits (or is not known to), all above high do not
+        best: list[int] | None = None
+        count = high
+        while low < high:
+            tokens = self.tokens_of(self.writer.write(history[len(history) - count :], user, pool))
+            if len(tokens) <= most:
+                best, low = tokens, count
+            else:
+                high = count - 1
+            count = (low + high + 1) // 2
+        if best is None:
+            raise ConfigError(
+                f"a prompt without any history has {len(tokens)} tokens already, and prompt.max_tokens={most}. Raise "
+                f"it, lower data.pool.size, or set prompt.candidates=false."
+            )
+        return best

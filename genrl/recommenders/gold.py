@@ -1,0 +1,92 @@
+"""Gold slates: what a user chose next, filled up to the length of a slate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from genrl.batches import Requests
+from genrl.catalog.sequences import Role
+from genrl.errors import DataError
+from genrl.metrics.functional import distinct, seen
+from genrl.recommenders.base import Problem, denied
+from genrl.recommenders.reference import ItemKNN
+
+CHUNK = 512
+"""Slates that are filled at once; bounds memory, not results."""
+
+
+@dataclass(frozen=True)
+class GoldSlates:
+    """Makes slates to imitate of labels, the items that a user really chose.
+
+    Labels stand first, in their order and each once. The places behind them have the best of `ItemKNN` behind a history
+    whose latest item is the first label, then the second, and so on to the user's own items, latest first: neighbours
+    by co-occurrence, and where these end the most popular items. What fills is neither a label nor in the history,
+    unless all other items stand in the slate already. Only what stage `align` trains on is counted, so the items that
+    are held out for `rl` have no say in what the supervised stages learn.
+    """
+
+    knn: ItemKNN
+    length: int
+    """Items of a slate (L)."""
+
+    @classmethod
+    def of(cls, problem: Problem, length: int) -> GoldSlates:
+        """Count the training part of a data set, for slates of so many items."""
+        dataset = problem.dataset
+        knn = ItemKNN(dataset.sequences, len(dataset.catalog), known=(Role.TRAIN,))
+        knn.problem = problem
+        return cls(knn, length)
+
+    def labels(self, positions: Tensor) -> Tensor:
+        """The training items of the same user from positions [P] on, as many as there are: [P, L], -1 pads."""
+        sequences = self.knn.problem.dataset.sequences
+        places = positions[:, None] + torch.arange(self.length)
+        inside = places < sequences.offsets[sequences.users(positions) + 1][:, None]
+        places = places.clamp(max=len(sequences) - 1)
+        known = inside & (sequences.roles[places] == int(Role.TRAIN))
+        known[:, 0] = True
+        return sequences.items[places].masked_fill(~known.cummin(1).values, -1)
+
+    def __call__(self, labels: Tensor, history: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Labels [P, M] and histories [P, H], latest last, -1 pads -> slates [P, L] and their number of labels [P].
+
+        With a pool [P, C] of catalogue rows a slate holds nothing else, so labels outside of it are left out.
+
+        Raises:
+            DataError: naming the first row with fewer than L items to choose from.
+        """
+        device = labels.device
+        pools = repeat(None) if pool is None else pool.cpu().split(CHUNK)
+        each = zip(labels.cpu().split(CHUNK), history.cpu().split(CHUNK), pools, strict=False)
+        parts = [self._filled(*part) for part in each]
+        slates, counts = (torch.cat(part) for part in zip(*parts, strict=True))
+        short = (slates < 0).any(1)
+        if bool(short.any()):
+            row = int(short.byte().argmax())
+            raise DataError(
+                f"gold slate {row} has {int((slates[row] >= 0).sum())} items to choose from, and a slate holds "
+                f"layout.length={self.length}. Lower layout.length, or make the pools larger."
+            )
+        return slates.to(device), counts.to(device)
+
+    def _filled(self, labels: Tensor, history: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
+        if pool is not None:
+            labels = labels.masked_fill(~seen(labels, pool), -1)
+        labels = distinct(labels)[:, : self.length]
+        nothing = labels[:, :0]
+        known = torch.cat([history, labels.flip(1)], dim=1)
+        known = known.gather(1, (known >= 0).byte().argsort(dim=1, stable=True))  # no gaps: ages count items
+        asked = Requests(nothing, nothing.bool(), known, pool=pool)
+        slates = labels
+        for deny in (asked.history, labels):  # what the user has seen comes last of all
+            refused = denied(replace(asked, deny=deny), len(self.knn.problem.dataset.catalog))
+            further = self.knn.best(asked.history, self.length, refused).items
+            slates = distinct(torch.cat([slates, further], dim=1))[:, : self.length]
+            if not bool((slates < 0).any()):
+                break
+        return slates, (labels >= 0).sum(1)

@@ -1,0 +1,99 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl.catalog.dataset import load_dataset
+from genrl.catalog.sequences import Role
+from genrl.config.schema import DataConfig, ToyConfig
+from genrl.errors import DataError
+from genrl.recommenders import gold
+from genrl.recommenders.gold import GoldSlates
+
+TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=40, items=60)))
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def slates() -> GoldSlates:
+    problem: Any = SimpleNamespace(dataset=TOY, table=TOY.catalog)
+    return GoldSlates.of(problem, LENGTH)
+
+
+def slowly(slates: GoldSlates, labels: list[int], history: list[int]) -> list[int]:
+    """One slate, written down from the documentation."""
+    first = [item for place, item in enumerate(labels) if item >= 0 and item not in labels[:place]][:LENGTH]
+    context = torch.tensor([[item for item in history if item >= 0] + first[::-1]])
+    known = set(context[0].tolist())
+    ranked = slates.knn.everything(context, len(TOY.catalog)).items[0].tolist()
+    wanted = first + [item for item in ranked if item not in known]
+    return (wanted + [item for item in ranked if item in known and item not in first])[:LENGTH]
+
+
+def test_labels_are_the_training_items_of_the_same_user_from_a_position_on(slates):
+    sequences = TOY.sequences
+    positions = sequences.rows(Role.TRAIN)
+    labels = slates.labels(positions).tolist()
+    users = sequences.users(torch.arange(len(sequences))).tolist()
+    for position, found in zip(positions.tolist(), labels, strict=True):
+        wanted = []
+        for place in range(position, min(position + LENGTH, len(sequences))):
+            if users[place] != users[position] or sequences.roles[place] != int(Role.TRAIN):
+                break
+            wanted.append(int(sequences.items[place]))
+        assert found == wanted + [-1] * (LENGTH - len(wanted))
+    held_out = sequences.rows(Role.RL)
+    assert slates.labels(held_out).tolist() == [[item] + [-1] * 5 for item in sequences.items[held_out].tolist()]
+
+
+def test_slates_are_labels_and_then_what_item_knn_ranks_behind_them(slates, monkeypatch):
+    positions = TOY.sequences.rows(Role.TRAIN)[::7].contiguous()
+    labels, history = slates.labels(positions), TOY.sequences.histories(positions, 12)
+    made, counts = slates(labels, history)
+    assert made.tolist() == [slowly(slates, *pair) for pair in zip(labels.tolist(), history.tolist(), strict=True)]
+    assert counts.tolist() == [len(set(row) - {-1}) for row in labels.tolist()]
+    assert {1, LENGTH} <= set(counts.tolist())  # some are filled, and some need no filling
+    for slate, row, past in zip(made.tolist(), labels.tolist(), history.tolist(), strict=True):
+        assert len(set(slate)) == LENGTH
+        assert not (set(slate) - set(row)) & set(past)
+    monkeypatch.setattr(gold, "CHUNK", 3)
+    again, _ = slates(labels, history)
+    assert again.equal(made)
+
+
+def test_repeated_labels_stand_once_and_what_was_seen_comes_last(slates):
+    labels = torch.tensor([[7, 7, 3, 7, -1, -1]])
+    everything = torch.arange(60)[torch.arange(60) != 11][None]
+    made, counts = slates(labels, everything)
+    assert counts.tolist() == [2]
+    assert made[0, :3].tolist() == [7, 3, 11]  # the one item that is new
+    assert made.tolist() == [slowly(slates, labels[0].tolist(), everything[0].tolist())]
+    assert len(set(made[0].tolist())) == LENGTH
+
+
+def test_items_that_are_held_out_have_no_say(slates):
+    known = TOY.sequences.roles == int(Role.TRAIN)
+    wanted = torch.bincount(TOY.sequences.items[known], minlength=60)
+    assert slates.knn.unreached.argsort(descending=True).equal(wanted.argsort(descending=True, stable=True))
+
+
+def test_slates_of_a_pool_hold_nothing_else(slates):
+    labels, history = torch.tensor([[5, 9], [1, -1]]), torch.tensor([[-1, 2], [3, 4]])
+    pool = torch.tensor([[9, 10, 11, 12, 13, 14, 2, -1], [1, 3, 4, 20, 21, 22, -1, -1]])
+    made, counts = slates(labels, history, pool)
+    assert counts.tolist() == [1, 1]  # 5 is not in the pool
+    assert made[:, 0].tolist() == [9, 1]
+    assert sorted(made[0].tolist()) == [9, 10, 11, 12, 13, 14]
+    assert sorted(made[1].tolist()) == [1, 3, 4, 20, 21, 22]
+    assert set(made[1, 1:4].tolist()) == {20, 21, 22}  # what was seen comes last
+    with pytest.raises(DataError, match=r"gold slate 1 has 5 items to choose from, and a slate holds layout\.length=6"):
+        slates(labels, history, pool.masked_fill(pool == 22, -1))
+
+
+def test_nothing_is_made_of_nothing(slates, tmp_path: Path):
+    none: Tensor = torch.empty(0, 1, dtype=torch.int64)
+    made, counts = slates(none, none)
+    assert (made.shape, counts.shape) == ((0, LENGTH), (0,))
