@@ -114,7 +114,7 @@ class _CodeMatch(Reward):
         apart."""
 
     def check(self, steps: int, context: RewardContext, items: int = 1) -> None:
-        if steps != items and (items > 1 or steps != context.levels):
+        if steps != (context.levels if items == 1 else items):
             raise LayoutError(
                 f"{self.name} compares codes level by level: the layout has {steps} steps and SIDs have "
                 f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), "
@@ -126,7 +126,7 @@ class _CodeMatch(Reward):
         self.check(completions.num_steps, context, items.shape[1])
         without = context.collision_level and not self.prefix
         levels = self.config.levels or context.levels - without
-        if items.shape[1] == completions.num_steps:
+        if items.shape[1] > 1:
             return level_shares(items, targets.items, context, self.prefix, levels)
         values = code_matches(completions.codes, targets.items, context, self.prefix).float()
         values[:, levels:] = 0
