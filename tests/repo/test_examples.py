@@ -31,7 +31,7 @@ GENRL = [(page.name, command) for page in PAGES for command in commands(page) if
 
 
 def test_there_are_examples():
-    assert len(CONFIGS) == 11
+    assert len(CONFIGS) == 13
     assert len(GENRL) >= 10
 
 

@@ -51,7 +51,8 @@ class SlateFunction(PrefixFunction):
         start = len(written) // self.levels * self.levels
         prefix = written[start:]
         taken = Counter(written[place : place + len(prefix) + 1] for place in range(0, start, self.levels))
-        return [token for token in self.allowed[prefix] if taken[(*prefix, token)] < self.below[(*prefix, token)]]
+        ahead = [(token, (*prefix, token)) for token in self.allowed[prefix]]
+        return [token for token, child in ahead if taken[child] < self.below[child]]
 
 
 class GrammarProcessor(LogitsProcessor):

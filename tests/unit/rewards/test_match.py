@@ -204,7 +204,6 @@ def test_negative_levels_are_refused():
 def test_items_of_slates_get_the_share_of_their_codes_that_the_best_target_has(name, options, wanted):
     context = context_of(torch.tensor([[0, 0, 0], [0, 1, 0], [1, 1, 1], [2, 2, 0], [3, 3, 3]]))
     items = torch.tensor([[0, 1, -1], [3, -1, 4]])
-    rollout = make_rollout(items, torch.zeros(2, 3, dtype=torch.int64))
-    rollout = replace(rollout, items=items, codes=items, num_steps=3)
+    rollout = make_rollout(items, items, torch.zeros(2, 3), 1)
     targets = Targets(torch.tensor([[0, -1], [0, 4]]))
     assert_same(REWARDS.build(name, options)(rollout, targets, context), torch.tensor(wanted))
