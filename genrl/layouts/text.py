@@ -269,4 +269,4 @@ class TextSlate(Layout):
         lines: list[list[int]] = [[]]
         for token in tokens.tolist():
             lines = [*lines, []] if token == self.names.end else [*lines[:-1], [*lines[-1], token]]
-        return [line for line in lines if line]
+        return lines[: self.items]

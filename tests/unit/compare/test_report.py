@@ -10,6 +10,7 @@ from genrl.compare.page import html, markdown
 from genrl.compare.plan import Plan
 from genrl.compare.report import differences, make_report, write_report
 from genrl.errors import ConfigError, DataError
+from genrl.files import read_json, write_json
 from genrl.metrics.comparison import holm, paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from tests.comparisons import ACTIVATED, ALIGNED, COLD, finish, finish_baseline, plan_of
@@ -386,6 +387,24 @@ def test_a_baseline_of_other_data_is_left_out_with_a_note(plan, tmp_path):
     assert "tiger-s0" not in found["commands"]
     assert [note.partition(" ")[0] for note in found["notes"]] == ["tiger-s0"]
     assert "**Note**: tiger-s0 is left out" in text
+
+
+def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan, tmp_path):
+    folder = finish_baseline(tmp_path, "tiger", SASREC[0])
+    metrics = read_json(folder / "metrics.json")
+    write_json(folder / "metrics.json", metrics | {"data": {**metrics["data"], "pool": {"size": 100}}})
+    found, text = told(plan)
+    assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
+    assert "other candidate pools" in text
+    assert "Ranked inside pools" not in text
+    for run in tmp_path.glob("**/metrics.json"):
+        values = read_json(run)
+        for split in ("valid", "test"):
+            for one in values.get(split, {}).values():
+                for kind in ("raw", "excluded"):
+                    one[kind] |= {"pool_size": 100.0, "pool_ceiling": 0.9}
+        write_json(run, values)
+    assert "Ranked inside pools of 100 candidates, among them 90.0% of the targets" in told(plan)[1]
 
 
 def test_a_folder_of_mixed_runs_is_reported_without_a_plan(mixed, mixed_report):

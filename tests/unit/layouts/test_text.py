@@ -200,6 +200,12 @@ def test_a_completion_that_breaks_off_names_nothing(titles):
     assert_same(layout.read(short, layout.replay(short)).items, [[-1, -1]])
 
 
+def test_lines_are_those_of_the_slate_without_its_padding(titles):
+    layout = make(titles)
+    tokens = layout.compose(torch.tensor([[1, 3], [0, 2]]))
+    assert [lines(layout, row) for row in tokens] == [["red apple pie", "blue plum jam"], ["red apple", "green pear"]]
+
+
 def test_an_item_that_was_named_is_broken_the_second_time(titles):
     layout = make(titles)
     once = layout.compose(torch.tensor([[0, 1]]))[0]
