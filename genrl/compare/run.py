@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.progress import TaskID
@@ -23,6 +20,7 @@ from genrl.errors import ConfigError, GenRLError
 from genrl.files import read_json
 from genrl.progress import Display
 from genrl.runs.folder import differences
+from genrl.stopping import handled
 
 LOG = "log.txt"
 TAIL = 15
@@ -43,7 +41,7 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
     """
     for run in [plan.shared, *plan.runs]:
         refuse_other_configuration(run)
-    with _interrupted_by_sigterm(), Display(period=24 * 3600.0) as bars:
+    with handled(), Display(period=24 * 3600.0) as bars:
         display = Runs(plan, bars)
         firsts = [candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates]
         if not all(is_done(run.folder) for run in firsts) and run_all([plan.shared], 1, display):
@@ -228,17 +226,3 @@ def _visible() -> list[str]:
     if named is not None:
         return [name for name in named.split(",") if name]
     return [str(device) for device in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """End the runs at work, too, when a scheduler ends the comparison."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

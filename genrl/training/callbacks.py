@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.files import save_weights
 from genrl.layouts.base import Layout
+from genrl.ops import world_max
 from genrl.policy.model import Policy
 from genrl.progress import Display
+from genrl.stopping import answer, ask, asked
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
 from genrl.training.stage import RankingModule
@@ -34,6 +37,40 @@ class ResumePoint(Callback):
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
         trainer.strategy.barrier("resume point")
+
+
+class StopPoint(Callback):
+    """End training where it can go on from, as soon as this process or another of the run was asked to stop.
+
+    The round ends without the validation that belongs to its last step, and `ResumePoint` writes the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Lightning has put handlers of its own in the place of ours."""
+        answer()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """As before a validation."""
+        answer()
+        self.step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Behind each optimiser step, on all ranks alike."""
+        step = trainer.global_step
+        if step == self.step or not isinstance(module, RankingModule) or step % module.updates:
+            return
+        self.step = step
+        number = int(world_max(torch.tensor(asked(), device=module.device)))
+        if number:
+            ask(number)
+            trainer.should_stop = True
+            if batch_idx + 1 < trainer.num_training_batches:
+                trainer.limit_val_batches = 0
 
 
 class BestWeights(Callback):

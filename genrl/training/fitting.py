@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.config.select import selected
 from genrl.errors import CheckpointError, ConfigError
-from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress
+from genrl.stopping import handled, patient
+from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress, StopPoint
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
 
@@ -99,7 +100,23 @@ def train(
     """One Lightning run over a stage, from its last checkpoint if there is one.
 
     With `start` the untrained stage is validated too, so that "best" can be the weights it began with.
+
+    Raises:
+        Stopped: if a signal arrived; what was trained until then is in the checkpoint.
     """
+    with handled(), patient():
+        _train(name, module, folder, best, config, *callbacks, start=start)
+
+
+def _train(
+    name: str,
+    module: RankingModule,
+    folder: Path,
+    best: BestWeights,
+    config: RunConfig,
+    *callbacks: L.Callback,
+    start: bool,
+) -> None:
     settings, max_steps = config.trainer, module.max_steps
     point = ResumePoint(folder / "last.ckpt")
     trainer = make_trainer(
@@ -111,8 +128,10 @@ def train(
             StageProgress(name, max_steps, monitor(config)),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
+            StopPoint(),
             point,
         ],
+        default_root_dir=folder,  # Lightning looks there for what a scheduler's signal had it write
     )
     if isinstance(module, RLModule):
         trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
