@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
 
@@ -36,11 +36,25 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors makes files that their owner alone can read
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def durable(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into that is on the disk when the block ends."""
+    with path.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file that is on the disk another name in its file system, replacing what has it, so that it lasts."""
+    os.replace(source, target)
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

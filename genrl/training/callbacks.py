@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
-from genrl.files import save_weights
+from genrl.files import atomic, save_weights
 from genrl.layouts.base import Layout
 from genrl.ops import world_max
 from genrl.policy.model import Policy
@@ -23,20 +23,6 @@ from genrl.stopping import answer, ask, asked
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
 from genrl.training.stage import RankingModule
-
-
-class ResumePoint(Callback):
-    """After each round, write everything a killed run needs to go on; the file is replaced in one move."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        temporary = self.path.with_suffix(".writing")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
-        trainer.strategy.barrier("resume point")
 
 
 class StopPoint(Callback):
@@ -257,8 +243,17 @@ def _thinking(policy: Policy, layout: Layout, tokens: Tensor) -> tuple[str, ...]
 
 
 def keep_notes(path: Path, step: int) -> None:
-    """Drop the lines of a JSON-lines file of notes that lie behind a step, and half a line left by a full disk."""
-    if path.exists():
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+    """Drop the lines of a JSON-lines file of notes that lie behind a step, and what a cut has left that is no note."""
+    if not path.exists():
+        return
+    kept, lines = [], path.read_bytes().splitlines()
+    for line in lines:
+        try:
+            note = json.loads(line)
+            if note["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f"{path} held {len(lines) - len(kept)} damaged line(s) at its end; cut off.", stacklevel=2)
+            break
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))

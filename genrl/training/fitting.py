@@ -19,7 +19,8 @@ from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.config.select import selected
 from genrl.errors import CheckpointError, ConfigError
 from genrl.stopping import handled, patient
-from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress, StopPoint
+from genrl.training.callbacks import BestWeights, History, StageProgress, StopPoint
+from genrl.training.checkpoints import Checkpoints, ResumePoint, latest
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
 
@@ -70,8 +71,10 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
         "enable_model_summary": False,
         **options,
     }
+    plugins = config.extra.get("plugins", [])
+    own = {"plugins": [Checkpoints(), *(plugins if isinstance(plugins, list) else [plugins])]}
     try:
-        return L.Trainer(**{**arguments, **config.extra})
+        return L.Trainer(**{**arguments, **config.extra, **own})
     except (MisconfigurationException, TypeError, ValueError) as error:
         if not config.extra:
             raise
@@ -118,7 +121,7 @@ def _train(
     start: bool,
 ) -> None:
     settings, max_steps = config.trainer, module.max_steps
-    point = ResumePoint(folder / "last.ckpt")
+    point = latest(folder)
     trainer = make_trainer(
         settings,
         max_steps=max_steps,
@@ -129,7 +132,7 @@ def _train(
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
             StopPoint(),
-            point,
+            ResumePoint(folder),
         ],
         default_root_dir=folder,  # Lightning looks there for what a scheduler's signal had it write
     )
@@ -138,16 +141,15 @@ def _train(
         if trainer.is_global_zero:
             trainer.logger.experiment.add_text("objective", f"```\n{module.objective!r}\n```")  # type: ignore[union-attr]
             trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(asdict(config))}\n```")  # type: ignore[union-attr]
-    if point.path.exists():
+    if point is not None:
         try:
-            trainer.fit(module, ckpt_path=point.path, weights_only=True)
+            trainer.fit(module, ckpt_path=point, weights_only=True)
         except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
             if module.global_step:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{point.path} is truncated, damaged or of another version ({reason}). "
-                f"Remove it to start the stage again."
+                f"{point} is of another model or version ({reason}). Remove it to start the stage again."
             ) from error
     else:
         if trainer.is_global_zero:

@@ -19,7 +19,8 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401 (likewise)
 
 import genrl.runs.fit  # noqa: F401 (likewise)
 from genrl.cli import main
-from genrl.training.callbacks import BestWeights, History, ResumePoint
+from genrl.training.callbacks import BestWeights, History
+from genrl.training.checkpoints import ResumePoint
 from genrl.training.rl import RLModule
 from tests.runs import curves_drawn
 
