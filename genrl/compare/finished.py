@@ -25,6 +25,7 @@ from genrl.objectives import OBJECTIVES
 from genrl.plots import Notes
 from genrl.recommenders.bundle import SIDS
 from genrl.runs.folder import differences
+from genrl.runs.manifest import check
 from genrl.runs.stages import SUPERVISED
 
 UNUSED = {
@@ -49,6 +50,7 @@ class Finished:
     @classmethod
     def read(cls, folder: Path, evaluate: Sequence[str] = ()) -> Finished:
         """A run as it was scored, or with other options of evaluation, for which it is scored if need be."""
+        check(folder)
         if not evaluate:
             return cls(folder, read_json(folder / "metrics.json"), folder)
         from genrl.runs.rescore import rescore  # takes seconds to load

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
-from genrl.files import read_json, write_json
+from genrl.files import read_json
 from genrl.layouts import thinks
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.policy.rollout import check_method
@@ -17,6 +17,7 @@ from genrl.recommenders import BASELINES
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS
 from genrl.runs.folder import claim, is_finished
+from genrl.runs.manifest import check, seal
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
 from genrl.runs.stage import build_objective, held, run_stage, stages_of
@@ -78,6 +79,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
 
 def _show_finished(folder: Path, console: Console) -> Path:
     """Show the tables of a run that need not be made again."""
+    check(folder)
     console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
     tables.show(console, read_json(folder / "metrics.json"))
     return folder
@@ -102,7 +104,7 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
         **results,
     }
     write_outcome(folder, config, metrics)
-    write_json(folder / "metrics.json", metrics)
+    seal(folder, metrics)
 
 
 def build_sids(config: RunConfig) -> SidTable:

@@ -18,6 +18,7 @@ from genrl.errors import CheckpointError, DataError
 from genrl.progress import progress_bar
 from genrl.recommenders import Baseline, Recommender
 from genrl.runs.inputs import check_inputs, plugins
+from genrl.runs.manifest import check
 
 if TYPE_CHECKING:
     from genrl.recommenders.policy import PolicyRecommender
@@ -56,6 +57,7 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
             f"{folder} is an unfinished run (no metrics.json there), whose weights are not final. Go on with it with "
             f"the command in its command.txt and --resume."
         )
+    check(folder)
     check_inputs(folder, config, ["model.name", *plugins(config)])
     if config.stages == ["baseline"]:
         return config, Baseline.load(folder, tuple(overrides))

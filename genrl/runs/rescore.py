@@ -17,6 +17,7 @@ from genrl.recommenders.base import WEIGHTS
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS, evaluate
 from genrl.runs.inputs import check_inputs
+from genrl.runs.manifest import check
 from genrl.runs.recommend import load_recommender, run_config
 from genrl.runs.record import evaluation_name, references, score, written
 from genrl.runs.session import Session
@@ -131,7 +132,9 @@ def _stage_folder(folder: Path, cost: dict[str, Any]) -> Path:
 def _of_stage(session: Session, folder: Path, name: str, cost: dict[str, Any]) -> Session:
     """The session of a run with the weights and the layout of one of its stages."""
     weights = _stage_folder(folder, cost) / WEIGHTS
-    if not weights.exists():
+    if weights.exists():
+        check(weights.parent)
+    else:
         raise CheckpointError(
             f"{weights} is missing, the weights of stage {name} that {folder.name} began with. Put the folder beside "
             f"the run, or run its stages again (command.txt)."

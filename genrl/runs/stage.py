@@ -23,6 +23,7 @@ from genrl.recommenders import TrainedBaseline
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.manifest import check, seal
 from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
@@ -76,6 +77,7 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
     """
     with held(stage.folder) if stage.shared else contextlib.nullcontext():
         if stage.finished:
+            check(stage.folder)
             console.print(f"{stage.name}: reusing {stage.folder}")
             cost = read_json(stage.folder / "metrics.json")
         else:
@@ -108,7 +110,9 @@ def _train(stage: Stage) -> dict[str, Any]:
             session.learner.policy = module.policy
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
     if stage.shared:
-        _write(stage.folder / "metrics.json", cost)
+        if is_first():
+            seal(stage.folder, cost)
+        barrier()
     if stage.judge is not None and is_first() and (said := stage.judge()):
         warnings.warn(said, stacklevel=2)
     return cost
