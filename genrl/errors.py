@@ -61,7 +61,7 @@ class Stopped(BaseException):
 
     @property
     def code(self) -> int:
-        """Exit code as shells and schedulers count: 130 for Ctrl-C, 143 for SIGTERM."""
+        """Exit code as shells and schedulers count: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + self.signal
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from genrl.errors import Stopped
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
-"""Ctrl-C, and what schedulers send before they take a machine away."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C, and what schedulers send before they take a machine away: `SIGUSR1` is what they are asked for in good time
+(`sbatch --signal=USR1@120`), and what Lightning would answer with a checkpoint and a job of its own."""
 
 
 class _Asked:

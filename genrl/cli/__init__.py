@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `python -m genrl`; by default those of the process.
 
     Returns:
-        Exit code: 0; 2 for an error the user can mend (one message, no traceback); 130 or 143 when a signal ended it.
+        Exit code: 0; 2 for an error the user can mend (one message, no traceback); 128 + N when signal N ended it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -21,11 +21,11 @@ from genrl.compare.run import choose, is_done
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
 from genrl.files import read_json
+from genrl.manifest import METRICS, check
 from genrl.objectives import OBJECTIVES
 from genrl.plots import Notes
 from genrl.recommenders.bundle import SIDS
 from genrl.runs.folder import differences
-from genrl.runs.manifest import check
 from genrl.runs.stages import SUPERVISED
 
 UNUSED = {
@@ -49,14 +49,22 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path, evaluate: Sequence[str] = ()) -> Finished:
-        """A run as it was scored, or with other options of evaluation, for which it is scored if need be."""
+        """A run as it was scored, or with other options of evaluation, for which it is scored if need be.
+
+        Raises:
+            CheckpointError: if a file of it, or of the scores of a stage that it began with, is not what it was.
+        """
         check(folder)
         if not evaluate:
-            return cls(folder, read_json(folder / "metrics.json"), folder)
-        from genrl.runs.rescore import rescore  # takes seconds to load
+            found = cls(folder, read_json(folder / METRICS), folder)
+        else:
+            from genrl.runs.rescore import rescore  # takes seconds to load
 
-        record = rescore(folder, evaluate)
-        return cls(folder, record.metrics, record.folder)
+            record = rescore(folder, evaluate)
+            found = cls(folder, record.metrics, record.folder)
+        for place in found.shared.values():
+            check(place)
+        return found
 
     @property
     def seed(self) -> int:

@@ -17,7 +17,8 @@ from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig
 from genrl.config.select import main_cut
 from genrl.errors import ConfigError, GenRLError
-from genrl.files import read_json
+from genrl.files import read_json, refuse_links
+from genrl.manifest import METRICS, check
 from genrl.progress import Display
 from genrl.runs.folder import differences
 from genrl.stopping import handled
@@ -37,6 +38,7 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
 
     Raises:
         ConfigError: before anything is run, if a folder holds another configuration.
+        CheckpointError: before anything is run, if a finished run is damaged.
         GenRLError: if the stages before `rl` failed.
     """
     for run in [plan.shared, *plan.runs]:
@@ -74,11 +76,12 @@ def choose(candidates: Sequence[Candidate]) -> tuple[list[float | None], Candida
 
 def is_done(folder: Path) -> bool:
     """Whether a run is finished."""
-    return (folder / "metrics.json").exists() and (folder / "config.yaml").exists()
+    return (folder / METRICS).exists() and (folder / "config.yaml").exists()
 
 
 def refuse_other_configuration(run: Run) -> None:
-    """Stop if the folder of a run belongs to another configuration."""
+    """Stop if the folder of a run belongs to another configuration, has links in it, or is finished and damaged."""
+    refuse_links(run.folder)
     saved = run.folder / "config.yaml"
     changed = differences(saved, run.config) if saved.exists() else []
     if changed:
@@ -86,6 +89,8 @@ def refuse_other_configuration(run: Run) -> None:
             f"{run.folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was run. "
             f"Choose another --experiment or other names (--objectives NAME=OBJECTIVE), or remove the folder."
         )
+    if is_done(run.folder):
+        check(run.folder)
 
 
 def run_all(runs: Sequence[Run], jobs: int, display: Runs) -> list[Run]:
@@ -214,7 +219,7 @@ def _size(run: Run) -> int:
 def _validation_score(run: Run) -> float | None:
     if not is_done(run.folder):
         return None
-    scores = read_json(run.folder / "metrics.json")["valid"]["rl"][run.config.select.ranking]
+    scores = read_json(run.folder / METRICS)["valid"]["rl"][run.config.select.ranking]
     main = main_cut(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
     score: float = scores[run.config.select.metric or f"ndcg@{main}"]
     return score

@@ -11,13 +11,13 @@ from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
 from genrl.files import read_json
 from genrl.layouts import thinks
+from genrl.manifest import check, seal
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.policy.rollout import check_method
 from genrl.recommenders import BASELINES
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS
 from genrl.runs.folder import claim, is_finished
-from genrl.runs.manifest import check, seal
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
 from genrl.runs.stage import build_objective, held, run_stage, stages_of

@@ -8,12 +8,15 @@ import torch
 
 from genrl.errors import CheckpointError
 from genrl.files import read_json, read_weights
+from genrl.manifest import METRICS, check
 from genrl.recommenders.base import WEIGHTS
-from genrl.runs.manifest import METRICS, check
+from genrl.runs.inputs import check_inputs, plugins
+from genrl.runs.recommend import run_config
+from genrl.training.checkpoints import points, whole
 
 
 def verify(folder: Path) -> str:
-    """Check a run or a stage, and the stages beside it that the run began with.
+    """Check files, scores, checkpoints and weights of a run or a stage; of a run also its stages, plug-ins, base model.
 
     Returns:
         What was checked, in words.
@@ -21,13 +24,32 @@ def verify(folder: Path) -> str:
     Raises:
         CheckpointError: naming every file that is missing, of another content, or holds weights that are no numbers.
     """
+    if not (folder / METRICS).is_file():
+        raise CheckpointError(f"{folder} is no finished run or stage (no {METRICS} there).")
     files = len(check(folder))
     stages = read_json(folder / METRICS).get("stages", {})
-    shared = [folder.parent / Path(cost["folder"]).name for cost in stages.values() if "evaluation" in cost]
-    files += sum(len(check(place)) for place in shared)
-    values = sum(_numbers(place / WEIGHTS) for place in (folder, *shared) if (place / WEIGHTS).is_file())
-    beside = f", {len(shared)} shared stage(s) among them" if shared else ""
+    places = [folder, *(folder.parent / Path(cost["folder"]).name for cost in stages.values() if "evaluation" in cost)]
+    files += sum(len(check(place)) for place in places[1:])
+    files += sum(len(check(path.parent)) for place in places for path in place.glob(f"evaluation-*/{METRICS}"))
+    files += sum(_checkpoints(place) for place in places)
+    if (folder / "config.yaml").is_file():
+        config = run_config(folder)
+        check_inputs(folder, config, ["model.name", *plugins(config)])
+    values = sum(_numbers(path) for place in places for path in place.rglob(WEIGHTS))
+    beside = f", those of {len(places) - 1} shared stage(s) among them" if stages else ""
     return f"{folder}: {files} files are what they were{beside}; {values:,} weights, all of them finite."
+
+
+def _checkpoints(folder: Path) -> int:
+    """How many checkpoints a folder holds, each of which must be whole."""
+    found = points(folder)
+    damaged = [path.name for path in found if not whole(path)]
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: {', '.join(damaged)} does not hold what was written into it. A finished run does without: "
+            f"remove it, and see whether the disk is sound."
+        )
+    return len(found)
 
 
 def _numbers(path: Path) -> int:
@@ -35,5 +57,7 @@ def _numbers(path: Path) -> int:
     state = read_weights(path)
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite values. Train the stage again.")
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite values. Remove the folder and run the stage again."
+            )
     return sum(value.numel() for value in state.values())

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
-from genrl.files import atomic, save_weights
+from genrl.errors import CheckpointError
+from genrl.files import atomic, file_hash, save_weights
 from genrl.layouts.base import Layout
 from genrl.ops import world_max
 from genrl.policy.model import Policy
@@ -75,12 +76,14 @@ class BestWeights(Callback):
         self.best = float("-inf")
         self.best_step = 0
         self.waited = 0
+        self.content = ""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "content": self.content}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step, self.waited = state_dict["best"], state_dict["best_step"], state_dict["waited"]
+        self.content = state_dict["content"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A run that was killed right after it had decided to stop must not train on."""
@@ -91,12 +94,25 @@ class BestWeights(Callback):
             return
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
         if value > self.best or self.monitor is None:
-            self.best, self.best_step, self.waited = value, trainer.global_step, 0
+            self.best, self.best_step, self.waited, self.content = value, trainer.global_step, 0, ""
             if trainer.is_global_zero:
                 save_weights(module.state(), self.path, module.metadata())
+                self.content = file_hash(self.path)
         else:
             self.waited += 1
         trainer.should_stop = trainer.should_stop or self._exhausted()
+
+    def check(self) -> None:
+        """Behind the last step: whether the file still holds the weights that were written.
+
+        Raises:
+            CheckpointError: if not, as where it was damaged while the run lay idle.
+        """
+        if self.content and not (self.path.is_file() and file_hash(self.path) == self.content):
+            raise CheckpointError(
+                f"{self.path} is missing or does not hold the weights of step {self.best_step}, which were the best. "
+                f"Remove the resume-*.ckpt beside it and give the command again to train the stage once more."
+            )
 
     def _exhausted(self) -> bool:
         return self.patience > 0 and self.waited >= self.patience

@@ -53,6 +53,12 @@ def points(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda pair: (-pair[0], -pair[1].stat().st_mtime_ns))]
 
 
+def whole(path: Path) -> bool:
+    """Whether a checkpoint holds what its name says."""
+    match = NAME.fullmatch(path.name)
+    return match is not None and file_hash(path)[:16] == match[2]
+
+
 def latest(folder: Path) -> Path | None:
     """The latest checkpoint of a stage that holds what it held when it was written; None: there is none.
 
@@ -60,9 +66,7 @@ def latest(folder: Path) -> Path | None:
     """
     found = points(folder)
     for number, path in enumerate(found):
-        match = NAME.fullmatch(path.name)
-        assert match is not None
-        if file_hash(path)[:16] == match[2]:
+        if whole(path):
             return path
         instead = f"going on from {found[number + 1].name}" if number + 1 < len(found) else "starting the stage again"
         warnings.warn(

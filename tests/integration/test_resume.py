@@ -93,6 +93,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_says_so_and_ends_with_the_s
         ("align", 3, "step", signal.SIGTERM),
         ("align", 8, "step", signal.SIGINT),  # the last step: its validation still happens
         ("rl", 3, "step", signal.SIGTERM),  # the rollout is used up first
+        ("rl", 4, "step", signal.SIGUSR1),  # sent ahead of time; the last step of the round
         ("rl", 6, "between", signal.SIGINT),  # inside a validation
     ]
     resume = []

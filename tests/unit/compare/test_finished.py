@@ -21,6 +21,7 @@ from genrl.compare.record import Row
 from genrl.errors import DataError
 from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
+from tests.runs import resealed
 
 RANKS = (0, 1, 2, 20, 4, 20)
 
@@ -74,10 +75,12 @@ def test_baselines_of_other_data_or_rows_are_left_out_and_named(plan, tmp_path):
 
 
 def test_a_baseline_that_counts_other_hits_is_left_out(plan, tmp_path):
-    path = finish_baseline(tmp_path, "sasrec", RANKS) / "config.yaml"
+    folder = finish_baseline(tmp_path, "sasrec", RANKS)
+    path = folder / "config.yaml"
     text = path.read_text()
     assert text.count("level: item") == 1
     path.write_text(text.replace("level: item", "level: sid"))
+    resealed(folder)
     kept, (note,) = comparable(found_rows(plan.shared.folder.parent, "baseline"), planned_rows(plan))
     assert kept == {}
     assert "another evaluate.level than grpo-s0" in note

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from genrl import manifest
 from genrl.cli import main
 from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.registry import load_plugin
-from genrl.runs import fit as runs
+from genrl.runs import tables
 from genrl.runs.fit import build_sids, fit
 from genrl.runs.recommend import recommend
 from genrl.runs.rescore import evaluate_run
@@ -182,6 +183,28 @@ def test_a_damaged_resume_point_is_told_and_passed_over(copied, stage, spoil):
         assert fit(config_of(copied), resume=True) == copied
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[::-1])])
+def test_best_weights_that_were_damaged_while_the_run_lay_idle_are_told(copied, spoil):
+    spoil(unfinished(copied) / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights.safetensors is missing or does not hold .* Remove the resume-"):
+        fit(config_of(copied), resume=True)
+    for path in points(copied):
+        path.unlink()  # as the message says
+    assert fit(config_of(copied), resume=True) == copied
+
+
+def test_a_run_folder_with_links_is_refused_and_what_they_point_to_stays(copied, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    for folder in (unfinished(copied), *copied.parent.glob("align-*")):
+        (folder / "history.jsonl").unlink()
+        (folder / "history.jsonl").symlink_to(theirs)
+        with pytest.raises(CheckpointError, match=rf"{folder.name} holds links.*: history.jsonl"):
+            fit(config_of(copied), resume=True)
+        (folder / "history.jsonl").unlink()
+    assert theirs.read_text() == "precious"
+
+
 def test_the_resume_point_of_another_model_is_named(copied, tmp_path):
     other = fit(small_config(tmp_path / "wide", *FEW, "model.hidden=32", "stages=[rl]"))
     folder, (point, *_) = unfinished(copied), points(other)
@@ -196,13 +219,13 @@ def test_damaged_weights_of_a_shared_stage_are_named(copied):
     (align,) = copied.parent.glob("align-*")
     path = align / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match=r"align-.*weights.safetensors is truncated or damaged"):
+    with pytest.raises(CheckpointError, match=r"align-\w+ is damaged: weights.safetensors has another content"):
         fit(replace(config_of(copied), seed=1))
 
 
 def test_a_damaged_configuration_or_result_is_named(copied):
     (copied / "metrics.json").write_text('{"name": ')
-    with pytest.raises(CheckpointError, match=r"metrics.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"grpo-s0 is damaged: metrics.json has another content"):
         fit(config_of(copied))
     (copied / "config.yaml").write_text("a: [")
     with pytest.raises(CheckpointError, match=r"config.yaml is damaged"):
@@ -259,8 +282,8 @@ def full_in_torch(*arguments: object, **options: object) -> None:
     [
         (callbacks, "save_weights", full),
         (torch, "save", full_in_torch),
-        (runs, "write_json", full),
-        (runs.tables, "curves", full),
+        (manifest, "write_json", full),
+        (tables, "curves", full),
     ],
 )
 def test_a_full_disk_is_explained_and_the_run_can_go_on(copied, tmp_path, monkeypatch, capsys, owner, name, error):

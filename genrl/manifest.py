@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from genrl.errors import CheckpointError
-from genrl.files import file_hash, read_json, write_json
+from genrl.files import as_json, file_hash, flush, read_json, write_json
 
 MANIFEST, METRICS = "manifest.json", "metrics.json"
-LIVELY = ("events.out.", "log.txt", "resume-", "evaluation-", MANIFEST)
-"""How names begin of what goes on changing, or is not needed any more, when a run is finished."""
+LIVELY = (".", "events.out.", "log.txt", "resume", "evaluation-", MANIFEST, METRICS)
+"""How names begin of what goes on changing, or is known in another way, when a run is finished."""
 
 
 def seal(folder: Path, metrics: dict[str, Any]) -> None:
     """Write down the content of every file of a run or a stage, and then the file that says it is finished.
 
+    All of them are on the disk before the manifest is, and the manifest before `metrics.json`: whenever a process or
+    the power ends, the folder is whole and finished or goes on where it was.
+
     Args:
         folder: holds all that numbers depend on.
         metrics: what `metrics.json` is to hold.
     """
-    text = json.dumps(metrics, indent=2, sort_keys=False, default=str) + "\n"
-    held = {str(path.relative_to(folder)): file_hash(path) for path in _files(folder) if path.name != METRICS}
-    write_json(folder / MANIFEST, {**held, METRICS: hashlib.sha256(text.encode()).hexdigest()})
+    files = _files(folder)
+    for place in (*files, *{path.parent for path in files}):
+        flush(place)
+    held = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    write_json(folder / MANIFEST, {**held, METRICS: hashlib.sha256(as_json(metrics).encode()).hexdigest()})
     write_json(folder / METRICS, metrics)
 
 
@@ -37,12 +41,15 @@ def check(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: naming every file that is missing or has another content.
     """
-    if not (folder / MANIFEST).is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {MANIFEST}, so nothing says that its files are those it was finished with: it is not "
-            f"finished, of an earlier version, or was copied in part. Run it again (command.txt), or copy it whole."
+            f"{folder} has no {MANIFEST}, so nothing says that its files are those it was finished with: it is of an "
+            f"earlier version, or was copied in part. Copy it whole, or remove the folder and run it again."
         )
-    held: dict[str, str] = read_json(folder / MANIFEST)
+    held = read_json(path)
+    if not isinstance(held, dict) or METRICS not in held or not all(isinstance(value, str) for value in held.values()):
+        raise CheckpointError(f"{path} is damaged: it is no list of files. Remove the folder and run it again.")
     wrong = [_wrong(folder, name, digest) for name, digest in held.items()]
     if any(wrong):
         raise CheckpointError(
@@ -55,8 +62,8 @@ def check(folder: Path) -> dict[str, str]:
 def _wrong(folder: Path, name: str, digest: str) -> str:
     """What is wrong with a file, "" if nothing is."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        return f"{name} lies outside the folder"
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        return f"{name!r} lies outside the folder"
     if not path.is_file():
         return f"{name} is missing"
     return "" if file_hash(path) == digest else f"{name} has another content than when the run was finished"
@@ -67,6 +74,6 @@ def _files(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith((".", *LIVELY)) for part in parts):
+        if path.is_file() and not any(part.startswith(LIVELY) for part in parts):
             found.append(path)
     return found
