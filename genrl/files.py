@@ -72,14 +72,14 @@ def flush(place: Path) -> None:
             os.close(handle)
 
 
-def sweep(folder: Path, names: str = "*") -> None:
-    """Remove what killed processes have left of files that they were writing (`atomic`), in all folders below too.
+def sweep(folder: Path, names: str = "**/.*.*") -> None:
+    """Remove what killed processes have left of files that they were writing (`atomic`).
 
     Args:
-        folder: held against all who write into it (`locked`), on this machine or another.
-        names: pattern of the files that were being written.
+        folder: held against all who write files of these names (`locked`), on this machine or another.
+        names: pattern of what they were writing into; by default everything, in all folders below too.
     """
-    for path in folder.rglob(f".*.{names}"):
+    for path in folder.glob(names):
         number = path.name.split(".")[1]
         if number.isdecimal() and not _lives(int(number)):
             path.unlink(missing_ok=True)

@@ -146,8 +146,10 @@ def planned_rows(plan: Plan, evaluate: Sequence[str] = ()) -> dict[str, list[Fin
 
 def found_rows(folder: Path, *stages: str, evaluate: Sequence[str] = ()) -> dict[str, list[Finished]]:
     """Every finished run of an experiment that has these stages, by row and seed; no copies of one another."""
-    folders = [path.parent for path in sorted(folder.glob("*-s*/metrics.json"))]
-    folders = [path for path in folders if set(stages) <= read_json(path / "metrics.json")["stages"].keys()]
+    folders = [path.parent for path in sorted(folder.glob(f"*-s*/{METRICS}"))]
+    for path in folders:
+        check(path)  # before its metrics say whether it is one of these
+    folders = [path for path in folders if set(stages) <= read_json(path / METRICS)["stages"].keys()]
     runs = [Finished.read(path, evaluate) for path in folders]
     known: dict[tuple[str, int], Finished] = {}
     for run in runs:

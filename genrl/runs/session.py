@@ -206,7 +206,7 @@ def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
     content = {name: file_hash(path) for name, path in sources(config.sid).items() if path.exists()}
     path = folder / f"sid-{key_of(dataset.fingerprint, config.sid, *([content] if content else []))}.safetensors"
     with locked(folder):
-        sweep(folder, "sid-*")
+        sweep(folder, ".*.sid-*")
         if not path.exists():
             build_sid_table(config.sid, dataset).save(path)
         return SidTable.load(path, dataset.catalog)

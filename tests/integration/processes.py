@@ -60,9 +60,9 @@ def leave(words: Sequence[str], log: Path, at: Leave) -> None:
     end(_started(words, log, {}, at), log, KILLED)
 
 
-def stop(words: Sequence[str], log: Path, at: Leave, number: int) -> None:
+def stop(words: Sequence[str], log: Path, at: Leave, number: int, environment: Mapping[str, str] | None = None) -> None:
     """Run, send the process a signal at a moment, and wait until it has ended as one does that was asked to."""
-    end(_started(words, log, {}, at, number), log, 128 + number)
+    end(_started(words, log, environment or {}, at, number), log, 128 + number)
 
 
 def end(process: BaseProcess, log: Path, code: int = 0) -> None:

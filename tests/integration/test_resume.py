@@ -28,6 +28,11 @@ OPTIONS = (
 TIMES = ("seconds", "peak_mib", "command", "folder", "evaluation")
 """What differs between two runs that are the same."""
 FOLDER = "sage-s0"
+JOB = {
+    **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "run", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"},
+    **{"SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+}
+"""What SLURM tells a job; Lightning has an answer to SIGUSR1 of its own there."""
 
 
 def words(output: Path) -> list[str]:
@@ -92,18 +97,19 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_says_so_and_ends_with_the_s
     moments = [
         ("align", 3, "step", signal.SIGTERM),
         ("align", 8, "step", signal.SIGINT),  # the last step: its validation still happens
+        ("rl", 1, "step", signal.SIGUSR1),  # what a job is told in good time
         ("rl", 3, "step", signal.SIGTERM),  # the rollout is used up first
-        ("rl", 4, "step", signal.SIGUSR1),  # sent ahead of time; the last step of the round
         ("rl", 6, "between", signal.SIGINT),  # inside a validation
     ]
     resume = []
     for *at, number in moments:
-        stop([*words(stopped), *resume], log, (at[0], at[1], at[2]), number)
+        stop([*words(stopped), *resume], log, (at[0], at[1], at[2]), number, JOB)
         assert f"genrl: stopped by {signal.Signals(number).name}" in log.read_text()
         log.unlink()
         resume = ["--resume"]
     assert main([*words(stopped), *resume]) == 0
     same(stopped, whole)
+    assert not [*stopped.rglob("hpc_ckpt*"), *Path.cwd().glob("hpc_ckpt*")]
 
 
 def same(output: Path, wanted: Path) -> None:

@@ -19,6 +19,7 @@ from genrl.compare.finished import (
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
 from genrl.errors import DataError
+from genrl.manifest import seal
 from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
 from tests.runs import resealed
@@ -44,7 +45,7 @@ def test_runs_are_found_by_what_they_are_about(plan, tmp_path):
     for seed in (2, 10, 1):
         finish_baseline(tmp_path, "sasrec", RANKS, seed)
     (folder / "half-s0").mkdir()
-    (folder / "half-s0" / "metrics.json").write_text('{"stages": {"rl": {}}, "name": "half", "seed": 0}')
+    seal(folder / "half-s0", {"stages": {"rl": {}}, "name": "half", "seed": 0})
     baselines = found_rows(folder, "baseline")
     assert {row: [run.seed for run in found] for row, found in baselines.items()} == {"sasrec": [1, 2, 10]}
     assert {row: [run.seed for run in found] for row, found in found_rows(folder, "align", "rl").items()} == {

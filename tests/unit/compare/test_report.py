@@ -513,7 +513,7 @@ def test_a_row_whose_grid_is_not_finished_waits(tmp_path):
 def test_a_folder_without_a_plan_is_reported_by_name(plan):
     folder = plan.shared.folder.parent
     (folder / "shared-1-s0").mkdir()
-    (folder / "shared-1-s0" / "metrics.json").write_text('{"stages": {"align": {}}}')
+    seal(folder / "shared-1-s0", {"stages": {"align": {}}})
     lines = found_in(folder, None, "grpo")["tables"]["test"]["raw"]["lines"]
     assert {name: line["seeds"] for name, line in lines.items() if line["seeds"]} == {"grpo": [0, 1], "sapo": [0]}
 
