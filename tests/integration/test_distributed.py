@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +85,18 @@ def launched(nodes: int) -> list[dict[str, str]]:
         }
         for rank in range(2)
     ]
+
+
+def test_a_signal_to_one_process_stops_both_behind_the_same_step(tmp_path):
+    command = ["fit", *small(tmp_path, *COMMON, "stages=[align]", "trainer.devices=2", "align.max_epochs=2")]
+    logs = [tmp_path / f"log{rank}.txt" for rank in range(2)]
+    environments = launched(nodes=1)
+    first = start(command, logs[0], environments[0])
+    second = start(command, logs[1], environments[1], ("align", 2, "step"), signal.SIGTERM)
+    for process, log in zip((first, second), logs, strict=True):
+        end(process, log, 128 + signal.SIGTERM)
+    (checkpoint,) = (tmp_path / "toy").glob("align-*/resume-*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
 
 
 def test_the_weights_are_the_same(outputs):
