@@ -10,7 +10,7 @@ from genrl.compare.page import html, markdown
 from genrl.compare.plan import Plan
 from genrl.compare.report import differences, make_report, write_report
 from genrl.errors import ConfigError, DataError
-from genrl.files import read_json, write_json
+from genrl.files import read_json
 from genrl.manifest import seal
 from genrl.metrics.comparison import holm, paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
@@ -392,7 +392,7 @@ def test_a_baseline_of_other_data_is_left_out_with_a_note(plan, tmp_path):
 def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan, tmp_path):
     folder = finish_baseline(tmp_path, "tiger", SASREC[0])
     metrics = read_json(folder / "metrics.json")
-    write_json(folder / "metrics.json", metrics | {"data": {**metrics["data"], "pool": {"size": 100}}})
+    seal(folder, metrics | {"data": {**metrics["data"], "pool": {"size": 100}}})
     found, text = told(plan)
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "other candidate pools" in text
@@ -403,7 +403,7 @@ def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan
             for one in values.get(split, {}).values():
                 for kind in ("raw", "excluded"):
                     one[kind] |= {"pool_size": 100.0, "pool_ceiling": 0.9}
-        write_json(run, values)
+        seal(run.parent, values)
     assert "Ranked inside pools of 100 candidates, among them 90.0% of the targets" in told(plan)[1]
 
 
