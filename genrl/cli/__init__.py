@@ -1,4 +1,4 @@
-"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | list`.
+"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | list`.
 
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from genrl.cli import compare, evaluate, fit, listing, recommend, sid
+from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates
 from genrl.errors import ConfigError, GenRLError, suggest
 
 SHORTHANDS = {
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (fit, compare, evaluate, sid, recommend, listing):
+    for command in (fit, compare, evaluate, sid, recommend, slates, listing):
         command.add(commands)
     return parser
 
