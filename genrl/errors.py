@@ -4,6 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
+from signal import Signals
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -45,6 +46,23 @@ class UnsupportedError(GenRLError, RuntimeError):
 
 class NonFiniteError(GenRLError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the batch was saved for inspection."""
+
+
+class Stopped(BaseException):
+    """A signal asked this process to stop; no error, so nothing that mends errors may catch it.
+
+    Args:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(Signals(signal).name)
+        self.signal = signal
+
+    @property
+    def code(self) -> int:
+        """Exit code as shells and schedulers count: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1."""
+        return 128 + self.signal
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
 """Ends of the names in a model folder that say what the model is: weights, configuration, tokenizer, its own code."""
+
+FRESH = 2 * 10**9
+"""Nanoseconds within which a file may be written twice and have one time."""
 
 
 @contextmanager
@@ -30,27 +34,98 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        temporary.touch()
+        temporary.unlink(missing_ok=True)  # of a killed process that had our number, or a link
+        temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors makes files that their owner alone can read
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def durable(path: Path) -> Iterator[IO[bytes]]:
+    """A new file to write into that is on the disk when the block ends; what had its name, a link too, is gone."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file that is on the disk another name in its file system, replacing what has it, so that it lasts."""
+    os.replace(source, target)
+    flush(target.parent)
+
+
+def flush(place: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(place, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
 
 
+def sweep(folder: Path, names: str = "**/.*.*") -> None:
+    """Remove what killed processes have left of files that they were writing (`atomic`).
+
+    Args:
+        folder: held against all who write files of these names (`locked`), on this machine or another.
+        names: pattern of what they were writing into; by default everything, in all folders below too.
+    """
+    for path in folder.glob(names):
+        number = path.name.split(".")[1]
+        if number.isdecimal() and not _lives(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(number: int) -> bool:
+    """Whether another process of this machine has that number."""
+    if os.name != "posix":  # where asking would end it
+        return True
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return number != os.getpid()
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder that has links in it or below: what is written into it would change files elsewhere.
+
+    Raises:
+        CheckpointError: naming them.
+    """
+    found = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_symlink()]
+    if found:
+        raise CheckpointError(
+            f"{folder} holds links, which are not followed: {', '.join(found)}. What is written here would change "
+            f"files elsewhere. Put the files themselves there, or remove the links."
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in one move."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
     """Write JSON in one move."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n", encoding="utf-8")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:  # noqa: ANN401
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
@@ -59,7 +134,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Is this a finished run folder?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). Remove the folder and run again.") from error
 
 
@@ -77,7 +152,8 @@ def _hash(place: Path, ends: tuple[str, ...] | None) -> str:
     try:
         if not place.is_dir():
             about = place.stat()
-            return _content(place, about.st_size, about.st_mtime_ns)
+            fresh = time.time_ns() - about.st_mtime_ns < FRESH  # it may change again without another time
+            return (_content.__wrapped__ if fresh else _content)(place, about.st_size, about.st_mtime_ns)
         files = sorted(one for one in place.rglob("*") if one.is_file() and (ends is None or one.suffix in ends))
         listing = "".join(f"{one.relative_to(place)} {_hash(one, None)}\n" for one in files)
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
@@ -103,10 +179,16 @@ def key_of(*parts: object) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; waits, with a notice, while another one trains there."""
+    """Hold a folder against other processes; waits, with a notice, while another one trains there.
+
+    Raises:
+        CheckpointError: if its lock is a link, which must not be opened for writing.
+    """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / ".lock").is_symlink():
+        raise CheckpointError(f"{folder / '.lock'} is a link, which is not followed. Remove it.")
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

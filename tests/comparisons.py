@@ -15,6 +15,7 @@ from genrl.cli import parse
 from genrl.cli.configuration import compose
 from genrl.compare.plan import Plan, Run, make_plan, parse_budget, parse_grid, parse_rows
 from genrl.config import RunConfig, run_folder, save_config
+from genrl.manifest import seal
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from genrl.runs.stages import supervised_stages
 
@@ -88,6 +89,7 @@ def finish(
     places = {stage: run.folder.parent / folder / "evaluation-1" for stage, (folder, _) in shared.items()}
     for stage, place in places.items():
         _save_ranks(place, shared[stage][1], cold)
+        seal(place, {split: _scored(shared[stage][1], cold) for split in ("valid", "test")})
     parts = {"most_popular": aligned, **{stage: held for stage, (_, held) in shared.items()}, "rl": ranks}
     scores: dict[str, Any] = {
         split: {name: _scored(held, cold) for name, held in parts.items()} for split in ("valid", "test")
@@ -167,7 +169,7 @@ def _leave(
     (folder / "history.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
     (folder / "versions.json").write_text('{"python": "3", "device": "cpu"}')
     save_config(config, folder / "config.yaml")
-    (folder / "metrics.json").write_text(json.dumps({**common, **metrics}))
+    seal(folder, {**common, **metrics})
     return folder
 
 

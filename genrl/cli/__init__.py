@@ -1,4 +1,4 @@
-"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | list`.
+"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | verify | list`.
 
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates
-from genrl.errors import ConfigError, GenRLError, suggest
+from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
+from genrl.errors import ConfigError, GenRLError, Stopped, suggest
+from genrl.stopping import handled
 
 SHORTHANDS = {
     "lr": "learning_rate",
@@ -29,19 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `python -m genrl`; by default those of the process.
 
     Returns:
-        Exit code: 0; 2 for an error the user can mend (one message, no traceback); 130 when interrupted.
+        Exit code: 0; 2 for an error the user can mend (one message, no traceback); 128 + N when signal N ended it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        with handled():
+            return _run(words)
+    except Stopped as stop:
+        print(f"genrl: stopped by {stop}. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
+        return stop.code
     except GenRLError as error:
         return _complain(str(error))
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("genrl: interrupted. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
-        return 130
     except Exception as error:
         if not _disk_full(error):
             raise
@@ -61,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (fit, compare, evaluate, sid, recommend, slates, listing):
+    for command in (fit, compare, evaluate, sid, recommend, slates, verify, listing):
         command.add(commands)
     return parser
 

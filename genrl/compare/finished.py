@@ -21,6 +21,7 @@ from genrl.compare.run import choose, is_done
 from genrl.config import RunConfig, load_config
 from genrl.errors import DataError
 from genrl.files import read_json
+from genrl.manifest import METRICS, check
 from genrl.objectives import OBJECTIVES
 from genrl.plots import Notes
 from genrl.recommenders.bundle import SIDS
@@ -48,13 +49,22 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path, evaluate: Sequence[str] = ()) -> Finished:
-        """A run as it was scored, or with other options of evaluation, for which it is scored if need be."""
-        if not evaluate:
-            return cls(folder, read_json(folder / "metrics.json"), folder)
-        from genrl.runs.rescore import rescore  # takes seconds to load
+        """A run as it was scored, or with other options of evaluation, for which it is scored if need be.
 
-        record = rescore(folder, evaluate)
-        return cls(folder, record.metrics, record.folder)
+        Raises:
+            CheckpointError: if a file of it, or of the scores of a stage that it began with, is not what it was.
+        """
+        check(folder)
+        if not evaluate:
+            found = cls(folder, read_json(folder / METRICS), folder)
+        else:
+            from genrl.runs.rescore import rescore  # takes seconds to load
+
+            record = rescore(folder, evaluate)
+            found = cls(folder, record.metrics, record.folder)
+        for place in found.shared.values():
+            check(place)
+        return found
 
     @property
     def seed(self) -> int:
@@ -137,8 +147,10 @@ def planned_rows(plan: Plan, evaluate: Sequence[str] = ()) -> dict[str, list[Fin
 
 def found_rows(folder: Path, *stages: str, evaluate: Sequence[str] = ()) -> dict[str, list[Finished]]:
     """Every finished run of an experiment that has these stages, by row and seed; no copies of one another."""
-    folders = [path.parent for path in sorted(folder.glob("*-s*/metrics.json"))]
-    folders = [path for path in folders if set(stages) <= read_json(path / "metrics.json")["stages"].keys()]
+    folders = [path.parent for path in sorted(folder.glob(f"*-s*/{METRICS}"))]
+    for path in folders:
+        check(path)  # before its metrics say whether it is one of these
+    folders = [path for path in folders if set(stages) <= read_json(path / METRICS)["stages"].keys()]
     runs = [Finished.read(path, evaluate) for path in folders]
     known: dict[tuple[str, int], Finished] = {}
     for run in runs:

@@ -25,7 +25,6 @@ from genrl.compare.verdict import (
     statements,
     warnings,
 )
-from genrl.files import atomic
 from genrl.metrics.comparison import signed
 from genrl.plots import DARK, LIGHT, Notes, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
@@ -89,12 +88,6 @@ def draw(notes: Mapping[str, Sequence[Notes]], path: Path) -> None:
     drawn = {title: found for title, found in panels.items() if any(len(curve) > 1 for curve in found.values())}
     if drawn:
         save(curve_grid(drawn, looks(notes)), path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one move."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 class View:

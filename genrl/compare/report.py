@@ -30,7 +30,7 @@ from genrl.compare.finished import (
     row_facts,
     shared_by_all,
 )
-from genrl.compare.page import draw, html, markdown, write_text
+from genrl.compare.page import draw, html, markdown
 from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.quantities import MEASURES
 from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, Point, Report, Table
@@ -38,7 +38,7 @@ from genrl.compare.run import choose, is_done
 from genrl.compare.verdict import listed
 from genrl.config.select import main_cut, selected
 from genrl.errors import DataError
-from genrl.files import locked, write_json
+from genrl.files import locked, write_json, write_text
 from genrl.metrics.comparison import Difference as Paired
 from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
 from genrl.metrics.ranking import TIES

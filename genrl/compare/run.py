@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.progress import TaskID
@@ -20,9 +17,11 @@ from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig
 from genrl.config.select import main_cut
 from genrl.errors import ConfigError, GenRLError
-from genrl.files import read_json
+from genrl.files import read_json, refuse_links
+from genrl.manifest import METRICS, check
 from genrl.progress import Display
 from genrl.runs.folder import differences
+from genrl.stopping import handled
 
 LOG = "log.txt"
 TAIL = 15
@@ -39,11 +38,12 @@ def run_comparison(plan: Plan, jobs: int) -> list[Run]:
 
     Raises:
         ConfigError: before anything is run, if a folder holds another configuration.
+        CheckpointError: before anything is run, if a finished run is damaged.
         GenRLError: if the stages before `rl` failed.
     """
     for run in [plan.shared, *plan.runs]:
         refuse_other_configuration(run)
-    with _interrupted_by_sigterm(), Display(period=24 * 3600.0) as bars:
+    with handled(), Display(period=24 * 3600.0) as bars:
         display = Runs(plan, bars)
         firsts = [candidate.runs[0] for candidates in plan.rows.values() for candidate in candidates]
         if not all(is_done(run.folder) for run in firsts) and run_all([plan.shared], 1, display):
@@ -76,11 +76,12 @@ def choose(candidates: Sequence[Candidate]) -> tuple[list[float | None], Candida
 
 def is_done(folder: Path) -> bool:
     """Whether a run is finished."""
-    return (folder / "metrics.json").exists() and (folder / "config.yaml").exists()
+    return (folder / METRICS).exists() and (folder / "config.yaml").exists()
 
 
 def refuse_other_configuration(run: Run) -> None:
-    """Stop if the folder of a run belongs to another configuration."""
+    """Stop if the folder of a run belongs to another configuration, has links in it, or is finished and damaged."""
+    refuse_links(run.folder)
     saved = run.folder / "config.yaml"
     changed = differences(saved, run.config) if saved.exists() else []
     if changed:
@@ -88,6 +89,8 @@ def refuse_other_configuration(run: Run) -> None:
             f"{run.folder} already holds another configuration; it differs in {', '.join(changed)}. Nothing was run. "
             f"Choose another --experiment or other names (--objectives NAME=OBJECTIVE), or remove the folder."
         )
+    if is_done(run.folder):
+        check(run.folder)
 
 
 def run_all(runs: Sequence[Run], jobs: int, display: Runs) -> list[Run]:
@@ -216,7 +219,7 @@ def _size(run: Run) -> int:
 def _validation_score(run: Run) -> float | None:
     if not is_done(run.folder):
         return None
-    scores = read_json(run.folder / "metrics.json")["valid"]["rl"][run.config.select.ranking]
+    scores = read_json(run.folder / METRICS)["valid"]["rl"][run.config.select.ranking]
     main = main_cut(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
     score: float = scores[run.config.select.metric or f"ndcg@{main}"]
     return score
@@ -228,17 +231,3 @@ def _visible() -> list[str]:
     if named is not None:
         return [name for name in named.split(",") if name]
     return [str(device) for device in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """End the runs at work, too, when a scheduler ends the comparison."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -16,7 +16,7 @@ from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_ove
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
 from genrl.errors import ConfigError, GenRLError
-from genrl.files import atomic
+from genrl.files import write_text
 from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
 
@@ -77,8 +77,7 @@ def save_config(config: RunConfig, path: Path) -> None:
     values["rewards"] = {**dict.fromkeys(RunConfig().rewards), **config.rewards}
     text = OmegaConf.to_yaml(OmegaConf.create(values))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def run_folder(config: RunConfig) -> Path:

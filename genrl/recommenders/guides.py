@@ -12,6 +12,7 @@ from genrl.config.load import load_config, save_config
 from genrl.config.schema import GuideConfig, RunConfig
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.files import read_json, read_weights
+from genrl.manifest import METRICS, check
 from genrl.policy.guide import Guide
 from genrl.recommenders.base import WEIGHTS, Baseline, Problem, Recommender
 from genrl.sid.trie import Trie
@@ -60,12 +61,13 @@ class RunGuide(Guide):
 
 
 def _check_run(folder: Path, section: str, problem: Problem) -> None:
-    if not (folder / "metrics.json").is_file():
+    if not (folder / METRICS).is_file():
         raise CheckpointError(
             f"{section}.run={folder} is no finished run (no metrics.json there). Train one first, for example "
             f"python -m genrl fit --baseline sasrec with the same data options, and give its run folder."
         )
-    theirs, own = read_json(folder / "metrics.json")["data"]["fingerprint"], problem.dataset.fingerprint
+    check(folder)
+    theirs, own = read_json(folder / METRICS)["data"]["fingerprint"], problem.dataset.fingerprint
     if theirs != own and len(problem.dataset.sequences.items):  # a loaded recommender has no interactions any more
         raise CheckpointError(
             f"{section}.run={folder} was made from other data, or with another split or order: it may have learnt "

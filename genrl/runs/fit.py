@@ -10,8 +10,9 @@ from rich.console import Console
 
 from genrl.config.load import run_folder
 from genrl.config.schema import RunConfig
-from genrl.files import read_json, write_json
+from genrl.files import read_json
 from genrl.layouts import thinks
+from genrl.manifest import check, seal
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.policy.rollout import check_method
 from genrl.recommenders import BASELINES
@@ -79,6 +80,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
 
 def _show_finished(folder: Path, console: Console) -> Path:
     """Show the tables of a run that need not be made again."""
+    check(folder)
     console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
     tables.show(console, read_json(folder / "metrics.json"))
     return folder
@@ -103,7 +105,7 @@ def _finish(session: Session, folder: Path, results: dict[str, Any], command: st
         **results,
     }
     write_outcome(folder, config, metrics)
-    write_json(folder / "metrics.json", metrics)
+    seal(folder, metrics)
 
 
 def _pool(config: RunConfig) -> dict[str, Any]:

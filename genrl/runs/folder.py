@@ -1,5 +1,7 @@
 """Whose a run folder is: made by one configuration, finished or not, and never overwritten by another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +10,8 @@ from omegaconf import OmegaConf
 from genrl.config.load import save_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
-from genrl.files import read_json, write_json
+from genrl.files import locked, read_json, refuse_links, sweep, write_json, write_text
+from genrl.manifest import METRICS
 from genrl.runs.inputs import flat, input_files
 from genrl.runs.record import versions
 from genrl.training.fitting import is_first
@@ -42,7 +45,7 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
             f"{folder} was begun when {', '.join(other)} had another content. Nothing was written. Choose another "
             f"experiment=NAME or name=NAME, remove the folder, or bring the old content back."
         )
-    if (folder / "metrics.json").exists():
+    if (folder / METRICS).exists():
         return True
     if not resume:
         raise ConfigError(
@@ -52,6 +55,19 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
     return False
 
 
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run or a stage, alone and without links, and sweep up what killed processes have left there.
+
+    Raises:
+        CheckpointError: if links are in it.
+    """
+    refuse_links(folder)
+    with locked(folder):
+        sweep(folder)
+        yield
+
+
 def claim(folder: Path, config: RunConfig, command: str) -> None:
     """Make an empty run folder ours; config.yaml comes last, so that a folder with it is whole."""
     saved = folder / "config.yaml"
@@ -59,9 +75,10 @@ def claim(folder: Path, config: RunConfig, command: str) -> None:
         return
     write_json(folder / "versions.json", versions())
     write_json(folder / "inputs.json", {name: digest for name, (_, digest) in input_files(config).items()})
-    (folder / "command.txt").write_text(
+    write_text(
+        folder / "command.txt",
         f"{command or 'started from Python'}\n# the same run again, elsewhere:\n"
-        f"python -m genrl fit --config {saved} output=runs-again\n"
+        f"python -m genrl fit --config {saved} output=runs-again\n",
     )
     save_config(config, saved)
 

@@ -15,6 +15,7 @@ from genrl.catalog.items import Catalog
 from genrl.config.load import load_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, DataError
+from genrl.manifest import METRICS, check
 from genrl.progress import progress_bar
 from genrl.recommenders import Baseline, Recommender
 from genrl.runs.inputs import check_inputs, plugins
@@ -50,12 +51,13 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
         raise CheckpointError(
             f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
         )
-    config = run_config(folder, overrides)
-    if not (folder / "metrics.json").exists():
+    if not (folder / METRICS).exists():
         raise CheckpointError(
             f"{folder} is an unfinished run (no metrics.json there), whose weights are not final. Go on with it with "
             f"the command in its command.txt and --resume."
         )
+    check(folder)
+    config = run_config(folder, overrides)
     check_inputs(folder, config, ["model.name", *plugins(config)])
     if config.stages == ["baseline"]:
         return config, Baseline.load(folder, tuple(overrides))

@@ -12,10 +12,12 @@ from genrl.catalog.items import Catalog
 from genrl.config.schema import RunConfig
 from genrl.config.select import within
 from genrl.errors import CheckpointError, ConfigError, DataError
-from genrl.files import locked, read_json, read_weights, write_json
+from genrl.files import read_json, read_weights
+from genrl.manifest import METRICS, check, seal
 from genrl.recommenders.base import WEIGHTS
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS, evaluate
+from genrl.runs.folder import owned
 from genrl.runs.inputs import check_inputs
 from genrl.runs.recommend import load_recommender, run_config
 from genrl.runs.record import evaluation_name, references, score, written
@@ -86,15 +88,17 @@ def rescore(folder: Path, overrides: Sequence[str] = ()) -> Record:
     if other:
         raise ConfigError(f"{', '.join(other)}: a finished run is scored again with options of section evaluate alone.")
     config, own = run_config(folder, overrides), run_config(folder)
-    metrics: dict[str, Any] = read_json(folder / "metrics.json")
+    check(folder)
+    metrics: dict[str, Any] = read_json(folder / METRICS)
     if config.evaluate == own.evaluate:
         return Record(config, metrics, folder)
     place = folder / evaluation_name(config.evaluate)
-    if not (place / "metrics.json").exists():
-        with locked(folder):
-            if not (place / "metrics.json").exists():
-                write_json(place / "metrics.json", _rescored(folder, overrides, metrics, place))
-    return Record(config, read_json(place / "metrics.json"), place)
+    if not (place / METRICS).exists():
+        with owned(folder):
+            if not (place / METRICS).exists():
+                seal(place, _rescored(folder, overrides, metrics, place))
+    check(place)
+    return Record(config, read_json(place / METRICS), place)
 
 
 def _rescored(folder: Path, overrides: Sequence[str], metrics: dict[str, Any], place: Path) -> dict[str, Any]:
@@ -106,12 +110,13 @@ def _rescored(folder: Path, overrides: Sequence[str], metrics: dict[str, Any], p
     for name, cost in stages.items():
         if "evaluation" in cost:
             shared = _stage_folder(folder, cost)
-            with locked(shared):
+            with owned(shared):
                 scores = shared / evaluation_name(config.evaluate)
-                if not (scores / "metrics.json").exists():
-                    write_json(scores / "metrics.json", score(_of_stage(session, folder, name, cost), name, scores))
+                if not (scores / METRICS).exists():
+                    seal(scores, score(_of_stage(session, folder, name, cost), name, scores))
+            check(scores)
             cost["evaluation"] = str(scores)
-            found = read_json(scores / "metrics.json")
+            found = read_json(scores / METRICS)
         else:
             session.recommender.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
             found = score(session, name, place)
@@ -131,7 +136,9 @@ def _stage_folder(folder: Path, cost: dict[str, Any]) -> Path:
 def _of_stage(session: Session, folder: Path, name: str, cost: dict[str, Any]) -> Session:
     """The session of a run with the weights and the layout of one of its stages."""
     weights = _stage_folder(folder, cost) / WEIGHTS
-    if not weights.exists():
+    if weights.exists():
+        check(weights.parent)
+    else:
         raise CheckpointError(
             f"{weights} is missing, the weights of stage {name} that {folder.name} began with. Put the folder beside "
             f"the run, or run its stages again (command.txt)."
@@ -158,7 +165,7 @@ def evaluate_run(folder: Path, *, split: str, overrides: list[str], stages: Sequ
     folder, stages = _run_of(folder, stages)
     session = load_run(folder, overrides)
     config = session.config
-    known = read_json(folder / "metrics.json").get("stages", {})
+    known = read_json(folder / METRICS).get("stages", {})
     unknown = [name for name in stages if name not in known]
     if unknown:
         raise ConfigError(f"{folder} has no stage {', '.join(unknown)}. Its stages: {', '.join(known)}.")

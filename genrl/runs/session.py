@@ -19,7 +19,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import RunConfig
 from genrl.config.select import selected, within
 from genrl.errors import ConfigError, DataError
-from genrl.files import file_hash, key_of, locked, model_hash
+from genrl.files import file_hash, key_of, locked, model_hash, sweep
 from genrl.layouts import LAYOUTS, Layout
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.load import sid_token
@@ -316,6 +316,7 @@ def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
     content = {name: file_hash(path) for name, path in sources(config.sid).items() if path.exists()}
     path = folder / f"sid-{key_of(dataset.fingerprint, config.sid, *([content] if content else []))}.safetensors"
     with locked(folder):
+        sweep(folder, ".*.sid-*")
         if not path.exists():
             build_sid_table(config.sid, dataset).save(path)
         return SidTable.load(path, dataset.catalog)

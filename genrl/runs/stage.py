@@ -14,7 +14,8 @@ from rich.console import Console
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ModelConfig, SupervisedConfig
 from genrl.config.select import validating
-from genrl.files import locked, read_json, read_weights, write_json
+from genrl.files import read_json, read_weights
+from genrl.manifest import METRICS, check, seal
 from genrl.objectives import OBJECTIVES, Objective, Setting
 from genrl.policy.information import check_tells
 from genrl.policy.rollout import check_rollout
@@ -23,6 +24,7 @@ from genrl.recommenders import TrainedBaseline
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import RewardContext, Verifier, build_verifier
 from genrl.runs.evaluate import ranking_metrics
+from genrl.runs.folder import owned
 from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
@@ -67,7 +69,7 @@ class Stage:
     @property
     def finished(self) -> bool:
         """Whether a shared stage need not be trained again."""
-        return self.shared and (self.folder / "metrics.json").exists()
+        return self.shared and (self.folder / METRICS).exists()
 
 
 def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
@@ -78,8 +80,9 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
     """
     with held(stage.folder) if stage.shared else contextlib.nullcontext():
         if stage.finished:
+            check(stage.folder)
             console.print(f"{stage.name}: reusing {stage.folder}")
-            cost = read_json(stage.folder / "metrics.json")
+            cost = read_json(stage.folder / METRICS)
         else:
             if stage.note is not None and (said := stage.note()):
                 console.print(said, highlight=False)
@@ -87,17 +90,19 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}
         scores = stage.folder / evaluation_name(stage.session.config.evaluate)
-        if not (scores / "metrics.json").exists():
-            _write(scores / "metrics.json", _scored(stage, scores))
-        elif last:
-            _load(stage)
-    return {"stage": {**cost, "evaluation": str(scores)}, **read_json(scores / "metrics.json")}
+        if not (scores / METRICS).exists():
+            _seal(scores, _scored(stage, scores))
+        else:
+            check(scores)
+            if last:
+                _load(stage)
+    return {"stage": {**cost, "evaluation": str(scores)}, **read_json(scores / METRICS)}
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Any:  # noqa: ANN401 (a context)
     """Hold a folder against other runs; of the processes of one run, the first does."""
-    with locked(folder) if is_first() else contextlib.nullcontext():
+    with owned(folder) if is_first() else contextlib.nullcontext():
         yield
 
 
@@ -107,21 +112,22 @@ def _train(stage: Stage) -> dict[str, Any]:
         module = stage.module()
         best = BestWeights(stage.folder / WEIGHTS, stage.monitor, stage.patience)
         train(stage.name, module, stage.folder, best, session.config, *stage.callbacks, start=stage.start)
+        best.check()
         step = best.best_step
         if isinstance(module, StageModule):
             session.learner.policy = module.policy
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
     if stage.shared:
-        _write(stage.folder / "metrics.json", cost)
+        _seal(stage.folder, cost)
     if stage.judge is not None and is_first() and (said := stage.judge()):
         warnings.warn(said, stacklevel=2)
     return cost
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """Have the first process write what all of them go on with."""
+def _seal(folder: Path, metrics: dict[str, Any]) -> None:
+    """Have the first process finish a folder that all of them go on with."""
     if is_first():
-        write_json(path, values)
+        seal(folder, metrics)
     barrier()
 
 

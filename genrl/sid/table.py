@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from genrl.errors import DataError
 from genrl.files import atomic
 from genrl.ops import expect
 
-FORMAT = "genrl-sid-table-1"
+FORMAT = "genrl-sid-table-2"
 CROWDED = 0.1
 """Share of colliding items above which more codes are proposed."""
 LEFT = 2 / 3
@@ -111,6 +112,7 @@ class SidTable:
             "codebook_sizes": json.dumps(self.codebook_sizes),
             "report": json.dumps(asdict(self.report)),
         }
+        metadata["sha256"] = _digest(metadata, self.codes)
         with atomic(path) as temporary:
             temporary.write_bytes(save({"codes": self.codes.contiguous()}, metadata=metadata))
 
@@ -126,7 +128,7 @@ class SidTable:
             raise DataError(
                 f"{path}: made for another catalogue ({len(codes):,} items, fingerprint {metadata['catalog']}); "
                 f"this one has {len(catalog):,} items, fingerprint {catalog.fingerprint}. "
-                f"Build the table again with 'genrl sid'."
+                f"Remove it; 'genrl sid' builds it again."
             )
         report = json.loads(metadata["report"])
         report = {key: tuple(value) if isinstance(value, list) else value for key, value in report.items()}
@@ -202,6 +204,12 @@ def _check_codes(codes: Tensor, sizes: tuple[int, ...], catalog: Catalog) -> Non
         )
 
 
+def _digest(metadata: dict[str, str], codes: Tensor) -> str:
+    """SHA-256 of codes [I, K] and all that is said of them."""
+    said = json.dumps({name: value for name, value in metadata.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(said.encode() + codes.contiguous().numpy().tobytes()).hexdigest()
+
+
 def _read(path: Path) -> tuple[dict[str, str], Tensor]:
     from safetensors import SafetensorError, safe_open
 
@@ -213,10 +221,16 @@ def _read(path: Path) -> tuple[dict[str, str], Tensor]:
             codes = stream.get_tensor("codes") if "codes" in stream.keys() else None  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise DataError(
-            f"{path}: damaged or no safetensors file ({error}). Build it again with 'genrl sid'."
+            f"{path}: damaged or no safetensors file ({error}). Remove it; 'genrl sid' builds it again."
         ) from error
     if codes is None or metadata.get("format") != FORMAT:
         raise DataError(
-            f"{path}: a safetensors file, but no SID table of format {FORMAT!r}. Build it again with 'genrl sid'."
+            f"{path}: a safetensors file, but no SID table of format {FORMAT!r}. Remove it; 'genrl sid' builds it "
+            f"again."
+        )
+    if metadata.get("sha256") != _digest(metadata, codes):
+        raise DataError(
+            f"{path}: damaged: its codes are not those that were written into it. Remove it; 'genrl sid' builds it "
+            f"again."
         )
     return metadata, codes

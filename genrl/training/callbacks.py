@@ -2,38 +2,62 @@
 
 import json
 import math
-import os
+import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from genrl.catalog.items import Catalog
-from genrl.files import save_weights
+from genrl.errors import CheckpointError
+from genrl.files import atomic, file_hash, save_weights
 from genrl.layouts.base import Layout
+from genrl.ops import world_max
 from genrl.policy.model import Policy
 from genrl.progress import Display
+from genrl.stopping import answer, ask, asked
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
 from genrl.training.stage import RankingModule
 
 
-class ResumePoint(Callback):
-    """After each round, write everything a killed run needs to go on; the file is replaced in one move."""
+class StopPoint(Callback):
+    """End training where it can go on from, as soon as this process or another of the run was asked to stop.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    The round ends without the validation that belongs to its last step, and `ResumePoint` writes the checkpoint.
+    """
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        temporary = self.path.with_suffix(".writing")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
-        trainer.strategy.barrier("resume point")
+    def __init__(self) -> None:
+        self.step = 0
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Lightning has put handlers of its own in the place of ours."""
+        answer()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """As before a validation."""
+        answer()
+        self.step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Behind each optimiser step, on all ranks alike."""
+        step = trainer.global_step
+        if step == self.step or not isinstance(module, RankingModule) or step % module.updates:
+            return
+        self.step = step
+        number = int(world_max(torch.tensor(asked(), device=module.device)))
+        if number:
+            ask(number)
+            trainer.should_stop = True
+            if batch_idx + 1 < trainer.num_training_batches:
+                trainer.limit_val_batches = 0
 
 
 class BestWeights(Callback):
@@ -52,12 +76,14 @@ class BestWeights(Callback):
         self.best = float("-inf")
         self.best_step = 0
         self.waited = 0
+        self.content = ""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "content": self.content}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step, self.waited = state_dict["best"], state_dict["best_step"], state_dict["waited"]
+        self.content = state_dict["content"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A run that was killed right after it had decided to stop must not train on."""
@@ -68,12 +94,25 @@ class BestWeights(Callback):
             return
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
         if value > self.best or self.monitor is None:
-            self.best, self.best_step, self.waited = value, trainer.global_step, 0
+            self.best, self.best_step, self.waited, self.content = value, trainer.global_step, 0, ""
             if trainer.is_global_zero:
                 save_weights(module.state(), self.path, module.metadata())
+                self.content = file_hash(self.path)
         else:
             self.waited += 1
         trainer.should_stop = trainer.should_stop or self._exhausted()
+
+    def check(self) -> None:
+        """Behind the last step: whether the file still holds the weights that were written.
+
+        Raises:
+            CheckpointError: if not, as where it was damaged while the run lay idle.
+        """
+        if self.content and not (self.path.is_file() and file_hash(self.path) == self.content):
+            raise CheckpointError(
+                f"{self.path} is missing or does not hold the weights of step {self.best_step}, which were the best. "
+                f"Remove the resume-*.ckpt beside it and give the command again to train the stage once more."
+            )
 
     def _exhausted(self) -> bool:
         return self.patience > 0 and self.waited >= self.patience
@@ -220,8 +259,17 @@ def _thinking(policy: Policy, layout: Layout, tokens: Tensor) -> tuple[str, ...]
 
 
 def keep_notes(path: Path, step: int) -> None:
-    """Drop the lines of a JSON-lines file of notes that lie behind a step, and half a line left by a full disk."""
-    if path.exists():
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+    """Drop the lines of a JSON-lines file of notes that lie behind a step, and what a cut has left that is no note."""
+    if not path.exists():
+        return
+    kept, lines = [], path.read_bytes().splitlines()
+    for line in lines:
+        try:
+            note = json.loads(line)
+            if note["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f"{path} held {len(lines) - len(kept)} damaged line(s) at its end; cut off.", stacklevel=2)
+            break
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))

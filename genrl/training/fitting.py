@@ -18,7 +18,9 @@ from omegaconf import OmegaConf
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.config.select import selected
 from genrl.errors import CheckpointError, ConfigError
-from genrl.training.callbacks import BestWeights, History, ResumePoint, StageProgress
+from genrl.stopping import handled, patient
+from genrl.training.callbacks import BestWeights, History, StageProgress, StopPoint
+from genrl.training.checkpoints import Checkpoints, ResumePoint, latest
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
 
@@ -69,8 +71,10 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
         "enable_model_summary": False,
         **options,
     }
+    plugins = config.extra.get("plugins", [])
+    own = {"plugins": [Checkpoints(), *(plugins if isinstance(plugins, list) else [plugins])]}
     try:
-        return L.Trainer(**{**arguments, **config.extra})
+        return L.Trainer(**{**arguments, **config.extra, **own})
     except (MisconfigurationException, TypeError, ValueError) as error:
         if not config.extra:
             raise
@@ -99,9 +103,25 @@ def train(
     """One Lightning run over a stage, from its last checkpoint if there is one.
 
     With `start` the untrained stage is validated too, so that "best" can be the weights it began with.
+
+    Raises:
+        Stopped: if a signal arrived; what was trained until then is in the checkpoint.
     """
+    with handled(), patient():
+        _train(name, module, folder, best, config, *callbacks, start=start)
+
+
+def _train(
+    name: str,
+    module: RankingModule,
+    folder: Path,
+    best: BestWeights,
+    config: RunConfig,
+    *callbacks: L.Callback,
+    start: bool,
+) -> None:
     settings, max_steps = config.trainer, module.max_steps
-    point = ResumePoint(folder / "last.ckpt")
+    point = latest(folder)
     trainer = make_trainer(
         settings,
         max_steps=max_steps,
@@ -111,24 +131,25 @@ def train(
             StageProgress(name, max_steps, monitor(config)),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
-            point,
+            StopPoint(),
+            ResumePoint(folder),
         ],
+        default_root_dir=folder,  # Lightning looks there for what a scheduler's signal had it write
     )
     if isinstance(module, RLModule):
         trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
         if trainer.is_global_zero:
             trainer.logger.experiment.add_text("objective", f"```\n{module.objective!r}\n```")  # type: ignore[union-attr]
             trainer.logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(asdict(config))}\n```")  # type: ignore[union-attr]
-    if point.path.exists():
+    if point is not None:
         try:
-            trainer.fit(module, ckpt_path=point.path, weights_only=True)
+            trainer.fit(module, ckpt_path=point, weights_only=True)
         except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
             if module.global_step:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{point.path} is truncated, damaged or of another version ({reason}). "
-                f"Remove it to start the stage again."
+                f"{point} is of another model or version ({reason}). Remove it to start the stage again."
             ) from error
     else:
         if trainer.is_global_zero:

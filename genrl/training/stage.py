@@ -85,6 +85,9 @@ class RankingModule(L.LightningModule, ABC):
         """What is written into the header of the weights besides them."""
         return {}
 
+    updates: int = 1
+    """Optimiser steps between places from which training can go on."""
+
     def val_dataloader(self) -> EvaluationBatches:
         return self.validation.share(self.global_rank, self.trainer.world_size)
 

@@ -16,9 +16,9 @@ class StepStream(Generic[BatchT]):
     """The batches of one round of optimiser steps, made on demand.
 
     A stream with a length is not prefetched by Lightning, so a rollout is drawn after the update before it, never
-    earlier. A round ends with a validation and a checkpoint; the next round (or a resumed run) goes on at the
-    trainer's step. Steps are the optimiser's: `make` gives the `per_step` micro-batches of one, `position` tells the
-    current one.
+    earlier. Rounds end, with a validation and a checkpoint, at multiples of `round_steps`; the next one (or a resumed
+    run) goes on at the trainer's step, wherever that is. Steps are the optimiser's: `make` gives the `per_step`
+    micro-batches of one, `position` tells the current one.
     """
 
     def __init__(
@@ -36,12 +36,17 @@ class StepStream(Generic[BatchT]):
         self.per_step = per_step
 
     def __len__(self) -> int:
-        return min(self.round_steps, self.max_steps - self.position()) * self.per_step
+        return len(self._steps) * self.per_step
 
     def __iter__(self) -> Iterator[BatchT]:
-        start = self.position()
-        for step in range(start, min(start + self.round_steps, self.max_steps)):
+        for step in self._steps:
             yield from self.make(step)
+
+    @property
+    def _steps(self) -> range:
+        """The steps from now to the end of the round."""
+        start = self.position()
+        return range(start, min((start // self.round_steps + 1) * self.round_steps, self.max_steps))
 
 
 class PromptOrder:

@@ -19,7 +19,8 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401 (likewise)
 
 import genrl.runs.fit  # noqa: F401 (likewise)
 from genrl.cli import main
-from genrl.training.callbacks import BestWeights, History, ResumePoint
+from genrl.training.callbacks import BestWeights, History
+from genrl.training.checkpoints import ResumePoint
 from genrl.training.rl import RLModule
 from tests.runs import curves_drawn
 
@@ -40,14 +41,28 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload([__name__])
 
 
-def start(words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Start a run, without curves, in a process group of its own; what it says goes to `log`."""
-    return _started(words, log, environment or {}, None)
+def start(
+    words: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    at: Leave | None = None,
+    number: int = 0,
+) -> BaseProcess:
+    """Start a run, without curves, in a process group of its own; what it says goes to `log`.
+
+    At a moment it gets the signal `number`, or is gone.
+    """
+    return _started(words, log, environment or {}, at, number)
 
 
 def leave(words: Sequence[str], log: Path, at: Leave) -> None:
     """Run until a moment, at which the process is gone."""
     end(_started(words, log, {}, at), log, KILLED)
+
+
+def stop(words: Sequence[str], log: Path, at: Leave, number: int, environment: Mapping[str, str] | None = None) -> None:
+    """Run, send the process a signal at a moment, and wait until it has ended as one does that was asked to."""
+    end(_started(words, log, environment or {}, at, number), log, 128 + number)
 
 
 def end(process: BaseProcess, log: Path, code: int = 0) -> None:
@@ -57,13 +72,15 @@ def end(process: BaseProcess, log: Path, code: int = 0) -> None:
     assert process.exitcode == code, log.read_text()[-3000:]
 
 
-def _started(words: Sequence[str], log: Path, environment: Mapping[str, str], at: Leave | None) -> BaseProcess:
-    process = server.Process(target=_run, args=(list(words), log, dict(environment), at))
+def _started(
+    words: Sequence[str], log: Path, environment: Mapping[str, str], at: Leave | None, number: int = 0
+) -> BaseProcess:
+    process = server.Process(target=_run, args=(list(words), log, dict(environment), at, number))
     process.start()
     return process
 
 
-def _run(words: list[str], log: Path, environment: dict[str, str], at: Leave | None) -> None:
+def _run(words: list[str], log: Path, environment: dict[str, str], at: Leave | None, number: int) -> None:
     os.setsid()
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -72,17 +89,19 @@ def _run(words: list[str], log: Path, environment: dict[str, str], at: Leave | N
         os.dup2(said.fileno(), 2)
         if at is not None:
             owner, name = MOMENTS[at[2]]
-            setattr(owner, name, _leave_after(getattr(owner, name), at[0], at[1]))
+            setattr(owner, name, _leave_after(getattr(owner, name), at[0], at[1], number))
         sys.exit(main(words))
 
 
-def _leave_after(method: Callable[..., None], stage: str, step: int) -> Callable[..., None]:
-    """The same callback method, and then the end of the process if stage and step are those."""
+def _leave_after(method: Callable[..., None], stage: str, step: int, number: int) -> Callable[..., None]:
+    """The same callback method, and then the end of the process, or a signal, if stage and step are those."""
 
     def wrapped(self: object, trainer: L.Trainer, module: L.LightningModule, *arguments: Any) -> None:
         method(self, trainer, module, *arguments)
         here = "rl" if isinstance(module, RLModule) else "align"
         if (here, trainer.global_step) == (stage, step) and not trainer.sanity_checking:
-            os._exit(KILLED)
+            if not number:
+                os._exit(KILLED)
+            os.kill(os.getpid(), number)
 
     return wrapped

@@ -15,6 +15,7 @@ from genrl.cli import main
 from genrl.compare import report as writing
 from genrl.compare import run as comparison
 from genrl.compare.plan import Run
+from genrl.training.checkpoints import points
 from tests.comparisons import ALIGNED, finish, finish_baseline, plan_of
 from tests.integration.processes import LIMIT, start
 from tests.runs import small
@@ -78,7 +79,7 @@ def without_pictures(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_comparison_that_is_killed_ends_with_the_same_report(whole, tmp_path, monkeypatch):
     toy = tmp_path / "toy"
-    kill_when(lambda: (toy / "sage-s0" / "last.ckpt").exists(), words(tmp_path), tmp_path / "log.txt")
+    kill_when(lambda: bool(points(toy / "sage-s0")), words(tmp_path), tmp_path / "log.txt")
     assert not (toy / "report.json").exists()
     monkeypatch.setattr(comparison, "start", Ended)  # what is left goes on in this process, which has loaded all
     assert main(words(tmp_path)) == 0

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from tests.integration.processes import LIMIT, end, start
 from tests.runs import curves_drawn, small
 
 ROOT = Path(__file__).resolve().parents[2]
+HASH = re.compile(r"(?<=-)[0-9a-f]{16}(?=\.ckpt$)")
+"""What a checkpoint's name says of its content, which differs in the last bits of the weights."""
 COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=4")
 FEW = ("evaluate.valid_users=13", "evaluate.test_users=9")
 """Users who do not fill the last batch of each process."""
@@ -86,6 +90,18 @@ def launched(nodes: int) -> list[dict[str, str]]:
     ]
 
 
+def test_a_signal_to_one_process_stops_both_behind_the_same_step(tmp_path):
+    command = ["fit", *small(tmp_path, *COMMON, "stages=[align]", "trainer.devices=2", "align.max_epochs=2")]
+    logs = [tmp_path / f"log{rank}.txt" for rank in range(2)]
+    environments = launched(nodes=1)
+    first = start(command, logs[0], environments[0])
+    second = start(command, logs[1], environments[1], ("align", 2, "step"), signal.SIGTERM)
+    for process, log in zip((first, second), logs, strict=True):
+        end(process, log, 128 + signal.SIGTERM)
+    (checkpoint,) = (tmp_path / "toy").glob("align-*/resume-*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+
+
 def test_the_weights_are_the_same(outputs):
     name, one, two = outputs
     stages = [*(path.name for kind in ("align", "activate") for path in one.glob(f"{kind}-*")), f"{name}-s0"]
@@ -128,6 +144,6 @@ def test_one_process_writes(outputs):
     _, one, two = outputs
     for folder in (path for path in one.iterdir() if path.is_dir()):
         names = [sorted(path.name for path in base.rglob("*")) for base in (folder, two / folder.name)]
-        kept = [[name for name in part if "tfevents" not in name] for part in names]
+        kept = [[HASH.sub("", name) for name in part if "tfevents" not in name] for part in names]
         assert kept[0] == kept[1]
         assert len(names[0]) == len(names[1])

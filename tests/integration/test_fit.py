@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.cli import main
+from genrl.training.checkpoints import latest, points
 from tests.models import save_local_model
 from tests.runs import curves_drawn, small
 
@@ -67,7 +68,8 @@ def test_a_run_folder_explains_itself(output):
     folder = output / "toy" / "sapo-s0"
     files = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.")}
     wanted = {"config.yaml", "versions.json", "command.txt", "metrics.json", "curves.png", "history.jsonl"}
-    assert wanted | {"weights.safetensors", "ranks.safetensors", "last.ckpt"} <= files
+    assert wanted | {"weights.safetensors", "ranks.safetensors"} <= files
+    assert [latest(folder)] == points(folder)[:1]
     assert not [name for name in files if name.endswith(".writing") or name.startswith(".metrics")]
     assert read(folder, "versions.json")["torch"] == torch.__version__
     command = (folder / "command.txt").read_text()

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 
 from genrl.cli import main
-from genrl.training.callbacks import ResumePoint
+from genrl.training.checkpoints import ResumePoint
 from genrl.training.rl import RLModule
 from tests.runs import small
 

@@ -1,11 +1,14 @@
 """A run that is killed and resumed ends with the same bits as one that was left alone."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from genrl.cli import main
-from tests.integration.processes import leave
+from tests.integration.processes import leave, stop
 from tests.runs import small
 
 OPTIONS = (
@@ -25,6 +28,11 @@ OPTIONS = (
 TIMES = ("seconds", "peak_mib", "command", "folder", "evaluation")
 """What differs between two runs that are the same."""
 FOLDER = "sage-s0"
+JOB = {
+    **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "run", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"},
+    **{"SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+}
+"""What SLURM tells a job; Lightning has an answer to SIGUSR1 of its own there."""
 
 
 def words(output: Path) -> list[str]:
@@ -54,9 +62,16 @@ def files(output: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main(words(whole)) == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    assert main(words(output)) == 0
+    return output
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, whole):
+    killed = tmp_path / "killed"
     moments = [
         ("align", 4, "saved"),
         ("align", 5, "step"),  # the fourth step has been saved, the fifth is lost
@@ -74,7 +89,32 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
             assert main(words(killed)) == 2  # not without --resume
             resume = ["--resume"]
     assert main([*words(killed), *resume]) == 0
-    assert results(killed) == results(whole)
-    found, wanted = files(killed), files(whole)
-    assert list(found) == list(wanted)
-    assert [name for name in wanted if found[name] != wanted[name]] == []
+    same(killed, whole)
+
+
+def test_a_run_that_is_asked_to_stop_keeps_its_steps_says_so_and_ends_with_the_same_bits(tmp_path, whole):
+    stopped, log = tmp_path / "stopped", tmp_path / "log.txt"
+    moments = [
+        ("align", 3, "step", signal.SIGTERM),
+        ("align", 8, "step", signal.SIGINT),  # the last step: its validation still happens
+        ("rl", 1, "step", signal.SIGUSR1),  # what a job is told in good time
+        ("rl", 3, "step", signal.SIGTERM),  # the rollout is used up first
+        ("rl", 6, "between", signal.SIGINT),  # inside a validation
+    ]
+    resume = []
+    for *at, number in moments:
+        stop([*words(stopped), *resume], log, (at[0], at[1], at[2]), number, JOB)
+        assert f"genrl: stopped by {signal.Signals(number).name}" in log.read_text()
+        log.unlink()
+        resume = ["--resume"]
+    assert main([*words(stopped), *resume]) == 0
+    same(stopped, whole)
+    assert not [*stopped.rglob("hpc_ckpt*"), *Path.cwd().glob("hpc_ckpt*")]
+
+
+def same(output: Path, wanted: Path) -> None:
+    """All that two runs left, but for times."""
+    assert results(output) == results(wanted)
+    found, expected = files(output), files(wanted)
+    assert list(found) == list(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []

@@ -12,6 +12,7 @@ import torch
 
 from tests.comparisons import finish, plan_of
 from tests.helpers import assert_same
+from tests.runs import resealed
 
 OLD = 0.4
 STRENGTH = {"diverse": 1.0, "uniform": 1 + 0.5 * math.tanh(math.log(10) / 2)}
@@ -79,6 +80,7 @@ def experiment(made, tmp_path):
 
 def note(experiment, run, *notes):
     (experiment / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in notes))
+    resealed(experiment / run)
 
 
 def test_dynamics_are_the_curves_of_the_largest_k_by_run_and_seed(experiment):

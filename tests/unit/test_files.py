@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from genrl.config.schema import RLConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.files import (
     atomic,
+    durable,
     file_hash,
     key_of,
     locked,
@@ -16,8 +18,11 @@ from genrl.files import (
     read_json,
     read_metadata,
     read_weights,
+    refuse_links,
     save_weights,
+    sweep,
     write_json,
+    write_text,
 )
 
 
@@ -94,6 +99,73 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("note.txt", "new")]
     write_json(path, {"a": 2})
     assert read_json(path) == {"a": 2}
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("note.txt", f".{os.getpid()}.note.txt"):
+        (own / name).symlink_to(theirs)
+    write_text(own / "note.txt", "new")
+    assert [(path.name, path.is_symlink(), path.read_text()) for path in own.iterdir()] == [("note.txt", False, "new")]
+    (own / "resume.writing").symlink_to(theirs)
+    with durable(own / "resume.writing") as stream:
+        stream.write(b"state")
+    assert (own / "resume.writing").read_bytes() == b"state"
+    assert theirs.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "evaluation-1", "tokenizer/tokenizer.json"])
+def test_a_folder_with_links_is_refused_by_their_names(tmp_path, name):
+    (tmp_path / "runs" / "tokenizer").mkdir(parents=True)
+    refuse_links(tmp_path / "runs")
+    refuse_links(tmp_path / "none")
+    (tmp_path / "runs" / name).symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"runs holds links, which are not followed: {name}\."):
+        refuse_links(tmp_path / "runs")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "latest").symlink_to(tmp_path / "disk")
+    refuse_links(tmp_path / "latest")  # where a folder lies is the user's affair
+
+
+def test_the_lock_is_never_a_link(tmp_path):
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=r"\.lock is a link"), locked(tmp_path):
+        pass
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_what_killed_writes_have_left_is_swept_up_and_what_is_being_written_is_not(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    (tmp_path / "prior").mkdir()
+    left = [f".{gone.pid}.metrics.json", f".{os.getpid()}.a.txt", f"prior/.{gone.pid}.w.x", f".{10**20}.b.c"]
+    kept = [".lock", f".{os.getppid()}.metrics.json", ".mine.txt", "metrics.json", ".5"]
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+    sweep(tmp_path, "prior/.*.w.*")
+    assert not (tmp_path / left[2]).exists()
+    assert (tmp_path / left[0]).exists()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+
+
+def test_a_file_that_changes_within_the_grain_of_its_time_is_read_again(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("one")
+    times, before = path.stat(), file_hash(path)
+    path.write_text("two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_hash(path) != before
+
+
+def test_json_that_nests_without_end_is_damage(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"deep\.json is damaged"):
+        read_json(tmp_path / "deep.json")
 
 
 def test_saved_weights_are_read_as_they_were(tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 from genrl import cli
 from genrl.cli import flags
-from genrl.errors import ConfigError
+from genrl.errors import ConfigError, Stopped
 from genrl.objectives import OBJECTIVES
 from genrl.recommenders import BASELINES
 
@@ -90,7 +91,8 @@ def fails_with(monkeypatch, error):
     ("error", "code", "said"),
     [
         (ConfigError("what, where, what to do"), 2, "genrl: what, where, what to do\n"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (Stopped(signal.SIGINT), 130, "stopped by SIGINT. `fit --resume`"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/toy/last.ckpt"), 2, "the disk is full"),
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), 2, "the disk is full"),
         (ValueError("serializing: I/O error: No space left on device (os error 28)"), 2, "the disk is full"),

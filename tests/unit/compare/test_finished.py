@@ -19,8 +19,10 @@ from genrl.compare.finished import (
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
 from genrl.errors import DataError
+from genrl.manifest import seal
 from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
+from tests.runs import resealed
 
 RANKS = (0, 1, 2, 20, 4, 20)
 
@@ -43,7 +45,7 @@ def test_runs_are_found_by_what_they_are_about(plan, tmp_path):
     for seed in (2, 10, 1):
         finish_baseline(tmp_path, "sasrec", RANKS, seed)
     (folder / "half-s0").mkdir()
-    (folder / "half-s0" / "metrics.json").write_text('{"stages": {"rl": {}}, "name": "half", "seed": 0}')
+    seal(folder / "half-s0", {"stages": {"rl": {}}, "name": "half", "seed": 0})
     baselines = found_rows(folder, "baseline")
     assert {row: [run.seed for run in found] for row, found in baselines.items()} == {"sasrec": [1, 2, 10]}
     assert {row: [run.seed for run in found] for row, found in found_rows(folder, "align", "rl").items()} == {
@@ -74,10 +76,12 @@ def test_baselines_of_other_data_or_rows_are_left_out_and_named(plan, tmp_path):
 
 
 def test_a_baseline_that_counts_other_hits_is_left_out(plan, tmp_path):
-    path = finish_baseline(tmp_path, "sasrec", RANKS) / "config.yaml"
+    folder = finish_baseline(tmp_path, "sasrec", RANKS)
+    path = folder / "config.yaml"
     text = path.read_text()
     assert text.count("level: item") == 1
     path.write_text(text.replace("level: item", "level: sid"))
+    resealed(folder)
     kept, (note,) = comparable(found_rows(plan.shared.folder.parent, "baseline"), planned_rows(plan))
     assert kept == {}
     assert "another evaluate.level than grpo-s0" in note

@@ -10,7 +10,8 @@ from genrl.compare.page import html, markdown
 from genrl.compare.plan import Plan
 from genrl.compare.report import differences, make_report, write_report
 from genrl.errors import ConfigError, DataError
-from genrl.files import read_json, write_json
+from genrl.files import read_json
+from genrl.manifest import seal
 from genrl.metrics.comparison import holm, paired_difference
 from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from tests.comparisons import ACTIVATED, ALIGNED, COLD, finish, finish_baseline, plan_of
@@ -102,13 +103,12 @@ def test_recall_is_compared_on_all_rows_and_cold_recall_on_those_with_a_cold_tar
 
 def rescored(folder: Path, **values: float | None) -> None:
     """Add metrics to all rows of a finished run; `_` stands for @10."""
-    path = folder / "metrics.json"
-    metrics = json.loads(path.read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     for split in ("valid", "test"):
         for scored in metrics[split].values():
             for kind in scored.values():
                 kind |= {name.replace("_10", "@10"): value for name, value in values.items()}
-    path.write_text(json.dumps(metrics))
+    seal(folder, metrics)
 
 
 def test_tied_and_untied_targets_are_means_over_seeds_of_the_rows_that_were_scored_on_them_apart(
@@ -392,7 +392,7 @@ def test_a_baseline_of_other_data_is_left_out_with_a_note(plan, tmp_path):
 def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan, tmp_path):
     folder = finish_baseline(tmp_path, "tiger", SASREC[0])
     metrics = read_json(folder / "metrics.json")
-    write_json(folder / "metrics.json", metrics | {"data": {**metrics["data"], "pool": {"size": 100}}})
+    seal(folder, metrics | {"data": {**metrics["data"], "pool": {"size": 100}}})
     found, text = told(plan)
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "other candidate pools" in text
@@ -403,7 +403,7 @@ def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan
             for one in values.get(split, {}).values():
                 for kind in ("raw", "excluded"):
                     one[kind] |= {"pool_size": 100.0, "pool_ceiling": 0.9}
-        write_json(run, values)
+        seal(run.parent, values)
     assert "Ranked inside pools of 100 candidates, among them 90.0% of the targets" in told(plan)[1]
 
 
@@ -532,7 +532,7 @@ def test_a_row_whose_grid_is_not_finished_waits(tmp_path):
 def test_a_folder_without_a_plan_is_reported_by_name(plan):
     folder = plan.shared.folder.parent
     (folder / "shared-1-s0").mkdir()
-    (folder / "shared-1-s0" / "metrics.json").write_text('{"stages": {"align": {}}}')
+    seal(folder / "shared-1-s0", {"stages": {"align": {}}})
     lines = found_in(folder, None, "grpo")["tables"]["test"]["raw"]["lines"]
     assert {name: line["seeds"] for name, line in lines.items() if line["seeds"]} == {"grpo": [0, 1], "sapo": [0]}
 
@@ -546,12 +546,12 @@ def test_a_folder_without_a_plan_lists_what_is_not_finished(plan):
 
 
 def test_a_run_of_an_older_version_lacks_a_metric(plan):
-    path = plan.runs[0].folder / "metrics.json"
-    metrics = json.loads(path.read_text())
+    folder = plan.runs[0].folder
+    metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("align", "rl", "most_popular"):
         for kind in ("raw", "excluded"):
             del metrics["test"][name][kind]["top1pct_share@10"]
-    path.write_text(json.dumps(metrics))
+    seal(folder, metrics)
     lines = report_of(plan)["tables"]["test"]["raw"]["lines"]
     assert lines["align"]["metrics"]["top1pct_share@10"] is None
     assert lines["grpo"]["metrics"]["top1pct_share@10"] == 0.1  # of the other seed
@@ -563,7 +563,7 @@ def test_rows_that_kept_the_weights_they_began_with_are_told_in_words(plan):
         assert not any("no validation beat" in note for note in found_in(folder, None, "align")["notes"]), number
         metrics = json.loads(path.read_text())
         metrics["stages"]["rl"]["best_step"] = 0
-        path.write_text(json.dumps(metrics))
+        seal(path.parent, metrics)
     told = "grpo: no validation beat the start in any run, and its weights were kept."
     assert told in found_in(folder, None, "align")["notes"]
 

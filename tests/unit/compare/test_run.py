@@ -7,7 +7,7 @@ from genrl.compare.plan import Run
 from genrl.compare.run import choose, completion_length, environment, latest_step, run_comparison
 from genrl.config import RunConfig
 from genrl.config.schema import TrainerConfig
-from genrl.errors import ConfigError, GenRLError
+from genrl.errors import CheckpointError, ConfigError, GenRLError
 from genrl.files import write_json
 from genrl.runs.session import Session
 from tests.comparisons import finish, plan_of
@@ -127,6 +127,20 @@ def test_a_folder_of_another_configuration_is_refused_before_anything_runs(tmp_p
         ConfigError, match=r"grpo-s0 already holds another configuration; it differs in rl\.max_steps\."
     ):
         run_comparison(plan_of(tmp_path, "grpo"), jobs=1)
+    assert workers.started == []
+
+
+def test_a_finished_run_that_is_damaged_or_a_folder_with_links_is_refused_before_anything_runs(tmp_path, workers):
+    plan = plan_of(tmp_path, "grpo,sapo")
+    finish(plan.runs[1], RANKS)
+    (plan.runs[1].folder / "ranks.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"grpo-s1 is damaged: ranks\.safetensors has another"):
+        run_comparison(plan, jobs=1)
+    finish(plan.runs[1], RANKS)
+    plan.runs[0].folder.mkdir()
+    (plan.runs[0].folder / comparison.LOG).symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=r"grpo-s0 holds links, which are not followed: log\.txt"):
+        run_comparison(plan, jobs=1)
     assert workers.started == []
 
 

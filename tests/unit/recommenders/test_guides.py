@@ -110,6 +110,12 @@ def test_runs_that_cannot_guide_are_refused_in_words(knn, tmp_path):
         fit(small_config(knn.parents[1], *POLICY, "name=untaught"))
     with pytest.raises(ConfigError, match=r"rollout\.normalize = 'vocab': vocab cannot be had with a prior"):
         built(knn, f"prior.run={knn}", "rollout.normalize=vocab")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(knn, damaged)
+    (damaged / "ranks.safetensors").unlink()
+    for section in ("prior", "teacher"):
+        with pytest.raises(CheckpointError, match=r"damaged is damaged: ranks\.safetensors is missing"):
+            _ = built(knn, f"{section}.run={damaged}").teacher
     last = fit(small_config(knn.parents[1], *BASELINE[:1], "baseline=repeat_last", "experiment=guides"))
     with pytest.raises(UnsupportedError, match=r"prior\.run=.*repeat_last ranks items without giving them prob"):
         built(knn, f"prior.run={last}")

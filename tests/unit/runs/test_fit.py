@@ -9,19 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from genrl import manifest
 from genrl.cli import main
 from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.registry import load_plugin
-from genrl.runs import fit as runs
+from genrl.runs import tables
 from genrl.runs.fit import build_sids, fit
 from genrl.runs.recommend import recommend
 from genrl.runs.rescore import evaluate_run
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, make_verifier
 from genrl.training import callbacks
+from genrl.training.checkpoints import points
 from tests.helpers import assert_same
 from tests.models import save_local_model
 from tests.runs import QUICK, changed, content, small, small_config
@@ -164,29 +166,52 @@ def test_the_verifier_holds_the_rewards_of_the_configuration(session, tmp_path):
     ("stage", "spoil"),
     [
         ("align", lambda data: data[: len(data) // 2]),
-        *(("rl", spoil) for spoil in (lambda data: data[:100], lambda _: b"", lambda _: b"\x00" * 500)),
+        *(
+            ("rl", spoil)
+            for spoil in (lambda data: data[:-9], lambda _: b"", lambda data: bytes([data[0] ^ 1]) + data[1:])
+        ),
     ],
 )
-def test_a_damaged_resume_point_is_named(copied, stage, spoil):
+def test_a_damaged_resume_point_is_told_and_passed_over(copied, stage, spoil):
     folder = unfinished(copied)
     if stage == "align":
         (folder,) = copied.parent.glob("align-*")
         (folder / "metrics.json").unlink()
-    path = folder / "last.ckpt"
+    (path,) = points(folder)
     path.write_bytes(spoil(path.read_bytes()))
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
-        fit(config_of(copied), resume=True)
-    assert path.read_bytes() == before
-    if not before:
-        path.unlink()  # as the message advises
+    with pytest.warns(UserWarning, match=rf"{path.name} does not hold what was written into it.* starting the stage"):
         assert fit(config_of(copied), resume=True) == copied
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[::-1])])
+def test_best_weights_that_were_damaged_while_the_run_lay_idle_are_told(copied, spoil):
+    spoil(unfinished(copied) / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights.safetensors is missing or does not hold .* Remove the resume-"):
+        fit(config_of(copied), resume=True)
+    for path in points(copied):
+        path.unlink()  # as the message says
+    assert fit(config_of(copied), resume=True) == copied
+
+
+def test_a_run_folder_with_links_is_refused_and_what_they_point_to_stays(copied, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    for folder in (unfinished(copied), *copied.parent.glob("align-*")):
+        (folder / "history.jsonl").unlink()
+        (folder / "history.jsonl").symlink_to(theirs)
+        with pytest.raises(CheckpointError, match=rf"{folder.name} holds links.*: history.jsonl"):
+            fit(config_of(copied), resume=True)
+        (folder / "history.jsonl").unlink()
+    assert theirs.read_text() == "precious"
 
 
 def test_the_resume_point_of_another_model_is_named(copied, tmp_path):
     other = fit(small_config(tmp_path / "wide", *FEW, "model.hidden=32", "stages=[rl]"))
-    shutil.copy(other / "last.ckpt", unfinished(copied) / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"last.ckpt is truncated, damaged or of another version"):
+    folder, (point, *_) = unfinished(copied), points(other)
+    for path in points(folder):
+        path.unlink()
+    shutil.copy(point, folder)
+    with pytest.raises(CheckpointError, match=r"ckpt is of another model or version"):
         fit(config_of(copied), resume=True)
 
 
@@ -194,13 +219,13 @@ def test_damaged_weights_of_a_shared_stage_are_named(copied):
     (align,) = copied.parent.glob("align-*")
     path = align / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match=r"align-.*weights.safetensors is truncated or damaged"):
+    with pytest.raises(CheckpointError, match=r"align-\w+ is damaged: weights.safetensors has another content"):
         fit(replace(config_of(copied), seed=1))
 
 
 def test_a_damaged_configuration_or_result_is_named(copied):
     (copied / "metrics.json").write_text('{"name": ')
-    with pytest.raises(CheckpointError, match=r"metrics.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"grpo-s0 is damaged: metrics.json has another content"):
         fit(config_of(copied))
     (copied / "config.yaml").write_text("a: [")
     with pytest.raises(CheckpointError, match=r"config.yaml is damaged"):
@@ -257,8 +282,8 @@ def full_in_torch(*arguments: object, **options: object) -> None:
     [
         (callbacks, "save_weights", full),
         (torch, "save", full_in_torch),
-        (runs, "write_json", full),
-        (runs.tables, "curves", full),
+        (manifest, "write_json", full),
+        (tables, "curves", full),
     ],
 )
 def test_a_full_disk_is_explained_and_the_run_can_go_on(copied, tmp_path, monkeypatch, capsys, owner, name, error):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,9 +8,9 @@ from omegaconf import OmegaConf
 
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ActivateConfig
-from genrl.errors import ConfigError
+from genrl.errors import CheckpointError, ConfigError
 from genrl.files import write_json
-from genrl.runs.folder import claim, differences, is_finished
+from genrl.runs.folder import claim, differences, is_finished, owned
 
 
 @pytest.fixture
@@ -57,6 +59,34 @@ def test_options_that_an_older_version_lacked_stand_at_their_default(folder, con
     assert differences(saved, config) == []
     compiled = replace(config, trainer=replace(config.trainer, compile=True))
     assert differences(saved, compiled) == ["trainer.compile"]
+
+
+def test_an_owned_folder_has_no_links_and_no_litter(folder, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left = folder / f".{gone.pid}.weights.safetensors"
+    left.touch()
+    with owned(folder):
+        assert not left.exists()
+    (tmp_path / "theirs").write_text("precious")
+    for name in (".lock", "command.txt", "config.yaml", "history.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "theirs")
+        with pytest.raises(CheckpointError, match=rf"holds links, which are not followed: {name}"), owned(folder):
+            pass
+        (folder / name).unlink()
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_a_claim_does_not_write_through_a_link(config, tmp_path):
+    (tmp_path / "theirs").write_text("precious")
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    for name in ("command.txt", "inputs.json", "versions.json"):
+        (folder / name).symlink_to(tmp_path / "theirs")
+    claim(folder, config, "genrl fit")
+    assert (tmp_path / "theirs").read_text() == "precious"
+    assert not (folder / "command.txt").is_symlink()
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -10,20 +10,23 @@ from safetensors.torch import load_file
 
 from genrl.config import run_folder
 from genrl.errors import CheckpointError, DataError
-from genrl.files import write_json
+from genrl.manifest import seal
 from genrl.runs.fit import fit
 from genrl.runs.folder import claim
 from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
 from tests.helpers import assert_same
-from tests.runs import content, small_config
+from tests.runs import content, resealed, small_config
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda data: data[:6], lambda data: b""])
 def test_damaged_weights_are_named(copied, spoil):
     path = copied / "weights.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"is damaged: weights.safetensors has another content than"):
+        load_run(copied)
+    resealed(copied)
     with pytest.raises(CheckpointError, match=r"weights.safetensors is truncated or damaged"):
         load_run(copied)
 
@@ -37,6 +40,7 @@ def test_a_run_can_be_moved_and_read_from_anywhere(copied, tmp_path, monkeypatch
     config = OmegaConf.load(copied / "config.yaml")
     config.output = "runs"  # relative, as the default is
     OmegaConf.save(config, copied / "config.yaml")
+    resealed(copied)
     for shared in (*copied.parent.glob("align-*"), *copied.parent.glob("sid-*")):
         shutil.rmtree(shared) if shared.is_dir() else shared.unlink()
     elsewhere = tmp_path / "elsewhere"
@@ -55,12 +59,19 @@ def test_a_run_can_be_moved_and_read_from_anywhere(copied, tmp_path, monkeypatch
     [
         ("weights.safetensors", "no such checkpoint"),
         ("metrics.json", "an unfinished run"),
+        ("manifest.json", r"has no manifest\.json, .* Copy it whole, or remove"),
         ("catalog.json", "which items it was made for"),
     ],
 )
 def test_a_run_without_a_part_of_its_own_is_refused(copied, missing, reason):
     (copied / missing).unlink()
-    for use in (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5)):
+    uses = (lambda: load_run(copied), lambda: recommend(copied, [["i3"]], 5))
+    if not missing.endswith(("metrics.json", "manifest.json")):
+        for use in uses:
+            with pytest.raises(CheckpointError, match=rf"is damaged: {missing} is missing"):
+                use()
+        resealed(copied)  # as if it had never been there
+    for use in uses:
         with pytest.raises(CheckpointError, match=reason):
             use()
 
@@ -124,6 +135,7 @@ def test_a_title_that_several_items_have_is_refused_with_the_candidates(copied):
     items = json.loads((copied / "catalog.json").read_text())
     items["titles"][3:5] = ["Twin", "Twin"]
     (copied / "catalog.json").write_text(json.dumps(items))
+    resealed(copied)
     with pytest.raises(DataError, match=r"title 'Twin' is shared by 2 items: .*i3.*i4.* Give an id"):
         recommend(copied, [["i7", "Twin"]], 5)
 
@@ -135,7 +147,7 @@ def reasoned(thinking: Session) -> Path:
     folder.mkdir()
     claim(folder, thinking.config, "genrl fit")
     thinking.recommender.save(folder)
-    write_json(folder / "metrics.json", {})
+    seal(folder, {})
     return folder
 
 
@@ -156,7 +168,7 @@ def test_a_run_that_was_only_aligned_does_not_think(thinking):
     folder.mkdir()
     claim(folder, config, "genrl fit")
     thinking.plain.recommender.save(folder)
-    write_json(folder / "metrics.json", {})
+    seal(folder, {})
     assert not load_run(folder).layout.writes_text
     assert recommend(folder, [["i3"]], 5)[0].thinking is None
 

@@ -220,17 +220,16 @@ def some_slate(session: Session, position: int, first: int = 0) -> list[int]:
 def test_stage_activate_learns_the_slates_of_a_file_beside_gold_slates_or_alone(slates, tmp_path):
     sequences, path = slates.dataset.sequences, tmp_path / "slates.jsonl"
     asked = sequences.rows(Role.RL)[:3].tolist()
-    lists = [
-        some_slate(slates, position, first) for position, first in zip([*asked, asked[0]], (0, 9, 5, 30), strict=True)
-    ]
-    for position, items in zip([*asked, asked[0]], lists, strict=True):  # one prompt has two slates
+    asked.append(asked[0])  # one prompt has two slates
+    lists = [some_slate(slates, position, first) for position, first in zip(asked, (0, 9, 5, 30), strict=True)]
+    for position, items in zip(asked, lists, strict=True):
         told(slates, path, position, items)
     file = ("activate.traces=jsonl", f"activate.path={path}", "activate.plain=0", "activate.examples_per_step=20")
     alone = under(slates, tmp_path, *file, "activate.gold=false")
     assert alone.activate_note() == f"activate: 4 slates of {path}"
     found = one_step(attach(activate_module(alone, tmp_path)))
     total = torch.zeros(())
-    for position, items in zip([*asked, asked[0]], lists, strict=True):
+    for position, items in zip(asked, lists, strict=True):
         prompt = slates.maker.at(torch.tensor([position]))
         total = total + likelihood(slates, prompt.tokens[prompt.mask], torch.tensor(items))
     assert_step(slates.policy, found, -total / len(lists) / LENGTH / slates.layout.levels)
@@ -238,7 +237,7 @@ def test_stage_activate_learns_the_slates_of_a_file_beside_gold_slates_or_alone(
     beside = under(slates, tmp_path, *file)
     where, gold, _ = beside.slates
     batches = beside.activate_batches()
-    assert batches.where.equal(torch.cat([where, torch.tensor([*asked, asked[0]])]))
+    assert batches.where.equal(torch.cat([where, torch.tensor(asked)]))
     assert batches.tokens.equal(slates.layout.compose(torch.cat([gold, torch.tensor(lists)])))
     assert f"of the places; and 4 slates of {path}" in beside.activate_note()
     before = beside.activate_key()
@@ -347,10 +346,9 @@ def test_slates_that_cannot_be_written_are_refused(run, tmp_path):
     assert path.read_text() == "mine"
 
 
-def test_a_run_of_single_items_writes_no_slates_to_learn(tmp_path):
-    run = fit(small_config(tmp_path, "stages=[align]", "align.max_epochs=1"), command="genrl fit")
-    with pytest.raises(ConfigError, match=r"layout=sid and stages=\['align'\]: there are no slates that rewards have"):
-        write_slates(run, tmp_path / "slates.jsonl")
+def test_a_run_without_slates_that_were_judged_writes_none(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"stages=\['align'\]: there are no slates that rewards have judged"):
+        write_slates(run, tmp_path / "slates.jsonl", overrides=["stages=[align]"])
 
 
 def _learning(path: Path) -> list[str]:

@@ -119,3 +119,13 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     save_file({"weights": torch.ones(2)}, path)
     with pytest.raises(DataError, match="no SID table of format"):
         SidTable.load(path, catalog(COUNTS))
+
+
+def test_a_bit_that_flipped_in_a_code_or_in_what_is_said_of_them_is_told(tmp_path):
+    path = tmp_path / "t.safetensors"
+    make_table(CODES, (2, 3), catalog(COUNTS)).save(path)
+    whole = path.read_bytes()
+    for place in (len(whole) - 8, whole.index(b"colliding_items") + 19):  # the last code, a number of the report
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"t.safetensors: damaged: its codes are not .* Remove it"):
+            SidTable.load(path, catalog(COUNTS))

@@ -135,7 +135,8 @@ def test_a_resumed_run_drops_the_notes_of_steps_it_makes_again(tmp_path):
         file.write('{"step": 2, "x"')  # a full disk cut this line
     trainer = make_trainer(global_step=2)
     history = History(path, 1)
-    history.on_train_start(trainer, None)
+    with pytest.warns(UserWarning, match="damaged line"):
+        history.on_train_start(trainer, None)
     note(trainer, history, 3, reward=1.0)
     assert [line["step"] for line in read(path)] == [0, 1, 2, 2, 3]
     assert read(path)[-1] == {"step": 3, "train/reward": 1.0}
@@ -198,7 +199,8 @@ def test_a_resumed_run_drops_samples_of_steps_that_it_makes_again(session, tmp_p
     path = tmp_path / "samples.jsonl"
     path.write_text('{"step": 2, "samples": []}\n{"step": 4, "samples": []}\n{"step": 6, "sam')
     samples = RolloutSamples(session.dataset.catalog, path)
-    samples.on_train_start(make_trainer(global_step=3), rl_module(session, tmp_path))
+    with pytest.warns(UserWarning, match="damaged line"):
+        samples.on_train_start(make_trainer(global_step=3), rl_module(session, tmp_path))
     assert path.read_text() == '{"step": 2, "samples": []}\n'
 
 

@@ -22,7 +22,8 @@ from genrl.recommenders.searching import rankings
 from genrl.runs.evaluate import evaluate
 from genrl.runs.session import Session
 from genrl.runs.stage import _rl, build_objective
-from genrl.training.callbacks import BestWeights, ResumePoint
+from genrl.training.callbacks import BestWeights
+from genrl.training.checkpoints import ResumePoint
 from genrl.training.stage import StageModule, flatten, scheduled
 from tests.helpers import assert_same
 from tests.models import shut
@@ -88,7 +89,7 @@ def test_a_gradient_that_is_no_number_stops_training_before_the_step(
     message = rf"step 0: the norm of the gradient is (nan|inf), from {name} on. The batch is saved in .*learning rate"
     try:
         with pytest.raises(NonFiniteError, match=message):
-            train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+            train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path))
     finally:
         spoiled.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["non-finite-step0-rank0.safetensors"]
@@ -106,7 +107,7 @@ def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Ses
 
     module = sft_module(session, tmp_path)
     module.round_steps = 1
-    keepers = (BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path / "last.ckpt"))
+    keepers = (BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path))
     with pytest.raises(NonFiniteError, match=r"step 1: weights of .* are NaN or infinite. Nothing was written"):
         train(module, 2, Overflow(), *keepers)
     assert not list(tmp_path.iterdir())

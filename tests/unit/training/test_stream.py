@@ -16,6 +16,8 @@ def test_a_stream_goes_on_at_the_current_step_and_ends_with_the_stage():
     stream = StepStream(make, lambda: now, round_steps=3, max_steps=7, per_step=2)
     assert len(stream) == 6
     assert [step for step, _ in stream] == [0, 0, 1, 1, 2, 2]
+    now = 4  # stopped inside a round: the next one ends where this one would have
+    assert [step for step, _ in stream] == [4, 4, 5, 5]
     now = 6
     assert len(stream) == 2
     assert list(stream) == [(6, 0), (6, 1)]
