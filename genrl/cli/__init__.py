@@ -1,4 +1,4 @@
-"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | verify | list`.
+"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | verify | list`.
 
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from genrl.cli import compare, evaluate, fit, listing, recommend, sid, verify
+from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
 from genrl.errors import ConfigError, GenRLError, Stopped, suggest
 from genrl.stopping import handled
 
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (fit, compare, evaluate, sid, recommend, verify, listing):
+    for command in (fit, compare, evaluate, sid, recommend, slates, verify, listing):
         command.add(commands)
     return parser
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
 from inspect import signature
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 from genrl.config.schema import DataConfig, PoolConfig, RunConfig
@@ -61,6 +61,7 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _run(config)
     yield from data_contradictions(config.data)
     yield from _model(config)
+    yield from _activate(config)
     yield from _prompt(config)
     yield from _training(config)
     yield from _evaluation(config)
@@ -133,7 +134,7 @@ def _pool(pool: PoolConfig) -> Iterator[Problem]:
 
 
 def _model(config: RunConfig) -> Iterator[Problem]:
-    model, activate = config.model, config.activate
+    model = config.model
     if model.quantize == "nf4" and model.lora.rank == 0:
         reason = "nf4 needs adapters, because 4-bit weights cannot be trained. Add model.lora.rank=16"
         yield Problem(("model.quantize", "model.lora.rank"), reason)
@@ -142,6 +143,17 @@ def _model(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model.hidden", "model.heads"), reason)
     if model.name == "item":
         yield from _item_model(config)
+    if config.align.teacher_share and not config.teacher.run:
+        reason = "needs a teacher. Add teacher.run=FOLDER, a finished run on the same data"
+        yield Problem(("align.teacher_share", "teacher.run"), reason)
+    if config.prior.run and config.rollout.normalize == "vocab":
+        reason = "vocab cannot be had with a prior, which knows codes and not words. Set it to legal, or prior.run=null"
+        yield Problem(("rollout.normalize", "prior.run"), reason)
+
+
+def _activate(config: RunConfig) -> Iterator[Problem]:
+    """What is thought in stage `activate`, or which slates are learned."""
+    activate, kept = config.activate, config.data.columns.feedback
     if activate.traces == "jsonl" and not activate.path:
         reason = "is needed by activate.traces=jsonl: give the file of traces"
         yield Problem(("activate.path", "activate.traces"), reason)
@@ -151,13 +163,19 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     if activate.traces == "teacher" and (config.data.source, config.data.toy.world) != ("toy", "hop"):
         reason = "teacher knows the world hop of the toy catalogue alone. Add data.source=toy data.toy.world=hop, or "
         yield Problem(("activate.traces", "data.toy.world"), f"{reason}choose derived, template or jsonl")
-
-    if config.align.teacher_share and not config.teacher.run:
-        reason = "needs a teacher. Add teacher.run=FOLDER, a finished run on the same data"
-        yield Problem(("align.teacher_share", "teacher.run"), reason)
-    if config.prior.run and config.rollout.normalize == "vocab":
-        reason = "vocab cannot be had with a prior, which knows codes and not words. Set it to legal, or prior.run=null"
-        yield Problem(("rollout.normalize", "prior.run"), reason)
+    if not activate.gold and activate.path is None:
+        reason = "false leaves nothing to learn. Add activate.traces=jsonl activate.path=FILE, a file of slates"
+        yield Problem(("activate.gold", "activate.path"), reason)
+    if not activate.gold and activate.labels:
+        reason = "orders gold slates, and activate.gold=false leaves them out. Leave one of them out"
+        yield Problem(("activate.labels", "activate.gold"), reason)
+    for column, weight in activate.labels.items():
+        if column not in kept:
+            reason = f"is not kept beside the interactions.{suggest(column, kept)} Kept: {', '.join(kept) or 'none'}. "
+            reason += "Name it in data.columns.feedback (with data.source=files)"
+            yield Problem((f"activate.labels.{column}", "data.columns.feedback"), reason)
+        elif not isfinite(weight):
+            yield Problem((f"activate.labels.{column}",), "must be a finite number")
 
 
 def _item_model(config: RunConfig) -> Iterator[Problem]:

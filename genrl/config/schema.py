@@ -329,7 +329,13 @@ class ActivateConfig(SupervisedConfig):
     plain: float = option(1.0, ge=0)
     """Weight of learning the next items alone, too, so that it is not forgotten; 0 leaves it out."""
     path: str | None = None
-    """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}."""
+    """For `jsonl`: one line per trace, {"user": .., "item": .., "blocks": [..]} or {.., "text": ".."}. Layout slate:
+    one line per slate, {.., "items": [..]}, learned beside gold slates; `genrl slates` writes those of a run."""
+    gold: bool = True
+    """Layout slate: learn gold slates; false: those of `path` alone."""
+    labels: dict[str, float] = option({})
+    """Layout slate: columns of `data.columns.feedback` and what one unit of each is worth, e.g. {is_click: 1, is_like:
+    2}. Gold slates then hold the next items whose sum is positive, the highest first; {}: the next items in order."""
     words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
     examples: int = option(20000, ge=0)

@@ -1,23 +1,21 @@
 """Traces: what a model is taught to think before it names an item, one text per SID level."""
 
-import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
-from genrl.errors import DataError, suggest
+from genrl.errors import DataError
+from genrl.prompts.places import Places, lines_of, record_of
 from genrl.sid.table import SidTable
 
 WORD = re.compile(r"[^\W_]+")
@@ -149,10 +147,7 @@ def trace_positions(dataset: Dataset) -> Tensor:
 
     Where a user has an item several times in the training part, that is the latest one.
     """
-    positions = dataset.sequences.rows(Role.TRAIN).flip(0)
-    pairs = dataset.sequences.users(positions) * len(dataset.catalog) + dataset.sequences.items[positions]
-    _, latest = np.unique(pairs.numpy(), return_index=True)
-    return positions[torch.from_numpy(latest)].sort().values
+    return Places(dataset, (Role.TRAIN,), "trace").nameable()
 
 
 def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
@@ -165,13 +160,12 @@ def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
     Raises:
         DataError: if the file is missing or empty; with the line, if a line cannot be used.
     """
-    users = {user: number for number, user in enumerate(dataset.sequences.user_ids)}
+    places = Places(dataset, (Role.TRAIN,), "trace")
     traces = []
-    for place, line in _lines(Path(path)):
+    for place, line in lines_of(Path(path), "traces"):
         try:
             record = _record(line, levels)
-            position = _position(dataset, users, str(record["user"]), str(record["item"]))
-            traces.append(Trace(position, _blocks(record, levels)))
+            traces.append(Trace(places(record), _blocks(record, levels)))
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
     if not traces:
@@ -290,33 +284,12 @@ def _names_id(item_id: str, text: str) -> bool:
     return re.search(rf"{before}{re.escape(item_id)}(?!\w)", text) is not None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Place and text of each line that is not blank."""
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a JSONL file of traces.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}). Give a JSONL file of traces.") from error
-
-
 def _form(levels: int) -> str:
     return f'{{"user": .., "item": .., "blocks": [{levels} texts]}} or {{"user": .., "item": .., "text": ".."}}'
 
 
 def _record(line: str, levels: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg} at column {error.colno}). A line is {_form(levels)}.") from error
-    if not isinstance(record, dict):
-        raise DataError(f"a {type(record).__name__}, not an object. A line is {_form(levels)}.")
-    for key in ("user", "item"):
-        if isinstance(record.get(key), bool) or not isinstance(record.get(key), (str, int)):
-            raise DataError(f"{key!r} is {record.get(key)!r}, not an id. A line is {_form(levels)}.")
+    record = record_of(line, _form(levels))
     if ("blocks" in record) == ("text" in record):
         what = "both 'blocks' and 'text'" if "blocks" in record else "neither 'blocks' nor 'text'"
         raise DataError(f"{what}. A line is {_form(levels)}.")
@@ -343,28 +316,3 @@ def _blocks(record: Mapping[str, Any], levels: int) -> tuple[str, ...]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _position(dataset: Dataset, users: Mapping[str, int], user: str, item: str) -> int:
-    """The latest training position of a user with an item."""
-    number = users.get(user)
-    if number is None:
-        raise DataError(
-            f"user {user!r} is not in the data set ({len(users):,} users).{suggest(user, list(users)[:10_000])} "
-            f"Use an id of the interactions."
-        )
-    sequences = dataset.sequences
-    start, stop = sequences.offsets[number : number + 2].tolist()
-    places = torch.nonzero(sequences.items[start:stop] == dataset.catalog.row(item)).flatten() + start
-    roles = sequences.roles[places]
-    trained = places[roles == int(Role.TRAIN)]
-    if len(trained):
-        return int(trained[-1])
-    held_out = [Role(role).name.lower() for role in roles.tolist() if role != Role.HISTORY]
-    if held_out:
-        raise DataError(
-            f"item {item!r} of user {user!r} is held out (part {held_out[0]}): a trace for it would leak it into "
-            f"training. Remove the line."
-        )
-    reason = "is only shown as history, never a target" if len(places) else "is not in the user's history"
-    raise DataError(f"item {item!r} of user {user!r} {reason}. Traces are for training positions.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import repeat
 
 import torch
@@ -25,25 +27,40 @@ class GoldSlates:
 
     Labels stand first, in their order and each once. The places behind them have the best of `ItemKNN` behind a history
     whose latest item is the first label, then the second, and so on to the user's own items, latest first: neighbours
-    by co-occurrence, and where these end the most popular items. What fills is neither a label nor in the history,
-    unless all other items stand in the slate already. Only what stage `align` trains on is counted, so the items that
-    are held out for `rl` have no say in what the supervised stages learn.
+    by co-occurrence, and where these end the most popular items. What fills is neither a label nor in the history (nor
+    unwanted, where behaviour is weighted), unless all other items stand in the slate already. Only what stage `align`
+    trains on is counted, so the items that are held out for `rl` have no say in what the supervised stages learn.
     """
 
     knn: ItemKNN
     length: int
     """Items of a slate (L)."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Feedback column -> what one unit of it is worth; without any, every interaction is worth the same."""
 
     @classmethod
-    def of(cls, problem: Problem, length: int) -> GoldSlates:
-        """Count the training part of a data set, for slates of so many items."""
+    def of(cls, problem: Problem, length: int, weights: Mapping[str, float] | None = None) -> GoldSlates:
+        """Count the training part of a data set, for slates of so many items, with weights of its feedback columns."""
         dataset = problem.dataset
         knn = ItemKNN(dataset.sequences, len(dataset.catalog), known=(Role.TRAIN,))
         knn.problem = problem
-        return cls(knn, length)
+        return cls(knn, length, weights or {})
+
+    @cached_property
+    def worth(self) -> Tensor:
+        """[N] float64: the weighted sum of the feedback of each interaction, in which a missing value counts 0."""
+        feedback = self.knn.problem.dataset.sequences.feedback
+        parts = [weight * feedback[column].double().nan_to_num(nan=0.0) for column, weight in self.weights.items()]
+        return torch.stack(parts).sum(0)
 
     def labels(self, positions: Tensor) -> Tensor:
-        """The training items of the same user from positions [P] on, as many as there are: [P, L], -1 pads."""
+        """The training items of the same user from positions [P] on, as many as there are: [P, L], -1 pads.
+
+        With weights only interactions of positive worth count, the next L of them, the worthiest first and those of
+        equal worth in their order; a row may have none.
+        """
+        if self.weights:
+            return self._worthiest(positions)
         sequences = self.knn.problem.dataset.sequences
         places = positions[:, None] + torch.arange(self.length)
         inside = places < sequences.offsets[sequences.users(positions) + 1][:, None]
@@ -52,17 +69,45 @@ class GoldSlates:
         known[:, 0] = True
         return sequences.items[places].masked_fill(~known.cummin(1).values, -1)
 
-    def __call__(self, labels: Tensor, history: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _worthiest(self, positions: Tensor) -> Tensor:
+        sequences = self.knn.problem.dataset.sequences
+        counted = torch.nonzero((sequences.roles == int(Role.TRAIN)) & (self.worth > 0)).flatten()
+        ends = torch.searchsorted(counted, sequences.offsets[sequences.users(positions) + 1])
+        numbers = torch.searchsorted(counted, positions)[:, None] + torch.arange(self.length)
+        inside = numbers < ends[:, None]
+        places = torch.nn.functional.pad(counted, (0, 1))[numbers.clamp(max=len(counted))]
+        worth = self.worth[places].masked_fill(~inside, -torch.inf)
+        order = worth.argsort(dim=1, descending=True, stable=True)
+        return sequences.items[places].masked_fill(~inside, -1).gather(1, order)
+
+    def unwanted(self, positions: Tensor) -> Tensor | None:
+        """Training items from positions [P] on whose worth is not positive: [P, R], -1 pads; None without weights."""
+        if not self.weights:
+            return None
+        sequences = self.knn.problem.dataset.sequences
+        ends = sequences.offsets[sequences.users(positions) + 1]
+        longest = int((ends - positions).max()) if len(positions) else 0
+        places = positions[:, None] + torch.arange(longest)
+        inside = places < ends[:, None]
+        places = places.clamp(max=len(sequences) - 1)
+        refused = inside & (sequences.roles[places] == int(Role.TRAIN)) & (self.worth[places] <= 0)
+        return sequences.items[places].masked_fill(~refused, -1)
+
+    def __call__(
+        self, labels: Tensor, history: Tensor, pool: Tensor | None = None, unwanted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Labels [P, M] and histories [P, H], latest last, -1 pads -> slates [P, L] and their number of labels [P].
 
-        With a pool [P, C] of catalogue rows a slate holds nothing else, so labels outside of it are left out.
+        With a pool [P, C] of catalogue rows a slate holds nothing else, so labels outside of it are left out. What is
+        `unwanted` [P, R] fills no place, as what the user has seen.
 
         Raises:
             DataError: naming the first row with fewer than L items to choose from.
         """
         device = labels.device
         pools = repeat(None) if pool is None else pool.cpu().split(CHUNK)
-        each = zip(labels.cpu().split(CHUNK), history.cpu().split(CHUNK), pools, strict=False)
+        refused = repeat(None) if unwanted is None else unwanted.cpu().split(CHUNK)
+        each = zip(labels.cpu().split(CHUNK), history.cpu().split(CHUNK), pools, refused, strict=False)
         parts = [self._filled(*part) for part in each]
         slates, counts = (torch.cat(part) for part in zip(*parts, strict=True))
         short = (slates < 0).any(1)
@@ -74,7 +119,9 @@ class GoldSlates:
             )
         return slates.to(device), counts.to(device)
 
-    def _filled(self, labels: Tensor, history: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _filled(
+        self, labels: Tensor, history: Tensor, pool: Tensor | None, unwanted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if pool is not None:
             labels = labels.masked_fill(~seen(labels, pool), -1)
         labels = distinct(labels)[:, : self.length]
@@ -82,8 +129,9 @@ class GoldSlates:
         known = torch.cat([history, labels.flip(1)], dim=1)
         known = known.gather(1, (known >= 0).byte().argsort(dim=1, stable=True))  # no gaps: ages count items
         asked = Requests(nothing, nothing.bool(), known, pool=pool)
+        first = known if unwanted is None else torch.cat([known, unwanted], dim=1)
         slates = labels
-        for deny in (asked.history, labels):  # what the user has seen comes last of all
+        for deny in (first, labels):  # what the user has seen or does not want comes last of all
             refused = denied(replace(asked, deny=deny), len(self.knn.problem.dataset.catalog))
             further = self.knn.best(asked.history, self.length, refused).items
             slates = distinct(torch.cat([slates, further], dim=1))[:, : self.length]

@@ -26,6 +26,7 @@ from genrl.policy.load import sid_token
 from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
 from genrl.prompts.packing import CompletionBatches, HistoryBatches, HistoryRows, TraceBatches, text_segments
+from genrl.prompts.slates import WrittenSlates, read_slates
 from genrl.prompts.template import EvaluationBatches, PromptMaker
 from genrl.prompts.textrec import source_of
 from genrl.prompts.traces import Trace, leaks, read_traces
@@ -149,7 +150,7 @@ class Session:
         found = (
             read_traces(str(config.activate.path), self.dataset, self.table.levels)
             if config.activate.traces == "jsonl"
-            else make_traces(config.activate, config.data, self.dataset, self.table, self._taught())
+            else make_traces(config.activate, config.data, self.dataset, self.table, self._taught(self._trained()))
         )
         report = leaks(found, self.dataset, self.table, sid_token)
         named = set(report.leaking)
@@ -159,9 +160,12 @@ class Session:
             warnings.warn(f"{report.reading()}.", stacklevel=2)
         return [trace for place, trace in enumerate(found) if place not in named]
 
-    def _taught(self) -> Tensor:
-        """Positions of the items that stage `activate` learns: all, or a random part of them."""
-        config, positions = self.config.activate, self.dataset.sequences.rows(Role.TRAIN)
+    def _trained(self) -> Tensor:
+        return self.dataset.sequences.rows(Role.TRAIN)
+
+    def _taught(self, positions: Tensor) -> Tensor:
+        """Those of the positions that stage `activate` learns: all, or a random part of them."""
+        config = self.config.activate
         if not config.examples or len(positions) <= config.examples:
             return positions
         generator = torch.Generator().manual_seed(config.seed)
@@ -170,46 +174,90 @@ class Session:
     @cached_property
     def gold(self) -> GoldSlates | None:
         """Makes the slates to imitate, where the policy writes slates."""
-        return GoldSlates.of(self.learner.problem, self.layout.items) if self.layout.writes_slates else None
+        if not self.layout.writes_slates:
+            return None
+        problem = replace(self.learner.problem, dataset=self.dataset)
+        return GoldSlates.of(problem, self.layout.items, self.config.activate.labels)
 
     @cached_property
     def slates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What stage `activate` learns of slates: positions [n], gold slates [n, L], their numbers of labels [n].
+        """What genrl makes for stage `activate`: positions [n], gold slates [n, L], their numbers of labels [n].
 
         Raises:
-            DataError: if every interaction is held out, or the catalogue is too small.
+            DataError: if every interaction is held out or worth nothing, or the catalogue is too small.
         """
         assert self.gold is not None
-        where = self._taught()
+        where, weights = self._trained(), self.config.activate.labels
         if not len(where):
             raise DataError("stage activate has no slates to learn: every interaction is held out. Check data.split.")
-        pools = self.pools if self.config.prompt.candidates else None  # what a prompt lists is what can be chosen
-        pool = None if pools is None else pools.at(where).items
-        return where, *self.gold(self.gold.labels(where), self.maker.full_history(where), pool)
+        where = self._taught(where[self.gold.labels(where)[:, 0] >= 0] if weights else where)
+        if not len(where):
+            columns = ", ".join(weights)
+            raise DataError(
+                f"stage activate has no slates to learn: no training interaction is worth more than 0 by its feedback "
+                f"({columns}). Check activate.labels."
+            )
+        found = self.gold.labels(where), self.maker.full_history(where), self._listed(where)
+        return where, *self.gold(*found, self.gold.unwanted(where))
+
+    def _listed(self, where: Tensor) -> Tensor | None:
+        """The items that prompts list, which are all that can be chosen then."""
+        return self.pools.at(where).items if self.pools is not None and self.config.prompt.candidates else None
+
+    @cached_property
+    def written(self) -> WrittenSlates | None:
+        """The slates of a file that stage `activate` learns beside gold slates, or instead of them.
+
+        Raises:
+            DataError: if the file cannot be used.
+        """
+        path = self.config.activate.path
+        if path is None:
+            return None
+        found = read_slates(path, self.dataset, self.layout.items)
+        pools = self._listed(found.positions)
+        if pools is not None:
+            found.check_pools(pools)
+        return found
 
     def activate_batches(self) -> CompletionBatches:
         """Supervised batches of reasoning, or of slates."""
         config = self.config.activate
+        layout = self.config.layout["name"]
         if not self.layout.writes_slates:
+            if config.labels or not config.gold:
+                raise ConfigError(
+                    f"activate.{'labels' if config.labels else 'gold'} is about slates, and with layout={layout} stage "
+                    f"activate learns to think. Leave it out, or add layout=slate."
+                )
             return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, config)
-        if config.foreign or config.path:
+        if config.foreign:
             raise ConfigError(
-                f"activate.{'foreign' if config.foreign else 'path'} is about traces, and with layout="
-                f"{self.config.layout['name']} stage activate learns slates without any. Leave it out."
+                f"activate.foreign is about traces, and with layout={layout} stage activate learns slates without any. "
+                f"Leave it out."
             )
-        where, slates, _ = self.slates
+        parts = [self.slates[:2]] if config.gold else []
+        if self.written is not None:
+            parts.append((self.written.positions, self.written.items))
+        where, slates = (torch.cat(part) for part in zip(*parts, strict=True))
         return CompletionBatches(where, self.layout.compose(slates), self.maker, self.layout, config)
 
     def activate_note(self) -> str:
         """What is to be said of what stage `activate` learns; "": nothing."""
         if not self.layout.writes_slates:
             return ""
-        _, slates, labelled = self.slates
-        filled = 1 - float(labelled.sum()) / slates.numel()
-        return (
-            f"activate: {len(slates):,} gold slates of {slates.shape[1]} items, {float(labelled.float().mean()):.1f} "
-            f"of them what the user chose next; item-kNN filled {filled:.1%} of the places"
-        )
+        said = []
+        if self.config.activate.gold:
+            _, slates, labelled = self.slates
+            filled = 1 - float(labelled.sum()) / slates.numel()
+            chosen = "valued most of what came" if self.config.activate.labels else "chose"
+            said.append(
+                f"{len(slates):,} gold slates of {slates.shape[1]} items, {float(labelled.float().mean()):.1f} of them "
+                f"what the user {chosen} next; item-kNN filled {filled:.1%} of the places"
+            )
+        if self.written is not None:
+            said.append(f"{len(self.written.items):,} slates of {self.config.activate.path}")
+        return f"activate: {'; and '.join(said)}"
 
     def activate_key(self) -> str:
         """Changes with everything that the activate stage depends on."""

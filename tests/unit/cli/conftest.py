@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Stands for genrl.runs.fit, .recommend and .rescore, and records what the command line asks of them."""
+    """Stands for genrl.runs.fit, .recommend, .rescore and .slates, and records what the command line asks of them."""
     module = ModuleType("genrl.runs")
     module.calls = []
 
@@ -25,6 +25,7 @@ def run_module(monkeypatch):
     module.build_sids = record(
         "build_sids", SimpleNamespace(report=SimpleNamespace(lines=lambda: ["items: 300", "300 distinct SIDs"]))
     )
-    for name in ("fit", "recommend", "rescore"):
+    module.write_slates = record("write_slates", SimpleNamespace(lines=lambda: ["2 slates"]))
+    for name in ("fit", "recommend", "rescore", "slates"):
         monkeypatch.setitem(sys.modules, f"genrl.runs.{name}", module)
     return module

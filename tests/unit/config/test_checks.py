@@ -59,6 +59,27 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["data.valid_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
         (["sid.builder=import"], "sid.builder = 'import': is not an option. Did you mean 'sid.name'?"),
         (["model.quantize=nf4"], "model.quantize = 'nf4': nf4 needs adapters"),
+        (["activate.gold=false"], "activate.gold = False: false leaves nothing to learn. Add activate.traces=jsonl"),
+        (
+            ["activate.labels.click=1"],
+            "activate.labels.click = 1: is not kept beside the interactions. Kept: none. Name",
+        ),
+        (["activate.labels={click: much}"], "activate.labels"),
+        (
+            ["data={source: files, interactions: x, columns: {feedback: [click]}}", "activate.labels.clik=1"],
+            "Did you mean 'click'? Kept: click. Name it in data.columns.feedback",
+        ),
+        (
+            ["data={source: files, interactions: x, columns: {feedback: [click]}}", "activate.labels.click=.inf"],
+            "activate.labels.click = inf: must be a finite number",
+        ),
+        (
+            [
+                "data={source: files, interactions: x, columns: {feedback: [click]}}",
+                "activate={gold: false, traces: jsonl, path: x, labels: {click: 1}}",
+            ],
+            "orders gold slates, and activate.gold=false leaves them out",
+        ),
         (["model.hidden=100", "model.heads=8"], "multiple of twice model.heads=8"),
         (["model.name=item", "model.item.heads=3"], "model.item.hidden: must be a multiple of model.item.heads=3"),
         (["model.name=item", "data.max_history=90"], "more than model.item.positions=50. Add model.item.positions=90"),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from genrl.config.schema import DataConfig, ToyConfig
 from genrl.errors import DataError
 from genrl.recommenders import gold
 from genrl.recommenders.gold import GoldSlates
+from tests.helpers import assert_same
+from tests.unit.recommenders.problems import dataset_of
 
 TOY = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=40, items=60)))
 LENGTH = 6
@@ -97,3 +100,60 @@ def test_nothing_is_made_of_nothing(slates, tmp_path: Path):
     none: Tensor = torch.empty(0, 1, dtype=torch.int64)
     made, counts = slates(none, none)
     assert (made.shape, counts.shape) == ((0, LENGTH), (0,))
+
+
+def behaved(users: list[list[int]], roles: list[str], size: int, **feedback: list[float]) -> Any:
+    """Gold slates of 3 items over users whose interactions have feedback, with weights click 1 and hate -2."""
+    dataset = dataset_of(users, roles, size=size)
+    columns = {name: torch.tensor(values) for name, values in feedback.items()}
+    dataset = replace(dataset, sequences=replace(dataset.sequences, feedback=columns))
+    problem: Any = SimpleNamespace(dataset=dataset, table=dataset.catalog)
+    return GoldSlates.of(problem, 3, {"click": 1.0, "hate": -2.0})
+
+
+def test_weighted_labels_are_the_next_items_of_positive_worth_the_worthiest_first():
+    nan = float("nan")
+    made = behaved(
+        [[0, 1, 2, 3, 4, 5], [6, 7]],
+        ["tttttr", "tt"],
+        10,
+        click=[1.0, 2.0, nan, 2.0, 5.0, 9.0, 1.0, 4.0],
+        hate=[0.0, 0.0, 0.0, 0.0, nan, 0.0, 1.0, nan],
+    )
+    assert_same(made.worth, torch.tensor([1.0, 2.0, 0.0, 2.0, 5.0, 9.0, -1.0, 4.0]).double())
+    positions = torch.tensor([0, 1, 2, 4, 6, 7])
+    assert made.labels(positions).tolist() == [
+        [1, 3, 0],  # of the next three that are worth something, and not 4 behind them; equal ones in their order
+        [4, 1, 3],
+        [4, 3, -1],  # not 5, which is held out for rl
+        [4, -1, -1],
+        [7, -1, -1],  # 6 is hated
+        [7, -1, -1],
+    ]
+    assert made.unwanted(positions).tolist()[:3] == [[-1, -1, 2, -1, -1, -1], [-1, 2, -1, -1, -1, -1], [2] + [-1] * 5]
+    assert made.unwanted(positions)[4].tolist() == [6] + [-1] * 5
+
+
+def test_what_is_worth_nothing_fills_no_place():
+    made = behaved(
+        [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5]],
+        ["tttt", "tttt", "tt"],
+        6,
+        click=[1.0, 0.0, 1.0, 0.0] * 2 + [1.0] * 2,
+        hate=[0.0] * 10,
+    )
+    where = torch.tensor([0])
+    history = torch.full((1, 1), -1)
+    slates, counts = made(made.labels(where), history, None, made.unwanted(where))
+    assert slates[0, :2].tolist() == [0, 2]
+    assert int(slates[0, 2]) in (4, 5)  # although 1 and 3 are the neighbours
+    assert counts.tolist() == [2]
+    bare, _ = made(made.labels(where), history)
+    assert int(bare[0, 2]) in (1, 3)
+    short = torch.tensor([[0, 1, 2, 3]])
+    assert set(made(made.labels(where), history, short, made.unwanted(where))[0][0].tolist()) > {0, 2}  # last of all
+
+
+def test_nothing_of_worth_gives_no_labels():
+    made = behaved([[0, 1]], ["tt"], 4, click=[0.0, 0.0], hate=[1.0, 0.0])
+    assert made.labels(torch.tensor([0, 1])).tolist() == [[-1] * 3] * 2

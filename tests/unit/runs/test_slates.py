@@ -9,18 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Ranking
-from genrl.errors import ConfigError, UnsupportedError
+from genrl.batches import Ranking, Targets
+from genrl.catalog.sequences import Role
+from genrl.errors import ConfigError, DataError, UnsupportedError
 from genrl.files import read_json
 from genrl.layouts.slate import SlateLayout
 from genrl.metrics.functional import distinct
 from genrl.objectives import OBJECTIVES
 from genrl.policy.search import search
+from genrl.policy.write import targets_as_completions
+from genrl.prompts.slates import held_out_items
 from genrl.runs.fit import fit
+from genrl.runs.inputs import input_files
 from genrl.runs.recommend import load_recommender, recommend
-from genrl.runs.rescore import evaluate_run
+from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
-from genrl.runs.stage import stages_of
+from genrl.runs.slates import _asked, _drawn, _usable, write_slates
+from genrl.runs.stage import build_objective, make_verifier, stages_of
 from genrl.training.drawing import hopeless
 from genrl.training.rl import RLModule
 from genrl.training.samples import rollout_samples
@@ -185,12 +190,8 @@ def test_samples_show_all_items_of_a_slate(slates, tmp_path):
 
 
 def test_what_belongs_to_traces_is_refused_and_alignment_is_that_of_single_items(slates, tmp_path):
-    for options, name in (
-        (("activate.foreign=0.5",), "foreign"),
-        (("activate.traces=jsonl", "activate.path=x"), "path"),
-    ):
-        with pytest.raises(ConfigError, match=f"activate.{name} is about traces"):
-            under(slates, tmp_path, *options).activate_batches()
+    with pytest.raises(ConfigError, match=r"activate\.foreign is about traces"):
+        under(slates, tmp_path, "activate.foreign=0.5").activate_batches()
     longer = under(slates, tmp_path, "layout.length=3")
     assert longer.align_key() == slates.align_key()
     assert longer.activate_key() != slates.activate_key()
@@ -198,6 +199,160 @@ def test_what_belongs_to_traces_is_refused_and_alignment_is_that_of_single_items
     with_same = replace(alone, config=replace(alone.config, evaluate=slates.config.evaluate))
     assert with_same.align_key() == slates.align_key()
     assert [stage.name for stage in stages_of(slates, OBJECTIVES.build("grpo", {}))] == ["align", "activate", "rl"]
+
+
+def told(session: Session, path: Path, position: int, items: list[int]) -> str:
+    """Add a slate to a file."""
+    sequences, ids = session.dataset.sequences, session.dataset.catalog.item_ids
+    user = sequences.user_ids[int(sequences.users(torch.tensor([position])))]
+    line = {"user": user, "item": ids[int(sequences.items[position])], "items": [ids[item] for item in items]}
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return str(path)
+
+
+def some_slate(session: Session, position: int, first: int = 0) -> list[int]:
+    """The first L items from one on that a slate for a position may hold."""
+    refused = held_out_items(session.dataset.sequences, torch.tensor([position]))[0].tolist()
+    return [item for item in range(first, 60) if item not in refused][:LENGTH]
+
+
+def test_stage_activate_learns_the_slates_of_a_file_beside_gold_slates_or_alone(slates, tmp_path):
+    sequences, path = slates.dataset.sequences, tmp_path / "slates.jsonl"
+    asked = sequences.rows(Role.RL)[:3].tolist()
+    asked.append(asked[0])  # one prompt has two slates
+    lists = [some_slate(slates, position, first) for position, first in zip(asked, (0, 9, 5, 30), strict=True)]
+    for position, items in zip(asked, lists, strict=True):
+        told(slates, path, position, items)
+    file = ("activate.traces=jsonl", f"activate.path={path}", "activate.plain=0", "activate.examples_per_step=20")
+    alone = under(slates, tmp_path, *file, "activate.gold=false")
+    assert alone.activate_note() == f"activate: 4 slates of {path}"
+    found = one_step(attach(activate_module(alone, tmp_path)))
+    total = torch.zeros(())
+    for position, items in zip(asked, lists, strict=True):
+        prompt = slates.maker.at(torch.tensor([position]))
+        total = total + likelihood(slates, prompt.tokens[prompt.mask], torch.tensor(items))
+    assert_step(slates.policy, found, -total / len(lists) / LENGTH / slates.layout.levels)
+
+    beside = under(slates, tmp_path, *file)
+    where, gold, _ = beside.slates
+    batches = beside.activate_batches()
+    assert batches.where.equal(torch.cat([where, torch.tensor(asked)]))
+    assert batches.tokens.equal(slates.layout.compose(torch.cat([gold, torch.tensor(lists)])))
+    assert f"of the places; and 4 slates of {path}" in beside.activate_note()
+    before = beside.activate_key()
+    assert before != alone.activate_key()
+    told(slates, path, asked[1], lists[1])
+    assert under(slates, tmp_path, *file).activate_key() != before  # the file is known by its content
+    assert input_files(beside.config)["activate.path"][0] == str(path)
+
+
+def test_files_of_slates_are_checked_before_anything_trains(slates, tmp_path):
+    position = int(slates.dataset.sequences.rows(Role.RL)[0])
+    later = int(held_out_items(slates.dataset.sequences, torch.tensor([position]))[0, 0])
+    path = told(slates, tmp_path / "slates.jsonl", position, [later, *some_slate(slates, position)[1:]])
+    session = under(slates, tmp_path, "activate.traces=jsonl", f"activate.path={path}")
+    with pytest.raises(DataError, match=r"slates\.jsonl:1: the slate holds item .* it would leak into training"):
+        stages_of(session, OBJECTIVES.build("grpo", {}))
+
+
+def test_what_belongs_to_slates_is_refused_of_layouts_that_think(tmp_path):
+    more = ("layout=blocked", "activate.traces=jsonl", "activate.path=x", "activate.gold=false")
+    session = Session.build(small_config(tmp_path, *more))
+    with pytest.raises(ConfigError, match=r"activate\.gold is about slates, and with layout=blocked"):
+        session.activate_batches()
+
+
+def test_labels_are_weighted_by_behaviour(slates, tmp_path):
+    sequences = slates.dataset.sequences
+    liked = torch.rand(len(sequences), generator=torch.Generator().manual_seed(1)).gt(0.6).float()
+    dataset = replace(slates.dataset, sequences=replace(sequences, feedback={"like": liked}))
+    config = under(slates, tmp_path, "activate.examples=0").config
+    weighted = replace(config, activate=replace(config.activate, labels={"like": 2.0}))
+    session = replace(slates, dataset=dataset, config=weighted)
+    where, gold, counts = session.slates
+    trained = sequences.rows(Role.TRAIN).tolist()
+    users = sequences.users(torch.arange(len(sequences))).tolist()
+    wanted = {
+        position: [p for p in trained if p >= position and users[p] == users[position] and liked[p]][:LENGTH]
+        for position in trained
+    }
+    assert where.tolist() == [position for position in trained if wanted[position]]
+    assert len(where) < len(trained)
+    for position, slate, count in zip(where.tolist(), gold.tolist(), counts.tolist(), strict=True):
+        items = list(dict.fromkeys(sequences.items[wanted[position]].tolist()))
+        assert slate[:count] == items
+        others = [p for p in trained if p >= position and users[p] == users[position] and not liked[p]]
+        assert not set(slate[count:]) & set(sequences.items[others].tolist())
+    assert "of them what the user valued most of what came next" in session.activate_note()
+    nothing = replace(config, activate=replace(config.activate, labels={"like": -1.0}))
+    with pytest.raises(DataError, match=r"no training interaction is worth more than 0 by its feedback \(like\)"):
+        _ = replace(session, config=nothing).slates
+
+
+def test_the_best_slates_of_a_run_are_written_and_learned(run, tmp_path):
+    path = tmp_path / "kept" / "slates.jsonl"
+    kept = write_slates(run, path, above=0.1, prompts=20, overrides=["rollout.group_size=6"])
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert 0 < kept.slates == len(records) <= kept.prompts == 20
+    assert kept.written == 120
+    assert min(record["reward"] for record in records) > 0.1
+    assert kept.mean < float(kept.rewards.mean())
+    assert {record["run"] for record in records} == {"toy/sage-s0"}
+    assert {len(record["weights"]) for record in records} == {16}
+    session = load_run(run, [*_learning(path), "rollout.group_size=6"])
+    found = session.written
+    assert found.items.shape == (len(records), LENGTH)
+    assert set(found.positions.tolist()) <= set(session.prompt_positions().tolist())
+    assert found.positions.tolist() == sorted(set(found.positions.tolist()))  # one of each group
+    rewards = make_verifier(session, build_objective(session.config))
+    requests = session.maker.at(found.positions)
+    written = targets_as_completions(session.layout, replace(requests, targets=Targets(found.items)))
+    assert_same(rewards(written, requests).outcome, torch.tensor([record["reward"] for record in records]), 1e-5)
+    total = {name: sum(record["rewards"][name] for record in records) for name in records[0]["rewards"]}
+    assert set(total) == set(rewards.rewards)
+    assert session.activate_batches().tokens[-len(records) :].equal(session.layout.compose(found.items))
+
+
+def test_slates_that_are_kept_are_the_best_of_their_groups(run, tmp_path):
+    everything = tmp_path / "all.jsonl"
+    kept = write_slates(run, everything, above=-1.0, prompts=12)
+    session = load_run(run)
+    verifier = make_verifier(session, build_objective(session.config))
+    positions = _asked(session, 12)
+    drawn, rewards = _drawn(session, verifier, positions, 0, session.dataset.catalog.categories)
+    usable = _usable(drawn.items, held_out_items(session.dataset.sequences, positions), drawn.group_size)
+    best = rewards.outcome.masked_fill(~usable, -torch.inf).view(12, -1).amax(1)
+    assert_same(kept.rewards, best[best > -1].float())
+    assert kept.refused == int((~usable).sum())
+    again = tmp_path / "again.jsonl"
+    write_slates(run, again, above=-1.0, prompts=12)
+    assert again.read_text() == everything.read_text()
+    said = "\n".join(kept.lines())
+    assert f"activate.traces=jsonl activate.path={everything}" in said
+    assert f"{len(best[best > -1])} slates of 12 prompts" in said
+
+
+def test_slates_that_cannot_be_written_are_refused(run, tmp_path):
+    path = tmp_path / "slates.jsonl"
+    with pytest.raises(
+        DataError, match=r"no slate that can be kept earns more than 99 for 5 prompts; the best of them"
+    ):
+        write_slates(run, path, above=99, prompts=5)
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(DataError, match=r"slates\.jsonl is there already"):
+        write_slates(run, path)
+    assert path.read_text() == "mine"
+
+
+def test_a_run_without_slates_that_were_judged_writes_none(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"stages=\['align'\]: there are no slates that rewards have judged"):
+        write_slates(run, tmp_path / "slates.jsonl", overrides=["stages=[align]"])
+
+
+def _learning(path: Path) -> list[str]:
+    return ["activate.traces=jsonl", f"activate.path={path}"]
 
 
 def test_a_policy_of_items_writes_no_slates(tmp_path):
