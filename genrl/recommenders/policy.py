@@ -211,7 +211,7 @@ class PolicyRecommender:
         counts = config.pass_at or []
         policy, layout, samples = self.policy, self.layout.to(str(self.policy.device)), max(counts)
         if kind == "excluded":
-            requests = replace(requests, deny=deniable(requests.history, len(layout.codes), layout.items))
+            requests = replace(requests, deny=deniable(requests, len(layout.codes), layout.items))
         policy.eval()
         noise = noise_of(requests, (samples, layout.length), PASSES)
         sampling = Sampling(thinking_temperature=config.thinking_temperature)

@@ -230,6 +230,16 @@ def test_users_who_know_nearly_everything_get_short_lists(slates):
     assert listed <= {58, 59}
 
 
+def test_users_who_know_most_of_their_pool_get_short_lists(slates):
+    requests = next(iter(slates.batches("test"))).rows(slice(0, 1))
+    known, pool = torch.arange(4)[None], torch.arange(1, 7)[None]
+    asked = replace(requests, history=known, pool=pool)
+    found = slates.recommender.rankings(asked, slates.config.evaluate, ("excluded",))
+    listed = set(found["excluded"].items[0].tolist()) - {-1}
+    assert listed
+    assert listed <= {4, 5, 6}
+
+
 def test_a_run_of_slates_is_scored_loaded_and_asked(run, tmp_path, capsys):
     metrics = read_json(run / "metrics.json")
     assert list(metrics["stages"]) == ["align", "activate", "rl"]
