@@ -200,6 +200,12 @@ def test_what_belongs_to_traces_is_refused_and_alignment_is_that_of_single_items
     assert [stage.name for stage in stages_of(slates, OBJECTIVES.build("grpo", {}))] == ["align", "activate", "rl"]
 
 
+def test_slates_in_words_do_not_begin_with_what_another_tokenizer_was_aligned_with(slates, tmp_path):
+    words = Session.build(small_config(tmp_path, *SLATES, "layout.space=text"))
+    assert len(words.tokenizer) != len(slates.tokenizer)
+    assert words.align_key() != slates.align_key()
+
+
 def test_a_policy_of_items_writes_no_slates(tmp_path):
     with pytest.raises(UnsupportedError, match=r"model\.name=item writes one SID and nothing else, and layout=slate"):
         Session.build(small_config(tmp_path, *SLATES, "model.name=item", "align.text_tasks=auto"))
