@@ -108,7 +108,16 @@ class PolicyRecommender:
             prior = RunGuide(folder, "prior", config.prior, problem, trie, whole=whole)
         made = cls(config, problem, spec, layout, template, prior)
         made._check_length()
+        made._check_pool()
         return made
+
+    def _check_pool(self) -> None:
+        size, wanted = self.config.data.pool.size, self.layout.items
+        if size is not None and size < wanted:
+            raise ConfigError(
+                f"a slate of layout.length={wanted} different items is longer than the candidate pools of "
+                f"data.pool.size={size}. Set data.pool.size={wanted} or more, or layout.length={size} or less."
+            )
 
     def _check_length(self) -> None:
         limit, history, layout = self.spec.positions, self.config.data.max_history, self.layout

@@ -206,6 +206,12 @@ def test_slates_in_words_do_not_begin_with_what_another_tokenizer_was_aligned_wi
     assert words.align_key() != slates.align_key()
 
 
+def test_pools_that_are_shorter_than_a_slate_are_refused_before_anything_is_trained(tmp_path):
+    pools = ("data.pool.size=3", "data.pool.neighbours=1", "data.pool.popular=1")
+    with pytest.raises(ConfigError, match=r"longer than the candidate pools of data\.pool\.size=3"):
+        Session.build(small_config(tmp_path, *SLATES, *pools))
+
+
 def test_a_policy_of_items_writes_no_slates(tmp_path):
     with pytest.raises(UnsupportedError, match=r"model\.name=item writes one SID and nothing else, and layout=slate"):
         Session.build(small_config(tmp_path, *SLATES, "model.name=item", "align.text_tasks=auto"))
