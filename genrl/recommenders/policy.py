@@ -399,6 +399,7 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         "layout": {
             "name": type(layout).__name__.removesuffix("Layout").lower(),
             **(asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}),
+            **({"length": layout.items} if layout.writes_slates else {}),
         },
         "template": template,
         "template_hash": key_of(template),
