@@ -383,8 +383,8 @@ def _check(config: SAGEConfig) -> None:
         )
     if config.ablation == "no_entropy" and bad in ("literal", "gbpo_slate"):
         raise ConfigError(
-            f"objective 'sage': ablation=no_entropy leaves out lambda, and {bad} holds bad completions to no bound that "
-            f"lambda moves. Set negative=resolved, or leave ablation out."
+            f"objective 'sage': ablation=no_entropy leaves out lambda, and {bad} holds bad completions to nothing that "
+            "lambda moves. Set negative=resolved, or leave ablation out."
         )
     if not config.minimum and "clipped" not in rules and not (config.form == "clipped" and "auto" in rules):
         raise ConfigError(
