@@ -90,6 +90,7 @@ class Session:
     @cached_property
     def maker(self) -> PromptMaker:
         """Makes the requests."""
+        self.recommender.template.check_users(self.dataset.sequences.user_ids)
         return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history, self.pools)
 
     @cached_property
