@@ -33,7 +33,7 @@ from genrl.compare.finished import (
 from genrl.compare.page import draw, html, markdown
 from genrl.compare.plan import Plan, Run, check_baseline
 from genrl.compare.quantities import MEASURES
-from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, Point, Report, Table
+from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, Point, Report, Row, Table
 from genrl.compare.run import choose, is_done
 from genrl.compare.verdict import listed
 from genrl.config.select import main_cut, selected
@@ -110,15 +110,17 @@ def make_report(
     check_baseline(baseline, [*shared, *baselines, *(rows if plan is None else plan.rows)])
     expected = begun(folder) if plan is None else [run.folder for run in expected_runs(plan)]
     tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
+    facts = {row: row_facts(found, read_notes(found[0].folder)) for row, found in everything.items()}
+    said = [*mixed(everything), *_unmoved(rows), *_unequal(facts), *_notes(tables, baseline)]
     return Report(
         **describe(runs),
         baseline=baseline,
         planned=plan is not None,
         unfinished=[path.name for path in expected if not is_done(path)],
-        notes=notes + mixed(everything) + _unmoved(rows) + _notes(tables, baseline) + _of_lists({**rows, **baselines}),
+        notes=[*notes, *said, *_of_lists({**rows, **baselines})],
         choices={} if plan is None else choices(plan),
         tables=tables,
-        rows={row: row_facts(found, read_notes(found[0].folder)) for row, found in everything.items()},
+        rows=facts,
         commands={run.folder.name: run.metrics["command"] for run in runs},
         cost=cost(everything),
         thinking=None if measure is None else measure(rows),
@@ -131,6 +133,18 @@ def _unmoved(rows: Rows) -> list[str]:
     if not names:
         return []
     return [f"{listed(names)}: no validation beat the start in any run, and its weights were kept."]
+
+
+def _unequal(facts: Mapping[str, Row]) -> list[str]:
+    """What is to be said if the rows of objectives saw different numbers of prompts."""
+    prompts = {name: row.spent["prompts"] for name, row in facts.items() if row.spent is not None}
+    if len(set(prompts.values())) < 2:
+        return []
+    told = ", ".join(f"{name} {count:,}" for name, count in prompts.items())
+    return [
+        f"Rows saw different numbers of prompts ({told}), which can be what tells them apart; --budget prompts=N gives "
+        f"all of them as many."
+    ]
 
 
 def _of_lists(rows: Rows) -> list[str]:

@@ -397,7 +397,7 @@ def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan
     assert "tiger" not in found["tables"]["test"]["raw"]["lines"]
     assert "other candidate pools" in text
     assert "Ranked inside pools" not in text
-    for run in tmp_path.glob("**/metrics.json"):
+    for run in tmp_path.glob("**/*-s*/metrics.json"):
         values = read_json(run)
         for split in ("valid", "test"):
             for one in values.get(split, {}).values():
@@ -619,3 +619,18 @@ def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives
     assert "grpo: 1.5 at step 1, 2.5 at step 2; sapo: 1 at step 1, 2 at step 2" in page
     assert json.loads((folder / "report.json").read_text()) == found_in(folder, mixed, "align")
     assert not [path.name for path in folder.glob(".*") if "report" in path.name]  # nothing temporary is left
+
+
+def test_rows_that_saw_other_numbers_of_prompts_are_noted(tmp_path):
+    plan = plan_of(tmp_path, "grpo,sage", seeds=(0,))  # sage makes two passes over each rollout
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"])
+    prompts = {name: row["spent"]["prompts"] for name, row in report_of(plan)["rows"].items()}
+    assert prompts["grpo"] == 2 * prompts["sage"]
+    assert [
+        note for note in report_of(plan)["notes"] if note.startswith("Rows saw different numbers of prompts (grpo ")
+    ]
+    alike = plan_of(tmp_path / "alike", "grpo,sage", "sage:rollout.epochs=1", seeds=(0,))
+    for run in alike.runs:
+        finish(run, FOUND["grpo-s0"])
+    assert not [note for note in report_of(alike)["notes"] if "prompts" in note]
