@@ -68,5 +68,5 @@ def _check_objective(config: RunConfig) -> None:
         )
     kinds = [named(reward, config.rewards[reward])[0] for reward in counting]
     steps = any(getattr(REWARDS.entry(kind).factory, "level", "step") == "step" for kind in kinds)
-    kept = tuple(config.data.columns.attributes)
+    kept = tuple(config.data.columns.attributes) if config.data.source == "files" else None  # toy items have their own
     objective.check(Setting(tuple(config.rewards), steps, config.rollout.group_size, attributes=kept), name)

@@ -118,8 +118,8 @@ class SlateLayout(Layout):
             request = int(short.byte().argmax())
             raise DataError(
                 f"request {request} of the batch has {int(left[request])} items left, and a slate holds "
-                f"layout.length={self.items} different ones. Lower layout.length, or relax the request's filter "
-                f"(`pool`, `deny`)."
+                f"layout.length={self.items} different ones. Lower layout.length, make its pool larger "
+                f"(data.pool.size), or relax its filter (`pool`, `deny`)."
             )
 
     @override

@@ -255,10 +255,17 @@ class TextSlate(Layout):
 
     @override
     def rank(self, state: State, scores: Tensor, width: int, requests: Requests | None = None) -> tuple[Tensor, Tensor]:
-        """The items of the best slate of each request in their order, all with the slate's score."""
+        """The items of the best slate of each request in their order, all with the slate's score.
+
+        What a free line names beside the request's filter is left out, and the items behind it move up.
+        """
         assert isinstance(state, TextState)
         ended = state.site == ENDED
         best = torch.where(ended[:, None], state.named, -1).unflatten(0, scores.shape)[:, 0]
+        allowed = self.names.open_leaves(requests)
+        if allowed is not None:  # free lines name what they like
+            places = self.names.places[best.clamp(min=0)]
+            best = best.masked_fill(~allowed.expand(len(best), -1).gather(1, places), -1)
         best = best.gather(1, (best < 0).byte().argsort(dim=1, stable=True))[:, :width]
         items = functional.pad(best, (0, width - best.shape[1]), value=-1)
         return items, scores[:, :1].expand_as(items).masked_fill(items < 0, float("-inf"))

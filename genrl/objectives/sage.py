@@ -190,7 +190,7 @@ class Diverse:
 class DiversityBounds(Diverse, Bounds):
     """SAGE's bounds (Algorithm 1): boosted above for A >= 0, a floor that falls with homogeneity for A < 0.
 
-    A >= 0: [1 - clip, 1 + boost]; A < 0: [2 - lambda, 1 + clip]. `clip` is inert in both, because the minimum keeps the
+    A >= 0: [1 - clip, 1 + boost]; A < 0: [2 - lambda, 1 + clip]. With the minimum `clip` is inert in both: it keeps the
     lower bound of a positive and the upper bound of a negative from acting.
     """
 
@@ -298,7 +298,8 @@ class SAGEConfig(GroupOptions):
     boost: float = option(0.3, ge=0)
     """Room of the ratio above 1 for good completions (eps_boost)."""
     clip: float = option(0.2, ge=0, le=1)
-    """eps_clip of Algorithm 1, whose value the paper does not give; without effect unless floor=clip_lambda."""
+    """eps_clip of Algorithm 1, whose value the paper does not give; without effect unless floor=clip_lambda or
+    minimum=false."""
     beta: float = option(0.5, ge=0)
     """Strength of the entropy term in lambda."""
     floor: Literal["lambda", "clip_lambda"] = "lambda"
@@ -373,6 +374,18 @@ def sage(config: SAGEConfig) -> PolicyObjective:
 def _check(config: SAGEConfig) -> None:
     """Refuse options that would not act."""
     rules = (config.positive, config.negative)
+    own = "clipped" if config.form == "clipped" else config.phi
+    good, bad = (own if rule == "auto" else rule for rule in rules)
+    if config.ablation == "no_boost" and good == "gbpo_slate":
+        raise ConfigError(
+            "objective 'sage': ablation=no_boost leaves out the boost of good completions, and gbpo_slate has none. "
+            "Set positive=resolved, or leave ablation out."
+        )
+    if config.ablation == "no_entropy" and bad in ("literal", "gbpo_slate"):
+        raise ConfigError(
+            f"objective 'sage': ablation=no_entropy leaves out lambda, and {bad} holds bad completions to nothing that "
+            "lambda moves. Set negative=resolved, or leave ablation out."
+        )
     if not config.minimum and "clipped" not in rules and not (config.form == "clipped" and "auto" in rules):
         raise ConfigError(
             "objective 'sage': minimum=false is about Algorithm 1, and nothing is clipped here. "

@@ -302,7 +302,8 @@ class Branches(ABC):
         """`extend` behind the places `above` [P, W]; they are those of the last level unless `moved`."""
 
     def _idle(self, tokens: Tensor, say: Say[T]) -> T:
-        """An answer for slots of which none is live."""
+        """An answer for slots of which none is live, nor will be any behind them."""
+        self.places = torch.zeros_like(tokens)
         count, nothing = tokens.numel(), tokens.flatten()[:, None][:, :0]
         return self.policy(
             nothing,

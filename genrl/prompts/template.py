@@ -54,6 +54,9 @@ class PromptTemplate:
         """Tokens of the longest text of so many items."""
         return len(self.head) + items * self.levels
 
+    def check_users(self, users: Sequence[str]) -> None:
+        """Refuse what is said of users if it is about none of these."""
+
     def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt.
 

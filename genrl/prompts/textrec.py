@@ -18,7 +18,7 @@ from typing_extensions import override
 from genrl.catalog.interactions import read_profiles
 from genrl.catalog.items import Catalog
 from genrl.config.schema import DataConfig, PromptConfig
-from genrl.errors import ConfigError
+from genrl.errors import ConfigError, DataError
 from genrl.prompts.template import PromptTemplate
 
 BUILT_IN = ("textrec",)
@@ -162,6 +162,21 @@ class TextTemplate(PromptTemplate):
     @override
     def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a prompt in words has no places of SIDs")  # nested says so
+
+    @override
+    def check_users(self, users: Sequence[str]) -> None:
+        """Refuse a file of profiles that is about other users.
+
+        Raises:
+            DataError: if no user has a profile.
+        """
+        profiles = self.writer.profiles
+        if self.writer.config.profile is not None and profiles.keys().isdisjoint(users):
+            raise DataError(
+                f"prompt.profile={self.writer.config.profile} is about none of the {len(users):,} users: ids are "
+                f"{', '.join(map(repr, list(profiles)[:3])) or 'missing'} there and "
+                f"{', '.join(map(repr, users[:3]))} in the interactions. Write them alike, or leave prompt.profile out."
+            )
 
     @override
     def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:

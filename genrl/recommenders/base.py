@@ -18,7 +18,7 @@ from genrl.config.load import load_config
 from genrl.config.schema import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import read_weights, save_weights
-from genrl.metrics.functional import exclude_history, needed_width
+from genrl.metrics.functional import exclude_history, first_occurrences, needed_width, seen
 from genrl.ops import seed_of
 from genrl.options import option
 from genrl.policy.base import TrainablePolicy
@@ -214,7 +214,7 @@ class Baseline(nn.Module, ABC):
             if kind == "raw":
                 found[kind] = self.rank(requests, width)
             else:
-                unseen = self.rank(replace(requests, deny=deniable(requests.history, items)), width)
+                unseen = self.rank(replace(requests, deny=deniable(requests, items)), width)
                 found[kind] = exclude_history(unseen, requests.history)
         return found
 
@@ -321,8 +321,14 @@ def denied(requests: Requests, items: int) -> Tensor | None:
     return torch.where(every[:, :items], torch.arange(items, device=every.device), -1)
 
 
-def deniable(history: Tensor, items: int, wanted: int = 1) -> Tensor:
-    """Histories [P, H] as filters: nothing is denied to a user of whose catalogue fewer than `wanted` items are new."""
-    seen = history.sort(dim=1).values
-    distinct = ((seen.diff(dim=1, prepend=torch.full_like(seen[:, :1], -1)) != 0) & (seen >= 0)).sum(1)
-    return history.masked_fill((items - distinct < wanted)[:, None], -1)
+def deniable(requests: Requests, items: int, wanted: int = 1) -> Tensor:
+    """Histories [P, H] as filters: nothing is denied to a user to whom fewer than `wanted` items are new.
+
+    The items are those of the catalogue, or of the request's pool.
+    """
+    history = requests.history
+    if requests.pool is None:
+        left = items - first_occurrences(history).sum(1)
+    else:
+        left = (first_occurrences(requests.pool) & ~seen(requests.pool, history)).sum(1)
+    return history.masked_fill((left < wanted)[:, None], -1)

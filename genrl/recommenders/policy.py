@@ -108,7 +108,16 @@ class PolicyRecommender:
             prior = RunGuide(folder, "prior", config.prior, problem, trie, whole=whole)
         made = cls(config, problem, spec, layout, template, prior)
         made._check_length()
+        made._check_pool()
         return made
+
+    def _check_pool(self) -> None:
+        size, wanted = self.config.data.pool.size, self.layout.items
+        if size is not None and size < wanted:
+            raise ConfigError(
+                f"a slate of layout.length={wanted} different items is longer than the candidate pools of "
+                f"data.pool.size={size}. Set data.pool.size={wanted} or more, or layout.length={size} or less."
+            )
 
     def _check_length(self) -> None:
         limit, history, layout = self.spec.positions, self.config.data.max_history, self.layout
@@ -211,7 +220,7 @@ class PolicyRecommender:
         counts = config.pass_at or []
         policy, layout, samples = self.policy, self.layout.to(str(self.policy.device)), max(counts)
         if kind == "excluded":
-            requests = replace(requests, deny=deniable(requests.history, len(layout.codes), layout.items))
+            requests = replace(requests, deny=deniable(requests, len(layout.codes), layout.items))
         policy.eval()
         noise = noise_of(requests, (samples, layout.length), PASSES)
         sampling = Sampling(thinking_temperature=config.thinking_temperature)
@@ -390,6 +399,7 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         "layout": {
             "name": type(layout).__name__.removesuffix("Layout").lower(),
             **(asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}),
+            **({"length": layout.items} if layout.writes_slates else {}),
         },
         "template": template,
         "template_hash": key_of(template),

@@ -115,7 +115,7 @@ def rankings(
     of their history are not legal. Exact lists are as long as the largest cut-off needs, others as long as the beam.
     """
     count = needed_width(config.k, layout.codes if config.level == "sid" else None)
-    denied = deniable(prompts.history, len(layout.codes), layout.items)
+    denied = deniable(prompts, len(layout.codes), layout.items)
     if layout.writes_slates:
         filters = {"raw": prompts, "excluded": replace(prompts, deny=denied)}
         shown = {kind: slates(policy, layout, filters[kind], count, config, sampling) for kind in kinds}

@@ -91,6 +91,7 @@ class Session:
     @cached_property
     def maker(self) -> PromptMaker:
         """Makes the requests."""
+        self.recommender.template.check_users(self.dataset.sequences.user_ids)
         return PromptMaker(self.dataset, self.recommender.template, self.config.data.max_history, self.pools)
 
     @cached_property
@@ -298,8 +299,13 @@ class Session:
 
 
 def _alone(layout: Layout, config: RunConfig) -> dict[str, Any]:
-    """What stage `align` sees of a layout: of thinking that its tokens are there, of slates nothing."""
-    return {"thinking": True} if layout.writes_text else {"name": "sid"} if layout.writes_slates else config.layout
+    """What stage `align` sees of a layout: of thinking that its tokens are there, of slates of SIDs nothing.
+
+    Names in words are all there: the tiny tokenizer learns their texts, so its tokens have other numbers without them.
+    """
+    if layout.writes_text:
+        return {"thinking": True}
+    return {"name": "sid"} if layout.writes_slates and not layout.in_words else config.layout
 
 
 def _layout_content(config: RunConfig) -> list[str]:

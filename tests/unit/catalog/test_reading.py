@@ -11,6 +11,9 @@ from tests.unit.catalog.files import COLUMNS, write
 
 ROWS = [("u1", "007", 3), ("u2", "NA", 1)]
 
+TORN = gzip.compress(b"user_id\na\n" * 99, mtime=0)[:-20]
+"""A compressed file that ends too early; without the time, which would make another name of the test."""
+
 
 def read(path, wanted=COLUMNS[:2], **options):
     table = read_table(str(path), "data.interactions", {name: f"data.columns.{name}" for name in wanted}, **options)
@@ -178,11 +181,7 @@ def test_lines_are_counted_as_a_person_would(tmp_path):
         ("log.csv", 'user_id,item_id\na,"12 inch\nb,6" pan\n', r"log\.csv:2: .*begins with a quote ends with one"),
         ("log.csv", 'user_id,item_id\na,b\nc,"d\n', r"log\.csv:3: unexpected end of data"),
         ("log.parquet", b"PAR1 and then nothing", r"log\.parquet: cannot be read as parquet"),
-        (
-            "log.csv",
-            gzip.compress(b"user_id\na\n" * 99, mtime=0)[:-20],
-            r"log\.csv: cannot be read as csv: .*[Tt]runcated",
-        ),
+        ("log.csv", TORN, r"log\.csv: cannot be read as csv: .*[Tt]runcated"),
         ("log.xlsx", "x", r"unknown form '\.xlsx'.*data\.separator"),
     ],
 )

@@ -47,6 +47,13 @@ def test_an_objective_that_cannot_learn_is_refused(overrides, reason):
         compose(parse(["fit", "--objective", "sapo", *overrides]))
 
 
+def test_categories_of_the_toy_items_are_known_when_they_are_there():
+    assert compose(parse(["fit", "--objective", "sage", "objective.category=colour"])).objective["category"] == "colour"
+    files = ("data.source=files", "data.interactions=x.csv", "data.columns.attributes=[brand]")
+    with pytest.raises(ConfigError, match=r"the item column 'brandd' \(objective.category\)"):
+        compose(parse(["fit", "--objective", "sage", "objective.category=brandd", *files]))
+
+
 def test_a_stage_without_rl_asks_nothing_of_the_objective():
     assert compose(parse(["fit", "--stage", "align", "rollout.group_size=1"])).stages == ["align"]
 

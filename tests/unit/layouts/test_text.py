@@ -173,6 +173,23 @@ def test_free_lines_are_read_deterministically(titles):
     assert_same(out.item_ids, out.step_ids)
 
 
+def test_free_lines_recommend_nothing_beside_the_filter(titles):
+    layout = make(titles, 3, constrain=False, tokens=6)
+    tokens, nothing = padded(layout, [["red apple", "green pear", "blue plum"]]), torch.empty(1, 0, dtype=torch.int64)
+    states, asked = layout.replay(tokens), Requests(nothing, nothing.bool(), nothing)
+    last = layout.advance(states.each(lambda value: value[:, -1]), tokens[:, -1])
+    for filters, wanted in (
+        ({}, [0, 2, 4]),
+        ({"deny": torch.tensor([[0]])}, [2, 4, -1]),
+        ({"pool": torch.tensor([[4, 5, 0]])}, [0, 4, -1]),
+    ):
+        items, scores = layout.rank(last, torch.zeros(1, 1), 3, replace(asked, **filters))
+        assert items[0].tolist() == wanted
+        assert scores.isfinite().equal(items >= 0)
+    some = layout.only(torch.tensor([True, True, False, True, True, True]))
+    assert some.rank(last, torch.zeros(1, 1), 3)[0][0].tolist() == [0, 4, -1]
+
+
 def test_free_lines_end_within_their_budget_and_hold_a_word_at_least(policy, titles):
     layout, prompts = make(titles, 2, constrain=False, tokens=3), make_prompts(policy, 6)
     noise = torch.rand(5, 6, layout.length, generator=torch.Generator().manual_seed(1))

@@ -319,6 +319,9 @@ def test_items_of_a_slate_keep_its_ratio_and_have_gradients_of_their_own(golden,
     [
         ({"form": "gradient", "minimum": False}, "nothing is clipped here. Set form=clipped"),
         ({"positive": "literal", "negative": "resolved", "minimum": False}, "nothing is clipped here"),
+        ({"form": "gradient", "phi": "gbpo_slate", "ablation": "no_boost"}, "and gbpo_slate has none"),
+        ({"form": "gradient", "phi": "literal", "ablation": "no_entropy"}, "leaves out lambda, and literal"),
+        ({"negative": "gbpo_slate", "ablation": "no_entropy"}, "leaves out lambda, and gbpo_slate"),
         ({"advantage": "item", "ablation": "summed"}, "Set advantage=completion"),
     ],
 )

@@ -316,6 +316,21 @@ def test_branches_that_left_slots_out_ask_for_the_next_ones():
             branches.extend(torch.full((5, 2), 6), states)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+def test_slots_go_on_to_change_their_number_when_none_of_them_is_live(way):
+    policy = make_policy()
+    policy.branching = way
+    branches = grow(policy, make_prompts(policy), 6, 4)
+    branches.begin(states)
+    branches.extend(torch.full((5, 2), 5), states)
+    nothing = torch.zeros(5, 6, dtype=torch.bool)
+    parents = torch.tensor([0, 0, 0, 1, 1, 1]).expand(5, -1)
+    branches.extend(torch.full((5, 6), 5), states, parents, nothing)
+    found = branches.extend(torch.full((5, 6), 5), states, torch.arange(6).expand(5, -1), nothing)
+    assert found.shape[0] == 30
+
+
 @pytest.mark.parametrize(("way", "kind"), [("auto", Shared), ("tree", Shared), ("naive", Naive)])
 def test_rows_that_end_apart_have_no_tree(way, kind):
     policy = make_policy()

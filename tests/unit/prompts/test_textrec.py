@@ -61,6 +61,16 @@ def test_profile_and_candidates_are_told_where_there_are_some(tmp_path):
         writer(profile=str(path), fields=["age"]).write([0], "u1")
 
 
+def test_profiles_of_other_users_are_refused(tmp_path):
+    path = tmp_path / "users.csv"
+    path.write_text("user_id,age\nu1,30\nu2,31\n")
+    told = template(profile=str(path), fields=["age"])
+    told.check_users(("u0", "u2"))
+    template().check_users(("u0",))
+    with pytest.raises(DataError, match=r"about none of the 2 users: ids are 'u1', 'u2' there and '1', '2' in the"):
+        told.check_users(("1", "2"))
+
+
 def test_a_template_is_a_file_and_may_say_all_there_is_of_items(tmp_path):
     path = tmp_path / "mine.j2"
     path.write_text(

@@ -18,7 +18,7 @@ from genrl.policy.information import greedy_information
 from genrl.policy.search import search
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.base import deniable
-from genrl.recommenders.searching import rankings, thinking_noise
+from genrl.recommenders.searching import bare, rankings, thinking_noise
 from genrl.runs.evaluate import (
     Evaluation,
     evaluate,
@@ -208,7 +208,14 @@ def test_some_rows_are_the_same_ones_for_every_run(session: Session) -> None:
 
 def test_nothing_is_denied_to_users_who_have_seen_everything() -> None:
     history = torch.tensor([[-1, 0, 1], [0, 1, 1], [2, 0, 1]])
-    assert deniable(history, 3).tolist() == [[-1, 0, 1], [0, 1, 1], [-1, -1, -1]]
+    assert deniable(bare(history), 3).tolist() == [[-1, 0, 1], [0, 1, 1], [-1, -1, -1]]
+
+
+def test_nothing_is_denied_to_users_who_know_their_candidates() -> None:
+    history = torch.tensor([[-1, 0, 1], [0, 1, 1], [2, 0, 1]])
+    pool = torch.tensor([[0, 1, -1], [0, 2, 3], [3, 4, 5]])
+    assert deniable(bare(history, pool=pool), 9).tolist() == [[-1, -1, -1], [0, 1, 1], [2, 0, 1]]
+    assert deniable(bare(history, pool=pool), 9, 3).tolist() == [[-1, -1, -1], [-1, -1, -1], [2, 0, 1]]
 
 
 def test_noise_of_thinking_depends_on_the_prompt_alone(thinking: Session) -> None:

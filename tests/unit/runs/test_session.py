@@ -192,6 +192,8 @@ def test_slates_in_words_are_learned_behind_prompts_of_their_own_and_kept_with_t
     assert_same(again.write(history)[0], session.recommender.write(history)[0])
     with pytest.raises(CheckpointError, match=r"template.words is"):
         PolicyRecommender.load(tmp_path, ("prompt.titles=1",))
+    with pytest.raises(CheckpointError, match=r"layout.length is 3 there and 2 here"):
+        PolicyRecommender.load(tmp_path, ("layout.length=2",))
 
 
 def test_slates_in_words_need_a_policy_with_words(tmp_path):

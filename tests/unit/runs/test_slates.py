@@ -363,6 +363,18 @@ def _learning(path: Path) -> list[str]:
     return ["activate.traces=jsonl", f"activate.path={path}"]
 
 
+def test_slates_in_words_do_not_begin_with_what_another_tokenizer_was_aligned_with(slates, tmp_path):
+    words = Session.build(small_config(tmp_path, *SLATES, "layout.space=text"))
+    assert len(words.tokenizer) != len(slates.tokenizer)
+    assert words.align_key() != slates.align_key()
+
+
+def test_pools_that_are_shorter_than_a_slate_are_refused_before_anything_is_trained(tmp_path):
+    pools = ("data.pool.size=3", "data.pool.neighbours=1", "data.pool.popular=1")
+    with pytest.raises(ConfigError, match=r"longer than the candidate pools of data\.pool\.size=3"):
+        Session.build(small_config(tmp_path, *SLATES, *pools))
+
+
 def test_a_policy_of_items_writes_no_slates(tmp_path):
     with pytest.raises(UnsupportedError, match=r"model\.name=item writes one SID and nothing else, and layout=slate"):
         Session.build(small_config(tmp_path, *SLATES, "model.name=item", "align.text_tasks=auto"))
@@ -391,6 +403,16 @@ def test_users_who_know_nearly_everything_get_short_lists(slates):
     found = slates.recommender.rankings(replace(requests, history=known), slates.config.evaluate, ("excluded",))
     listed = set(found["excluded"].items[0].tolist()) - {-1}
     assert listed <= {58, 59}
+
+
+def test_users_who_know_most_of_their_pool_get_short_lists(slates):
+    requests = next(iter(slates.batches("test"))).rows(slice(0, 1))
+    known, pool = torch.arange(4)[None], torch.arange(1, 7)[None]
+    asked = replace(requests, history=known, pool=pool)
+    found = slates.recommender.rankings(asked, slates.config.evaluate, ("excluded",))
+    listed = set(found["excluded"].items[0].tolist()) - {-1}
+    assert listed
+    assert listed <= {4, 5, 6}
 
 
 def test_a_run_of_slates_is_scored_loaded_and_asked(run, tmp_path, capsys):
