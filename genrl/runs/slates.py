@@ -11,8 +11,10 @@ from torch import Tensor
 
 from genrl.batches import Completions, Requests, Rewards
 from genrl.catalog.dataset import Dataset
+from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError
 from genrl.files import file_hash
+from genrl.layouts import writes_slates
 from genrl.metrics.functional import distinct, seen
 from genrl.ops import seed_of
 from genrl.policy.rollout import rollout
@@ -20,6 +22,7 @@ from genrl.progress import progress_bar
 from genrl.prompts.slates import held_out_items, slate_places
 from genrl.recommenders.base import WEIGHTS
 from genrl.rewards import Verifier
+from genrl.runs.recommend import run_config
 from genrl.runs.rescore import load_run
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, make_verifier
@@ -85,12 +88,9 @@ def write_slates(
     if path.exists():
         raise DataError(f"{path} is there already. Give another file, or remove it if no run has learned from it.")
     quiet_libraries()
+    if (folder / "config.yaml").is_file():
+        _check(run_config(folder, overrides or []), folder)
     session = load_run(folder, overrides or [])
-    if not session.layout.writes_slates or "rl" not in session.config.stages:
-        raise ConfigError(
-            f"{folder} has layout={session.config.layout['name']} and stages={session.config.stages}: there are no "
-            f"slates that rewards have judged. Give a run of stage rl with layout=slate."
-        )
     asked = _asked(session, prompts)
     objective = build_objective(session.config)
     verifier = make_verifier(session, objective)
@@ -122,6 +122,14 @@ def write_slates(
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     outcome = torch.cat(totals)
     return Kept(path, len(asked), len(lines), above, float(outcome.mean()), torch.tensor(kept), refused, len(outcome))
+
+
+def _check(config: RunConfig, folder: Path) -> None:
+    if not writes_slates(config) or "rl" not in config.stages:
+        raise ConfigError(
+            f"{folder} has layout={config.layout['name']} and stages={config.stages}: there are no slates that rewards "
+            f"have judged. Give a run of stage rl with layout=slate."
+        )
 
 
 def _asked(session: Session, most: int | None) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genrl.batches import Ranking, Targets
 from genrl.catalog.sequences import Role
-from genrl.errors import ConfigError, DataError, UnsupportedError
+from genrl.config.load import save_config
+from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.files import read_json
 from genrl.layouts.slate import SlateLayout
 from genrl.metrics.functional import distinct
@@ -346,9 +347,16 @@ def test_slates_that_cannot_be_written_are_refused(run, tmp_path):
     assert path.read_text() == "mine"
 
 
-def test_a_run_without_slates_that_were_judged_writes_none(run, tmp_path):
-    with pytest.raises(ConfigError, match=r"stages=\['align'\]: there are no slates that rewards have judged"):
-        write_slates(run, tmp_path / "slates.jsonl", overrides=["stages=[align]"])
+@pytest.mark.parametrize("options", [("layout=sid",), ("layout=slate", "stages=[align,activate]")])
+def test_a_run_without_slates_that_were_judged_writes_none(tmp_path, options):
+    save_config(small_config(tmp_path, *options), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"has layout=.* and stages=.*: there are no slates that rewards have judged"):
+        write_slates(tmp_path, tmp_path / "slates.jsonl")
+
+
+def test_what_is_no_run_writes_none(tmp_path):
+    with pytest.raises(CheckpointError, match="is no run folder"):
+        write_slates(tmp_path, tmp_path / "slates.jsonl")
 
 
 def _learning(path: Path) -> list[str]:
