@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Rewards
-from genrl.errors import LayoutError
 from genrl.layouts import LAYOUTS, Items, Layout, Legal, Reading
 from genrl.layouts.base import BROKEN, ENDED
 from genrl.layouts.items import ItemState
@@ -21,10 +20,8 @@ from genrl.policy.distribution import Sampling
 from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import write
-from genrl.runs.fit import fit
 from tests.helpers import assert_same
 from tests.models import every_completion, make_codes, make_items, make_policy, make_prompts
-from tests.runs import small_config
 
 CODES = make_codes(9)
 
@@ -133,12 +130,6 @@ def test_samples_are_scored_as_they_were_drawn_and_lists_of_items_hold_for_both(
         assert bool((group[:, 0] != group[:, 1]).all())
         assert set(group.flatten().tolist()) == {0, 1, 2, 3, 4} - set(asked.deny[request].tolist())
     assert drawn.item_ids[0].tolist() == drawn.step_ids[0].tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_a_reward_that_does_not_fit_is_refused_before_anything_trains(setting, tmp_path):
-    with pytest.raises(LayoutError, match=r"2 steps and SIDs have \d levels\. Drop it with rewards\.level_match=null"):
-        fit(small_config(tmp_path, "layout=pair", "objective=grpo"))
-    assert not [path for path in (tmp_path / "toy").iterdir() if path.name.startswith("align")]
 
 
 @pytest.mark.parametrize("objective", ["grpo", "sapo"])

@@ -20,7 +20,7 @@ from genrl.runs.recommend import answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
 from genrl.runs.stage import tuned
-from tests.runs import small_config
+from tests.runs import resealed, small_config
 
 QUICK = {
     "most_popular": [],
@@ -167,7 +167,7 @@ def test_weights_of_another_model_are_named(finished: dict[str, Path], tmp_path:
     wrong = {key: torch.zeros(2) if place == 0 else value for place, (key, value) in enumerate(weights.items())}
     save_file(wrong, folder / "weights.safetensors")
     with pytest.raises(CheckpointError, match="another model"):
-        load_run(folder)
+        load_run(resealed(folder))
 
 
 @pytest.mark.parametrize("name", ["most_popular", "item_knn"])
