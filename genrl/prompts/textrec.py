@@ -219,7 +219,8 @@ class TextTemplate(PromptTemplate):
             count = (low + high + 1) // 2
         if best is None:
             raise ConfigError(
-                f"a prompt without any history has {len(tokens)} tokens already, and prompt.max_tokens={most}. Raise "
-                f"it, lower data.pool.size, or set prompt.candidates=false."
+                f"a prompt without any history has {len(tokens)} tokens already, and prompt.max_tokens={most}. List "
+                f"fewer candidates (data.pool.size, or the file of recommend --only); before training prompt.max_tokens "
+                f"can be raised, too, or prompt.candidates=false set."
             )
         return best

@@ -66,8 +66,11 @@ class Recommender(Protocol):
         """How requests are written."""
         ...
 
-    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask [P, L] of requests with histories [P, H]."""
+    def write(self, histories: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [P, L] of requests with histories [P, H], and with candidate pools [P, C] if there are some.
+
+        A policy whose prompts tell more than that in training warns of what these lack.
+        """
         ...
 
     @property
@@ -169,7 +172,7 @@ class Baseline(nn.Module, ABC):
     def template(self) -> PromptTemplate:  # requests are not written: a baseline reads their histories
         return PromptTemplate(start_id=0, prefix_ids=(), sid_tokens=self.problem.table.codes, pad_id=0)
 
-    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, histories: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.template.render(histories[:, :0])
 
     @property

@@ -166,8 +166,19 @@ class PolicyRecommender:
     def device(self) -> torch.device:
         return self.policy.device
 
-    def write(self, histories: Tensor) -> tuple[Tensor, Tensor]:
-        return self.template.render(histories[:, max(0, histories.shape[1] - self.config.data.max_history) :])
+    def write(self, histories: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        prompt = self.config.prompt
+        if prompt.candidates and pool is None:
+            said = "lists the items that there are to choose from (prompt.candidates=true), and here every item may be"
+            self._warn_of_prompts(f"{said}, so none is listed. Say which (recommend --only FILE)")
+        if prompt.profile is not None:
+            self._warn_of_prompts("tells the user's profile (prompt.profile), and here no user is known, so none is told")
+        shown = histories[:, max(0, histories.shape[1] - self.config.data.max_history) :]
+        return self.template.render(shown, pool=pool)
+
+    @staticmethod
+    def _warn_of_prompts(said: str) -> None:
+        warnings.warn(f"in training each prompt of this run {said}. Rankings may be worse for it.", stacklevel=3)
 
     def rank(self, requests: Requests, width: int, exact: bool = False) -> Ranking:
         return self.answer(requests, width, exact)[0]

@@ -126,7 +126,7 @@ def answer(
     catalog = recommender.problem.dataset.catalog
     seen = _padded([[catalog.row_of(name) for name in history] for history in histories])
     pool = None if only is None and not cold else _pool(catalog, only, cold).expand(len(seen), -1)
-    requests = Requests(*recommender.write(seen), seen, pool=pool, deny=seen if exclude_seen else None)
+    requests = Requests(*recommender.write(seen, pool), seen, pool=pool, deny=seen if exclude_seen else None)
     if recommender.thinks:
         ranking, thinking = cast("PolicyRecommender", recommender).answer(requests, top, exact)
     else:

@@ -11,6 +11,7 @@ from genrl.config.schema import PoolConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.runs.record import references
+from genrl.runs.recommend import answer
 from genrl.runs.session import Session, sid_table
 from genrl.sid import embedding_of
 from genrl.sid.embed import embed_items
@@ -188,12 +189,43 @@ def test_slates_in_words_are_learned_behind_prompts_of_their_own_and_kept_with_t
     save_config(session.config, tmp_path / "config.yaml")
     again = PolicyRecommender.load(tmp_path)
     assert again.layout.names.names == layout.names.names
-    history = torch.tensor([[3, 7]])
-    assert_same(again.write(history)[0], session.recommender.write(history)[0])
+    history, pool = torch.tensor([[3, 7]]), torch.tensor([[5, 9, 11]])
+    assert_same(again.write(history, pool)[0], session.recommender.write(history, pool)[0])
     with pytest.raises(CheckpointError, match=r"template.words is"):
         PolicyRecommender.load(tmp_path, ("prompt.titles=1",))
     with pytest.raises(CheckpointError, match=r"layout.length is 3 there and 2 here"):
         PolicyRecommender.load(tmp_path, ("layout.length=2",))
+
+
+def test_recommendations_are_asked_for_with_the_candidates_that_prompts_list(tmp_path):
+    recommender = Session.build(small_config(tmp_path, *WORDS)).recommender
+    catalog, read = recommender.problem.dataset.catalog, []
+    template = recommender.template
+    recommender.template = replace(template, tokenizer=Heard(template.tokenizer, read))
+    allowed = list(range(20, 32))
+    (found,) = answer(recommender, [[catalog.item_ids[3]]], 3, only=allowed)
+    names = recommender.template.writer.names
+    listed = read[-1]
+    assert all(names[row] in listed for row in allowed)
+    assert not any(names[row] in listed for row in range(40, 60))
+    assert {catalog.row_of(name) for name, _, _ in found.items} <= set(allowed)
+    with pytest.warns(UserWarning, match=r"lists the items .* \(prompt.candidates=true\).*recommend --only FILE"):
+        answer(recommender, [[catalog.item_ids[3]]], 3)
+    assert not any(name in read[-1] for name in names[20:])
+    recommender.config.prompt.profile = "users.csv"
+    with pytest.warns(UserWarning, match=r"tells the user's profile \(prompt.profile\), and here no user is known"):
+        answer(recommender, [[catalog.item_ids[3]]], 3, only=allowed)
+
+
+class Heard:
+    """A tokenizer that keeps what it is asked to write."""
+
+    def __init__(self, tokenizer, read):
+        self.tokenizer, self.read = tokenizer, read
+
+    def __call__(self, text, **options):
+        self.read.append(text)
+        return self.tokenizer(text, **options)
 
 
 def test_slates_in_words_need_a_policy_with_words(tmp_path):
