@@ -227,8 +227,11 @@ class Layout(ABC):
         return state
 
     @abstractmethod
-    def read(self, tokens: Tensor, states: State) -> Reading:
-        """What completions [B, T] say, with the states [B, T] before their tokens."""
+    def read(self, tokens: Tensor, states: State, requests: Requests | None = None) -> Reading:
+        """What completions [B, T] of `requests` say, with the states [B, T] before their tokens.
+
+        A SID of several items names one that its request may get, as `rank` does.
+        """
 
     @abstractmethod
     def compose(self, items: Tensor, texts: Sequence[Any] | None = None) -> Tensor:

@@ -195,7 +195,7 @@ class BlockedLayout(Layout):
         )
 
     @override
-    def read(self, tokens: Tensor, states: State) -> Reading:
+    def read(self, tokens: Tensor, states: State, requests: Requests | None = None) -> Reading:
         """What completions say; steps of one that breaks off or failed have no code."""
         assert isinstance(states, BlockedState)
         written = states.site >= 0
@@ -209,7 +209,8 @@ class BlockedLayout(Layout):
         sites = states.site[rows, columns]
         codes = tokens.new_full((len(tokens), self.steps), -1)
         codes[rows, sites] = tokens[rows, columns] - self.catalogue.first[sites]
-        items = self.catalogue.trie.items(torch.where(whole, leaves, -1))[:, None]
+        owner = states.owner.gather(1, end)[:, 0]
+        items = self.catalogue.named(torch.where(whole, leaves, -1)[:, None], owner, requests)
         chosen = (tokens == self.words.closing) & (states.site == self.word)
         closed = torch.stack([(chosen & (steps == step)).any(1) for step in range(self.steps)], dim=1)
         return Reading(steps, decides.long() - 1, codes, items, closed)

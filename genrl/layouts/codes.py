@@ -71,7 +71,7 @@ class CodesLayout(Layout):
         return ItemState(torch.where(wrong, BROKEN, behind), state.owner, node)
 
     @override
-    def read(self, tokens: Tensor, states: State) -> Reading:
+    def read(self, tokens: Tensor, states: State, requests: Requests | None = None) -> Reading:
         codes = tokens - self._first
         codes = torch.where((codes >= 0) & (codes < self._sizes), codes, -1)
         numbers = torch.zeros_like(tokens[:, 0])

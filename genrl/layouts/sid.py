@@ -73,7 +73,7 @@ class SidLayout(Layout):
         return self.catalogue.trie.leaves_below(site, state.node.clamp(min=0)) == 1
 
     @override
-    def read(self, tokens: Tensor, states: State) -> Reading:
+    def read(self, tokens: Tensor, states: State, requests: Requests | None = None) -> Reading:
         """What completions say; a broken prefix has codes but no item."""
         assert isinstance(states, ItemState)
         codes = tokens - self.catalogue.first
@@ -81,7 +81,8 @@ class SidLayout(Layout):
         leaves = self.catalogue.child(self.length - 1, states.node[:, -1], tokens[:, -1])
         leaves = torch.where(states.site[:, -1] < 0, -1, leaves)
         steps = torch.arange(self.length, device=tokens.device).repeat(len(tokens), 1)
-        return Reading(steps, torch.zeros_like(tokens), codes, self.catalogue.trie.items(leaves)[:, None])
+        items = self.catalogue.named(leaves[:, None], states.owner[:, -1], requests)
+        return Reading(steps, torch.zeros_like(tokens), codes, items)
 
     @override
     def compose(self, items: Tensor, texts: Sequence[Any] | None = None) -> Tensor:

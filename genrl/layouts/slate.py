@@ -152,13 +152,13 @@ class SlateLayout(Layout):
         return (site + 1) % self.levels == 0 and site + 1 < self.length
 
     @override
-    def read(self, tokens: Tensor, states: State) -> Reading:
+    def read(self, tokens: Tensor, states: State, requests: Requests | None = None) -> Reading:
         """What completions say; one that breaks off names no item at all."""
         assert isinstance(states, SlateState)
         last = states.rows(torch.arange(len(tokens), device=tokens.device)).each(lambda value: value[:, -1])
         ended = self.advance(last, tokens[:, -1], self.length - 1)
         leaves = torch.where((ended.site == ENDED)[:, None], ended.leaves, -1)
-        items = self.catalogue.named(leaves, ended.owner)
+        items = self.catalogue.named(leaves, ended.owner, requests)
         steps = (torch.arange(self.length, device=tokens.device) // self.levels).repeat(len(tokens), 1)
         return Reading(steps, steps, items, items)
 

@@ -192,7 +192,7 @@ class TextSlate(Layout):
         return replace(state, site=torch.where(going, 0, state.site))
 
     @override
-    def read(self, tokens: Tensor, states: State) -> Reading:
+    def read(self, tokens: Tensor, states: State, requests: Requests | None = None) -> Reading:
         """What completions say; one that breaks off names no item at all."""
         assert isinstance(states, TextState)
         written = states.site >= 0

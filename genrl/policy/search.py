@@ -171,7 +171,7 @@ def search(
     if exact:
         ranking = _widened(find, layout, requests, texts, ranking, beams or width, exact, besides)
     thought = len(begun)
-    return ranking, _completions(layout, _best(rankings[:thought], searched[:thought], ranking), sampling)
+    return ranking, _completions(layout, requests, _best(rankings[:thought], searched[:thought], ranking), sampling)
 
 
 @dataclass(frozen=True)
@@ -612,11 +612,11 @@ def _best(rankings: Sequence[Ranking], searched: Sequence[Beams], merged: Rankin
     return whole.each(lambda value: value[top, torch.arange(len(top), device=top.device)])
 
 
-def _completions(layout: Layout, places: Places, sampling: Sampling) -> Completions:
+def _completions(layout: Layout, requests: Requests, places: Places, sampling: Sampling) -> Completions:
     """The beams as completions, without the gaps behind text that was shorter than that of others."""
     group, flat = places.tokens.shape[1], places.each(lambda value: value.flatten(0, 1))
     order = (~flat.real).byte().argsort(dim=1, stable=True)
     rows = torch.arange(len(order), device=order.device)[:, None]
     own = flat.each(lambda value: value[rows, order])
     states = replace(own.states, site=torch.where(own.real, own.states.site, BROKEN))
-    return completed(layout, group, own.tokens, states, own.choices, own.logps, own.entropy, sampling)
+    return completed(layout, group, own.tokens, states, own.choices, own.logps, own.entropy, sampling, requests)

@@ -1,7 +1,7 @@
 """Completions written token by token, whatever the layout; rows that need no more of the model leave it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -58,7 +58,15 @@ def write(
     uniforms = None if noise is None else noise.flatten(0, 1)
     written = go_on(policy, layout, requests, requests, start, sampling, uniforms)
     return completed(
-        layout, group, written.tokens, written.states, written.choices, written.logps, written.entropy, sampling
+        layout,
+        group,
+        written.tokens,
+        written.states,
+        written.choices,
+        written.logps,
+        written.entropy,
+        sampling,
+        requests,
     )
 
 
@@ -201,9 +209,11 @@ def completed(
     logps: Tensor,
     entropy: Tensor,
     sampling: Sampling,
+    requests: Requests | None = None,
 ) -> Completions:
-    """Completions [B, T] with all that credit and scoring need, read by their layout."""
-    reading = layout.read(tokens, states)
+    """Completions [B, T], `group` for each of `requests`, with all that credit and scoring need, read by their layout."""
+    owner = torch.arange(len(tokens), device=tokens.device) // group
+    reading = layout.read(tokens, replace(states, owner=owner[:, None].expand_as(states.site)), requests)
     # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen
     chosen = choices > (1 if sampling.normalize == "legal" else 0)
     return Completions(
@@ -227,7 +237,7 @@ def targets_as_completions(layout: Layout, requests: Requests) -> Completions:
     tokens = layout.compose(requests.wanted.items[:, : layout.items])
     states = layout.replay(tokens)
     zeros = torch.zeros_like(tokens, dtype=torch.float32)
-    return completed(layout, 1, tokens, states, open_choices(layout, states), zeros, zeros, Sampling())
+    return completed(layout, 1, tokens, states, open_choices(layout, states), zeros, zeros, Sampling(), requests)
 
 
 def open_choices(layout: Layout, states: State) -> Tensor:

@@ -172,7 +172,9 @@ class PolicyRecommender:
             said = "lists the items that there are to choose from (prompt.candidates=true), and here every item may be"
             self._warn_of_prompts(f"{said}, so none is listed. Say which (recommend --only FILE)")
         if prompt.profile is not None:
-            self._warn_of_prompts("tells the user's profile (prompt.profile), and here no user is known, so none is told")
+            self._warn_of_prompts(
+                "tells the user's profile (prompt.profile), and here no user is known, so none is told"
+            )
         shown = histories[:, max(0, histories.shape[1] - self.config.data.max_history) :]
         return self.template.render(shown, pool=pool)
 

@@ -54,7 +54,8 @@ class ExactMatch(Reward):
 
     With one item per completion that is whether the completion names a target; the sum over a slate counts its hits.
 
-    Where items share a SID (`sid.collisions: keep`), `completions.items` holds the most popular item of the SID.
+    Where items share a SID (`sid.collisions: keep`), `completions.items` holds the most popular item of the SID,
+    of those that a candidate pool (`data.pool`) leaves.
     `level: item` pays for that item alone; `level: sid` pays whenever the SID is a target's, in full or divided by the
     number of items that share it. Without shared SIDs all settings agree.
     """

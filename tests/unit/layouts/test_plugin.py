@@ -76,7 +76,7 @@ class PairLayout(Layout):
         first = self.catalogue.trie.items(node)[:, None]
         return replace(state, site=behind, node=torch.where(node < 0, -1, 0), taken=first)
 
-    def read(self, tokens: Tensor, states: PairState) -> Reading:
+    def read(self, tokens: Tensor, states: PairState, requests: Any = None) -> Reading:
         levels = self.catalogue.levels
         steps = (torch.arange(self.length) // levels).repeat(len(tokens), 1)
         last = self.catalogue.child(levels - 1, states.node[:, -1], tokens[:, -1])

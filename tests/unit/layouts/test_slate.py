@@ -194,6 +194,29 @@ def test_searches_stay_inside_the_filter_also_where_items_share_a_sid(filters, s
         allowed_only(found.items[:, None], filters)
 
 
+def test_rollouts_name_of_a_shared_sid_the_item_that_the_pool_holds():
+    policy = make_policy()
+    codes = shared_codes()
+    prompts = replace(
+        make_prompts(policy, ITEMS), pool=torch.tensor([[0, 2, 3, 4, -1], [1, 5, 3, 4, -1]] * 2 + [[0] * 5])
+    )
+    prompts = prompts.rows(torch.arange(4))
+    slate = make_slates(policy, codes)
+    sid = LAYOUTS.build("sid", {}, catalogue=make_items(policy, codes), words=policy.words)
+    for layout in (slate, sid):
+        drawn = draw(policy, layout, prompts, 16)
+        ranking, beams = search(policy, layout, prompts, 3)
+        pools = prompts.pool.repeat_interleave(16, 0)
+        assert bool((drawn.items[:, :, None] == pools[:, None]).any(2).all())
+        assert drawn.items.view(4, -1)[::2].unique().tolist() == [0, 2, 3, 4]
+        assert drawn.items.view(4, -1)[1::2].unique().tolist() == [1, 3, 4, 5]
+        found = beams.items.view(4, 3, -1)[:, 0] if layout is slate else beams.items.view(4, 3)
+        assert found.equal(ranking.items[:, :3])
+    target = replace(prompts.wanted, items=torch.tensor([[0, 2, 3], [1, 5, 3]] * 2))
+    gold = targets_as_completions(slate, replace(prompts, targets=target))
+    assert gold.items.equal(target.items)
+
+
 def test_a_filter_that_all_requests_share_is_that_of_their_pools(setting):
     policy, layout, prompts = setting
     keep = torch.tensor([True, False, True, True, True, False])
