@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -173,6 +173,18 @@ class Layout(ABC):
     def item_tokens(self) -> int:
         """Most tokens of items in a completion."""
         return sum(kind == "item" for kind in self.kinds)
+
+    @property
+    def item_names(self) -> tuple[str, ...] | None:
+        """[I] what items are called in completions; None: they are named by SIDs."""
+        return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Name and options under which completions are written, called as in the configuration."""
+        options = getattr(self, "config", None)
+        known = asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}
+        return {"name": type(self).__name__.removesuffix("Layout").lower(), **known}
 
     @property
     def plain(self) -> Layout:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genrl.batches import Requests, State
-from genrl.errors import DataError
+from genrl.errors import ConfigError, DataError
 from genrl.layouts.base import Legal, TokenRanges
 from genrl.sid.trie import Trie, TrieLevel
 
@@ -190,6 +190,24 @@ class Items:
             lists.check()
             self._last = (requests, lists)
         return self._last[1]
+
+
+def check_enough(items: int, length: int, filtered: bool) -> None:
+    """Refuse slates that are longer than the items there are, all of the catalogue or what a filter leaves of it.
+
+    Raises:
+        ConfigError: if there are fewer than `length` items.
+        DataError: if it is the filter that leaves fewer.
+    """
+    if items >= length:
+        return
+    said = f"a slate of layout.length={length} different items is longer than the {items} items that"
+    if filtered:
+        raise DataError(
+            f"{said} the filter leaves. Allow {length} items or more (recommend: in the file of --only, or without "
+            f"--cold): a policy writes slates of the length that it learned."
+        )
+    raise ConfigError(f"{said} there are to choose from. Set layout.length={items} or less, or bring more items.")
 
 
 def _unfiltered(requests: Requests | None) -> bool:

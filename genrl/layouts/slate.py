@@ -14,9 +14,9 @@ from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.errors import ConfigError, DataError
+from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
-from genrl.layouts.items import Items, ItemState
+from genrl.layouts.items import Items, ItemState, check_enough
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.text import TextConfig, TextSlate
 from genrl.layouts.titles import Titles
@@ -53,17 +53,13 @@ class SlateLayout(Layout):
 
     Raises:
         ConfigError: if there are fewer than L items.
+        DataError: if a filter leaves fewer.
     """
 
     writes_slates = True
 
     def __init__(self, config: SlateLayoutConfig, *, catalogue: Items, words: Words | None = None) -> None:
-        count = int(catalogue.left(None))
-        if count < config.length:
-            raise ConfigError(
-                f"a slate of layout.length={config.length} different items is longer than the {count} items that there "
-                f"are to choose from. Set layout.length={count} or less, or allow more items."
-            )
+        check_enough(int(catalogue.left(None)), config.length, catalogue.keep is not None)
         self.config = config
         self.catalogue = catalogue
         self.tokens = catalogue.tokens
@@ -75,6 +71,11 @@ class SlateLayout(Layout):
         self.kinds = (item,) * self.length
         self.widest = max(self.tokens.sizes)
         self.completions = sequences(catalogue.stock.leaf_offsets.diff(), config.length)
+
+    @property
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {"name": "slate", "length": self.items, "space": "sid"}
 
     @property
     @override
@@ -118,8 +119,8 @@ class SlateLayout(Layout):
             request = int(short.byte().argmax())
             raise DataError(
                 f"request {request} of the batch has {int(left[request])} items left, and a slate holds "
-                f"layout.length={self.items} different ones. Lower layout.length, make its pool larger "
-                f"(data.pool.size), or relax its filter (`pool`, `deny`)."
+                f"layout.length={self.items} different ones. Make its pool larger (data.pool.size; recommend: "
+                f"the file of --only), relax its filter (`pool`, `deny`), or train with a lower layout.length."
             )
 
     @override

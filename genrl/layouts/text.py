@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import perm
 from typing import Any, Literal
 
@@ -14,9 +14,9 @@ from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.errors import ConfigError, DataError
+from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, Kind, Layout, Legal, Reading
-from genrl.layouts.items import ItemState
+from genrl.layouts.items import ItemState, check_enough
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.titles import LONGEST, Titles
 from genrl.options import option
@@ -62,6 +62,7 @@ class TextSlate(Layout):
 
     Raises:
         ConfigError: if there are fewer than L items.
+        DataError: if a filter leaves fewer.
     """
 
     in_step = False
@@ -69,11 +70,7 @@ class TextSlate(Layout):
     writes_slates = True
 
     def __init__(self, length: int, config: TextConfig, names: Titles) -> None:
-        if names.distinct < length:
-            raise ConfigError(
-                f"a slate of layout.length={length} different items is longer than the {names.distinct} items that "
-                f"there are to choose from. Set layout.length={names.distinct} or less, or allow more items."
-            )
+        check_enough(names.distinct, length, names.keep is not None)
         self.config, self.names = config, names
         self.tokens, self.codes = names.sids.tokens, names.codes
         self.steps = self.items = length
@@ -92,6 +89,17 @@ class TextSlate(Layout):
     @override
     def item_tokens(self) -> int:
         return self.line if self.pausing else self.length
+
+    @property
+    @override
+    def item_names(self) -> tuple[str, ...]:
+        return self.names.names.texts
+
+    @property
+    @override
+    def settings(self) -> dict[str, Any]:
+        text = {f"text.{name}": value for name, value in asdict(self.config).items()}
+        return {"name": "slate", "length": self.items, "space": "text", **text}
 
     @property
     @override

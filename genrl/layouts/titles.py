@@ -430,7 +430,8 @@ class Titles:
             request = int((left < count).byte().argmax())
             raise DataError(
                 f"request {request} of the batch has {int(left[request])} items left, and {count} are to be named "
-                f"without repeats. Make its pool larger (data.pool.size), relax its filter, or ask for fewer items."
+                f"without repeats. Make its pool larger (data.pool.size; recommend: the file of --only), relax its "
+                f"filter, or train with a lower layout.length."
             )
         return left
 

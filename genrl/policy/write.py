@@ -211,7 +211,7 @@ def completed(
     sampling: Sampling,
     requests: Requests | None = None,
 ) -> Completions:
-    """Completions [B, T], `group` for each of `requests`, with all that credit and scoring need, read by their layout."""
+    """Completions [B, T], `group` for each request, with all that credit and scoring need, read by their layout."""
     owner = torch.arange(len(tokens), device=tokens.device) // group
     reading = layout.read(tokens, replace(states, owner=owner[:, None].expand_as(states.site)), requests)
     # a token with one legal value is forced: log-probability 0, nothing to learn; 0 stands where nothing is chosen

@@ -220,7 +220,7 @@ class TextTemplate(PromptTemplate):
         if best is None:
             raise ConfigError(
                 f"a prompt without any history has {len(tokens)} tokens already, and prompt.max_tokens={most}. List "
-                f"fewer candidates (data.pool.size, or the file of recommend --only); before training prompt.max_tokens "
-                f"can be raised, too, or prompt.candidates=false set."
+                f"fewer candidates (data.pool.size, or the file of recommend --only); before training, a "
+                f"larger prompt.max_tokens or prompt.candidates=false helps, too."
             )
         return best

@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from genrl.files import key_of, read_metadata, read_weights, save_weights
 from genrl.layouts import LAYOUTS, Items, thinks
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
-from genrl.layouts.text import TextConfig, TextSlate
+from genrl.layouts.text import TextConfig
 from genrl.layouts.titles import Titles, name_items, shown
 from genrl.metrics.functional import pass_at_k, sid_keys, to_keys
 from genrl.policy.base import Spec, TrainablePolicy
@@ -353,8 +353,9 @@ def _template(config: RunConfig, catalog: Catalog, codes: Tensor, spec: Spec, la
     }
     if config.prompt.template is None:
         return ItemTemplate(**sids) if spec.reads_items else PromptTemplate(**sids)
-    names = layout.names.names.texts if isinstance(layout, TextSlate) else None
-    called = names or tuple(title or name for title, name in zip(catalog.titles, catalog.item_ids, strict=True))
+    called = layout.item_names or tuple(
+        title or name for title, name in zip(catalog.titles, catalog.item_ids, strict=True)
+    )
     writer = Writer(config.prompt, catalog, called, layout.items, config.data)
     return TextTemplate(**sids, writer=writer, tokenizer=cast(PolicySpec, spec).tokenizer)
 
@@ -393,7 +394,6 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
     and temperature of the prior, None if there is none; `search`: options that may be chosen anew at each evaluation.
     """
     guide = policy.prior.guide if policy.prior is not None else None
-    options = getattr(layout, "config", None)
     template: dict[str, Any] = {
         "start": policy.start_id,
         "prefix": list(policy.prefix_ids),
@@ -409,11 +409,7 @@ def decoding(policy: TrainablePolicy, layout: Layout, max_history: int, config: 
         search["evaluate.thinking_samples"] = config.thinking_samples
         search["evaluate.thinking_temperature"] = config.thinking_temperature
     return {
-        "layout": {
-            "name": type(layout).__name__.removesuffix("Layout").lower(),
-            **(asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}),
-            **({"length": layout.items} if layout.writes_slates else {}),
-        },
+        "layout": layout.settings,
         "template": template,
         "template_hash": key_of(template),
         "prior": {"content": guide and guide.key, "temperature": guide and guide.temperature},

@@ -286,7 +286,7 @@ def test_slates_longer_than_what_is_left_are_refused(setting):
     policy, layout, prompts = setting
     with pytest.raises(ConfigError, match=r"layout\.length=7 different items is longer than the 6 items .*length=6"):
         make_slates(policy, make_codes(ITEMS), 7)
-    with pytest.raises(ConfigError, match=r"longer than the 2 items"):
+    with pytest.raises(DataError, match=r"the 2 items that the filter leaves. Allow 3 items or more"):
         layout.only(torch.tensor([True, True, False, False, False, False]))
     asked = replace(prompts, pool=POOL, deny=torch.tensor([[4], [4], [2], [4], [4]]))
     for act in (lambda: draw(policy, layout, asked), lambda: search(policy, layout, asked, 3)):

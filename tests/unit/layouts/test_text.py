@@ -241,6 +241,10 @@ def test_an_item_that_was_named_is_broken_the_second_time(titles):
 def test_what_cannot_be_written_is_refused(policy, titles):
     with pytest.raises(ConfigError, match=r"layout.length=7 different items is longer than the 6 items"):
         make(titles, 7)
+    with pytest.raises(
+        DataError, match=r"layout.length=2 .* the 1 items that the filter leaves. Allow 2 items or more"
+    ):
+        make(titles).only(torch.arange(6) == 3)
     pool = torch.tensor([[0, 1], [0, -1]])
     prompts = replace(make_prompts(policy, 6).rows(slice(0, 2)), pool=pool)
     with pytest.raises(DataError, match="request 1 of the batch has 1 items left, and 2 are to be named"):

@@ -10,8 +10,8 @@ from genrl.config.load import save_config
 from genrl.config.schema import PoolConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.recommenders.policy import PolicyRecommender
-from genrl.runs.record import references
 from genrl.runs.recommend import answer
+from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
 from genrl.sid import embedding_of
 from genrl.sid.embed import embed_items
@@ -184,7 +184,7 @@ def test_slates_in_words_are_learned_behind_prompts_of_their_own_and_kept_with_t
         assert set(slates[row].tolist()) <= set(prompts[position].pool[0].tolist())
     assert found
     assert len(batches.groups) == len(where)
-    assert all(" | " in name for name in layout.names.names.texts)
+    assert all(" | " in name for name in layout.item_names)
     session.recommender.save(tmp_path)
     save_config(session.config, tmp_path / "config.yaml")
     again = PolicyRecommender.load(tmp_path)
@@ -195,6 +195,10 @@ def test_slates_in_words_are_learned_behind_prompts_of_their_own_and_kept_with_t
         PolicyRecommender.load(tmp_path, ("prompt.titles=1",))
     with pytest.raises(CheckpointError, match=r"layout.length is 3 there and 2 here"):
         PolicyRecommender.load(tmp_path, ("layout.length=2",))
+    with pytest.raises(CheckpointError, match=r": layout.text.show is \['title', 'category'\] there and"):
+        PolicyRecommender.load(tmp_path, ("layout.text.show=[title]",))
+    with pytest.raises(CheckpointError, match=r": layout.space is 'text' there and 'sid' here"):
+        PolicyRecommender.load(tmp_path, ("layout.space=sid",))
 
 
 def test_recommendations_are_asked_for_with_the_candidates_that_prompts_list(tmp_path):
