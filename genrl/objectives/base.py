@@ -116,8 +116,13 @@ class Objective(nn.Module, ABC):
         """What the objective needs and the setting lacks, each with its remedy."""
         yield from ()
 
-    def notices(self, updates: int) -> Iterator[str]:
-        """What to know before training with so many optimiser steps per rollout, such as options without effect."""
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
+        """What to know before training, such as options without effect.
+
+        Args:
+            updates: optimiser steps per rollout.
+            in_words: whether completions name items by words, many tokens each.
+        """
         yield from ()
 
     def check(self, setting: Setting, name: str) -> None:
@@ -155,7 +160,7 @@ class Piece:
         """What the piece needs and the setting lacks; see `Objective.missing`."""
         yield from ()
 
-    def notices(self, updates: int) -> Iterator[str]:
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
         """What to know before training; see `Objective.notices`."""
         yield from ()
 
@@ -244,8 +249,8 @@ class PolicyObjective(Objective):
                 "Choose layout=sid, or leave repair out"
             )
 
-    def notices(self, updates: int) -> Iterator[str]:
-        yield from dict.fromkeys(notice for piece in self.pieces for notice in piece.notices(updates))
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
+        yield from dict.fromkeys(notice for piece in self.pieces for notice in piece.notices(updates, in_words))
 
     @property
     def gradient_without_advantage(self) -> bool:

@@ -191,7 +191,9 @@ class DecoupledCredit(Credit):
             return self.norm(rewards.outcome, group_size, rewards.absolute.outcome)
         weights = {name: value for name, value in rewards.weights.items() if value}
         if not weights:
-            raise ConfigError("decoupled advantages need rewards by name and weight; Rewards.weights has none above 0.")
+            raise ConfigError(
+                "decoupled advantages need rewards by name and weight; Rewards.weights has none other than 0."
+            )
         total: Tensor | None = None
         for name, weight in weights.items():
             values, sizes = (self._compared(each, name) for each in (rewards, rewards.absolute))

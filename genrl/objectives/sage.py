@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -37,6 +37,11 @@ INERT = (
     "rollout.minibatches=2."
 )
 """What is said where bounds of the ratio cannot act."""
+WORDY = (
+    "objective.ratio_level=auto is `item` for form=clipped: the ratio of a title is the product of those of its many "
+    "tokens and soon outside every bound. Set objective.ratio_level=token for items in words."
+)
+"""What is said where items have many tokens and nobody chose the level of the ratio."""
 
 
 def category_entropy(categories: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,6 +92,12 @@ class Diversity(nn.Module):
                 f"the item column {self.category!r} (objective.category); columns kept in data.columns.attributes are "
                 f"[{', '.join(kept)}].{suggest(self.category, kept)} Add the column there, or leave objective.category "
                 f"out for data.columns.category"
+            )
+            return
+        if self.category is not None and kept is not None and setting.categories is False and self.source != "policy":
+            yield (
+                f"item categories; no item has a value in the column {self.category!r} (objective.category). Name "
+                f"another one of data.columns.attributes, or leave objective.category out for data.columns.category"
             )
             return
         if self.source == "slate" and setting.items == 1:
@@ -166,15 +177,19 @@ class Diverse:
     """Room of the ratio above 1 for good completions."""
     beta: float = 0.5
     """Strength of the entropy term."""
+    wordy: str = field(default="", repr=False)
+    """What to say before training where completions name items by words."""
 
     def missing(self, setting: Setting) -> Iterator[str]:
         """What the diversity is measured on."""
         return self.diversity.missing(setting)
 
-    def notices(self, updates: int) -> Iterator[str]:
-        """That nothing here acts where all ratios are 1."""
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
+        """That nothing here acts where all ratios are 1, and that items in words want another level of the ratio."""
         if updates == 1:
             yield INERT.format("boost, beta and the diversity of completions have")
+        if in_words and self.wordy:
+            yield self.wordy
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         """H and lambda of each completion [B]."""
@@ -222,12 +237,15 @@ class PhiRatio(Diverse, Surrogate):
     """Equations 4 and 5 as printed ("literal"); coefficient min(r, 1 + boost) for A >= 0 and min(r, lambda pi~ /
     (1 - pi~)) for A < 0 ("resolved"); the same with boost 0 and lambda 1 ("gbpo_slate")."""
 
-    def notices(self, updates: int) -> Iterator[str]:
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
         """As for both forms; where a bad completion is held to its odds, these act at a ratio of 1, too."""
         if self.phi == "literal":
-            yield from super().notices(updates)
-        elif self.phi == "resolved" and updates == 1:
+            yield from super().notices(updates, in_words)
+            return
+        if self.phi == "resolved" and updates == 1:
             yield INERT.format("boost has")
+        if in_words and self.wordy:
+            yield self.wordy
 
     def ratios(self, scores: Scores, batch: Experience) -> tuple[Tensor, Tensor]:
         """Ratios with gradient and their divisors Phi, both [B, T]."""
@@ -265,8 +283,8 @@ class BySign(Surrogate):
     def missing(self, setting: Setting) -> Iterator[str]:
         return self.good.missing(setting)
 
-    def notices(self, updates: int) -> Iterator[str]:
-        yield from (*self.good.notices(updates), *self.bad.notices(updates))
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
+        yield from (*self.good.notices(updates, in_words), *self.bad.notices(updates, in_words))
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         return self.good.prepare(completions, advantages)
@@ -294,7 +312,8 @@ class SAGEConfig(GroupOptions):
     act."""
     ratio_level: Literal["auto", "item", "token"] = "auto"
     """Geometric mean over items (equation 8) or over tokens (its prose); auto: item for `clipped`, token for
-    `gradient`."""
+    `gradient`. Items in words (layout.space=text) want token: the ratio of a title of n tokens is that of one to the
+    power of n, and soon outside every bound."""
     boost: float = option(0.3, ge=0)
     """Room of the ratio above 1 for good completions (eps_boost)."""
     clip: float = option(0.2, ge=0, le=1)
@@ -350,6 +369,7 @@ def sage(config: SAGEConfig) -> PolicyObjective:
     beta = 0.0 if config.ablation == "no_entropy" else config.beta
     per_item = config.ratio_level == "item" or (config.ratio_level == "auto" and config.form == "clipped")
     level: Level = "item" if per_item else "sequence"
+    wordy = WORDY if per_item and config.ratio_level == "auto" else ""
     if config.advantage == "item":
         level = "item_token" if per_item else "sequence_token"
 
@@ -357,8 +377,8 @@ def sage(config: SAGEConfig) -> PolicyObjective:
         if rule == "auto":
             rule = "clipped" if config.form == "clipped" else config.phi
         if rule != "clipped":
-            return PhiRatio(diversity, boost, beta, level, cast(Phi, rule))
-        bounds = DiversityBounds(diversity, boost, beta, config.clip, config.floor)
+            return PhiRatio(diversity, boost, beta, wordy, level, cast(Phi, rule))
+        bounds = DiversityBounds(diversity, boost, beta, wordy, config.clip, config.floor)
         return ClippedRatio(level, bounds, tolerance=config.floor_tolerance, minimum=config.minimum)
 
     good, bad = surrogate(config.positive), surrogate(config.negative)

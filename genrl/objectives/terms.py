@@ -166,8 +166,8 @@ class ClippedRatio(Surrogate):
     def missing(self, setting: Setting) -> Iterator[str]:
         return self.bounds.missing(setting)
 
-    def notices(self, updates: int) -> Iterator[str]:
-        return self.bounds.notices(updates)
+    def notices(self, updates: int, in_words: bool = False) -> Iterator[str]:
+        return self.bounds.notices(updates, in_words)
 
     def prepare(self, completions: Completions, advantages: Tensor) -> Stats:
         return self.bounds.prepare(completions, advantages)

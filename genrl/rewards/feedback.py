@@ -34,13 +34,19 @@ class Feedback(Reward):
         column: str = option(says="a column of data.columns.feedback, e.g. click")
         """Column of the interactions, one of data.columns.feedback."""
         threshold: float | None = None
-        """Pay 1 for more than this, else 0; null: pay the amount itself."""
+        """Pay 1 for more than this (in the column's own unit), else 0; null: pay the amount, by scale and limit."""
         scale: float = option(1.0, gt=0)
         """An amount is divided by this, e.g. 60000 for milliseconds in minutes."""
         limit: float | None = None
         """Largest amount, after it is divided; null: none."""
 
     def check(self, steps: int, context: RewardContext, items: int = 1) -> None:
+        config = self.config
+        if config.threshold is not None and (config.scale != 1 or config.limit is not None):
+            raise ConfigError(
+                f"reward 'feedback' of column {config.column!r}: threshold={config.threshold:g} pays 1 or 0, so scale "
+                f"and limit have no effect. Leave these out, or threshold, to be paid the amount."
+            )
         if self.config.column not in context.feedback:
             raise ConfigError(
                 f"reward 'feedback': column {self.config.column!r} is not kept beside the interactions."

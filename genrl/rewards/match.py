@@ -119,7 +119,8 @@ class _CodeMatch(Reward):
             raise LayoutError(
                 f"{self.name} compares codes level by level: the layout has {steps} steps and SIDs have "
                 f"{context.levels} levels. Drop it with rewards.{self.name}=null (exact_match pays for whole items), "
-                f"or use a layout with one step per SID level (sid) or per item (slate)."
+                f"or use a layout with one step per SID level (sid), or a slate of several items (layout.length=2 or "
+                f"more)."
             )
 
     def __call__(self, completions: Completions, targets: Targets, context: RewardContext) -> Tensor:

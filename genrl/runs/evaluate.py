@@ -27,6 +27,11 @@ SPLITS = {"valid": Role.VALID, "test": Role.TEST}
 
 THOUGHTS = 8
 """Thoughts of reading `marginal` where the options say nothing."""
+NONE_REACHED = (
+    "none of {:,} candidate pools holds its target, so no number can be above 0. Set data.pool.target=true, make "
+    "data.pool.size or data.pool.neighbours larger, or set data.pool.seen=true where users come back to items."
+)
+"""What is said of rows whose targets are in no pool."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +164,25 @@ def _evaluate(
     return Evaluation(scored["raw"], scored["excluded"], ranks)
 
 
+def check_reached(batches: EvaluationBatches) -> None:
+    """Refuse, before anything is trained, rows none of whose candidate pools holds its target.
+
+    Pools are made up to the first batch that has one.
+
+    Raises:
+        DataError: if there is none.
+    """
+    pools = batches.maker.pools
+    if pools is None or not len(batches.positions):
+        return
+    if not any(bool(pools.at(batches.positions[rows]).reached.any()) for rows in batches.rows):
+        raise DataError(NONE_REACHED.format(len(batches.positions)))
+
+
 def _check_reached(scored: dict[str, float], count: int) -> None:
     """Refuse numbers inside pools without any target."""
     if scored.get("pool_ceiling") == 0:
-        raise DataError(
-            f"none of {count:,} candidate pools holds its target, so no number can be above 0. Set "
-            f"data.pool.target=true, make data.pool.size or data.pool.neighbours larger, or set data.pool.seen=true "
-            f"where users come back to items."
-        )
+        raise DataError(NONE_REACHED.format(count))
 
 
 def _candidates(requests: Requests, without: Tensor | None = None) -> Tensor:

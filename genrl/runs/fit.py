@@ -17,7 +17,7 @@ from genrl.objectives import OBJECTIVES, Objective
 from genrl.policy.rollout import check_method
 from genrl.recommenders import BASELINES
 from genrl.runs import tables
-from genrl.runs.evaluate import SPLITS
+from genrl.runs.evaluate import SPLITS, check_reached
 from genrl.runs.folder import claim, is_finished
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
@@ -54,6 +54,8 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         check_method(config.rollout, thinking=thinks(config))
     session = Session.build(config)
     tables.header(console, session, objective)
+    for split in SPLITS:
+        check_reached(session.batches(split))
     stages = stages_of(session, objective)
     with held(folder):
         if is_finished(folder, config, resume):  # by another process, while this one waited

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import lightning as L
 from rich.console import Console
 
+from genrl.catalog.items import Catalog
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ModelConfig, SupervisedConfig
 from genrl.config.select import validating
@@ -271,7 +272,7 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
         step_rewards=bool(verifier.step_names),
         group_size=1 if objective.trains_on_targets and not layout.writes_text else config.rollout.group_size,
         items=layout.items,
-        categories=objective.category in catalog.attributes or bool(catalog.category_names),
+        categories=_has_categories(catalog, objective.category),
         thinking=layout.writes_text,
         teacher=config.teacher.run is not None,
         attributes=tuple(catalog.attributes),
@@ -283,3 +284,10 @@ def make_verifier(session: Session, objective: Objective) -> Verifier:
     if objective.uses_teacher:
         session.teacher  # noqa: B018 (one that cannot be used is told now)
     return verifier
+
+
+def _has_categories(catalog: Catalog, column: str | None) -> bool:
+    """Whether any item has a value in the column that an objective names, or a category where it names none."""
+    if column is None or column not in catalog.attributes:  # the objective refuses the latter
+        return bool(catalog.category_names)
+    return bool((catalog.level(column) >= 0).any())

@@ -69,7 +69,7 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
         _tell_high_rates(console, config)
     console.print(repr(objective), highlight=False, markup=False)
     if "rl" in config.stages:
-        for notice in objective.notices(config.rollout.epochs * config.rollout.minibatches):
+        for notice in objective.notices(config.rollout.epochs * config.rollout.minibatches, session.layout.in_words):
             console.print(notice, highlight=False, markup=False)
 
 

@@ -221,7 +221,7 @@ def test_missing_in_the_rollout(name, options, absent, text):
     [
         ("sapo", {}, "exact_match", r"need a match per step; none of rewards \[exact_match\] gives one"),
         ("sapo", {"ablation": "outcome", "exact_reward": "style"}, "exact_match", r"rewards.style.weight=1"),
-        ("gdpo", {}, "novelty", "by name and weight"),
+        ("gdpo", {}, "novelty", "by name and weight; Rewards.weights has none other than 0"),
         ("sage", {"diversity": "slate"}, "exact_match", "Set diversity=group"),
     ],
 )

@@ -338,6 +338,8 @@ def test_a_category_column_must_be_kept():
         objective.check(Setting(**known, attributes=("shelf", "brand")), "sage")
     with pytest.raises(ConfigError, match=r"attributes are \[\]"):
         objective.check(Setting(**known, attributes=()), "sage")
+    with pytest.raises(ConfigError, match=r"no item has a value in the column 'shelve' \(objective.category\)"):
+        objective.check(Setting(**known, attributes=("shelve",)), "sage")
     objective.check(Setting(**{**known, "categories": True}, attributes=("shelve",)), "sage")
     objective.check(Setting(**{**known, "categories": None}), "sage")
     assert OBJECTIVES.build("sage").category is None
@@ -358,4 +360,24 @@ def test_a_notice_where_bounds_cannot_act(options, said):
     told = list(objective.notices(1))
     assert len(told) == (said is not None)
     assert said is None or said in told[0]
+    assert not list(objective.notices(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, True),
+        ({"positive": "gbpo_slate"}, True),
+        ({"positive": "literal", "negative": "resolved"}, True),
+        ({"advantage": "item"}, True),
+        ({"ratio_level": "item"}, False),
+        ({"ratio_level": "token"}, False),
+        ({"form": "gradient"}, False),
+    ],
+)
+def test_items_in_words_are_told_to_have_a_ratio_of_tokens(options, said):
+    objective = OBJECTIVES.build("sage", options)
+    told = list(objective.notices(2, in_words=True))
+    assert len(told) == said
+    assert not said or "Set objective.ratio_level=token for items in words" in told[0]
     assert not list(objective.notices(2))

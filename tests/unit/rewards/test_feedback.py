@@ -59,7 +59,7 @@ def test_a_column_that_is_not_kept_is_named_with_its_remedy():
 def config_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")
     (folder / "log.csv").write_text(LOG.replace("click", "click,note").replace("\n", ",x\n").replace("note,x", "note"))
-    (folder / "items.csv").write_text(ITEMS)
+    (folder / "items.csv").write_text(ITEMS.replace("\n", ",\n").replace("brand,", "brand,shade"))
     files = [f"data.interactions={folder / 'log.csv'}", f"data.items={folder / 'items.csv'}", "data.source=files"]
     columns = ["data.columns.feedback=[click]", "data.columns.attributes=[brand]"]
     quick = ["stages=[rl]", "rollout.prompts=2", "rollout.group_size=2", "sid.codes=2", "evaluate.beam=4"]
@@ -97,6 +97,13 @@ def verified(config: RunConfig) -> Verifier:
             ["data.columns.feedback=[note]", "rewards.like.column=note"],
             DataError,
             "note is 'x', which is neither a number",
+        ),
+        (["rewards.like.threshold=0", "rewards.like.limit=2"], ConfigError, "threshold=0 pays 1 or 0, so scale and"),
+        (["rewards.like.threshold=0", "rewards.like.scale=2"], ConfigError, "threshold=0 pays 1 or 0, so scale and"),
+        (
+            ["data.columns.attributes=[brand,shade]", "objective=sage", "objective.category=shade"],
+            ConfigError,
+            r"^objective 'sage' needs item categories; no item has a value in the column 'shade'.*[^\n]$",
         ),
         (["objective=sage", "objective.category=brands"], ConfigError, "'brands'.*Did you mean 'brand'"),
     ],

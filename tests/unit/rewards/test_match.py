@@ -188,6 +188,14 @@ def test_step_rewards_need_one_step_per_level():
         REWARDS.build("level_match")(rollout, Targets(torch.tensor([[0]])), context)
 
 
+@pytest.mark.parametrize("name", ["level_match", "prefix_match"])
+def test_a_slate_of_one_item_is_told_to_hold_several(name):
+    context = make_context()
+    with pytest.raises(LayoutError, match=r"the layout has 1 steps.*or a slate of several items \(layout.length=2"):
+        REWARDS.build(name).check(1, context, items=1)
+    REWARDS.build(name).check(2, context, items=2)
+
+
 def test_negative_levels_are_refused():
     with pytest.raises(ConfigError, match="'levels': -1 must be at least 0"):
         REWARDS.build("prefix_match", {"levels": -1})

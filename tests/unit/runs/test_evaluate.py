@@ -21,6 +21,7 @@ from genrl.recommenders.base import deniable
 from genrl.recommenders.searching import bare, rankings, thinking_noise
 from genrl.runs.evaluate import (
     Evaluation,
+    check_reached,
     evaluate,
     evaluated_rows,
     ranking_metrics,
@@ -413,7 +414,11 @@ def test_pools_that_all_lack_their_target_are_refused(session: Session) -> None:
     rows = EvaluationBatches(inside.maker, positions[~reached], 16)
     with pytest.raises(DataError, match="candidate pools holds its target"):
         evaluate(inside.recommender, rows, replace(CONFIG, k=[2]), "valid")
+    with pytest.raises(DataError, match=f"none of {len(rows.positions):,} candidate pools holds its target"):
+        check_reached(rows)
     some = EvaluationBatches(inside.maker, positions, 16)
+    check_reached(some)
+    check_reached(session.batches("valid"))
     found = evaluate(inside.recommender, some, replace(CONFIG, k=[2]), "valid")
     assert_same(found.raw["pool_ceiling"], float(reached.double().mean()), 1e-6)
     assert found.raw["recall@2"] <= found.raw["pool_ceiling"] + 1e-6

@@ -120,6 +120,13 @@ def test_what_is_wrong_with_the_data_leaves_no_run_folder(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_pools_without_any_target_are_refused_before_anything_is_trained(tmp_path):
+    pool = ("data.pool.size=1", "data.pool.target=false", "data.pool.neighbours=0", "data.pool.popular=0")
+    with pytest.raises(DataError, match="none of 2 candidate pools holds its target"):
+        fit(small_config(tmp_path, *QUICK, *pool, "evaluate.valid_users=2", "evaluate.k=[1]"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith((".", "sid-"))]
+
+
 def test_a_corrected_command_is_not_held_against_the_wrong_one(tmp_path):
     with pytest.raises(ConfigError, match="60 distinct SIDs"):
         fit(small_config(tmp_path, *QUICK, "rollout.method=beam", "rollout.group_size=61"))
