@@ -19,7 +19,7 @@ from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import targets_as_completions, write
 from tests.helpers import assert_same
-from tests.models import every_completion, make_codes, make_items, make_policy, make_prompts, padded
+from tests.models import every_completion, make_codes, make_items, make_policy, make_prompts, make_thinking, padded
 
 ITEMS, LENGTH = 6, 3
 DENY = torch.tensor([[0, -1], [5, 2], [-1, -1], [1, 3], [4, -1]])
@@ -212,6 +212,11 @@ def test_rollouts_name_of_a_shared_sid_the_item_that_the_pool_holds():
         assert drawn.items.view(4, -1)[1::2].unique().tolist() == [1, 3, 4, 5]
         found = beams.items.view(4, 3, -1)[:, 0] if layout is slate else beams.items.view(4, 3)
         assert found.equal(ranking.items[:, :3])
+    thinker = make_policy(thinking=True)
+    blocked = make_thinking(thinker, codes, budget=2, on_budget="close")
+    drawn = draw(thinker, blocked, prompts, 16)
+    assert drawn.items.view(4, -1)[::2].unique().tolist() == [0, 2, 3, 4]
+    assert drawn.items.view(4, -1)[1::2].unique().tolist() == [1, 3, 4, 5]
     target = replace(prompts.wanted, items=torch.tensor([[0, 2, 3], [1, 5, 3]] * 2))
     gold = targets_as_completions(slate, replace(prompts, targets=target))
     assert gold.items.equal(target.items)

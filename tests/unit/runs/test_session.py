@@ -1,18 +1,22 @@
 import re
 import shutil
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 
 from genrl.catalog.sequences import Role
 from genrl.config.load import save_config
 from genrl.config.schema import PoolConfig
 from genrl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from genrl.recommenders.policy import PolicyRecommender
+from genrl.runs import tables
 from genrl.runs.recommend import answer
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
+from genrl.runs.stage import build_objective
 from genrl.sid import embedding_of
 from genrl.sid.embed import embed_items
 from tests.helpers import assert_same
@@ -199,6 +203,13 @@ def test_slates_in_words_are_learned_behind_prompts_of_their_own_and_kept_with_t
         PolicyRecommender.load(tmp_path, ("layout.text.show=[title]",))
     with pytest.raises(CheckpointError, match=r": layout.space is 'text' there and 'sid' here"):
         PolicyRecommender.load(tmp_path, ("layout.space=sid",))
+
+
+def test_sage_on_slates_in_words_says_at_the_start_which_ratio_these_want(tmp_path):
+    session = Session.build(small_config(tmp_path, *WORDS, "objective=sage", "rewards.level_match=null"))
+    text = StringIO()
+    tables.header(Console(file=text, width=500), session, build_objective(session.config))
+    assert "Set objective.ratio_level=token for items in words." in text.getvalue()
 
 
 def test_recommendations_are_asked_for_with_the_candidates_that_prompts_list(tmp_path):
