@@ -127,7 +127,10 @@ def _run(words: list[str]) -> int:
         build_parser().print_help(sys.stderr)
         return 2
     options.words = words
-    options.execute(options)
+    from genrl.config.saved import trusting
+
+    with trusting(getattr(options, "trust", False)):
+        options.execute(options)
     sys.stdout.flush()
     return 0
 

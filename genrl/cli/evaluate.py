@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genrl.cli.configuration import compose
+from genrl.cli.configuration import compose, import_plugins
 from genrl.cli.flags import add_command, add_config
 from genrl.errors import ConfigError
 
@@ -41,18 +41,22 @@ def run(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from genrl.config import run_folder
 
+    overrides = options.overrides
     if options.run is None:
-        folder = run_folder(compose(options))
+        config = compose(options)
+        folder = run_folder(config)
+        overrides = [*overrides, *(["model.trust_remote_code=true"] if config.model.trust_remote_code else [])]
     else:
         folder = options.run
+        import_plugins(options)
         _refuse_config(options)
     from genrl.runs.rescore import evaluate_run
 
-    evaluate_run(folder, split=options.split, overrides=options.overrides, stages=options.stage or ())
+    evaluate_run(folder, split=options.split, overrides=overrides, stages=options.stage or ())
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    given = [name for name in ("run", *_of_config(options)) if getattr(options, name) not in (None, [])]
+    given = [name for name in ("run", *_of_config(options)) if getattr(options, name) not in (None, [], False)]
     if given:
         raise ConfigError(f"--benchmark has no use for --{given[0]}: that belongs to runs. Leave one of them out.")
     if options.task is None:
@@ -78,7 +82,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 def _of_config(options: argparse.Namespace) -> list[str]:
     """Names of the flags that a configuration is made of."""
-    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "plugin", "seed")
+    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "plugin", "trust", "seed")
     return [name for name in names if hasattr(options, name)]
 
 

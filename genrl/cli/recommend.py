@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from genrl.cli.flags import add_command
+from genrl.cli.configuration import import_plugins
+from genrl.cli.flags import add_command, add_plugin
 from genrl.errors import ConfigError, DataError, UnsupportedError
 
 
@@ -26,6 +27,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     )
     help_thinking = "print what a policy that thinks wrote before it named the first item"
     recommend.add_argument("--show-thinking", action="store_true", help=help_thinking)
+    add_plugin(recommend)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -33,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
     histories = read_histories(options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
+    import_plugins(options)
     from genrl.runs.recommend import recommend
 
     found = recommend(
