@@ -7,6 +7,7 @@ from typing import Any
 from genrl.cli.configuration import compose, import_plugins
 from genrl.cli.flags import add_command, add_config
 from genrl.errors import ConfigError
+from genrl.terminal import safe
 
 OF_BENCHMARKS = ("task", "data", "generations", "model")
 """Flags that go with --benchmark."""
@@ -77,7 +78,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     else:
         output = Path(options.output or "runs") / options.benchmark / options.model.name
         found = benchmark.run(options.task, options.model, options.data, output)
-    print("\n".join(found.lines()))
+    print("\n".join(map(safe, found.lines())))
 
 
 def _of_config(options: argparse.Namespace) -> list[str]:

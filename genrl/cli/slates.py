@@ -8,6 +8,7 @@ from typing import Any
 from genrl.cli.configuration import import_plugins
 from genrl.cli.flags import add_command, add_plugin
 from genrl.errors import ConfigError
+from genrl.terminal import safe
 
 
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
@@ -33,4 +34,4 @@ def run(options: argparse.Namespace) -> None:
     found = write_slates(
         options.run, options.out, above=options.above, prompts=options.prompts, overrides=options.overrides
     )
-    print("\n".join(found.lines()))
+    print("\n".join(map(safe, found.lines())))

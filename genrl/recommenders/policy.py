@@ -43,6 +43,7 @@ from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
 from genrl.recommenders.searching import noise_of, rankings, slates, thinking_noise
 from genrl.sid.trie import Trie
+from genrl.terminal import verbatim
 
 PRIOR = "prior"
 """Folder, in that of a run, of the prior that its policy has."""
@@ -302,7 +303,7 @@ class PolicyRecommender:
             made = made.under(made.layout.plain)
         weights = folder / WEIGHTS
         for notice in check_decoding(weights, made.decoding()):
-            Console().print(notice)
+            Console().print(verbatim(notice))
         made.policy.load_state(read_weights(weights), str(weights))
         return made
 
