@@ -114,7 +114,7 @@ def _safe_warnings() -> Iterator[None]:
 
     def shown(message: Any, *about: Any, **more: Any) -> None:  # noqa: ANN401 (as the library has it)
         text = paragraphs(message)
-        before(message if text == str(message) else text, *about, **more)  # type: ignore[arg-type]
+        before(message if text == str(message) else text, *about, **more)
 
     warnings.showwarning = shown
     try:

@@ -57,7 +57,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    given = [name for name in ("run", *_of_config(options)) if getattr(options, name) not in (None, [], False)]
+    names = ("run", *_of_config(options), *(["trust"] if options.trust else []))
+    given = [name for name in names if getattr(options, name) not in (None, [])]
     if given:
         raise ConfigError(f"--benchmark has no use for --{given[0]}: that belongs to runs. Leave one of them out.")
     if options.task is None:
@@ -83,7 +84,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 def _of_config(options: argparse.Namespace) -> list[str]:
     """Names of the flags that a configuration is made of."""
-    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "plugin", "trust", "seed")
+    names = ("config", "objective", "baseline", "layout", "stage", "experiment", "plugin", "seed")
     return [name for name in names if hasattr(options, name)]
 
 
