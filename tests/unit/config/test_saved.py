@@ -205,3 +205,13 @@ def test_a_run_that_asks_for_the_code_of_its_model_is_refused(copied):
     assert load(copied, trust=True).rank([["i3"]], 2) == load(copied, ["model.trust_remote_code=true"]).rank(
         [["i3"]], 2
     )
+
+
+def test_a_baseline_that_asks_for_the_code_of_its_model_is_refused(elsewhere):
+    load_plugin(str(elsewhere.plugin))
+    saved = elsewhere.folder / "config.yaml"
+    saved.write_text(saved.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    resealed(elsewhere.folder)
+    with pytest.raises(UntrustedError, match=r"asks to run the code that comes with its base model"):
+        load(elsewhere.folder)
+    assert load(elsewhere.folder, ["model.trust_remote_code=true"]).rank([["i3"]], 2)
