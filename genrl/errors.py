@@ -44,6 +44,10 @@ class UnsupportedError(GenRLError, RuntimeError):
     """A combination of options that is known not to work, refused before anything is built."""
 
 
+class UntrustedError(GenRLError, RuntimeError):
+    """A run folder names code that nobody has said may run."""
+
+
 class NonFiniteError(GenRLError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the batch was saved for inspection."""
 

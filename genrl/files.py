@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
+from genrl.terminal import safe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,7 +194,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting: another process is working in {folder}", file=sys.stderr)
+        print(f"waiting: another process is working in {safe(folder)}", file=sys.stderr)
         lock.acquire()
     try:
         yield

@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from genrl.terminal import paragraphs, safe
+
 FIRST, EVERY = 5.0, 60.0
 """Seconds to the first line, and between lines, where there is no terminal."""
 
@@ -54,14 +56,14 @@ class Display:
         self._speed = SpeedColumn()
         self._clock, self._due = clock, clock() + FIRST
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             self._speed,
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             transient=transient,
             console=console,
             disable=not console.is_terminal,
@@ -78,7 +80,7 @@ class Display:
 
     def add(self, name: str, total: float | None, unit: str, done: int = 0) -> TaskID:
         """Begin to count something, in units in the plural; the total may be unknown."""
-        task = self._bars.add_task(name, total=total or 0.0, completed=done, note="", unit=unit)
+        task = self._bars.add_task(safe(name), total=total or 0.0, completed=done, note="", unit=unit)
         if total is None:
             self._bars.tasks[-1].total = None
         return task
@@ -88,7 +90,7 @@ class Display:
     ) -> None:
         """Say how much is done now, under another name or with a note; `tell` prints a line if lines are printed."""
         further: dict[str, Any] = {} if note is None else {"note": note}
-        self._bars.update(task, completed=done, description=name, **further)
+        self._bars.update(task, completed=done, description=None if name is None else safe(name), **further)
         self.tell(now=tell)
 
     def remove(self, task: TaskID) -> None:
@@ -104,7 +106,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(Text(paragraphs(line)), soft_wrap=True)
 
     def _line(self, task: Task) -> str:
         total = "" if task.total is None else f" of {task.total:,.0f}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
+from genrl.config.saved import trusting
 from genrl.recommenders import Recommender
 from genrl.runs.recommend import answer, load_recommender
 
@@ -37,25 +38,29 @@ class Loaded:
         return [[(item, score) for item, _, score in each.items] for each in found]
 
 
-def load(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load(folder: str | Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Loaded:
     """Load a finished run; the data that it was trained on are not needed.
 
     Args:
         folder: of the run, wherever it is now.
         overrides: `key=value` texts over its configuration, e.g. `model.name=FOLDER` for a base model that has moved.
+        trust: import the plug-ins and run the model code that the folder names: read them first.
 
     Raises:
+        UntrustedError: if it names code that is neither trusted nor imported in this process already.
         CheckpointError: if it is no finished run, or something of it is missing or damaged.
     """
-    return Loaded(load_recommender(Path(folder), overrides)[1])
+    with trusting(trust):
+        return Loaded(load_recommender(Path(folder), overrides)[1])
 
 
-def fit(config: RunConfig | Sequence[str] = (), *, resume: bool = False) -> Path:
+def fit(config: RunConfig | Sequence[str] = (), *, resume: bool = False, trust: bool = False) -> Path:
     """Train a run and return its folder.
 
     Args:
         config: a checked configuration, or `key=value` texts over the defaults.
         resume: go on with an unfinished run of the same configuration.
+        trust: let the folders of `prior.run` and `teacher.run` bring code of their own.
 
     Raises:
         ConfigError: if the configuration is wrong, or the folder holds another run.
@@ -63,4 +68,5 @@ def fit(config: RunConfig | Sequence[str] = (), *, resume: bool = False) -> Path
     from genrl.runs.fit import fit as run  # training loads libraries that ranking does without
 
     checked = config if isinstance(config, RunConfig) else load_config(overrides=list(config), registries=REGISTRIES)
-    return run(checked, resume=resume, command="genrl.fit from Python")
+    with trusting(trust):
+        return run(checked, resume=resume, command="genrl.fit from Python")

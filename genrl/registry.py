@@ -1,9 +1,11 @@
 """Name -> component tables for the few things a user chooses by name."""
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from importlib.abc import SourceLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -193,22 +195,61 @@ class Registry(Generic[T]):
             self.register(name)(loaded)
 
 
+_known: dict[str, list[str]] = {}
+"""Plug-in module -> SHA-256 of each content that was imported under its name, the latest last; of installed ones ""."""
+
+
+def imported(reference: str, digest: str | None, *, latest: bool = False) -> bool:
+    """Whether this process has imported a plug-in already.
+
+    Args:
+        reference: a dotted name, or a path whose last part counts.
+        digest: SHA-256 of the file; None stands for any content.
+        latest: what was imported last under this name must be it.
+    """
+    if not reference.endswith(".py"):
+        return reference in _known
+    found = _known.get(_module(reference), [])
+    return bool(found) if digest is None else digest in (found[-1:] if latest else found)
+
+
+def _module(reference: str) -> str:
+    """Name of the module that a plug-in file becomes."""
+    return f"genrl_plugin_{Path(reference).stem}"
+
+
+class _Source(SourceLoader):
+    """Imports text that was read once; byte code that lies beside its file is neither read nor written."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self.content = path, content
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_data(self, path: str) -> bytes:
+        return self.content
+
+
 def load_plugin(reference: str) -> None:
     """Import a user's module by dotted name, or a Python file by path; a ConfigError if that is not possible."""
     try:
         if not reference.endswith(".py"):
             importlib.import_module(reference)
+            _known[reference] = [""]
             return
-        path = Path(reference)
+        path = Path(reference).expanduser()
         if not path.is_file():
             raise ConfigError(f"plugin {reference!r}: no such file. Give a path to a .py file or an importable module.")
-        name = f"genrl_plugin_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"plugin {reference!r} is not a Python file.")
+        name, content = _module(reference), path.read_bytes()
+        loader = _Source(path, content)
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
+        digest = hashlib.sha256(content).hexdigest()
+        _known[name] = [*(each for each in _known.get(name, []) if each != digest), digest]
     except ConfigError:
         raise
     except Exception as error:

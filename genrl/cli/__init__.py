@@ -7,11 +7,15 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
 from genrl.errors import ConfigError, GenRLError, Stopped, suggest
 from genrl.stopping import handled
+from genrl.terminal import paragraphs
 
 SHORTHANDS = {
     "lr": "learning_rate",
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with handled():
+        with handled(), _safe_warnings():
             return _run(words)
     except Stopped as stop:
         print(f"genrl: stopped by {stop}. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
@@ -103,6 +107,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+@contextmanager
+def _safe_warnings() -> Iterator[None]:
+    """Within the block, warnings show what data and paths hold as `genrl.terminal` does."""
+    before = warnings.showwarning  # Lightning replaces the function that words them
+
+    def shown(message: Any, *about: Any, **more: Any) -> None:  # noqa: ANN401 (as the library has it)
+        text = paragraphs(message)
+        before(message if text == str(message) else text, *about, **more)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def _unknown_flag(flag: str, value: str, options: argparse.Namespace) -> str:
     from genrl.config import dotted_keys
 
@@ -127,7 +147,10 @@ def _run(words: list[str]) -> int:
         build_parser().print_help(sys.stderr)
         return 2
     options.words = words
-    options.execute(options)
+    from genrl.config.saved import trusting
+
+    with trusting(getattr(options, "trust", False)):
+        options.execute(options)
     sys.stdout.flush()
     return 0
 
@@ -140,5 +163,5 @@ def _disk_full(error: BaseException) -> bool:
 
 
 def _complain(message: str) -> int:
-    print(f"genrl: {message}", file=sys.stderr)
+    print(f"genrl: {paragraphs(message)}", file=sys.stderr)
     return 2

@@ -143,7 +143,7 @@ def _shared_words(options: argparse.Namespace) -> list[str]:
         value = getattr(options, name)
         for part in value if isinstance(value, list) else [value]:
             words += [] if part is None else [f"--{name}", part]
-    return words
+    return [*words, *(["--trust"] if options.trust else [])]
 
 
 def _composed(words: list[str]) -> RunConfig:

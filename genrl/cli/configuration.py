@@ -30,6 +30,14 @@ REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
 """Kind of component -> its registry, imported when asked for."""
 
 
+def import_plugins(options: argparse.Namespace) -> None:
+    """Import the plug-ins of the command line, for commands that read a run folder and compose nothing."""
+    from genrl.registry import load_plugin
+
+    for plugin in options.plugin or ():
+        load_plugin(plugin)
+
+
 def compose(options: argparse.Namespace) -> RunConfig:
     """The checked configuration that a parsed command line asks for."""
     from genrl.config import load_config

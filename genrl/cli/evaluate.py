@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genrl.cli.configuration import compose
+from genrl.cli.configuration import compose, import_plugins
 from genrl.cli.flags import add_command, add_config
 from genrl.errors import ConfigError
+from genrl.terminal import safe
 
 OF_BENCHMARKS = ("task", "data", "generations", "model")
 """Flags that go with --benchmark."""
@@ -41,18 +42,23 @@ def run(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from genrl.config import run_folder
 
+    overrides = options.overrides
     if options.run is None:
-        folder = run_folder(compose(options))
+        config = compose(options)
+        folder = run_folder(config)
+        overrides = [*overrides, *(["model.trust_remote_code=true"] if config.model.trust_remote_code else [])]
     else:
         folder = options.run
+        import_plugins(options)
         _refuse_config(options)
     from genrl.runs.rescore import evaluate_run
 
-    evaluate_run(folder, split=options.split, overrides=options.overrides, stages=options.stage or ())
+    evaluate_run(folder, split=options.split, overrides=overrides, stages=options.stage or ())
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    given = [name for name in ("run", *_of_config(options)) if getattr(options, name) not in (None, [])]
+    names = ("run", *_of_config(options), *(["trust"] if options.trust else []))
+    given = [name for name in names if getattr(options, name) not in (None, [])]
     if given:
         raise ConfigError(f"--benchmark has no use for --{given[0]}: that belongs to runs. Leave one of them out.")
     if options.task is None:
@@ -73,7 +79,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     else:
         output = Path(options.output or "runs") / options.benchmark / options.model.name
         found = benchmark.run(options.task, options.model, options.data, output)
-    print("\n".join(found.lines()))
+    print("\n".join(map(safe, found.lines())))
 
 
 def _of_config(options: argparse.Namespace) -> list[str]:

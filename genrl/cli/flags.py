@@ -69,4 +69,12 @@ def add_shared(command: argparse.ArgumentParser) -> None:
     add("--layout", metavar="NAME", help=help_layout)
     add("--experiment", metavar="NAME", help="folder that runs to be compared share")
     add("--output", metavar="FOLDER", help="where run folders go (default: runs)")
-    add("--plugin", action="append", metavar="MODULE", help="module or .py file with components of yours; repeatable")
+    add_plugin(command)
+
+
+def add_plugin(command: argparse.ArgumentParser) -> None:
+    """Flags that say which code may run: the user's own, and that of run folders."""
+    help_plugin = "module or .py file with components of yours; repeatable"
+    command.add_argument("--plugin", action="append", metavar="MODULE", help=help_plugin)
+    help_trust = "run the plug-ins and the model code that run folders name (docs/reliability.md)"
+    command.add_argument("--trust", action="store_true", help=help_trust)

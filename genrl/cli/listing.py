@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrl.cli.configuration import REGISTRIES
 from genrl.cli.flags import add_command
+from genrl.terminal import safe
 
 if TYPE_CHECKING:
     from genrl.registry import Registry
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         broken = registry.broken()
         print(f"{registry.kind}s")
         for name in registry.names():
-            print(f"  {name} (broken: {broken[name]})" if name in broken else f"  {_described(registry, name)}")
+            print(safe(f"  {name} (broken: {broken[name]})" if name in broken else f"  {_described(registry, name)}"))
 
 
 def _described(registry: Registry[Any], name: str) -> str:

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from genrl.cli.flags import add_command
+from genrl.cli.configuration import import_plugins
+from genrl.cli.flags import add_command, add_plugin
 from genrl.errors import ConfigError, DataError, UnsupportedError
+from genrl.terminal import safe
 
 
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
@@ -26,6 +28,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     )
     help_thinking = "print what a policy that thinks wrote before it named the first item"
     recommend.add_argument("--show-thinking", action="store_true", help=help_thinking)
+    add_plugin(recommend)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -33,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
     histories = read_histories(options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
+    import_plugins(options)
     from genrl.runs.recommend import recommend
 
     found = recommend(
@@ -51,12 +55,12 @@ def run(options: argparse.Namespace) -> None:
             f"out, or train with layout=blocked and stage activate."
         )
     for history, each in zip(histories, found, strict=True):
-        print(f"after {', '.join(history)}:")
+        print(f"after {', '.join(map(safe, history))}:")
         blocks = each.thinking if options.show_thinking else None
         for number, block in enumerate(blocks or [], start=1):
-            print(f"      thought {number}: {block}")
+            print(f"      thought {number}: {safe(block)}")
         for rank, (item, title, score) in enumerate(each.items, start=1):
-            print(f"{rank:4d}  {score:9.4f}  {item}  {title}")
+            print(f"{rank:4d}  {score:9.4f}  {safe(item)}  {safe(title)}")
 
 
 def _lines(file: Path, flag: str) -> list[str]:

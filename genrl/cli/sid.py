@@ -5,6 +5,7 @@ from typing import Any
 
 from genrl.cli.configuration import compose
 from genrl.cli.flags import add_command, add_config
+from genrl.terminal import safe
 
 
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
@@ -18,4 +19,4 @@ def run(options: argparse.Namespace) -> None:
     config = compose(options)
     from genrl.runs.fit import build_sids
 
-    print("\n".join(build_sids(config).report.lines()))
+    print("\n".join(map(safe, build_sids(config).report.lines())))

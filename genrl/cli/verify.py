@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl.cli.flags import add_command
+from genrl.terminal import safe
 
 
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
@@ -21,4 +22,4 @@ def run(options: argparse.Namespace) -> None:
     from genrl.runs.verify import verify
 
     for folder in options.run:
-        print(verify(folder))
+        print(safe(verify(folder)))

@@ -18,7 +18,8 @@ from torch import Tensor
 from genrl.compare.plan import UNLIMITED, Plan, completions
 from genrl.compare.record import Row
 from genrl.compare.run import choose, is_done
-from genrl.config import RunConfig, load_config
+from genrl.config import RunConfig
+from genrl.config.saved import read_saved
 from genrl.errors import DataError
 from genrl.files import read_json
 from genrl.manifest import METRICS, check
@@ -90,7 +91,7 @@ class Finished:
 
     @cached_property
     def config(self) -> RunConfig:
-        return load_config([self.folder / "config.yaml"])
+        return read_saved(self.folder)
 
     @cached_property
     def ranks(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from genrl.compare.quantities import TESTED, titled
 from genrl.compare.record import Line, Report, Table
 from genrl.compare.verdict import lead, listed, named, p_text, remarks, signed, warnings
 from genrl.runs.tables import ties
+from genrl.terminal import verbatim
 
 WIDTH = 100
 """Columns where there is no terminal that says how many it has."""
@@ -35,14 +36,14 @@ def show(report: Report, folder: Path, console: Console | None = None) -> None:
         f"Read with care: {care} {'warning' if care == 1 else 'warnings'} in the report." if care else "",
     ):
         if line:
-            console.print(line, markup=False, highlight=False)
+            console.print(verbatim(line))
     cold = "" if table.cold_rows is None else f", {table.cold_rows:,} with a cold target"
     console.print(_grid(report, table, f"test, {KINDS[kind]}: {table.users:,} users{cold}, {table.main.upper()}"))
     if table.ties:
         console.print(_by_ties(report, table))
-        console.print(ties(table.ties), highlight=False)
+        console.print(verbatim(ties(table.ties)))
     for name in ("report.html", "report.md"):
-        console.print(f"{folder / name}", markup=False, highlight=False, soft_wrap=True)
+        console.print(verbatim(folder / name), soft_wrap=True)
 
 
 def _grid(report: Report, table: Table, title: str) -> Grid:
@@ -51,12 +52,12 @@ def _grid(report: Report, table: Table, title: str) -> Grid:
     grid.add_column("", no_wrap=True)
     baseline = shortened(named(report.baseline))
     for head in ("seeds", titled(table.main), f"minus {baseline}, 95% interval", "p", *map(titled, others)):
-        grid.add_column(head, justify="right")
+        grid.add_column(verbatim(head), justify="right")
     for rows in groups(report, table).values():
         for row in rows:
             line = table.lines[row]
             cells = [str(len(line.seeds) or ""), *_main(line, table.main), *(_number(line, name) for name in others)]
-            grid.add_row(shortened(named(row)), *cells)
+            grid.add_row(verbatim(shortened(named(row))), *cells)
     return grid
 
 
@@ -67,7 +68,7 @@ def _by_ties(report: Report, table: Table) -> Grid:
     for head in apart_heads(table):
         grid.add_column(head, justify="right")
     for row in (row for rows in groups(report, table).values() for row in rows):
-        grid.add_row(shortened(named(row)), *apart(table.lines[row], table))
+        grid.add_row(verbatim(shortened(named(row))), *apart(table.lines[row], table))
     return grid
 
 

@@ -32,6 +32,8 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     registries: Registries | None = None,
+    *,
+    imports: bool = True,
 ) -> RunConfig:
     """Compose a configuration, check it and import its plug-ins.
 
@@ -41,6 +43,7 @@ def load_config(
         overrides: `key=value` texts.
         registries: where components are looked up and their options completed; without them neither is checked, nor
             are the keys of `trainer.extra`.
+        imports: import the plug-ins; without, nothing that the configuration names is run.
 
     Raises:
         ConfigError: with all problems. Components are looked up only if everything else is in order, so that a
@@ -60,7 +63,7 @@ def load_config(
     problems += [_located(problem, layers) for problem in wrong]
     if problems:
         raise ConfigError(_report(problems, "Components and their options are checked next." if registries else ""))
-    wrong = list(_plugins(config))
+    wrong = list(_plugins(config)) if imports else []
     if registries is not None:
         wrong += [*_components(config, registries, written), *unknown_arguments(config)]
     if wrong:

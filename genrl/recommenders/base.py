@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genrl.batches import Ranking, Requests
 from genrl.catalog.dataset import Dataset
-from genrl.config.load import load_config
+from genrl.config.saved import read_saved, refuse_remote_code
 from genrl.config.schema import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import read_weights, save_weights
@@ -227,7 +227,8 @@ class Baseline(nn.Module, ABC):
 
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> Baseline:
-        config = load_config([folder / "config.yaml"], {}, overrides)
+        config = read_saved(folder, overrides)
+        refuse_remote_code(folder, config, overrides)
         dataset, table = read_problem(folder)
         made = build_baseline(config, Problem(dataset, table, config.model, folder / "tokenizer"))
         made.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from genrl.batches import Requests
 from genrl.catalog.items import Catalog
-from genrl.config.load import load_config, save_config
+from genrl.config.load import save_config
+from genrl.config.saved import copy_plugins, read_saved
 from genrl.config.schema import GuideConfig, RunConfig
 from genrl.errors import CheckpointError, UnsupportedError
 from genrl.files import read_json, read_weights
@@ -35,7 +36,8 @@ class RunGuide(Guide):
     ) -> None:
         if whole:
             _check_run(folder, section, problem)
-        self.run = load_config([folder / "config.yaml"])
+        self.folder = folder
+        self.run = read_saved(folder)
         recommender = _load(folder, self.run)
         _check_items(folder, section, recommender.problem.dataset.catalog, problem.dataset.catalog)
         nobody = torch.full((1, 1), -1)
@@ -57,6 +59,7 @@ class RunGuide(Guide):
         """Write all that is needed to load it again without its run."""
         folder.mkdir(exist_ok=True)
         self.source.save(folder)
+        copy_plugins(self.folder, folder)
         save_config(self.run, folder / "config.yaml")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genrl.batches import Ranking, Requests
 from genrl.catalog.items import Catalog
-from genrl.config.load import load_config
+from genrl.config.saved import read_saved, refuse_remote_code
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.errors import CheckpointError, ConfigError, UnsupportedError
 from genrl.files import key_of, read_metadata, read_weights, save_weights
@@ -43,6 +43,7 @@ from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.recommenders.guides import RunGuide
 from genrl.recommenders.searching import noise_of, rankings, slates, thinking_noise
 from genrl.sid.trie import Trie
+from genrl.terminal import verbatim
 
 PRIOR = "prior"
 """Folder, in that of a run, of the prior that its policy has."""
@@ -304,17 +305,18 @@ class PolicyRecommender:
     @classmethod
     def load(cls, folder: Path, overrides: tuple[str, ...] = ()) -> PolicyRecommender:
         """Read what `save` wrote; what is to be searched in another way than the weights were chosen with is told."""
-        config = load_config([folder / "config.yaml"], {}, overrides)
+        config = read_saved(folder, overrides)
+        refuse_remote_code(folder, config, overrides)
         dataset, table = read_problem(folder)
         saved = folder / "tokenizer" if config.model.name == "tiny" else None
-        named = load_config([folder / "config.yaml"]).prior.run
+        named = read_saved(folder).prior.run
         prior = folder / PRIOR if named is not None and config.prior.run == named else None
         made = cls.build(config, Problem(dataset, table, config.model, saved, prior))
         if not {"activate", "rl"} & set(config.stages):
             made = made.under(made.layout.plain)
         weights = folder / WEIGHTS
         for notice in check_decoding(weights, made.decoding()):
-            Console().print(notice)
+            Console().print(verbatim(notice))
         made.policy.load_state(read_weights(weights), str(weights))
         return made
 

@@ -23,6 +23,7 @@ from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
 from genrl.runs.stage import build_objective, held, run_stage, stages_of
 from genrl.sid.table import SidTable
+from genrl.terminal import verbatim
 from genrl.training.board import write_outcome
 from genrl.training.fitting import check_accelerator, find_rank, is_first, quiet_libraries
 
@@ -83,7 +84,8 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
 def _show_finished(folder: Path, console: Console) -> Path:
     """Show the tables of a run that need not be made again."""
     check(folder)
-    console.print(f"[bold]{folder} is finished already.[/] Remove it, or change experiment or seed, to run it again.")
+    finished = verbatim(f"{folder} is finished already.", "bold")
+    console.print(finished, "Remove it, or change experiment or seed, to run it again.", soft_wrap=True)
     tables.show(console, read_json(folder / "metrics.json"))
     return folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from genrl.config.load import save_config
+from genrl.config.saved import INPUTS, keep_plugins
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError
 from genrl.files import locked, read_json, refuse_links, sweep, write_json, write_text
@@ -74,7 +75,9 @@ def claim(folder: Path, config: RunConfig, command: str) -> None:
     if saved.exists():
         return
     write_json(folder / "versions.json", versions())
-    write_json(folder / "inputs.json", {name: digest for name, (_, digest) in input_files(config).items()})
+    inputs = {name: digest for name, (_, digest) in input_files(config).items()}
+    keep_plugins(folder, config, inputs)
+    write_json(folder / INPUTS, inputs)
     write_text(
         folder / "command.txt",
         f"{command or 'started from Python'}\n# the same run again, elsewhere:\n"

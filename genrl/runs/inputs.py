@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import asdict
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def input_files(config: RunConfig, names: Collection[str] | None = None) -> dict
     }
 
 
+def modules(config: RunConfig) -> list[str]:
+    """`plugins NAME` of each plug-in that is an installed module: of files, a run has copies of its own."""
+    return [f"plugins {name}" for name in config.plugins if not name.endswith(".py")]
+
+
 def plugins(config: RunConfig) -> dict[str, Path]:
     """`plugins NAME` -> file or folder of each plug-in of a configuration, as far as it is found."""
     found = {f"plugins {module}": _source(module) for module in config.plugins}
@@ -42,11 +48,16 @@ def plugins(config: RunConfig) -> dict[str, Path]:
 
 
 def _source(module: str) -> Path | None:
-    """The file or folder of a plug-in, given as a module or a .py file."""
+    """The file or folder of a plug-in, given as a module or a .py file; nothing is imported to find it."""
     if module.endswith(".py"):
         return Path(module)
+    first, *parts = module.split(".")
     try:
-        found = find_spec(module)
+        found = find_spec(first)
+        for part in parts:  # `find_spec` of a dotted name would import its parents
+            inside = None if found is None else found.submodule_search_locations
+            first = f"{first}.{part}"
+            found = None if inside is None else PathFinder.find_spec(first, inside)
     except (ImportError, ValueError):
         return None
     if found is None or found.origin is None:

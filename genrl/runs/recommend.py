@@ -12,13 +12,13 @@ from torch import Tensor
 
 from genrl.batches import Ranking, Requests
 from genrl.catalog.items import Catalog
-from genrl.config.load import load_config
+from genrl.config.saved import read_saved
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.manifest import METRICS, check
 from genrl.progress import progress_bar
 from genrl.recommenders import Baseline, Recommender
-from genrl.runs.inputs import check_inputs, plugins
+from genrl.runs.inputs import check_inputs, modules
 
 if TYPE_CHECKING:
     from genrl.recommenders.policy import PolicyRecommender
@@ -44,6 +44,7 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
         The configuration of the run under the overrides, and its recommender.
 
     Raises:
+        UntrustedError: if it names code that nobody has said may run.
         CheckpointError: if the folder is no finished run, its weights are missing, damaged or of another model, are to
             be decoded in another way, or a plug-in or the base model is not the one that the run was trained with.
     """
@@ -58,7 +59,7 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
         )
     check(folder)
     config = run_config(folder, overrides)
-    check_inputs(folder, config, ["model.name", *plugins(config)])
+    check_inputs(folder, config, ["model.name", *modules(config)])
     if config.stages == ["baseline"]:
         return config, Baseline.load(folder, tuple(overrides))
     from genrl.recommenders.policy import PolicyRecommender  # loads transformers, which most baselines do without
@@ -68,11 +69,11 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
 
 def run_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run, wherever its folder is now."""
-    config = load_config([folder / "config.yaml"])
+    config = read_saved(folder)
     home, experiment = folder.resolve(), Path(config.experiment).parts
     if home.parts[-1 - len(experiment) : -1] == experiment:  # what its experiment shares lies beside it
         config.output = str(home.parents[len(experiment)])
-    return load_config([folder / "config.yaml"], {"output": config.output}, list(overrides)) if overrides else config
+    return read_saved(folder, overrides, {"output": config.output}) if overrides else config
 
 
 def recommend(

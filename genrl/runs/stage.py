@@ -29,6 +29,7 @@ from genrl.runs.folder import owned
 from genrl.runs.record import Meter, evaluation_name, score
 from genrl.runs.session import Session
 from genrl.runs.stages import supervised_stages
+from genrl.terminal import verbatim
 from genrl.training.activate import ActivateModule, forgotten
 from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
@@ -82,11 +83,11 @@ def run_stage(stage: Stage, console: Console, *, last: bool) -> dict[str, Any]:
     with held(stage.folder) if stage.shared else contextlib.nullcontext():
         if stage.finished:
             check(stage.folder)
-            console.print(f"{stage.name}: reusing {stage.folder}")
+            console.print(verbatim(f"{stage.name}: reusing {stage.folder}"), soft_wrap=True)
             cost = read_json(stage.folder / METRICS)
         else:
             if stage.note is not None and (said := stage.note()):
-                console.print(said, highlight=False)
+                console.print(verbatim(said))
             cost = _train(stage)
         if not stage.shared:
             return {"stage": cost, **_scored(stage, stage.folder)}

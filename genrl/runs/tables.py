@@ -21,6 +21,7 @@ from genrl.metrics.ranking import TIES
 from genrl.objectives import OBJECTIVES, Objective
 from genrl.recommenders import BASELINES, TrainedBaseline
 from genrl.runs.stages import supervised_stages
+from genrl.terminal import safe, verbatim
 
 if TYPE_CHECKING:
     from genrl.catalog.dataset import Dataset
@@ -47,30 +48,31 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
     kind, registry = ("objective", OBJECTIVES) if objective is not None else ("baseline", BASELINES)
     entry = registry.entry(getattr(config, kind)["name"])
     paper = f", {entry.paper}" if entry.paper else ""
-    console.print(f"[bold]{entry.title}[/] ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
+    about = verbatim(f" ({entry.name}{paper}), experiment {config.experiment}, seed {config.seed}")
+    console.print(verbatim(entry.title, "bold") + about)
     describe_data(console, session.dataset, config.data.pool)
     if objective is None:
         own = isinstance(recommender, TrainedBaseline) and recommender.backbone is None
         if own and config.trainer.precision == "bf16-true":
-            console.print(f"{entry.name} holds its weights in float32: bf16-true is for language models.")
+            console.print(verbatim(f"{entry.name} holds its weights in float32: bf16-true is for language models."))
         return
     for line in session.table.report.lines():
-        console.print(f"  {line}", highlight=False)
+        console.print(verbatim(f"  {line}"))
     for line in session.layout.told():
-        console.print(f"  {line}", highlight=False, markup=False)
-    console.print(f"policy {config.model.name}", highlight=False)
+        console.print(verbatim(f"  {line}"))
+    console.print(verbatim(f"policy {config.model.name}"))
     prior = session.learner.prior
     if prior is not None:
         told = f"prior {prior.name} ({config.prior.run}), weight {config.prior.weight:g}"
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(verbatim(told), soft_wrap=True)
     if config.model.from_scratch and not supervised_stages(config):
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     if not config.model.from_scratch:
         _tell_high_rates(console, config)
-    console.print(repr(objective), highlight=False, markup=False)
+    console.print(verbatim(repr(objective)))
     if "rl" in config.stages:
         for notice in objective.notices(config.rollout.epochs * config.rollout.minibatches, session.layout.in_words):
-            console.print(notice, highlight=False, markup=False)
+            console.print(verbatim(notice))
 
 
 def _tell_high_rates(console: Console, config: RunConfig) -> None:
@@ -78,32 +80,33 @@ def _tell_high_rates(console: Console, config: RunConfig) -> None:
     for stage in supervised_stages(config):
         rate = getattr(config, stage).learning_rate
         if rate > HIGH_RATE:
-            console.print(
+            told = (
                 f"{stage}.learning_rate={rate:g} is one for weights that start at random; pre-trained ones usually "
-                f"want less than {HIGH_RATE:g}.",
-                highlight=False,
+                f"want less than {HIGH_RATE:g}."
             )
+            console.print(verbatim(told))
 
 
 def places(console: Console, paths: dict[str, Path]) -> None:
     """Say where things lie, a line each that is never broken, so that it can be copied."""
     for name, path in paths.items():
-        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+        console.print(verbatim(f"{name}: {path}"), soft_wrap=True)
     folder = next(iter(paths.values())).parent
-    console.print(f"all curves of the experiment: tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
+    console.print(verbatim(f"all curves of the experiment: tensorboard --logdir {folder}"), soft_wrap=True)
 
 
 def describe_data(console: Console, dataset: Dataset, pool: PoolConfig | None = None) -> None:
     """Say how large a data set is."""
     catalog, sequences = dataset.catalog, dataset.sequences
-    console.print(
+    counts = (
         f"data {dataset.name}: {len(sequences.user_ids):,} users, {len(catalog):,} items, "
         f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
     )
+    console.print(verbatim(counts))
     if dataset.ties:
-        console.print(dataset.ties, highlight=False)
+        console.print(verbatim(dataset.ties))
     if pool is not None and pool.size is not None:
-        console.print(pools.in_words(pool), highlight=False)
+        console.print(verbatim(pools.in_words(pool)))
 
 
 def with_ties(results: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: S
     kinds["excluded"].pop("repeat_last", None)  # without the history it is most popular
     every = [values for scored in kinds.values() for values in scored.values()]
     passes = list(dict.fromkeys(name for values in every for name in values if name.startswith("pass@")))
-    names = [NAMES.get(name, name) for name in rows]
+    names = [safe(NAMES.get(name, name)) for name in rows]
     inside = any("pool_size" in values for values in every)
     room = (console.width - 3 - max(map(len, (*names, *KINDS.values())))) // 8 - len(passes) - 2 * inside
     shown = [*columns(k, max(1, room)), *passes]
@@ -152,13 +155,13 @@ def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: S
         for name, values in scored.items():
             found = [values.get(column) for column in shown]
             said = ["-" if value is None else f"{value:.4f}" for value in found]
-            table.add_row(NAMES.get(name, name), *said, *(_pool_cells(values) if inside else ()))
+            table.add_row(verbatim(NAMES.get(name, name)), *said, *(_pool_cells(values) if inside else ()))
     console.print(table)
     heads = {column.partition("@")[0] for column in shown}
     defined = [f"{COLUMNS[name]}@{main_cut(k)}: {said}" for name, said in DEFINITIONS.items() if name in heads]
     for line in (f"{'; '.join(defined)}." if defined else "", *remarks(kinds, max(k))):
         if line:
-            console.print(line, highlight=False)
+            console.print(verbatim(line))
 
 
 def columns(k: Sequence[int], room: int) -> list[str]:
@@ -288,13 +291,13 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
     ranking_table(console, "test", with_ties(scored), k)
     differences = metrics.get("differences", {})
     words = "brought, with the history excluded; 95% intervals, for other users:" if differences else "cost:"
-    console.print(f"What each stage {words}", highlight=False, soft_wrap=True)
+    console.print(verbatim(f"What each stage {words}"), soft_wrap=True)
     before = ""
     for name, stage in metrics["stages"].items():
         gain = differences.get(name, {}).get("excluded", {}).get(f"ndcg@{main_cut(k)}")
         brought = "" if gain is None else f": {_brought(gain, before, kept=stage['best_step'] == 0, k=main_cut(k))}"
         cost = f"{stage['seconds']:.1f} s, {stage['peak_mib']:.0f} MiB, weights of step {stage['best_step']}"
-        console.print(f"  {name} ({cost}){brought}", markup=False, highlight=False, soft_wrap=True)
+        console.print(verbatim(f"  {name} ({cost}){brought}"), soft_wrap=True)
         before = name
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from genrl.config.load import load_config
 from genrl.errors import CheckpointError
 from genrl.files import read_json, read_weights
 from genrl.manifest import METRICS, check
 from genrl.recommenders.base import WEIGHTS
-from genrl.runs.inputs import check_inputs, plugins
-from genrl.runs.recommend import run_config
+from genrl.runs.inputs import check_inputs, modules
 from genrl.training.checkpoints import points, whole
 
 
@@ -33,8 +33,8 @@ def verify(folder: Path) -> str:
     files += sum(len(check(path.parent)) for place in places for path in place.glob(f"evaluation-*/{METRICS}"))
     files += sum(_checkpoints(place) for place in places)
     if (folder / "config.yaml").is_file():
-        config = run_config(folder)
-        check_inputs(folder, config, ["model.name", *plugins(config)])
+        config = load_config([folder / "config.yaml"], imports=False)
+        check_inputs(folder, config, ["model.name", *modules(config)])
     values = sum(_numbers(path) for place in places for path in place.rglob(WEIGHTS))
     beside = f", those of {len(places) - 1} shared stage(s) among them" if stages else ""
     return f"{folder}: {files} files are what they were{beside}; {values:,} weights, all of them finite."
