@@ -134,5 +134,5 @@ def test_diversity_needs_a_list_and_categories(known, options, items, error, mes
 
 def test_match_rewards_want_a_step_for_each_level_or_item(known):
     build_verifier({"level_match": {}}, known, steps=3, items=3)
-    with pytest.raises(LayoutError, match=r"layout has 6 steps.*or per item \(slate\)"):
+    with pytest.raises(LayoutError, match=r"layout has 6 steps.*a slate of several items"):
         build_verifier({"level_match": {}}, known, steps=6, items=3)
