@@ -69,7 +69,8 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     if not config.model.from_scratch:
         _tell_high_rates(console, config)
-    console.print(verbatim(repr(objective)))
+    for line in repr(objective).splitlines():
+        console.print(verbatim(line))
     if "rl" in config.stages:
         for notice in objective.notices(config.rollout.epochs * config.rollout.minibatches, session.layout.in_words):
             console.print(verbatim(notice))

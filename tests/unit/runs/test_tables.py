@@ -294,6 +294,8 @@ def test_the_header_says_what_is_about_to_run(session):
         "PolicyObjective(",
     ):
         assert words in text
+    assert "\n  credit    = " in text  # a line for each piece
+    assert "\\n" not in text
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(1, True), (2, False)])
