@@ -69,8 +69,7 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
         console.print("The policy starts from random weights: no stage before rl is asked for (stages=[align,rl]).")
     if not config.model.from_scratch:
         _tell_high_rates(console, config)
-    for line in repr(objective).splitlines():
-        console.print(verbatim(line))
+    console.print(*map(verbatim, repr(objective).splitlines()), sep="\n")
     if "rl" in config.stages:
         for notice in objective.notices(config.rollout.epochs * config.rollout.minibatches, session.layout.in_words):
             console.print(verbatim(notice))
