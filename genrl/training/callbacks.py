@@ -263,13 +263,13 @@ def keep_notes(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept, lines = [], path.read_bytes().splitlines()
-    for line in lines:
+    for number, line in enumerate(lines):
         try:
             note = json.loads(line)
             if note["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
-            warnings.warn(f"{path} held {len(lines) - len(kept)} damaged line(s) at its end; cut off.", stacklevel=2)
+            warnings.warn(f"{path} held {len(lines) - number} damaged line(s) at its end; cut off.", stacklevel=2)
             break
     with atomic(path) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in kept))
