@@ -52,7 +52,8 @@ class StopPoint(Callback):
         if step == self.step or not isinstance(module, RankingModule) or step % module.updates:
             return
         self.step = step
-        number = int(world_max(torch.tensor(asked(), device=module.device)))
+        alone = trainer.world_size == 1  # then nothing has to wait for the device
+        number = asked() if alone else int(world_max(torch.tensor(asked(), device=module.device)))
         if number:
             ask(number)
             trainer.should_stop = True
