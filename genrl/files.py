@@ -103,10 +103,15 @@ def refuse_links(folder: Path) -> None:
         )
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one move."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text in one move."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import CheckpointError
-from genrl.files import atomic, file_hash, save_weights
+from genrl.files import file_hash, save_weights, write_bytes
 from genrl.layouts.base import Layout
 from genrl.ops import world_max
 from genrl.policy.model import Policy
@@ -272,5 +272,4 @@ def keep_notes(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             warnings.warn(f"{path} held {len(lines) - number} damaged line(s) at its end; cut off.", stacklevel=2)
             break
-    with atomic(path) as temporary:
-        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
