@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
 from genrl.terminal import safe
@@ -45,16 +45,6 @@ def atomic(path: Path) -> Iterator[Path]:
         move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def durable(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write into that is on the disk when the block ends; what had its name, a link too, is gone."""
-    path.unlink(missing_ok=True)
-    with path.open("xb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def move(source: Path, target: Path) -> None:
@@ -113,10 +103,15 @@ def refuse_links(folder: Path) -> None:
         )
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one move."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text in one move."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)

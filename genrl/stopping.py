@@ -60,7 +60,7 @@ def answer() -> None:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Only note signals: whoever is at work asks `wanted` between its steps.
+    """Only note signals: whoever is at work looks at `asked` between its steps.
 
     Raises:
         Stopped: at the end, if a signal arrived.
@@ -72,11 +72,6 @@ def patient() -> Iterator[None]:
         _asked.patient = before
     if _asked.signal is not None and not before:
         raise Stopped(_asked.signal)
-
-
-def wanted() -> bool:
-    """Whether somebody has asked this process to stop."""
-    return _asked.signal is not None
 
 
 def ask(number: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from genrl.config.load import load_config
 from genrl.config.schema import RunConfig
 from genrl.errors import CheckpointError, ConfigError, UntrustedError
-from genrl.files import atomic, file_hash, read_json, write_json
+from genrl.files import file_hash, read_json, write_bytes, write_json
 from genrl.registry import imported, load_plugin
 
 COPIES, INPUTS = "plugins", "inputs.json"
@@ -85,11 +85,7 @@ def keep_plugins(folder: Path, config: RunConfig, hashes: Mapping[str, str]) -> 
         digest = hashes.get(f"plugins {name}")
         if not name.endswith(".py") or digest is None:
             continue
-        content = Path(name).expanduser().read_bytes()
-        target = _place(folder, name, digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(target) as temporary:
-            temporary.write_bytes(content)
+        target = _keep(folder, name, digest, Path(name).expanduser())
         if file_hash(target) != digest or (imported(name, None) and not imported(name, digest, latest=True)):
             raise ConfigError(f"plugin {name!r} was changed since it was imported. Give the same command again.")
 
@@ -99,12 +95,17 @@ def copy_plugins(source: Path, folder: Path) -> None:
     held = _hashes(source)
     for name in held:
         if name.endswith(".py"):
-            target = _place(folder, name, held[name])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(target) as temporary:
-                temporary.write_bytes(_copy(source, name, held).read_bytes())
+            _keep(folder, name, held[name], _copy(source, name, held))
     if held:
         write_json(folder / INPUTS, {f"plugins {name}": digest for name, digest in held.items()})
+
+
+def _keep(folder: Path, name: str, digest: str, source: Path) -> Path:
+    """Write the copy of a plug-in."""
+    content, target = source.read_bytes(), _place(folder, name, digest)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, content)
+    return target
 
 
 def _hashes(folder: Path) -> dict[str, str]:

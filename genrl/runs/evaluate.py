@@ -13,7 +13,7 @@ from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import DataError
-from genrl.metrics.functional import distinct
+from genrl.metrics.functional import distinct, seen
 from genrl.metrics.ranking import RankingMetrics, per_row_metrics
 from genrl.ops import world_max
 from genrl.progress import progress_bar
@@ -130,12 +130,12 @@ def _evaluate(
     with progress_bar(name, count, "users") as advance:
         for places, batch in zip(batches.rows, batches, strict=True):
             requests, places = batch.to(str(device)), places.to(device)
-            seen = (distinct(requests.history) >= 0).sum(1)
+            past = (distinct(requests.history) >= 0).sum(1)
             told = recommender.information(requests) if tell and isinstance(recommender, PolicyRecommender) else None
             for kind, shown in recommender.rankings(requests, config).items():
                 metrics[kind].update(shown, requests.wanted, history=requests.history)
                 found = {"rank": per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]}
-                left = len(codes) - seen if kind == "excluded" else torch.full_like(seen, len(codes))
+                left = len(codes) - past if kind == "excluded" else torch.full_like(past, len(codes))
                 if requests.pool is not None:
                     left = _candidates(requests, requests.history if kind == "excluded" else None)
                     found |= {"pool_size": _candidates(requests), "pool_ceiling": _reached(requests)}
@@ -189,15 +189,12 @@ def _candidates(requests: Requests, without: Tensor | None = None) -> Tensor:
     """How many items [P] the pools hold, but for those in the rows of `without` [P, H]."""
     assert requests.pool is not None
     pool = distinct(requests.pool)
-    there = pool >= 0
-    if without is not None:
-        there &= ~(pool[:, :, None] == without[:, None]).any(2)
-    return there.sum(1)
+    there = (pool >= 0).sum(1)
+    return there if without is None else there - seen(pool, without).sum(1)
 
 
 def _reached(requests: Requests) -> Tensor:
     """Share [P] of the targets of each request that are in its pool."""
     assert requests.pool is not None
     targets = requests.wanted.items
-    reached = (targets[:, :, None] == requests.pool[:, None]).any(2) & (targets >= 0)
-    return reached.sum(1) / (targets >= 0).sum(1).clamp(min=1)
+    return seen(targets, requests.pool).sum(1) / (targets >= 0).sum(1).clamp(min=1)

@@ -13,7 +13,7 @@ from genrl.batches import Completions, Requests, Rewards
 from genrl.catalog.dataset import Dataset
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError
-from genrl.files import file_hash
+from genrl.files import file_hash, write_text
 from genrl.layouts import writes_slates
 from genrl.metrics.functional import distinct, seen
 from genrl.ops import seed_of
@@ -119,7 +119,7 @@ def write_slates(
         found = "" if best == float("-inf") else f"; the best of them earns {best:.3f}. Lower --above"
         raise DataError(f"no slate that can be kept earns more than {above:g} for {len(asked):,} prompts{found}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
     outcome = torch.cat(totals)
     return Kept(path, len(asked), len(lines), above, float(outcome.mean()), torch.tensor(kept), refused, len(outcome))
 

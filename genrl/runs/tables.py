@@ -56,9 +56,7 @@ def header(console: Console, session: Session, objective: Objective | None) -> N
         if own and config.trainer.precision == "bf16-true":
             console.print(verbatim(f"{entry.name} holds its weights in float32: bf16-true is for language models."))
         return
-    for line in session.table.report.lines():
-        console.print(verbatim(f"  {line}"))
-    for line in session.layout.told():
+    for line in (*session.table.report.lines(), *session.layout.told()):
         console.print(verbatim(f"  {line}"))
     console.print(verbatim(f"policy {config.model.name}"))
     prior = session.learner.prior

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import DataError
-from genrl.files import atomic
+from genrl.files import write_bytes
 from genrl.ops import expect
 
 FORMAT = "genrl-sid-table-2"
@@ -113,8 +113,7 @@ class SidTable:
             "report": json.dumps(asdict(self.report)),
         }
         metadata["sha256"] = _digest(metadata, self.codes)
-        with atomic(path) as temporary:
-            temporary.write_bytes(save({"codes": self.codes.contiguous()}, metadata=metadata))
+        write_bytes(path, save({"codes": self.codes.contiguous()}, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path, catalog: Catalog | None = None) -> SidTable:

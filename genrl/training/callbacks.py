@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import CheckpointError
-from genrl.files import atomic, file_hash, save_weights
+from genrl.files import file_hash, save_weights, write_bytes
 from genrl.layouts.base import Layout
 from genrl.ops import world_max
 from genrl.policy.model import Policy
@@ -52,7 +52,8 @@ class StopPoint(Callback):
         if step == self.step or not isinstance(module, RankingModule) or step % module.updates:
             return
         self.step = step
-        number = int(world_max(torch.tensor(asked(), device=module.device)))
+        alone = trainer.world_size == 1  # then nothing has to wait for the device
+        number = asked() if alone else int(world_max(torch.tensor(asked(), device=module.device)))
         if number:
             ask(number)
             trainer.should_stop = True
@@ -263,13 +264,12 @@ def keep_notes(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept, lines = [], path.read_bytes().splitlines()
-    for line in lines:
+    for number, line in enumerate(lines):
         try:
             note = json.loads(line)
             if note["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
-            warnings.warn(f"{path} held {len(lines) - len(kept)} damaged line(s) at its end; cut off.", stacklevel=2)
+            warnings.warn(f"{path} held {len(lines) - number} damaged line(s) at its end; cut off.", stacklevel=2)
             break
-    with atomic(path) as temporary:
-        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+    write_bytes(path, b"".join(line + b"\n" for line in kept))

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from genrl.files import durable, file_hash, move
+from genrl.files import atomic, file_hash, move
 
 KEPT = 2
 NAME = re.compile(r"resume-(\d+)-([0-9a-f]{16})\.ckpt")
@@ -23,7 +23,7 @@ class Checkpoints(TorchCheckpointIO):
     """Lightning's files, written where they shall lie, not by way of the temporary folder, and through to the disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
-        with durable(Path(path)) as stream:
+        with atomic(Path(path)) as temporary, temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
 
 

@@ -10,7 +10,6 @@ from genrl.config.schema import RLConfig
 from genrl.errors import CheckpointError, DataError
 from genrl.files import (
     atomic,
-    durable,
     file_hash,
     key_of,
     locked,
@@ -111,8 +110,8 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path):
     write_text(own / "note.txt", "new")
     assert [(path.name, path.is_symlink(), path.read_text()) for path in own.iterdir()] == [("note.txt", False, "new")]
     (own / "resume.writing").symlink_to(theirs)
-    with durable(own / "resume.writing") as stream:
-        stream.write(b"state")
+    with atomic(own / "resume.writing") as temporary:
+        temporary.write_bytes(b"state")
     assert (own / "resume.writing").read_bytes() == b"state"
     assert theirs.read_text() == "precious"
 

@@ -27,7 +27,7 @@ for line in sys.argv[1:]:
 
 
 def test_help_of_every_command_and_a_misspelt_option_load_nothing_heavy():
-    names = ("fit", "compare", "evaluate", "sid", "recommend", "slates", "list")
+    names = ("fit", "compare", "evaluate", "sid", "recommend", "slates", "verify", "list")
     lines = ["--help", *(f"{name} --help" for name in names), "fit rl.max_step=3"]
     done = subprocess.run([sys.executable, "-c", LIGHT, *lines], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.count("usage: genrl") == len(names) + 1

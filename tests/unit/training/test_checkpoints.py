@@ -38,5 +38,7 @@ def test_notes_that_were_cut_off_are_dropped_and_said(tmp_path, damage):
     with pytest.warns(UserWarning, match="history.jsonl held 1 damaged line"):
         keep_notes(path, 2)
     assert path.read_bytes() == whole
-    keep_notes(path, 1)
+    path.write_bytes(whole + damage)
+    with pytest.warns(UserWarning, match="history.jsonl held 1 damaged line"):
+        keep_notes(path, 1)
     assert path.read_bytes() == whole[: len(whole) * 2 // 3]
