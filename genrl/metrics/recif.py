@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genrl.errors import DataError
-from genrl.metrics.functional import first_occurrences
+from genrl.metrics.functional import first_occurrences, seen
 
 
 def any_hit(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
@@ -59,7 +59,7 @@ def _hits(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
     """Which gold items [P, M] are among the first k predictions [P, W]: bool [P, M]."""
     if k < 1:
         raise ValueError(f"k={k}: the cut-off must be at least 1")
-    return torch.eq(gold[:, :, None], predicted[:, None, :k]).any(dim=2) & (gold >= 0)
+    return seen(gold, predicted[:, :k])
 
 
 def auc(scores: Tensor, labels: Tensor) -> Tensor:
