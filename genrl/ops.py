@@ -1,8 +1,11 @@
 """Masked and grouped tensor functions that the whole package shares, and the two collective sums."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def expect(tensor: Tensor, name: str, shape: tuple[int | None, ...], *dtypes: torch.dtype) -> None:
@@ -33,6 +36,18 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """
     kept = mask.to(values.dtype)
     return (values * kept).sum() / kept.sum().clamp(min=1)
+
+
+def left_padded(rows: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one table [P, L], behind `fill`, and where it holds what they hold, bool [P, L].
+
+    Example:
+        >>> left_padded([torch.tensor([5]), torch.tensor([6, 7])], 0)[0].tolist()
+        [[0, 5], [6, 7]]
+    """
+    table = pad_sequence(list(rows), batch_first=True, padding_value=fill, padding_side="left")
+    lengths = torch.tensor([len(row) for row in rows])
+    return table, torch.arange(table.shape[1]) >= table.shape[1] - lengths[:, None]
 
 
 def group_view(values: Tensor, group_size: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrl.errors import DataError, suggest
+from genrl.errors import ConfigError, DataError, suggest
 from genrl.ops import expect
 
 
@@ -95,16 +95,9 @@ class Catalog:
         None stands for `categories`.
 
         Raises:
-            DataError: if there is no such column.
+            ConfigError: if there is no such column.
         """
-        if column is None:
-            return self.categories
-        if column not in self.attributes:
-            raise DataError(
-                f"the catalogue keeps no item column {column!r}.{suggest(column, self.attributes)} "
-                f"Kept: {', '.join(self.attributes) or 'none'}. Name it in data.columns.attributes."
-            )
-        return numbered(self.attributes[column])[0]
+        return self.categories if column is None else column_numbers(self.attributes, column)
 
     def row(self, item_id: str) -> int:
         """Row of an external id.
@@ -182,6 +175,20 @@ def numbered(names: Sequence[str | None]) -> tuple[Tensor, tuple[str, ...]]:
     known = tuple(sorted({name for name in names if name}))
     index = {name: number for number, name in enumerate(known)}
     return torch.tensor([index.get(name or "", -1) for name in names], dtype=torch.int64), known
+
+
+def column_numbers(attributes: Mapping[str, Sequence[str]], column: str) -> Tensor:
+    """Number [I] of each item's value in one of the columns `attributes`, -1 unknown.
+
+    Raises:
+        ConfigError: if there is no such column.
+    """
+    if column not in attributes:
+        raise ConfigError(
+            f"there is no item column {column!r}.{suggest(column, attributes)} "
+            f"Kept: {', '.join(attributes) or 'none'}. Name it in data.columns.attributes."
+        )
+    return numbered(attributes[column])[0]
 
 
 def cold_items(train_counts: Tensor, fraction: float, rule: Literal["rank", "percentile_value"] = "rank") -> Tensor:

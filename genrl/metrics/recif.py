@@ -7,11 +7,13 @@ earlier one, or names nothing, uses up its place. Every row counts: one without 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from genrl.errors import DataError
-from genrl.metrics.functional import first_occurrences
+from genrl.metrics.functional import first_occurrences, seen
 
 
 def any_hit(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
@@ -59,16 +61,14 @@ def _hits(predicted: Tensor, gold: Tensor, k: int) -> Tensor:
     """Which gold items [P, M] are among the first k predictions [P, W]: bool [P, M]."""
     if k < 1:
         raise ValueError(f"k={k}: the cut-off must be at least 1")
-    return torch.eq(gold[:, :, None], predicted[:, None, :k]).any(dim=2) & (gold >= 0)
+    return seen(gold, predicted[:, :k])
 
 
 def auc(scores: Tensor, labels: Tensor) -> Tensor:
     """Area under the ROC curve over all rows together: scores [P], labels [P] of 0 and 1 -> float64 [].
 
-    AUC = (sum of the ranks of positive rows - n1 (n1 + 1) / 2) / (n1 n0), with n1 positive and n0 negative rows. Rows
-    with equal scores all get the mean of their ranks, so a tie of a positive and a negative row counts one half and no
-    order of the rows changes the result (Mann and Whitney 1947). Not a number where one of the labels is missing; the
-    evaluator says 0.5 there.
+    A tie of a positive and a negative row counts one half, so no order of the rows changes the result. Not a number
+    where one of the labels is missing; the evaluator says 0.5 there.
 
     Raises:
         DataError: for a score that is not a number.
@@ -77,11 +77,9 @@ def auc(scores: Tensor, labels: Tensor) -> Tensor:
         >>> auc(torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([1, 1, 0, 0])).item()
         0.875
     """
+    from sklearn.metrics import roc_auc_score
+
     if bool(scores.isnan().any()):
         raise DataError(f"row {int(scores.isnan().byte().argmax())} has a score that is not a number.")
-    positive = labels.bool()
-    _, place, counts = scores.double().unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    ranks = (ends - (counts.double() - 1) / 2)[place]
-    ones, zeros = positive.sum().double(), (~positive).sum().double()
-    return (ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros)
+    both = len(labels.unique()) == 2
+    return torch.tensor(roc_auc_score(labels.cpu(), scores.cpu()) if both else math.nan, dtype=torch.float64)

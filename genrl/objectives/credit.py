@@ -10,7 +10,8 @@ from torch import Tensor
 from genrl.batches import Completions, Rewards
 from genrl.errors import ConfigError
 from genrl.objectives.base import Credit, Setting
-from genrl.ops import group_view, segment_gather, segment_sum, world_sum
+from genrl.objectives.terms import item_tokens
+from genrl.ops import group_view, segment_gather, world_sum
 
 Normalize = Literal["std", "mean", "none"]
 Guard = Literal["add", "clamp"]
@@ -181,7 +182,7 @@ class DecoupledCredit(Credit):
             squares, count = world_sum(torch.stack([squares.sum(), summed.new_tensor(len(summed))]))
             summed = summed / ((squares / (count - self.norm.ddof)).sqrt() + self.norm.eps)
         elif self.whiten == "token":
-            counts = item_counts(completions) if self.per == "item" else completions.chosen.sum(1)
+            counts = item_tokens(completions) if self.per == "item" else completions.chosen.sum(1)
             summed = whitened(summed, counts.to(summed.dtype))
         return spread(summed, completions) if self.per == "completion" else spread_items(summed, completions)
 
@@ -208,12 +209,6 @@ class DecoupledCredit(Credit):
         """What is compared within the group [B], or [B, N] of a reward per item where advantages are per item."""
         per_item = self.per == "item" and name in rewards.per_item
         return rewards.values[name] if per_item else rewards.components[name]
-
-
-def item_counts(completions: Completions) -> Tensor:
-    """Chosen tokens that decide each item of a completion, int64 [B, N]."""
-    counted = completions.chosen.long()
-    return segment_sum(counted, completions.item_ids, completions.items.shape[1])
 
 
 def spread_items(values: Tensor, completions: Completions) -> Tensor:

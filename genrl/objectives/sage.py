@@ -363,7 +363,9 @@ def sage(config: SAGEConfig) -> PolicyObjective:
     Algorithm 1 is the default; equations 4 and 5 contradict it and the text. With one step per rollout r = 1, so boost
     and beta have no effect in either printed form; a run takes two unless it is told how many.
     """
-    _check(config)
+    own: Rule = "clipped" if config.form == "clipped" else config.phi
+    positive, negative = (own if rule == "auto" else rule for rule in (config.positive, config.negative))
+    _check(config, positive, negative)
     diversity = Diversity(config.diversity, config.ema_decay, config.ema_init, config.category)
     boost = 0.0 if config.ablation == "no_boost" else config.boost
     beta = 0.0 if config.ablation == "no_entropy" else config.beta
@@ -374,14 +376,12 @@ def sage(config: SAGEConfig) -> PolicyObjective:
         level = "item_token" if per_item else "sequence_token"
 
     def surrogate(rule: Rule) -> Surrogate:
-        if rule == "auto":
-            rule = "clipped" if config.form == "clipped" else config.phi
         if rule != "clipped":
             return PhiRatio(diversity, boost, beta, wordy, level, cast(Phi, rule))
         bounds = DiversityBounds(diversity, boost, beta, wordy, config.clip, config.floor)
         return ClippedRatio(level, bounds, tolerance=config.floor_tolerance, minimum=config.minimum)
 
-    good, bad = surrogate(config.positive), surrogate(config.negative)
+    good, bad = surrogate(positive), surrogate(negative)
     norm = GroupNorm(ddof=config.ddof, eps=config.eps)
     return PolicyObjective(
         credit=DecoupledCredit(norm, config.whiten, config.ablation != "summed", config.advantage),
@@ -391,22 +391,19 @@ def sage(config: SAGEConfig) -> PolicyObjective:
     )
 
 
-def _check(config: SAGEConfig) -> None:
-    """Refuse options that would not act."""
-    rules = (config.positive, config.negative)
-    own = "clipped" if config.form == "clipped" else config.phi
-    good, bad = (own if rule == "auto" else rule for rule in rules)
-    if config.ablation == "no_boost" and good == "gbpo_slate":
+def _check(config: SAGEConfig, positive: Rule, negative: Rule) -> None:
+    """Refuse options that would not act under these rules."""
+    if config.ablation == "no_boost" and positive == "gbpo_slate":
         raise ConfigError(
             "objective 'sage': ablation=no_boost leaves out the boost of good completions, and gbpo_slate has none. "
             "Set positive=resolved, or leave ablation out."
         )
-    if config.ablation == "no_entropy" and bad in ("literal", "gbpo_slate"):
+    if config.ablation == "no_entropy" and negative in ("literal", "gbpo_slate"):
         raise ConfigError(
-            f"objective 'sage': ablation=no_entropy leaves out lambda, and {bad} holds bad completions to nothing that "
-            "lambda moves. Set negative=resolved, or leave ablation out."
+            f"objective 'sage': ablation=no_entropy leaves out lambda, and {negative} holds bad completions to nothing "
+            "that lambda moves. Set negative=resolved, or leave ablation out."
         )
-    if not config.minimum and "clipped" not in rules and not (config.form == "clipped" and "auto" in rules):
+    if not config.minimum and "clipped" not in (positive, negative):
         raise ConfigError(
             "objective 'sage': minimum=false is about Algorithm 1, and nothing is clipped here. "
             "Set form=clipped, or leave minimum out."

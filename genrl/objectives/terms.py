@@ -191,8 +191,7 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Estimate the KL divergence from the reference per token, in nats [B, T]: exp(d) - d - 1 with d = ref - new.
 
     Equation 4 of DeepSeekMath (arXiv:2402.03300), as in TRL. verl keeps d within +-20 and the result within +-10, where
-    the gradient ends; we do not. Its gradient with
-    respect to `logps` is 1 - exp(d).
+    the gradient ends; we do not. Its gradient with respect to `logps` is 1 - exp(d).
     """
     difference = ref_logps - logps
     return torch.expm1(difference) - difference

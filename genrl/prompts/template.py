@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests, Targets
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.pools import Pools
-from genrl.ops import read_as
+from genrl.ops import left_padded, read_as
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ class PromptTemplate:
         if not len(histories):
             return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
         texts = [self.write(history[history >= 0])[0] for history in histories]
-        tokens = pad_sequence(texts, batch_first=True, padding_value=self.pad_id, padding_side="left")
-        lengths = torch.tensor([len(text) for text in texts])
-        return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+        return left_padded(texts, self.pad_id)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, TemplateError
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from genrl.catalog.interactions import read_profiles
 from genrl.catalog.items import Catalog
 from genrl.config.schema import DataConfig, PromptConfig
 from genrl.errors import ConfigError, DataError
+from genrl.ops import left_padded
 from genrl.prompts.template import PromptTemplate
 
 BUILT_IN = ("textrec",)
@@ -191,10 +191,7 @@ class TextTemplate(PromptTemplate):
             )
             for row, history in enumerate(histories)
         ]
-        texts = [torch.tensor(row) for row in rows]
-        tokens = pad_sequence(texts, batch_first=True, padding_value=self.pad_id, padding_side="left")
-        lengths = torch.tensor([len(row) for row in rows])
-        return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+        return left_padded([torch.tensor(row) for row in rows], self.pad_id)
 
     def tokens_of(self, text: str) -> list[int]:
         """Tokens of the text of a prompt, up to where the completion begins."""

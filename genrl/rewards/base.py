@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Batch, Completions, Requests, Rewards, Targets
-from genrl.catalog.items import Catalog, numbered
-from genrl.errors import ConfigError, suggest
+from genrl.catalog.items import Catalog, column_numbers
+from genrl.errors import ConfigError
 from genrl.ops import expect
 from genrl.registry import Registry
 
@@ -84,14 +84,9 @@ class RewardContext(Batch):
         """
         if column is None:
             return self.categories
-        if column not in self.attributes:
-            raise ConfigError(
-                f"there is no item column {column!r}.{suggest(column, self.attributes)} "
-                f"Kept: {', '.join(self.attributes) or 'none'}. Name it in data.columns.attributes."
-            )
         key = f"level {column}"
         if key not in self.cache:
-            self.cache[key] = numbered(self.attributes[column])[0]
+            self.cache[key] = column_numbers(self.attributes, column)
         return self.cache[key].to(self.categories.device)
 
     @property

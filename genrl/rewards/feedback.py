@@ -47,10 +47,10 @@ class Feedback(Reward):
                 f"reward 'feedback' of column {config.column!r}: threshold={config.threshold:g} pays 1 or 0, so scale "
                 f"and limit have no effect. Leave these out, or threshold, to be paid the amount."
             )
-        if self.config.column not in context.feedback:
+        if config.column not in context.feedback:
             raise ConfigError(
-                f"reward 'feedback': column {self.config.column!r} is not kept beside the interactions."
-                f"{suggest(self.config.column, context.feedback)} Kept: {', '.join(context.feedback) or 'none'}. "
+                f"reward 'feedback': column {config.column!r} is not kept beside the interactions."
+                f"{suggest(config.column, context.feedback)} Kept: {', '.join(context.feedback) or 'none'}. "
                 f"Name it in data.columns.feedback (with data.source=files)."
             )
 

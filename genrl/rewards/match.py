@@ -8,17 +8,12 @@ from torch import Tensor
 
 from genrl.batches import Completions, Targets
 from genrl.errors import LayoutError
-from genrl.metrics.functional import first_occurrences
+from genrl.metrics.functional import first_occurrences, seen
 from genrl.ops import group_view
 from genrl.options import option
 from genrl.rewards.base import REWARDS, Reward, RewardContext
 
 Level = Literal["item", "sid"]
-
-
-def item_hits(items: Tensor, targets: Tensor) -> Tensor:
-    """Whether each item [B, N] is one of its row's targets [B, M]; "no item" (-1) never is, whatever pads them."""
-    return ((items.unsqueeze(2) == targets.unsqueeze(1)) & (items >= 0).unsqueeze(2)).any(dim=2)
 
 
 def sid_hits(items: Tensor, targets: Tensor, context: RewardContext) -> Tensor:
@@ -28,7 +23,7 @@ def sid_hits(items: Tensor, targets: Tensor, context: RewardContext) -> Tensor:
 
 
 def _hits(items: Tensor, targets: Tensor, context: RewardContext, level: Level) -> Tensor:
-    return item_hits(items, targets) if level == "item" else sid_hits(items, targets, context)
+    return seen(items, targets) if level == "item" else sid_hits(items, targets, context)
 
 
 def code_matches(choices: Tensor, targets: Tensor, context: RewardContext, prefix: bool) -> Tensor:

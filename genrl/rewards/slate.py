@@ -9,15 +9,14 @@ from torch import Tensor
 
 from genrl.batches import Completions, Targets
 from genrl.errors import ConfigError, LayoutError
-from genrl.metrics.functional import first_occurrences
+from genrl.metrics.functional import first_occurrences, seen
 from genrl.objectives.sage import category_entropy
 from genrl.rewards.base import REWARDS, Reward, RewardContext
-from genrl.rewards.match import item_hits
 
 
 def distinct_hits(completions: Completions, targets: Targets) -> Tensor:
     """Whether each item [B, N] is one of its row's targets and stands in the completion for the first time."""
-    return item_hits(completions.items, targets.items) & first_occurrences(completions.items)
+    return seen(completions.items, targets.items) & first_occurrences(completions.items)
 
 
 @dataclass

@@ -193,6 +193,13 @@ def _slate(rows: int, draw: torch.Generator) -> dict[str, Any]:
 SHAPES = dict(zip(LAYOUTS, (_sid, partial(_thinking, "tail"), partial(_thinking, "interleaved"), _slate), strict=True))
 
 
+def single_tokens(items: Tensor, logps: Tensor, group_size: int) -> Completions:
+    """Completions of one token [B, 1] that is their item and its code."""
+    zeros = torch.zeros_like(items)
+    shape = {"group_size": group_size, "num_steps": 1}
+    return Completions(items, zeros == 0, zeros, zeros, items, items, logps, **shape)
+
+
 def sample(layout: str, prompts: int = 4, group_size: int = 4, seed: int = 0, spread: float = 0.3) -> Sample:
     """A random rollout, with `format` if it thinks. Row 1 has no chosen token; group 2 earns the same everywhere."""
     draw = torch.Generator().manual_seed(seed)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions, Rewards, Scores
+from genrl.batches import Rewards, Scores
 from genrl.objectives import OBJECTIVES
 from tests.helpers import assert_same
+from tests.property.rollouts import single_tokens
 
 ITEMS, SIZE = 5, 3
 
@@ -20,9 +21,7 @@ def expected_gradient(logits: Tensor, wanted: Tensor, groups: Sequence[Sequence[
     targets = torch.arange(ITEMS).repeat_interleave(len(groups) * SIZE)
     logits = logits.clone().requires_grad_()
     logps = logits.log_softmax(0)[rows]
-    none = torch.zeros_like(rows)
-    shape = {"group_size": SIZE, "num_steps": 1}
-    drawn = Completions(rows, none == 0, none, none, rows, rows, logps.detach(), **shape)
+    drawn = single_tokens(rows, logps.detach(), SIZE)
     objective = OBJECTIVES.build("dr_grpo", {"length": 1})
     hit = (rows[:, 0] == targets).double()
     experience = objective.prepare(drawn, Rewards({"hit": hit}, {"hit": 1.0}))

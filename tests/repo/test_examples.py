@@ -57,7 +57,9 @@ def test_the_beauty_experiment_is_complete_and_the_large_model_goes_over_it():
 @pytest.mark.parametrize(("page", "command"), GENRL, ids=[f"{page}: {command}" for page, command in GENRL])
 def test_every_documented_command_is_understood(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options = parse(shlex.split(command)[3:])
+    words = shlex.split(command)[3:]
+    options = parse(words)
+    assert options.command == words[0]
     written = [file for file in getattr(options, "config", []) if file.startswith("configs/")]
     if options.command in ("fit", "sid") and len(written) == len(options.config) and not options.plugin:
         compose(options)

@@ -23,10 +23,10 @@ from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking
 from benchmarks.peers import grammar
 from genrl.batches import Completions, Targets
 from genrl.config.schema import EvaluateConfig, RLConfig, RolloutConfig, TrainerConfig
+from genrl.metrics.functional import seen
 from genrl.objectives import OBJECTIVES
 from genrl.prompts.template import EvaluationBatches
 from genrl.rewards.base import Reward, RewardContext, Verifier
-from genrl.rewards.match import item_hits
 from genrl.runs.evaluate import ranking_metrics
 from genrl.training.fitting import make_trainer
 from genrl.training.rl import RLModule
@@ -47,7 +47,7 @@ def item_reward(items: Tensor, targets: Tensor) -> Tensor:
     leaves such groups out and TRL does not, so the comparison would be unfair.
     """
     noise = (items * 2654435761 % 2**32).float() / 2**32
-    return item_hits(items[:, None], targets)[:, 0].float() + noise
+    return seen(items[:, None], targets)[:, 0].float() + noise
 
 
 class Notes:

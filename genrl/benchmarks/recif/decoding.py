@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from genrl.batches import Requests
 from genrl.benchmarks.recif.maps import ItemMap
@@ -25,7 +24,7 @@ from genrl.layouts.base import Layout, TokenRanges
 from genrl.layouts.codes import CodesLayout
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
-from genrl.ops import seed_of
+from genrl.ops import left_padded, seed_of
 from genrl.options import option
 from genrl.policy.distribution import Sampling, invert
 from genrl.policy.load import load_checkpoint
@@ -202,11 +201,9 @@ class Checkpoint:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _requests(self, prompts: Sequence[list[int]]) -> Requests:
-        texts, device = [torch.tensor(prompt, dtype=torch.int64) for prompt in prompts], self.policy.device
-        padded = pad_sequence(texts, batch_first=True, padding_value=0, padding_side="left")
-        lengths = torch.tensor([len(text) for text in texts])
-        mask = torch.arange(padded.shape[1]) >= padded.shape[1] - lengths[:, None]
-        return Requests(padded.to(device), mask.to(device), torch.full((len(texts), 1), -1, device=device))
+        tokens, mask = left_padded([torch.tensor(prompt, dtype=torch.int64) for prompt in prompts], 0)
+        device = self.policy.device
+        return Requests(tokens.to(device), mask.to(device), torch.full((len(prompts), 1), -1, device=device))
 
     def _check_length(self, prompts: Sequence[list[int]]) -> None:
         thoughts = self.config.thinking_tokens + 2 if self.config.thinking != "off" else 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from genrl.benchmarks.recif.sids import CODES, LEVELS
 from genrl.errors import DataError
@@ -29,10 +30,11 @@ class ItemMap:
     tied: int
     """SIDs of which several items are equally popular; the one that the file names first stands for them."""
 
-    def item(self, sid: int) -> int | None:
-        """The item of a SID; None where no item has it."""
-        place = int(torch.searchsorted(self.sids, sid))
-        return int(self.items[place]) if place < len(self.sids) and int(self.sids[place]) == sid else None
+    def items_of(self, sids: Tensor) -> Tensor:
+        """Items of SIDs in their shape; -1 where no item has one, as for -1, no SID."""
+        known, items = (pad(each, (0, 1), value=end) for each, end in ((self.sids, SIDS), (self.items, -1)))
+        places = torch.searchsorted(known, sids)
+        return torch.where(known[places] == sids, items[places], -1)
 
     @property
     def codes(self) -> Tensor:

@@ -18,6 +18,7 @@ from genrl.benchmarks.recif.rows import NO, YES, Row, Task
 from genrl.benchmarks.recif.sids import END_OF_THINKING, read_generation
 from genrl.errors import DataError
 from genrl.files import write_json
+from genrl.metrics.functional import first_occurrences
 from genrl.metrics.recif import any_hit, auc, first_hit, gold_found
 
 METRICS: dict[str, tuple[Callable[[Tensor, Tensor, int], Tensor], str]] = {
@@ -111,12 +112,17 @@ def _score_items(
     notes = []
     for kind in kinds:
         prefix, what = KINDS[kind]
-        predicted = [[_predicted(text, kind, items) for text in each] for each in texts]
+        table = _rectangle([_sid(text, kind) for text in each] for each in texts)
+        if kind == "pid":
+            assert items is not None  # whoever asks for items has read their map
+            table = items.items_of(table)
+            table = torch.where(table == 0, -1, table)  # the evaluator's 0 is no item
+        named = int((table >= 0).sum())
         gold = [row.sids if kind == "sid" else row.items for row in rows]
         counts[f"{prefix}rows_without_gold"] = sum(not each for each in gold)
-        counts[f"{prefix}generations_that_name_nothing"] = sum(one == -1 for each in predicted for one in each)
-        counts[f"{prefix}generations_repeated"] = sum(_repeated(each) for each in predicted)
-        table, wanted = _rectangle(predicted), _rectangle(gold)
+        counts[f"{prefix}generations_that_name_nothing"] = counts["generations"] - named
+        counts[f"{prefix}generations_repeated"] = named - int(first_occurrences(table).sum())
+        wanted = _rectangle(gold)
         for cut in k:
             for name, (measure, says) in METRICS.items():
                 metrics[f"{prefix}{name}@{cut}"] = measure(table, wanted, cut).mean().item()
@@ -132,19 +138,10 @@ def _score_items(
     return Scores(task.name, metrics, definitions, counts, tuple(notes))
 
 
-def _predicted(text: str, kind: str, items: ItemMap | None) -> int:
-    """What a generation names, -1 for nothing."""
+def _sid(text: str, kind: str) -> int:
+    """The SID that a generation names, -1 for none."""
     sid = read_generation(text, whole=kind == "sid")
-    if sid is None or kind == "sid":
-        return -1 if sid is None else sid
-    assert items is not None  # whoever asks for items has read their map
-    found = items.item(sid)
-    return -1 if found is None or found == 0 else found  # the evaluator's 0 is no item
-
-
-def _repeated(predicted: Sequence[int]) -> int:
-    named = [each for each in predicted if each >= 0]
-    return len(named) - len(set(named))
+    return -1 if sid is None else sid
 
 
 def _rectangle(rows: Iterable[Sequence[int]]) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genrl.catalog import Catalog, cold_items
-from genrl.errors import DataError
+from genrl.errors import ConfigError, DataError
 from tests.helpers import assert_same
 
 
@@ -16,7 +16,7 @@ def test_another_column_is_numbered_as_categories_are():
     catalog = Catalog.from_table(["a", "b", "c"], categories=["x", "x", "y"], attributes={"shelf": ["Tea", "", "Pans"]})
     assert_same(catalog.level(None), [0, 0, 1])
     assert_same(catalog.level("shelf"), [1, -1, 0])
-    with pytest.raises(DataError, match=r"no item column 'shelv'. Did you mean 'shelf'\? Kept: shelf. Name it in"):
+    with pytest.raises(ConfigError, match=r"no item column 'shelv'. Did you mean 'shelf'\? Kept: shelf. Name it in"):
         catalog.level("shelv")
 
 

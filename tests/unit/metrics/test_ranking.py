@@ -47,7 +47,7 @@ def rows_of(ranking, targets, history, rows):
     return Ranking(ranking.items[rows], ranking.scores[rows]), targets.rows(rows), history[rows]
 
 
-def same(left, right):
+def assert_all_same(left, right):
     assert left.keys() == right.keys()
     for name, value in left.items():
         if math.isnan(value) and math.isnan(right[name]):
@@ -66,7 +66,7 @@ def test_tied_and_untied_targets_are_scored_apart_on_request():
         for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert_same(values[f"{name}_{metric}"], part[metric])
     plain = measured(make(), ranking, flagged, history=history)
-    same(plain, {name: value for name, value in values.items() if "tied" not in name})
+    assert_all_same(plain, {name: value for name, value in values.items() if "tied" not in name})
 
 
 def test_it_reports_the_functions_means():
@@ -114,7 +114,7 @@ def test_neither_batches_nor_padding_rows_nor_the_order_of_rows_matter():
         rows = order[torch.arange(start, start + 16).clamp(max=49)]  # the last batch repeats a row, masked out
         *batch, seen = rows_of(ranking, targets, history, rows)
         parts.update(*batch, rows=torch.arange(start, start + 16) < 50, history=seen)
-    same(parts.compute(), measured(make(), ranking, targets, history=history))
+    assert_all_same(parts.compute(), measured(make(), ranking, targets, history=history))
 
 
 def test_levels_differ_where_items_share_a_sid():
@@ -165,7 +165,7 @@ def test_states_forget_when_reset_also_in_inference_mode():
     with torch.inference_mode():
         first = measured(metrics, ranking, targets)
         metrics.reset()
-    same(measured(metrics, ranking, targets), first)
+    assert_all_same(measured(metrics, ranking, targets), first)
 
 
 def test_refusals():
@@ -216,5 +216,5 @@ def test_two_processes_with_uneven_rows_are_exact(tmp_path):
         assert [worker.exitcode for worker in workers] == [0, 0]
         first, second = dict(answers[0]), dict(answers[1])
     ranking, targets, history = case(50)
-    same(first, second)
-    same(first, measured(make(), ranking, targets, history=history))
+    assert_all_same(first, second)
+    assert_all_same(first, measured(make(), ranking, targets, history=history))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from genrl.batches import Completions, Rewards
+from genrl.batches import Rewards
 from genrl.objectives import DecoupledCredit, GroupNorm
 from genrl.objectives.credit import normalized
 from tests.helpers import assert_same
-from tests.property.rollouts import sample
+from tests.property.rollouts import sample, single_tokens
 
 
 @pytest.mark.parametrize("guard", ["add", "clamp"])
@@ -48,11 +48,8 @@ def compared(rows: list[tuple[float, float]], apart: bool) -> list[float]:
     """Advantages of one group of completions with two rewards each, before the batch is looked at."""
     first, second = (torch.tensor(values, dtype=torch.float64) for values in zip(*rows, strict=True))
     rewards = Rewards({"stay": first, "click": second}, {"stay": 1.0, "click": 1.0})
-    tokens = torch.zeros(len(rows), 1, dtype=torch.int64)
-    shape = {"group_size": len(rows), "num_steps": 1}
-    drawn = Completions(
-        tokens, tokens == 0, tokens, tokens, tokens, tokens, torch.zeros(len(rows), 1).double(), **shape
-    )
+    zeros = torch.zeros(len(rows), 1, dtype=torch.int64)
+    drawn = single_tokens(zeros, zeros.double(), len(rows))
     return DecoupledCredit(GroupNorm(eps=0.0), "none", apart)(drawn, rewards)[:, 0].tolist()
 
 

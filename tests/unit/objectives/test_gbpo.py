@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genrl.batches import Completions, Rewards, Scores
+from genrl.batches import Rewards, Scores
 from genrl.objectives import OBJECTIVES, SignCredit
 from genrl.objectives.gbpo import bounded_ratio, item_segments
 from tests.helpers import assert_same
-from tests.property.rollouts import sample
+from tests.property.rollouts import sample, single_tokens
 
 
 def test_rare_bad_tokens_pull_hardly_at_all():
@@ -38,10 +38,8 @@ def test_sign_credit():
 
 
 def signs(outcome: list[float], **options: float) -> list[float]:
-    size = len(outcome)
-    tokens = torch.zeros(size, 1, dtype=torch.int64)
-    shape = {"codes": tokens, "items": tokens, "group_size": size, "num_steps": 1}
-    drawn = Completions(tokens, tokens == 0, tokens, tokens, logps=torch.zeros(size, 1).double(), **shape)
+    zeros = torch.zeros(len(outcome), 1, dtype=torch.int64)
+    drawn = single_tokens(zeros, zeros.double(), len(outcome))
     rewards = Rewards({"hit": torch.tensor(outcome, dtype=torch.float64)}, {"hit": 1.0})
     return SignCredit(**options)(drawn, rewards)[:, 0].tolist()
 
@@ -77,8 +75,7 @@ def test_training_on_signs_goes_on_when_many_hit():
     for _ in range(60):
         items = torch.multinomial(logits.detach().exp(), 32, replacement=True, generator=draw)[:, None]
         logps = logits.log_softmax(0)[items]
-        steps, shape = torch.zeros_like(items), {"group_size": 32, "num_steps": 1}
-        drawn = Completions(items, steps == 0, steps, steps, items, items, logps.detach(), **shape)
+        drawn = single_tokens(items, logps.detach(), 32)
         experience = objective.prepare(drawn, Rewards({"worth": worth[items[:, 0]]}, {"worth": 1.0}))
         (gradient,) = torch.autograd.grad(objective.loss(Scores(logps), experience).loss, logits)
         logits.data -= gradient

@@ -1,6 +1,7 @@
 """Several behaviours from columns of the log, by hand and in training."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,8 +33,7 @@ REWARDS = {
 
 
 def test_every_behaviour_is_a_reward_of_its_own_per_item():
-    known = context_of(CODES)
-    object.__setattr__(known, "feedback", tuple(FEEDBACK))
+    known = replace(context_of(CODES), feedback=tuple(FEEDBACK))
     verifier = build_verifier(REWARDS, known, steps=3, items=3)
     rewards = verifier(slates(), requests(TARGETS, feedback=FEEDBACK))
     # Slates [0 1 2], [0 0 2], [3 no 4], [4 3 2]; the second 2 of the targets is the same item again.
@@ -47,8 +47,7 @@ def test_every_behaviour_is_a_reward_of_its_own_per_item():
 
 
 def test_a_column_that_is_not_kept_is_named_with_its_remedy():
-    known = context_of(CODES)
-    object.__setattr__(known, "feedback", ("click", "play"))
+    known = replace(context_of(CODES), feedback=("click", "play"))
     with pytest.raises(ConfigError, match=r"'clik' is not kept.*Did you mean 'click'\? Kept: click, play. Name it in"):
         build_verifier({"like": {"reward": "feedback", "column": "clik"}}, known, steps=3, items=3)
     with pytest.raises(ConfigError, match=r"needs the option 'column': a column of data\.columns\.feedback"):

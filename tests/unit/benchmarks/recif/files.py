@@ -11,7 +11,7 @@ from genrl.benchmarks.recif.sids import number_of, sid_text
 
 SAMPLE = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "recif_bench_ad_sample"
 """100 real rows with 32 generations each, and 1,000 with 10, beside the repository where there are any."""
-sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of RecIF-Bench is not beside the repository")
+sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="real rows, shared/data/recif_bench_ad_sample, are not there")
 
 
 def sid(a, b, c):

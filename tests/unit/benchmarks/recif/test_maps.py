@@ -13,16 +13,12 @@ from tests.unit.benchmarks.recif.files import write_map
 def test_a_sid_stands_for_its_most_popular_item_and_for_the_first_of_equals(tmp_path):
     entries = {(8191, 0, 1): [(4, 1), (5, 7), (6, 7)], (0, 0, 2): [(9, 0)], (0, 0, 3): []}
     found = read_map(write_map(tmp_path, entries))
-    assert [found.item(number_of(codes)) for codes in ((8191, 0, 1), (0, 0, 2), (0, 0, 3), (8191, 8191, 8191))] == [
-        5,
-        9,
-        None,
-        None,
-    ]
+    sids = [number_of(codes) for codes in ((8191, 0, 1), (0, 0, 2), (0, 0, 3), (8191, 8191, 8191))]
+    assert_same(found.items_of(torch.tensor([*sids, -1])), torch.tensor([5, 9, -1, -1, -1]))
     assert found.tied == 1
     assert_same(found.codes, torch.tensor([[0, 0, 2], [8191, 0, 1]]))
     goods = read_map(write_map(tmp_path, {(0, 0, 2): [(3, 0)]}, "sid2iid.json", "iid"))
-    assert goods.item(2) == 3
+    assert_same(goods.items_of(torch.tensor(2)), torch.tensor(3))
 
 
 @pytest.mark.parametrize(
