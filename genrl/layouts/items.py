@@ -210,6 +210,24 @@ def check_enough(items: int, length: int, filtered: bool) -> None:
     raise ConfigError(f"{said} there are to choose from. Set layout.length={items} or less, or bring more items.")
 
 
+def check_slates(items: Tensor, length: int) -> None:
+    """Refuse slates of catalogue rows [n, L] that do not hold `length` different items.
+
+    Raises:
+        DataError: naming the first that has another length, a gap or an item twice.
+    """
+    if items.shape[1] != length:
+        raise DataError(
+            f"slates have layout.length={length} items, these rows {items.shape[1]}. Fill them up first, see "
+            f"genrl.recommenders.gold."
+        )
+    ordered = items.sort(1).values
+    wrong = (ordered < 0).any(1) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if bool(wrong.any()):
+        row = int(wrong.byte().argmax())
+        raise DataError(f"slate {row} is {items[row].tolist()}: it must hold {length} different items.")
+
+
 def _unfiltered(requests: Requests | None) -> bool:
     return requests is None or (requests.pool is None and requests.deny is None)
 

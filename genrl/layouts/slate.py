@@ -16,7 +16,7 @@ from typing_extensions import override
 from genrl.batches import Requests, State
 from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
-from genrl.layouts.items import Items, ItemState, check_enough
+from genrl.layouts.items import Items, ItemState, check_enough, check_slates
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.text import TextConfig, TextSlate
 from genrl.layouts.titles import Titles
@@ -170,16 +170,7 @@ class SlateLayout(Layout):
         Raises:
             DataError: naming the first that has another length, a gap or an item twice.
         """
-        if items.shape[1] != self.items:
-            raise DataError(
-                f"slates have layout.length={self.items} items, these rows {items.shape[1]}. Fill them up first, see "
-                f"genrl.recommenders.gold."
-            )
-        ordered = items.sort(1).values
-        wrong = (ordered < 0).any(1) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
-        if bool(wrong.any()):
-            row = int(wrong.byte().argmax())
-            raise DataError(f"slate {row} is {items[row].tolist()}: it must hold {self.items} different items.")
+        check_slates(items, self.items)
         return self.catalogue.render(items).flatten(1)
 
     @override

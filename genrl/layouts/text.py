@@ -14,9 +14,8 @@ from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, Kind, Layout, Legal, Reading
-from genrl.layouts.items import ItemState, check_enough
+from genrl.layouts.items import ItemState, check_enough, check_slates
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.titles import LONGEST, Titles
 from genrl.options import option
@@ -245,16 +244,7 @@ class TextSlate(Layout):
         Raises:
             DataError: naming the first that has another length, a gap or an item twice.
         """
-        if items.shape[1] != self.items:
-            raise DataError(
-                f"slates have layout.length={self.items} items, these rows {items.shape[1]}. Fill them up first, see "
-                f"genrl.recommenders.gold."
-            )
-        ordered = items.sort(1).values
-        wrong = (ordered < 0).any(1) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
-        if bool(wrong.any()):
-            row = int(wrong.byte().argmax())
-            raise DataError(f"slate {row} is {items[row].tolist()}: it must hold {self.items} different items.")
+        check_slates(items, self.items)
         lines, sizes = self.names.render(items), self.names.lengths[items]
         real = (torch.arange(lines.shape[2], device=lines.device) < sizes[:, :, None]).flatten(1)
         order = (~real).byte().argsort(dim=1, stable=True)
