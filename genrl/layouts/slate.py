@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
-from genrl.layouts.items import Items, ItemState, check_enough, check_slates
+from genrl.layouts.items import Items, ItemState, check_enough, check_left, check_slates, cut
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.text import TextConfig, TextSlate
 from genrl.layouts.titles import Titles
@@ -108,20 +106,9 @@ class SlateLayout(Layout):
         assert isinstance(state, SlateState)
         place, level = divmod(site, self.levels)
         if site == 0:
-            self._check(requests)
+            check_left(self.catalogue.left(requests), self.items)
         taken = self.catalogue.named(state.leaves[:, :place], state.owner, requests) if place else None
         return self.catalogue.legal(level, state.node, state.owner, requests, taken)
-
-    def _check(self, requests: Requests | None) -> None:
-        left = self.catalogue.left(requests)
-        short = left < self.items
-        if bool(short.any()):
-            request = int(short.byte().argmax())
-            raise DataError(
-                f"request {request} of the batch has {int(left[request])} items left, and a slate holds "
-                f"layout.length={self.items} different ones. Make its pool larger (data.pool.size; recommend: "
-                f"the file of --only), relax its filter (`pool`, `deny`), or train with a lower layout.length."
-            )
 
     @override
     def advance(self, state: State, tokens: Tensor, site: int | None = None) -> SlateState:
@@ -180,9 +167,8 @@ class SlateLayout(Layout):
         leaves = torch.where((state.site == ENDED)[:, None], state.leaves, -1)
         first = torch.arange(len(scores), device=scores.device)
         best = leaves.unflatten(0, scores.shape)[:, 0]
-        items = self.catalogue.named(best, first, requests)[:, :width]
-        items = functional.pad(items, (0, width - items.shape[1]), value=-1)
-        return items, scores[:, :1].expand_as(items).masked_fill(items < 0, float("-inf"))
+        items = self.catalogue.named(best, first, requests)
+        return cut(items, scores[:, :1].expand_as(items), width)
 
 
 @LAYOUTS.register(

@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
 from genrl.layouts.base import BROKEN, ENDED, Kind, Layout, Legal, Reading
-from genrl.layouts.items import ItemState, check_enough, check_slates
+from genrl.layouts.items import ItemState, check_enough, check_left, check_slates, cut
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.titles import LONGEST, Titles
 from genrl.options import option
@@ -133,7 +132,7 @@ class TextSlate(Layout):
         assert isinstance(state, TextState)
         if self.config.constrain:
             if requests is not None and requests is not self._checked:
-                self.names.left(requests, self.items)
+                check_left(self.names.left(requests), self.items)
                 self._checked = requests
             taken = state.named if bool((state.named >= 0).any()) else None
             return self.names.legal(0, state.node, state.owner, requests, taken)
@@ -264,9 +263,8 @@ class TextSlate(Layout):
         if allowed is not None:  # free lines name what they like
             places = self.names.places[best.clamp(min=0)]
             best = best.masked_fill(~allowed.expand(len(best), -1).gather(1, places), -1)
-        best = best.gather(1, (best < 0).byte().argsort(dim=1, stable=True))[:, :width]
-        items = functional.pad(best, (0, width - best.shape[1]), value=-1)
-        return items, scores[:, :1].expand_as(items).masked_fill(items < 0, float("-inf"))
+        best = best.gather(1, (best < 0).byte().argsort(dim=1, stable=True))
+        return cut(best, scores[:, :1].expand_as(best), width)
 
     @override
     def blocks(self, tokens: Tensor) -> list[list[int]]:
