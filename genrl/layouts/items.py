@@ -64,6 +64,11 @@ class Items:
         return int((self.stock.leaf_offsets.diff() > 0).sum())
 
     @cached_property
+    def most(self) -> int:
+        """Items of the SID that has most."""
+        return int(self.stock.leaf_offsets.diff().max())
+
+    @cached_property
     def places(self) -> Tensor:
         """[I] int32: place of each catalogue row among the items there are, -1 for those that are not among them."""
         leaf_items = self.stock.leaf_items
@@ -100,12 +105,11 @@ class Items:
         """
         shared = leaves.clamp(min=0)
         start, stop = (self.stock.leaf_offsets[shared + end].long() for end in (0, 1))
-        most = int((stop - start).max()) if leaves.numel() else 1
-        place = torch.arange(max(1, most), device=leaves.device)
+        place = torch.arange(self.most, device=leaves.device)
         places = start[..., None] + place  # [n, t, items of a SID]
         rows = self.stock.leaf_items[places.clamp(max=len(self.stock.leaf_items) - 1)].long()
         allowed = (places < stop[..., None]) & (leaves >= 0)[..., None]
-        if most > 1:
+        if self.most > 1:
             allowed &= self._allowed(rows.flatten(1), owner, requests).view(rows.shape)
             again = leaves[:, :, None] == leaves[:, None, :]
             earlier = again.tril(-1).sum(2, keepdim=True)
