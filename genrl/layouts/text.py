@@ -134,8 +134,7 @@ class TextSlate(Layout):
             if requests is not None and requests is not self._checked:
                 check_left(self.names.left(requests), self.items)
                 self._checked = requests
-            taken = state.named if bool((state.named >= 0).any()) else None
-            return self.names.legal(0, state.node, state.owner, requests, taken)
+            return self.names.legal(0, state.node, state.owner, requests, state.named)
         room = state.used < self.line - 1
         mask = self.names.words & room[:, None]
         mask[:, self.names.end] = state.used > 0
