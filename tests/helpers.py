@@ -1,6 +1,8 @@
-"""The one comparison of the suite."""
+"""The one comparison of the suite, and files of lines."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,3 +40,9 @@ def _tensor(value: object) -> Tensor:
         whole = not torch.tensor(value).is_floating_point()
         return torch.tensor(value, dtype=None if whole else torch.float64)
     raise TypeError(f"cannot compare a {type(value).__name__}")
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    """Write a file of lines, those that are no text as JSON."""
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path

@@ -97,6 +97,20 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def begun(folder: Path, *overrides: str) -> tuple[Session, dict[str, Tensor]]:
+    """A small session, and the weights that it begins with."""
+    session = Session.build(small_config(folder, *overrides))
+    return session, session.policy.state()
+
+
+def anew(session: Session, weights: dict[str, Tensor]) -> Session:
+    """The session with the weights that it began with."""
+    session.policy.load_state(weights, "the beginning")
+    session.policy.zero_grad()
+    session.policy.eval()
+    return session
+
+
 def changed(session: Session, output: Path, *overrides: str) -> Session:
     """The same data, SIDs and policy under other options."""
     return replace(session, config=small_config(output, *overrides))

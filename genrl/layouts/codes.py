@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
 from genrl.errors import UnsupportedError
 from genrl.layouts.base import BROKEN, ENDED, Kind, Layout, Legal, Reading, TokenRanges
-from genrl.layouts.items import ItemState
+from genrl.layouts.items import ItemState, cut
 
 
 class CodesLayout(Layout):
@@ -93,7 +92,4 @@ class CodesLayout(Layout):
     def rank(self, state: State, scores: Tensor, width: int, requests: Requests | None = None) -> tuple[Tensor, Tensor]:
         assert isinstance(state, ItemState)
         items = torch.where(state.site == ENDED, state.node, -1).view(scores.shape)
-        short = max(0, width - items.shape[1])
-        items = functional.pad(items[:, :width], (0, short), value=-1)
-        scores = functional.pad(scores[:, :width], (0, short), value=float("-inf"))
-        return items, scores.masked_fill(items < 0, float("-inf"))
+        return cut(items, scores, width)

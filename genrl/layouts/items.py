@@ -64,6 +64,11 @@ class Items:
         return int((self.stock.leaf_offsets.diff() > 0).sum())
 
     @cached_property
+    def most(self) -> int:
+        """Items of the SID that has most."""
+        return int(self.stock.leaf_offsets.diff().max())
+
+    @cached_property
     def places(self) -> Tensor:
         """[I] int32: place of each catalogue row among the items there are, -1 for those that are not among them."""
         leaf_items = self.stock.leaf_items
@@ -100,12 +105,11 @@ class Items:
         """
         shared = leaves.clamp(min=0)
         start, stop = (self.stock.leaf_offsets[shared + end].long() for end in (0, 1))
-        most = int((stop - start).max()) if leaves.numel() else 1
-        place = torch.arange(max(1, most), device=leaves.device)
+        place = torch.arange(self.most, device=leaves.device)
         places = start[..., None] + place  # [n, t, items of a SID]
         rows = self.stock.leaf_items[places.clamp(max=len(self.stock.leaf_items) - 1)].long()
         allowed = (places < stop[..., None]) & (leaves >= 0)[..., None]
-        if most > 1:
+        if self.most > 1:
             allowed &= self._allowed(rows.flatten(1), owner, requests).view(rows.shape)
             again = leaves[:, :, None] == leaves[:, None, :]
             earlier = again.tril(-1).sum(2, keepdim=True)
@@ -114,11 +118,8 @@ class Items:
 
     def left(self, requests: Requests | None) -> Tensor:
         """Number of items [P] that each request may get, or [1] where there is no filter of requests."""
-        lists, count = self._lists(requests), self.stock.leaf_items.numel()
-        if lists is None:
-            return torch.tensor([count], device=self.codes.device)
-        listed = lists.exists.sum(1)
-        return listed if lists.allow else count - listed
+        lists, every = self._lists(requests), torch.tensor([self.stock.leaf_items.numel()], device=self.codes.device)
+        return every if lists is None else lists.left(every)
 
     def narrow(self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None) -> Legal:
         """As `legal`, with a column for each edge: as many as the widest row has, and two at least."""
@@ -163,9 +164,9 @@ class Items:
         """Which catalogue rows [n, m] the lists of requests `owner` [n] let pass."""
         allowed = torch.ones_like(rows, dtype=torch.bool)
         if requests is not None and requests.pool is not None:
-            allowed &= _contains(requests.pool[owner], rows)
+            allowed &= contains(requests.pool[owner], rows)
         if requests is not None and requests.deny is not None:
-            allowed &= ~_contains(requests.deny[owner], rows)
+            allowed &= ~contains(requests.deny[owner], rows)
         return allowed
 
     def render(self, items: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ class Items:
         assert requests is not None
         if self._last is None or self._last[0] is not requests:
             lists = Lists.of(self, pool, deny)
-            lists.check()
+            lists.check(self.left(None))
             self._last = (requests, lists)
         return self._last[1]
 
@@ -208,6 +209,40 @@ def check_enough(items: int, length: int, filtered: bool) -> None:
             f"--cold): a policy writes slates of the length that it learned."
         )
     raise ConfigError(f"{said} there are to choose from. Set layout.length={items} or less, or bring more items.")
+
+
+def check_left(left: Tensor, length: int) -> None:
+    """Refuse slates of more items than their requests have left [P].
+
+    Raises:
+        DataError: naming the first such request.
+    """
+    short = left < length
+    if bool(short.any()):
+        request = int(short.byte().argmax())
+        raise DataError(
+            f"request {request} of the batch has {int(left[request])} items left, and {length} are to be named: a "
+            f"slate holds layout.length={length} different ones. Make its pool larger (data.pool.size; recommend: the "
+            f"file of --only), relax its filter (`pool`, `deny`), or train with a lower layout.length."
+        )
+
+
+def check_slates(items: Tensor, length: int) -> None:
+    """Refuse slates of catalogue rows [n, L] that do not hold `length` different items.
+
+    Raises:
+        DataError: naming the first that has another length, a gap or an item twice.
+    """
+    if items.shape[1] != length:
+        raise DataError(
+            f"slates have layout.length={length} items, these rows {items.shape[1]}. Fill them up first, see "
+            f"genrl.recommenders.gold."
+        )
+    ordered = items.sort(1).values
+    wrong = (ordered < 0).any(1) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if bool(wrong.any()):
+        row = int(wrong.byte().argmax())
+        raise DataError(f"slate {row} is {items[row].tolist()}: it must hold {length} different items.")
 
 
 def _unfiltered(requests: Requests | None) -> bool:
@@ -259,19 +294,40 @@ class Stock(Trie):
         return self.edges[level].legal(nodes)
 
 
-class Lists:
+class Listed:
     """Lists of M items for each of R rows: all that a row may get (`allow`), or what it must not get.
 
-    `places` [R, M] are those of the listed items in `stock.leaf_items`, in any order; -1 is none.
+    `places` [R, M] are numbers of the listed items below `absent`, in any order; -1 is none.
     """
 
-    def __init__(self, stock: Trie, places: Tensor, allow: bool) -> None:
-        self.stock = stock
-        self.allow = allow
-        absent = stock.leaf_items.numel()
-        places = _distinct(places, absent)
-        self.exists = places < absent
+    def __init__(self, places: Tensor, allow: bool, absent: int) -> None:
+        self.allow, self.absent = allow, absent
+        self.places = distinct(places, absent)
+        self.exists = self.places < absent
         """[R, M] bool: listed items that there are, each once."""
+
+    def left(self, every: Tensor) -> Tensor:
+        """Items [R] that are left of `every` [1]."""
+        listed = self.exists.sum(1)
+        return listed if self.allow else every - listed
+
+    def check(self, every: Tensor) -> None:
+        """Refuse, by its number, a request without any item left of `every` [1]."""
+        none = self.left(every) == 0
+        if bool(none.any()):
+            raise DataError(
+                f"request {int(none.byte().argmax())} of the batch has no item left: its `pool` and `deny` rule out "
+                "every item. Leave the request out or relax its filter."
+            )
+
+
+class Lists(Listed):
+    """Lists of places in `stock.leaf_items`, with the paths to them."""
+
+    def __init__(self, stock: Trie, places: Tensor, allow: bool) -> None:
+        absent = stock.leaf_items.numel()
+        super().__init__(places, allow, absent)
+        self.stock, places = stock, self.places
         self.items = torch.where(self.exists, stock.leaf_items[places.clamp(max=absent - 1)].long(), -1)
         """[R, M] their catalogue rows, in the order of the trie; -1 pads."""
         nodes = stock.ancestors(places.clamp(max=absent - 1))
@@ -284,24 +340,8 @@ class Lists:
     @classmethod
     def of(cls, items: Items, pool: Tensor | None, deny: Tensor | None) -> Lists:
         """Lists of catalogue rows [R, C] that rows may get and [R, D] that they must not get, -1 pads; both checked."""
-        for rows in (pool, deny):
-            if rows is not None:
-                _check_rows(rows, len(items.codes))
-        if pool is None:
-            assert deny is not None
-            return cls(items.stock, _look_up(items.places, deny), allow=False)
-        left = pool if deny is None else pool.masked_fill(_contains(deny, pool), -1)
-        return cls(items.stock, _look_up(items.places, left), allow=True)
-
-    def check(self) -> None:
-        """Refuse, by its number, a request without any item left."""
-        left = self.exists.any(1) if self.allow else self.exists.sum(1) < self.stock.leaf_items.numel()
-        if not bool(left.all()):
-            request = int(left.byte().argmin())
-            raise DataError(
-                f"request {request} of the batch has no item left: its `pool` and `deny` rule out every item of the "
-                "trie. Leave the request out or relax its filter."
-            )
+        rows, allow = listed_rows(pool, deny, len(items.codes))
+        return cls(items.stock, look_up(items.places, rows), allow)
 
     def legal(self, level: int, nodes: Tensor, rows: Tensor, legal: Tensor) -> Tensor:
         """What the lists of `rows` [n] leave of `legal` [n, codes] behind nodes [n] of a level; it may be nothing."""
@@ -329,15 +369,30 @@ class Lists:
         """Items at leaves [R, W] that rows may get, in the order of the leaves, inside a leaf in that of the trie."""
         if not self.allow:
             items, scores = self.stock.expand(leaves, scores, width + self.items.shape[1])
-            denied = _contains(self.items, items)  # pads too, which stand at the end anyway
+            denied = contains(self.items, items)  # pads too, which stand at the end anyway
             order = denied.byte().argsort(dim=1, stable=True)
-            return _cut(items.masked_fill(denied, -1).gather(1, order), scores.gather(1, order), width)
+            return cut(items.masked_fill(denied, -1).gather(1, order), scores.gather(1, order), width)
         found = leaves[:, None] == self.nodes[-1][:, :, None]  # [R, M, W]
         owner = torch.where(found.any(2), found.byte().argmax(2), leaves.shape[1])
         order = owner.argsort(dim=1, stable=True)
         items, owner = self.items.gather(1, order), owner.gather(1, order)
         scores = torch.cat([scores, scores.new_full((len(scores), 1), float("-inf"))], dim=1).gather(1, owner)
-        return _cut(items.masked_fill(owner == leaves.shape[1], -1), scores, width)
+        return cut(items.masked_fill(owner == leaves.shape[1], -1), scores, width)
+
+
+def listed_rows(pool: Tensor | None, deny: Tensor | None, items: int) -> tuple[Tensor, bool]:
+    """Rows to be listed of what requests may get and must not get, -1 pads, and whether they are all that is allowed.
+
+    Raises:
+        DataError: for a row that is none of the catalogue's.
+    """
+    for rows in (pool, deny):
+        if rows is not None:
+            _check_rows(rows, items)
+    if pool is None:
+        assert deny is not None
+        return deny, False
+    return (pool if deny is None else pool.masked_fill(contains(deny, pool), -1)), True
 
 
 def _check_rows(rows: Tensor, items: int) -> None:
@@ -350,11 +405,12 @@ def _check_rows(rows: Tensor, items: int) -> None:
         )
 
 
-def _look_up(places: Tensor, rows: Tensor) -> Tensor:
+def look_up(places: Tensor, rows: Tensor) -> Tensor:
+    """Places of catalogue rows, any shape; -1 of -1."""
     return torch.where(rows < 0, -1, places[rows.clamp(min=0)].long())
 
 
-def _distinct(places: Tensor, absent: int) -> Tensor:
+def distinct(places: Tensor, absent: int) -> Tensor:
     """Places [R, M] of each row in ascending order, `absent` at the end in place of -1 and of repetitions."""
     places = torch.where(places < 0, absent, places).sort(1).values
     again = torch.zeros_like(places, dtype=torch.bool)
@@ -362,14 +418,21 @@ def _distinct(places: Tensor, absent: int) -> Tensor:
     return places.masked_fill(again, absent).sort(1).values
 
 
-def _contains(rows: Tensor, values: Tensor) -> Tensor:
+def contains(rows: Tensor, values: Tensor) -> Tensor:
     """Which values [R, N] are in the same row of `rows` [R, M], in any order; -1 always is."""
     known = torch.cat([rows, rows.new_full((len(rows), 1), -1)], dim=1).sort(1).values
-    index = torch.searchsorted(known, values.contiguous()).clamp(max=known.shape[1] - 1)
-    return known.gather(1, index) == values
+    return among(known, values)
 
 
-def _cut(items: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def among(ascending: Tensor, values: Tensor) -> Tensor:
+    """Which values [R, N] are in the same row of `ascending` [R, M]."""
+    if not ascending.shape[1]:
+        return torch.zeros_like(values, dtype=torch.bool)
+    index = torch.searchsorted(ascending, values.contiguous()).clamp(max=ascending.shape[1] - 1)
+    return ascending.gather(1, index) == values
+
+
+def cut(items: Tensor, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Ranked items [R, N] and scores, -1 behind all others -> [R, width], padded with -1 and -inf."""
     short = max(0, width - items.shape[1])
     items = functional.pad(items[:, :width], (0, short), value=-1)

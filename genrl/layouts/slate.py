@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, LAYOUTS, Kind, Layout, Legal, Reading, Words
-from genrl.layouts.items import Items, ItemState, check_enough
+from genrl.layouts.items import Items, ItemState, check_enough, check_left, check_slates, cut
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.text import TextConfig, TextSlate
 from genrl.layouts.titles import Titles
@@ -108,20 +106,9 @@ class SlateLayout(Layout):
         assert isinstance(state, SlateState)
         place, level = divmod(site, self.levels)
         if site == 0:
-            self._check(requests)
+            check_left(self.catalogue.left(requests), self.items)
         taken = self.catalogue.named(state.leaves[:, :place], state.owner, requests) if place else None
         return self.catalogue.legal(level, state.node, state.owner, requests, taken)
-
-    def _check(self, requests: Requests | None) -> None:
-        left = self.catalogue.left(requests)
-        short = left < self.items
-        if bool(short.any()):
-            request = int(short.byte().argmax())
-            raise DataError(
-                f"request {request} of the batch has {int(left[request])} items left, and a slate holds "
-                f"layout.length={self.items} different ones. Make its pool larger (data.pool.size; recommend: "
-                f"the file of --only), relax its filter (`pool`, `deny`), or train with a lower layout.length."
-            )
 
     @override
     def advance(self, state: State, tokens: Tensor, site: int | None = None) -> SlateState:
@@ -170,16 +157,7 @@ class SlateLayout(Layout):
         Raises:
             DataError: naming the first that has another length, a gap or an item twice.
         """
-        if items.shape[1] != self.items:
-            raise DataError(
-                f"slates have layout.length={self.items} items, these rows {items.shape[1]}. Fill them up first, see "
-                f"genrl.recommenders.gold."
-            )
-        ordered = items.sort(1).values
-        wrong = (ordered < 0).any(1) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
-        if bool(wrong.any()):
-            row = int(wrong.byte().argmax())
-            raise DataError(f"slate {row} is {items[row].tolist()}: it must hold {self.items} different items.")
+        check_slates(items, self.items)
         return self.catalogue.render(items).flatten(1)
 
     @override
@@ -189,9 +167,8 @@ class SlateLayout(Layout):
         leaves = torch.where((state.site == ENDED)[:, None], state.leaves, -1)
         first = torch.arange(len(scores), device=scores.device)
         best = leaves.unflatten(0, scores.shape)[:, 0]
-        items = self.catalogue.named(best, first, requests)[:, :width]
-        items = functional.pad(items, (0, width - items.shape[1]), value=-1)
-        return items, scores[:, :1].expand_as(items).masked_fill(items < 0, float("-inf"))
+        items = self.catalogue.named(best, first, requests)
+        return cut(items, scores[:, :1].expand_as(items), width)
 
 
 @LAYOUTS.register(

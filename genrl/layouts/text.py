@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from genrl.batches import Requests, State
-from genrl.errors import DataError
 from genrl.layouts.base import BROKEN, ENDED, Kind, Layout, Legal, Reading
-from genrl.layouts.items import ItemState, check_enough
+from genrl.layouts.items import ItemState, check_enough, check_left, check_slates, cut
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.layouts.titles import LONGEST, Titles
 from genrl.options import option
@@ -134,10 +132,9 @@ class TextSlate(Layout):
         assert isinstance(state, TextState)
         if self.config.constrain:
             if requests is not None and requests is not self._checked:
-                self.names.left(requests, self.items)
+                check_left(self.names.left(requests), self.items)
                 self._checked = requests
-            taken = state.named if bool((state.named >= 0).any()) else None
-            return self.names.legal(0, state.node, state.owner, requests, taken)
+            return self.names.legal(0, state.node, state.owner, requests, state.named)
         room = state.used < self.line - 1
         mask = self.names.words & room[:, None]
         mask[:, self.names.end] = state.used > 0
@@ -245,16 +242,7 @@ class TextSlate(Layout):
         Raises:
             DataError: naming the first that has another length, a gap or an item twice.
         """
-        if items.shape[1] != self.items:
-            raise DataError(
-                f"slates have layout.length={self.items} items, these rows {items.shape[1]}. Fill them up first, see "
-                f"genrl.recommenders.gold."
-            )
-        ordered = items.sort(1).values
-        wrong = (ordered < 0).any(1) | (ordered[:, 1:] == ordered[:, :-1]).any(1)
-        if bool(wrong.any()):
-            row = int(wrong.byte().argmax())
-            raise DataError(f"slate {row} is {items[row].tolist()}: it must hold {self.items} different items.")
+        check_slates(items, self.items)
         lines, sizes = self.names.render(items), self.names.lengths[items]
         real = (torch.arange(lines.shape[2], device=lines.device) < sizes[:, :, None]).flatten(1)
         order = (~real).byte().argsort(dim=1, stable=True)
@@ -274,9 +262,8 @@ class TextSlate(Layout):
         if allowed is not None:  # free lines name what they like
             places = self.names.places[best.clamp(min=0)]
             best = best.masked_fill(~allowed.expand(len(best), -1).gather(1, places), -1)
-        best = best.gather(1, (best < 0).byte().argsort(dim=1, stable=True))[:, :width]
-        items = functional.pad(best, (0, width - best.shape[1]), value=-1)
-        return items, scores[:, :1].expand_as(items).masked_fill(items < 0, float("-inf"))
+        best = best.gather(1, (best < 0).byte().argsort(dim=1, stable=True))
+        return cut(best, scores[:, :1].expand_as(best), width)
 
     @override
     def blocks(self, tokens: Tensor) -> list[list[int]]:

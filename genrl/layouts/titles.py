@@ -15,7 +15,7 @@ from genrl.batches import Requests
 from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError, DataError, suggest
 from genrl.layouts.base import Legal
-from genrl.layouts.items import Items
+from genrl.layouts.items import Items, Listed, among, cut, distinct, listed_rows, look_up
 from genrl.sid.trie import Trie
 
 SEPARATOR = " | "
@@ -217,13 +217,12 @@ class Titles:
         names: what the items are called.
         sids: the same items by their SIDs.
         tokenizer: that the names were made with, SID tokens included.
-        keep: [I] bool items there are; None: all.
     """
 
     levels = 1
 
-    def __init__(self, names: Names, sids: Items, tokenizer: Any, keep: Tensor | None = None) -> None:  # noqa: ANN401
-        self.names, self.sids, self.tokenizer, self.keep = names, sids, tokenizer, keep
+    def __init__(self, names: Names, sids: Items, tokenizer: Any) -> None:  # noqa: ANN401
+        self.names, self.sids, self.tokenizer = names, sids, tokenizer
         vocabulary = len(tokenizer)
         self.end = names.end
         self.words = torch.ones(min(sids.tokens.first_ids), dtype=torch.bool)
@@ -238,16 +237,19 @@ class Titles:
         self.trie = Trie.build(self.written, (vocabulary,) * self.longest)
         self._tables = _flat(self.trie, self.end)
         self._rows = {normal(text): row for row, text in enumerate(names.texts)}
-        self._kept = self._counts(keep)
-        self._last: tuple[Requests, Listed] | None = None
+        self._kept = self._counts()
+        self._last: tuple[Requests, ListedNames] | None = None
         self._move(sids.codes.device)
 
-    def _counts(self, keep: Tensor | None) -> Tensor:
+    @property
+    def keep(self) -> Tensor | None:
+        """[I] bool items there are; None: all."""
+        return self.sids.keep
+
+    def _counts(self) -> Tensor:
         """[I + 1] how many items there are before each place."""
         items = self.trie.leaf_items.long()
-        there = torch.ones_like(items) if keep is None else keep.to(items.device)[items].long()
-        if not bool(there.any()):
-            raise DataError("the filter keeps no item: a trie over nothing would allow nothing. Keep at least one.")
+        there = torch.ones_like(items) if self.keep is None else self.keep.to(items.device)[items].long()
         return torch.cat([there.new_zeros(1), there.cumsum(0)])
 
     def _move(self, device: torch.device | str) -> None:
@@ -257,7 +259,6 @@ class Titles:
         place [N] of the first item below a node, and the one behind its last."""
         self.written, self.lengths = self.written.to(device), self.lengths.to(device)
         self.sids, self._kept, self.words = self.sids.to(device), self._kept.to(device), self.words.to(device)
-        self.keep = None if self.keep is None else self.keep.to(device)
         self.codes = self.sids.codes
         self.items = self.trie.leaf_items.long()
         """[I] catalogue row at each place."""
@@ -280,13 +281,9 @@ class Titles:
 
     def only(self, keep: Tensor) -> Titles:
         """Some of the items [I] bool."""
-        if keep.shape != self.codes.shape[:1]:
-            raise DataError(
-                f"a filter of shape {list(keep.shape)} for {len(self.codes)} items: give one bool per item."
-            )
         made = self._like()
-        made.keep = keep.to(self.codes.device) if self.keep is None else keep.to(self.codes.device) & self.keep
-        made._kept, made.sids = made._counts(made.keep), self.sids.only(keep)
+        made.sids = self.sids.only(keep)
+        made._kept = made._counts()
         return made
 
     @property
@@ -354,7 +351,7 @@ class Titles:
         if listed is None and taken is None and self.keep is None:
             return Legal(some, tokens=tokens, child=edge + 1)
         low, high = self.first[edges + 1].long(), self.behind[edges + 1].long()
-        gone = None if taken is None else self._places(taken)
+        gone = None if taken is None else distinct(look_up(self.places, taken), len(self.items))
         within = some
         if gone is not None:
             within = exists & (high - low - _between(gone, low, high) > 0)
@@ -372,7 +369,9 @@ class Titles:
         """As `legal`."""
         return self.legal(level, node, owner, requests, taken)
 
-    def _left(self, listed: Listed | None, owner: Tensor, gone: Tensor | None, low: Tensor, high: Tensor) -> Tensor:
+    def _left(
+        self, listed: ListedNames | None, owner: Tensor, gone: Tensor | None, low: Tensor, high: Tensor
+    ) -> Tensor:
         """How many items are left at places low .. high [n, e], for rows `owner` [n] behind those at `gone`."""
         left = self._kept[high] - self._kept[low] if listed is None else listed.between(owner, low, high, self._kept)
         if gone is None:
@@ -385,55 +384,22 @@ class Titles:
             gone = gone.masked_fill(~listed.allows(owner, gone), absent).sort(1).values
         return left - _between(gone, low, high)
 
-    def listed(self, rows: Tensor) -> Tensor:
-        """Places [R, M] of catalogue rows as `_places`, without those that the common filter takes out.
-
-        Raises:
-            DataError: for a row that is none.
-        """
-        wrong = (rows < -1) | (rows >= len(self.items))
-        if bool(wrong.any()):
-            request, column = wrong.nonzero()[0].tolist()
-            raise DataError(
-                f"the filter of request {request} names catalogue row {int(rows[request, column])}, but rows are "
-                f"0 .. {len(self.items) - 1} (-1 pads)."
-            )
-        kept = rows if self.keep is None else rows.masked_fill(~self.keep[rows.clamp(min=0)], -1)
-        return self._places(kept)
-
-    def _places(self, rows: Tensor) -> Tensor:
-        """Places [R, M] of catalogue rows, ascending, each once; the number of items in the place of -1 and repeats."""
-        absent, known = len(self.items), rows >= 0
-        places = torch.where(known, self.places[rows.clamp(min=0)], absent).sort(1).values
-        again = torch.zeros_like(known)
-        again[:, 1:] = places[:, 1:] == places[:, :-1]
-        return places.masked_fill(again, absent).sort(1).values
-
-    def _listed(self, requests: Requests | None) -> Listed | None:
+    def _listed(self, requests: Requests | None) -> ListedNames | None:
         """What the requests say of items, made once for each batch of them."""
         if requests is None or (requests.pool is None and requests.deny is None):
             return None
         if self._last is None or self._last[0] is not requests:
-            self._last = requests, Listed.of(self, requests.pool, requests.deny)
+            rows, allow = listed_rows(requests.pool, requests.deny, len(self.items))
+            rows = rows if self.keep is None else rows.masked_fill(~self.keep[rows.clamp(min=0)], -1)
+            made = ListedNames(look_up(self.places, rows), allow, len(self.items))
+            made.check(self._kept[-1:])
+            self._last = requests, made
         return self._last[1]
 
-    def left(self, requests: Requests | None, count: int = 1) -> Tensor:
-        """How many items each of P requests, or [1] any request, may get.
-
-        Raises:
-            DataError: for the first request with fewer than `count`.
-        """
-        listed = self._listed(requests)
-        every = self._kept[-1:]
-        left = every if listed is None else listed.left(every)
-        if bool((left < count).any()):
-            request = int((left < count).byte().argmax())
-            raise DataError(
-                f"request {request} of the batch has {int(left[request])} items left, and {count} are to be named "
-                f"without repeats. Make its pool larger (data.pool.size; recommend: the file of --only), relax its "
-                f"filter, or train with a lower layout.length."
-            )
-        return left
+    def left(self, requests: Requests | None) -> Tensor:
+        """How many items each of P requests, or [1] any request, may get."""
+        lists, every = self._listed(requests), self._kept[-1:]
+        return every if lists is None else lists.left(every)
 
     def open_leaves(self, requests: Requests | None) -> Tensor | None:
         """[P, I] or [1, I] bool, place by place: names that are left for each request; None: all."""
@@ -447,12 +413,8 @@ class Titles:
     def rank(self, nodes: Tensor, scores: Tensor, width: int, requests: Requests | None) -> tuple[Tensor, Tensor]:
         """Ranked nodes [P, W] of complete names to ranked items [P, width], -1 and -inf behind them."""
         items = self.item(nodes)
-        order = (items < 0).byte().argsort(dim=1, stable=True)[:, :width]
-        items, scores = items.gather(1, order), scores.gather(1, order)
-        short = max(0, width - items.shape[1])
-        items = torch.nn.functional.pad(items, (0, short), value=-1)
-        scores = torch.nn.functional.pad(scores, (0, short), value=float("-inf"))
-        return items, scores.masked_fill(items < 0, float("-inf"))
+        order = (items < 0).byte().argsort(dim=1, stable=True)
+        return cut(items.gather(1, order), scores.gather(1, order), width)
 
     def render(self, items: Tensor) -> Tensor:
         """Tokens [..., longest] of catalogue rows [...], with end marks behind them; `lengths` says how many count."""
@@ -471,48 +433,13 @@ class Titles:
         return self._rows.get(normal(MARKER.sub("", line)), -1) if row is None else row
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Places of listed items for each of P requests: all that a request may get (`allow`), or what it must not get."""
-
-    places: Tensor
-    """[P, M] ascending; the number of all items pads."""
-    allow: bool
-    items: int
-
-    @classmethod
-    def of(cls, titles: Titles, pool: Tensor | None, deny: Tensor | None) -> Listed:
-        """Lists of catalogue rows [P, C] and [P, D], -1 pads.
-
-        Raises:
-            DataError: naming a request that has no item left.
-        """
-        absent = len(titles.items)
-        if pool is None:
-            assert deny is not None
-            made = cls(titles.listed(deny), False, absent)
-        else:
-            places = titles.listed(pool)
-            if deny is not None:
-                places = places.masked_fill(_contains(titles.listed(deny), places), absent).sort(1).values
-            made = cls(places, True, absent)
-        left = made.left(titles._kept[-1:])
-        if bool((left == 0).any()):
-            raise DataError(
-                f"request {int((left == 0).byte().argmax())} of the batch has no item left: its `pool` and `deny` rule "
-                "out every item. Leave the request out or relax its filter."
-            )
-        return made
-
-    def left(self, every: Tensor) -> Tensor:
-        """Items [P] that are left of `every` [1]."""
-        listed = (self.places < self.items).sum(1)
-        return listed if self.allow else every - listed
+class ListedNames(Listed):
+    """Lists of places in `Titles.items`."""
 
     def allows(self, owner: Tensor, places: Tensor) -> Tensor:
         """Which places [n, t] requests `owner` [n] may get."""
-        found = _contains(self.places[owner], places)
-        return (found if self.allow else ~found) & (places < self.items)
+        found = among(self.places[owner], places)
+        return (found if self.allow else ~found) & (places < self.absent)
 
     def between(self, owner: Tensor, low: Tensor, high: Tensor, kept: Tensor) -> Tensor:
         """How many items requests `owner` [n] may get at places low .. high [n, e]; `kept` [I + 1] are there before."""
@@ -523,14 +450,6 @@ class Listed:
 def _between(places: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """How many of ascending places [n, M] are at least low [n, e] and below high [n, e]."""
     return torch.searchsorted(places, high.contiguous()) - torch.searchsorted(places, low.contiguous())
-
-
-def _contains(places: Tensor, values: Tensor) -> Tensor:
-    """Which values [n, t] are among ascending places [n, M] of their row."""
-    if not places.shape[1]:
-        return torch.zeros_like(values, dtype=torch.bool)
-    index = torch.searchsorted(places, values.contiguous()).clamp(max=places.shape[1] - 1)
-    return places.gather(1, index) == values
 
 
 def _flat(trie: Trie, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

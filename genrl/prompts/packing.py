@@ -18,7 +18,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.errors import DataError
 from genrl.layouts.base import Layout
-from genrl.prompts.template import PromptMaker, PromptTemplate
+from genrl.prompts.template import PromptMaker, PromptTemplate, RequestTemplate
 from genrl.prompts.traces import Trace
 
 NOTHING = np.empty(0, np.int64)
@@ -154,7 +154,7 @@ Branch = tuple[np.ndarray, np.ndarray, State]
 class SegmentPlanner(Planner[PackedBatch]):
     """Steps whose examples are segments of at most `longest` tokens, in rows of `pack_length` or what that needs."""
 
-    def __init__(self, template: PromptTemplate, longest: int, pack_length: int) -> None:
+    def __init__(self, template: RequestTemplate, longest: int, pack_length: int) -> None:
         self.template = template
         self.longest = longest
         self.length = max(pack_length, longest)
@@ -184,6 +184,8 @@ class HistoryBatches(SegmentPlanner):
     Raises:
         DataError: if there is nothing to train on.
     """
+
+    template: PromptTemplate
 
     def __init__(
         self,
@@ -370,7 +372,7 @@ class CompletionBatches(SegmentPlanner):
 
     def _text(self, group: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The text from the first item of the prompts to the last target, and where in it each target begins."""
-        if not self.template.nested:
+        if not isinstance(self.template, PromptTemplate):  # each prompt is a text of its own
             asked = self.maker.at(self.where[group])
             text, sid = asked.tokens[0], self.template.sid_tokens[self.items[group[0]]]
             own = np.array([len(text)])
@@ -402,7 +404,7 @@ class CompletionBatches(SegmentPlanner):
 
     def _grouped(self) -> list[Tensor]:
         """Traces whose prompts begin at the same item, by position; one whose history ends earlier stands alone."""
-        if not self.template.nested:
+        if not isinstance(self.template, PromptTemplate):  # each prompt is a text of its own
             return list(torch.arange(len(self.where)).split(1))
         apart = len(self.maker.dataset.sequences) + torch.arange(len(self.where))
         text = torch.where(self.ends == self.where, self.firsts, apart)
@@ -664,7 +666,7 @@ def _windows(offsets: np.ndarray, roles: np.ndarray, past: np.ndarray, size: int
 def text_segments(
     tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
     titles: tuple[str, ...],
-    template: PromptTemplate,
+    template: RequestTemplate,
 ) -> Iterator[Segment]:
     """SID -> title and title -> SID examples for every item with a title."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,8 @@ from genrl.ops import left_padded, read_as
 
 
 @dataclass(frozen=True)
-class PromptTemplate:
-    """The text of a sequence of items: start token, prefix, then the SIDs of the items, oldest first.
-
-    SFT packs the same text, so a prompt at any position is a prefix of what the model was trained on. Another text is a
-    subclass with its own `write` and `longest`, in which all before the SID of an item is the prompt for that item.
-    """
+class RequestTemplate(ABC):
+    """How requests are written, whatever the text."""
 
     start_id: int
     prefix_ids: tuple[int, ...]
@@ -35,14 +32,46 @@ class PromptTemplate:
         return torch.tensor([self.start_id, *self.prefix_ids])
 
     @property
-    def nested(self) -> bool:
-        """Whether a prompt is the beginning of the prompts for later items, as `write` says."""
-        return True
-
-    @property
     def levels(self) -> int:
         """Tokens of a SID (K)."""
         return self.sid_tokens.shape[1]
+
+    @abstractmethod
+    def longest(self, items: int) -> int:
+        """Tokens of the longest text of so many items."""
+
+    @abstractmethod
+    def ask(self, history: Tensor, user: str | None, pool: Tensor) -> Tensor:
+        """The prompt [t] of a history [n], of a user who may be known, with the candidates [C] that are listed."""
+
+    @abstractmethod
+    def check_users(self, users: Sequence[str]) -> None:
+        """Refuse what is said of users if it is about none of these."""
+
+    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Histories [P, H] (right-aligned, -1 pads), with ids of users and pools [P, C] if there are some.
+
+        Returns:
+            Tokens and mask [P, L], left-padded to the longest prompt.
+        """
+        if not len(histories):
+            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
+        pools = histories[:, :0] if pool is None else pool
+        texts = [
+            self.ask(history[history >= 0], users[row] if users else None, listed[listed >= 0])
+            for row, (history, listed) in enumerate(zip(histories, pools, strict=True))
+        ]
+        return left_padded(texts, self.pad_id)
+
+
+@dataclass(frozen=True)
+class PromptTemplate(RequestTemplate):
+    """The text of a sequence of items: start token, prefix, then the SIDs of the items, oldest first.
+
+    SFT packs the same text, so a prompt at any position is a prefix of what the model was trained on. Another text is a
+    subclass with its own `write` and `longest`, in which all before the SID of an item is the prompt for that item.
+    Prompts say nothing of users and pools.
+    """
 
     def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Catalogue rows [n] -> their text [t], and where in it the SID of each begins [n]."""
@@ -50,21 +79,13 @@ class PromptTemplate:
         return torch.cat([head, self.sid_tokens[items].flatten()]), len(head) + torch.arange(len(items)) * self.levels
 
     def longest(self, items: int) -> int:
-        """Tokens of the longest text of so many items."""
         return len(self.head) + items * self.levels
 
+    def ask(self, history: Tensor, user: str | None, pool: Tensor) -> Tensor:
+        return self.write(history)[0]
+
     def check_users(self, users: Sequence[str]) -> None:
-        """Refuse what is said of users if it is about none of these."""
-
-    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Histories [P, H] (right-aligned, -1 pads) -> tokens and mask [P, L], left-padded to the longest prompt.
-
-        Prompts of SIDs say nothing of users and of pools [P, C].
-        """
-        if not len(histories):
-            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
-        texts = [self.write(history[history >= 0])[0] for history in histories]
-        return left_padded(texts, self.pad_id)
+        pass
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,7 @@ class PromptMaker:
     """Prompts of histories, and at positions of a data set."""
 
     dataset: Dataset
-    template: PromptTemplate
+    template: RequestTemplate
     max_history: int
     pools: Pools | None = None
     """Makes the candidate pool of each request; None: every request may get the whole catalogue."""

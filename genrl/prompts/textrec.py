@@ -18,8 +18,7 @@ from genrl.catalog.interactions import read_profiles
 from genrl.catalog.items import Catalog
 from genrl.config.schema import DataConfig, PromptConfig
 from genrl.errors import ConfigError, DataError
-from genrl.ops import left_padded
-from genrl.prompts.template import PromptTemplate
+from genrl.prompts.template import RequestTemplate
 
 BUILT_IN = ("textrec",)
 """Templates that come with genrl; any other name is a file."""
@@ -140,7 +139,7 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class TextTemplate(PromptTemplate):
+class TextTemplate(RequestTemplate):
     """Prompts in words, in the chat format of a tokenizer that has one.
 
     A prompt that is longer than `prompt.max_tokens` leaves out the oldest items of the history until it fits. It is not
@@ -150,18 +149,9 @@ class TextTemplate(PromptTemplate):
     writer: Writer
     tokenizer: Any
 
-    @property
-    @override
-    def nested(self) -> bool:
-        return False
-
     @override
     def longest(self, items: int) -> int:
         return self.writer.config.max_tokens
-
-    @override
-    def write(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("a prompt in words has no places of SIDs")  # nested says so
 
     @override
     def check_users(self, users: Sequence[str]) -> None:
@@ -179,19 +169,8 @@ class TextTemplate(PromptTemplate):
             )
 
     @override
-    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Histories [P, H], with ids of users and pools [P, C] if there are some -> tokens and mask, left-padded."""
-        if not len(histories):
-            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
-        rows = [
-            self._fitting(
-                history[history >= 0].tolist(),
-                users[row] if users else None,
-                [] if pool is None else pool[row][pool[row] >= 0].tolist(),
-            )
-            for row, history in enumerate(histories)
-        ]
-        return left_padded([torch.tensor(row) for row in rows], self.pad_id)
+    def ask(self, history: Tensor, user: str | None, pool: Tensor) -> Tensor:
+        return torch.tensor(self._fitting(history.tolist(), user, pool.tolist()))
 
     def tokens_of(self, text: str) -> list[int]:
         """Tokens of the text of a prompt, up to where the completion begins."""

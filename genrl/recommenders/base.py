@@ -24,7 +24,7 @@ from genrl.options import option
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.model import Policy
 from genrl.prompts.packing import SequenceBatch
-from genrl.prompts.template import PromptTemplate
+from genrl.prompts.template import PromptTemplate, RequestTemplate
 from genrl.recommenders.bundle import read_problem, save_problem
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
@@ -62,7 +62,7 @@ class Recommender(Protocol):
         ...
 
     @property
-    def template(self) -> PromptTemplate:
+    def template(self) -> RequestTemplate:
         """How requests are written."""
         ...
 

@@ -36,7 +36,7 @@ from genrl.policy.load import make_policy, policy_spec
 from genrl.policy.model import Policy, PolicySpec
 from genrl.policy.search import WIDEST, search
 from genrl.policy.write import write
-from genrl.prompts.template import ItemTemplate, PromptTemplate
+from genrl.prompts.template import ItemTemplate, PromptTemplate, RequestTemplate
 from genrl.prompts.textrec import TextTemplate, Writer, source_of
 from genrl.recommenders.base import KINDS, WEIGHTS, Problem, deniable, equip, numerics
 from genrl.recommenders.bundle import read_problem, save_problem
@@ -74,7 +74,7 @@ class PolicyRecommender:
         problem: Problem,
         spec: Spec,
         layout: Layout,
-        template: PromptTemplate,
+        template: RequestTemplate,
         prior: RunGuide | None = None,
     ) -> None:
         self.config, self.problem = config, problem
@@ -127,7 +127,7 @@ class PolicyRecommender:
             further = " or layout.budget" if layout.writes_text else " or layout.length" if layout.items > 1 else ""
             asked = f"data.max_history={history} items x {self.template.levels} codes"
             lower = "data.max_history"
-            if not self.template.nested:
+            if isinstance(self.template, TextTemplate):
                 asked = lower = "prompt.max_tokens"
             raise ConfigError(
                 f"prompts and completions of {needed} tokens ({asked}, completions of {layout.length}) do not fit into "
@@ -345,7 +345,7 @@ def named_items(config: RunConfig, catalog: Catalog, sids: Items, spec: Spec) ->
     return Titles(name_items(catalog, spec.tokenizer, text.show, text.tokens), sids, spec.tokenizer)
 
 
-def _template(config: RunConfig, catalog: Catalog, codes: Tensor, spec: Spec, layout: Layout) -> PromptTemplate:
+def _template(config: RunConfig, catalog: Catalog, codes: Tensor, spec: Spec, layout: Layout) -> RequestTemplate:
     """How requests are written: as SIDs, as items, or in words."""
     sids: dict[str, Any] = {
         "start_id": spec.start_id,

@@ -27,7 +27,7 @@ from genrl.policy.model import PolicySpec
 from genrl.prompts.made_traces import make_traces
 from genrl.prompts.packing import CompletionBatches, HistoryBatches, HistoryRows, TraceBatches, text_segments
 from genrl.prompts.slates import WrittenSlates, read_slates
-from genrl.prompts.template import EvaluationBatches, PromptMaker
+from genrl.prompts.template import EvaluationBatches, PromptMaker, PromptTemplate
 from genrl.prompts.textrec import source_of
 from genrl.prompts.traces import Trace, leaks, read_traces
 from genrl.recommenders import Problem, Recommender
@@ -136,6 +136,7 @@ class Session:
         wanted = self.config.align.text_tasks
         text = wanted == "on" or (wanted == "auto" and not self.config.model.from_scratch)
         template, titles, history = self.maker.template, self.dataset.catalog.titles, self.config.data.max_history
+        assert isinstance(template, PromptTemplate)  # options of stage `align` are refused for prompts in words
         segments = text_segments(self.tokenizer, titles, template) if text else ()
         batches = HistoryBatches(self.dataset, template, self.config.align, history, tuple(segments))
         return HistoryRows(batches) if self.spec.reads_items else batches

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrl.runs.fit import fit
 from genrl.runs.session import Session
-from tests.runs import QUICK, curves_drawn, small_config
+from tests.runs import QUICK, anew, begun, curves_drawn, small_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,18 +21,13 @@ def without_curves() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Tensor]]:
-    session = Session.build(small_config(tmp_path_factory.mktemp("session")))
-    return session, session.policy.state()
+    return begun(tmp_path_factory.mktemp("session"))
 
 
 @pytest.fixture
 def session(built: tuple[Session, dict[str, Tensor]]) -> Session:
     """The session with the weights it began with."""
-    session, weights = built
-    session.policy.load_state(weights, "the beginning")
-    session.policy.zero_grad()
-    session.policy.eval()
-    return session
+    return anew(*built)
 
 
 @pytest.fixture(scope="session")

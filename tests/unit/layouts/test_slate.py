@@ -170,18 +170,22 @@ def test_slates_are_scored_as_they_were_drawn(setting, way, normalize, filters):
         score(policy, layout, asked, drawn, sampling).logps, drawn.logps, 1e-6 if normalize == "legal" else 1e-5
     )
     policy.branching = "auto"
-    allowed_only(drawn.items.view(5, 6, -1), filters)
+    assert allowed_only(drawn.items.view(5, 6, -1), filters)
     assert bool((drawn.logps[~drawn.chosen] == 0).all())
 
 
-def allowed_only(items: Tensor, filters: dict[str, Tensor]) -> None:
-    """Fail unless slates [P, G, L] hold different items that their request may get."""
-    for request, slates in enumerate(items.tolist()):
-        allowed = set(filters["pool"][request].tolist()) if "pool" in filters else set(range(ITEMS))
-        allowed -= set(filters["deny"][request].tolist()) if "deny" in filters else set()
-        for slate in slates:
-            assert len(set(slate)) == len(slate)
-            assert set(slate) <= allowed - {-1}
+def allowed_only(items: Tensor, filters: dict[str, Tensor]) -> bool:
+    """Whether slates [P, G, L] hold different items that their request may get."""
+    return all(
+        len(set(slate)) == len(slate) and set(slate) <= allowed_items(request, filters)
+        for request, slates in enumerate(items.tolist())
+        for slate in slates
+    )
+
+
+def allowed_items(request: int, filters: dict[str, Tensor]) -> set[int]:
+    allowed = set(filters["pool"][request].tolist()) if "pool" in filters else set(range(ITEMS))
+    return allowed - {-1} - (set(filters["deny"][request].tolist()) if "deny" in filters else set())
 
 
 @each_filter
@@ -191,7 +195,7 @@ def test_searches_stay_inside_the_filter_also_where_items_share_a_sid(filters, s
     for codes in (make_codes(ITEMS), shared_codes()):
         layout, prompts = make_slates(policy, codes), replace(make_prompts(policy, ITEMS), **filters)
         found = search(policy, layout, prompts, LENGTH, beams=9, settle=settle)[0]
-        allowed_only(found.items[:, None], filters)
+        assert allowed_only(found.items[:, None], filters)
 
 
 def test_rollouts_name_of_a_shared_sid_the_item_that_the_pool_holds():

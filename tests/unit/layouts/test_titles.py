@@ -7,7 +7,7 @@ from tokenizers import pre_tokenizers
 from genrl.batches import Requests
 from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError, DataError
-from genrl.layouts.items import Items
+from genrl.layouts.items import Items, check_left
 from genrl.layouts.titles import Titles, end_mark, name_items, normal
 from genrl.policy.tiny import train_tokenizer
 from genrl.sid.trie import Trie
@@ -159,7 +159,7 @@ def test_requests_without_enough_items_are_refused(titles):
     with pytest.raises(DataError, match="request 1 of the batch has no item left"):
         titles.legal(0, torch.zeros(1, dtype=torch.int64), torch.tensor([0]), asking(pool=torch.tensor([[1], [-1]])))
     with pytest.raises(DataError, match="request 0 of the batch has 1 items left, and 3 are to be named"):
-        titles.left(asking(pool=torch.tensor([[1]])), 3)
+        check_left(titles.left(asking(pool=torch.tensor([[1]]))), 3)
     with pytest.raises(DataError, match="names catalogue row 99"):
         titles.left(asking(pool=torch.tensor([[99]])))
     with pytest.raises(DataError, match="keeps no item"):

@@ -1,6 +1,4 @@
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,21 +7,16 @@ from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.errors import DataError
 from genrl.prompts.slates import held_out_items, read_slates, slate_places
+from tests.helpers import write_lines
 from tests.unit.recommenders.problems import dataset_of
 
 ACTIONS = dataset_of([[0, 1, 2, 1, 3, 4, 5], [0, 1, 6, 1]], ["htttrve", "ttve"], size=8)
 DATASET = Dataset(Catalog.from_table(list("abcdefgh")), replace(ACTIONS.sequences, user_ids=("ann", "7")), "shop")
 
 
-def write(folder: Path, *lines: object) -> Path:
-    path = folder / "slates.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return path
-
-
 def test_lines_are_slates_for_training_prompts_and_for_those_of_rl(tmp_path):
-    path = write(
-        tmp_path,
+    path = write_lines(
+        tmp_path / "slates.jsonl",
         {"user": "ann", "item": "b", "items": ["h", "b", "a"], "reward": 0.5, "run": "x"},
         "",
         {"user": "ann", "item": "d", "items": ["d", "g", "c"]},  # held out for rl, and g by another user
@@ -60,18 +53,18 @@ FINE = {"user": "ann", "item": "b", "items": ["h", "b", "a"]}
 )
 def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path, change, message):
     with pytest.raises(DataError, match=f"slates.jsonl:2: .*{message}"):
-        read_slates(write(tmp_path, FINE, FINE | change), DATASET, 3)
+        read_slates(write_lines(tmp_path / "slates.jsonl", FINE, FINE | change), DATASET, 3)
 
 
 def test_files_without_slates_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none.jsonl: cannot be read .* Give a JSONL file of slates"):
         read_slates(tmp_path / "none.jsonl", DATASET, 3)
     with pytest.raises(DataError, match=r"slates.jsonl: no slates. Write one per line: .*3 ids"):
-        read_slates(write(tmp_path, ""), DATASET, 3)
+        read_slates(write_lines(tmp_path / "slates.jsonl", ""), DATASET, 3)
 
 
 def test_slates_outside_of_what_their_prompts_list_are_refused(tmp_path):
-    found = read_slates(write(tmp_path, FINE, FINE), DATASET, 3)
+    found = read_slates(write_lines(tmp_path / "slates.jsonl", FINE, FINE), DATASET, 3)
     pools = torch.tensor([[0, 1, 2, 7], [7, 1, 2, -1]])
     found.check_pools(pools[:1].expand(2, -1))
     with pytest.raises(DataError, match=r"slates\.jsonl:2: 1 of the items are not in the candidate pool"):

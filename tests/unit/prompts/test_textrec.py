@@ -10,7 +10,7 @@ from genrl.catalog.sequences import Role
 from genrl.config.schema import DataConfig, PoolConfig, PromptConfig, ToyConfig
 from genrl.errors import ConfigError, DataError
 from genrl.policy.tiny import train_tokenizer
-from genrl.prompts.template import PromptMaker
+from genrl.prompts.template import PromptMaker, PromptTemplate
 from genrl.prompts.textrec import TextTemplate, Writer, source_of
 
 CATALOG = Catalog.from_table(
@@ -124,5 +124,5 @@ def test_requests_of_a_data_set_list_their_own_pool():
         history, pool = histories[row][histories[row] >= 0].tolist(), asked.pool[row].tolist()
         assert asked.tokens[row][asked.mask[row]].tolist() == made.tokens_of(made.writer.write(history, None, pool))
         assert TOY.catalog.titles[pool[0]] in made.tokenizer.decode(asked.tokens[row])
-    assert not made.nested
+    assert not isinstance(made, PromptTemplate)
     assert maker.longest == 512

@@ -1,6 +1,4 @@
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from genrl.errors import DataError
 from genrl.policy.load import sid_token
 from genrl.prompts.traces import Trace, leaks, read_traces, split_text, trace_positions
 from genrl.sid.table import make_table
+from tests.helpers import write_lines
 from tests.unit.recommenders.problems import dataset_of
 
 TITLES = ["OPI Nail Lacquer, Red", "It", "Soap", "The Very Best of Rose Water, 4 oz", "", "Moroccanoil"]
@@ -27,15 +26,9 @@ EVERY_ITEM = Dataset(CATALOG, dataset_of([ROWS.tolist()]).sequences, "all")
 TABLE = make_table(torch.stack([ROWS // 6, ROWS % 6], 1), (3, 6), DATASET.catalog)
 
 
-def write(folder: Path, *lines: object) -> Path:
-    path = folder / "traces.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return path
-
-
 def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_path):
-    path = write(
-        tmp_path,
+    path = write_lines(
+        tmp_path / "traces.jsonl",
         {"user": "ann", "item": "12", "blocks": ["liked\n soap", ""], "model": "a teacher"},
         "",
         {"user": 7, "item": 12, "text": "Reads. Writes! Thinks?"},
@@ -66,7 +59,7 @@ def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_pat
     ],
 )
 def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path, line, message):
-    path = write(tmp_path, {"user": "ann", "item": "12", "text": "fine"}, line)
+    path = write_lines(tmp_path / "traces.jsonl", {"user": "ann", "item": "12", "text": "fine"}, line)
     with pytest.raises(DataError, match=f"traces.jsonl:2: .*{message}"):
         read_traces(path, DATASET, 2)
 
@@ -75,7 +68,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none.jsonl: cannot be read .No such file"):
         read_traces(tmp_path / "none.jsonl", DATASET, 2)
     with pytest.raises(DataError, match=r"traces.jsonl: no traces. Write one per line"):
-        read_traces(write(tmp_path, ""), DATASET, 2)
+        read_traces(write_lines(tmp_path / "traces.jsonl", ""), DATASET, 2)
     (tmp_path / "traces.jsonl").write_bytes(b'{"user": "\xff"}\n')
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_traces(tmp_path / "traces.jsonl", DATASET, 2)

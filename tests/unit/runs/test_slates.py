@@ -31,7 +31,7 @@ from genrl.training.drawing import hopeless
 from genrl.training.rl import RLModule
 from genrl.training.samples import rollout_samples
 from tests.helpers import assert_same
-from tests.runs import activate_module, assert_step, attach, changed, one_step, rl_module, small_config
+from tests.runs import activate_module, anew, assert_step, attach, begun, changed, one_step, rl_module, small_config
 
 LENGTH = 4
 SLATES = (
@@ -50,17 +50,12 @@ SLATES = (
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Tensor]]:
-    session = Session.build(small_config(tmp_path_factory.mktemp("slates"), *SLATES))
-    return session, session.policy.state()
+    return begun(tmp_path_factory.mktemp("slates"), *SLATES)
 
 
 @pytest.fixture
 def slates(built: tuple[Session, dict[str, Tensor]]) -> Session:
-    session, weights = built
-    session.policy.load_state(weights, "the beginning")
-    session.policy.zero_grad()
-    session.policy.eval()
-    return session
+    return anew(*built)
 
 
 @pytest.fixture(scope="module")

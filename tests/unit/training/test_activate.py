@@ -10,7 +10,7 @@ from genrl.errors import DataError
 from genrl.runs.session import Session
 from genrl.training.activate import ActivateModule, forgotten
 from tests.helpers import assert_same
-from tests.runs import activate_module, assert_step, attach, changed, one_step, small_config, train
+from tests.runs import activate_module, anew, assert_step, attach, begun, changed, one_step, small_config, train
 
 THINKING = (
     "layout=blocked",
@@ -24,16 +24,12 @@ THINKING = (
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Tensor]]:
-    session = Session.build(small_config(tmp_path_factory.mktemp("activate"), *THINKING))
-    return session, session.policy.state()
+    return begun(tmp_path_factory.mktemp("activate"), *THINKING)
 
 
 @pytest.fixture
 def session(built: tuple[Session, dict[str, Tensor]]) -> Session:
-    session, weights = built
-    session.policy.load_state(weights, "the beginning")
-    session.policy.zero_grad()
-    return session
+    return anew(*built)
 
 
 def other(session: Session, folder: Path, *overrides: str) -> Session:
