@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from genrl.ops import expect
+from genrl.ops import FLOATS, expect
 
 Rows = slice | Tensor
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BatchT = TypeVar("BatchT", bound="Batch")
 
 

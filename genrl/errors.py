@@ -48,6 +48,10 @@ class UntrustedError(GenRLError, RuntimeError):
     """A run folder names code that nobody has said may run."""
 
 
+class ComponentError(GenRLError, ValueError):
+    """Code of a user, such as a reward or an objective, raised, or returned what it must not."""
+
+
 class NonFiniteError(GenRLError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the batch was saved for inspection."""
 
@@ -67,6 +71,17 @@ class Stopped(BaseException):
     def code(self) -> int:
         """Exit code as shells and schedulers count: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + self.signal
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or, as PyTorch says it there, on the CPU.
+
+    Example:
+        >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+        True
+    """
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

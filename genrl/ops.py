@@ -7,6 +7,11 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from genrl.errors import ComponentError
+from genrl.foreign import described
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def expect(tensor: Tensor, name: str, shape: tuple[int | None, ...], *dtypes: torch.dtype) -> None:
     """Check rank, the sizes that are not None, and the dtype; metadata only, so no device is synchronised.
@@ -25,6 +30,24 @@ def expect(tensor: Tensor, name: str, shape: tuple[int | None, ...], *dtypes: to
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{wanted}]")
     if dtypes and tensor.dtype not in dtypes:
         raise ValueError(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+
+
+def answered(
+    value: object, what: str, shape: tuple[int, ...], device: torch.device, dtypes: tuple[torch.dtype, ...] = FLOATS
+) -> Tensor:
+    """What a component returned, which must be a tensor of that shape, device and dtype; metadata only, as in `expect`.
+
+    Raises:
+        ComponentError: saying who returned it (`what`), what was expected and what came.
+    """
+    fits = isinstance(value, Tensor) and tuple(value.shape) == shape and value.device == device
+    if not fits or value.dtype not in dtypes:  # type: ignore[attr-defined]
+        kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ComponentError(
+            f"{what} must return a tensor of {kinds} with shape {list(shape)} on {device}; it returned "
+            f"{described(value)}."
+        )
+    return value  # type: ignore[return-value]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

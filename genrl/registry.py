@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from genrl.errors import ConfigError, UnknownComponentError, suggest
+from genrl.foreign import calling
 from genrl.options import bounds, fill, node_of, out_of_bounds, plain
 
 T = TypeVar("T")
@@ -119,11 +120,11 @@ class Registry(Generic[T]):
     def build(self, name: str, options: object = None, **context: object) -> T:
         """Build the component `name` from `options`: a mapping, an instance of its config dataclass, or nothing."""
         entry = self.entry(name)
-        if entry.config is None:
-            if options:
-                raise ConfigError(f"{self.kind} {name!r} takes no options, got {options!r}.")
-            return entry.factory(**context)
-        return entry.factory(self.options(name, options), **context)
+        if entry.config is None and options:
+            raise ConfigError(f"{self.kind} {name!r} takes no options, got {options!r}.")
+        given = [] if entry.config is None else [self.options(name, options)]
+        with calling(f"{self.kind} {name!r}", entry.factory):
+            return entry.factory(*given, **context)
 
     def options(self, name: str, options: object = None) -> Any:  # noqa: ANN401 (the entry's own dataclass)
         """Return the config dataclass of `name` filled with `options`, or raise a ConfigError with all `problems`."""
@@ -186,7 +187,7 @@ class Registry(Generic[T]):
     def _load(self, name: str, point: EntryPoint) -> None:
         try:
             loaded = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{self.kind} {name!r} from {point.value!r} does not import: {type(error).__name__}: {error}. "
                 f"Mend or uninstall the package."
@@ -252,5 +253,5 @@ def load_plugin(reference: str) -> None:
         _known[name] = [*(each for each in _known.get(name, []) if each != digest), digest]
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in that ends the process has not done what was asked
         raise ConfigError(f"plugin {reference!r} does not import: {type(error).__name__}: {error}") from error

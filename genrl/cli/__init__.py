@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
-from genrl.errors import ConfigError, GenRLError, Stopped, suggest
+from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, suggest
 from genrl.stopping import handled
 from genrl.terminal import paragraphs
 
@@ -150,7 +150,13 @@ def _run(words: list[str]) -> int:
     from genrl.config.saved import trusting
 
     with trusting(getattr(options, "trust", False)):
-        options.execute(options)
+        try:
+            options.execute(options)
+        except SystemExit as stop:  # of a plug-in: nothing of genrl leaves a command in this way
+            raise ComponentError(
+                f"something that this command called ended the process with sys.exit({stop.code!r}), so it is not "
+                f"done. Look for sys.exit or exit() in your plug-ins."
+            ) from stop
     sys.stdout.flush()
     return 0
 

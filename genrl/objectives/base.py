@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from genrl.batches import Completions, Experience, Rewards, Scores
-from genrl.errors import ConfigError
-from genrl.ops import group_view, masked_mean, world_size, world_sum
+from genrl.errors import ComponentError, ConfigError
+from genrl.foreign import described
+from genrl.ops import answered, group_view, masked_mean, world_size, world_sum
 from genrl.options import option
 from genrl.registry import Registry
 
@@ -92,6 +93,8 @@ class Objective(nn.Module, ABC):
         optimizer.step(); objective.after_step()
     """
 
+    name: str = ""
+    """What it is registered as, for messages; empty: it was made in Python."""
     uses_reference: bool = False
     """Whether completions need `ref_logps`: a reference policy is kept."""
     uses_teacher: bool = False
@@ -258,10 +261,11 @@ class PolicyObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, completions: Completions, rewards: Rewards) -> Experience:
-        advantages = self.credit(completions, rewards).to(completions.logps.dtype)
+        logps = completions.logps
+        advantages = _answer(self.credit(completions, rewards), self.credit, "credit", logps).to(logps.dtype)
         advantages = advantages.masked_fill(~completions.chosen, 0)
-        weights = self.reduction(completions)
-        mass = self.reduction.mass(weights)
+        weights = _answer(self.reduction(completions), self.reduction, "reduction", logps)
+        mass = _answer(self.reduction.mass(weights), self.reduction, "mass of reduction", logps[:, 0])
         if self.drop_dead:
             dead = ~_live(advantages, weights, completions.group_size).repeat_interleave(completions.group_size)
             weights = weights.masked_fill(dead[:, None], 0)
@@ -270,12 +274,12 @@ class PolicyObjective(Objective):
         return renormalized(Experience(completions, advantages, weights, mass, extras))
 
     def loss(self, scores: Scores, batch: Experience) -> ObjectiveOutput:
-        values, stats = self.surrogate(scores, batch)
+        values, stats = _term(self.surrogate(scores, batch), self.surrogate, "surrogate", scores.logps)
         chosen = batch.completions.chosen
         stats = {"advantage_abs": masked_mean(batch.advantages.abs(), chosen), **stats}
         stats["dead_groups"] = 1 - live_prompts(batch).to(values.dtype).mean()
         for penalty in self.penalties:
-            cost, told = penalty(scores, batch)
+            cost, told = _term(penalty(scores, batch), penalty, "penalty", scores.logps)
             values = values - cost
             stats |= told
         if scores.entropy is not None:
@@ -298,6 +302,21 @@ class PolicyObjective(Objective):
         lines += [f"  dynamic_sampling = {self.dynamic_sampling}"] if self.dynamic_sampling else []
         lines += ["  repair = True"] if self.repair else []
         return "\n".join(["PolicyObjective(", *lines, ")"])
+
+
+def _answer(value: object, piece: Piece, kind: str, like: Tensor) -> Tensor:
+    """What a piece returned, which must have the shape and be on the device of `like`."""
+    return answered(value, f"{kind} {type(piece).__name__}", tuple(like.shape), like.device)
+
+
+def _term(value: object, piece: Piece, kind: str, like: Tensor) -> tuple[Tensor, Stats]:
+    """What a surrogate or a penalty returned: a term per token, and statistics by name."""
+    if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[1], Mapping):
+        raise ComponentError(
+            f"{kind} {type(piece).__name__} must return a pair, the term [B, T] and a dict of statistics; it returned "
+            f"{described(value)}."
+        )
+    return _answer(value[0], piece, kind, like), dict(value[1])
 
 
 def renormalized(experience: Experience) -> Experience:

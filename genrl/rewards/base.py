@@ -12,9 +12,11 @@ from torch import Tensor
 
 from genrl.batches import Batch, Completions, Requests, Rewards, Targets
 from genrl.catalog.items import Catalog, column_numbers
-from genrl.errors import ConfigError
+from genrl.errors import ComponentError, ConfigError
+from genrl.foreign import calling
 from genrl.ops import expect
 from genrl.registry import Registry
+from genrl.rewards.answers import as_values, where_not_finite
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class RewardContext(Batch):
     history: Tensor | None = None
     """[B, H] int64 items that the user of each *completion* chose before, oldest first; -1 pads. None: outside a
     rollout."""
+    ids: tuple[str, ...] = field(default=(), repr=False)
+    """[I] what the data calls each item; empty: not known."""
     cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
     """What was computed of the catalogue once; shared with the contexts of all rollouts."""
 
@@ -61,7 +65,7 @@ class RewardContext(Batch):
         """
         none = codes.new_full((1, codes.shape[1]), -1)
         known = (catalog.train_counts, catalog.categories, catalog.cold, catalog.attributes)
-        return cls(torch.cat([codes, none]), *known, collision_level, tuple(feedback))
+        return cls(torch.cat([codes, none]), *known, collision_level, tuple(feedback), ids=catalog.item_ids)
 
     @property
     def levels(self) -> int:
@@ -75,6 +79,12 @@ class RewardContext(Batch):
     def categories_of(self, items: Tensor) -> Tensor:
         """Categories of catalogue rows, in the shape of `items`; -1 (no item) gives -1 (unknown)."""
         return torch.where(items < 0, -1, self.categories[items.clamp(min=0)])
+
+    def called(self, item: int) -> str:
+        """How messages call a catalogue row; -1 is no item."""
+        if item < 0:
+            return "no item"
+        return repr(self.ids[item]) if self.ids else f"item {item}"
 
     def level(self, column: str | None) -> Tensor:
         """Number [I] of each item's value in a column of `attributes`, -1 unknown; None stands for `categories`.
@@ -183,7 +193,11 @@ class Verifier:
 
     @torch.no_grad()
     def __call__(self, completions: Completions, requests: Requests) -> Rewards:
-        """Judge G completions for each of P requests; a ValueError if a reward returns a wrong shape or dtype."""
+        """Judge G completions for each of P requests.
+
+        Raises:
+            ComponentError: if a reward of a user raises, or one returns anything but finite numbers of its shape.
+        """
         size, rows = completions.group_size, completions.tokens.shape[0]
         if len(requests) != len(completions):
             raise ValueError(
@@ -195,13 +209,38 @@ class Verifier:
         context = replace(self.context, history=requests.history.repeat_interleave(size, dim=0))
         targets = requests.wanted.repeat(size)
         shapes = {"outcome": (rows,), "step": (rows, completions.num_steps), "item": tuple(completions.items.shape)}
-        values = {name: reward(completions, targets, context) for name, reward in self.rewards.items()}
-        for name, value in values.items():
-            expect(value, f"reward {name!r}", shapes[self.rewards[name].level], torch.float32)
+        values = {}
+        for name, reward in self.rewards.items():
+            with calling(f"reward {name!r}", reward):
+                value = reward(completions, targets, context)
+            values[name] = as_values(value, name, reward.level, shapes[reward.level], completions.items.device)
+        _check_finite(values, completions, targets, context)
         rewards = self.rewards.items()
         shaping = frozenset(name for name, reward in rewards if reward.level == "step" and not reward.match)
         per_item = frozenset(name for name, reward in rewards if reward.level == "item")
         return Rewards(values, dict(self.weights), shaping, per_item)
+
+
+def _check_finite(
+    values: Mapping[str, Tensor], completions: Completions, targets: Targets, context: RewardContext
+) -> None:
+    """Refuse rewards that are NaN or infinite, with the first row that has one; looks at the device once."""
+    if bool(torch.stack([value.isfinite().all() for value in values.values()]).all()):
+        return
+    name, (row, value, others) = next(
+        (name, found) for name, each in values.items() if (found := where_not_finite(each)) is not None
+    )
+    assert context.history is not None
+    prompt, member = divmod(row, completions.group_size)
+    shown = ", ".join(context.called(item) for item in completions.items[row].tolist())
+    seen = [item for item in context.history[row].tolist() if item >= 0]
+    behind = f"a history that ends with {context.called(seen[-1])}" if seen else "no history"
+    wanted = ", ".join(context.called(item) for item in targets.items[row].tolist() if item >= 0) or "nothing"
+    more = f" It is so in {others} more rows." if others else ""
+    raise ComponentError(
+        f"reward {name!r} is {value} for completion {member + 1} of prompt {prompt + 1} (row {row}): shown {shown}, "
+        f"wanted {wanted}, behind {behind}.{more} Rewards must be finite: give such a row 0, or what it is worth."
+    )
 
 
 def build_verifier(
@@ -235,6 +274,7 @@ def build_verifier(
                 f"or choose layout=blocked."
             )
         if steps is not None:
-            reward.check(steps, context, items)
+            with calling(f"reward {name!r}", reward):
+                reward.check(steps, context, items)
         rewards[name] = (reward, weight)
     return Verifier(rewards, context)

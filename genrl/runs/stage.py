@@ -15,7 +15,9 @@ from genrl.catalog.items import Catalog
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ModelConfig, SupervisedConfig
 from genrl.config.select import validating
+from genrl.errors import ComponentError
 from genrl.files import read_json, read_weights
+from genrl.foreign import described
 from genrl.manifest import METRICS, check, seal
 from genrl.objectives import OBJECTIVES, Objective, Setting
 from genrl.policy.information import check_tells
@@ -258,7 +260,14 @@ def _arguments(session: Session, folder: Path, before: Path | None) -> dict[str,
 def build_objective(config: RunConfig) -> Objective:
     """The configured objective."""
     options = {name: value for name, value in config.objective.items() if name != "name"}
-    return OBJECTIVES.build(config.objective["name"], options)
+    built = OBJECTIVES.build(config.objective["name"], options)
+    if not isinstance(built, Objective):
+        raise ComponentError(
+            f"objective {config.objective['name']!r}: its factory must return an Objective, such as a PolicyObjective "
+            f"of four pieces; it returned {described(built)}."
+        )
+    built.name = config.objective["name"]
+    return built
 
 
 def make_verifier(session: Session, objective: Objective) -> Verifier:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genrl.batches import Batch, Completions, Requests, Rewards, concatenate
 from genrl.objectives import Objective, live_prompts
+from genrl.objectives.answers import prepared
 from genrl.objectives.credit import ROUNDING
 from genrl.ops import group_view, world_max, world_size
 from genrl.training.journal import Journal
@@ -40,7 +41,7 @@ def draw_alive(draw: Callable[[int], Rollout], objective: Objective, journal: Jo
     count = len(rollout.completions.tokens)
     drawn = count
     for attempt in range(1, objective.dynamic_sampling):
-        live = live_prompts(objective.prepare(rollout.completions, rollout.rewards))
+        live = live_prompts(prepared(objective, rollout.completions, rollout.rewards))
         if int(world_max((~live).sum())) == 0:
             break
         rollout = replaced(rollout, live, draw(attempt))

@@ -15,6 +15,7 @@ from torch import Tensor
 from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores, Targets
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
+from genrl.objectives.answers import loss_of, moved_on, prepared, renewed
 from genrl.ops import seed_of
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.guide import Guide
@@ -146,7 +147,7 @@ class RLModule(StageModule):
         if self.reference is not None:
             held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
-        whole = self.objective.prepare(completions, drawn.rewards)
+        whole = prepared(self.objective, completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
         self.journal.add(rollout_values(whole, drawn, self.layout.codes, self.metrics.cold, written=self.writes))
         self._rescored = self.writes and self.updates > 1 and not self.policy.exact
@@ -231,7 +232,7 @@ class RLModule(StageModule):
             corrected = experience if self._rescored else self._corrected(experience, scores.logps)
             experience = based_on(corrected, scores.logps)
         self.gradients.watch(scores.logps, experience.completions)
-        output = self.objective.loss(scores, experience)
+        output = loss_of(self.objective, scores, experience)
         self.check_finite(output.loss, part)
         self.journal.add(objective_values(output), {"train/loss": output.loss.detach() * self.micro_batches})
         return output.loss * self.trainer.accumulate_grad_batches
@@ -242,7 +243,7 @@ class RLModule(StageModule):
         Here and not at the end of the batch, where callbacks come first and would see the values of the step before.
         """
         super().optimizer_step(*arguments, **options)
-        self.objective.after_step()
+        moved_on(self.objective)
         self.journal.add({"time/update": time.perf_counter() - self._update_began})
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(
@@ -267,7 +268,7 @@ class RLModule(StageModule):
         with torch.no_grad(), self.numerics():
             scores = self._score(part.experience.completions, part.requests)
         based = based_on(part.experience, scores.logps) if first and self.writes else part.experience
-        return replace(part, experience=based_on(self.objective.before_step(scores, based), old))
+        return replace(part, experience=based_on(renewed(self.objective, scores, based), old))
 
     @property
     def micro_batches(self) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from genrl.errors import ConfigError, UnknownComponentError
+from genrl.errors import ComponentError, ConfigError, UnknownComponentError
 from genrl.registry import Registry, load_plugin
 
 INSTALLED = "genrl.tests_of_the_registry"
@@ -86,6 +86,15 @@ def test_a_class_brings_its_options():
 def test_an_unknown_name_is_told_the_closest_one(registry):
     with pytest.raises(UnknownComponentError, match=r"unknown thing 'god'. Did you mean 'good'\? Known: good, plain."):
         registry.entry("god")
+
+
+def test_what_a_factory_of_a_user_raises_is_named(registry):
+    def fails():
+        raise KeyError("no such file")
+
+    registry.register("mine")(fails)
+    with pytest.raises(ComponentError, match=r"thing 'mine' raised KeyError: 'no such file' .*test_registry.py, line"):
+        registry.build("mine")
 
 
 def test_a_name_is_given_once(registry):
@@ -170,6 +179,10 @@ def test_a_plugin_is_a_file_or_a_module(tmp_path, monkeypatch):
     load_plugin(str(file))
     load_plugin("json")
     assert os.environ["GENRL_TEST_PLUGIN"] == "ran"
+    leaver = tmp_path / "leaver.py"
+    leaver.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"leaver\.py' does not import: SystemExit: 0"):  # which is no success
+        load_plugin(str(leaver))
     for reference, reason in (("nowhere.py", "no such file"), ("no_such_module", "not import: ModuleNotFoundError")):
         with pytest.raises(ConfigError, match=reason):
             load_plugin(reference)

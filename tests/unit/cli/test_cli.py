@@ -103,6 +103,15 @@ def test_what_the_user_can_mend_is_one_message(monkeypatch, capsys, error, code,
     assert said in capsys.readouterr().err
 
 
+def test_a_plugin_that_ends_the_process_is_no_success(monkeypatch, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("import sys\nsys.exit(0)\n")
+    assert cli.main(["list", "--plugin", str(tmp_path / "mine.py")]) == 2
+    assert "does not import: SystemExit: 0" in capsys.readouterr().err
+    monkeypatch.setattr("genrl.registry.load_plugin", lambda _: sys.exit(0))  # of any other code
+    assert cli.main(["list", "--plugin", "mine"]) == 2
+    assert "ended the process with sys.exit(0), so it is not done" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), PermissionError(errno.EACCES, "no")])
 def test_any_other_error_keeps_its_traceback(monkeypatch, error):
     with pytest.raises(type(error)):

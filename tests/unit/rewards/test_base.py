@@ -12,7 +12,7 @@ from genrl.batches import Completions, Requests, Targets
 from genrl.catalog import Catalog
 from genrl.errors import ConfigError, UnknownComponentError
 from genrl.registry import load_plugin
-from genrl.rewards import REWARDS, Reward, RewardContext, Verifier, build_verifier
+from genrl.rewards import REWARDS, RewardContext, build_verifier
 from genrl.runs.session import Session
 from tests.helpers import assert_same
 from tests.runs import attach, rl_module, small_config
@@ -123,18 +123,6 @@ def test_micro_batches_of_whole_groups_get_the_same_rewards():
     parts = [verifier(rollout().groups(slice(i, i + 1)), TARGETS.rows(slice(i, i + 1))) for i in range(2)]
     assert_same(torch.cat([part.outcome for part in parts]), whole.outcome)
     assert_same(torch.cat([part.steps for part in parts]), whole.steps)
-
-
-class Wrong(Reward):
-    level = "outcome"
-
-    def __call__(self, rollout, targets, context):
-        return torch.zeros(rollout.tokens.shape[0], dtype=torch.float64)
-
-
-def test_a_reward_of_another_dtype_is_named():
-    with pytest.raises(ValueError, match=r"reward 'mine' is torch\.float64"):
-        Verifier({"mine": (Wrong(config=()), 1.0)}, context())(rollout(), TARGETS)
 
 
 @pytest.mark.parametrize(
