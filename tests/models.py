@@ -22,7 +22,7 @@ from genrl.policy.model import Head, Policy
 from genrl.policy.tiny import train_tokenizer
 from genrl.policy.write import completed
 from genrl.sid.trie import Trie
-from genrl.training.stage import flatten
+from genrl.training.skips import flatten
 
 SIZES = (6, 5, 7)
 TEXTS = ("red apple pie", "green pear tart", "blue plum jam", "sweet red cherry")

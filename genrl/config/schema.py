@@ -410,6 +410,8 @@ class TrainerConfig:
     """Precision of updates, rollouts and rankings."""
     max_grad_norm: float = option(1.0, ge=0)
     """Gradients are scaled down to this norm; 0 leaves them."""
+    max_skipped_steps: int = option(5, ge=1)
+    """Steps whose loss or gradient is NaN or infinite are skipped and counted; so many in a row end the stage."""
     threads: int = option(1, ge=0)
     """CPU threads per process. One is fastest for tiny models as soon as anything else runs, and gives the same bits on
     any machine; raise it for larger models on a CPU. 0: as PyTorch decides."""

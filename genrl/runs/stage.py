@@ -248,6 +248,7 @@ def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:
         "evaluation": narrow,
         "kind": config.select.ranking,
         "max_grad_norm": config.trainer.max_grad_norm,
+        "max_skipped": config.trainer.max_skipped_steps,
         "folder": folder,
     }
 

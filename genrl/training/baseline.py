@@ -46,10 +46,9 @@ class BaselineModule(RankingModule):
         """Mean loss of the targets of the step, over all ranks."""
         self.recommender.train()
         loss = self.recommender.loss(batch) * self.trainer.world_size / batch.share
-        self.check_finite(loss, batch)
         self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        return self.skips.watch(loss, batch)
 
     def rank(self, batch: Requests) -> Ranking:
         return self.recommender.rankings(batch, self.evaluation, (self.kind,))[self.kind]
@@ -62,9 +61,11 @@ class BaselineModule(RankingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is saved of the recommender: the rest is rebuilt from the configuration."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {f"recommender.{name}": value for name, value in self.recommender.state().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         prefix = len("recommender.")
         state = {name[prefix:]: value for name, value in checkpoint.pop("state_dict").items()}
         self.recommender.load_state(state, "the last checkpoint")

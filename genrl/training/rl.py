@@ -233,9 +233,8 @@ class RLModule(StageModule):
             experience = based_on(corrected, scores.logps)
         self.gradients.watch(scores.logps, experience.completions)
         output = loss_of(self.objective, scores, experience)
-        self.check_finite(output.loss, part)
         self.journal.add(objective_values(output), {"train/loss": output.loss.detach() * self.micro_batches})
-        return output.loss * self.trainer.accumulate_grad_batches
+        return self.skips.watch(output.loss, part) * self.trainer.accumulate_grad_batches
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
         """After each optimiser step let running statistics move on and log what was gathered.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genrl.batches import Ranking, Requests
@@ -27,6 +27,7 @@ from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding
 from genrl.recommenders.searching import rankings
 from genrl.training.muon import make_optimiser
+from genrl.training.skips import Skips, save_batch
 
 REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
 
@@ -41,6 +42,7 @@ class RankingModule(L.LightningModule, ABC):
         kind: which ranking is logged, `raw` or `excluded`.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         folder: where a batch that gave a non-finite loss or gradient is saved.
+        max_skipped: so many steps in a row with a non-finite loss or gradient end the training.
     """
 
     max_steps: int
@@ -54,6 +56,7 @@ class RankingModule(L.LightningModule, ABC):
         kind: str,
         max_grad_norm: float,
         folder: Path,
+        max_skipped: int = 5,
     ) -> None:
         super().__init__()
         self.validation = validation
@@ -62,7 +65,7 @@ class RankingModule(L.LightningModule, ABC):
         self.kind = kind
         self.max_grad_norm = max_grad_norm
         self.folder = folder
-        self._batch: Any = None  # the latest of training
+        self.skips = Skips(max_skipped)
 
     @abstractmethod
     def rank(self, batch: Requests) -> Ranking:
@@ -90,10 +93,6 @@ class RankingModule(L.LightningModule, ABC):
 
     def val_dataloader(self) -> EvaluationBatches:
         return self.validation.share(self.global_rank, self.trainer.world_size)
-
-    def on_train_batch_start(self, batch: Any, index: int) -> None:  # noqa: ANN401 (any frozen batch)
-        """Hold the batch, in case its gradient turns out to be no number."""
-        self._batch = batch
 
     def on_validation_epoch_start(self) -> None:
         """Forget earlier rankings.
@@ -142,29 +141,70 @@ class RankingModule(L.LightningModule, ABC):
     ) -> None:
         """Clip by global norm and log the norm before clipping.
 
+        A step whose norm is NaN or infinite is passed over: without gradients the optimiser moves nothing and keeps
+        what it remembers. Ranks agree, as they hold the same gradients.
+
         Raises:
-            NonFiniteError: if the norm is NaN or infinite, before the step is made; the batch is saved.
+            NonFiniteError: if there were too many such steps in a row; a batch is saved.
         """
         gradients = {name: value.grad for name, value in self.trainable().items() if value.grad is not None}
         norm = nn.utils.get_total_norm(list(gradients.values()))
-        if not bool(torch.isfinite(norm)):
-            name = next((name for name, value in gradients.items() if not bool(torch.isfinite(value).all())), None)
-            where = "though all its values are finite" if name is None else f"from {name} on"
-            self.stop(f"norm of the gradient is {float(norm)}, {where}", self._batch)
-        nn.utils.clip_grads_with_norm_(self.trainable().values(), self.max_grad_norm or math.inf, norm)
+        passes = self.skips.passes()
+        if bool(torch.isfinite(norm)):
+            self.skips.row = 0
+            nn.utils.clip_grads_with_norm_(self.trainable().values(), self.max_grad_norm or math.inf, norm)
+        else:
+            self._skip(norm, gradients, passes)
         self.log("train/grad_norm", norm)
+        self.log("train/skipped_steps", float(self.skips.total))
 
-    def check_finite(self, value: Tensor, batch: Any, what: str = "loss") -> None:  # noqa: ANN401 (any frozen batch)
-        """Stop on a NaN or infinite loss (or other value), see `stop`."""
+    def _skip(self, norm: Tensor, gradients: Mapping[str, Tensor], passes: Sequence[tuple[Any, Tensor]]) -> None:
+        """Pass the step over, or end the stage if it was not the first in a row."""
+        spoiled = [name for name, value in gradients.items() if not bool(torch.isfinite(value).all())]
+        wrong = [(batch, float(loss)) for batch, loss in passes if not bool(torch.isfinite(loss))]
+        where = f"from {spoiled[0]} on" if spoiled else "though all its values are finite"
+        what = f"loss is {wrong[0][1]}" if wrong else f"norm of the gradient is {float(norm)}, {where}"
+        self.skips.total += 1
+        self.skips.row += 1
+        if self.skips.row >= self.skips.most:
+            about = {"losses": [float(loss) for _, loss in passes], "gradients": spoiled}
+            batches = wrong or passes
+            self.stop(what, batches[0][0] if batches else None, about)
+        if self.skips.total == 1 and self.global_rank == 0:
+            warnings.warn(
+                f"step {self.global_step}: the {what}. The step is skipped, as if it had not been; "
+                f"train/skipped_steps counts such steps, and {self.skips.most} in a row end the stage "
+                f"(trainer.max_skipped_steps).",
+                stacklevel=2,
+            )
+        for value in self.trainable().values():
+            value.grad = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the count of skipped steps."""
+        checkpoint["skipped_steps"] = self.skips.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count on."""
+        self.skips.restore(checkpoint.get("skipped_steps", {}))
+
+    def check_finite(self, value: Tensor, batch: Any, what: str) -> None:  # noqa: ANN401 (any frozen batch)
+        """Stop if a value that no step can be made without is NaN or infinite, see `stop`."""
         total = value.detach().sum()
         if not bool(torch.isfinite(total)):
             self.stop(f"{what} is {float(total)}", batch)
 
-    def stop(self, what: str, batch: Any) -> NoReturn:  # noqa: ANN401 (any frozen batch)
+    def stop(self, what: str, batch: Any, about: Mapping[str, Any] | None = None) -> NoReturn:  # noqa: ANN401
         """Save a batch for inspection and end the run with a `NonFiniteError` that names step and file."""
-        path = self.folder / f"non-finite-step{self.global_step}-rank{self.global_rank}.safetensors"
-        save_file({name: value.contiguous().cpu() for name, value in flatten(batch).items()}, path)
-        raise NonFiniteError(f"step {self.global_step}: the {what}. The batch is saved in {path}. {REMEDY}")
+        name = f"non-finite-step{self.global_step}-rank{self.global_rank}"
+        rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        known = {"step": self.global_step, "rank": self.global_rank, "what": what, "learning_rates": rates}
+        path = save_batch(self.folder, name, batch, {**known, **(about or {})})
+        often = f" {self.skips.row} steps in a row were like this." if self.skips.row > 1 else ""
+        raise NonFiniteError(
+            f"step {self.global_step}: the {what}.{often} The batch is saved in {path}, with what is known of it in "
+            f"{path.with_suffix('.json').name}. {REMEDY}"
+        )
 
 
 class StageModule(RankingModule):
@@ -230,27 +270,13 @@ class StageModule(RankingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only trained weights and running statistics: the rest is rebuilt from the configuration."""
+        super().on_save_checkpoint(checkpoint)
         kept = {f"policy.model.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()
             if name in kept or name.startswith("objective.")
         }
-
-
-def flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:  # noqa: ANN401
-    """All tensors of nested batches by dotted name."""
-    if isinstance(batch, Tensor):
-        return {prefix: batch}
-    items: dict[str, Any] = {}
-    if is_dataclass(batch):
-        items = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    elif isinstance(batch, Mapping):
-        items = dict(batch)
-    found: dict[str, Tensor] = {}
-    for name, value in items.items():
-        found |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    return found
 
 
 def scheduled(optimizer: torch.optim.Optimizer, schedule: Any) -> OptimizerLRScheduler:  # noqa: ANN401 (step -> factor)

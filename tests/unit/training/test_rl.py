@@ -1,3 +1,5 @@
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from genrl.policy.model import Policy
 from genrl.policy.score import score
 from genrl.runs.session import Session
 from genrl.training.rl import RLModule
+from genrl.training.skips import Skips
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_gradient, flat_weights, learning_rates, rl_module, small_config, train
 
@@ -178,21 +181,28 @@ def test_no_reference_is_kept_where_none_is_needed(session, tmp_path):
     assert set(reference.weights) == set(session.policy.trainable())
 
 
-def test_a_loss_that_is_no_number_leaves_the_batch(session, tmp_path, monkeypatch):
-    module = make(session, tmp_path, "objective=grpo")
-    original = type(module.objective).loss
+@pytest.mark.filterwarnings("ignore:step 0")
+def test_a_loss_that_is_no_number_leaves_the_weights_and_its_own_part_of_the_rollout(session, tmp_path, monkeypatch):
+    module = make(session, tmp_path, "objective=grpo", "rollout.micro_batch=3")
+    module.skips = Skips(2)
+    original, passes = type(module.objective).loss, []
 
     def broken(self: object, scores: object, batch: object) -> ObjectiveOutput:
         output = original(self, scores, batch)
-        return replace(output, loss=output.loss * float("nan"))
+        passes.append(batch)
+        return replace(output, loss=output.loss + (float("nan") if len(passes) % 3 == 2 else 0.0))
 
     monkeypatch.setattr(type(module.objective), "loss", broken)
-    with pytest.raises(NonFiniteError, match="step 0: the loss is nan"):
-        train(module, 2)
-    saved = load_file(tmp_path / "non-finite-step0-rank0.safetensors")
-    assert saved["experience.completions.tokens"].shape == (32, session.layout.length)
+    before = flat_weights(session.policy)
+    with pytest.raises(NonFiniteError, match=r"step 1: the loss is nan\. 2 steps in a row"):
+        train(module, 4)
+    assert torch.equal(flat_weights(session.policy), before)
+    saved = load_file(tmp_path / "non-finite-step1-rank0.safetensors")
+    assert torch.equal(saved["experience.completions.tokens"], passes[4].completions.tokens)
     names = {"advantages", "weights", "completions.logps", "completions.ref_logps"}
     assert {"requests.tokens", *(f"experience.{name}" for name in names)} <= set(saved)
+    losses = json.loads((tmp_path / "non-finite-step1-rank0.json").read_text())["losses"]
+    assert [math.isfinite(value) for value in losses] == [True, False, True]
 
 
 def test_there_is_no_dropout_in_rollouts_and_updates(tmp_path):

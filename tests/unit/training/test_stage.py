@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genrl.batches import Targets
 from genrl.catalog.sequences import Role
 from genrl.config.select import validating
 from genrl.errors import NonFiniteError
@@ -24,7 +23,8 @@ from genrl.runs.session import Session
 from genrl.runs.stage import _rl, build_objective
 from genrl.training.callbacks import BestWeights
 from genrl.training.checkpoints import ResumePoint
-from genrl.training.stage import StageModule, flatten, scheduled
+from genrl.training.skips import Skips
+from genrl.training.stage import StageModule, scheduled
 from tests.helpers import assert_same
 from tests.models import shut
 from tests.runs import attach, changed, flat_gradient, rl_module, sft_module, small_config, train
@@ -61,40 +61,79 @@ def test_gradients_are_scaled_down_to_the_norm_and_never_up(session: Session, tm
         assert_same(flat_gradient(session.policy), wanted)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_training_and_leaves_its_batch(
-    session: Session, tmp_path: Path, value: float
+class Spoil(L.Callback):
+    """Makes the gradient of some steps NaN or infinite; notes weights and the optimiser's memory behind each step."""
+
+    def __init__(self, session: Session, value: float, *steps: int) -> None:
+        self.session, self.value, self.steps = session, value, steps
+        self.weights: list[dict[str, Tensor]] = []
+        self.memory: list[list[Tensor]] = []
+        self.counts: list[float] = []
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step in self.steps:
+            list(self.session.policy.trainable().values())[-1].grad.view(-1)[0] = self.value
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *arguments: object) -> None:
+        self.weights.append(self.session.policy.state())
+        parts = getattr(trainer.optimizers[0], "parts", trainer.optimizers)
+        own = [value for part in parts for state in part.state.values() for value in state.values()]
+        self.memory.append([torch.as_tensor(value).clone() for value in own])
+        self.counts.append(float(trainer.callback_metrics["train/skipped_steps"]))
+
+
+@pytest.mark.parametrize("kind", ["align", "muon", "rl"])
+def test_a_step_without_a_finite_gradient_leaves_no_trace_but_its_count(
+    session: Session, tmp_path: Path, kind: str
 ) -> None:
-    module = attach(sft_module(session, tmp_path), global_step=3)
-    batch = next(iter(module.train_dataloader()))
-    loss = torch.tensor(value, requires_grad=True)
-    with pytest.raises(NonFiniteError, match=rf"step 3: the loss is {value}. The batch is saved in .*learning rate"):
-        module.check_finite(loss, batch)
-    saved = load_file(tmp_path / "non-finite-step3-rank0.safetensors")
-    assert set(saved) == set(flatten(batch))
-    assert torch.equal(saved["tokens"], batch.tokens)
-    module.check_finite(torch.tensor(0.0), batch)
-    assert len(list(tmp_path.iterdir())) == 1
+    options = ("align.optimizer=muon",) if kind == "muon" else ()
+    make = rl_module if kind == "rl" else sft_module
+    module = make(changed(session, tmp_path, "objective=grpo", *options), tmp_path)
+    name = list(session.policy.trainable())[-1]
+    spoil = Spoil(session, float("nan"), 1)
+    with pytest.warns(UserWarning, match=rf"step 1: the norm of the gradient is nan, from {name} on\. The step is "):
+        train(module, 3, spoil)
+    assert spoil.counts == [0, 1, 1]
+    assert spoil.memory[0]
+    assert all(torch.equal(after, before) for after, before in zip(spoil.memory[1], spoil.memory[0], strict=True))
+    assert all(torch.equal(value, spoil.weights[0][key]) for key, value in spoil.weights[1].items())
+    assert any(not torch.equal(value, spoil.weights[1][key]) for key, value in spoil.weights[2].items())
+    assert not list(tmp_path.iterdir())
+    assert (module.skips.total, module.skips.row) == (1, 0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["align", "rl"])
-def test_a_gradient_that_is_no_number_stops_training_before_the_step(
+@pytest.mark.filterwarnings("ignore:step 0")
+@pytest.mark.parametrize(("kind", "value"), [("align", float("nan")), ("rl", float("inf"))])
+def test_so_many_skipped_steps_in_a_row_end_the_stage_and_leave_a_batch(
     session: Session, tmp_path: Path, kind: str, value: float
 ) -> None:
     module = sft_module(session, tmp_path) if kind == "align" else rl_module(session, tmp_path)
-    before = session.policy.state()
-    name, parameter = list(session.policy.trainable().items())[-1]
-    spoiled = parameter.register_hook(lambda gradient: gradient * value)  # the loss itself is finite
-    message = rf"step 0: the norm of the gradient is (nan|inf), from {name} on. The batch is saved in .*learning rate"
-    try:
-        with pytest.raises(NonFiniteError, match=message):
-            train(module, 2, BestWeights(tmp_path / "weights.safetensors", None), ResumePoint(tmp_path))
-    finally:
-        spoiled.remove()
-    assert [path.name for path in tmp_path.iterdir()] == ["non-finite-step0-rank0.safetensors"]
-    assert any(key.endswith("tokens") for key in load_file(tmp_path / "non-finite-step0-rank0.safetensors"))
-    assert all(torch.equal(after, before[key]) for key, after in session.policy.state().items())
+    module.skips = Skips(2)
+    message = (
+        r"step 3: the norm of the gradient is (nan|inf), from .* on\. 2 steps in a row were like this\. The batch is "
+        r"saved in .*non-finite-step3-rank0\.safetensors, with .* in non-finite-step3-rank0\.json\. .*learning rate"
+    )
+    spoil = Spoil(session, value, 0, 2, 3)
+    with pytest.raises(NonFiniteError, match=message):
+        train(module, 5, spoil)
+    assert spoil.counts == [1, 1, 2]
+    kept = ["non-finite-step3-rank0.json", "non-finite-step3-rank0.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert any(key.endswith("tokens") for key in load_file(tmp_path / kept[1]))
+    about = json.loads((tmp_path / kept[0]).read_text())
+    assert about["gradients"] == list(session.policy.trainable())[-1:]
+    assert about["step"] == 3
+    assert len(about["learning_rates"]) >= 1
+
+
+def test_skipped_steps_are_counted_over_a_resumed_stage(session: Session, tmp_path: Path) -> None:
+    module = sft_module(session, tmp_path)
+    module.skips.total = 3
+    checkpoint: dict[str, object] = {"state_dict": {}}
+    module.on_save_checkpoint(checkpoint)
+    again = sft_module(session, tmp_path)
+    again.on_load_checkpoint(checkpoint)
+    assert again.skips.total == 3
 
 
 def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Session, tmp_path: Path) -> None:
@@ -111,15 +150,6 @@ def test_weights_that_are_no_numbers_are_neither_ranked_nor_written(session: Ses
     with pytest.raises(NonFiniteError, match=r"step 1: weights of .* are NaN or infinite. Nothing was written"):
         train(module, 2, Overflow(), *keepers)
     assert not list(tmp_path.iterdir())
-
-
-def test_nested_batches_are_flattened_by_dotted_name(session: Session) -> None:
-    batch = session.maker.at(session.dataset.sequences.rows(Role.TEST)[:3])
-    found = flatten(batch)
-    assert set(found) == {"tokens", "mask", "targets.items", "targets.tied", "history"}
-    assert torch.equal(found["targets.items"], batch.targets.items)
-    nested = flatten({"a": {"b": torch.ones(1)}, "c": None, "d": Targets(torch.zeros(1, 1, dtype=torch.int64)), "e": 3})
-    assert set(nested) == {"a.b", "d.items"}
 
 
 def test_checkpoints_hold_trained_weights_and_running_statistics_only(session: Session, tmp_path: Path) -> None:
