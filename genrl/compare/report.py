@@ -111,7 +111,7 @@ def make_report(
     expected = begun(folder) if plan is None else [run.folder for run in expected_runs(plan)]
     tables = {split: {kind: table(rows, baselines, split, kind, baseline) for kind in KINDS} for split in SPLITS}
     facts = {row: row_facts(found, read_notes(found[0].folder)) for row, found in everything.items()}
-    said = [*mixed(everything), *_unmoved(rows), *_unequal(facts), *_notes(tables, baseline)]
+    said = [*mixed(everything), *_unmoved(rows), *_unlearned(everything), *_unequal(facts), *_notes(tables, baseline)]
     return Report(
         **describe(runs),
         baseline=baseline,
@@ -133,6 +133,16 @@ def _unmoved(rows: Rows) -> list[str]:
     if not names:
         return []
     return [f"{listed(names)}: no validation beat the start in any run, and its weights were kept."]
+
+
+def _unlearned(rows: Rows) -> list[str]:
+    """What runs have to say of training that taught them nothing, or less than was asked for."""
+    return [
+        f"{run.folder.name}: {' '.join(run.metrics['stages'][run.stage]['notes'])}"
+        for found in rows.values()
+        for run in found
+        if run.metrics["stages"][run.stage].get("notes")
+    ]
 
 
 def _unequal(facts: Mapping[str, Row]) -> list[str]:

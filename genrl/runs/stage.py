@@ -36,6 +36,7 @@ from genrl.training.activate import ActivateModule, forgotten
 from genrl.training.baseline import BaselineModule
 from genrl.training.callbacks import BestWeights, RolloutSamples
 from genrl.training.fitting import barrier, is_first, monitor, train
+from genrl.training.learned import Learned
 from genrl.training.rl import RLModule
 from genrl.training.sft import ItemSFTModule, SFTModule, SupervisedModule
 from genrl.training.stage import StageModule
@@ -111,16 +112,18 @@ def held(folder: Path) -> Any:  # noqa: ANN401 (a context)
 
 
 def _train(stage: Stage) -> dict[str, Any]:
-    meter, step, session = Meter(), 0, stage.session
+    meter, step, session, notes = Meter(), 0, stage.session, []
     if stage.module is not None:
         module = stage.module()
         best = BestWeights(stage.folder / WEIGHTS, stage.monitor, stage.patience)
-        train(stage.name, module, stage.folder, best, session.config, *stage.callbacks, start=stage.start)
+        learned = Learned(stage.name)
+        train(stage.name, module, stage.folder, best, session.config, learned, *stage.callbacks, start=stage.start)
         best.check()
+        notes = learned.notes(module)
         step = best.best_step
         if isinstance(module, StageModule):
             session.learner.policy = module.policy
-    cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
+    cost = {**meter.read(), "best_step": step, "folder": str(stage.folder), **({"notes": notes} if notes else {})}
     if stage.shared:
         _seal(stage.folder, cost)
     if stage.judge is not None and is_first() and (said := stage.judge()):

@@ -296,6 +296,8 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
         brought = "" if gain is None else f": {_brought(gain, before, kept=stage['best_step'] == 0, k=main_cut(k))}"
         cost = f"{stage['seconds']:.1f} s, {stage['peak_mib']:.0f} MiB, weights of step {stage['best_step']}"
         console.print(verbatim(f"  {name} ({cost}){brought}"), soft_wrap=True)
+        for note in stage.get("notes", ()):
+            console.print(verbatim(f"    {note}"), soft_wrap=True)
         before = name
 
 

@@ -562,8 +562,9 @@ def test_rows_that_kept_the_weights_they_began_with_are_told_in_words(plan):
     for number, path in enumerate(sorted(folder.glob("grpo-s*/metrics.json"))):
         assert not any("no validation beat" in note for note in found_in(folder, None, "align")["notes"]), number
         metrics = json.loads(path.read_text())
-        metrics["stages"]["rl"]["best_step"] = 0
+        metrics["stages"]["rl"] |= {"best_step": 0, **({"notes": ["One.", "Two."]} if number == 1 else {})}
         seal(path.parent, metrics)
+    assert "grpo-s1: One. Two." in found_in(folder, None, "align")["notes"]
     told = "grpo: no validation beat the start in any run, and its weights were kept."
     assert told in found_in(folder, None, "align")["notes"]
 
