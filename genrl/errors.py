@@ -1,6 +1,7 @@
 """Errors a user can mend: each message says what, where, what is allowed and what to do."""
 
 import difflib
+import errno
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
@@ -56,6 +57,14 @@ class NonFiniteError(GenRLError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the batch was saved for inspection."""
 
 
+class FolderError(GenRLError, OSError):
+    """What a command writes into can no longer be written to: full, read-only or gone."""
+
+
+class MemoryShortageError(GenRLError, RuntimeError):
+    """Memory runs out however little is computed at once."""
+
+
 class Stopped(BaseException):
     """A signal asked this process to stop; no error, so nothing that mends errors may catch it.
 
@@ -82,6 +91,25 @@ def out_of_memory(error: BaseException) -> bool:
     """
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))
+
+
+FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+READ_ONLY = ("Read-only file system", "Permission denied (os error")
+"""How PyTorch and safetensors say it."""
+
+
+def unwritable(error: BaseException) -> str:
+    """Why a file could not be written: "full", "read-only", or "" for any other error.
+
+    Example:
+        >>> unwritable(ValueError("I/O error: No space left on device (os error 28)")), unwritable(ValueError("a bug"))
+        ('full', '')
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        kinds = {"full": (errno.ENOSPC, errno.EDQUOT), "read-only": (errno.EROFS, errno.EACCES, errno.EPERM)}
+        return next((kind for kind, numbers in kinds.items() if error.errno in numbers), "")
+    told = {"full": FULL, "read-only": READ_ONLY}
+    return next((kind for kind, parts in told.items() if any(part in str(error) for part in parts)), "")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -197,6 +197,20 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds a folder at this moment (`locked`); changes nothing."""
+    from filelock import FileLock, Timeout
+
+    path = folder / ".lock"
+    if not path.is_file() or path.is_symlink():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write weights as safetensors with metadata in their header, replacing the file in one move."""
     from safetensors.torch import save_file

@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs, so help and misspelt options an
 """
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
-from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, suggest
+from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, out_of_memory, suggest, unwritable
 from genrl.stopping import handled
 from genrl.terminal import paragraphs
 
@@ -49,7 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _disk_full(error):
+        if out_of_memory(error):
+            return _complain(
+                f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]}). What needs less: "
+                f"align.items_per_step and activate.items_per_step while training, evaluate.batch and evaluate.beam "
+                f"while ranking, rollout.micro_batch in stage rl; everywhere trainer.checkpointing=true, "
+                f"model.dtype=bfloat16, model.quantize=nf4, data.max_history=10."
+            )
+        if unwritable(error) != "full":
             raise
         place = getattr(error, "filename", None)
         where = f" while writing {place}" if place else ""
@@ -159,13 +165,6 @@ def _run(words: list[str]) -> int:
             ) from stop
     sys.stdout.flush()
     return 0
-
-
-def _disk_full(error: BaseException) -> bool:
-    """Whether the disk is full, as Python, safetensors or PyTorch say it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error)
 
 
 def _complain(message: str) -> int:

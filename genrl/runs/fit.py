@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from genrl.policy.rollout import check_method
 from genrl.recommenders import BASELINES
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS, check_reached
-from genrl.runs.folder import claim, is_finished
+from genrl.runs.folder import claim, is_finished, lasting, writing
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
-from genrl.runs.stage import build_objective, held, run_stage, stages_of
+from genrl.runs.stage import Stage, build_objective, held, run_stage, stages_of
 from genrl.sid.table import SidTable
 from genrl.terminal import verbatim
 from genrl.training.board import write_outcome
@@ -46,9 +47,17 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     quiet_libraries()
     check_accelerator(config.trainer)
     find_rank(config.trainer)
-    console, folder = Console(quiet=not is_first()), run_folder(config)
+    folder = run_folder(config)
+    with writing(folder):
+        _fit(config, folder, resume=resume, command=command, objective=objective)
+    return folder
+
+
+def _fit(config: RunConfig, folder: Path, *, resume: bool, command: str, objective: Objective | None) -> None:
+    console = Console(quiet=not is_first())
     if is_finished(folder, config, resume):
-        return _show_finished(folder, console)
+        _show_finished(folder, console)
+        return
     learns = config.stages != ["baseline"]
     objective = (objective or build_objective(config)) if learns else None
     if "rl" in config.stages:
@@ -60,34 +69,39 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
     stages = stages_of(session, objective)
     with held(folder):
         if is_finished(folder, config, resume):  # by another process, while this one waited
-            return _show_finished(folder, console)
+            _show_finished(folder, console)
+            return
         if is_first():
             claim(folder, config, command)
-        results: dict[str, Any] = {"stages": {}}
-        results |= {split: references(session.config, session.dataset, session.table.codes, split) for split in SPLITS}
-        for stage in stages:
-            found = run_stage(stage, console, last=stage is stages[-1])
-            results["stages"][stage.name] = found["stage"]
-            for split in SPLITS:
-                results[split][stage.name] = found[split]
-            if stage is not stages[-1]:
-                stage.session.learner.forget()  # the next stage makes a policy of its own
-        if is_first():
-            stages[-1].session.recommender.save(folder)
-            _finish(session, folder, results, command)
-            tables.show(console, read_json(folder / "metrics.json"))
-            drawn = {"curves": folder / "curves.png"} if (folder / "curves.png").exists() else {}
-            tables.places(console, {"run folder": folder, **drawn})
-    return folder
+        with lasting(folder):
+            _run(session, stages, folder, console, command)
 
 
-def _show_finished(folder: Path, console: Console) -> Path:
+def _run(session: Session, stages: Sequence[Stage], folder: Path, console: Console, command: str) -> None:
+    """Make the stages in their order and finish the folder."""
+    results: dict[str, Any] = {"stages": {}}
+    results |= {split: references(session.config, session.dataset, session.table.codes, split) for split in SPLITS}
+    for stage in stages:
+        found = run_stage(stage, console, last=stage is stages[-1])
+        results["stages"][stage.name] = found["stage"]
+        for split in SPLITS:
+            results[split][stage.name] = found[split]
+        if stage is not stages[-1]:
+            stage.session.learner.forget()  # the next stage makes a policy of its own
+    if is_first():
+        stages[-1].session.recommender.save(folder)
+        _finish(session, folder, results, command)
+        tables.show(console, read_json(folder / "metrics.json"))
+        drawn = {"curves": folder / "curves.png"} if (folder / "curves.png").exists() else {}
+        tables.places(console, {"run folder": folder, **drawn})
+
+
+def _show_finished(folder: Path, console: Console) -> None:
     """Show the tables of a run that need not be made again."""
     check(folder)
     finished = verbatim(f"{folder} is finished already.", "bold")
     console.print(finished, "Remove it, or change experiment or seed, to run it again.", soft_wrap=True)
     tables.show(console, read_json(folder / "metrics.json"))
-    return folder
 
 
 def _finish(session: Session, folder: Path, results: dict[str, Any], command: str) -> None:

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from genrl.config.load import save_config
 from genrl.config.saved import INPUTS, keep_plugins
 from genrl.config.schema import RunConfig
-from genrl.errors import CheckpointError, ConfigError
-from genrl.files import locked, read_json, refuse_links, sweep, write_json, write_text
+from genrl.errors import CheckpointError, ConfigError, FolderError, unwritable
+from genrl.files import is_locked, locked, read_json, refuse_links, sweep, write_json, write_text
 from genrl.manifest import METRICS
 from genrl.runs.inputs import flat, input_files
 from genrl.runs.record import versions
@@ -48,12 +48,59 @@ def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
         )
     if (folder / METRICS).exists():
         return True
+    if not resume and is_locked(folder):
+        raise ConfigError(
+            f"another process is at work in {folder} and makes this very run. Nothing was written. Wait until it has "
+            f"ended, or choose another seed=N or name=NAME to make a run of your own."
+        )
     if not resume:
         raise ConfigError(
             f"{folder} holds an unfinished run of this configuration. Add --resume to go on with it, or remove the "
             f"folder."
         )
     return False
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one message that a run can no longer be written.
+
+    Raises:
+        FolderError: if its disk is full, or it may not be written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        place, kind = getattr(error, "filename", None) or folder, unwritable(error)
+        if kind == "full":
+            raise FolderError(
+                f"the disk is full while writing {place}. What was finished before is whole. Free some space and add "
+                f"--resume, or write elsewhere with --output FOLDER."
+            ) from error
+        if kind == "read-only":
+            raise FolderError(
+                f"{place} cannot be written to ({getattr(error, 'strerror', None) or error}). What was finished "
+                f"before is whole. Make {folder} writable and add --resume, or write elsewhere with --output FOLDER."
+            ) from error
+        raise
+
+
+@contextmanager
+def lasting(folder: Path) -> Iterator[None]:
+    """Blame whatever goes wrong inside on a claimed folder that is no longer there.
+
+    Raises:
+        FolderError: if it was removed or moved while the run was at work.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (folder / "config.yaml").exists():
+            raise
+        raise FolderError(
+            f"{folder} was removed or moved while the run was at work ({type(error).__name__}). Nothing of the run "
+            f"is left there. Give the command again to start anew; or move the folder back and add --resume."
+        ) from error
 
 
 @contextmanager

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores, Targets
+from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores, Targets, concatenate
 from genrl.config.schema import RLConfig, RolloutConfig
+from genrl.errors import MemoryShortageError, out_of_memory
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.objectives.answers import loss_of, moved_on, prepared, renewed
 from genrl.ops import seed_of
@@ -30,7 +31,8 @@ from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
 from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
 from genrl.training.gap import based_on, sampling_gap, truncated
-from genrl.training.journal import Journal
+from genrl.training.journal import Journal, Value
+from genrl.training.portions import ADVICE, Portions, free, random_state, restore_random
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream
 
@@ -110,6 +112,11 @@ class RLModule(StageModule):
         self._pending: list[Part] = []
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
+        self.drawing = Portions("rollout")
+        self.updating = Portions("update", " rollout.micro_batch sets how many prompts go through at once.")
+        self._step: list[Part] = []  # the micro-batches of the optimiser step that have had their turn
+        self._deferred = False
+        self._start: tuple[dict[str, int], tuple[Tensor, ...]] = ({}, ())
         self.reference: Reference | None = None
 
     def configure_model(self) -> None:
@@ -133,6 +140,7 @@ class RLModule(StageModule):
         if self.objective.uses_scores:
             part = self._renewed(part, first=update == 0)
         self._update_began = time.perf_counter()
+        self._step, self._start = [], (self.journal.mark(), random_state(self.device))
         yield from self._micro_batches(part)
 
     @torch.no_grad()
@@ -145,14 +153,14 @@ class RLModule(StageModule):
         if self.layout.writes_text and not self.writes:
             completions = given_text(completions)
         if self.reference is not None:
-            held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
+            held_to = self._judged(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
         whole = prepared(self.objective, completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
         self.journal.add(rollout_values(whole, drawn, self.layout.codes, self.metrics.cold, written=self.writes))
         self._rescored = self.writes and self.updates > 1 and not self.policy.exact
         if self._rescored:
-            logps = self._score(completions, requests).logps
+            logps = self._judged(completions, requests).logps
             whole = based_on(self._corrected(whole, logps), logps)
         return self._mini_batches(Part(whole, requests), index)
 
@@ -163,20 +171,30 @@ class RLModule(StageModule):
         rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
         requests = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
         if self.writes or self.layout.writes_text:
-            noise = torch.Generator().manual_seed(seed_of(self.seed, index, 1, attempt))
-            shared: dict[str, Any] = {"rows": rows, "total": total, "categories": self.categories}
-            draw = rollout if self.writes else targets_behind_text
-            completions = draw(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
-            if tells(self.layout):
-                count = self.rollouts.group_size if self.verifier.uses_information else self.rollouts.information
-                completions = informed(self.policy, self.layout, requests, completions, count)
-            if self.teacher is not None and self.objective.uses_teacher:
-                judged = self.policy, self.layout, requests, completions, self.teacher
-                completions = taught(*judged, sampling_of(self.rollouts))
+            seed = seed_of(self.seed, index, 1, attempt)
+
+            def written(own: slice) -> Completions:
+                return self._written(requests.rows(own), slice(rows.start + own.start, rows.start + own.stop), seed)
+
+            completions = reduce(concatenate, self.drawing.over(share, written))
         else:
             completions = target_rollout(self.layout, self._aimed(requests), self.categories)
         drawn = Rollout(requests, completions, self.verifier(completions, requests))
         return self._repaired(drawn) if self.objective.repair else drawn
+
+    def _written(self, requests: Requests, rows: slice, seed: int) -> Completions:
+        """What the policy writes for some requests of a rollout, which are `rows` of all; judged by who has a say."""
+        noise = torch.Generator().manual_seed(seed)
+        shared: dict[str, Any] = {"rows": rows, "total": self.rollouts.prompts, "categories": self.categories}
+        draw = rollout if self.writes else targets_behind_text
+        completions = draw(self.policy, self.layout, requests, self.rollouts, generator=noise, **shared)
+        if tells(self.layout):
+            count = self.rollouts.group_size if self.verifier.uses_information else self.rollouts.information
+            completions = informed(self.policy, self.layout, requests, completions, count)
+        if self.teacher is not None and self.objective.uses_teacher:
+            judged = self.policy, self.layout, requests, completions, self.teacher
+            completions = taught(*judged, sampling_of(self.rollouts))
+        return completions
 
     def _aimed(self, requests: Requests) -> Requests:
         """The requests with whole completions as their targets."""
@@ -195,7 +213,7 @@ class RLModule(StageModule):
             return drawn
         requests = drawn.requests.rows(groups)
         targets = target_rollout(self.layout, self._aimed(requests), self.categories)
-        scores = self._score(targets, requests)
+        scores = self._judged(targets, requests)
         targets = replace(targets, logps=scores.logps, entropy=scores.entropy)
         completions = with_targets(drawn.completions, groups, targets)
         return Rollout(drawn.requests, completions, self.verifier(completions, drawn.requests))
@@ -226,6 +244,80 @@ class RLModule(StageModule):
         if len(part) == 0:  # every group was dead; the step still has to happen on all ranks
             self.journal.add({"train/loss": 0.0})
             return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
+        self._step.append(part)
+        self._deferred = self.updating.count > 1
+        if not self._deferred:
+            try:
+                loss, values = self._loss(part)
+                self.journal.add(values)
+                return self.skips.watch(loss, part) * self.trainer.accumulate_grad_batches
+            except Exception as error:
+                self._make_room(error)
+            free()
+        self._deferred = True
+        return torch.zeros((), device=self.device, requires_grad=True)
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        """Lightning's backward pass; where memory has run out, forward and backward passes of portions instead."""
+        todo = self._step[-1:]
+        if not self._deferred:
+            try:
+                return super().backward(loss, *arguments, **options)
+            except Exception as error:
+                self._make_room(error)
+            loss.detach_()  # Lightning holds it, and with it all that was computed
+            todo = self._begin_anew()
+        while True:
+            try:
+                for part in todo:
+                    self._in_portions(part)
+                return None
+            except Exception as error:
+                self._make_room(error)
+            todo = self._begin_anew()
+
+    def _in_portions(self, part: Part) -> None:
+        """Forward and backward pass of a micro-batch, portion by portion; what is logged is as of one."""
+        gathered: dict[str, list[Value]] = {}
+        for own in self.updating.split(len(part)):
+            rows = torch.arange(own.start, own.stop, device=part.requests.mask.device)
+            portion = part.groups(rows)
+            with self.numerics():
+                loss, values = self._loss(portion)
+            self.skips.watch(loss, portion).backward()
+            for tag, value in values.items():
+                gathered.setdefault(tag, []).append(value)
+        total = {tag: torch.stack([torch.as_tensor(each) for each in values]) for tag, values in gathered.items()}
+        means = {tag: values.amax() if tag.endswith("_max") else values.mean() for tag, values in total.items()}
+        self.journal.add({**means, "train/loss": total["train/loss"].sum()})
+
+    def _make_room(self, error: Exception) -> None:
+        """Have the update take smaller portions, if it was memory that ran out; one process alone may.
+
+        Raises:
+            MemoryShortageError: if several processes train, which all have to make the same passes.
+        """
+        if out_of_memory(error) and self.trainer.world_size > 1:
+            raise MemoryShortageError(
+                f"out of memory in the update, which several processes have to split alike, so none does it on its "
+                f"own. Set rollout.micro_batch to fewer prompts. {ADVICE}"
+            ) from error
+        self.updating.halve(max(map(len, self._step)), error)
+
+    def _begin_anew(self) -> list[Part]:
+        """Throw away what the optimiser step has gathered; returns the micro-batches that have to be done again."""
+        free()
+        for value in self.policy.trainable().values():
+            value.grad = None
+        mark, random = self._start
+        self.journal.back(mark)
+        self.gradients.squares = torch.zeros_like(self.gradients.squares)
+        self.skips.passes()
+        restore_random(random, self.device)
+        return self._step
+
+    def _loss(self, part: Part) -> tuple[Tensor, dict[str, Value]]:
+        """Loss of some groups, and what is to be logged of it."""
         experience = part.experience
         scores = self._score(experience.completions, part.requests)
         if self.writes and self.global_step % self.updates == 0:  # the policy that wrote: its ratios are 1
@@ -233,8 +325,7 @@ class RLModule(StageModule):
             experience = based_on(corrected, scores.logps)
         self.gradients.watch(scores.logps, experience.completions)
         output = loss_of(self.objective, scores, experience)
-        self.journal.add(objective_values(output), {"train/loss": output.loss.detach() * self.micro_batches})
-        return self.skips.watch(output.loss, part) * self.trainer.accumulate_grad_batches
+        return output.loss, {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
         """After each optimiser step let running statistics move on and log what was gathered.
@@ -253,6 +344,18 @@ class RLModule(StageModule):
         """What a policy, by default that of the moment, says of completions, under what they were drawn from."""
         return score(policy or self.policy, self.layout, requests, completions, sampling_of(self.rollouts))
 
+    @torch.no_grad()
+    def _judged(self, completions: Completions, requests: Requests, policy: TrainablePolicy | None = None) -> Scores:
+        """As `_score`, without gradient and in portions that memory has room for."""
+
+        def judge(own: slice) -> Scores:
+            if len(completions) == own.stop - own.start:
+                return self._score(completions, requests, policy)
+            rows = torch.arange(own.start, own.stop, device=requests.mask.device)
+            return self._score(completions.groups(rows), requests.rows(rows), policy)
+
+        return reduce(concatenate, self.drawing.over(len(completions), judge))
+
     def _corrected(self, experience: Experience, logps: Tensor) -> Experience:
         """See to the gap between what sampling said of the tokens and what scoring says, [B, T]."""
         self.journal.add(sampling_gap(experience, logps))
@@ -264,10 +367,20 @@ class RLModule(StageModule):
         """A mini-batch with what the objective makes of its scores under the policy of the moment."""
         self.policy.eval()
         old = part.experience.completions.logps
-        with torch.no_grad(), self.numerics():
-            scores = self._score(part.experience.completions, part.requests)
+        with self.numerics():
+            scores = self._judged(part.experience.completions, part.requests)
         based = based_on(part.experience, scores.logps) if first and self.writes else part.experience
         return replace(part, experience=based_on(renewed(self.objective, scores, based), old))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep in how many portions groups go through."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["portions"] = [self.drawing.count, self.updating.count]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed stage goes on with as many."""
+        super().on_load_checkpoint(checkpoint)
+        self.drawing.count, self.updating.count = checkpoint.get("portions", [1, 1])
 
     @property
     def micro_batches(self) -> int:
