@@ -1,5 +1,6 @@
 """Whose a run folder is: made by one configuration, finished or not, and never overwritten by another."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -68,6 +69,14 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         FolderError: if its disk is full, or it may not be written to.
     """
+    before = threading.excepthook
+
+    def hear(about: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread hands its error on to whoever writes next; a traceback of its own says no more."""
+        if not (type(about.thread).__name__ == "_AsyncWriterThread" and isinstance(about.exc_value, OSError)):
+            before(about)
+
+    threading.excepthook = hear
     try:
         yield
     except Exception as error:
@@ -77,12 +86,20 @@ def writing(folder: Path) -> Iterator[None]:
                 f"the disk is full while writing {place}. What was finished before is whole. Free some space and add "
                 f"--resume, or write elsewhere with --output FOLDER."
             ) from error
-        if kind == "read-only":
+        if kind == "read-only" and _meet(Path(place), folder.parents[1]):  # not a file of the user's to be read
             raise FolderError(
                 f"{place} cannot be written to ({getattr(error, 'strerror', None) or error}). What was finished "
                 f"before is whole. Make {folder} writable and add --resume, or write elsewhere with --output FOLDER."
             ) from error
         raise
+    finally:
+        threading.excepthook = before
+
+
+def _meet(one: Path, other: Path) -> bool:
+    """Whether one of two places lies in the other, or is it."""
+    first, second = one.absolute(), other.absolute()
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 @contextmanager

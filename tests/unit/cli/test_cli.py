@@ -95,6 +95,7 @@ def fails_with(monkeypatch, error):
         (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/toy/last.ckpt"), 2, "the disk is full"),
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), 2, "the disk is full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "genrl: out of memory (DefaultCPUAllocator: "),
         (ValueError("serializing: I/O error: No space left on device (os error 28)"), 2, "the disk is full"),
     ],
 )

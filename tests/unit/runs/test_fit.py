@@ -13,10 +13,10 @@ from genrl import manifest
 from genrl.cli import main
 from genrl.config import RunConfig
 from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.files import save_weights
 from genrl.policy.model import Policy
 from genrl.recommenders.policy import PolicyRecommender
 from genrl.registry import load_plugin
-from genrl.runs import tables
 from genrl.runs.fit import build_sids, fit
 from genrl.runs.recommend import recommend
 from genrl.runs.rescore import evaluate_run
@@ -282,26 +282,38 @@ def full(*arguments: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
 
 
+def read_only(path: Path, *arguments: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def removed(state: object, path: Path, metadata: object = None) -> None:
+    shutil.rmtree(path.parent)
+    save_weights(state, path, metadata)
+
+
 def full_in_torch(*arguments: object, **options: object) -> None:
     raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3")
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "error"),
+    ("owner", "name", "error", "said"),
     [
-        (callbacks, "save_weights", full),
-        (torch, "save", full_in_torch),
-        (manifest, "write_json", full),
-        (tables, "curves", full),
+        (callbacks, "save_weights", full, "the disk is full while writing some/file"),
+        (torch, "save", full_in_torch, "the disk is full"),
+        (manifest, "write_json", read_only, "manifest.json cannot be written to (Permission denied)"),
+        (callbacks, "save_weights", removed, "was removed or moved while the run was at work"),
     ],
 )
-def test_a_full_disk_is_explained_and_the_run_can_go_on(copied, tmp_path, monkeypatch, capsys, owner, name, error):
+def test_what_cannot_be_written_is_explained_and_the_run_can_go_on(
+    copied, tmp_path, monkeypatch, capsys, owner, name, error, said
+):
     command = ["fit", *small(tmp_path, *QUICK, "rl.max_steps=1", "name=full")]  # beside a finished run, its alignment
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, error)
         assert main(command) == 2
     shown = capsys.readouterr().err
-    assert "genrl: the disk is full" in shown
+    assert said in shown
+    assert shown.count("genrl: ") == 1
     assert "Traceback" not in shown
     assert not (copied.with_name("full-s0") / "metrics.json").exists()
     assert main([*command, "--resume"]) == 0

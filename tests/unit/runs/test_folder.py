@@ -1,5 +1,9 @@
+import errno
+import os
+import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +12,9 @@ from omegaconf import OmegaConf
 
 from genrl.config import RunConfig, run_folder
 from genrl.config.schema import ActivateConfig
-from genrl.errors import CheckpointError, ConfigError
+from genrl.errors import CheckpointError, ConfigError, FolderError
 from genrl.files import write_json
-from genrl.runs.folder import claim, differences, is_finished, owned
+from genrl.runs.folder import claim, differences, is_finished, lasting, owned, writing
 
 
 @pytest.fixture
@@ -59,6 +63,76 @@ def test_options_that_an_older_version_lacked_stand_at_their_default(folder, con
     assert differences(saved, config) == []
     compiled = replace(config, trainer=replace(config.trainer, compile=True))
     assert differences(saved, compiled) == ["trainer.compile"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, r"the disk is full while writing .*history.jsonl\. .*--resume"),
+        (errno.EROFS, r"history.jsonl cannot be written to \(Read-only file system\)\. .*Make .* writable"),
+        (errno.EACCES, r"history.jsonl cannot be written to \(Permission denied\)"),
+    ],
+)
+def test_what_cannot_be_written_any_more_is_told_with_its_remedy(folder, number, message):
+    def error(path):
+        return OSError(number, os.strerror(number), str(path))
+
+    with pytest.raises(FolderError, match=message), writing(folder):
+        raise error(folder / "history.jsonl")
+    if number != errno.ENOSPC:
+        with pytest.raises(OSError, match=r"/data/log\.csv"), writing(folder):
+            raise error("/data/log.csv")  # of the user, and to be read
+
+
+def test_what_libraries_say_of_a_disk_is_understood_and_other_errors_are_left_alone(folder):
+    with pytest.raises(FolderError, match="cannot be written to"), writing(folder):
+        raise ValueError("I/O error: Read-only file system (os error 30)")
+    with pytest.raises(ZeroDivisionError), writing(folder):
+        raise ZeroDivisionError
+
+
+def test_the_thread_that_writes_for_tensorboard_shows_no_traceback_of_its_own(folder, capsys):
+    class _AsyncWriterThread(threading.Thread):
+        def run(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Other(_AsyncWriterThread):
+        pass
+
+    hook = threading.excepthook
+    heard = []
+    threading.excepthook = heard.append
+    try:
+        with writing(folder):
+            for kind in (_AsyncWriterThread, Other):
+                thread = kind()
+                thread.start()
+                thread.join()
+        assert threading.excepthook == heard.append
+    finally:
+        threading.excepthook = hook
+    assert len(heard) == 1
+
+
+def test_a_folder_that_was_removed_is_what_went_wrong(folder):
+    with pytest.raises(KeyError), lasting(folder):
+        raise KeyError("a bug")
+    shutil.rmtree(folder)
+    message = r"was removed or moved while the run was at work \(KeyError\)"
+    with pytest.raises(FolderError, match=message), lasting(folder):
+        raise KeyError("of what is gone")
+
+
+def test_a_run_that_another_process_makes_is_refused_as_such(folder, config):
+    code = "import sys, pathlib, genrl.files\nwith genrl.files.locked(pathlib.Path(sys.argv[1])): print('in'); input()"
+    command, pipe = [sys.executable, "-c", code, str(folder)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline().strip() == "in"
+        with pytest.raises(ConfigError, match=r"another process is at work in .* and makes this very run"):
+            is_finished(folder, config, resume=False)
+        other.communicate("\n")
+    with pytest.raises(ConfigError, match="holds an unfinished run of this configuration"):
+        is_finished(folder, config, resume=False)
 
 
 def test_an_owned_folder_has_no_links_and_no_litter(folder, tmp_path):
