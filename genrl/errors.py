@@ -65,6 +65,10 @@ class MemoryShortageError(GenRLError, RuntimeError):
     """Memory runs out however little is computed at once."""
 
 
+class SelfTestError(GenRLError, RuntimeError):
+    """This installation computes something else than it should."""
+
+
 class Stopped(BaseException):
     """A signal asked this process to stop; no error, so nothing that mends errors may catch it.
 
