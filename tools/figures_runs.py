@@ -17,7 +17,8 @@ from genrl.plots import LIGHT, add_legend, band, curve_grid, look, looks, read_n
 
 Curve = dict[int, float]
 DYNAMICS = {
-    "rollout/cold_share": "completions that name a cold item, share",
+    "rollout/cold_share": "items of completions that are cold, share",
+    "train/reward/cold_hit": "cold targets that a completion names, mean",
     "val/cold_recall@": "validation Cold-Recall",
     "val/entropy@": "entropy of categories in a list, bits",
     "policy/entropy": "entropy of the policy, nats",
