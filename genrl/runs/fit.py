@@ -25,7 +25,7 @@ from genrl.runs.stage import build_objective, held, run_stage, stages_of
 from genrl.sid.table import SidTable
 from genrl.terminal import verbatim
 from genrl.training.board import write_outcome
-from genrl.training.fitting import check_accelerator, find_rank, is_first, quiet_libraries
+from genrl.training.fitting import check_installed, find_rank, is_first, quiet_libraries
 
 
 def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective: Objective | None = None) -> Path:
@@ -44,7 +44,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         ConfigError: if the folder holds another configuration, or an unfinished run and `resume` is not set.
     """
     quiet_libraries()
-    check_accelerator(config.trainer)
+    check_installed(config)
     find_rank(config.trainer)
     console, folder = Console(quiet=not is_first()), run_folder(config)
     if is_finished(folder, config, resume):
