@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,25 @@ def load_weights(config: ModelConfig, spec: PolicySpec) -> Policy:
         else:
             model = _load_local(config, device)
             _grow(model, len(spec.tokenizer), first, count, config.seed)
+        if config.lora.rank > 0:
+            model = _add_lora(model, config, list(range(first, first + count)))
+    return Policy(model, spec)
+
+
+def load_outline(config: ModelConfig, spec: PolicySpec) -> Policy:
+    """The policy that `load_weights` would give, shapes and types alone: on the meta device, nothing is read.
+
+    4-bit weights have the shape and type of what they stand for.
+    """
+    first, count = spec.first_ids[0] - spec.added, sum(spec.sizes) + spec.added
+    own = deepcopy(spec.config)
+    with torch.device("meta"):
+        if config.name == "tiny":
+            model: Any = tiny_model(own, config.seed, config.dropout)
+        else:
+            options = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa"}
+            model = AutoModelForCausalLM.from_config(own, trust_remote_code=config.trust_remote_code, **options)
+            _make_room(model, len(spec.tokenizer))
         if config.lora.rank > 0:
             model = _add_lora(model, config, list(range(first, first + count)))
     return Policy(model, spec)
@@ -299,8 +319,7 @@ def _keep_training_kernels(model: nn.Module) -> None:
 
 def _grow(model: Any, vocabulary: int, first: int, count: int, seed: int) -> None:  # noqa: ANN401
     """Make room for the SID tokens and give their rows seeded values of the size of the others."""
-    if model.get_input_embeddings().weight.shape[0] < vocabulary:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    _make_room(model, vocabulary)
     generator = torch.Generator().manual_seed(seed)
     tables = {model.get_input_embeddings().weight.data_ptr(): model.get_input_embeddings().weight}
     tables[model.get_output_embeddings().weight.data_ptr()] = model.get_output_embeddings().weight
@@ -309,6 +328,11 @@ def _grow(model: Any, vocabulary: int, first: int, count: int, seed: int) -> Non
             old = weight[:first].cpu().float()
             noise = torch.randn(count, weight.shape[1], generator=generator)
             weight[first : first + count] = (old.mean(0) + noise * old.std(0)).to(weight)
+
+
+def _make_room(model: Any, vocabulary: int) -> None:  # noqa: ANN401
+    if model.get_input_embeddings().weight.shape[0] < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
 def _add_lora(model: Any, config: ModelConfig, sid_ids: list[int]) -> Any:  # noqa: ANN401
