@@ -14,11 +14,13 @@ from genrl.files import read_json
 from genrl.layouts import thinks
 from genrl.manifest import check, seal
 from genrl.objectives import OBJECTIVES, Objective
+from genrl.policy.model import PolicySpec
 from genrl.policy.rollout import check_method
 from genrl.recommenders import BASELINES
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS, check_reached
 from genrl.runs.folder import claim, is_finished
+from genrl.runs.plan import plan
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
 from genrl.runs.stage import build_objective, held, run_stage, stages_of
@@ -55,6 +57,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         check_method(config.rollout, thinking=thinks(config))
     session = Session.build(config)
     tables.header(console, session, objective)
+    _tell_memory(console, session, objective)
     for split in SPLITS:
         check_reached(session.batches(split))
     stages = stages_of(session, objective)
@@ -79,6 +82,15 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
             drawn = {"curves": folder / "curves.png"} if (folder / "curves.png").exists() else {}
             tables.places(console, {"run folder": folder, **drawn})
     return folder
+
+
+def _tell_memory(console: Console, session: Session, objective: Objective | None) -> None:
+    """Say what memory the run will need; nothing of a baseline (None) and of a policy that is no language model."""
+    if objective is None:
+        return
+    if isinstance(session.spec, PolicySpec) and is_first():
+        for line in plan(session, objective).lines():
+            console.print(verbatim(line), soft_wrap=True)
 
 
 def _show_finished(folder: Path, console: Console) -> Path:

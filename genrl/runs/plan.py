@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from genrl.config.schema import RunConfig, TrainerConfig
+from genrl.errors import UnsupportedError
 from genrl.metrics.functional import needed_width
 from genrl.objectives import Objective
 from genrl.policy.distribution import head_rows
@@ -22,8 +23,9 @@ from genrl.policy.score import LOGITS
 from genrl.policy.share import WAYS, Shape, cost
 from genrl.prompts.packing import PackedBatch
 from genrl.runs.session import Session
-from genrl.runs.stage import tuned
+from genrl.runs.stage import build_objective, tuned
 from genrl.runs.stages import supervised_stages
+from genrl.training.fitting import quiet_libraries
 from genrl.training.rl import micro_batches
 
 GIB = 2**30
@@ -102,6 +104,24 @@ def plan(session: Session, objective: Objective, room: float | None = None, *, g
     planner = Planner(session, objective, gpu=gpu)
     found = Plan(tuple(planner.needs(session.config)), room, RESERVE if gpu else 0.0)
     return found if found.fits else _proposed(found, planner)
+
+
+def plan_run(config: RunConfig, room: float | None = None) -> Plan:
+    """The plan of a configuration; its data are read and its SIDs made as `fit` does, and kept for it.
+
+    Args:
+        config: a checked configuration.
+        room: bytes of a GPU, which need not be here; None: what is free on the device that would train.
+
+    Raises:
+        UnsupportedError: for a policy that is no language model, and for baselines.
+    """
+    if config.stages == ["baseline"] or config.model.name == "item":
+        raise UnsupportedError(
+            "a memory plan is for language models; baselines and model.name=item are small beside one. Leave it out."
+        )
+    quiet_libraries()
+    return plan(Session.build(config), build_objective(config), room, gpu=True if room is not None else None)
 
 
 def on_gpu(config: TrainerConfig) -> bool:

@@ -1,11 +1,9 @@
-"""What `genrl plan` says of memory against what stages take: each stage in a process of its own, around a made model."""
+"""What `genrl plan` says of memory against what a stage takes, in a process of its own, around a made model."""
 
 import gc
 import multiprocessing
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,14 +26,14 @@ COMMON = (
     "layout=sid",
     "objective=grpo",
     "data.max_history=20",
-    "data.toy.users=400",
+    "data.toy.users=60",
     "align.max_epochs=1",
-    "align.items_per_step=768",
+    "align.items_per_step=384",
     "align.learning_rate=0.0001",
     "align.text_tasks=off",
     "align.optimizer=adamw",
     "align.validate_every=10",
-    "rollout.prompts=16",
+    "rollout.prompts=8",
     "rollout.group_size=16",
     "rl.max_steps=2",
     "rl.validate_every=2",
@@ -43,7 +41,7 @@ COMMON = (
     "evaluate.batch=8",
     "evaluate.valid_users=8",
     "evaluate.test_users=8",
-    "trainer.threads=2",
+    "trainer.threads=1",
 )
 LORA = ("model.lora.rank=16", "model.lora.dropout=0.05", "model.dtype=bfloat16", "trainer.precision=bf16-true")
 SHAPES = {
@@ -106,7 +104,9 @@ def measure(words: list[str]) -> tuple[str, float, float]:
     session, objective = Session.build(config), build_objective(config)
     planned = plan(session, objective)
     stages = stages_of(session, objective)
-    _warm()
+    small = ["model.name=tiny", "model.lora.rank=0", "model.quantize=none"]
+    warm = load_config(overrides=[*words, *small, f"output={config.output}/warm"], registries=REGISTRIES)
+    run_stage(stages_of(Session.build(warm), objective)[-1], Console(quiet=True), last=True)  # libraries set up
     gc.collect()
     before = 0.0 if torch.cuda.is_available() else _resident()
     meter = Meter()
@@ -114,17 +114,6 @@ def measure(words: list[str]) -> tuple[str, float, float]:
     taken = meter.read()["peak_mib"] - before
     write_json(Path(config.output) / "plan.json", {need.part: need.parts() for need in planned.needs})
     return planned.worst.part, planned.worst.total / 2**20, taken
-
-
-def _warm() -> None:
-    """Have libraries set themselves up before memory is measured."""
-    import bitsandbytes  # noqa: F401
-    import lightning  # noqa: F401
-    import peft  # noqa: F401
-    from transformers import AutoModelForCausalLM  # noqa: F401
-
-    layer = torch.nn.Linear(64, 64)
-    layer(torch.ones(2, 64)).sum().backward()
 
 
 def _resident() -> float:
