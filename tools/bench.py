@@ -19,6 +19,7 @@ from benchmarks.decoding import beams, catalogues, groups, rollouts, slates, thi
 from benchmarks.figures import Figure, as_json, plot, table
 from benchmarks.inputs import FULL, QUICK, Sizes
 from benchmarks.items import items
+from benchmarks.planning import plans
 from benchmarks.steps import steps, thinking_steps
 from benchmarks.updating import long, memory, thinking_updates, ways
 from rich.console import Console
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "beam": beams,
     "step": steps,
     "memory": memory,
+    "plan": plans,
     "catalogue": catalogues,
     "groups": groups,
     "long": long,

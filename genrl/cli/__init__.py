@@ -1,4 +1,4 @@
-"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | verify | selftest | list`.
+"""The command line: `python -m genrl` and a command, `build_parser` has the list.
 
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from genrl.cli import compare, evaluate, fit, listing, recommend, selftest, sid, slates, verify
+from genrl.cli import compare, evaluate, export, fit, listing, plan, recommend, selftest, sid, slates, verify
 from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, out_of_memory, suggest, unwritable
 from genrl.stopping import handled
 from genrl.terminal import paragraphs
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (fit, compare, evaluate, sid, recommend, slates, verify, selftest, listing):
+    for command in (fit, plan, compare, evaluate, sid, recommend, slates, export, verify, selftest, listing):
         command.add(commands)
     return parser
 

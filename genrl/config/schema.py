@@ -271,9 +271,10 @@ class OptimizerConfig:
 class SupervisedConfig(OptimizerConfig):
     """What the supervised stages share."""
 
-    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    optimizer: Literal["auto", "muon", "adamw", "paged_adamw_8bit", "paged_adamw_32bit"] = "auto"
     """`adamw`, or `muon`: that for tables and vectors, and Muon for the matrices inside the model, which a model from
-    scratch learns with in half the steps. `auto`: `muon` for `model.name: tiny`, else `adamw`."""
+    scratch learns with in half the steps. `auto`: `muon` for `model.name: tiny`, else `adamw`. `paged_...`: AdamW of
+    bitsandbytes with means in 8 or 32 bits, which move to the CPU's memory when the GPU is short of its own."""
     learning_rate: float = 4e-3
     """Peak learning rate; meant for the tiny model from scratch, pre-trained weights want a small part of it."""
     final_learning_rate: float = option(0.05, ge=0, le=1, says="must be from 0 to 1: it is a share of the peak")
@@ -384,6 +385,8 @@ class RolloutConfig:
 class RLConfig(OptimizerConfig):
     """Stage 3: policy optimisation against verifier rewards."""
 
+    optimizer: Literal["adamw", "paged_adamw_8bit", "paged_adamw_32bit"] = "adamw"
+    """`adamw`, or that of bitsandbytes with means in 8 or 32 bits, see `align.optimizer`."""
     learning_rate: float = 3e-4
     """Peak learning rate; meant for the tiny model, pre-trained weights want a small part of it."""
     warmup_steps: int = 0

@@ -3,6 +3,8 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ THINK = ("<think>", "</think>")
 """What a think block stands between."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU = torch.device("cpu")
 
 
 def load_policy(
@@ -110,7 +113,8 @@ def make_policy(config: ModelConfig, spec: Spec) -> TrainablePolicy:
 def load_weights(config: ModelConfig, spec: PolicySpec) -> Policy:
     """Load or create the model that a specification describes, with rows for its SID tokens.
 
-    Weights are drawn on the CPU, wherever the caller has new tensors made: the same from one seed on every device.
+    What is read from a folder goes straight to where the caller has new tensors made. New weights are drawn on the CPU:
+    the same from one seed on every device.
 
     Raises:
         ConfigError: if the folder's weights do not load.
@@ -119,12 +123,32 @@ def load_weights(config: ModelConfig, spec: PolicySpec) -> Policy:
     first, count = spec.first_ids[0] - spec.added, sum(spec.sizes) + spec.added
     # bitsandbytes, which peft loads where it is installed, misses a kernel that is never used: it has no backward pass
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    with torch.device("cpu"):
+    device = torch.get_default_device()
+    with CPU:
         if config.name == "tiny":
             model: Any = tiny_model(spec.config, config.seed, config.dropout)
         else:
-            model = _load_local(config)
+            model = _load_local(config, device)
             _grow(model, len(spec.tokenizer), first, count, config.seed)
+        if config.lora.rank > 0:
+            model = _add_lora(model, config, list(range(first, first + count)))
+    return Policy(model, spec)
+
+
+def load_outline(config: ModelConfig, spec: PolicySpec) -> Policy:
+    """The policy that `load_weights` would give, shapes and types alone: on the meta device, nothing is read.
+
+    4-bit weights have the shape and type of what they stand for.
+    """
+    first, count = spec.first_ids[0] - spec.added, sum(spec.sizes) + spec.added
+    own = deepcopy(spec.config)
+    with torch.device("meta"):
+        if config.name == "tiny":
+            model: Any = tiny_model(own, config.seed, config.dropout)
+        else:
+            options = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa"}
+            model = AutoModelForCausalLM.from_config(own, trust_remote_code=config.trust_remote_code, **options)
+            _make_room(model, len(spec.tokenizer))
         if config.lora.rank > 0:
             model = _add_lora(model, config, list(range(first, first + count)))
     return Policy(model, spec)
@@ -154,7 +178,7 @@ def load_checkpoint(config: ModelConfig, names: Sequence[Sequence[str]]) -> Poli
                 f"{level[-1]} must stand in a row. Give a checkpoint that was trained on these SIDs."
             )
         first_ids.append(first)
-    model = _load_local(config)
+    model = _load_local(config, torch.get_default_device())
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ConfigError(
@@ -246,8 +270,11 @@ def _local(kind: Any, config: ModelConfig, **options: Any) -> Any:  # noqa: ANN4
         raise ConfigError(f"model.name={config.name!r} does not load: {str(error).splitlines()[0]}") from error
 
 
-def _load_local(config: ModelConfig) -> Any:  # noqa: ANN401
+def _load_local(config: ModelConfig, device: torch.device = CPU) -> Any:  # noqa: ANN401
+    """The model of a folder on a device: each tensor is read, and quantised, where it will stay."""
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "attn_implementation": "sdpa", "use_safetensors": True}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
     if config.quantize == "none":
         return _local(AutoModelForCausalLM, config, **options)
     model = _local(AutoModelForCausalLM, config, **options, quantization_config=_nf4(config))
@@ -255,15 +282,20 @@ def _load_local(config: ModelConfig) -> Any:  # noqa: ANN401
     return model
 
 
-def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401
-    from importlib.util import find_spec
+def require_bitsandbytes(key: str, value: str, instead: str) -> None:
+    """Refuse the value of an option that needs bitsandbytes where that is not installed.
 
+    Raises:
+        UnsupportedError: with the two ways out.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise UnsupportedError(f"{key}={value} needs bitsandbytes: pip install 'genrl[qlora]', or set {key}={instead}.")
+
+
+def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401
     from transformers import BitsAndBytesConfig
 
-    if find_spec("bitsandbytes") is None:
-        raise UnsupportedError(
-            "model.quantize=nf4 needs bitsandbytes: pip install 'genrl[qlora]', or set model.quantize=none."
-        )
+    require_bitsandbytes("model.quantize", "nf4", "none")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -287,16 +319,20 @@ def keep_training_kernels(model: nn.Module) -> None:
 
 def _grow(model: Any, vocabulary: int, first: int, count: int, seed: int) -> None:  # noqa: ANN401
     """Make room for the SID tokens and give their rows seeded values of the size of the others."""
-    if model.get_input_embeddings().weight.shape[0] < vocabulary:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    _make_room(model, vocabulary)
     generator = torch.Generator().manual_seed(seed)
     tables = {model.get_input_embeddings().weight.data_ptr(): model.get_input_embeddings().weight}
     tables[model.get_output_embeddings().weight.data_ptr()] = model.get_output_embeddings().weight
     with torch.no_grad():
         for weight in tables.values():
-            old = weight[:first].float()
-            noise = torch.randn(count, weight.shape[1], generator=generator).to(weight.device)
-            weight[first : first + count] = (old.mean(0) + noise * old.std(0)).to(weight.dtype)
+            old = weight[:first].cpu().float()
+            noise = torch.randn(count, weight.shape[1], generator=generator)
+            weight[first : first + count] = (old.mean(0) + noise * old.std(0)).to(weight)
+
+
+def _make_room(model: Any, vocabulary: int) -> None:  # noqa: ANN401
+    if model.get_input_embeddings().weight.shape[0] < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
 def _add_lora(model: Any, config: ModelConfig, sid_ids: list[int]) -> Any:  # noqa: ANN401

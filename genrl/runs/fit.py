@@ -20,13 +20,14 @@ from genrl.recommenders import BASELINES
 from genrl.runs import tables
 from genrl.runs.evaluate import SPLITS, check_reached
 from genrl.runs.folder import claim, is_finished, lasting, writing
+from genrl.runs.plan import plan
 from genrl.runs.record import references
 from genrl.runs.session import Session, sid_table
 from genrl.runs.stage import Stage, build_objective, held, run_stage, stages_of
 from genrl.sid.table import SidTable
 from genrl.terminal import verbatim
 from genrl.training.board import write_outcome
-from genrl.training.fitting import check_accelerator, find_rank, is_first, quiet_libraries
+from genrl.training.fitting import check_installed, find_rank, is_first, quiet_libraries
 
 
 def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective: Objective | None = None) -> Path:
@@ -45,7 +46,7 @@ def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective
         ConfigError: if the folder holds another configuration, or an unfinished run and `resume` is not set.
     """
     quiet_libraries()
-    check_accelerator(config.trainer)
+    check_installed(config)
     find_rank(config.trainer)
     folder = run_folder(config)
     with writing(folder):
@@ -64,6 +65,7 @@ def _fit(config: RunConfig, folder: Path, *, resume: bool, command: str, objecti
         check_method(config.rollout, thinking=thinks(config))
     session = Session.build(config)
     tables.header(console, session, objective)
+    _tell_memory(console, session, objective)
     for split in SPLITS:
         check_reached(session.batches(split))
     stages = stages_of(session, objective)
@@ -94,6 +96,13 @@ def _run(session: Session, stages: Sequence[Stage], folder: Path, console: Conso
         tables.show(console, read_json(folder / "metrics.json"))
         drawn = {"curves": folder / "curves.png"} if (folder / "curves.png").exists() else {}
         tables.places(console, {"run folder": folder, **drawn})
+
+
+def _tell_memory(console: Console, session: Session, objective: Objective | None) -> None:
+    """Say what memory a run of a language model from a folder will need; one that genrl makes is small beside it."""
+    if objective is not None and not session.config.model.from_scratch and is_first():
+        for line in plan(session, objective).lines():
+            console.print(verbatim(line), soft_wrap=True)
 
 
 def _show_finished(folder: Path, console: Console) -> None:

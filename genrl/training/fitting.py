@@ -18,9 +18,11 @@ from omegaconf import OmegaConf
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.config.select import selected
 from genrl.errors import CheckpointError, ConfigError
+from genrl.policy.load import require_bitsandbytes
 from genrl.stopping import handled, patient
 from genrl.training.callbacks import BestWeights, History, StageProgress, StopPoint
 from genrl.training.checkpoints import Checkpoints, ResumePoint, latest
+from genrl.training.muon import PAGED
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
 
@@ -33,17 +35,24 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
-def check_accelerator(config: TrainerConfig) -> None:
-    """Refuse a GPU that is not there, before anything is built.
+def check_installed(config: RunConfig) -> None:
+    """Refuse a GPU that is not there and a library that is not installed, before anything is built.
 
     Raises:
-        ConfigError: with what to use instead.
+        ConfigError: for the GPU, with what to use instead.
+        UnsupportedError: for the library, with how to install it.
     """
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError(
             "trainer.accelerator=gpu, but PyTorch finds no GPU here. Use trainer.accelerator=auto or cpu, or install a "
             "build of PyTorch for your GPU."
         )
+    for stage in config.stages:
+        kind = getattr(getattr(config, stage), "optimizer", "") if stage != "baseline" else ""
+        if kind in PAGED:
+            require_bitsandbytes(f"{stage}.optimizer", kind, "adamw")
+    if config.model.quantize == "nf4":
+        require_bitsandbytes("model.quantize", "nf4", "none")
 
 
 def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: ANN401 (arguments of the trainer)

@@ -1,4 +1,4 @@
-"""The optimisers of supervised stages: AdamW, and Muon for the matrices inside a model."""
+"""The optimisers of stages: AdamW, paged AdamW, and Muon for the matrices inside a model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ TOGETHER = 2**24
 """Elements of the matrices that are made orthogonal at a time; bounds temporary memory."""
 RMS = 0.2
 """Root mean square of an update in units of the rate: that of AdamW, so that both go by one rate and one decay."""
+PAGED = {"paged_adamw_8bit": "AdamW8bit", "paged_adamw_32bit": "AdamW32bit"}
+"""Optimisers of bitsandbytes. Paged ones keep means in unified memory, from which the driver moves pages to the CPU
+when the GPU is short of memory (QLoRA, arXiv:2305.14314); on a CPU, where there is nowhere to move them, they are the
+same without pages. Means in 8 bits have a scale for each 256 values (arXiv:2110.02861); those of fewer than 4,096
+values stay in 32 bits."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -95,14 +100,26 @@ class Side(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def make_optimiser(groups: list[dict[str, Any]], matrices: set[int], **options: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+def make_optimiser(
+    groups: list[dict[str, Any]],
+    matrices: set[int],
+    kind: str = "adamw",
+    **options: Any,  # noqa: ANN401
+) -> torch.optim.Optimizer:
     """AdamW for groups of parameters, with Muon for those whose `id` is among `matrices`.
 
     Args:
         groups: parameters and their weight decay.
         matrices: ids of parameters; empty: AdamW alone.
+        kind: one of `PAGED`; anything else is PyTorch's AdamW.
         options: of AdamW; Muon has its rate.
     """
+    if kind in PAGED:
+        from bitsandbytes import optim
+
+        paged = any(value.device.type != "cpu" for group in groups for value in group["params"])
+        made: torch.optim.Optimizer = getattr(optim, f"{'Paged' * paged}{PAGED[kind]}")(groups, **options)
+        return made
     parts: list[torch.optim.Optimizer] = []
     for chosen in (False, True):
         kept = [{**group, "params": [p for p in group["params"] if (id(p) in matrices) == chosen]} for group in groups]

@@ -390,7 +390,7 @@ class RLModule(StageModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, then constant."""
         config = self.config
-        optimizer = self.optimiser(config.learning_rate, config.weight_decay, config.betas)
+        optimizer = self.optimiser(config.learning_rate, config.weight_decay, config.betas, kind=config.optimizer)
         return scheduled(optimizer, lambda step: min(1.0, (step + 1) / max(1, config.warmup_steps)))
 
 

@@ -88,7 +88,8 @@ class SupervisedModule(StageModule):
         warmup = min(config.warmup_steps, max(1, self.max_steps // 10))
         factor = warmup_cosine(warmup, self.max_steps, config.final_learning_rate)
         matrices = self.policy.matrices if config.optimizer == "muon" else ()
-        return scheduled(self.optimiser(config.learning_rate, config.weight_decay, config.betas, matrices), factor)
+        made = self.optimiser(config.learning_rate, config.weight_decay, config.betas, matrices, config.optimizer)
+        return scheduled(made, factor)
 
 
 class PackedModule(SupervisedModule):

@@ -116,9 +116,14 @@ class RankingModule(L.LightningModule, ABC):
         self.log_dict(values, sync_dist=False)
 
     def optimiser(
-        self, learning_rate: float, weight_decay: float, betas: Sequence[float], matrices: Collection[str] = ()
+        self,
+        learning_rate: float,
+        weight_decay: float,
+        betas: Sequence[float],
+        matrices: Collection[str] = (),
+        kind: str = "adamw",
     ) -> torch.optim.Optimizer:
-        """AdamW, or Muon for the parameters named `matrices`; matrices decay, vectors (norms, biases) do not."""
+        """AdamW of a kind, and Muon for the parameters named `matrices`; matrices decay, vectors (norms, ..) do not."""
         trained, more = self.trainable(), self.decays
         own = sorted({rate for name, rate in more.items() if rate})
         kinds = {name: (p.dim() > 1, more.get(name, 0.0)) for name, p in trained.items()}
@@ -131,7 +136,8 @@ class RankingModule(L.LightningModule, ABC):
             )
         ]
         ids = {id(trained[name]) for name in matrices}
-        return make_optimiser([g for g in groups if g["params"]], ids, lr=learning_rate, betas=(betas[0], betas[1]))
+        groups = [group for group in groups if group["params"]]
+        return make_optimiser(groups, ids, kind, lr=learning_rate, betas=(betas[0], betas[1]))
 
     def configure_gradient_clipping(
         self,

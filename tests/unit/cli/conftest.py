@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Stands for genrl.runs.fit, .recommend, .rescore and .slates, and records what the command line asks of them."""
+    """Stands for genrl.runs.fit, .recommend, .rescore, .slates and .export, and records what is asked of them."""
     module = ModuleType("genrl.runs")
     module.calls = []
 
@@ -26,6 +26,7 @@ def run_module(monkeypatch):
         "build_sids", SimpleNamespace(report=SimpleNamespace(lines=lambda: ["items: 300", "300 distinct SIDs"]))
     )
     module.write_slates = record("write_slates", SimpleNamespace(lines=lambda: ["2 slates"]))
-    for name in ("fit", "recommend", "rescore", "slates"):
+    module.export = record("export", SimpleNamespace(lines=lambda: ["written"]))
+    for name in ("fit", "recommend", "rescore", "slates", "export"):
         monkeypatch.setitem(sys.modules, f"genrl.runs.{name}", module)
     return module

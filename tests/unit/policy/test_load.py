@@ -96,6 +96,43 @@ def test_lora_trains_adapters_and_sid_rows_and_nothing_else(tmp_path, tied):
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_moves_new_rows_of_both_tables_and_leaves_old_ones(tmp_path, tied, quantize):
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
+    folder = save_local_model(tmp_path, hidden_size=64, intermediate_size=128, tie_word_embeddings=tied)
+    chosen = LoraConfig(rank=4, target_modules=["q_proj", "down_proj"])
+    with pytest.warns(UserWarning, match="were added"):
+        policy = load_policy(local_config(folder, lora=chosen, quantize=quantize), SIZES, TEXTS, thinking=True)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in policy.trainable() if "lora_" in name}
+    assert adapted == {"q_proj", "down_proj"}
+    every = torch.arange(policy.first_ids[-1] + SIZES[-1])
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+    def tables() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            return policy.base.get_input_embeddings()(every).clone(), whole_logits(policy, hidden)[:, every].T
+
+    before = tables()
+    optimiser = torch.optim.AdamW(policy.trainable().values(), lr=0.01, weight_decay=0.1)
+    new = torch.tensor([[1, policy.words.opening, policy.words.closing, *range(policy.first_ids[0], len(every))]])
+    mask = torch.ones_like(new, dtype=torch.bool)
+    read = lambda hidden, head: head.logits(hidden, 0, len(every)).log_softmax(-1)[..., 4].sum()  # noqa: E731
+    policy(new, mask, torch.arange(new.shape[1])[None], read, rows="vocab").backward()
+    optimiser.step()
+    for old, now in zip(before, tables(), strict=True):
+        moved = (now != old).any(1)
+        assert moved.nonzero()[:, 0].tolist() == list(range(policy.words.opening, len(every)))
+
+
+def test_weights_are_read_straight_to_where_new_tensors_are_made(tmp_path):
+    config, _ = with_tokens(tmp_path, [*NAMES[0], *NAMES[1]], vocab_size=320)
+    with torch.device("meta"):
+        policy = load_checkpoint(config, NAMES)
+    assert {value.device.type for value in policy.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_in_bfloat16_adapters_keep_float32(tmp_path, quantize):
     """bfloat16 has 8 bits: a step of 1e-5 on a weight of .01 would be rounded away."""
     if quantize == "nf4":
@@ -160,6 +197,7 @@ def test_nf4_trains_the_same_after_a_rollout_in_eval_mode(tmp_path):
     assert_same(gradients[1], gradients[0])
     quantized = [m for m in policy.model.modules() if type(m).__name__ == "Linear4bit"]
     assert quantized
+    assert {(m.weight.quant_type, m.weight.quant_state.nested) for m in quantized} == {("nf4", True)}
 
 
 def test_the_tiny_tokenizer_thinks_in_words():
@@ -210,21 +248,6 @@ def test_think_tokens_that_are_there_stay(tmp_path, present):
     assert sorted([policy.words.opening, policy.words.closing]) == [before, before + 1]
     assert policy.words.closing == before + len(present) - 1
     assert policy.first_ids[0] == before + 2
-
-
-def test_lora_trains_the_rows_of_added_think_tokens(tmp_path):
-    folder = save_local_model(tmp_path, tie_word_embeddings=True)
-    with pytest.warns(UserWarning, match="were added"):
-        policy = load_policy(local_config(folder, lora=LORA), SIZES, TEXTS, thinking=True)
-    rows = [value for name, value in policy.trainable().items() if "trainable_tokens" in name]
-    assert rows
-    assert all(value.shape[0] == sum(SIZES) + 2 for value in rows)
-    hidden = torch.randn(3, policy.base.config.hidden_size)
-    before = whole_logits(policy, hidden)
-    with torch.no_grad():
-        rows[-1].mul_(2.0)
-    changed = (whole_logits(policy, hidden) - before).abs().sum(0).nonzero()[:, 0].tolist()
-    assert changed == list(range(policy.words.opening, policy.first_ids[-1] + SIZES[-1]))
 
 
 def test_think_tokens_behind_the_sids_are_refused():

@@ -8,14 +8,15 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.rank_zero import rank_zero_only as lightning_rank
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genrl.config.schema import EvaluateConfig, RunConfig, SelectConfig, TrainerConfig
-from genrl.errors import ConfigError
+from genrl.config.schema import EvaluateConfig, ModelConfig, RLConfig, RunConfig, SelectConfig, TrainerConfig
+from genrl.errors import ConfigError, UnsupportedError
+from genrl.policy import load
 from genrl.training import fitting
 from genrl.training.callbacks import BestWeights
 from genrl.training.fitting import (
     RunLogger,
     barrier,
-    check_accelerator,
+    check_installed,
     find_rank,
     is_first,
     make_trainer,
@@ -97,7 +98,25 @@ def test_what_was_trained_is_scored_where_it_was_trained(tmp_path, monkeypatch):
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     for accelerator in ("auto", "cpu"):
-        check_accelerator(TrainerConfig(accelerator=accelerator))
+        check_installed(RunConfig(trainer=TrainerConfig(accelerator=accelerator)))
     refused = contextlib.nullcontext() if there else pytest.raises(ConfigError, match="PyTorch finds no GPU here")
     with refused:
-        check_accelerator(TrainerConfig(accelerator="gpu"))
+        check_installed(RunConfig(trainer=TrainerConfig(accelerator="gpu")))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            {"model": ModelConfig(quantize="nf4")},
+            "model.quantize=nf4 needs bitsandbytes: .* or set model.quantize=none",
+        ),
+        ({"rl": RLConfig(optimizer="paged_adamw_8bit")}, "rl.optimizer=paged_adamw_8bit needs .* rl.optimizer=adamw"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_before_anything_is_built(monkeypatch, config, says):
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    check_installed(RunConfig())
+    check_installed(RunConfig(stages=["baseline"]))
+    with pytest.raises(UnsupportedError, match=says):
+        check_installed(RunConfig(**config))

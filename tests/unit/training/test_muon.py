@@ -80,6 +80,36 @@ def test_without_matrices_it_is_adamw() -> None:
     assert type(make_optimiser([{"params": [value]}], set(), lr=0.1)) is torch.optim.AdamW
 
 
+@pytest.mark.parametrize(("kind", "bits", "apart"), [("paged_adamw_8bit", 8, 0.02), ("paged_adamw_32bit", 32, 1e-6)])
+def test_optimisers_of_bitsandbytes_step_like_adamw_and_go_on_from_a_saved_state(tmp_path, kind, bits, apart) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def made(kind: str, start: torch.Tensor) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        value = nn.Parameter(start.clone())
+        groups = [{"params": [value], "weight_decay": 0.1}]
+        return value, make_optimiser(groups, set(), kind, lr=0.01, betas=(0.9, 0.95))
+
+    def advance(value: nn.Parameter, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        value.grad = numbers(64, 80, seed=seed)
+        optimiser.step()
+
+    begin = numbers(64, 80)
+    (value, ours), (other, theirs) = made(kind, begin), made("adamw", begin)
+    for seed in (1, 2, 3):
+        advance(value, ours, seed)
+        advance(other, theirs, seed)
+    assert_same(value, other, apart)
+    assert float((value.detach() - begin).abs().mean()) > 0.01
+    assert ours.state[value]["state1"].element_size() * 8 == bits
+    torch.save({"value": value.data, "state": ours.state_dict()}, tmp_path / "point")
+    point = torch.load(tmp_path / "point", weights_only=True)
+    resumed, again = made(kind, point["value"])
+    again.load_state_dict(point["state"])
+    advance(value, ours, 4)
+    advance(resumed, again, 4)
+    assert torch.equal(value, resumed)
+
+
 def test_matrices_alone_take_a_closure_too_and_a_few_at_a_time(monkeypatch):
     """Lightning steps with a closure; how many matrices are made orthogonal at a time changes nothing."""
 
