@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
+from genrl.given import parsed, reason
 from genrl.terminal import safe
 
 if TYPE_CHECKING:
@@ -127,11 +128,11 @@ def as_json(value: Any) -> str:  # noqa: ANN401
 def read_json(path: Path) -> Any:  # noqa: ANN401
     """Read JSON, or raise a CheckpointError if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Is this a finished run folder?") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Remove the folder and run again.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({reason(error)}). Remove the folder and run again.") from error
 
 
 def file_hash(path: str | Path) -> str:

@@ -55,6 +55,11 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def seed_option() -> Any:  # noqa: ANN401
+    """A seed: from 0 to 2^32 - 1, which every library takes, the same bounds wherever one is asked for."""
+    return option(0, ge=0, le=2**32 - 1)
+
+
 @cache
 def hints_of(schema: Any) -> Mapping[str, Any]:  # noqa: ANN401 (a dataclass)
     """Types of the options of a dataclass by name."""
@@ -111,7 +116,7 @@ def fill(
         elif not is_dataclass(hint):
             try:
                 OmegaConf.update(group, name, value, merge=False)
-            except (OmegaConfBaseException, TypeError) as error:
+            except (OmegaConfBaseException, TypeError, OverflowError) as error:
                 yield key, value, wrong_value(value, hint, error, plain(node, key) if defaults else MISSING)
         elif isinstance(value, Mapping):
             yield from fill(node, hint, value, unknown, defaults=defaults, prefix=f"{key}.")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
+from genrl.config.load import experiment_folder
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.files import key_of, read_json, save_weights, write_json
 from genrl.ops import world_rank, world_size
@@ -142,7 +143,7 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
     limit = {"valid": config.evaluate.valid_users, "test": config.evaluate.test_users}[split]
     level, apart = config.evaluate.level, ["ties"] if config.evaluate.ties else []
     key = key_of(dataset.fingerprint, split, limit, config.evaluate.k, level, codes.tolist(), *apart)
-    path = Path(config.output) / config.experiment / f"reference-{split}-{key}.json"
+    path = experiment_folder(config) / f"reference-{split}-{key}.json"
     if not path.exists():
         if not is_first():
             return {}
