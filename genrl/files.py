@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
 """Ends of the names in a model folder that say what the model is: weights, configuration, tokenizer, its own code."""
 
+AGAIN = "Bring it back from a copy, or remove {} and give the command that made it again"
+"""What to do about weights: a folder that lacks a file of its manifest is refused, one that is not there is made."""
 FRESH = 2 * 10**9
 """Nanoseconds within which a file may be written twice and have one time."""
 
@@ -228,10 +230,8 @@ def _checkpoint(path: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint. Train the stage first, or give another folder.")
+        raise CheckpointError(f"{path}: no such checkpoint. {AGAIN.format(path.parent)}, or give another folder.")
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({error}). Remove it and train the stage again."
-        ) from error
+        raise CheckpointError(f"{path} is truncated or damaged ({error}). {AGAIN.format(path.parent)}.") from error

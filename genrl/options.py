@@ -181,6 +181,8 @@ def _reason(value: Any, bounds: Values) -> str:  # noqa: ANN401
     chosen = "choices" not in bounds or value is None or value in bounds["choices"]
     if not all(_within(number, bounds) for number in numbers) or not chosen:
         return bounds.get("says") or _range(bounds)
+    if any(isinstance(number, int) and abs(number) >= 2**63 for number in numbers):
+        return "must be an integer of 64 bits, below 2^63"
     return "" if all(math.isfinite(number) for number in numbers) else "must be a finite number"
 
 

@@ -27,8 +27,10 @@ FLOORS = {
 }
 """Room of the package -> floor; a module imports from floors below its own."""
 SIBLINGS = {("batches", "ops"), ("registry", "options"), ("plots", "files"), ("manifest", "files"), ("sid", "catalog")}
-SIBLINGS |= {("files", "given")}
-SIBLINGS |= {(part, "errors") for part in ("files", "given", "manifest", "ops", "options", "registry", "stopping")}
+SIBLINGS |= {("files", "given"), ("plots", "given")}
+SIBLINGS |= {
+    (part, "errors") for part in ("files", "given", "manifest", "ops", "options", "plots", "registry", "stopping")
+}
 SIBLINGS |= {(part, "terminal") for part in ("files", "progress")}
 """Imports on one floor that are allowed: SIDs are fitted on a catalogue, and the basics know each other."""
 TORCH_FREE = ("errors", "given", "options", "registry", "stopping", "terminal", "config", "cli", "__main__")

@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs, so help and misspelt options an
 
 import argparse
 import errno
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
 from genrl.errors import ConfigError, GenRLError, Stopped, suggest
 from genrl.stopping import handled
-from genrl.terminal import paragraphs
+from genrl.terminal import lasting_output, paragraphs
 
 SHORTHANDS = {
     "lr": "learning_rate",
@@ -25,6 +24,19 @@ SHORTHANDS = {
     "batch_size": "prompts",
 }
 """What other tools call an option, for hints only."""
+REFUSALS = {
+    errno.EACCES: "Change its mode, or write elsewhere with --output FOLDER.",
+    errno.EPERM: "Change its mode, or write elsewhere with --output FOLDER.",
+    errno.EROFS: "Write elsewhere with --output FOLDER.",
+    errno.ENAMETOOLONG: "Give a shorter path or name.",
+    errno.ENOENT: "It was there, or its folder was, when the command began: bring it back, or give another one.",
+    errno.ENOTDIR: "A part of its path is no folder. Give another path.",
+    errno.EISDIR: "It is a folder, where a file is wanted. Remove it, or give another path.",
+    errno.ELOOP: "Its links lead in a circle. Remove them.",
+    errno.ESTALE: "The disk that it lies on was exchanged. Give the same command again.",
+    errno.EIO: "The disk fails. Copy what is there elsewhere.",
+}
+"""What the system says of a file -> what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,24 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with handled(), _safe_warnings():
+        with lasting_output(), handled(), _safe_warnings():
             return _run(words)
     except Stopped as stop:
         print(f"genrl: stopped by {stop}. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
         return stop.code
     except GenRLError as error:
         return _complain(str(error))
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        if not _disk_full(error):
-            raise
         place = getattr(error, "filename", None)
-        where = f" while writing {place}" if place else ""
-        return _complain(
-            f"the disk is full{where} ({error}). Free some space, or write elsewhere with --output FOLDER."
-        )
+        if _disk_full(error):
+            where = f" while writing {place}" if place else ""
+            return _complain(
+                f"the disk is full{where} ({error}). Free some space, or write elsewhere with --output FOLDER."
+            )
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            return _complain(f"{place or 'a file'}: {error.strerror}. {REFUSALS[error.errno]}")
+        raise
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -151,7 +162,6 @@ def _run(words: list[str]) -> int:
 
     with trusting(getattr(options, "trust", False)):
         options.execute(options)
-    sys.stdout.flush()
     return 0
 
 

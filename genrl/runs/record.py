@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.load import experiment_folder
 from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.errors import CheckpointError
 from genrl.files import key_of, read_json, save_weights, write_json
 from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
@@ -26,6 +29,7 @@ from genrl.training.fitting import is_first
 if TYPE_CHECKING:
     from genrl.runs.session import Session
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 PACKAGES = (
     "genrl",
     "torch",
@@ -153,10 +157,18 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
             dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
         )
         names = [name for name in lines if "/" not in name]
-        write_json(
-            path, {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
-        )
-    return dict(read_json(path))
+        found = {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
+        try:
+            write_json(path, found)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            warnings.warn(f"the reference lines are not kept: {path.parent}: {error.strerror}.", stacklevel=2)
+            return found
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(kinds, dict) for kinds in found.values()):
+        raise CheckpointError(f"{path} is damaged: it holds no reference lines. Remove it; it is made again.")
+    return found
 
 
 def _rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:

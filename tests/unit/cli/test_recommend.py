@@ -75,3 +75,8 @@ def test_a_broken_history_names_file_and_line(tmp_path, line, reason):
     assert reason in str(caught.value)
     with pytest.raises(DataError, match="no such file"):
         read_histories(None, tmp_path / "nothing")
+
+
+def test_a_path_that_no_disk_takes_is_named_and_no_traceback(capsys):
+    assert cli.main(["recommend", "--run", "n" * 300, "--history", "3"]) == 2
+    assert "File name too long. Give a shorter path or name." in " ".join(capsys.readouterr().err.split())
