@@ -15,6 +15,8 @@ LISTS: dict[Any, str] = {
     float: "a list of numbers such as [0.9, 0.95]",
     str: "a list of texts such as [a, b]",
 }
+LONG = 200
+"""Signs of a value that messages show."""
 
 
 class GenRLError(Exception):
@@ -120,6 +122,20 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: Any) -> str:  # noqa: ANN401 (whatever there is)
+    """A value as Python writes it, cut where it is long.
+
+    Example:
+        >>> shown([1]), len(shown("x" * 5000))
+        ('[1]', 218)
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists inside each other
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONG else f"{text[:LONG]} ... ({len(text):,} signs)"
 
 
 def wrong_value(value: Any, hint: Any, error: Exception, default: Any = MISSING) -> str:  # noqa: ANN401 (whatever there is)

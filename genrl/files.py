@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrl.errors import CheckpointError, DataError
+from genrl.given import parsed, reason
 from genrl.terminal import safe
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
 """Ends of the names in a model folder that say what the model is: weights, configuration, tokenizer, its own code."""
 
+AGAIN = "Bring it back from a copy, or remove {} and give the command that made it again"
+"""What to do about weights: a folder that lacks a file of its manifest is refused, one that is not there is made."""
 FRESH = 2 * 10**9
 """Nanoseconds within which a file may be written twice and have one time."""
 
@@ -127,11 +130,11 @@ def as_json(value: Any) -> str:  # noqa: ANN401
 def read_json(path: Path) -> Any:  # noqa: ANN401
     """Read JSON, or raise a CheckpointError if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Is this a finished run folder?") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Remove the folder and run again.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({reason(error)}). Remove the folder and run again.") from error
 
 
 def file_hash(path: str | Path) -> str:
@@ -241,10 +244,8 @@ def _checkpoint(path: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint. Train the stage first, or give another folder.")
+        raise CheckpointError(f"{path}: no such checkpoint. {AGAIN.format(path.parent)}, or give another folder.")
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({error}). Remove it and train the stage again."
-        ) from error
+        raise CheckpointError(f"{path} is truncated or damaged ({error}). {AGAIN.format(path.parent)}.") from error

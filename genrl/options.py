@@ -55,6 +55,11 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def seed_option() -> Any:  # noqa: ANN401
+    """A seed: from 0 to 2^32 - 1, which every library takes, the same bounds wherever one is asked for."""
+    return option(0, ge=0, le=2**32 - 1)
+
+
 @cache
 def hints_of(schema: Any) -> Mapping[str, Any]:  # noqa: ANN401 (a dataclass)
     """Types of the options of a dataclass by name."""
@@ -111,7 +116,7 @@ def fill(
         elif not is_dataclass(hint):
             try:
                 OmegaConf.update(group, name, value, merge=False)
-            except (OmegaConfBaseException, TypeError) as error:
+            except (OmegaConfBaseException, TypeError, OverflowError) as error:
                 yield key, value, wrong_value(value, hint, error, plain(node, key) if defaults else MISSING)
         elif isinstance(value, Mapping):
             yield from fill(node, hint, value, unknown, defaults=defaults, prefix=f"{key}.")
@@ -176,6 +181,8 @@ def _reason(value: Any, bounds: Values) -> str:  # noqa: ANN401
     chosen = "choices" not in bounds or value is None or value in bounds["choices"]
     if not all(_within(number, bounds) for number in numbers) or not chosen:
         return bounds.get("says") or _range(bounds)
+    if any(isinstance(number, int) and abs(number) >= 2**63 for number in numbers):
+        return "must be an integer of 64 bits, below 2^63"
     return "" if all(math.isfinite(number) for number in numbers) else "must be a finite number"
 
 

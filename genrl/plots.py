@@ -1,7 +1,6 @@
 """Figures: how rows look, what runs noted as bands over seeds, and pictures as PNG for files or as SVG for pages."""
 
 import io
-import json
 import math
 import re
 import statistics
@@ -19,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.transforms import Affine2D
 
+from genrl.errors import CheckpointError, shown
 from genrl.files import atomic
+from genrl.given import parsed
 
 Notes = dict[str, dict[int, float]]
 """What a run noted: quantity -> step -> value."""
@@ -141,16 +142,29 @@ def looks(trained: Iterable[str], others: Collection[str] = ()) -> dict[str, Loo
 
 
 def read_notes(folder: Path) -> Notes:
-    """What a run noted; values that are not finite (a mean over no rows) are left out."""
-    path = folder / "history.jsonl"
+    """What a run noted; values that are not finite (a mean over no rows) are left out.
+
+    Raises:
+        CheckpointError: naming the first line that is no note.
+    """
     found: Notes = defaultdict(dict)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        note = json.loads(line)
-        step = note.pop("step")
-        for name, value in note.items():
+    for place, line in noted_lines(folder / "history.jsonl"):
+        try:
+            note = parsed(line)
+            step = int(note.pop("step"))
+            values = {name: float(value) for name, value in note.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{place} is damaged: it holds no note ({shown(error)}). Cut it off.") from error
+        for name, value in values.items():
             if math.isfinite(value):
                 found[name][step] = value
     return dict(found)
+
+
+def noted_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Place and content of each line of a file of notes; none if there is no such file."""
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
+        yield f"{path}:{number}", line
 
 
 def band(curves: Sequence[Mapping[int, float]]) -> Band:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +15,59 @@ if TYPE_CHECKING:
 
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories that are shown as escapes: control, format, half of a pair, and separators of lines."""
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within the block, nothing that is written to stdout ends the program.
+
+    What its encoding lacks is written as escapes, and once its reader is gone (`| head`) the rest goes nowhere: a run
+    that trains goes on.
+    """
+    before = sys.stdout
+    try:
+        number = before.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or an object of a program that calls us
+        yield
+        return
+    before.flush()
+    stream = io.TextIOWrapper(
+        io.BufferedWriter(_Lasting(number)),
+        encoding=before.encoding,
+        errors="backslashreplace",
+        line_buffering=before.isatty(),
+    )
+    sys.stdout = stream
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        stream.flush()
+        stream.detach().detach()  # the file stays open
+
+
+class _Lasting(io.RawIOBase):
+    """A file by its number, in which nobody need read."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.read_by_nobody = number, False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.number
+
+    def isatty(self) -> bool:
+        return os.isatty(self.number)
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def, override]  # noqa: ANN001 (any buffer)
+        if not self.read_by_nobody:
+            try:
+                return os.write(self.number, data)
+            except BrokenPipeError:
+                self.read_by_nobody = True
+        return len(data)
 
 
 def safe(text: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    **dict.fromkeys(("errors", "options", "registry", "batches", "files", "manifest", "ops", "plots"), 0),
+    **dict.fromkeys(("errors", "options", "registry", "batches", "files", "given", "manifest", "ops", "plots"), 0),
     **dict.fromkeys(("foreign", "progress", "stopping", "terminal"), 0),
     "config": 1,
     **dict.fromkeys(("objectives", "metrics", "catalog", "sid"), 2),
@@ -27,11 +27,13 @@ FLOORS = {
 }
 """Room of the package -> floor; a module imports from floors below its own."""
 SIBLINGS = {("batches", "ops"), ("registry", "options"), ("plots", "files"), ("manifest", "files"), ("sid", "catalog")}
-SIBLINGS |= {(part, "errors") for part in ("files", "foreign", "manifest", "ops", "options", "registry", "stopping")}
+SIBLINGS |= {("files", "given"), ("plots", "given")}
+SIBLINGS |= {(part, "errors") for part in ("files", "foreign", "given", "manifest", "ops", "options", "plots")}
+SIBLINGS |= {(part, "errors") for part in ("registry", "stopping")}
 SIBLINGS |= {(part, "foreign") for part in ("ops", "registry")}
 SIBLINGS |= {(part, "terminal") for part in ("files", "progress")}
 """Imports on one floor that are allowed: SIDs are fitted on a catalogue, and the basics know each other."""
-TORCH_FREE = ("errors", "foreign", "options", "registry", "stopping", "terminal", "config", "cli", "__main__")
+TORCH_FREE = ("errors", "foreign", "given", "options", "registry", "stopping", "terminal", "config", "cli", "__main__")
 """Parts that answer (help, misspelt options) before torch is loaded."""
 HEAVY = {"torch", "lightning", "transformers", "peft", "datasets", "sklearn", "torchmetrics", "matplotlib"}
 UNTESTED = {

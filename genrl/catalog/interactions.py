@@ -184,7 +184,10 @@ def sorted_ids(ids: Sequence[str]) -> list[str]:
         (['9', '10'], ['b10', 'b9'])
     """
     whole = all(name.isascii() and name.isdigit() for name in ids)
-    return sorted(ids, key=lambda name: (int(name), name)) if whole else sorted(ids)
+    if not whole:
+        return sorted(ids)
+    digits = {name: name.lstrip("0") for name in ids}  # more of them than Python makes a number of may be there
+    return sorted(ids, key=lambda name: (len(digits[name]), digits[name], name))
 
 
 def _ids(table: Table, name: str) -> pa.ChunkedArray:
@@ -299,7 +302,7 @@ def _ranks(table: Table, name: str, option: str) -> Array:
         allowed = "a number nor a date or time (ISO 8601, as 2014-07-23 or 2014-07-23T10:00:00)"
         column = _parsed(table, column, name, forms, allowed, option)
     if pa.types.is_temporal(column.type):
-        column = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
+        column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise DataError(f"{table.source}: column {name!r} ({option}) holds {column.type}. Use numbers, dates or times.")
     values = column.to_numpy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from genrl.errors import ConfigError, DataError, suggest
+from genrl.given import kind_of, parsed, reason, regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +27,8 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a file -> how it is compressed, whatever its name."""
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 """What may follow the name of a column behind a colon."""
+LONGEST_FIELD = 2**31 - 1
+"""Bytes of a quoted field at most; Python's own bound is 131,072, fewer than a long description has."""
 CHUNK = 65_536
 """Rows of a text file that are held as Python objects at a time."""
 
@@ -80,9 +82,10 @@ def read_table(
     """
     import pyarrow as pa
 
-    path = Path(source).expanduser()
-    if not path.exists():
+    kind = kind_of(source, option)
+    if not kind:
         return _read_hub(source, option, wanted, header)
+    path = Path(source).expanduser() if kind == "a folder" else regular(source, option)
     columns: dict[str, list[pa.Array | list[Any]]] = {name: [] for name in wanted}
     files = []
     for file in _files(path, option, separator, encoding, header):
@@ -115,7 +118,11 @@ def bare(path: Path) -> Path:
 
 def _files(path: Path, option: str, separator: str | None, encoding: str, header: Sequence[str]) -> list[_File]:
     """The files to read: the path itself, or those of a folder, which must be of one form."""
-    suffixes = {file: bare(file).suffix.lower() for file in ([path] if path.is_file() else sorted(path.iterdir()))}
+    try:
+        listed = [path] if path.is_file() else sorted(path.iterdir())
+    except OSError as error:
+        raise DataError(f"{path}: the folder cannot be read ({reason(error)}), given by {option}.") from error
+    suffixes = {file: bare(file).suffix.lower() for file in listed}
     if path.is_file() and suffixes[path] not in FORMS and not separator:
         raise DataError(
             f"{path}: unknown form {suffixes[path] or '(no suffix)'!r} ({option}). Known: {', '.join(FORMS)}, also as "
@@ -277,15 +284,13 @@ class _File:
                 if text.isspace():
                     continue
                 try:
-                    value = json.loads(text)
+                    value = parsed(text)
                     if isinstance(value, dict):
                         yield line, value
                         continue
                     problem = f"{'null' if value is None else f'a {type(value).__name__}'}, not an object."
-                except json.JSONDecodeError as error:
-                    problem = f"not JSON ({error.msg}, column {error.colno})."
-                except (ValueError, RecursionError) as error:
-                    problem = f"JSON that cannot be read ({error})."
+                except ValueError as error:
+                    problem = f"{error}."
                 raise DataError(
                     f"{self.path}:{line}: {problem} A JSONL file holds one object per line; mend or drop the line."
                 )
@@ -314,6 +319,7 @@ class _File:
 
     def _quoted(self, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(stream, delimiter=self.separator, strict=True)
+        csv.field_size_limit(LONGEST_FIELD)
         start = 1
         try:
             for fields in reader:

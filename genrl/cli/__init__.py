@@ -4,7 +4,7 @@ Nothing heavy is imported before a command runs, so help and misspelt options an
 """
 
 import argparse
-import os
+import errno
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from genrl.cli import compare, evaluate, export, fit, listing, plan, recommend, selftest, sid, slates, verify
 from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, out_of_memory, suggest, unwritable
 from genrl.stopping import handled
-from genrl.terminal import paragraphs
+from genrl.terminal import lasting_output, paragraphs
 
 SHORTHANDS = {
     "lr": "learning_rate",
@@ -24,6 +24,19 @@ SHORTHANDS = {
     "batch_size": "prompts",
 }
 """What other tools call an option, for hints only."""
+REFUSALS = {
+    errno.EACCES: "Change its mode, or write elsewhere with --output FOLDER.",
+    errno.EPERM: "Change its mode, or write elsewhere with --output FOLDER.",
+    errno.EROFS: "Write elsewhere with --output FOLDER.",
+    errno.ENAMETOOLONG: "Give a shorter path or name.",
+    errno.ENOENT: "It was there, or its folder was, when the command began: bring it back, or give another one.",
+    errno.ENOTDIR: "A part of its path is no folder. Give another path.",
+    errno.EISDIR: "It is a folder, where a file is wanted. Remove it, or give another path.",
+    errno.ELOOP: "Its links lead in a circle. Remove them.",
+    errno.ESTALE: "The disk that it lies on was exchanged. Give the same command again.",
+    errno.EIO: "The disk fails. Copy what is there elsewhere.",
+}
+"""What the system says of a file -> what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,31 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with handled(), _safe_warnings():
+        with lasting_output(), handled(), _safe_warnings():
             return _run(words)
     except Stopped as stop:
         print(f"genrl: stopped by {stop}. `fit --resume` (or the same `compare`) goes on from there.", file=sys.stderr)
         return stop.code
     except GenRLError as error:
         return _complain(str(error))
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        if out_of_memory(error):
-            return _complain(
-                f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]}). What needs less: "
-                f"align.items_per_step and activate.items_per_step while training, evaluate.batch and evaluate.beam "
-                f"while ranking, rollout.micro_batch in stage rl; everywhere trainer.checkpointing=true, "
-                f"model.dtype=bfloat16, model.quantize=nf4, data.max_history=10."
-            )
-        if unwritable(error) != "full":
+        answer = _answer(error)
+        if not answer:
             raise
-        place = getattr(error, "filename", None)
-        where = f" while writing {place}" if place else ""
-        return _complain(
-            f"the disk is full{where} ({error}). Free some space, or write elsewhere with --output FOLDER."
-        )
+        return _complain(answer)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -163,8 +163,25 @@ def _run(words: list[str]) -> int:
                 f"something that this command called ended the process with sys.exit({stop.code!r}), so it is not "
                 f"done. Look for sys.exit or exit() in your plug-ins."
             ) from stop
-    sys.stdout.flush()
     return 0
+
+
+def _answer(error: Exception) -> str:
+    """What to do about an error that the machine makes and nobody's code; empty for any other."""
+    place = getattr(error, "filename", None)
+    if out_of_memory(error):
+        return (
+            f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]}). What needs less: "
+            f"align.items_per_step and activate.items_per_step while training, evaluate.batch and evaluate.beam "
+            f"while ranking, rollout.micro_batch in stage rl; everywhere trainer.checkpointing=true, "
+            f"model.dtype=bfloat16, model.quantize=nf4, data.max_history=10."
+        )
+    if unwritable(error) == "full":
+        where = f" while writing {place}" if place else ""
+        return f"the disk is full{where} ({error}). Free some space, or write elsewhere with --output FOLDER."
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return f"{place or 'a file'}: {error.strerror}. {REFUSALS[error.errno]}"
+    return ""
 
 
 def _complain(message: str) -> int:

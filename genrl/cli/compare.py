@@ -82,10 +82,15 @@ def _report(
     from genrl.compare.report import write_report  # takes seconds to load
     from genrl.compare.summary import show
 
-    show(write_report(folder, plan, baseline, measure, evaluate), folder)
+    report = write_report(folder, plan, baseline, measure, evaluate)
+    show(report, folder)
+    problems = []
     if failed:
         names = ", ".join(run.folder.name for run in failed)
-        raise GenRLError(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")
+        problems.append(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")
+    problems += [f"left out of the report: {reason}" for reason in report.damaged.values()]
+    if problems:
+        raise GenRLError("\n".join(problems))
 
 
 def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
@@ -103,7 +108,7 @@ def _plan(options: argparse.Namespace, flags: list[str]) -> Plan:
         compose=_composed,
         length=completion_length,
     )
-    baselines = found_rows(plan.shared.folder.parent, "baseline")
+    baselines = found_rows(plan.shared.folder.parent, "baseline", damaged={})  # the report names these
     both = next((row for row in rows if row in baselines), None)
     if both is not None:
         raise ConfigError(

@@ -1,13 +1,13 @@
 """`recommend`: the best next items after histories."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from genrl.cli.configuration import import_plugins
 from genrl.cli.flags import add_command, add_plugin
 from genrl.errors import ConfigError, DataError, UnsupportedError
+from genrl.given import lines_of, parsed
 from genrl.terminal import safe
 
 
@@ -65,9 +65,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _lines(file: Path, flag: str) -> list[str]:
     """The lines of a text file that are not empty."""
-    if not file.is_file():
-        raise DataError(f"{flag} {file}: no such file.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for _, line in lines_of(file, flag)]
     if not lines:
         raise DataError(f"{flag} {file}: the file names no item, so nothing could be recommended.")
     return lines
@@ -89,11 +87,7 @@ def read_histories(text: str | None, file: Path | None) -> list[list[str]]:
     """
     histories = [[item.strip() for item in text.split(",") if item.strip()]] if text is not None else []
     if file is not None:
-        if not file.is_file():
-            raise DataError(f"--history-file {file}: no such file.")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                histories.append(_history(line, f"{file}:{number}"))
+        histories += [_history(line, place) for place, line in lines_of(file, "--history-file")]
     if not histories or not all(histories):
         raise DataError('there is no item to recommend after. Give --history "id,id" or --history-file FILE.')
     return histories
@@ -101,9 +95,9 @@ def read_histories(text: str | None, file: Path | None) -> list[list[str]]:
 
 def _history(line: str, place: str) -> list[str]:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: this is not JSON: {error}. Write one list of item ids per line.") from error
+        value = parsed(line)
+    except ValueError as error:
+        raise DataError(f"{place}: {error}. Write one list of item ids per line.") from error
     if isinstance(value, dict):
         value = value.get("history")
     if not isinstance(value, list) or not all(isinstance(item, (str, int)) for item in value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,11 +20,12 @@ from genrl.compare.record import Row
 from genrl.compare.run import choose, is_done
 from genrl.config import RunConfig
 from genrl.config.saved import read_saved
-from genrl.errors import DataError
+from genrl.errors import CheckpointError, ConfigError, DataError, GenRLError, shown
 from genrl.files import read_json
+from genrl.given import parsed
 from genrl.manifest import METRICS, check
 from genrl.objectives import OBJECTIVES
-from genrl.plots import Notes
+from genrl.plots import Notes, noted_lines, read_notes
 from genrl.recommenders.bundle import SIDS
 from genrl.runs.folder import differences
 from genrl.runs.stages import SUPERVISED
@@ -63,9 +64,39 @@ class Finished:
 
             record = rescore(folder, evaluate)
             found = cls(folder, record.metrics, record.folder)
+        found.refuse_misfits()
         for place in found.shared.values():
             check(place)
         return found
+
+    def refuse_misfits(self) -> None:
+        """Refuse a run of which a report of its own could not be made, whoever has written its manifest.
+
+        Raises:
+            CheckpointError: with what cannot be read.
+        """
+        try:
+            describe([self])
+            row_facts([self], read_notes(self.folder))
+            read_samples(self.folder)
+            numbers = [values for split in SPLITS for values in (self.scores(split), *self.references(split).values())]
+            sum(value for kinds in numbers for kind in KINDS for value in kinds[kind].values() if value is not None)
+            sum(stage[name] for stage in self.metrics["stages"].values() for name in ("seconds", "peak_mib"))
+            self.metrics["stages"][self.stage]["best_step"] + len(self.metrics["command"] + self.row)
+            str(
+                [
+                    self.rows_scored(),
+                    self.shared,
+                    *(len(self.ranks[f"{part}/{kind}"]) for part in SPLITS for kind in KINDS),
+                ]
+            )
+        except GenRLError:
+            raise
+        except (AttributeError, IndexError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder} is damaged: it cannot be reported ({type(error).__name__}: {shown(error)}). Bring its "
+                f"files back from a copy, or remove the folder and run it again."
+            ) from error
 
     @property
     def seed(self) -> int:
@@ -131,28 +162,51 @@ Rows = Mapping[str, Sequence[Finished]]
 """Row of the report -> its finished runs, one per seed."""
 
 
-def planned_rows(plan: Plan, evaluate: Sequence[str] = ()) -> dict[str, list[Finished]]:
+Damaged = dict[str, str]
+"""Run that cannot be reported -> why."""
+
+
+def read_whole(folders: Sequence[Path], evaluate: Sequence[str], damaged: Damaged | None) -> list[Finished]:
+    """The finished runs of some folders; those that are damaged are told in `damaged`, or raised without it."""
+    found = []
+    for folder in folders:
+        try:
+            found.append(Finished.read(folder, evaluate))
+        except (CheckpointError, ConfigError, DataError) as error:
+            if damaged is None:
+                raise
+            damaged[folder.name] = str(error)
+    return found
+
+
+def planned_rows(plan: Plan, evaluate: Sequence[str] = (), damaged: Damaged | None = None) -> dict[str, list[Finished]]:
     """Finished runs of the chosen candidate of each row; a row without one is left out.
 
-    `evaluate` holds `evaluate.option=value` texts that the runs are to be scored with.
+    Args:
+        plan: the comparison.
+        evaluate: `evaluate.option=value` texts that the runs are to be scored with.
+        damaged: as `read_whole`.
     """
     rows = {}
     for row, candidates in plan.rows.items():
         _, best = choose(candidates)
         folders = [] if best is None else [run.folder for run in best.runs]
-        finished = [Finished.read(path, evaluate) for path in folders if is_done(path)]
+        finished = read_whole([path for path in folders if is_done(path)], evaluate, damaged)
         if finished:
             rows[row] = finished
     return rows
 
 
-def found_rows(folder: Path, *stages: str, evaluate: Sequence[str] = ()) -> dict[str, list[Finished]]:
-    """Every finished run of an experiment that has these stages, by row and seed; no copies of one another."""
+def found_rows(
+    folder: Path, *stages: str, evaluate: Sequence[str] = (), damaged: Damaged | None = None
+) -> dict[str, list[Finished]]:
+    """Every finished run of an experiment that has these stages, by row and seed; no copies of one another.
+
+    Runs that are damaged are told in `damaged`, or raised without it.
+    """
     folders = [path.parent for path in sorted(folder.glob(f"*-s*/{METRICS}"))]
-    for path in folders:
-        check(path)  # before its metrics say whether it is one of these
-    folders = [path for path in folders if set(stages) <= read_json(path / METRICS)["stages"].keys()]
-    runs = [Finished.read(path, evaluate) for path in folders]
+    folders = [path for path in folders if _has(path, stages, damaged)]
+    runs = read_whole(folders, evaluate, damaged)
     known: dict[tuple[str, int], Finished] = {}
     for run in runs:
         other = known.setdefault((run.row, run.seed), run)
@@ -163,6 +217,24 @@ def found_rows(folder: Path, *stages: str, evaluate: Sequence[str] = ()) -> dict
             )
     names = dict.fromkeys(run.row for run in runs)
     return {name: sorted((r for r in runs if r.row == name), key=lambda run: run.seed) for name in names}
+
+
+def _has(folder: Path, stages: Sequence[str], damaged: Damaged | None) -> bool:
+    """Whether a whole run has these stages, which its metrics say if they are what they were."""
+    try:
+        check(folder)
+        metrics = read_json(folder / METRICS)
+        known = metrics.get("stages") if isinstance(metrics, dict) else None
+        if not isinstance(known, dict):
+            raise CheckpointError(
+                f"{folder / METRICS} is damaged: it names no stages. Remove the folder and run again."
+            )
+        return set(stages) <= known.keys()
+    except CheckpointError as error:
+        if damaged is None:
+            raise
+        damaged[folder.name] = str(error)
+        return False
 
 
 def begun(folder: Path) -> list[Path]:
@@ -267,9 +339,8 @@ def row_facts(runs: Sequence[Finished], notes: Notes) -> Row:
 
 def read_samples(folder: Path) -> list[Tree]:
     """Worked examples of a run's last rollout (see `genrl.training.samples`); none in a run of an older version."""
-    path = folder / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found: list[Tree] = json.loads(lines[-1])["samples"] if lines else []
+    lines = list(noted_lines(folder / "samples.jsonl"))
+    found: list[Tree] = parsed(lines[-1][1])["samples"] if lines else []
     return found
 
 

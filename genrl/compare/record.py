@@ -185,6 +185,8 @@ class Report:
     cost: dict[str, Cost]
     thinking: dict[str, Expense] | None = None
     """Where rows were compared for what thinking costs."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Finished run that is left out -> what is wrong with its files."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. The difference in NDCG stands beside the others once more, as `difference`."""

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from genrl.compare.board import write_comparison
 from genrl.compare.finished import (
     KINDS,
     SPLITS,
+    Damaged,
     Finished,
     Rows,
     begun,
@@ -71,7 +73,7 @@ def write_report(
         evaluate: `evaluate.option=value` texts; runs that were scored with others are scored again.
 
     Raises:
-        DataError: if no run is finished, or runs cannot be compared.
+        DataError: if no run is finished and whole, or runs cannot be compared.
     """
     report = make_report(folder, plan, baseline, measure, evaluate)
     # Steps of baselines are not steps of stage rl, so they have no curves.
@@ -95,12 +97,16 @@ def make_report(
     evaluate: Sequence[str] = (),
 ) -> Report:
     """What `write_report` writes, from the same arguments."""
-    rows = found_rows(folder, "align", "rl", evaluate=evaluate) if plan is None else planned_rows(plan, evaluate)
-    baselines, notes = comparable(found_rows(folder, "baseline", evaluate=evaluate), rows)
+    damaged: Damaged = {}
+    told: Any = {"evaluate": evaluate, "damaged": damaged}
+    rows = found_rows(folder, "align", "rl", **told) if plan is None else planned_rows(plan, **told)
+    baselines, notes = comparable(found_rows(folder, "baseline", **told), rows)
     everything = {**baselines, **rows}
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
-        raise DataError(f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report.")
+        nothing = f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report."
+        raise DataError("\n".join([nothing, *damaged.values()]))
+    notes += [f"{name} is left out: it is damaged. `genrl verify --run` says how." for name in damaged]
     if any(run.scored != run.folder for run in runs):
         notes.append(f"Every row was scored again with {', '.join(evaluate)}; weights were chosen as before.")
     if measure is None:
@@ -124,6 +130,7 @@ def make_report(
         commands={run.folder.name: run.metrics["command"] for run in runs},
         cost=cost(everything),
         thinking=None if measure is None else measure(rows),
+        damaged=damaged,
     )
 
 

@@ -16,7 +16,7 @@ from rich.progress import TaskID
 from genrl.compare.plan import Candidate, Plan, Run
 from genrl.config import RunConfig
 from genrl.config.select import main_cut
-from genrl.errors import ConfigError, GenRLError
+from genrl.errors import CheckpointError, ConfigError, GenRLError
 from genrl.files import read_json, refuse_links
 from genrl.manifest import METRICS, check
 from genrl.progress import Display
@@ -217,12 +217,16 @@ def _size(run: Run) -> int:
 
 
 def _validation_score(run: Run) -> float | None:
+    """Of a finished run; None as well where it is damaged, which a comparison refuses and a report tells."""
     if not is_done(run.folder):
         return None
-    scores = read_json(run.folder / METRICS)["valid"]["rl"][run.config.select.ranking]
-    main = main_cut(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
-    score: float = scores[run.config.select.metric or f"ndcg@{main}"]
-    return score
+    try:
+        check(run.folder)
+        scores = read_json(run.folder / METRICS)["valid"]["rl"][run.config.select.ranking]
+        main = main_cut(int(name.partition("@")[2]) for name in scores if name.startswith("ndcg@"))
+        return float(scores[run.config.select.metric or f"ndcg@{main}"])
+    except (CheckpointError, LookupError, TypeError, ValueError):
+        return None
 
 
 def _visible() -> list[str]:

@@ -1,16 +1,20 @@
 """What the types of the schema cannot say: ranges, and options that contradict each other."""
 
+import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
-from importlib import import_module
-from inspect import signature
 from math import isfinite, prod
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from genrl.config.schema import DataConfig, PoolConfig, RunConfig
 from genrl.config.select import METRICS, cut_of
 from genrl.errors import suggest
+from genrl.given import wrong_name
+from genrl.options import fill, node_of, out_of_bounds
+from genrl.options import option as given
 
 STAGES = ("align", "activate", "rl", "baseline")
 """Stages in the order they run; the last one alone."""
@@ -36,6 +40,10 @@ LIGHTNING = {
 """Arguments of lightning.Trainer that genrl sets itself, or that would stop validation -> the option instead."""
 FIXED = {
     "barebones": "it would keep no metrics and no checkpoints",
+    "enable_autolog_hparams": "the configuration is kept in config.yaml",
+    "limit_predict_batches": "a ranking is always over all rows",
+    "limit_test_batches": "write evaluate.test_users instead",
+    "model_registry": "weights stay in the run folder",
     "callbacks": "write Python (genrl.training) instead",
     "enable_checkpointing": "the best and the last weights are kept by genrl itself",
     "enable_model_summary": "a stage says its model at its start",
@@ -46,6 +54,27 @@ FIXED = {
     "use_distributed_sampler": "prompts are shared out by genrl itself",
 }
 """Arguments of lightning.Trainer that no option changes -> why."""
+
+
+UNITS, MOST_UNITS = ("weeks", "days", "hours", "minutes", "seconds"), 10**9
+LONGEST_PATH = 3500
+"""Bytes of the path of an experiment at most: Linux takes 4,096, and files lie below it."""
+
+
+@dataclass
+class ExtraConfig:
+    """Arguments of lightning.Trainer that are left to the user."""
+
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    deterministic: Literal[True, False, "warn"] | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    inference_mode: bool = True
+    max_time: Any = None
+    min_epochs: int | None = given(None, ge=0)
+    min_steps: int | None = given(None, ge=0)
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,16 +96,6 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _evaluation(config)
 
 
-def unknown_arguments(config: RunConfig) -> Iterator[Problem]:
-    """Yield each key of `trainer.extra` that lightning.Trainer does not know; only if there are any is it imported."""
-    if config.trainer.extra:
-        known = signature(import_module("lightning").Trainer).parameters.keys() - LIGHTNING.keys() - FIXED.keys()
-        for name in sorted(config.trainer.extra.keys() - known):
-            listed = ", ".join(sorted(known))
-            reason = f"is no argument of lightning.Trainer.{suggest(name, known)} Arguments left to you: {listed}"
-            yield Problem((f"trainer.extra.{name}",), reason)
-
-
 def option(config: RunConfig, key: str) -> Any:  # noqa: ANN401
     """The value of a dotted key."""
     return reduce(getattr, key.split("."), config)
@@ -89,14 +108,51 @@ def _run(config: RunConfig) -> Iterator[Problem]:
     known = [stage for stage in config.stages if stage in STAGES]
     if not config.stages or known != sorted(set(known), key=STAGES.index):
         yield Problem(("stages",), f"must name one or more stages once, in the order {', '.join(STAGES)}")
-    if not config.experiment.strip() or ".." in config.experiment.split("/") or config.experiment.startswith("/"):
-        yield Problem(("experiment",), "must be the name of a folder under `output`, e.g. beauty")
-    if config.name is not None and (not config.name.strip() or "/" in config.name):
-        yield Problem(("name",), "must be the name of a folder, e.g. sapo-wide")
+    yield from _places(config)
     if "baseline" in config.stages and len(config.stages) > 1:
         yield Problem(("stages",), "has `baseline` beside other stages. Run it alone: --baseline NAME")
     if "rl" in config.stages and not config.rewards:
         yield Problem(("rewards",), "is empty: stage rl has nothing to optimise. Add e.g. rewards.exact_match.weight=1")
+
+
+def _places(config: RunConfig) -> Iterator[Problem]:
+    """What is wrong with the folders that a run is to have."""
+    for part in Path(config.experiment).parts or ("",):
+        if wrong := wrong_name(part):
+            yield Problem(("experiment",), f"must be the name of a folder under `output`, e.g. beauty; it {wrong}")
+    wrong = "" if config.name is None else wrong_name(config.name)
+    if wrong:
+        yield Problem(("name",), f"must be the name of a folder, e.g. sapo-wide; it {wrong}")
+    try:
+        size = len(os.fsencode(Path(config.output, config.experiment).expanduser().absolute()))
+    except (RuntimeError, UnicodeEncodeError) as error:  # nobody's home, half of a character
+        yield Problem(("output",), f"is no folder: {error}")
+    else:
+        if size > LONGEST_PATH or "\0" in config.output:
+            reason = f"and `experiment` are a path of {size:,} bytes, and may be one of {LONGEST_PATH:,} without NUL"
+            yield Problem(("output", "experiment"), reason)
+
+
+def unwritable(config: RunConfig) -> Iterator[Problem]:
+    """Yield each option whose text has no UTF-8, in which a run keeps its configuration."""
+    for key, value in _texts(asdict(config)):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start].encode("unicode_escape").decode()
+            yield Problem((key,), f"holds {half}, half of a character. Write whole ones, in UTF-8")
+
+
+def _texts(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 (nested plain values)
+    if isinstance(values, str):
+        yield prefix, values
+    elif isinstance(values, dict):
+        for name, value in values.items():
+            yield from _texts(str(name), prefix)
+            yield from _texts(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _texts(value, prefix)
 
 
 def data_contradictions(data: DataConfig) -> Iterator[Problem]:
@@ -242,12 +298,44 @@ def _training(config: RunConfig) -> Iterator[Problem]:
         names, sizes = " x ".join(shares), " x ".join(map(str, shares.values()))
         reason = f"must be a multiple of {names} = {sizes}: prompts are shared out evenly"
         yield Problem(("rollout.prompts", *shares), reason)
+    yield from _extra(trainer.extra)
+
+
+def _extra(extra: dict[str, Any]) -> Iterator[Problem]:
+    """What is wrong with arguments of lightning.Trainer, which would end in its own errors, or say nothing."""
     for name, instead in LIGHTNING.items():
-        if name in trainer.extra:
+        if name in extra:
             yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself. Write {instead} instead")
     for name, why in FIXED.items():
-        if name in trainer.extra:
+        if name in extra:
             yield Problem((f"trainer.extra.{name}",), f"is set by genrl itself: {why}")
+    left = {name: value for name, value in extra.items() if name not in (*LIGHTNING, *FIXED, "plugins")}
+    for key, _, reason in fill(node_of(ExtraConfig), ExtraConfig, left, _no_argument):
+        yield Problem((f"trainer.extra.{key}",), reason)
+    for key, reason in out_of_bounds(ExtraConfig, {**vars(ExtraConfig()), **left}):
+        yield Problem((f"trainer.extra.{key}",), reason)
+    if not _is_duration(extra.get("max_time", "00:00:00:01")):
+        reason = "is no duration. Write days:hours:minutes:seconds, e.g. 00:12:00:00, or {minutes: 30}"
+        yield Problem(("trainer.extra.max_time",), reason)
+
+
+def _no_argument(name: str, known: list[str]) -> str:
+    listed = ", ".join(sorted([*known, "plugins"]))
+    return f"is no argument of lightning.Trainer.{suggest(name, known)} Arguments left to you: {listed}"
+
+
+def _is_duration(value: Any) -> bool:  # noqa: ANN401 (whatever there is)
+    """Whether a value is a length of time as lightning.Trainer takes it.
+
+    Example:
+        >>> [_is_duration(value) for value in ("00:12:00:00", {"minutes": 30}, {"minute": 30}, "12h", 5)]
+        [True, True, False, False, False]
+    """
+    if isinstance(value, str):
+        return re.fullmatch(r"\d{1,5}:\d\d:\d\d:\d\d", value) is not None
+    return isinstance(value, dict) and all(
+        unit in UNITS and type(amount) in (int, float) and 0 <= amount < MOST_UNITS for unit, amount in value.items()
+    )
 
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:

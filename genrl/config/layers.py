@@ -1,6 +1,7 @@
 """Layers of a configuration before it has types: files with their includes, and overrides; each remembers its place."""
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from genrl.errors import ConfigError, suggest
+from genrl.errors import ConfigError, DataError, shown, suggest
+from genrl.given import read_text
 
 Tree = dict[str, Any]
+MISREAD = (yaml.YAMLError, OmegaConfBaseException, ConfigError, ValueError, RecursionError)
+"""What readers of YAML raise; the last two of impossible dates, of numbers too long and of brackets too deep."""
+DEEPEST = 30
+"""Groups and lists inside each other at most; options need five."""
 SIGNS = re.compile(r"(?!~$|\[.*\]$|\{.*\}$)[^\w'\"]+")
 """A value without letters, digits and quotes that is no null, list or group: a separator such as | or ::."""
 SLOTS = ("sid", "objective", "layout", "baseline")
@@ -56,17 +62,17 @@ def read_file(path: Path, chain: tuple[Path, ...] = ()) -> tuple[list[Layer], li
 
     `chain` are the files that led here, to find a cycle.
     """
+    try:
+        text = read_text(path, "--config or include")
+    except DataError as error:
+        return [], [_hint(path) or str(error)]
     here = path.resolve()
     if here in chain:
         names = " -> ".join(file.name for file in (*chain[chain.index(here) :], here))
         return [], [f"{path}: the files include each other: {names}. Remove one of the includes."]
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return [], [_unreadable(path, error)]
-    try:
         values, lines, written = _parse(text)
-    except (yaml.YAMLError, OmegaConfBaseException, ConfigError) as error:
+    except MISREAD as error:
         return [], [_syntax(path, error)]
     included = values.pop("include", None)
     layers, problems = [], []
@@ -93,13 +99,15 @@ def read_override(text: str) -> Layer:
     key, equals, value = text.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise ConfigError(f"command line: {text!r} is not an override. Write key=value, e.g. rl.max_steps=100.")
+    if key.count(".") >= DEEPEST:
+        raise ConfigError(f"command line: {shown(text)} names no option: {key.count('.') + 1:,} names in a row.")
     try:
         source = f"'{value}'" if SIGNS.fullmatch(value) else value
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={source}"]))
         node = _compose(source)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"command line: the value of {key} is not YAML: {value!r}: {reason}. Quote it.") from error
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={source}"]))
+    except MISREAD as error:
+        why = _why(error)
+        raise ConfigError(f"command line: the value of {key} is not YAML: {shown(value)}: {why}. Quote it.") from error
     block = isinstance(node, yaml.MappingNode) and not node.flow_style  # such as `The user bought: `
     written = {key: value} if block else dict(_written(node, key))
     return Layer("command line", values, written=written)  # type: ignore[arg-type]
@@ -144,11 +152,26 @@ def _parse(text: str) -> tuple[Tree, dict[str, int], Tree]:
 
 
 def _compose(text: str) -> yaml.Node | None:
-    """The nodes of a YAML text, read by the fast parser in C where there is one."""
+    """The nodes of a YAML text, read by the fast parser in C where there is one; too deep ones are refused."""
     try:
-        return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:  # the other parser may read it, and gives clearer reasons
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    layer = {} if root is None else {id(root): root}
+    for _ in range(DEEPEST):
+        parts = [part for node in layer.values() for part in _parts(node)]
+        layer = {id(part): part for part in parts}  # what several aliases stand for counts once
+    if layer:
+        raise ConfigError(f"more than {DEEPEST} groups or lists inside each other, and options have five")
+    return root
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    """The nodes right inside another."""
+    if isinstance(node, yaml.MappingNode):
+        yield from (part for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
 
 
 def _written(node: yaml.Node | None, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,12 +193,13 @@ def _lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]
             yield from _lines(value, f"{name}.")
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    if path.is_dir():
+def _hint(path: Path) -> str:
+    """Which file of a folder may be meant, in words; "" if there is nothing to propose."""
+    if os.path.isdir(path):  # asks of any text, where a path of 300 letters or with a NUL is an error
         files = sorted(path.glob("*.y*ml"))
         return f"{path}: is a folder, not a file." + (f" Give one of those in it, e.g. {files[0]}." if files else "")
-    if not isinstance(error, FileNotFoundError):
-        return f"{path}: the file cannot be read: {error}."
+    if os.path.exists(path) or "\0" in str(path):
+        return ""
     siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     return f"{path}: no such file.{suggest(path.name, siblings)} Looked for {path.resolve()}."
 
@@ -185,5 +209,13 @@ def _syntax(path: Path, error: Exception) -> str:
     place = f"{path}:{mark.line + 1}" if mark is not None else str(path)
     if isinstance(error, ConfigError):
         return f"{place}: {error}."
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{place}: this is not YAML: {reason}. Look at this line and the one above it."
+    return f"{place}: this is not YAML: {_why(error)}. Look at this line and the one above it."
+
+
+def _why(error: Exception) -> str:
+    """Why YAML cannot be read, in one line."""
+    if isinstance(error, RecursionError):
+        return f"more than {DEEPEST} groups or lists inside each other"
+    if "digits" in str(error) and isinstance(error, ValueError):
+        return "an integer of more than 4,300 digits"
+    return getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genrl.config.checks import Problem, contradictions, option, unknown_arguments
+from genrl.config.checks import Problem, contradictions, option, unwritable
 from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_override
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
-from genrl.errors import ConfigError, GenRLError
+from genrl.errors import ConfigError, GenRLError, shown
 from genrl.files import write_text
 from genrl.options import as_written
 from genrl.registry import Registry, load_plugin
@@ -41,8 +41,7 @@ def load_config(
         files: YAML files, later ones over earlier ones.
         flags: values of command-line flags by name; None was not given. Plug-ins are added to those of the files.
         overrides: `key=value` texts.
-        registries: where components are looked up and their options completed; without them neither is checked, nor
-            are the keys of `trainer.extra`.
+        registries: where components are looked up and their options completed; without them neither is checked.
         imports: import the plug-ins; without, nothing that the configuration names is run.
 
     Raises:
@@ -59,13 +58,14 @@ def load_config(
     components = {key: getattr(defaults, key) for key in (*SLOTS, "rewards")}  # other defaults stay in the schema
     config, wrong = to_typed(combine(layers, components), written)
     spoilt = {key for problem in wrong for key in problem.keys}
-    wrong += [problem for problem in contradictions(config) if spoilt.isdisjoint(problem.keys)]
+    found = (*unwritable(config), *contradictions(config))
+    wrong += [problem for problem in found if spoilt.isdisjoint(problem.keys)]
     problems += [_located(problem, layers) for problem in wrong]
     if problems:
         raise ConfigError(_report(problems, "Components and their options are checked next." if registries else ""))
     wrong = list(_plugins(config)) if imports else []
     if registries is not None:
-        wrong += [*_components(config, registries, written), *unknown_arguments(config)]
+        wrong += _components(config, registries, written)
     if wrong:
         raise ConfigError(_report([_located(problem, layers) for problem in wrong]))
     return config
@@ -83,10 +83,15 @@ def save_config(config: RunConfig, path: Path) -> None:
     write_text(path, text)
 
 
+def experiment_folder(config: RunConfig) -> Path:
+    """The folder that runs to be compared share: `<output>/<experiment>`, `~` made a home."""
+    return Path(config.output).expanduser() / config.experiment
+
+
 def run_folder(config: RunConfig) -> Path:
-    """The folder of a run: `<output>/<experiment>/<name, or that of objective or baseline>-s<seed>`."""
+    """The folder of a run: `<name, or that of objective or baseline>-s<seed>` in that of its experiment."""
     component = config.baseline if config.stages == ["baseline"] else config.objective
-    return Path(config.output) / config.experiment / f"{config.name or component['name']}-s{config.seed}"
+    return experiment_folder(config) / f"{config.name or component['name']}-s{config.seed}"
 
 
 def _layers(
@@ -182,7 +187,7 @@ def _located(problem: Problem, layers: Sequence[Layer]) -> str:
         for layer in reversed(layers):
             where, value = layer.where(key), layer.get(first)
             if where is not None:
-                return f"{where}: {first}{'' if value is None else f' = {value!r}'}: {reason}"
+                return f"{where}: {first}{'' if value is None else f' = {shown(value)}'}: {reason}"
     return f"default: {first}: {reason}"
 
 

@@ -258,7 +258,7 @@ def _add_think_tokens(tokenizer: Any, name: str, allowed: bool) -> int:  # noqa:
 
 def _local(kind: Any, config: ModelConfig, **options: Any) -> Any:  # noqa: ANN401 (classes of transformers)
     """What a class of transformers reads from the folder of a model."""
-    folder = Path(config.name)
+    folder = Path(config.name).expanduser()
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model.name={config.name!r} is neither 'tiny' nor a folder with a Hugging Face model (no config.json "

@@ -1,8 +1,6 @@
-"""Files of JSON lines whose lines name an interaction of a user: how they are read, and which one is meant."""
+"""Lines of JSON that name an interaction of a user, and which one is meant."""
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,27 +10,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.errors import DataError, suggest
-
-
-def lines_of(path: Path, of: str) -> Iterator[tuple[str, str]]:
-    """Place (`FILE:NUMBER`) and text of each line that is not blank.
-
-    Args:
-        path: of the file.
-        of: what a file of this kind holds, e.g. traces.
-
-    Raises:
-        DataError: if the file cannot be read, or is no UTF-8 text.
-    """
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a JSONL file of {of}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}). Give a JSONL file of {of}.") from error
+from genrl.given import parsed
 
 
 def record_of(line: str, form: str) -> dict[str, Any]:
@@ -46,9 +24,9 @@ def record_of(line: str, form: str) -> dict[str, Any]:
         {'user': 7, 'item': 'x'}
     """
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg} at column {error.colno}). A line is {form}.") from error
+        record = parsed(line)
+    except ValueError as error:
+        raise DataError(f"{error}. A line is {form}.") from error
     if not isinstance(record, dict):
         raise DataError(f"a {type(record).__name__}, not an object. A line is {form}.")
     for key in ("user", "item"):

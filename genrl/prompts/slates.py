@@ -14,8 +14,9 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role, Sequences
 from genrl.errors import DataError
+from genrl.given import lines_of
 from genrl.metrics.functional import seen
-from genrl.prompts.places import Places, is_id, lines_of, record_of
+from genrl.prompts.places import Places, is_id, record_of
 
 TAUGHT = (Role.TRAIN, Role.RL)
 """Parts of the data whose targets training knows, so that a slate may be for them and hold them."""
@@ -68,7 +69,7 @@ def read_slates(path: str | Path, dataset: Dataset, length: int) -> WrittenSlate
     """
     places, form = slate_places(dataset), _form(length)
     positions, slates, lines = [], [], []
-    for line, text in lines_of(Path(path), "slates"):
+    for line, text in lines_of(path, "activate.path"):
         try:
             record = record_of(text, form)
             positions.append(places(record))

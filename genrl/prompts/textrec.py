@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from genrl.catalog.interactions import read_profiles
 from genrl.catalog.items import Catalog
 from genrl.config.schema import DataConfig, PromptConfig
 from genrl.errors import ConfigError, DataError
+from genrl.given import read_text
 from genrl.prompts.template import RequestTemplate
 
 BUILT_IN = ("textrec",)
@@ -35,11 +35,11 @@ def source_of(name: str) -> str:
         assert environment.loader is not None
         return environment.loader.get_source(environment, f"{name}.j2")[0]
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(name, "prompt.template")
+    except DataError as error:
         raise ConfigError(
-            f"prompt.template={name!r} is neither {' nor '.join(map(repr, BUILT_IN))} nor a file that can be read "
-            f"({type(error).__name__}). Give the path of a Jinja2 template, or null for prompts of SIDs."
+            f"prompt.template={name!r} is neither {' nor '.join(map(repr, BUILT_IN))} nor a file that can be read: "
+            f"{error} Give the path of a Jinja2 template, or null for prompts of SIDs."
         ) from error
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.sequences import Role
 from genrl.errors import DataError
-from genrl.prompts.places import Places, lines_of, record_of
+from genrl.given import lines_of
+from genrl.prompts.places import Places, record_of
 from genrl.sid.table import SidTable
 
 WORD = re.compile(r"[^\W_]+")
@@ -162,7 +163,7 @@ def read_traces(path: str | Path, dataset: Dataset, levels: int) -> list[Trace]:
     """
     places = Places(dataset, (Role.TRAIN,), "trace")
     traces = []
-    for place, line in lines_of(Path(path), "traces"):
+    for place, line in lines_of(path, "activate.path"):
         try:
             record = _record(line, levels)
             traces.append(Trace(places(record), _blocks(record, levels)))

@@ -24,7 +24,7 @@ def input_files(config: RunConfig, names: Collection[str] | None = None) -> dict
     """
     options = flat(asdict(config))
     paths = {name: Path(options[name]) for name in READ if options.get(name)} | sources(config.sid) | plugins(config)
-    if not config.model.from_scratch and Path(config.model.name).is_dir():
+    if not config.model.from_scratch and Path(config.model.name).expanduser().is_dir():
         paths["model.name"] = Path(config.model.name)
     guides = {"prior.run": config.prior.run, "teacher.run": config.teacher.run}
     paths |= {name: Path(run) / WEIGHTS for name, run in guides.items() if run}

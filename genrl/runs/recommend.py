@@ -125,6 +125,7 @@ def answer(
 ) -> list[Recommendation]:
     """What a loaded recommender recommends; the arguments are those of `recommend`, `only` as catalogue rows."""
     catalog = recommender.problem.dataset.catalog
+    top = min(top, len(catalog))
     seen = _padded([[catalog.row_of(name) for name in history] for history in histories])
     pool = None if only is None and not cold else _pool(catalog, only, cold).expand(len(seen), -1)
     requests = Requests(*recommender.write(seen, pool), seen, pool=pool, deny=seen if exclude_seen else None)

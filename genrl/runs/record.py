@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
+from genrl.config.load import experiment_folder
 from genrl.config.schema import EvaluateConfig, RunConfig
+from genrl.errors import CheckpointError
 from genrl.files import key_of, read_json, save_weights, write_json
 from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
@@ -25,6 +29,7 @@ from genrl.training.fitting import is_first
 if TYPE_CHECKING:
     from genrl.runs.session import Session
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 PACKAGES = (
     "genrl",
     "torch",
@@ -142,7 +147,7 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
     limit = {"valid": config.evaluate.valid_users, "test": config.evaluate.test_users}[split]
     level, apart = config.evaluate.level, ["ties"] if config.evaluate.ties else []
     key = key_of(dataset.fingerprint, split, limit, config.evaluate.k, level, codes.tolist(), *apart)
-    path = Path(config.output) / config.experiment / f"reference-{split}-{key}.json"
+    path = experiment_folder(config) / f"reference-{split}-{key}.json"
     if not path.exists():
         if not is_first():
             return {}
@@ -152,10 +157,18 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
             dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
         )
         names = [name for name in lines if "/" not in name]
-        write_json(
-            path, {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
-        )
-    return dict(read_json(path))
+        found = {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
+        try:
+            write_json(path, found)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            warnings.warn(f"the reference lines are not kept: {path.parent}: {error.strerror}.", stacklevel=2)
+            return found
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(kinds, dict) for kinds in found.values()):
+        raise CheckpointError(f"{path} is damaged: it holds no reference lines. Remove it; it is made again.")
+    return found
 
 
 def _rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.pools import Pools
 from genrl.catalog.sequences import Role
+from genrl.config.load import experiment_folder
 from genrl.config.schema import RunConfig
 from genrl.config.select import selected, within
 from genrl.errors import ConfigError, DataError
@@ -110,7 +111,7 @@ class Session:
         if config.run is None:
             return None
         problem = self.learner.problem
-        return RunGuide(Path(config.run), "teacher", config, problem, problem_trie(problem), whole=True)
+        return RunGuide(Path(config.run).expanduser(), "teacher", config, problem, problem_trie(problem), whole=True)
 
     @property
     def plain(self) -> Session:
@@ -319,7 +320,7 @@ def _layout_content(config: RunConfig) -> list[str]:
 
 def sid_table(config: RunConfig, dataset: Dataset) -> SidTable:
     """The SID table of a configuration, built once and shared by all runs of the experiment."""
-    folder = Path(config.output) / config.experiment
+    folder = experiment_folder(config)
     content = {name: file_hash(path) for name, path in sources(config.sid).items() if path.exists()}
     path = folder / f"sid-{key_of(dataset.fingerprint, config.sid, *([content] if content else []))}.safetensors"
     with locked(folder):

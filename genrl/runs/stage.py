@@ -13,6 +13,7 @@ from rich.console import Console
 
 from genrl.catalog.items import Catalog
 from genrl.config import RunConfig, run_folder
+from genrl.config.load import experiment_folder
 from genrl.config.schema import ModelConfig, SupervisedConfig
 from genrl.config.select import validating
 from genrl.errors import ComponentError
@@ -240,7 +241,7 @@ def tuned(options: ConfigT, model: ModelConfig) -> ConfigT:
 
 
 def _shared(config: RunConfig, name: str) -> Path:
-    return Path(config.output) / config.experiment / name
+    return experiment_folder(config) / name
 
 
 def _ranking_arguments(session: Session, folder: Path) -> dict[str, Any]:

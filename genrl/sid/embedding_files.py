@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import ConfigError, DataError
+from genrl.given import regular
 
 
 def read_embeddings(path: str, catalog: Catalog) -> Tensor:
@@ -21,17 +22,15 @@ def read_embeddings(path: str, catalog: Catalog) -> Tensor:
         ConfigError: if the form of the file is unknown.
         DataError: if the file cannot be read or does not fit the catalogue.
     """
-    file = Path(path).expanduser()
     readers: dict[str, Callable[[Path, Catalog], Tensor]] = {
         ".npy": _read_numpy,
         ".safetensors": _read_safetensors,
         ".parquet": _read_parquet,
     }
-    reader = readers.get(file.suffix.lower())
+    reader = readers.get(Path(path).suffix.lower())
     if reader is None:
-        raise ConfigError(f"sid.embedding.path: {file} has no known form. Allowed: {', '.join(readers)}.")
-    if not file.is_file():
-        raise DataError(f"{file}: no such file (sid.embedding.path). Check the path; it is relative to {Path.cwd()}.")
+        raise ConfigError(f"sid.embedding.path: {path} has no known form. Allowed: {', '.join(readers)}.")
+    file = regular(path, "sid.embedding.path")
     matrix = reader(file, catalog)
     if matrix.dim() != 2 or len(matrix) != len(catalog):
         raise DataError(

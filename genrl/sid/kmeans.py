@@ -10,11 +10,11 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
 from genrl.errors import ConfigError
-from genrl.options import option
+from genrl.options import option, seed_option
 from genrl.progress import progress_bar
 from genrl.sid.embed import EmbeddingConfig, embed_items
 from genrl.sid.registry import SID_BUILDERS, SidConfig
-from genrl.sid.table import SidTable, make_table
+from genrl.sid.table import CODES, LEVELS, SidTable, make_table
 
 CHUNK = 16384
 """Points whose distances are held at once."""
@@ -28,15 +28,15 @@ WARM_UP = 3
 class KMeansConfig(SidConfig):
     """Options of `kmeans`."""
 
-    levels: int = option(3, ge=1)
+    levels: int = option(3, ge=1, le=LEVELS)
     """Codes per item before collisions are resolved."""
-    codes: int = option(12, ge=2)
+    codes: int = option(12, ge=2, le=CODES)
     """Codes per level. 12 suits the toy catalogue; 256 is usual for ten thousand items."""
     iterations: int = option(25, ge=1)
     """Lloyd iterations per level."""
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     """Item embeddings."""
-    seed: int = option(0, ge=0)
+    seed: int = seed_option()
     """Seed of the clustering; independent of the run's seed so that runs share one table."""
 
 

@@ -1,6 +1,5 @@
 """Imports a published SID index: JSON {item id: [code token, ...]}."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.errors import DataError
+from genrl.given import json_of, regular
 from genrl.options import option
 from genrl.sid.registry import SID_BUILDERS, SidConfig
 from genrl.sid.table import SidTable, make_table
@@ -34,7 +34,7 @@ def published(config: ImportConfig, dataset: Dataset) -> SidTable:
     Raises:
         DataError: if the file cannot be read or does not fit the catalogue.
     """
-    path = Path(config.path).expanduser()
+    path = regular(config.path, "sid.path")
     index = _read(path)
     _check_items(path, index, dataset.catalog)
     codes, sizes = _codes([index[item_id] for item_id in dataset.catalog.item_ids])
@@ -42,12 +42,7 @@ def published(config: ImportConfig, dataset: Dataset) -> SidTable:
 
 
 def _read(path: Path) -> Index:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file (sid.path). Name a JSON file {{item id: [code, ...]}}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _object(path, pairs))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}). Get the index again.") from error
+    content = json_of(path, "sid.path", lambda pairs: _object(path, pairs))
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: no JSON object of items. Expected {{item id: [code, ...]}}.")
     return {item_id: _tokens(path, item_id, tokens) for item_id, tokens in content.items()}
@@ -104,7 +99,8 @@ def _codes(rows: list[list[str]]) -> tuple[Tensor, tuple[int, ...]]:
     return torch.stack(levels, dim=1), tuple(sizes)
 
 
-def _order(token: str) -> tuple[str, int, str]:
-    """Sort key: the letters, then the last number of the token."""
-    found = re.search(r"(\d+)\D*$", token)
-    return (token[: found.start()], int(found.group(1)), token) if found else (token, -1, token)
+def _order(token: str) -> tuple[str, int, str, str]:
+    """Sort key: the letters, then the last number of the token, which may have any number of digits."""
+    found = re.search(r"([0-9]+)[^0-9]*$", token)
+    digits = found[1].lstrip("0") if found else ""
+    return (token[: found.start()], len(digits), digits, token) if found else (token, -1, "", token)

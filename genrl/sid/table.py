@@ -15,9 +15,14 @@ from torch import Tensor
 from genrl.catalog.items import Catalog
 from genrl.errors import DataError
 from genrl.files import write_bytes
+from genrl.given import parsed
 from genrl.ops import expect
 
 FORMAT = "genrl-sid-table-2"
+LEVELS = 26
+"""Codes of an item at most: tokens name a level by its letter."""
+CODES = 2**16
+"""Codes of a level at most, or as many as there are items, which is what a collision level may need."""
 CROWDED = 0.1
 """Share of colliding items above which more codes are proposed."""
 LEFT = 2 / 3
@@ -91,6 +96,8 @@ class SidTable:
 
     def __post_init__(self) -> None:
         expect(self.codes, "SidTable.codes", (None, len(self.codebook_sizes)), torch.int64)
+        if wrong := misfit(self.codes, self.codebook_sizes):
+            raise DataError(f"these are no Semantic IDs: {wrong}.")
 
     def __len__(self) -> int:
         return self.codes.shape[0]
@@ -120,7 +127,8 @@ class SidTable:
         """Read a table and check that it belongs to this catalogue, if one is given.
 
         Raises:
-            DataError: if the file is missing, damaged, no SID table, or made for another catalogue.
+            DataError: if the file is missing, damaged, no SID table, made for another catalogue, or asks for more
+                codes than a catalogue of its size can use.
         """
         metadata, codes = _read(Path(path))
         if catalog is not None and (metadata["catalog"] != catalog.fingerprint or len(codes) != len(catalog)):
@@ -129,10 +137,13 @@ class SidTable:
                 f"this one has {len(catalog):,} items, fingerprint {catalog.fingerprint}. "
                 f"Remove it; 'genrl sid' builds it again."
             )
-        report = json.loads(metadata["report"])
-        report = {key: tuple(value) if isinstance(value, list) else value for key, value in report.items()}
-        sizes = tuple(json.loads(metadata["codebook_sizes"]))
-        return cls(codes, sizes, metadata["catalog"], CollisionReport(**report))
+        try:
+            report = parsed(metadata["report"])
+            report = {key: tuple(value) if isinstance(value, list) else value for key, value in report.items()}
+            sizes = tuple(parsed(metadata["codebook_sizes"]))
+            return cls(codes, sizes, metadata["catalog"], CollisionReport(**report))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"{path}: damaged: {error} Remove it; 'genrl sid' builds it again.") from error
 
 
 def make_table(
@@ -171,6 +182,29 @@ def make_table(
     return SidTable(codes, tuple(sizes), catalog.fingerprint, report)
 
 
+def misfit(codes: Tensor, sizes: tuple[int, ...]) -> str:
+    """What is wrong with codes [I, K] and the sizes of their codebooks, in words; "" if nothing is.
+
+    Nothing is made from them here, however large they are.
+
+    Example:
+        >>> misfit(torch.tensor([[0, 3]]), (2, 4)), misfit(torch.tensor([[0, 3]]), (2, 10**12))
+        ('', 'level 2 has 1,000,000,000,000 codes, and a level of 1 items may have 65,536')
+    """
+    if not 1 <= len(sizes) <= LEVELS:
+        return f"there are {len(sizes)} levels, that of collisions among them, and there may be {LEVELS}"
+    most = max(CODES, len(codes))
+    for level, size in enumerate(sizes, start=1):
+        if type(size) is not int or not 1 <= size <= most:
+            shown = f"{size:,}" if type(size) is int else repr(size)
+            return f"level {level} has {shown} codes, and a level of {len(codes):,} items may have {most:,}"
+    outside = (codes < 0) | (codes >= torch.tensor(sizes))
+    if not bool(outside.any()):
+        return ""
+    row, level = outside.nonzero()[0].tolist()
+    return f"code {int(codes[row, level])} of row {row} on level {level + 1} is outside 0 .. {sizes[level] - 1}"
+
+
 def places_within(groups: Tensor, counts: Tensor) -> Tensor:
     """Number the members [I] of each group from 0, highest count first, then by row: [I] int64."""
     order = torch.argsort(counts, descending=True, stable=True)
@@ -194,13 +228,8 @@ def _check_codes(codes: Tensor, sizes: tuple[int, ...], catalog: Catalog) -> Non
             f"the SID builder returned {codes.dtype} codes of shape {list(codes.shape)} for {len(catalog):,} items and "
             f"{len(sizes)} codebook sizes. It must return int64 codes [items, levels] and one size per level."
         )
-    outside = (codes < 0) | (codes >= torch.tensor(sizes))
-    if bool(outside.any()):
-        row, level = outside.nonzero()[0].tolist()
-        raise DataError(
-            f"item {catalog.item_ids[row]!r}: code {int(codes[row, level])} on level {level + 1} is outside 0 .. "
-            f"{sizes[level] - 1}. The SID builder must stay inside its codebook sizes."
-        )
+    if wrong := misfit(codes, sizes):
+        raise DataError(f"the SID builder returned no Semantic IDs: {wrong}. It must stay inside its codebook sizes.")
 
 
 def _digest(metadata: dict[str, str], codes: Tensor) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
@@ -84,7 +83,7 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
     own = {"plugins": [Checkpoints(), *(plugins if isinstance(plugins, list) else [plugins])]}
     try:
         return L.Trainer(**{**arguments, **config.extra, **own})
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except Exception as error:  # whatever Lightning makes of arguments that are not its own
         if not config.extra:
             raise
         raise ConfigError(f"trainer.extra = {config.extra!r} does not fit lightning.Trainer: {error}") from error

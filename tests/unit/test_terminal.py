@@ -1,4 +1,6 @@
 import io
+import os
+import sys
 import unicodedata
 import warnings
 
@@ -10,7 +12,7 @@ from genrl.cli import recommend as command
 from genrl.errors import DataError
 from genrl.files import read_json, write_json
 from genrl.progress import Display
-from genrl.terminal import paragraphs, safe, verbatim
+from genrl.terminal import lasting_output, paragraphs, safe, verbatim
 from tests.runs import resealed, small
 
 HOSTILE = "lamp\n   1  99.0000  i9  forged\x1b[2K\a\r\u202egpj\u2028[bold]x[/] :smile:"
@@ -99,3 +101,26 @@ def test_warnings_and_progress_are_safe(monkeypatch, capsys):
         assert "\x1b" not in text
         assert "\u202e" not in text
         assert r"\u202egpj" in text
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf\\xe9 \\u2192"), ("latin-1", "caf\xe9 \\u2192")])
+def test_what_an_encoding_lacks_is_written_as_escapes(tmp_path, monkeypatch, encoding, shown):
+    with (tmp_path / "out").open("w", encoding=encoding) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with lasting_output():
+            print("caf\u00e9 \u2192")
+        print("and on")
+    assert (tmp_path / "out").read_text(encoding=encoding) == f"{shown}\nand on\n"
+
+
+def test_a_reader_that_is_gone_ends_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with lasting_output():
+            for _ in range(3):
+                print("x" * 100_000, flush=True)
+        monkeypatch.setattr(sys, "stdout", None)  # closed before the program began
+        with lasting_output():
+            print("nowhere")

@@ -19,13 +19,14 @@ from genrl.benchmarks.recif.maps import ItemMap
 from genrl.benchmarks.recif.rows import NO, YES, Row, Task
 from genrl.benchmarks.recif.sids import CODES, END_OF_THINKING, LEVELS, OPEN, sid_text, sid_token
 from genrl.config.schema import ModelConfig
-from genrl.errors import ConfigError
+from genrl.errors import ConfigError, DataError
+from genrl.given import read_text
 from genrl.layouts.base import Layout, TokenRanges
 from genrl.layouts.codes import CodesLayout
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
 from genrl.ops import left_padded, seed_of
-from genrl.options import option
+from genrl.options import option, seed_option
 from genrl.policy.distribution import Sampling, invert
 from genrl.policy.load import load_checkpoint
 from genrl.policy.model import Policy
@@ -58,7 +59,7 @@ class DecodingConfig:
     """A token of a thought is one of so many likeliest ones."""
     top_p: float = option(0.95, gt=0, le=1)
     """And, of these, one of the fewest that have this share of their probability."""
-    seed: int = option(0, ge=0)
+    seed: int = seed_option()
     """Of thoughts; each row has noise of its own, whatever batch it is in."""
     batch: int = option(8, ge=1)
     """Rows that are run at a time."""
@@ -297,6 +298,6 @@ def _device(name: str) -> torch.device:
 
 def _template(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"chat_template={path}: cannot be read ({error.strerror}). Give a Jinja file.") from error
+        return read_text(path, "chat_template")
+    except DataError as error:
+        raise ConfigError(f"{error} Give a Jinja file.") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genrl.benchmarks.recif.rows import Row, Task, make_row
 from genrl.errors import DataError
 from genrl.files import write_json
+from genrl.given import json_of
 
 
 def read_generations(path: Path) -> tuple[str, dict[str, list[str]], list[Row]]:
@@ -23,12 +23,7 @@ def read_generations(path: Path) -> tuple[str, dict[str, list[str]], list[Row]]:
     Raises:
         DataError: for a file that is missing, no JSON or of another form, and as `make_row`.
     """
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"--generations {path}: no such file.") from error
-    except ValueError as error:
-        raise DataError(f"{path}: this is not JSON: {error}. Give the test_generated.json of a run.") from error
+    whole = json_of(path, "--generations")
     samples = whole.get("samples") if isinstance(whole, Mapping) else None
     if not isinstance(samples, Mapping) or not samples:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.nn.functional import pad
 
 from genrl.benchmarks.recif.sids import CODES, LEVELS
 from genrl.errors import DataError
+from genrl.given import json_of
 
 SIDS = CODES ** len(LEVELS)
 COUNT = "count_after_downsample"
@@ -52,14 +52,7 @@ def read_map(path: Path) -> ItemMap:
     Raises:
         DataError: for a file that is missing or no JSON, a key that is no SID, or an entry without an id.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file. It says which item a SID stands for; use mode=sid without it."
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path}: this is not JSON: {error}. Fetch the file again.") from error
+    entries = json_of(path, "map, which says what item a SID stands for (mode=sid needs none)")
     if not isinstance(entries, Mapping) or not entries:
         raise DataError(f"{path}: the file is no object of SIDs. Write {{'SID number': [{{'pid': .., ..}}]}}.")
     pairs, tied = {}, 0

@@ -36,6 +36,8 @@ def parquet_of(path, *parts, name="user_id"):
         ([[2.5, 1.5]], [1, 0]),
         ([[datetime.date(2014, 7, 23), datetime.date(2013, 1, 1)]], [1, 0]),
         ([[datetime.datetime(2014, 7, 23), datetime.datetime(2013, 1, 1)]], [1, 0]),
+        ([pa.array([9, 4], pa.uint64())], [1, 0]),
+        ([np.array([9, 4], np.float16)], [1, 0]),
         ([[30, 7], [8.5]], [2, 0, 1]),
         ([[30, 7], ["8"]], [2, 0, 1]),
         ([[datetime.datetime(2014, 7, 23)], [datetime.date(2014, 7, 22)], ["2014-07-22T12:00:00"]], [2, 0, 1]),
@@ -51,6 +53,13 @@ def test_times_are_ranked_whatever_the_types_of_the_parts(tmp_path, parts, ranks
 
 
 NAMES = (*COLUMNS, "part", "click")
+
+
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time64("us"), pa.duration("s"), pa.date32(), pa.date64()])
+def test_every_kind_of_time_that_parquet_has_is_ranked(tmp_path, kind):
+    days = pa.array([9 * 86_400_000, 4 * 86_400_000], pa.int64()) if kind == pa.date64() else pa.array([9, 4])
+    values = days.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
+    assert read_events(parquet_of(tmp_path / "log", values, name="timestamp"), columns()).times.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +88,8 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, name, row, said):
     ("parts", "ids"),
     [
         ([[1.0, 2.0]], ["1", "2"]),
+        ([np.array([1, 2048 - 1], np.float16)], ["1", "2047"]),
+        ([pa.array([1, 60], pa.time32("s"))], ["00:00:01.000", "00:01:00.000"]),
         ([[2**53 + 1, 2**63 - 1]], ["9007199254740993", "9223372036854775807"]),
         ([pa.array([2**64 - 1], pa.uint64())], ["18446744073709551615"]),
         ([[2.0**53 - 1]], ["9007199254740991"]),
@@ -187,5 +198,6 @@ def test_items_of_interactions_are_found_and_ids_sort_as_numbers_only_if_all_are
     with pytest.raises(DataError, match=r"log\.csv:3: item 'i22' is not in items\.csv \(2 items; 1 such rows\).*'i2'"):
         item_rows(events, ["i1", "i2"], "items.csv")
     assert item_rows(events, ["i22", "i1"], "items.csv").tolist() == [1, 0]
-    assert sorted_ids(["10", "9", "007"]) == ["007", "9", "10"]
+    assert sorted_ids(["10", "9", "007", "0", "00"]) == ["0", "00", "007", "9", "10"]
+    assert sorted_ids(["9" * 5_000, "1" + "0" * 5_000, "8"]) == ["8", "9" * 5_000, "1" + "0" * 5_000]
     assert sorted_ids(["10", "9", "x"]) == ["10", "9", "x"]

@@ -46,7 +46,7 @@ def test_a_list_of_items_that_says_nothing_is_refused(run_module, tmp_path, caps
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3", "--only", str(stock)]) == 2
     assert run_module.calls == []
     shown = " ".join(capsys.readouterr().err.split())
-    assert f"--only {stock}: " in shown
+    assert f"{stock}: " in shown
     assert reason in shown
 
 
@@ -64,7 +64,7 @@ def test_histories_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("[1,", ":2: this is not JSON"), ('{"items": [1]}', ":2: "), ("3", "is no history"), ('[["a"]]', "is no history")],
+    [("[1,", ":2: not JSON"), ('{"items": [1]}', ":2: "), ("3", "is no history"), ('[["a"]]', "is no history")],
 )
 def test_a_broken_history_names_file_and_line(tmp_path, line, reason):
     path = tmp_path / "histories.jsonl"
@@ -75,3 +75,8 @@ def test_a_broken_history_names_file_and_line(tmp_path, line, reason):
     assert reason in str(caught.value)
     with pytest.raises(DataError, match="no such file"):
         read_histories(None, tmp_path / "nothing")
+
+
+def test_a_path_that_no_disk_takes_is_named_and_no_traceback(capsys):
+    assert cli.main(["recommend", "--run", "n" * 300, "--history", "3"]) == 2
+    assert "File name too long. Give a shorter path or name." in " ".join(capsys.readouterr().err.split())

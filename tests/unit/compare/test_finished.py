@@ -18,7 +18,8 @@ from genrl.compare.finished import (
 )
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
-from genrl.errors import DataError
+from genrl.errors import CheckpointError, DataError
+from genrl.files import read_json
 from genrl.manifest import seal
 from genrl.recommenders.bundle import SIDS
 from tests.comparisons import ALIGNED, COLD, finish, finish_baseline, plan_of
@@ -175,3 +176,48 @@ def test_samples_are_those_of_the_last_rollout(tmp_path):
     records = [{"step": 5, "samples": [{"target": "a"}]}, {"step": 10, "samples": [{"target": "b"}, {"target": "c"}]}]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert [sample["target"] for sample in read_samples(tmp_path)] == ["b", "c"]
+
+
+def _spoil(folder, name):
+    """Damage a file of a run: as a disk does, or as somebody who seals it again."""
+    if name.endswith(".jsonl") or name in ("ranks.safetensors", "versions.json"):
+        (folder / name).write_bytes(b"no such thing")
+        seal(folder, read_json(folder / "metrics.json"))
+    elif name == "sealed":
+        seal(folder, None)
+    elif name.startswith("no_"):
+        metrics = read_json(folder / "metrics.json")
+        del metrics[name[3:]]
+        seal(folder, metrics)
+    else:
+        (folder / name).write_bytes(b"\0" * 9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        "manifest.json",
+        "ranks.safetensors",
+        "history.jsonl",
+        "samples.jsonl",
+        "sealed",
+        "no_test",
+        "no_stages",
+        "no_command",
+        "no_data",
+        "no_seed",
+    ],
+)
+def test_of_damaged_runs_it_is_said_what_is_wrong(plan, tmp_path, name):
+    baseline, run = finish_baseline(tmp_path, "tiger", RANKS), plan.runs[1].folder
+    damaged = {}
+    for spoilt in (baseline, run):
+        _spoil(spoilt, name)
+    assert found_rows(baseline.parent, "baseline", damaged=damaged) == {}
+    assert [run.seed for run in found_rows(run.parent, "align", "rl", damaged=damaged)["grpo"]] == [0]
+    assert [run.seed for run in planned_rows(plan, damaged=damaged)["grpo"]] == [0]
+    assert sorted(damaged) == ["grpo-s1", "tiger-s0"]
+    assert all("damaged" in reason for reason in damaged.values())
+    with pytest.raises(CheckpointError):
+        found_rows(baseline.parent, "baseline")

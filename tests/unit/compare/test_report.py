@@ -389,6 +389,18 @@ def test_a_baseline_of_other_data_is_left_out_with_a_note(plan, tmp_path):
     assert "**Note**: tiger-s0 is left out" in text
 
 
+def test_a_damaged_run_is_named_and_left_out_and_the_others_are_reported(plan):
+    (plan.runs[1].folder / "history.jsonl").write_text("no note")
+    report = make_report(plan.shared.folder.parent, None, "align")
+    assert list(report.damaged) == ["grpo-s1"]
+    assert list(report.rows) == ["grpo", "sapo"]
+    assert "grpo-s1 is left out: it is damaged. `genrl verify --run` says how." in report.notes
+    for run in plan.runs[:3:2]:
+        (run.folder / "metrics.json").write_text("null")
+    with pytest.raises(DataError, match=r"nothing to report\.\n.*grpo-s0"):
+        make_report(plan.shared.folder.parent, plan, None)
+
+
 def test_a_baseline_of_other_candidate_pools_is_left_out_and_pools_are_said(plan, tmp_path):
     folder = finish_baseline(tmp_path, "tiger", SASREC[0])
     metrics = read_json(folder / "metrics.json")

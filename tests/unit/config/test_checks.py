@@ -1,3 +1,4 @@
+from dataclasses import fields
 from inspect import signature
 
 import pytest
@@ -5,7 +6,7 @@ from lightning import Trainer
 
 from genrl.cli.configuration import REGISTRIES
 from genrl.config import dotted_keys, load_config
-from genrl.config.checks import FIXED, LIGHTNING, contradictions
+from genrl.config.checks import FIXED, LIGHTNING, ExtraConfig, contradictions
 from genrl.config.schema import RunConfig
 from genrl.errors import ConfigError
 from genrl.options import out_of_bounds
@@ -20,6 +21,26 @@ def test_what_is_refused_is_an_argument_of_lightning_and_has_an_option_instead()
     assert {*LIGHTNING, *FIXED} <= set(signature(Trainer).parameters)
     homes = {option for options in LIGHTNING.values() for option in options.split(" or ")}
     assert homes <= set(dotted_keys())
+
+
+@pytest.mark.parametrize("key", [key for key in dotted_keys() if key.endswith("seed")] + ["sid.seed"])
+def test_every_seed_has_the_same_bounds(key):
+    load_config(overrides=[f"{key}={2**32 - 1}"], registries=REGISTRIES)
+    for wrong in (-1, 2**32, 2**63, 2**64):
+        with pytest.raises(ConfigError, match=rf"{key} = {wrong}: .*must be from 0 to 4294967295"):
+            load_config(overrides=[f"{key}={wrong}"], registries=REGISTRIES)
+
+
+def test_every_argument_of_lightning_is_ours_or_left_to_the_user():
+    left = {field.name for field in fields(ExtraConfig)} | {"plugins"}
+    assert sorted([*LIGHTNING, *FIXED, *left]) == sorted(signature(Trainer).parameters)
+    for given in ("max_time=00:00:00:05", "max_time={minutes: 1.5}", "deterministic=warn", "profiler=null"):
+        load_config(overrides=[f"trainer.extra.{given}"])
+
+
+def test_text_that_has_no_utf8_is_refused():
+    with pytest.raises(ConfigError, match=r"--output: output = '.*': holds \\udce9, half of a character"):
+        load_config(flags={"output": "caf\udce9"})
 
 
 def test_other_arguments_of_lightning_are_known_by_name():
@@ -40,7 +61,7 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["rl.learning_rate=.nan"], "must be above 0"),
         (["rl.learning_rate=.inf"], "rl.learning_rate = inf: must be a finite number"),
         (["trainer.max_grad_norm=.nan"], "must be at least 0"),
-        (["data.toy.seed=-1"], "data.toy.seed = -1: must be at least 0"),
+        (["data.toy.seed=-1"], "data.toy.seed = -1: must be from 0 to 4294967295"),
         (["rl.betas=[0.9]"], "must be two numbers"),
         (["align.betas=[0.9, 1]"], "must be two numbers"),
         (["align.final_learning_rate=1.5"], "must be from 0 to 1"),
@@ -49,6 +70,26 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["stages=[]"], "must name one or more stages"),
         (["stages=[algin]"], "Did you mean 'align'?"),
         (["experiment=../x"], "must be the name of a folder"),
+        (["experiment=."], "it names no folder of its own"),
+        ([f"experiment=a/{'x' * 300}"], "it has 300 bytes, and names may have 200"),
+        ([f"name={'x' * 300}"], "x ... (302 signs): must be the name of a folder, e.g. sapo-wide; it has 300 bytes"),
+        (["name=a\u200bb"], r"it holds '\u200b'"),
+        ([f"output={'a/' * 2000}"], "bytes, and may be one of 3,500"),
+        (["output=~nobody7/runs"], "output = '~nobody7/runs': is no folder: Could not determine home"),
+        (["trainer.extra=5"], "trainer.extra = 5: is not a group of options"),
+        (["trainer.extra={1: 2}"], "Key 1 (int) is incompatible"),
+        (["trainer.extra.max_time=5"], "trainer.extra.max_time = 5: is no duration. Write days:hours:minutes:sec"),
+        (["trainer.extra.max_time=12h"], "is no duration"),
+        (["trainer.extra.max_time={days: x}"], "is no duration"),
+        (["trainer.extra.benchmark=[1]"], "trainer.extra.benchmark = [1]: is not true or false or null"),
+        (["trainer.extra.detect_anomaly=x"], "is not true or false"),
+        (["trainer.extra.deterministic=maybe"], "is not one of True, False, warn or null"),
+        (["trainer.extra.gradient_clip_algorithm=foo"], "is not one of norm, value or null"),
+        (["trainer.extra.min_steps=1e99"], "is not an integer or null"),
+        (["trainer.extra.min_epochs=-1"], "trainer.extra.min_epochs = -1: must be at least 0"),
+        (["trainer.extra.profiler=foo"], "is not one of simple, advanced, pytorch or null"),
+        (["trainer.extra.model_registry=3"], "is set by genrl itself: weights stay in the run folder"),
+        ([f"rl.learning_rate={'9' * 400}"], "is not a number. The default is 0.0003"),
         (["rewards={exact_match: null, level_match: null}"], "nothing to optimise. Add e.g. rewards.exact_match"),
         (["data.source=files"], "data.interactions: is needed by data.source=files"),
         (["data.interactions=x.csv"], "is not read with data.source=toy. Add data.source=files"),

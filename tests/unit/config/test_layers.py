@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from genrl.config.layers import Layer, combine, read_file, read_override
@@ -33,6 +36,28 @@ def test_layers_know_the_line_of_each_key_and_a_cycle_of_includes_is_named(tmp_p
     assert (layer.get("rl.max_steps"), layer.get("rl")) == (3, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"seed={'9' * 5_000}", "the value of seed is not YAML: '9999.* an integer of more than 4,300 digits"),
+        (f"rl.betas={'[' * 40}{']' * 40}", "more than 30 groups or lists inside each other"),
+        (f"{'a.' * 9_999}a=1", r"names no option: 10,000 names in a row"),
+        ("name=a\udce9", "surrogates not allowed"),
+    ],
+)
+def test_an_override_that_no_reader_takes_is_named(text, reason):
+    with pytest.raises(ConfigError, match=f"command line: .*{reason}"):
+        read_override(text)
+
+
+def test_a_pipe_or_a_device_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), tmp_path / ("n" * 300), tmp_path / "a\0b"):
+        ((problem,), layers) = read_file(path)[1], read_file(path)[0]
+        assert layers == []
+        assert problem.startswith(str(path)[:200])
+
+
 def test_a_folder_is_not_a_file_and_a_missing_file_suggests_its_neighbour(tmp_path):
     assert read_file(tmp_path)[1] == [f"{tmp_path}: is a folder, not a file."]
     write(tmp_path, "beauty.yaml", "")
@@ -50,6 +75,11 @@ def test_a_folder_is_not_a_file_and_a_missing_file_suggests_its_neighbour(tmp_pa
         ("just words\n", ": ", "holds no options"),
         ("- 1\n- 2\n", ": ", "holds no options"),
         ("include: [3]\n", ": ", "include: 3 is not the path of a file"),
+        ("rl: " + "[" * 50_000, ":", "not YAML: "),
+        ("rl: " + "[" * 40 + "]" * 40, ": ", "more than 30 groups or lists inside each other, and options have five"),
+        ("rl: &a {b: *a}\n", ": ", "more than 30 groups or lists"),
+        ("a: &a [x, x]\n" + "".join(f"a: &a [{'*a, ' * 9}]\n" for _ in range(9)), ":", "not YAML: "),
+        ("seed: " + "9" * 5_000, ": ", "this is not YAML: an integer of more than 4,300 digits"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, text, place, reason):

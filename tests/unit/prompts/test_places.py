@@ -6,7 +6,7 @@ from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
 from genrl.errors import DataError
-from genrl.prompts.places import Places, lines_of, record_of
+from genrl.prompts.places import Places, record_of
 from tests.unit.recommenders.problems import dataset_of
 
 ACTIONS = dataset_of([[0, 1, 2, 1, 3, 4, 5], [0, 1, 1]], ["htttrve", "trr"], size=6)
@@ -40,12 +40,12 @@ def test_what_names_no_place_is_said(user, item, message):
         Places(DATASET, (Role.TRAIN, Role.RL), "slate")({"user": user, "item": item})
 
 
-def test_lines_and_records_say_how_they_are_written(tmp_path):
-    path = tmp_path / "some.jsonl"
-    path.write_text("one\n\n two\n")
-    assert list(lines_of(path, "slates")) == [(f"{path}:1", "one\n"), (f"{path}:3", " two\n")]
-    with pytest.raises(DataError, match=r"cannot be read .* Give a JSONL file of slates"):
-        list(lines_of(tmp_path, "slates"))
-    for line, message in (("{", "not JSON"), ("[]", "a list"), ('{"user": true, "item": "x"}', "'user' is True")):
+def test_records_say_how_they_are_written():
+    for line, message in (
+        ("{", "not JSON"),
+        ("[" * 9999, "nests too deep"),
+        ("[]", "a list"),
+        ('{"user": true, "item": "x"}', "'user' is True"),
+    ):
         with pytest.raises(DataError, match=f"{message}.* A line is FORM"):
             record_of(line, "FORM")

@@ -57,7 +57,7 @@ def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path, change, me
 
 
 def test_files_without_slates_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"none.jsonl: cannot be read .* Give a JSONL file of slates"):
+    with pytest.raises(DataError, match=r"none.jsonl: no such file, given by activate.path"):
         read_slates(tmp_path / "none.jsonl", DATASET, 3)
     with pytest.raises(DataError, match=r"slates.jsonl: no slates. Write one per line: .*3 ids"):
         read_slates(write_lines(tmp_path / "slates.jsonl", ""), DATASET, 3)

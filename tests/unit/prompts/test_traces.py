@@ -40,7 +40,7 @@ def test_a_line_names_the_latest_training_position_of_a_user_and_an_item(tmp_pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{'user': 1}", "not JSON .* at column 2"),
+        ("{'user': 1}", "not JSON .*, column 2"),
         ("[1]", "a list, not an object"),
         ({"item": "12", "text": ""}, "'user' is None, not an id"),
         ({"user": "ann", "item": 1.5, "text": ""}, "'item' is 1.5, not an id"),
@@ -65,7 +65,7 @@ def test_a_line_that_cannot_be_used_is_named_with_its_place(tmp_path, line, mess
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"none.jsonl: cannot be read .No such file"):
+    with pytest.raises(DataError, match=r"none.jsonl: no such file, given by activate.path"):
         read_traces(tmp_path / "none.jsonl", DATASET, 2)
     with pytest.raises(DataError, match=r"traces.jsonl: no traces. Write one per line"):
         read_traces(write_lines(tmp_path / "traces.jsonl", ""), DATASET, 2)

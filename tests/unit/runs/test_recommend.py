@@ -31,6 +31,11 @@ def test_damaged_weights_are_named(copied, spoil):
         load_run(copied)
 
 
+def test_more_items_than_there_are_are_all_of_them(finished):
+    (found,) = recommend(finished, [["i0"]], 100_000_000)
+    assert sorted(item for item, _, _ in found.items) == sorted(f"i{row}" for row in range(60))
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="is no run folder"):
         load_run(tmp_path)

@@ -1,12 +1,13 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from genrl.config.schema import EvaluateConfig
-from genrl.errors import DataError
+from genrl.errors import CheckpointError, DataError
 from genrl.runs.evaluate import Evaluation, evaluated_rows
 from genrl.runs.record import Meter, references, save_ranks, versions, written
 from tests.runs import small_config
@@ -27,6 +28,14 @@ def test_ranks_are_kept_with_what_targets_are_cold(session, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that nobody may write to")
+def test_where_nothing_can_be_written_reference_lines_are_kept_in_memory(session):
+    config = small_config(Path("/sys"), "experiment=kernel")
+    with pytest.warns(UserWarning, match="the reference lines are not kept: /sys/kernel: "):
+        found = references(config, session.dataset, session.table.codes, "valid")
+    assert list(found) == ["most_popular", "repeat_last", "item_knn"]
+
+
 def test_a_mean_over_no_rows_is_null():
     values = written(Evaluation(EMPTY, EMPTY, {}))
     assert json.loads(json.dumps(values))["raw"] == {"recall@10": 0.123457, "cold_recall@10": None}
@@ -37,8 +46,11 @@ def test_reference_lines_are_computed_once_and_again_for_other_rows(session, tmp
     (tmp_path / "toy").mkdir()
     lines = references(config, session.dataset, session.table.codes, "valid")
     (path,) = (tmp_path / "toy").glob("reference-valid-*.json")
-    path.write_text(json.dumps({"kept": 1}))
-    assert references(config, session.dataset, session.table.codes, "valid") == {"kept": 1}
+    path.write_text(json.dumps({"kept": {}}))
+    assert references(config, session.dataset, session.table.codes, "valid") == {"kept": {}}
+    path.write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"it holds no reference lines\. Remove it; it is made again"):
+        references(config, session.dataset, session.table.codes, "valid")
     fewer = replace(config, evaluate=replace(config.evaluate, valid_users=10))
     found = references(fewer, session.dataset, session.table.codes, "valid")
     assert list(found) == list(lines) == ["most_popular", "repeat_last", "item_knn"]

@@ -29,6 +29,8 @@ def test_codes_are_numbered_per_level_in_their_own_order(tmp_path):
     assert table.codebook_sizes == (2, 2)
     numbers = build(tmp_path, {"i1": [10, 0], "i2": [9, 0], "i3": [9, 3]})
     assert_same(numbers.codes, [[0, 1], [1, 0], [0, 0]])
+    long = build(tmp_path, {"i1": [f"<a_1{'0' * 5_000}>"], "i2": [f"<a_09{'0' * 4_999}>"], "i3": ["<a_5>"]})
+    assert_same(long.codes, [[0], [2], [1]])
     with pytest.raises(DataError, match=r"gone\.json: no such file"):
         build_sid_table({"name": "import", "path": str(tmp_path / "gone.json")}, dataset())
 
@@ -54,8 +56,13 @@ def test_collisions_of_a_published_index(tmp_path, collisions, levels):
         ({**INDEX, "i2": ["<a_1>", None]}, "item 'i2' has"),
         ({**INDEX, "i2": [True, 1]}, "item 'i2' has"),
         ({}, "no JSON object of items"),
-        ('{"i1": ["<a_1>"],\n oops}', r"sids\.json:2: not JSON"),
+        ('{"i1": ["<a_1>"],\n oops}', r"sids\.json: not JSON .*line 2"),
         ('{"i1": ["<a_1>"], "i1": ["<a_2>"]}', "item 'i1' is there twice"),
+        (
+            {name: ["1"] * 30 for name in INDEX},
+            "no Semantic IDs: there are 3[01] levels",
+        ),
+        ('{"i1": [' + "9" * 5_000 + "]}", "an integer of more than 4,300 digits"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(tmp_path, index, said):

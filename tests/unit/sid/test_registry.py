@@ -55,7 +55,8 @@ def test_a_plugin_adds_a_builder(toy):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"codes": 0}, "option 'codes': 0 must be at least 2"),
+        ({"codes": 0}, "option 'codes': 0 must be from 2 to 65536"),
+        ({"levels": 27}, "option 'levels': 27 must be from 1 to 26"),
         ({"embedding": {"window": 0}}, "option 'embedding.window': 0 must be at least 1"),
         ({"embedding": {"source": "file"}}, "sid.embedding.path is needed by sid.embedding.source=file"),
         ({"embedding": {"path": "a.npy"}}, "not read with sid.embedding.source=text. Add sid.embedding.source=file"),

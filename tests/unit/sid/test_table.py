@@ -1,5 +1,7 @@
+import json
 import os
 import stat
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import save_file
 from genrl.catalog import Catalog
 from genrl.errors import DataError
 from genrl.sid import SidTable, make_table
+from genrl.sid.table import FORMAT, _digest
 from tests.helpers import assert_same
 
 
@@ -84,8 +87,8 @@ def test_resolved_collisions_leave_every_item_its_own_sid(seed):
         (CODES.int(), (2, 3), "torch.int32 codes"),
         (CODES[:5], (2, 3), r"shape \[5, 2\] for 6 items"),
         (CODES, (2, 3, 4), "3 codebook sizes"),
-        (CODES, (2, 2), "item 'i2': code 2 on level 2 is outside 0 .. 1"),
-        (CODES - 1, (2, 3), "item 'i0': code -1 on level 1"),
+        (CODES, (2, 2), "code 2 of row 2 on level 2 is outside 0 .. 1"),
+        (CODES - 1, (2, 3), "code -1 of row 0 on level 1"),
     ],
 )
 def test_codes_of_a_builder_are_checked(codes, sizes, said):
@@ -129,3 +132,29 @@ def test_a_bit_that_flipped_in_a_code_or_in_what_is_said_of_them_is_told(tmp_pat
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(DataError, match=r"t.safetensors: damaged: its codes are not .* Remove it"):
             SidTable.load(path, catalog(COUNTS))
+
+
+@pytest.mark.parametrize(
+    ("codes", "sizes", "said"),
+    [
+        (CODES, [10**12, 3], "level 1 has 1,000,000,000,000 codes, and a level of 6 items may have 65,536"),
+        (CODES, [2, 10**30], "level 2 has 1,0"),
+        (CODES, [2, 0], "level 2 has 0 codes"),
+        (CODES, ["a", True], "level 1 has 'a' codes"),
+        (CODES * 10**12, [2, 3], "is outside 0 .. 1"),
+        (-CODES, [2, 3], "code -1 of row 2 on level 1"),
+        (CODES.float(), [2, 3], "torch.float32"),
+        (CODES, [2], r"shape \[6, 2\]"),
+        (CODES[:, :0], [], "there are 0 levels"),
+        (CODES.repeat(1, 20), [3] * 40, "there are 40 levels"),
+        (CODES, {"a": 1}, "."),
+        (CODES, 3, "not iterable"),
+    ],
+)
+def test_a_table_that_asks_for_more_than_it_can_use_is_refused(tmp_path, codes, sizes, said):
+    path, metadata = tmp_path / "t.safetensors", {"format": FORMAT, "catalog": "", "codebook_sizes": json.dumps(sizes)}
+    metadata["report"] = json.dumps(asdict(make_table(CODES, (2, 3), catalog(COUNTS)).report))
+    metadata["sha256"] = _digest(metadata, codes)  # whoever makes such a table can sign it, too
+    save_file({"codes": codes}, path, metadata)
+    with pytest.raises(DataError, match=f"t.safetensors: damaged: .*{said}"):
+        SidTable.load(path)

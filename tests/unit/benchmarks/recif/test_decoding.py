@@ -181,7 +181,7 @@ def test_the_nucleus_is_taken_of_the_likeliest_tokens_behind_the_temperature():
         ({"template": None}, OFF, "has no chat template.* chat_template=FILE"),
         ({"without": ["<|sid_begin|>"]}, OFF, r"has no token for <\|sid_begin\|>, which the protocol of RecIF-Bench"),
         ({"without": ["</think>"]}, THINKING, "has no token for </think>"),
-        ({}, replace(OFF, chat_template="missing.jinja"), "chat_template=missing.jinja: cannot be read"),
+        ({}, replace(OFF, chat_template="missing.jinja"), "missing.jinja: no such file, given by chat_template"),
         ({}, replace(OFF, device="quantum"), "device='quantum' cannot be used"),
         (None, OFF, r"no Hugging Face model there \(no config.json\)"),
     ],

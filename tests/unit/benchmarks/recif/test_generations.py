@@ -27,7 +27,7 @@ def test_what_is_written_is_read_with_the_answers_of_the_rows(tmp_path):
     ("text", "says"),
     [
         (None, "no such file"),
-        ("{", "this is not JSON"),
+        ("{", "not JSON"),
         ("[]", r"no generations\. Write \{\"samples\""),
         ('{"samples": {}}', "no generations"),
         ('{"samples": {"0": {"generations": "x"}}}', "row 0: `generations` is 'x'. Write a list of texts, best first"),

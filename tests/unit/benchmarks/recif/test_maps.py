@@ -24,8 +24,8 @@ def test_a_sid_stands_for_its_most_popular_item_and_for_the_first_of_equals(tmp_
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "no such file.*use mode=sid without it"),
-        ("{", "this is not JSON"),
+        (None, "no such file, given by .*mode=sid needs none"),
+        ("{", "not JSON"),
         ("[]", "no object of SIDs"),
         ('{"1,2,3": []}', r"key '1,2,3' is no SID\. Keys are a \* 8192\^2"),
         (json.dumps({str(8192**3): []}), "from 0 to 549755813887"),
