@@ -69,7 +69,8 @@ def _apart(
         own = states.each(lambda value, at=(rows, columns): value[at])  # type: ignore[misc]
         found = place_scores(here, layout, own, tokens[rows, columns], sampling, requests)
         logps, entropy = (
-            whole.index_put((rows, columns), part) for whole, part in zip((logps, entropy), found, strict=True)
+            whole.to(part.dtype).index_put((rows, columns), part)
+            for whole, part in zip((logps, entropy), found, strict=True)
         )
     return Scores(logps=logps, entropy=entropy)
 

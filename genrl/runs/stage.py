@@ -117,7 +117,7 @@ def _train(stage: Stage) -> dict[str, Any]:
         best.check()
         step = best.best_step
         if isinstance(module, StageModule):
-            session.learner.policy = module.policy
+            session.learner.policy = module.trained()
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder)}
     if stage.shared:
         _seal(stage.folder, cost)

@@ -22,6 +22,7 @@ from genrl.policy.information import informed, tells
 from genrl.policy.reference import Reference
 from genrl.policy.rollout import given_text, rollout, sampling_of, target_rollout, targets_behind_text
 from genrl.policy.score import score
+from genrl.policy.sharding import sharded, whole
 from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
 from genrl.recommenders.gold import GoldSlates
@@ -126,7 +127,7 @@ class RLModule(StageModule):
         """The micro-batches of an optimiser step; the first step of a rollout draws it."""
         index, update = divmod(step, self.updates)
         if update == 0:
-            with self.journal.timed("time/rollout"), self.numerics():
+            with self.journal.timed("time/rollout"), self.numerics(), whole(self.policy):
                 self._pending = self.experience(index)
         part = self._pending[update]
         if self.objective.uses_scores:
@@ -144,7 +145,8 @@ class RLModule(StageModule):
         if self.layout.writes_text and not self.writes:
             completions = given_text(completions)
         if self.reference is not None:
-            held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
+            with self.reference.whole():
+                held_to = self._score(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
         whole = self.objective.prepare(completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
@@ -224,7 +226,7 @@ class RLModule(StageModule):
         self.policy.update_mode()  # no dropout: the update must see the distribution that was sampled from
         if len(part) == 0:  # every group was dead; the step still has to happen on all ranks
             self.journal.add({"train/loss": 0.0})
-            return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
+            return self._nothing()
         experience = part.experience
         scores = self._score(experience.completions, part.requests)
         if self.writes and self.global_step % self.updates == 0:  # the policy that wrote: its ratios are 1
@@ -235,6 +237,13 @@ class RLModule(StageModule):
         self.check_finite(output.loss, part)
         self.journal.add(objective_values(output), {"train/loss": output.loss.detach() * self.micro_batches})
         return output.loss * self.trainer.accumulate_grad_batches
+
+    def _nothing(self) -> Tensor:
+        """A loss of 0 whose backward pass comes to all weights, and to those of a sharded policy as any other does."""
+        if not sharded(self.policy):
+            return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
+        any_group = self._pending[self.global_step % self.updates].groups(torch.tensor([0], device=self.device))
+        return self._score(any_group.experience.completions, any_group.requests).logps.sum() * 0.0
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
         """After each optimiser step let running statistics move on and log what was gathered.
@@ -264,7 +273,7 @@ class RLModule(StageModule):
         """A mini-batch with what the objective makes of its scores under the policy of the moment."""
         self.policy.eval()
         old = part.experience.completions.logps
-        with torch.no_grad(), self.numerics():
+        with torch.no_grad(), self.numerics(), whole(self.policy):
             scores = self._score(part.experience.completions, part.requests)
         based = based_on(part.experience, scores.logps) if first and self.writes else part.experience
         return replace(part, experience=based_on(self.objective.before_step(scores, based), old))

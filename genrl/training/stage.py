@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.base import TrainablePolicy
+from genrl.policy.sharding import gathered, shard, sharded, whole
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding
 from genrl.recommenders.searching import rankings
@@ -102,7 +103,7 @@ class RankingModule(L.LightningModule, ABC):
             NonFiniteError: if a weight is NaN or infinite; nothing is ranked or written with such weights.
         """
         for name, value in self.trainable().items():
-            if not bool(torch.isfinite(value).all()):
+            if not bool(torch.isfinite(gathered(value)).all()):
                 raise NonFiniteError(
                     f"step {self.global_step}: weights of {name} are NaN or infinite. Nothing was written with them. "
                     f"{REMEDY}"
@@ -146,9 +147,10 @@ class RankingModule(L.LightningModule, ABC):
             NonFiniteError: if the norm is NaN or infinite, before the step is made; the batch is saved.
         """
         gradients = {name: value.grad for name, value in self.trainable().items() if value.grad is not None}
-        norm = nn.utils.get_total_norm(list(gradients.values()))
+        norm = gathered(nn.utils.get_total_norm(list(gradients.values())))
         if not bool(torch.isfinite(norm)):
-            name = next((name for name, value in gradients.items() if not bool(torch.isfinite(value).all())), None)
+            wholes = ((name, gathered(value)) for name, value in gradients.items())
+            name = next((name for name, value in wholes if not bool(torch.isfinite(value).all())), None)
             where = "though all its values are finite" if name is None else f"from {name} on"
             self.stop(f"norm of the gradient is {float(norm)}, {where}", self._batch)
         nn.utils.clip_grads_with_norm_(self.trainable().values(), self.max_grad_norm or math.inf, norm)
@@ -188,11 +190,18 @@ class StageModule(RankingModule):
         self.build = build
         self.layout = layout
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
+        self._whole = ExitStack()
 
     def configure_model(self) -> None:
         """Make the policy, once, where the strategy wants it made; Lightning calls this before each of its loops."""
         if not hasattr(self, "policy"):
             self.policy = self.build()
+            if self.device_mesh is not None:
+                shard(self.policy, self.device_mesh["data_parallel"])
+
+    def trained(self) -> TrainablePolicy:
+        """A whole policy for what comes after training, which loads saved weights into it."""
+        return self.build().to(self.device) if sharded(self.policy) else self.policy
 
     def rank(self, batch: Requests) -> Ranking:
         return rankings(self.policy, self.layout, batch, self.evaluation, (self.kind,))[self.kind]
@@ -222,6 +231,11 @@ class StageModule(RankingModule):
         """A validation before training needs the constraint tables on the device, too."""
         self.layout = self.layout.to(str(self.device))
         super().on_validation_epoch_start()
+        self._whole.enter_context(whole(self.policy))
+
+    def on_validation_epoch_end(self) -> None:
+        self._whole.close()
+        super().on_validation_epoch_end()
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision of passes that Lightning does not wrap: rollouts are drawn as the update will score them."""
@@ -232,7 +246,7 @@ class StageModule(RankingModule):
         """Keep only trained weights and running statistics: the rest is rebuilt from the configuration."""
         kept = {f"policy.model.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {
-            name: value
+            name: gathered(value).cpu()
             for name, value in checkpoint["state_dict"].items()
             if name in kept or name.startswith("objective.")
         }
