@@ -52,6 +52,10 @@ class NonFiniteError(GenRLError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the batch was saved for inspection."""
 
 
+class LostError(GenRLError, RuntimeError):
+    """Another process of the run is gone, so this one cannot go on."""
+
+
 class Stopped(BaseException):
     """A signal asked this process to stop; no error, so nothing that mends errors may catch it.
 

@@ -71,8 +71,8 @@ NOT = (("activate", "sid"), ("align", "slate of titles"), ("opd", "slate of titl
 """Layouts without such a stage, and a teacher of SIDs where items are named in words."""
 FEW = ("align", "activate", "ce", "grpo", "sage")
 """Stages and objectives that are trained in every way, and in float32 as well."""
-STEPS = 2
-"""Optimiser steps of each run."""
+ROLLOUTS = 2
+"""Of each run, with as many optimiser steps as an objective makes of them; as many steps of supervised stages."""
 Outcome = dict[str, Tensor]
 """Gradients of the first step as `gradient/NAME`, weights behind the last as `weights/NAME`."""
 
@@ -210,7 +210,8 @@ def outcome(sessions: Sessions, case: Case, way: Way) -> Outcome:
     stage = stages_of(session, build_objective(config))[-1]
     point = sessions.folder / "resume.ckpt"
     keep = Gradients()
-    for last in (STEPS // 2, STEPS) if way.resumed else (STEPS,):
+    steps = config.rollout.epochs * config.rollout.minibatches * ROLLOUTS
+    for last in (steps // ROLLOUTS, steps) if way.resumed else (steps,):
         assert stage.module is not None
         module: Any = stage.module()
         build = module.build
@@ -223,8 +224,8 @@ def outcome(sessions: Sessions, case: Case, way: Way) -> Outcome:
         if isinstance(module, RLModule):
             module.config = replace(module.config, max_steps=last)
             trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
-        trainer.fit(module, ckpt_path=point if last == STEPS and way.resumed else None, weights_only=True)
-        if last < STEPS:
+        trainer.fit(module, ckpt_path=point if last == steps and way.resumed else None, weights_only=True)
+        if last < steps:
             trainer.save_checkpoint(point)
     return keep.found | {f"weights/{name}": value for name, value in module.state().items()}
 
@@ -270,7 +271,7 @@ def differences(found: Outcome, wanted: Outcome) -> tuple[float, float]:
 
 
 def sensible(case: Case, todo: Sequence[Way]) -> list[Way]:
-    """The ways that show something about a case: all of them about a few, about the others that processes do not matter.
+    """The ways that show something about a case: all about a few, and about the others that processes do not matter.
 
     A resume has to give the same bits, which float32 shows.
     """

@@ -21,6 +21,7 @@ from genrl.errors import CheckpointError, ConfigError
 from genrl.stopping import handled, patient
 from genrl.training.callbacks import BestWeights, History, StageProgress, StopPoint
 from genrl.training.checkpoints import Checkpoints, ResumePoint, latest
+from genrl.training.peers import Peers
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
 from genrl.training.strategies import strategy_of
@@ -134,6 +135,7 @@ def _train(
             *callbacks,
             StopPoint(),
             ResumePoint(folder),
+            Peers(),
         ],
         default_root_dir=folder,  # Lightning looks there for what a scheduler's signal had it write
     )
