@@ -3,7 +3,7 @@
     python tools/invariance.py                                  # every objective and layout: about 15 minutes of a CPU
     python tools/invariance.py --only grpo --layouts sid        # some of them
 
-Each case trains a tiny model for a few optimiser steps, in float64 and in float32: in one process, and then again with
+Each case trains a tiny model for one or two rollouts, in float64 and in float32: in one process, and then again with
 other padding, another order of rows, micro-batches, a stop and a resume, and in 2 and 4 processes (gloo) under each
 strategy. One group of processes goes through all cases in turn.
 """
@@ -57,9 +57,9 @@ LAYOUTS = {
 SMALL = (
     *("data.toy.world=toy", "data.toy.users=80", "data.toy.items=60", "data.max_history=8", "sid.codes=8"),
     *("model.hidden=16", "model.layers=2", "model.heads=2", "model.feed_forward=32", "model.vocabulary=300"),
-    *("model.dropout=0", "align.items_per_step=64", "activate.examples_per_step=9", "rollout.prompts=8"),
+    *("model.dropout=0", "align.items_per_step=64", "activate.examples_per_step=9", "rollout.prompts=4"),
     *(
-        "rollout.group_size=4",
+        "rollout.group_size=3",
         "rollout.information=0",
         "rl.learning_rate=0.001",
         "trainer.accelerator=cpu",
@@ -69,10 +69,10 @@ SMALL = (
 )
 NOT = (("activate", "sid"), ("align", "slate of titles"), ("opd", "slate of titles"))
 """Layouts without such a stage, and a teacher of SIDs where items are named in words."""
+VARIANTS = ("interleaved", "slate of titles")
+"""Options of layouts, which few stages and objectives are tried with."""
 FEW = ("align", "activate", "ce", "grpo", "sage")
 """Stages and objectives that are trained in every way, and in float32 as well."""
-ROLLOUTS = 2
-"""Of each run, with as many optimiser steps as an objective makes of them; as many steps of supervised stages."""
 Outcome = dict[str, Tensor]
 """Gradients of the first step as `gradient/NAME`, weights behind the last as `weights/NAME`."""
 
@@ -127,7 +127,7 @@ ONE = Way("one process")
 LOCAL = (
     Way("3 more columns of padding", padding=3),
     Way("another order of groups", mixed=True),
-    Way("micro-batches of 3 prompts", overrides=("rollout.micro_batch=3",)),
+    Way("micro-batches of 3 prompts and of 1", overrides=("rollout.micro_batch=3",)),
     Way("one process, resumed", resumed=True),
 )
 
@@ -210,8 +210,9 @@ def outcome(sessions: Sessions, case: Case, way: Way) -> Outcome:
     stage = stages_of(session, build_objective(config))[-1]
     point = sessions.folder / "resume.ckpt"
     keep = Gradients()
-    steps = config.rollout.epochs * config.rollout.minibatches * ROLLOUTS
-    for last in (steps // ROLLOUTS, steps) if way.resumed else (steps,):
+    rollouts = 2 if case.stage in FEW else 1
+    steps = config.rollout.epochs * config.rollout.minibatches * rollouts
+    for last in (steps // 2, steps) if way.resumed else (steps,):
         assert stage.module is not None
         module: Any = stage.module()
         build = module.build
@@ -343,7 +344,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for layout in options.layouts
         for stage in options.only
         for dtype in options.dtypes
-        if (stage, layout) not in NOT and (dtype == "float64" or stage in FEW)
+        if (stage, layout) not in NOT and (stage in FEW or (dtype == "float64" and layout not in VARIANTS))
     ]
     cases += [replace(case, dead=True) for case in cases if case.stage in ("grpo", "sage")]
     began = time.perf_counter()

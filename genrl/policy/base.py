@@ -133,7 +133,7 @@ class TrainablePolicy(nn.Module, ABC):
         """Names of the trained matrices between the layers' states: not those with a row per token or edge."""
         tables = {id(part.weight) for part in self.model.modules() if isinstance(part, nn.Embedding)}
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        tables |= {id(head.weight)} if head is not None else set()
+        tables |= {id(value) for value in head.parameters()} if head is not None else set()
         linear = {id(part.weight) for part in self.model.modules() if isinstance(part, nn.Linear)} - tables
         return {name for name, value in self.trainable().items() if id(value) in linear}
 

@@ -17,7 +17,7 @@ from genrl.runs.inputs import flat, input_files
 from genrl.runs.record import versions
 from genrl.training.fitting import is_first
 
-UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every")
+UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every", "trainer.strategy")
 """Options that do not make another run."""
 
 

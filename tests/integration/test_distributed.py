@@ -46,7 +46,7 @@ RUNS = {
     "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "trainer.devices=2"),
 }
 """Through all stages with thinking, on two nodes that share a folder; with weights shared out over two processes that
-torchrun has started; and in a process that starts the second one itself, and once."""
+SLURM has started; and in a process that starts the second one itself, and once."""
 UNLIKE = ("time/", "objective/", "policy/entropy")
 """Times; and means over the tokens of a micro-batch, of which two ranks have others."""
 
@@ -72,7 +72,7 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         logs = [two / f"log{rank}.txt" for rank in range(2)]
         started = [
             start(command, log, environment)
-            for log, environment in zip(logs, launched(nodes=2 if name == "sapo" else 1), strict=True)
+            for log, environment in zip(logs, launched(nodes=2) if name == "sapo" else scheduled(), strict=True)
         ]
         for process, log in zip(started, logs, strict=True):
             end(process, log)
@@ -95,6 +95,14 @@ def launched(nodes: int) -> list[dict[str, str]]:
         }
         for rank in range(2)
     ]
+
+
+def scheduled() -> list[dict[str, str]]:
+    """What SLURM tells each of two tasks on one node."""
+    port = launched(nodes=1)[0]["MASTER_PORT"]
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "genrl", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    return [{**job, **tasks, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
 
 
 def test_a_signal_to_one_process_stops_both_behind_the_same_step(tmp_path):
