@@ -56,6 +56,10 @@ class LostError(GenRLError, RuntimeError):
     """Another process of the run is gone, so this one cannot go on."""
 
 
+class SelfTestError(GenRLError, RuntimeError):
+    """This installation computes something else than it should."""
+
+
 class Stopped(BaseException):
     """A signal asked this process to stop; no error, so nothing that mends errors may catch it.
 
