@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from genrl.cli.configuration import REGISTRIES
 from genrl.config import RunConfig, load_config
 from genrl.files import read_weights, save_weights
 from genrl.objectives import OBJECTIVES
-from genrl.policy.sharding import gathered
+from genrl.policy.sharding import gathered, sharded
 from genrl.runs.fit import fit
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, stages_of
@@ -109,7 +110,8 @@ class Way:
 
     name: str
     processes: int = 1
-    overrides: tuple[str, ...] = ()
+    strategy: Any = "auto"
+    micro_batch: int = 0
     padding: int = 0
     """Columns of padding more at each prompt."""
     mixed: bool = False
@@ -120,25 +122,21 @@ class Way:
     @property
     def of_rollouts(self) -> bool:
         """Whether there is nothing to see in supervised stages."""
-        return bool(self.padding or self.mixed or "micro_batch" in str(self.overrides))
+        return bool(self.padding or self.mixed or self.micro_batch)
 
 
 ONE = Way("one process")
 LOCAL = (
     Way("3 more columns of padding", padding=3),
     Way("another order of groups", mixed=True),
-    Way("micro-batches of 3 prompts and of 1", overrides=("rollout.micro_batch=3",)),
+    Way("micro-batches of 3 prompts and of 1", micro_batch=3),
     Way("one process, resumed", resumed=True),
 )
 
 
 def ways(worlds: Sequence[int], strategies: Sequence[str]) -> list[Way]:
     """All that is compared with one process."""
-    more = [
-        Way(f"{world} processes, {strategy}", world, (f"trainer.strategy={strategy}", f"trainer.devices={world}"))
-        for strategy in strategies
-        for world in worlds
-    ]
+    more = [Way(f"{world} processes, {strategy}", world, strategy) for strategy in strategies for world in worlds]
     few = [way for way in more if way.processes == min(worlds)]
     resumed = [replace(way, name=f"{way.name}, resumed", resumed=True) for way in few]
     return [*LOCAL, *more, *resumed]
@@ -190,17 +188,21 @@ class Sessions:
         self.folder, self.teacher = folder, teacher
         self.made: dict[str, Session] = {}
 
-    def config(self, case: Case, way: Way) -> RunConfig:
-        words = [*case.overrides, *way.overrides, f"output={self.folder / 'runs'}", f"teacher.run={self.teacher}"]
-        return load_config(overrides=words, registries=REGISTRIES)
+    @cache  # noqa: B019 (for as long as the tool runs)
+    def config(self, words: tuple[str, ...]) -> RunConfig:
+        """What overrides stand for."""
+        own = (f"output={self.folder / 'runs'}", f"teacher.run={self.teacher}")
+        return load_config(overrides=[*words, *own], registries=REGISTRIES)
 
     def of(self, case: Case, way: Way = ONE) -> Session:
         """Under the options of a case."""
-        config = self.config(case, way)
+        config = self.config(case.overrides)
         if case.layout not in self.made:
             self.made[case.layout] = Session.build(config)
         made = self.made[case.layout]
-        return replace(made, config=replace(config, evaluate=made.config.evaluate))
+        trainer = replace(config.trainer, strategy=way.strategy, devices=way.processes)
+        rollout = replace(config.rollout, micro_batch=way.micro_batch)
+        return replace(made, config=replace(config, evaluate=made.config.evaluate, trainer=trainer, rollout=rollout))
 
 
 def outcome(sessions: Sessions, case: Case, way: Way) -> Outcome:
@@ -220,12 +222,13 @@ def outcome(sessions: Sessions, case: Case, way: Way) -> Outcome:
         if isinstance(module, RLModule):
             module.__class__ = Probe
             vars(module).update(way=way, dead=case.dead)
-        module.max_steps = last
+        module.max_steps, module.log_dict = last, lambda *_, **__: None  # which takes a third of the time
         trainer = make_trainer(config.trainer, max_steps=last, callbacks=[keep], limit_val_batches=0)
         if isinstance(module, RLModule):
             module.config = replace(module.config, max_steps=last)
             trainer.accumulate_grad_batches = micro_batches(config.rollout, trainer.world_size)
         trainer.fit(module, ckpt_path=point if last == steps and way.resumed else None, weights_only=True)
+        assert sharded(module.policy) == (way.strategy == "fsdp")
         if last < steps:
             trainer.save_checkpoint(point)
     return keep.found | {f"weights/{name}": value for name, value in module.state().items()}
@@ -248,7 +251,11 @@ def work(rank: int, world: int, port: int, sessions: Sessions, cases: list[Case]
         warnings.filterwarnings("ignore", module="lightning")
         for case in cases:
             for way in sensible(case, todo):
+                if path_of(sessions.folder, case, way).exists():
+                    continue
                 found = outcome(sessions, case, way)
+                if world > 1:
+                    torch.distributed.barrier()
                 if rank == 0:
                     save_weights(found, path_of(sessions.folder, case, way))
     if torch.distributed.is_initialized():
@@ -277,7 +284,10 @@ def sensible(case: Case, todo: Sequence[Way]) -> list[Way]:
     A resume has to give the same bits, which float32 shows.
     """
     if case.stage not in FEW:
-        return [way for way in todo if way.processes > 1 and not way.resumed and "4 processes, fsdp" not in way.name]
+        more = [way for way in todo if way.processes > 1 and not way.resumed]
+        return [way for way in todo if way == ONE] + [
+            way for way in more if (way.processes, way.strategy) != (4, "fsdp")
+        ]
     kept = [way for way in todo if not (way.resumed and case.dtype == "float64")]
     return [way for way in kept if not (case.supervised and way.of_rollouts)]
 
@@ -299,7 +309,7 @@ def measure(folder: Path, cases: list[Case], todo: list[Way]) -> dict[tuple[Case
 
 def _compared(folder: Path, case: Case, way: Way, todo: list[Way]) -> tuple[float, float]:
     """With one process, or with the same processes that were not stopped."""
-    same = (one for one in todo if (one.processes, one.overrides) == (way.processes, way.overrides) and not one.resumed)
+    same = (one for one in todo if (one.processes, one.strategy) == (way.processes, way.strategy) and not one.resumed)
     before = next(same, ONE) if way.resumed and way.processes > 1 else ONE
     found, wanted = (read_weights(path_of(folder, case, each)) for each in (way, before))
     return differences(found, wanted)
@@ -338,6 +348,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategies", nargs="*", default=["ddp", "fsdp"], choices=["ddp", "fsdp"])
     parser.add_argument("--dtypes", nargs="*", default=["float64", "float32"], choices=["float64", "float32"])
     parser.add_argument("--allowed", type=float, default=1e-10, help="relative difference of a float64 gradient")
+    parser.add_argument("--folder", type=Path, help="keep outcomes here, and go on with those that are there")
     options = parser.parse_args(words)
     cases = [
         Case(layout, stage, dtype)
@@ -348,8 +359,10 @@ def main(words: Sequence[str] | None = None) -> int:
     ]
     cases += [replace(case, dead=True) for case in cases if case.stage in ("grpo", "sage")]
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="invariance-") as folder:
-        found = measure(Path(folder), cases, ways(options.worlds, options.strategies))
+    with tempfile.TemporaryDirectory(prefix="invariance-") as temporary:
+        folder = Path(temporary) if options.folder is None else options.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        found = measure(folder, cases, ways(options.worlds, options.strategies))
     print("\n".join(table(found)))
     print(f"\n{len(cases)} cases, {time.perf_counter() - began:.0f} s")
     bounds = {"float64": options.allowed, "float32": 1e-3}
