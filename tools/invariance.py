@@ -151,10 +151,11 @@ class Probe(RLModule):
     def _draw(self, index: int, attempt: int) -> Rollout:
         drawn = super()._draw(index, attempt).to(next(self.policy.parameters()).dtype)
         if self.dead:
-            first = torch.arange(len(drawn.completions.tokens), device=self.device) < drawn.completions.group_size
-            first &= self.global_rank == 0
+            rows = torch.arange(len(drawn.completions.tokens), device=self.device)
+            first = torch.where((rows < drawn.completions.group_size) & (self.global_rank == 0), rows, 0)
             values = {
-                name: value * first.view(-1, *(1,) * (value.dim() - 1)) for name, value in drawn.rewards.values.items()
+                name: first.to(value.dtype).view(-1, *(1,) * (value.dim() - 1)).expand_as(value)
+                for name, value in drawn.rewards.values.items()
             }
             drawn = replace(drawn, rewards=replace(drawn.rewards, values=values))
         if self.way.mixed:
