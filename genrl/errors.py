@@ -67,6 +67,10 @@ class MemoryShortageError(GenRLError, RuntimeError):
     """Memory runs out however little is computed at once."""
 
 
+class LostError(GenRLError, RuntimeError):
+    """Another process of the run is gone, so this one cannot go on."""
+
+
 class SelfTestError(GenRLError, RuntimeError):
     """This installation computes something else than it should."""
 

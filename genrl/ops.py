@@ -50,6 +50,11 @@ def answered(
     return value  # type: ignore[return-value]
 
 
+def exact(values: Tensor) -> Tensor:
+    """Values in float32, or float64 if that is what they are in: what must not be rounded to bfloat16."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` where `mask` holds; 0 where it holds nowhere.
 

@@ -87,17 +87,17 @@ def asked() -> int:
 def _arrived(number: int, frame: FrameType | None) -> Any:  # noqa: ANN401 (what Python wants of handlers)
     name = signal.Signals(number).name
     if _asked.signal == number:
-        _tell(f"\ngenrl: {name} again: ended at once.\n")
+        tell(f"\ngenrl: {name} again: ended at once.\n")
         os._exit(128 + number)
     if _asked.signal is not None:  # Ctrl-C in a terminal, and SIGTERM from the comparison that it reached, too
         return
     _asked.signal = number
     if not _asked.patient:
         raise Stopped(number)
-    _tell(f"\ngenrl: {name}: stopping at the end of this step; a second one stops at once.\n")
+    tell(f"\ngenrl: {name}: stopping at the end of this step; a second one stops at once.\n")
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     """Write past Python's buffers, which the interrupted code may hold."""
     with suppress(OSError):
         os.write(2, text.encode())

@@ -61,7 +61,7 @@ class _Lasting(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self.number)
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def, override]  # noqa: ANN001 (any buffer)
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001 (any buffer)
         if not self.read_by_nobody:
             try:
                 return os.write(self.number, data)

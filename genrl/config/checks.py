@@ -34,7 +34,7 @@ LIGHTNING = {
     "num_nodes": "trainer.num_nodes",
     "overfit_batches": "evaluate.valid_users",
     "precision": "trainer.precision",
-    "strategy": "trainer.devices or trainer.num_nodes",
+    "strategy": "trainer.strategy",
     "val_check_interval": "rl.validate_every",
 }
 """Arguments of lightning.Trainer that genrl sets itself, or that would stop validation -> the option instead."""
@@ -298,6 +298,8 @@ def _training(config: RunConfig) -> Iterator[Problem]:
         names, sizes = " x ".join(shares), " x ".join(map(str, shares.values()))
         reason = f"must be a multiple of {names} = {sizes}: prompts are shared out evenly"
         yield Problem(("rollout.prompts", *shares), reason)
+    if trainer.strategy == "fsdp":
+        yield from _sharded(config)
     yield from _extra(trainer.extra)
 
 
@@ -336,6 +338,25 @@ def _is_duration(value: Any) -> bool:  # noqa: ANN401 (whatever there is)
     return isinstance(value, dict) and all(
         unit in UNITS and type(amount) in (int, float) and 0 <= amount < MOST_UNITS for unit, amount in value.items()
     )
+
+
+def _sharded(config: RunConfig) -> Iterator[Problem]:
+    """What weights that are shared out do not go with; docs/gpu.md has the table."""
+    strategy = "trainer.strategy"
+    if config.stages == ["baseline"]:
+        yield Problem((strategy, "stages"), "fsdp is for language models, and a baseline is small. Set it to ddp")
+    elif config.model.name == "item":
+        reason = "fsdp is for language models, and model.name=item has no blocks worth sharing out. Set it to ddp"
+        yield Problem((strategy, "model.name"), reason)
+    if config.model.quantize != "none":
+        reason = "fsdp cuts packed 4-bit weights where they cannot be cut. Set it to ddp, or model.quantize=none"
+        yield Problem((strategy, "model.quantize"), reason)
+    if config.trainer.compile:
+        reason = "fsdp gathers weights by hooks, which break compiled passes apart. Set trainer.compile=false"
+        yield Problem((strategy, "trainer.compile"), reason)
+    if config.trainer.branching == "expand":
+        reason = "fsdp wants one pass per micro-batch, the same on all ranks, and trainer.branching=expand makes two. "
+        yield Problem((strategy, "trainer.branching"), f"{reason}Set that to auto")
 
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:

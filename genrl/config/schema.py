@@ -409,6 +409,9 @@ class TrainerConfig:
     """Processes (or GPUs) per node."""
     num_nodes: int = option(1, ge=1)
     """Machines that train together, each with `devices` processes."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """`ddp`: each process holds all weights; `fsdp`: a share of weights, gradients and optimiser state, and all weights
+    while it writes and ranks (language models). `auto`: `ddp` where there are several processes."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """Precision of updates, rollouts and rankings."""
     max_grad_norm: float = option(1.0, ge=0)

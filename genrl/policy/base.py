@@ -1,7 +1,7 @@
 """What every policy has besides what it says: weights that are trained, kept and loaded, and a description of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +13,7 @@ from genrl.errors import CheckpointError
 from genrl.layouts.base import Layout, Words
 from genrl.policy.guide import Prior
 from genrl.policy.protocol import Growth, Next
+from genrl.policy.sharding import gathered, shared_out
 from genrl.registry import Entry
 
 T = TypeVar("T")
@@ -119,6 +120,10 @@ class TrainablePolicy(nn.Module, ABC):
         """Be the policy that was sampled from, ready for a backward pass: no dropout."""
         self.eval()
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Equal parts that a pass goes through one after the other, each used once: what weights are shared out by."""
+        return iter(())
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training changes, by name."""
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -128,13 +133,14 @@ class TrainablePolicy(nn.Module, ABC):
         """Names of the trained matrices between the layers' states: not those with a row per token or edge."""
         tables = {id(part.weight) for part in self.model.modules() if isinstance(part, nn.Embedding)}
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        tables |= {id(head.weight)} if head is not None else set()
+        tables |= {id(value) for value in head.parameters()} if head is not None else set()
         linear = {id(part.weight) for part in self.model.modules() if isinstance(part, nn.Linear)} - tables
         return {name for name, value in self.trainable().items() if id(value) in linear}
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the trained weights on the CPU: all that a stage has to save."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.trainable().items()}
+        """A copy of the trained weights on the CPU: all that a stage has to save; all ranks make it together."""
+        whole = ((name, gathered(value.detach())) for name, value in self.trainable().items())
+        return {name: value.to("cpu", copy=True).contiguous() for name, value in whole}
 
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
         """Put saved trained weights in place.
@@ -157,4 +163,4 @@ class TrainablePolicy(nn.Module, ABC):
             )
         with torch.no_grad():
             for name, value in state.items():
-                own[name].copy_(value)
+                own[name].copy_(shared_out(value, own[name]))

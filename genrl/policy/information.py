@@ -70,7 +70,7 @@ def informed(
     some = torch.arange(len(completions.tokens), device=completions.tokens.device).view(-1, size)[:, :count].flatten()
     judged = replace(replace(completions, group_size=1).rows(some), group_size=min(count, size))
     values = torch.full_like(completions.codes, float("nan"), dtype=torch.float32)
-    values[some] = information(policy, layout, requests, judged)
+    values[some] = information(policy, layout, requests, judged).to(values.dtype)
     return replace(completions, information=values)
 
 

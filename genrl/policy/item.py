@@ -33,7 +33,7 @@ from genrl.config.schema import ItemModelConfig
 from genrl.errors import UnsupportedError
 from genrl.layouts.base import Layout, Legal
 from genrl.layouts.sid import SidLayout
-from genrl.ops import read_as
+from genrl.ops import exact, read_as
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.catalogue_loss import catalogue_cross_entropy
 from genrl.policy.edges import EdgeVectors, child_logits, log_masses
@@ -177,11 +177,6 @@ class Vectors:
         """[edges] of a level."""
         assert self.model.edges.biases is not None
         return exact(self.model.edges.biases[level])
-
-
-def exact(values: Tensor) -> Tensor:
-    """Values in float32, or float64 if that is what they are in: products with edges are never rounded to bfloat16."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from genrl.errors import UnsupportedError
 from genrl.layouts.base import Layout, Words
+from genrl.ops import exact
 from genrl.policy import share
 from genrl.policy.base import Spec, TrainablePolicy
 from genrl.policy.guide import following, growing
@@ -51,12 +52,12 @@ class Head:
     """A row, and the weights [m, H] that peft's `trainable_token_indices` has there and behind instead."""
 
     def logits(self, hidden: Tensor, first: int, size: int) -> Tensor:
-        """Float32 logits of the vocabulary rows first .. first + size for hidden [..., H]."""
+        """Float32 (or float64) logits of the vocabulary rows first .. first + size for hidden [..., H]."""
         parts = [
             nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
             for weight, bias in self.cut(first, size)._parts()
         ]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).float()
+        return exact(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
 
     def cut(self, first: int, size: int) -> Head:
         """The rows first .. first + size alone."""
@@ -214,13 +215,13 @@ class Policy(TrainablePolicy):
 
     def _checkpointed(self) -> Iterator[nn.Module]:
         """Layers that activation checkpointing was switched on for."""
+        return (block for block in self.blocks() if getattr(block, "gradient_checkpointing", False))
+
+    @override
+    def blocks(self) -> Iterator[nn.Module]:
         from transformers.modeling_layers import GradientCheckpointingLayer  # takes seconds to load
 
-        return (
-            module
-            for module in self.decoder.modules()
-            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-        )
+        return (module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer))
 
     @override
     def update_mode(self) -> None:

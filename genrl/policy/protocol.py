@@ -25,7 +25,7 @@ class Next(Protocol):
         """Whether few columns cost less than a range of tokens, see `Layout.narrow`."""
 
     def logits(self, legal: Legal | None) -> Tensor:
-        """Float32 logits [n, columns] of a legal set; None: of all tokens that the policy may be asked for."""
+        """Float32 (or float64) logits [n, columns] of a legal set; None: of all tokens that it may be asked for."""
 
     def __getitem__(self, index: Any) -> Next:  # noqa: ANN401 (any index of tensors)
         """Some of the states."""

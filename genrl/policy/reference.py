@@ -1,5 +1,7 @@
 """The policy as it was when training began, which objectives hold the trained one to."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -7,12 +9,14 @@ from torch.func import functional_call
 
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.protocol import Growth
+from genrl.policy.sharding import gathered
 
 
 class Reference:
     """A policy with the trained weights that it has now, for passes without gradient; all else is the policy's own.
 
-    Only what training changes is copied: the adapters under LoRA, all weights under full fine-tuning.
+    Only what training changes is copied: the adapters under LoRA, all weights under full fine-tuning; of weights that
+    are shared out this rank's share.
 
     Args:
         policy: what is copied.
@@ -30,6 +34,16 @@ class Reference:
             if id(value) in names
         }
         """Where the policy holds each of them: tied weights in several places."""
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Have all of these weights in every rank for the block, inside `genrl.policy.sharding.whole` of the policy."""
+        own = self.weights
+        self.weights = {name: gathered(value) for name, value in own.items()}
+        try:
+            yield
+        finally:
+            self.weights = own
 
     @torch.no_grad()
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (those of `forward`)

@@ -68,9 +68,8 @@ def _apart(
         here = said[rows // share] if opens else said[rows, columns - 1]
         own = states.each(lambda value, at=(rows, columns): value[at])  # type: ignore[misc]
         found = place_scores(here, layout, own, tokens[rows, columns], sampling, requests)
-        logps, entropy = (
-            whole.index_put((rows, columns), part) for whole, part in zip((logps, entropy), found, strict=True)
-        )
+        pairs = zip((logps, entropy), found, strict=True)
+        logps, entropy = (whole.to(part.dtype).index_put((rows, columns), part) for whole, part in pairs)
     return Scores(logps=logps, entropy=entropy)
 
 

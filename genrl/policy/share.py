@@ -29,6 +29,7 @@ from genrl.policy.attention import (
     shared_prompts,
     tree_cache,
 )
+from genrl.policy.sharding import sharded
 
 if TYPE_CHECKING:
     from genrl.policy.model import Head, Policy, Read
@@ -507,7 +508,8 @@ def follow(
     """`Generative.follow` of a language model, in the cheapest way."""
     tokens, mask = left_padded(requests.tokens, requests.mask)
     shape = Shape(len(tokens), len(written) // len(tokens), tokens.shape[1], written.shape[1] - 1)
-    way = {"tree": _in_tree, "expand": _in_rows, "naive": _plainly}[choose(policy, shape, decode=False)]
+    ways = ("tree", "naive") if sharded(policy) else WAYS  # one pass, whatever the rows of the other ranks are like
+    way = {"tree": _in_tree, "expand": _in_rows, "naive": _plainly}[choose(policy, shape, decode=False, ways=ways)]
     return way(policy, tokens, mask, written, chosen, say, rows)
 
 

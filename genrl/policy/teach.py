@@ -71,6 +71,6 @@ def _compared(
             teacher = masses.behind(legal, own.owner).masked_fill(illegal, float("-inf")).log_softmax(-1)
             apart = (teacher - student).masked_fill(illegal, 0.0)
             at = rows[some], columns[some]
-            gap[at] = log_prob(apart, legal, tokens[at])
-            divergence[at] = -(student.exp() * apart).sum(-1)
+            gap[at] = log_prob(apart, legal, tokens[at]).to(gap.dtype)
+            divergence[at] = -(student.exp() * apart).sum(-1).to(gap.dtype)
     return gap, divergence

@@ -163,7 +163,7 @@ def _draw(
         noise = None if uniforms is None else uniforms[rows]
         part = _draw_at(layout, requests, state.rows(rows), one, noise, sampling, said[rows])
         for whole, values in zip((tokens, choices, logps, entropies), part, strict=True):
-            whole[rows] = values
+            whole[rows] = values.to(whole.dtype)
     return tokens, choices, logps, entropies
 
 

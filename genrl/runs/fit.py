@@ -28,6 +28,7 @@ from genrl.sid.table import SidTable
 from genrl.terminal import verbatim
 from genrl.training.board import write_outcome
 from genrl.training.fitting import check_installed, find_rank, is_first, quiet_libraries
+from genrl.training.peers import together
 
 
 def fit(config: RunConfig, *, resume: bool = False, command: str = "", objective: Objective | None = None) -> Path:
@@ -83,13 +84,14 @@ def _run(session: Session, stages: Sequence[Stage], folder: Path, console: Conso
     """Make the stages in their order and finish the folder."""
     results: dict[str, Any] = {"stages": {}}
     results |= {split: references(session.config, session.dataset, session.table.codes, split) for split in SPLITS}
-    for stage in stages:
-        found = run_stage(stage, console, last=stage is stages[-1])
-        results["stages"][stage.name] = found["stage"]
-        for split in SPLITS:
-            results[split][stage.name] = found[split]
-        if stage is not stages[-1]:
-            stage.session.learner.forget()  # the next stage makes a policy of its own
+    with together():
+        for stage in stages:
+            found = run_stage(stage, console, last=stage is stages[-1])
+            results["stages"][stage.name] = found["stage"]
+            for split in SPLITS:
+                results[split][stage.name] = found[split]
+            if stage is not stages[-1]:
+                stage.session.learner.forget()  # the next stage makes a policy of its own
     if is_first():
         stages[-1].session.recommender.save(folder)
         _finish(session, folder, results, command)

@@ -18,7 +18,7 @@ from genrl.runs.inputs import flat, input_files
 from genrl.runs.record import versions
 from genrl.training.fitting import is_first
 
-UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every", "trainer.max_skipped_steps")
+UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every", "trainer.strategy", "trainer.max_skipped_steps")
 """Options that do not make another run."""
 
 

@@ -123,7 +123,7 @@ def _train(stage: Stage) -> dict[str, Any]:
         notes = learned.notes(module)
         step = best.best_step
         if isinstance(module, StageModule):
-            session.learner.policy = module.policy
+            session.learner.policy = module.trained()
     cost = {**meter.read(), "best_step": step, "folder": str(stage.folder), **({"notes": notes} if notes else {})}
     if stage.shared:
         _seal(stage.folder, cost)

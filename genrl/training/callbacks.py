@@ -96,8 +96,9 @@ class BestWeights(Callback):
         value = float("inf") if self.monitor is None else float(trainer.callback_metrics[self.monitor])
         if value > self.best or self.monitor is None:
             self.best, self.best_step, self.waited, self.content = value, trainer.global_step, 0, ""
+            weights = module.state()
             if trainer.is_global_zero:
-                save_weights(module.state(), self.path, module.metadata())
+                save_weights(weights, self.path, module.metadata())
                 self.content = file_hash(self.path)
         else:
             self.waited += 1

@@ -22,8 +22,10 @@ from genrl.stopping import handled, patient
 from genrl.training.callbacks import BestWeights, History, StageProgress, StopPoint
 from genrl.training.checkpoints import Checkpoints, ResumePoint, latest
 from genrl.training.muon import PAGED
+from genrl.training.peers import Peers
 from genrl.training.rl import RLModule, micro_batches
 from genrl.training.stage import RankingModule
+from genrl.training.strategies import strategy_of
 
 
 class RunLogger(TensorBoardLogger):
@@ -66,7 +68,7 @@ def make_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:  # noqa: A
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.num_nodes,
-        "strategy": "ddp" if config.devices * config.num_nodes > 1 else "auto",
+        "strategy": strategy_of(config),
         "precision": "32-true" if config.precision == "bf16-true" else config.precision,
         "max_epochs": -1,
         "logger": False,
@@ -141,6 +143,7 @@ def _train(
             *callbacks,
             StopPoint(),
             ResumePoint(folder),
+            Peers(),
         ],
         default_root_dir=folder,  # Lightning looks there for what a scheduler's signal had it write
     )
@@ -193,5 +196,6 @@ def quiet_libraries() -> None:
         ".*isinstance.treespec.*",
         ".*module.s. in eval mode.*",
         ".*across ranks is zero.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", message=message)

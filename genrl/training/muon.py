@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrl.policy.sharding import gathered, shared_out
+
 A, B, C = 3.4445, -4.7750, 2.0315
 """Newton-Schulz iteration x <- a x + (b x x^T + c (x x^T)^2) x, which drives all singular values towards 1."""
 STEPS = 5
@@ -45,7 +47,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all matrices that have a gradient; those of one shape together."""
+        """Update all matrices that have a gradient; those of one shape together.
+
+        Of matrices that are shared out over ranks each one is gathered, and each rank applies its share of the update.
+        """
         assert closure is None, "see `Side`"
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
@@ -55,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                     continue
                 mean = self.state[value].setdefault("mean", torch.zeros_like(value))
                 mean.lerp_(value.grad, 1 - momentum)
-                alike[value.shape].append((value, value.grad.lerp(mean, momentum)))
+                alike[value.shape].append((value, gathered(value.grad.lerp(mean, momentum))))
             for shape, pairs in alike.items():
                 together = max(1, TOGETHER // shape.numel())
                 for start in range(0, len(pairs), together):
@@ -63,7 +68,7 @@ class Muon(torch.optim.Optimizer):
                     updates = orthogonal(torch.stack([update for _, update in some]))
                     for (value, _), update in zip(some, updates, strict=True):
                         value.mul_(1 - rate * group["weight_decay"])
-                        value.sub_(update, alpha=rate * RMS * max(shape) ** 0.5)
+                        value.sub_(shared_out(update, value), alpha=rate * RMS * max(shape) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

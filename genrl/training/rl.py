@@ -24,6 +24,7 @@ from genrl.policy.information import informed, tells
 from genrl.policy.reference import Reference
 from genrl.policy.rollout import given_text, rollout, sampling_of, target_rollout, targets_behind_text
 from genrl.policy.score import score
+from genrl.policy.sharding import sharded, whole
 from genrl.policy.teach import taught
 from genrl.prompts.template import PromptMaker
 from genrl.recommenders.gold import GoldSlates
@@ -134,7 +135,7 @@ class RLModule(StageModule):
         """The micro-batches of an optimiser step; the first step of a rollout draws it."""
         index, update = divmod(step, self.updates)
         if update == 0:
-            with self.journal.timed("time/rollout"), self.numerics():
+            with self.journal.timed("time/rollout"), self.numerics(), whole(self.policy):
                 self._pending = self.experience(index)
         part = self._pending[update]
         if self.objective.uses_scores:
@@ -153,7 +154,8 @@ class RLModule(StageModule):
         if self.layout.writes_text and not self.writes:
             completions = given_text(completions)
         if self.reference is not None:
-            held_to = self._judged(completions, requests, cast(TrainablePolicy, self.reference))
+            with self.reference.whole():
+                held_to = self._judged(completions, requests, cast(TrainablePolicy, self.reference))
             completions = replace(completions, ref_logps=held_to.logps)
         whole = prepared(self.objective, completions, drawn.rewards)
         self.sampled = (whole, drawn.rewards, requests)
@@ -243,7 +245,7 @@ class RLModule(StageModule):
         self.policy.update_mode()  # no dropout: the update must see the distribution that was sampled from
         if len(part) == 0:  # every group was dead; the step still has to happen on all ranks
             self.journal.add({"train/loss": 0.0})
-            return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
+            return self._nothing()
         self._step.append(part)
         self._deferred = self.updating.count > 1
         if not self._deferred:
@@ -327,6 +329,13 @@ class RLModule(StageModule):
         output = loss_of(self.objective, scores, experience)
         return output.loss, {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
 
+    def _nothing(self) -> Tensor:
+        """A loss of 0 whose backward pass comes to all weights, and to those of a sharded policy as any other does."""
+        if not sharded(self.policy):
+            return sum((p.sum() * 0.0 for p in self.policy.trainable().values()), torch.zeros((), device=self.device))
+        any_group = self._pending[self.global_step % self.updates].groups(torch.tensor([0], device=self.device))
+        return self._score(any_group.experience.completions, any_group.requests).logps.sum() * 0.0
+
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
         """After each optimiser step let running statistics move on and log what was gathered.
 
@@ -367,7 +376,7 @@ class RLModule(StageModule):
         """A mini-batch with what the objective makes of its scores under the policy of the moment."""
         self.policy.eval()
         old = part.experience.completions.logps
-        with self.numerics():
+        with self.numerics(), whole(self.policy):
             scores = self._judged(part.experience.completions, part.requests)
         based = based_on(part.experience, scores.logps) if first and self.writes else part.experience
         return replace(part, experience=based_on(renewed(self.objective, scores, based), old))

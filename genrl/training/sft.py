@@ -19,6 +19,7 @@ from genrl.policy.guide import Guide
 from genrl.policy.item import ItemPolicy
 from genrl.policy.model import Head, Policy
 from genrl.policy.score import item_loss
+from genrl.policy.sharding import whole
 from genrl.policy.share import Hidden, wrong_ways
 from genrl.prompts.packing import PackedBatch, Planner, SegmentPlanner, SequenceBatch
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
@@ -108,7 +109,8 @@ class PackedModule(SupervisedModule):
     def on_fit_start(self) -> None:
         """See on the training device whether the model takes the mask that keeps segments of a row apart."""
         super().on_fit_start()
-        self.batches.alone = "tree" in wrong_ways(cast(Policy, self.policy), self.batches.longest)
+        with whole(self.policy):
+            self.batches.alone = "tree" in wrong_ways(cast(Policy, self.policy), self.batches.longest)
 
     def total(self, batch: PackedBatch) -> Tensor:
         whole = packed_mask(batch.segments, batch.positions, batch.leaves)

@@ -7,7 +7,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
 from genrl.policy.base import TrainablePolicy
+from genrl.policy.sharding import gathered, shard, sharded, whole
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding
 from genrl.recommenders.searching import rankings
@@ -101,7 +102,7 @@ class RankingModule(L.LightningModule, ABC):
             NonFiniteError: if a weight is NaN or infinite; nothing is ranked or written with such weights.
         """
         for name, value in self.trainable().items():
-            if not bool(torch.isfinite(value).all()):
+            if not bool(torch.isfinite(gathered(value)).all()):
                 raise NonFiniteError(
                     f"step {self.global_step}: weights of {name} are NaN or infinite. Nothing was written with them. "
                     f"{REMEDY}"
@@ -154,7 +155,7 @@ class RankingModule(L.LightningModule, ABC):
             NonFiniteError: if there were too many such steps in a row; a batch is saved.
         """
         gradients = {name: value.grad for name, value in self.trainable().items() if value.grad is not None}
-        norm = nn.utils.get_total_norm(list(gradients.values()))
+        norm = gathered(nn.utils.get_total_norm(list(gradients.values())))
         passes = self.skips.passes()
         if bool(torch.isfinite(norm)):
             self.skips.row = 0
@@ -166,7 +167,7 @@ class RankingModule(L.LightningModule, ABC):
 
     def _skip(self, norm: Tensor, gradients: Mapping[str, Tensor], passes: Sequence[tuple[Any, Tensor]]) -> None:
         """Pass the step over, or end the stage if it was not the first in a row."""
-        spoiled = [name for name, value in gradients.items() if not bool(torch.isfinite(value).all())]
+        spoiled = [name for name, value in gradients.items() if not bool(torch.isfinite(gathered(value)).all())]
         wrong = [(batch, float(loss)) for batch, loss in passes if not bool(torch.isfinite(loss))]
         where = f"from {spoiled[0]} on" if spoiled else "though all its values are finite"
         what = f"loss is {wrong[0][1]}" if wrong else f"norm of the gradient is {float(norm)}, {where}"
@@ -234,11 +235,18 @@ class StageModule(RankingModule):
         self.build = build
         self.layout = layout
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
+        self._whole = ExitStack()
 
     def configure_model(self) -> None:
         """Make the policy, once, where the strategy wants it made; Lightning calls this before each of its loops."""
         if not hasattr(self, "policy"):
             self.policy = self.build()
+            if self.device_mesh is not None:
+                shard(self.policy, self.device_mesh["data_parallel"])
+
+    def trained(self) -> TrainablePolicy:
+        """A whole policy for what comes after training, which loads saved weights into it."""
+        return self.build().to(self.device) if sharded(self.policy) else self.policy
 
     def rank(self, batch: Requests) -> Ranking:
         return rankings(self.policy, self.layout, batch, self.evaluation, (self.kind,))[self.kind]
@@ -268,6 +276,11 @@ class StageModule(RankingModule):
         """A validation before training needs the constraint tables on the device, too."""
         self.layout = self.layout.to(str(self.device))
         super().on_validation_epoch_start()
+        self._whole.enter_context(whole(self.policy))
+
+    def on_validation_epoch_end(self) -> None:
+        self._whole.close()
+        super().on_validation_epoch_end()
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision of passes that Lightning does not wrap: rollouts are drawn as the update will score them."""
@@ -279,7 +292,7 @@ class StageModule(RankingModule):
         super().on_save_checkpoint(checkpoint)
         kept = {f"policy.model.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {
-            name: value
+            name: gathered(value).cpu()
             for name, value in checkpoint["state_dict"].items()
             if name in kept or name.startswith("objective.")
         }

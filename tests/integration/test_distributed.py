@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from genrl.cli import main
 from tests.helpers import assert_same
-from tests.integration.processes import LIMIT, end, start
+from tests.integration.processes import KILLED, LIMIT, end, start
 from tests.runs import curves_drawn, small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,11 +39,14 @@ RUNS = {
         "trainer.num_nodes=2",
         *FEW,
     ),
-    "sage": ("stages=[rl]", "objective.diversity=group", "trainer.devices=2", *FEW),
+    "sage": (
+        *("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "objective.diversity=group"),
+        *("objective.kl_coef=0.01", "trainer.devices=2", "trainer.strategy=fsdp", *FEW),
+    ),
     "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "trainer.devices=2"),
 }
-"""Through all stages with thinking, on two nodes that share a folder; straight into the last one, in two processes that
-torchrun has started; and in a process that starts the second one itself, and once."""
+"""Through all stages with thinking, on two nodes that share a folder; with weights shared out over two processes that
+SLURM has started; and in a process that starts the second one itself, and once."""
 UNLIKE = ("time/", "objective/", "policy/entropy")
 """Times; and means over the tokens of a micro-batch, of which two ranks have others."""
 
@@ -54,7 +58,10 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     options = (*COMMON, *RUNS[name], f"objective={name}")
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     with curves_drawn(name == "grpo"):
-        assert main(["fit", *small(one, *options), "trainer.devices=1", "trainer.num_nodes=1"]) == 0
+        assert (
+            main(["fit", *small(one, *options), "trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto"])
+            == 0
+        )
     command = ["fit", *small(two, *options)]
     if name == "grpo":
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -65,7 +72,7 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         logs = [two / f"log{rank}.txt" for rank in range(2)]
         started = [
             start(command, log, environment)
-            for log, environment in zip(logs, launched(nodes=2 if name == "sapo" else 1), strict=True)
+            for log, environment in zip(logs, launched(nodes=2) if name == "sapo" else scheduled(), strict=True)
         ]
         for process, log in zip(started, logs, strict=True):
             end(process, log)
@@ -90,6 +97,14 @@ def launched(nodes: int) -> list[dict[str, str]]:
     ]
 
 
+def scheduled() -> list[dict[str, str]]:
+    """What SLURM tells each of two tasks on one node."""
+    port = launched(nodes=1)[0]["MASTER_PORT"]
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "genrl", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    return [{**job, **tasks, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+
+
 def test_a_signal_to_one_process_stops_both_behind_the_same_step(tmp_path):
     command = ["fit", *small(tmp_path, *COMMON, "stages=[align]", "trainer.devices=2", "align.max_epochs=2")]
     logs = [tmp_path / f"log{rank}.txt" for rank in range(2)]
@@ -100,6 +115,22 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(tmp_path):
         end(process, log, 128 + signal.SIGTERM)
     (checkpoint,) = (tmp_path / "toy").glob("align-*/resume-*.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize(("gone", "strategy"), [(0, "fsdp"), (1, "ddp")])
+def test_a_process_that_is_gone_ends_the_other_with_one_line(tmp_path, gone, strategy):
+    options = ("stages=[align]", "trainer.devices=2", "align.max_epochs=2", f"trainer.strategy={strategy}")
+    command = ["fit", *small(tmp_path, *COMMON, *options)]
+    logs, environments = [tmp_path / f"log{rank}.txt" for rank in range(2)], launched(nodes=1)
+    at = [("align", 2, "step") if rank == gone else None for rank in range(2)]
+    started = [start(command, *about) for about in zip(logs, environments, at, strict=True)]
+    end(started[gone], logs[gone], KILLED)
+    began = time.monotonic()
+    end(started[1 - gone], logs[1 - gone], 2)
+    assert time.monotonic() - began < 60
+    (line,) = (line for line in logs[1 - gone].read_text().splitlines() if line.startswith("genrl: "))
+    assert "give the same command with --resume" in line
+    assert "Traceback" not in logs[1 - gone].read_text()
 
 
 def test_the_weights_are_the_same(outputs):

@@ -10,7 +10,7 @@ BAD = TypeError("bad, it says\nat some length")
 
 def test_every_error_is_one_the_command_line_explains():
     own = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
-    assert len(own) == 14
+    assert len(own) == 15
     assert [kind for kind in own if not issubclass(kind, errors.GenRLError)] == [errors.Stopped]
     assert not issubclass(errors.Stopped, Exception)  # so that nothing that mends errors takes it for one
     assert str(errors.DataError("what - where - remedy")) == "what - where - remedy"

@@ -87,7 +87,7 @@ def test_another_configuration_is_refused_by_name_and_nothing_is_overwritten(cop
 
 
 def test_options_that_change_no_number_may_differ(copied):
-    config = config_of(copied, "trainer.threads=1", "trainer.log_every=7")
+    config = config_of(copied, "trainer.threads=1", "trainer.log_every=7", "trainer.strategy=ddp")
     assert fit(config) == copied
     moved = copied.parents[1] / "moved"
     shutil.move(copied.parent, moved / "toy")

@@ -78,7 +78,15 @@ def test_rl_prompts_are_positions_that_were_held_out_if_there_are_any(session, t
 
 def test_the_key_of_the_align_stage_changes_with_what_it_depends_on_and_nothing_else(session, tmp_path):
     key = session.align_key()
-    same = ("seed=5", "objective=grpo", "rl.max_steps=99", "rollout.group_size=7", "trainer.threads=1", "name=x")
+    same = (
+        "seed=5",
+        "objective=grpo",
+        "rl.max_steps=99",
+        "rollout.group_size=7",
+        "trainer.threads=1",
+        "trainer.strategy=fsdp",
+        "name=x",
+    )
     for override in same:
         assert changed(session, tmp_path, override).align_key() == key, override
     other = ("align.seed=1", "model.hidden=32", "prompt.prefix=a", "data.max_history=9", "evaluate.beam=30")
