@@ -1,6 +1,7 @@
-"""Masked and grouped tensor functions that the whole package shares, and the two collective sums."""
+"""Masked and grouped tensor functions that the whole package shares, and what ranks tell each other."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed
@@ -10,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from genrl.errors import ComponentError
 from genrl.foreign import described
 
+T = TypeVar("T")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -151,6 +153,15 @@ def world_max(value: Tensor) -> Tensor:
     largest = value.detach().clone()
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
     return largest
+
+
+def world_gather(value: T) -> list[T]:
+    """What each rank holds, in the order of ranks; tensors in it belong on the CPU. The value itself on one process."""
+    if not _distributed():
+        return [value]
+    everyone = [value] * world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
 
 
 def _distributed() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from genrl.batches import Batch, Completions, Requests, Rewards, concatenate
 from genrl.objectives import Objective, live_prompts
 from genrl.objectives.answers import prepared
 from genrl.objectives.credit import ROUNDING
-from genrl.ops import group_view, world_max, world_size
+from genrl.ops import group_view, world_gather, world_max, world_rank, world_size
 from genrl.training.journal import Journal
 
 
@@ -79,9 +80,24 @@ def with_targets(completions: Completions, groups: Tensor, targets: Completions)
 
 
 def replaced(rollout: Rollout, live: Tensor, further: Rollout) -> Rollout:
-    """The rollout with the first groups of a further one in place of the groups that are not `live` [P]."""
-    count = live.numel()
+    """The rollout with the first groups of a further one in place of the groups that are not `live` [P].
+
+    Ranks do it together: the dead groups of all of them, in the order of ranks, get the first groups of all their
+    further rollouts, as they would on one process.
+    """
+    count, dead = live.numel(), (~live).nonzero().flatten()
+    missing = world_gather(dead.numel())
+    before = count + sum(missing[: world_rank()])
     places = torch.arange(count, device=live.device)
-    dead = (~live).nonzero().flatten()
-    places[dead] = count + torch.arange(dead.numel(), device=live.device)
-    return concatenate(rollout, further).groups(places)
+    places[dead] = before + torch.arange(dead.numel(), device=live.device)
+    return concatenate(rollout, _first_groups(further, sum(missing), live.device)).groups(places)
+
+
+def _first_groups(rollout: Rollout, count: int, device: torch.device) -> Rollout:
+    """The first groups of the rollouts of all ranks, on each of them."""
+    share = len(rollout.requests)
+    own = torch.arange(min(max(count - world_rank() * share, 0), share), device=device)
+    if world_size() == 1:
+        return rollout.groups(own)
+    parts = world_gather(rollout.groups(own).each(Tensor.cpu) if len(own) else None)
+    return reduce(concatenate, [part for part in parts if part is not None]).each(lambda value: value.to(device))
