@@ -13,6 +13,7 @@ from torch import Tensor
 from genrl.batches import Experience, Rewards
 from genrl.objectives import live_prompts
 from genrl.ops import world_max, world_sum
+from genrl.policy.sharding import gathered
 from genrl.training.rl import RLModule
 from genrl.training.stage import RankingModule
 
@@ -121,7 +122,7 @@ def noted(whole: Experience, rewards: Rewards) -> tuple[dict[str, tuple[Tensor, 
 def fingerprint(module: RankingModule) -> list[float]:
     """Sum and length of each trained parameter in float64: equal for equal weights, and as good as never for others."""
     values = [value.detach() for value in module.trainable().values()]
-    sums = [found for each in values for found in (each.sum(dtype=torch.float64), _length(each))]
+    sums = [found for each in values for found in map(gathered, (each.sum(dtype=torch.float64), _length(each)))]
     return torch.stack(sums).tolist() if sums else []
 
 
