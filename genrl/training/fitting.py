@@ -131,7 +131,7 @@ def _train(
             StageProgress(name, max_steps, monitor(config)),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
-            StopPoint(),
+            StopPoint(settings.checkpoint_steps, settings.checkpoint_minutes),
             ResumePoint(folder),
         ],
         default_root_dir=folder,  # Lightning looks there for what a scheduler's signal had it write

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from genrl.files import read_metadata, save_weights
 from genrl.recommenders.policy import decoding
-from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress
+from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress, StopPoint
 from tests.runs import attach, changed, rl_module, sft_module, train
 
 
@@ -155,6 +155,40 @@ def test_each_step_is_noted_with_its_own_values(session, tmp_path):
     noted = {line["step"]: line["train/reward"] for line in read(tmp_path / "history.jsonl") if "train/reward" in line}
     assert noted == pytest.approx(rewards)
     assert len(set(rewards.values())) > 1
+
+
+class Ends(L.Callback):
+    """Optimiser steps at which rounds ended, and those of them that were validated."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+        self.validated: list[int] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.ended.append(trainer.global_step)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.validated.append(trainer.global_step)
+
+
+ENDS = [
+    ((), StopPoint(), [4, 8]),
+    ((), StopPoint(3), [3, 4, 7, 8]),  # counted from the last checkpoint, which one behind a validation is, too
+    ((), StopPoint(minutes=1e-9), [1, 2, 3, 4, 5, 6, 7, 8]),
+    ((), StopPoint(5, 60), [4, 8]),
+    (("rollout.minibatches=2",), StopPoint(1), [2, 4, 6, 8]),  # behind the last update of each rollout
+]
+
+
+@pytest.mark.parametrize(("options", "stop", "ended"), ENDS)
+def test_a_round_ends_where_a_checkpoint_is_due_and_is_validated_where_it_always_was(
+    session, tmp_path, options, stop, ended
+):
+    options = ("rl.max_steps=8", "rl.validate_every=4", "rollout.micro_batch=3", *options)
+    ends = Ends()
+    train(rl_module(changed(session, tmp_path, *options), tmp_path), 8, stop, ends)
+    assert ends.ended == ended
+    assert ends.validated == [4, 8]
 
 
 def test_each_validation_gives_a_line_where_there_is_no_terminal(session, tmp_path, capsys):
