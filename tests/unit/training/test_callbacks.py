@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 
 from genrl.files import read_metadata, save_weights
 from genrl.recommenders.policy import decoding
+from genrl.runs.session import Session
 from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress, StopPoint
-from tests.runs import attach, changed, rl_module, sft_module, train
+from genrl.training.checkpoints import ResumePoint
+from genrl.training.rl import RLModule
+from tests.helpers import assert_same
+from tests.runs import attach, changed, rl_module, sft_module, small_config, train
 
 
 def make_trainer(**values: Any) -> Any:
@@ -189,6 +193,23 @@ def test_a_round_ends_where_a_checkpoint_is_due_and_is_validated_where_it_always
     train(rl_module(changed(session, tmp_path, *options), tmp_path), 8, stop, ends)
     assert ends.ended == ended
     assert ends.validated == [4, 8]
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_what_remains_of_a_round_is_validated_at_its_end_and_steps_as_before(tmp_path, size):
+    options = ("objective=grpo", "rl.max_steps=8", "rl.validate_every=4", "evaluate.valid_users=4")
+
+    def module(size: int) -> RLModule:
+        return rl_module(Session.build(small_config(tmp_path, *options, f"rollout.micro_batch={size}")), tmp_path)
+
+    train(module(0), 5, ResumePoint(tmp_path))
+    whole, rest, ends = module(0), module(size), Ends()
+    train(whole, 8)
+    (point,) = tmp_path.glob("resume-00000005-*.ckpt")
+    train(rest, 8, ResumePoint(tmp_path), ends, start=point)
+    assert (ends.ended, ends.validated) == ([8], [8])
+    for name, value in whole.state().items():
+        assert_same(rest.state()[name], value, tolerance=1e-6 if size else 0.0)
 
 
 def test_each_validation_gives_a_line_where_there_is_no_terminal(session, tmp_path, capsys):
