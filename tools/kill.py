@@ -37,7 +37,7 @@ POINTS = {"kills": 50, "operations": 100, "power": 20, "signals": 20, "damage": 
 """Kind of cut -> points by default."""
 AGAIN = 0.25
 """Share of the points that are cut a second time, while they go on."""
-SHARES = {"fit": 5, "baseline": 2, "sid": 1, "compare": 2}
+SHARES = {"fit": 4, "baseline": 3, "sid": 2, "compare": 1}
 """How often each command is taken."""
 DAMAGES = ("flipped", "shortened", "noughts", "removed")
 OUTCOMES = ("equal", "unequal", "refused")

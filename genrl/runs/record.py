@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrl.catalog.dataset import Dataset
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.files import key_of, read_json, save_weights, write_json
+from genrl.files import key_of, locked, read_json, save_weights, sweep, write_json
 from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
 from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, evaluated_rows
@@ -146,16 +146,22 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
     if not path.exists():
         if not is_first():
             return {}
-        positions = evaluated_rows(dataset, config.evaluate, split)
-        longest = max([1, *dataset.sequences.seen(positions).tolist()])
-        lines = reference_lines(
-            dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
-        )
-        names = [name for name in lines if "/" not in name]
-        write_json(
-            path, {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
-        )
+        with locked(path.parent):
+            sweep(path.parent, ".*.reference-*")
+            _write_references(path, config, dataset, codes, split)
     return dict(read_json(path))
+
+
+def _write_references(path: Path, config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -> None:
+    level, positions = config.evaluate.level, evaluated_rows(dataset, config.evaluate, split)
+    longest = max([1, *dataset.sequences.seen(positions).tolist()])
+    lines = reference_lines(
+        dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
+    )
+    names = [name for name in lines if "/" not in name]
+    write_json(
+        path, {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
+    )
 
 
 def _rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:

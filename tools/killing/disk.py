@@ -101,9 +101,9 @@ class Disk:
 
     def _sync(self, rest: str, log: Path) -> None:
         number, copy, path = rest.split(" ", 2)
-        if number not in self.numbers:  # put in its place by a call that the library does not see, as Rust makes them
-            self.names[path] = self.numbers[number] = Inode()
-        inode = self.numbers[number]
+        inode = self.numbers.get(number)
+        if inode is None or self.names.get(path) is not inode:  # renamed by a call that the library does not see
+            inode = self.names[path] = self.numbers[number] = Inode()
         inode.durable, inode.dirty = log.with_name(f"{log.name}.{copy}").read_bytes(), False
 
     def _move(self, rest: str, log: Path) -> None:
