@@ -37,7 +37,7 @@ POINTS = {"kills": 50, "operations": 100, "power": 20, "signals": 20, "damage": 
 """Kind of cut -> points by default."""
 AGAIN = 0.25
 """Share of the points that are cut a second time, while they go on."""
-SHARES = {"fit": 4, "baseline": 3, "sid": 2, "compare": 1}
+SHARES = {"fit": 4, "baseline": 3, "sid": 3, "compare": 1}
 """How often each command is taken."""
 DAMAGES = ("flipped", "shortened", "noughts", "removed")
 OUTCOMES = ("equal", "unequal", "refused")
@@ -206,11 +206,11 @@ class Harness:
         return found
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None, knife: Library | Hooks | None = None) -> int:
     """Cut as often as asked; 1 if anything did not go on to the same bits or refused without having been damaged."""
     options = _parser().parse_args(words)
     points = {kind: getattr(options, kind) for kind in POINTS}
-    knife = _knife()
+    knife = knife or _knife()
     if not knife.logs:
         print("no C compiler here: operations are cut before they happen only, and there are no power cuts")
         points["power"] = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import CheckpointError
-from genrl.files import file_hash, save_weights, write_bytes
+from genrl.files import save_weights, weights_hash, write_bytes
 from genrl.layouts.base import Layout
 from genrl.ops import world_max
 from genrl.policy.model import Policy
@@ -125,7 +125,7 @@ class BestWeights(Callback):
             self.best, self.best_step, self.waited, self.content = value, trainer.global_step, 0, ""
             if trainer.is_global_zero:
                 save_weights(module.state(), self.path, module.metadata())
-                self.content = file_hash(self.path)
+                self.content = weights_hash(self.path)
         else:
             self.waited += 1
         trainer.should_stop = trainer.should_stop or self._exhausted()
@@ -133,10 +133,12 @@ class BestWeights(Callback):
     def check(self) -> None:
         """Behind the last step: whether the file still holds the weights that were written.
 
+        A run that is being finished writes them once more, with another header.
+
         Raises:
             CheckpointError: if not, as where it was damaged while the run lay idle.
         """
-        if self.content and not (self.path.is_file() and file_hash(self.path) == self.content):
+        if self.content and weights_hash(self.path) != self.content:
             raise CheckpointError(
                 f"{self.path} is missing or does not hold the weights of step {self.best_step}, which were the best. "
                 f"Remove the resume-*.ckpt beside it and give the command again to train the stage once more."

@@ -28,12 +28,24 @@ from genrl.runs import tables
 SMALL = (
     *("data.toy.world=toy", "data.toy.users=24", "data.toy.items=48", "sid.codes=8", "sid.levels=2"),
     *("model.hidden=16", "model.layers=1", "model.heads=2", "model.feed_forward=32", "model.vocabulary=200"),
-    *("evaluate.k=[10]", "evaluate.beam=10", "evaluate.valid_users=6", "evaluate.test_users=6"),
-    *("align.max_epochs=2", "align.items_per_step=128", "align.learning_rate=0.01", "rollout.prompts=4"),
+    *("evaluate.k=[10]", "evaluate.beam=10", "evaluate.valid_users=4", "evaluate.test_users=4"),
+    *(
+        "align.max_epochs=1",
+        "align.validate_every=0.5",
+        "align.items_per_step=64",
+        "align.learning_rate=0.01",
+        "rollout.prompts=4",
+    ),
     *("rollout.group_size=4", "rl.max_steps=4", "rl.validate_every=4", "rl.learning_rate=0.001"),
     *("trainer.accelerator=cpu", "trainer.log_every=1", "trainer.checkpoint_steps=1"),
 )
-THINKING = ("stages=[align,activate,rl]", "layout=blocked", "layout.budget=2", "activate.examples=16")
+THINKING = (
+    "stages=[align,activate,rl]",
+    "layout=blocked",
+    "layout.budget=1",
+    "activate.examples=16",
+    "activate.max_epochs=1",
+)
 COMMANDS: dict[str, tuple[str, ...]] = {
     "fit": ("fit", *SMALL, *THINKING, "activate.examples_per_step=8", "objective=sage", "rollout.epochs=2"),
     "baseline": ("fit", "--baseline", "sasrec", *SMALL, "baseline.max_epochs=2", "baseline.hidden=16"),
@@ -122,6 +134,7 @@ def _live(words: Sequence[str], log: Path, begin: Callable[[], None]) -> None:
         with log.open("a") as said, Path(os.devnull).open() as nothing:
             for file, stream in ((0, nothing), (1, said), (2, said)):
                 os.dup2(stream.fileno(), file)
+        sys.stdout, sys.stderr = (os.fdopen(file, "w", closefd=False) for file in (1, 2))  # not those of a test
         for number in stopping.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         stopping._asked = stopping._Asked()
