@@ -52,6 +52,10 @@ class NonFiniteError(GenRLError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the batch was saved for inspection."""
 
 
+class SelfTestError(GenRLError, RuntimeError):
+    """This installation computes something else than it should."""
+
+
 class Stopped(BaseException):
     """A signal asked this process to stop; no error, so nothing that mends errors may catch it.
 

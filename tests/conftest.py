@@ -8,7 +8,7 @@ from tests.helpers import assert_same
 
 __all__ = ["assert_same"]
 
-GOLDEN = Path(__file__).parent / "golden" / "golden_objectives.json"
+GOLDEN = Path(__file__).parents[1] / "genrl" / "selftest" / "golden_objectives.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(("recommenders", "benchmarks"), 5),
     "training": 6,
     "runs": 7,
-    "compare": 8,
+    **dict.fromkeys(("compare", "selftest"), 8),
     "cli": 9,
     **dict.fromkeys(("python", "__main__"), 10),
 }

@@ -1,4 +1,4 @@
-"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | verify | list`.
+"""The command line: `python -m genrl fit | compare | evaluate | sid | recommend | slates | verify | selftest | list`.
 
 Nothing heavy is imported before a command runs, so help and misspelt options answer at once.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from genrl.cli import compare, evaluate, fit, listing, recommend, sid, slates, verify
+from genrl.cli import compare, evaluate, fit, listing, recommend, selftest, sid, slates, verify
 from genrl.errors import ConfigError, GenRLError, Stopped, suggest
 from genrl.stopping import handled
 from genrl.terminal import paragraphs
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (fit, compare, evaluate, sid, recommend, slates, verify, listing):
+    for command in (fit, compare, evaluate, sid, recommend, slates, verify, selftest, listing):
         command.add(commands)
     return parser
 

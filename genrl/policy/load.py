@@ -251,7 +251,7 @@ def _load_local(config: ModelConfig) -> Any:  # noqa: ANN401
     if config.quantize == "none":
         return _local(AutoModelForCausalLM, config, **options)
     model = _local(AutoModelForCausalLM, config, **options, quantization_config=_nf4(config))
-    _keep_training_kernels(model)
+    keep_training_kernels(model)
     return model
 
 
@@ -272,7 +272,7 @@ def _nf4(config: ModelConfig) -> Any:  # noqa: ANN401
     )
 
 
-def _keep_training_kernels(model: nn.Module) -> None:
+def keep_training_kernels(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with avx512_bf16.
 
     The packed kernel has no backward pass, and RL alternates rollouts in eval mode with updates: after the first

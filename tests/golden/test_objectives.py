@@ -17,8 +17,7 @@ from genrl.objectives.sage import PhiRatio, category_entropy
 from genrl.objectives.sapo import matched
 from genrl.objectives.terms import ClippedRatio, clipped, k3, log_ratios, ratio
 from genrl.objectives.variants import CappedRatio
-from genrl.ops import segment_gather
-from tests.golden.cases import Case, build, numbers
+from genrl.selftest.golden import Case, build, numbers, per_token
 from tests.helpers import assert_same
 
 
@@ -30,16 +29,6 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture
 def case(golden: dict[str, Any], golden_case: str) -> Case:
     return build(golden, golden_case)
-
-
-def per_token(values: list[Any], case: Case) -> Tensor:
-    """Advantages of rows or steps, spread to chosen tokens."""
-    if "advantage_per_token" in case.expected:
-        return numbers(case.expected["advantage_per_token"])
-    advantages = numbers(values)
-    if advantages.dim() == 2:
-        return segment_gather(advantages, case.rollout.step_ids)
-    return advantages[:, None] * case.rollout.chosen
 
 
 def test_advantages_loss_and_gradient(case):

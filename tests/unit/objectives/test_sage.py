@@ -1,9 +1,7 @@
 """SAGE's options, diversity, bounds and gradient form."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +21,7 @@ from genrl.objectives import (
 )
 from genrl.objectives.sage import category_entropy, homogeneity_factor
 from genrl.objectives.terms import item_tokens
-from tests.golden.cases import build, numbers, slate_rollout
+from genrl.selftest.golden import build, golden_cases, numbers, slate_rollout
 from tests.helpers import assert_same
 from tests.property.rollouts import sample
 
@@ -191,7 +189,7 @@ def test_coefficients_of_the_gradient_form(phi, level):
 
 @pytest.fixture(scope="module")
 def golden():
-    return json.loads((Path(__file__).parents[2] / "golden" / "golden_objectives.json").read_text())
+    return golden_cases()
 
 
 LEVELS = ("token", "item")

@@ -1,6 +1,10 @@
 """From a case of the golden file to an objective, a rollout and rewards; every number comes from the file."""
 
+from __future__ import annotations
+
+import json
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -8,6 +12,9 @@ from torch import Tensor
 
 from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.objectives import OBJECTIVES, Objective
+from genrl.ops import segment_gather
+from genrl.selftest.engine import largest
+from genrl.selftest.world import Found, World
 
 Config = dict[str, Any]
 
@@ -32,6 +39,38 @@ class Case:
         logps = logps.detach().clone().requires_grad_()
         output = self.objective.loss(Scores(logps), experience)
         return output.loss.detach(), torch.autograd.grad(output.loss, logps)[0]
+
+
+def golden_cases() -> dict[str, Any]:
+    """The file of golden cases that comes with the package."""
+    cases: dict[str, Any] = json.loads(files("genrl.selftest").joinpath("golden_objectives.json").read_text())
+    return cases
+
+
+def golden_difference(world: World) -> Found:
+    """Advantages, loss and gradient of every case, against those of the file."""
+    golden, differences = golden_cases(), []
+    for name in golden["cases"]:
+        case = build(golden, name)
+        experience = case.prepared()
+        loss, gradient = case.run(experience, case.logps)
+        wanted = numbers(case.expected["grad_logp_new"])
+        differences += [
+            gradient - wanted,
+            loss - case.expected["loss"],
+            experience.advantages - per_token(case.expected["advantages"], case),
+        ]
+    return Found(largest(differences).difference, len(golden["cases"]))
+
+
+def per_token(values: list[Any], case: Case) -> Tensor:
+    """Advantages of rows or steps, spread to chosen tokens."""
+    if "advantage_per_token" in case.expected:
+        return numbers(case.expected["advantage_per_token"])
+    advantages = numbers(values)
+    if advantages.dim() == 2:
+        return segment_gather(advantages, case.rollout.step_ids)
+    return advantages[:, None] * case.rollout.chosen
 
 
 # Options of the code by the names they have in the file; a pair of them is a list there.
@@ -112,6 +151,7 @@ def build(golden: dict[str, Any], name: str) -> Case:
 
 
 def numbers(values: object) -> Tensor:
+    """Nested lists as float64."""
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -121,7 +161,7 @@ def _group_size(groups: list[int]) -> int:
     return size
 
 
-def _rollout(setup: dict[str, Any], groups: str, **known: Any) -> Completions:
+def _rollout(setup: dict[str, Any], groups: str, **known: Any) -> Completions:  # noqa: ANN401 (fields of many types)
     mask = torch.tensor(setup["mask"], dtype=torch.bool)
     return Completions(
         tokens=torch.zeros(mask.shape, dtype=torch.int64),  # what no objective looks at
@@ -133,6 +173,7 @@ def _rollout(setup: dict[str, Any], groups: str, **known: Any) -> Completions:
 
 
 def token_rollout(setup: dict[str, Any]) -> Completions:
+    """Completions of the cases that look at tokens."""
     rows, steps = len(setup["mask"]), len(setup["match"][0])
     return _rollout(
         setup,
@@ -147,6 +188,7 @@ def token_rollout(setup: dict[str, Any]) -> Completions:
 
 
 def slate_rollout(setup: dict[str, Any]) -> Completions:
+    """Completions of the cases that look at slates."""
     categories, items = torch.tensor(setup["categories"]), torch.tensor(setup["item_ids"])
     none = torch.zeros_like(categories)
     known = {"step_ids": items, "item_ids": items, "codes": none, "items": none, "categories": categories}
@@ -166,6 +208,7 @@ def token_rewards(setup: dict[str, Any], config: Config, objective: str) -> Rewa
 
 
 def slate_rewards(setup: dict[str, Any]) -> Rewards:
+    """Rewards of the cases that look at slates."""
     components = {f"reward{m}": values for m, values in enumerate(numbers(setup["rewards"]).unbind(1))}
     weights = dict(zip(components, setup["weights"], strict=True))
     return Rewards(components, weights)
