@@ -230,6 +230,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
+def weights_hash(path: Path) -> str:
+    """SHA-256 of the weights in a safetensors file, whatever else its header says of them; "" if it holds none."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(size, path.stat().st_size)))
+            tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+            digest.update(json.dumps(tensors, sort_keys=True).encode())
+            while part := stream.read(1 << 20):
+                digest.update(part)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+    return digest.hexdigest()
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Read what the header of trained weights says of them; empty if it says nothing. Errors as in `read_weights`."""
     from safetensors import safe_open

@@ -90,7 +90,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         ('sapo', ['seed=1', 'rl.max_steps=5'])
     """
     parser = build_parser()
-    options, extras = parser.parse_known_args(list(words))
+    options, extras = parser.parse_known_args(_without_auto(words))
     options.overrides = []
     problems = []
     while extras:
@@ -111,6 +111,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if problems:
         raise ConfigError("\n".join(problems))
     return options
+
+
+def _without_auto(words: Sequence[str]) -> list[str]:
+    """Words with `--resume auto` as `--resume`, which is what it means.
+
+    A flag with a value that may be left out would take the override behind it for one.
+
+    Example:
+        >>> _without_auto(["fit", "--resume", "auto", "seed=1", "--resume=auto"])
+        ['fit', '--resume', 'seed=1', '--resume']
+    """
+    kept = [word for before, word in zip(["", *words], words, strict=False) if (before, word) != ("--resume", "auto")]
+    return ["--resume" if word == "--resume=auto" else word for word in kept]
 
 
 @contextmanager

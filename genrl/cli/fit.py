@@ -7,6 +7,8 @@ from typing import Any
 from genrl.cli.configuration import compose
 from genrl.cli.flags import BUILT_IN, OVERRIDES, add_command, add_config
 
+HELP = "go on with the run in the folder from its last checkpoint, or begin it (`--resume auto` says the same)"
+
 
 def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the type)
     """Add the command to a parser."""
@@ -15,7 +17,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     fit.epilog = "\n".join(
         ["objectives:", *(f"  {name:<8} {title}" for name, title in BUILT_IN.items()), "", OVERRIDES]
     )
-    fit.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
+    fit.add_argument("--resume", action="store_true", help=HELP)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ from genrl.compare.run import choose, is_done
 from genrl.compare.verdict import listed
 from genrl.config.select import main_cut, selected
 from genrl.errors import DataError
-from genrl.files import locked, write_json, write_text
+from genrl.files import locked, sweep, write_json, write_text
 from genrl.metrics.comparison import Difference as Paired
 from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
 from genrl.metrics.ranking import TIES
@@ -81,6 +81,7 @@ def write_report(
     noted = {row: [read_notes(folder / run) for run in runs] for row, runs in trained.items()}
     page = html(report, noted, {row: read_samples(folder / runs[0]) for row, runs in trained.items()})
     with locked(folder):  # another comparison of the experiment may write its report, too
+        sweep(folder, ".*.report.*")
         write_json(folder / "report.json", report.to_json())
         draw(noted, folder / "report.png")
         write_text(folder / "report.html", page)

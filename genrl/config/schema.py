@@ -430,6 +430,11 @@ class TrainerConfig:
     """Compile the model's forward and backward passes (torch.compile); meant for GPUs, the first steps take minutes."""
     log_every: int = option(5, ge=1)
     """Optimiser steps between TensorBoard points."""
+    checkpoint_steps: int = option(0, ge=0)
+    """Optimiser steps between resumable checkpoints at most, besides those after validations (with several updates per
+    rollout behind the last of them); 0: the clock alone decides."""
+    checkpoint_minutes: float = option(10.0, ge=0)
+    """Minutes between resumable checkpoints at most, likewise; 0: after validations alone."""
     extra: dict[str, Any] = option({})
     """Further arguments of lightning.Trainer."""
 

@@ -18,8 +18,17 @@ from genrl.runs.inputs import flat, input_files
 from genrl.runs.record import versions
 from genrl.training.fitting import is_first
 
-UNIMPORTANT = ("output", "trainer.threads", "trainer.log_every", "trainer.strategy", "trainer.max_skipped_steps")
-"""Options that do not make another run."""
+UNIMPORTANT = (
+    "output",
+    "trainer.threads",
+    "trainer.log_every",
+    "trainer.strategy",
+    "trainer.max_skipped_steps",
+    "trainer.checkpoint_steps",
+    "trainer.checkpoint_minutes",
+)
+ROUNDING = ("rollout.micro_batch", "trainer.branching", "trainer.checkpointing", "trainer.compile")
+"""Options that do not make another run: the former change no number, the latter none by more than rounding."""
 
 
 def is_finished(folder: Path, config: RunConfig, resume: bool) -> bool:
@@ -165,4 +174,4 @@ def differences(saved: Path, config: RunConfig) -> list[str]:
     before, after, default = flat(values), flat(now), flat(asdict(RunConfig()))
     names = sorted(before.keys() | after.keys())
     changed = (name for name in names if before.get(name, default.get(name)) != after.get(name))
-    return [name for name in changed if name not in UNIMPORTANT]
+    return [name for name in changed if name not in (*UNIMPORTANT, *ROUNDING)]

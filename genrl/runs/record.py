@@ -20,7 +20,7 @@ from genrl.catalog.dataset import Dataset
 from genrl.config.load import experiment_folder
 from genrl.config.schema import EvaluateConfig, RunConfig
 from genrl.errors import CheckpointError
-from genrl.files import key_of, read_json, save_weights, write_json
+from genrl.files import key_of, locked, read_json, save_weights, sweep, write_json
 from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
 from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, evaluated_rows
@@ -151,15 +151,11 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
     if not path.exists():
         if not is_first():
             return {}
-        positions = evaluated_rows(dataset, config.evaluate, split)
-        longest = max([1, *dataset.sequences.seen(positions).tolist()])
-        lines = reference_lines(
-            dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
-        )
-        names = [name for name in lines if "/" not in name]
-        found = {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
+        found = _reference_lines(config, dataset, codes, split)
         try:
-            write_json(path, found)
+            with locked(path.parent):
+                sweep(path.parent, ".*.reference-*")
+                write_json(path, found)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
@@ -169,6 +165,16 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
     if not isinstance(found, dict) or not all(isinstance(kinds, dict) for kinds in found.values()):
         raise CheckpointError(f"{path} is damaged: it holds no reference lines. Remove it; it is made again.")
     return found
+
+
+def _reference_lines(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -> dict[str, Any]:
+    level, positions = config.evaluate.level, evaluated_rows(dataset, config.evaluate, split)
+    longest = max([1, *dataset.sequences.seen(positions).tolist()])
+    lines = reference_lines(
+        dataset, SPLITS[split], config.evaluate.k, longest, positions, codes, level, ties=config.evaluate.ties
+    )
+    names = [name for name in lines if "/" not in name]
+    return {n: {"raw": _rounded(lines[n]), "excluded": _rounded(lines[f"{n}/history_excluded"])} for n in names}
 
 
 def _rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from genrl.catalog.items import Catalog
 from genrl.errors import CheckpointError
-from genrl.files import file_hash, save_weights, write_bytes
+from genrl.files import save_weights, weights_hash, write_bytes
 from genrl.layouts.base import Layout
 from genrl.ops import world_max
 from genrl.policy.model import Policy
@@ -24,16 +25,25 @@ from genrl.stopping import answer, ask, asked
 from genrl.training.rl import RLModule
 from genrl.training.samples import markdown, rollout_samples
 from genrl.training.stage import RankingModule
+from genrl.training.stream import StepStream
 
 
 class StopPoint(Callback):
-    """End training where it can go on from, as soon as this process or another of the run was asked to stop.
+    """End a round before its validation, behind a step that training can go on from; `ResumePoint` writes that down.
 
-    The round ends without the validation that belongs to its last step, and `ResumePoint` writes the checkpoint.
+    It ends as soon as this process or another of the run was asked to stop, and training with it; or when so much has
+    passed since the last checkpoint, and training goes on.
+
+    Args:
+        steps: optimiser steps between checkpoints at most; 0: as many as a round has.
+        minutes: minutes between them at most, by the clock of the first process; 0: as many as a round takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 0, minutes: float = 0.0) -> None:
+        self.steps = steps
+        self.minutes = minutes
         self.step = 0
+        self.stopped = False
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Lightning has put handlers of its own in the place of ours."""
@@ -43,6 +53,7 @@ class StopPoint(Callback):
         """As before a validation."""
         answer()
         self.step = trainer.global_step
+        self._begin(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -52,13 +63,29 @@ class StopPoint(Callback):
         if step == self.step or not isinstance(module, RankingModule) or step % module.updates:
             return
         self.step = step
-        alone = trainer.world_size == 1  # then nothing has to wait for the device
-        number = asked() if alone else int(world_max(torch.tensor(asked(), device=module.device)))
+        wanted = [asked(), int(trainer.is_global_zero and self._due())]
+        if trainer.world_size > 1:  # alone nothing has to wait for the device
+            wanted = world_max(torch.tensor(wanted, device=module.device)).tolist()
+        number, due = wanted
         if number:
             ask(number)
-            trainer.should_stop = True
-            if batch_idx + 1 < trainer.num_training_batches:
-                trainer.limit_val_batches = 0
+            self.stopped = True
+        if number or due:
+            cast(StepStream[Any], trainer.train_dataloader).end()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """`ResumePoint` comes next."""
+        trainer.should_stop = trainer.should_stop or self.stopped
+        self._begin(trainer)
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        """Count from here."""
+        self.written, self.began = trainer.global_step, time.monotonic()
+
+    def _due(self) -> bool:
+        """Whether so much has passed that a checkpoint is wanted."""
+        many = 0 < self.steps <= self.step - self.written
+        return many or 0 < self.minutes * 60 <= time.monotonic() - self.began
 
 
 class BestWeights(Callback):
@@ -99,7 +126,7 @@ class BestWeights(Callback):
             weights = module.state()
             if trainer.is_global_zero:
                 save_weights(weights, self.path, module.metadata())
-                self.content = file_hash(self.path)
+                self.content = weights_hash(self.path)
         else:
             self.waited += 1
         trainer.should_stop = trainer.should_stop or self._exhausted()
@@ -107,10 +134,12 @@ class BestWeights(Callback):
     def check(self) -> None:
         """Behind the last step: whether the file still holds the weights that were written.
 
+        A run that is being finished writes them once more, with another header.
+
         Raises:
             CheckpointError: if not, as where it was damaged while the run lay idle.
         """
-        if self.content and not (self.path.is_file() and file_hash(self.path) == self.content):
+        if self.content and weights_hash(self.path) != self.content:
             raise CheckpointError(
                 f"{self.path} is missing or does not hold the weights of step {self.best_step}, which were the best. "
                 f"Remove the resume-*.ckpt beside it and give the command again to train the stage once more."

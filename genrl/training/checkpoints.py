@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from genrl.files import atomic, file_hash, move
+from genrl.files import atomic, file_hash, flush, move
 
 KEPT = 2
 NAME = re.compile(r"resume-(\d+)-([0-9a-f]{16})\.ckpt")
@@ -30,6 +30,8 @@ class Checkpoints(TorchCheckpointIO):
 class ResumePoint(Callback):
     """After each round, write everything a killed run needs to go on, and keep the one before it as well.
 
+    What curves and samples are made of is on the disk before.
+
     Args:
         folder: of the stage.
     """
@@ -37,10 +39,19 @@ class ResumePoint(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Begin a round: Lightning would go on to count the batches of the one that ended with the checkpoint.
+
+        It would validate too early then, and with micro-batches of another size step too early.
+        """
+        trainer.fit_loop.epoch_loop.restarting = False
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         temporary = self.folder / "resume.writing"
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
+            for notes in self.folder.glob("*.jsonl"):  # they end at this step, or further on
+                flush(notes)
             move(temporary, self.folder / f"resume-{trainer.global_step:08d}-{file_hash(temporary)[:16]}.ckpt")
             for path in points(self.folder)[KEPT:]:
                 path.unlink()

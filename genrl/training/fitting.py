@@ -141,7 +141,7 @@ def _train(
             StageProgress(name, max_steps, monitor(config)),
             History(folder / "history.jsonl", settings.log_every),
             *callbacks,
-            StopPoint(),
+            StopPoint(settings.checkpoint_steps, settings.checkpoint_minutes),
             ResumePoint(folder),
             Peers(),
         ],

@@ -17,7 +17,8 @@ class StepStream(Generic[BatchT]):
 
     A stream with a length is not prefetched by Lightning, so a rollout is drawn after the update before it, never
     earlier. Rounds end, with a validation and a checkpoint, at multiples of `round_steps`; the next one (or a resumed
-    run) goes on at the trainer's step, wherever that is. Steps are the optimiser's: `make` gives the `per_step`
+    run) goes on at the trainer's step, wherever that is. A round that is told to `end` does so behind the step at work,
+    without its validation. Steps are the optimiser's: `make` gives the `per_step`
     micro-batches of one, `position` tells the current one.
     """
 
@@ -34,13 +35,20 @@ class StepStream(Generic[BatchT]):
         self.round_steps = round_steps
         self.max_steps = max_steps
         self.per_step = per_step
+        self._ended = False
 
     def __len__(self) -> int:
         return len(self._steps) * self.per_step
 
     def __iter__(self) -> Iterator[BatchT]:
         for step in self._steps:
+            if self._ended:
+                return
             yield from self.make(step)
+
+    def end(self) -> None:
+        """Make no further steps: the round ends here."""
+        self._ended = True
 
     @property
     def _steps(self) -> range:

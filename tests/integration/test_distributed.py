@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HASH = re.compile(r"(?<=-)[0-9a-f]{16}(?=\.ckpt$)")
 """What a checkpoint's name says of its content, which differs in the last bits of the weights."""
 COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=4")
+COMMON += ("trainer.checkpoint_minutes=0.000001",)  # behind each step, as the clock of the first process says
 FEW = ("evaluate.valid_users=13", "evaluate.test_users=9")
 """Users who do not fill the last batch of each process."""
 RUNS = {

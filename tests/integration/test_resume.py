@@ -1,13 +1,16 @@
 """A run that is killed and resumed ends with the same bits as one that was left alone."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from genrl.cli import main
+from tests.helpers import assert_same
 from tests.integration.processes import leave, stop
 from tests.runs import small
 
@@ -21,7 +24,7 @@ OPTIONS = (
     "align.item_dropout=0.1",
     "rollout.epochs=2",
     "rl.max_steps=8",
-    "rl.validate_every=2",
+    "rl.validate_every=4",
     "rl.select=last",
     "rl.warmup_steps=3",
 )
@@ -35,8 +38,8 @@ JOB = {
 """What SLURM tells a job; Lightning has an answer to SIGUSR1 of its own there."""
 
 
-def words(output: Path) -> list[str]:
-    return ["fit", *small(output, *OPTIONS)]
+def words(output: Path, *more: str) -> list[str]:
+    return ["fit", *small(output, *OPTIONS, *more)]
 
 
 def results(output: Path) -> dict[str, Any]:
@@ -72,24 +75,38 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, whole):
     killed = tmp_path / "killed"
+    often = words(killed, "trainer.checkpoint_steps=1")
     moments = [
         ("align", 4, "saved"),
         ("align", 5, "step"),  # the fourth step has been saved, the fifth is lost
+        ("align", 7, "saved"),  # between two validations
         ("align", 8, "between"),
         ("rl", 1, "step"),  # nothing of the stage has been saved
         ("rl", 3, "step"),  # in the middle of a rollout's updates
-        ("rl", 6, "saved"),
+        ("rl", 6, "saved"),  # behind a rollout's last update, and between two validations
         ("rl", 8, "saved"),  # all is trained, nothing is scored
     ]
     resume = []
     for moment in moments:
-        leave([*words(killed), *resume], tmp_path / "log.txt", moment)
+        leave([*often, *resume], tmp_path / "log.txt", moment)
         assert not (killed / "toy" / FOLDER / "metrics.json").exists()
+        if moment == ("rl", 6, "saved"):
+            shutil.copytree(killed, tmp_path / "other")
         if not resume:
             assert main(words(killed)) == 2  # not without --resume
-            resume = ["--resume"]
-    assert main([*words(killed), *resume]) == 0
+            resume = ["--resume", "auto"]
+    assert main([*often, *resume]) == 0
     same(killed, whole)
+    almost(tmp_path / "other", whole)
+
+
+def almost(output: Path, wanted: Path) -> None:
+    """What remains of a run with other micro-batches gives the same weights, up to rounding."""
+    assert main([*words(output, "rollout.micro_batch=3"), "--resume"]) == 0
+    found, expected = (load_file(place / "toy" / FOLDER / "weights.safetensors") for place in (output, wanted))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_same(found[name], value, tolerance=1e-6)
 
 
 def test_a_run_that_is_asked_to_stop_keeps_its_steps_says_so_and_ends_with_the_same_bits(tmp_path, whole):
@@ -99,7 +116,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_steps_says_so_and_ends_with_the_s
         ("align", 8, "step", signal.SIGINT),  # the last step: its validation still happens
         ("rl", 1, "step", signal.SIGUSR1),  # what a job is told in good time
         ("rl", 3, "step", signal.SIGTERM),  # the rollout is used up first
-        ("rl", 6, "between", signal.SIGINT),  # inside a validation
+        ("rl", 8, "between", signal.SIGINT),  # inside the last validation
     ]
     resume = []
     for *at, number in moments:

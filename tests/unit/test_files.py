@@ -20,6 +20,7 @@ from genrl.files import (
     refuse_links,
     save_weights,
     sweep,
+    weights_hash,
     write_json,
     write_text,
 )
@@ -172,3 +173,20 @@ def test_saved_weights_are_read_as_they_were(tmp_path):
         save_weights({"a": torch.tensor([1.5, -2.0])}, tmp_path / "w.safetensors", metadata)
         assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1.5, -2.0]
         assert read_metadata(tmp_path / "w.safetensors") == (metadata or {})
+
+
+def test_weights_are_known_by_their_tensors_and_not_by_what_else_their_header_says(tmp_path):
+    path, names = tmp_path / "w.safetensors", ("a", "b")
+    hashes = set()
+    for metadata in ({"decoding": "x"}, {}, None):
+        save_weights({name: torch.tensor([1.5, -2.0]) for name in names}, path, metadata)
+        hashes.add(weights_hash(path))
+    assert len(hashes) == 1
+    whole = path.read_bytes()
+    for place in (20, len(whole) - 1):  # a name and a number
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert weights_hash(path) not in hashes
+    for damaged in (b"", bytes(40), b"\xff" * 40, whole[:9], b"[]".rjust(2) * 8):
+        path.write_bytes(damaged)
+        assert weights_hash(path) not in hashes
+    assert weights_hash(tmp_path / "none") == ""

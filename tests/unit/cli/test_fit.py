@@ -1,7 +1,16 @@
 from dataclasses import asdict
 
+import pytest
+
 from genrl import cli
 from genrl.objectives import OBJECTIVES
+
+
+@pytest.mark.parametrize("flag", [["--resume"], ["--resume", "auto"], ["--resume=auto"]])
+def test_a_flag_to_go_on_swallows_no_override(run_module, flag):
+    assert cli.main(["fit", *flag, "seed=7"]) == 0
+    ((_, (config,), options),) = run_module.calls
+    assert (config.seed, options["resume"]) == (7, True)
 
 
 def test_fit_hands_over_configuration_and_command(run_module):

@@ -61,8 +61,14 @@ def test_options_that_an_older_version_lacked_stand_at_their_default(folder, con
     del values["baseline"], values["trainer"]["compile"]
     OmegaConf.save(values, saved)
     assert differences(saved, config) == []
-    compiled = replace(config, trainer=replace(config.trainer, compile=True))
-    assert differences(saved, compiled) == ["trainer.compile"]
+    clipped = replace(config, trainer=replace(config.trainer, max_grad_norm=2.0))
+    assert differences(saved, clipped) == ["trainer.max_grad_norm"]
+
+
+def test_options_that_change_no_number_but_by_rounding_do_not_make_another_run(folder, config):
+    trainer = replace(config.trainer, checkpoint_steps=3, checkpoint_minutes=1.0, compile=True, checkpointing=True)
+    other = replace(config, trainer=trainer, rollout=replace(config.rollout, micro_batch=2))
+    assert differences(folder / "config.yaml", other) == []
 
 
 @pytest.mark.parametrize(

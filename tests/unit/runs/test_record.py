@@ -44,8 +44,11 @@ def test_a_mean_over_no_rows_is_null():
 def test_reference_lines_are_computed_once_and_again_for_other_rows(session, tmp_path):
     config = small_config(tmp_path)
     (tmp_path / "toy").mkdir()
+    litter = tmp_path / "toy" / f".{2**30}.reference-valid-0.json"  # of a process that is no more
+    litter.touch()
     lines = references(config, session.dataset, session.table.codes, "valid")
     (path,) = (tmp_path / "toy").glob("reference-valid-*.json")
+    assert not litter.exists()
     path.write_text(json.dumps({"kept": {}}))
     assert references(config, session.dataset, session.table.codes, "valid") == {"kept": {}}
     path.write_text("[1]")

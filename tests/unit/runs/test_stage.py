@@ -152,6 +152,9 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(finished: dict[str
     resumed = fit(config, resume=True)
     assert (resumed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
     assert read(resumed)["test"] == read(whole)["test"]
+    (resumed / "metrics.json").unlink()  # it ended when all else was written already
+    fit(config, resume=True)
+    assert read(resumed)["test"] == read(whole)["test"]
 
 
 def test_seeds_differ(finished: dict[str, Path], tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 
 from genrl.files import read_metadata, save_weights
 from genrl.recommenders.policy import decoding
-from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress
-from tests.runs import attach, changed, rl_module, sft_module, train
+from genrl.runs.session import Session
+from genrl.training.callbacks import BestWeights, History, RolloutSamples, StageProgress, StopPoint
+from genrl.training.checkpoints import ResumePoint
+from genrl.training.rl import RLModule
+from tests.helpers import assert_same
+from tests.runs import attach, changed, rl_module, sft_module, small_config, train
 
 
 def make_trainer(**values: Any) -> Any:
@@ -155,6 +159,57 @@ def test_each_step_is_noted_with_its_own_values(session, tmp_path):
     noted = {line["step"]: line["train/reward"] for line in read(tmp_path / "history.jsonl") if "train/reward" in line}
     assert noted == pytest.approx(rewards)
     assert len(set(rewards.values())) > 1
+
+
+class Ends(L.Callback):
+    """Optimiser steps at which rounds ended, and those of them that were validated."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+        self.validated: list[int] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.ended.append(trainer.global_step)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.validated.append(trainer.global_step)
+
+
+ENDS = [
+    ((), StopPoint(), [4, 8]),
+    ((), StopPoint(3), [3, 4, 7, 8]),  # counted from the last checkpoint, which one behind a validation is, too
+    ((), StopPoint(minutes=1e-9), [1, 2, 3, 4, 5, 6, 7, 8]),
+    ((), StopPoint(5, 60), [4, 8]),
+    (("rollout.minibatches=2",), StopPoint(1), [2, 4, 6, 8]),  # behind the last update of each rollout
+]
+
+
+@pytest.mark.parametrize(("options", "stop", "ended"), ENDS)
+def test_a_round_ends_where_a_checkpoint_is_due_and_is_validated_where_it_always_was(
+    session, tmp_path, options, stop, ended
+):
+    options = ("rl.max_steps=8", "rl.validate_every=4", "rollout.micro_batch=3", *options)
+    ends = Ends()
+    train(rl_module(changed(session, tmp_path, *options), tmp_path), 8, stop, ends)
+    assert ends.ended == ended
+    assert ends.validated == [4, 8]
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_what_remains_of_a_round_is_validated_at_its_end_and_steps_as_before(tmp_path, size):
+    options = ("objective=grpo", "rl.max_steps=8", "rl.validate_every=4", "evaluate.valid_users=4")
+
+    def module(size: int) -> RLModule:
+        return rl_module(Session.build(small_config(tmp_path, *options, f"rollout.micro_batch={size}")), tmp_path)
+
+    train(module(0), 5, ResumePoint(tmp_path))
+    whole, rest, ends = module(0), module(size), Ends()
+    train(whole, 8)
+    (point,) = tmp_path.glob("resume-00000005-*.ckpt")
+    train(rest, 8, ResumePoint(tmp_path), ends, start=point)
+    assert (ends.ended, ends.validated) == ([8], [8])
+    for name, value in whole.state().items():
+        assert_same(rest.state()[name], value, tolerance=1e-6 if size else 0.0)
 
 
 def test_each_validation_gives_a_line_where_there_is_no_terminal(session, tmp_path, capsys):

@@ -23,6 +23,16 @@ def test_a_stream_goes_on_at_the_current_step_and_ends_with_the_stage():
     assert list(stream) == [(6, 0), (6, 1)]
 
 
+def test_a_round_that_is_ended_makes_the_whole_step_at_work_and_no_other():
+    stream = StepStream(lambda step: iter([(step, 0), (step, 1)]), lambda: 4, round_steps=8, max_steps=9, per_step=2)
+    made = []
+    for batch in stream:
+        made.append(batch)
+        if batch == (5, 0):
+            stream.end()
+    assert made == [(4, 0), (4, 1), (5, 0), (5, 1)]
+
+
 def test_batches_are_made_one_at_a_time():
     made = []
 
