@@ -162,8 +162,8 @@ def _exact(policy: ItemPolicy, layout: SidLayout, requests: Requests) -> str:
 @torch.no_grad()
 def _rollout(sizes: Sizes, repeats: int) -> Figure:
     inputs = make_inputs(replace(sizes, prompts=2 * sizes.prompts))
-    codes = inputs.layout.codes
-    trie = inputs.layout.catalogue.trie  # type: ignore[attr-defined]
+    codes = inputs.layout.codes.cpu()
+    trie = inputs.layout.catalogue.trie.to("cpu")  # type: ignore[attr-defined]
     policy = make_item_policy(trie, sizes.device).eval()
     layout = _layout(policy, trie, codes)
     histories = inputs.maker.full_history(inputs.positions)

@@ -154,9 +154,9 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
 def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
     """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
     notes = Notes()
-    catalog = inputs.maker.dataset.catalog
+    catalog, codes = inputs.maker.dataset.catalog, inputs.layout.codes.cpu()
     prompts = len(inputs.prompts)
-    verifier = Verifier({"item": (ItemReward(notes), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
+    verifier = Verifier({"item": (ItemReward(notes), 1.0)}, RewardContext.from_catalog(catalog, codes))
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:
         module = RLModule(
@@ -171,7 +171,7 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             build=lambda: policy,
             layout=inputs.layout,
             validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
-            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),
+            metrics=ranking_metrics(EvaluateConfig(), catalog, codes),
             evaluation=EvaluateConfig(),
             kind="raw",
             max_grad_norm=1.0,
