@@ -1,4 +1,4 @@
-"""Measure genrl against its peers in one process: `python tools/bench.py [--only NAME] [--json FILE] [--plot FILE]`.
+"""Measure genrl against its peers in one process: `python tools/bench.py [--only NAME] [--device cuda --sizes card]`.
 
 Each figure is a ratio of variants that were measured in turn, with its quartiles over the rounds; that they compute the
 same thing is checked in the same run. Peers: transformers, and for `step` TRL (`pip install -e ".[bench]"`).
@@ -17,20 +17,22 @@ import torch
 from benchmarks.checks import DifferenceError
 from benchmarks.decoding import beams, catalogues, groups, rollouts, slates, thinking_rollouts
 from benchmarks.figures import Figure, as_json, plot, table
-from benchmarks.inputs import FULL, QUICK, Sizes
+from benchmarks.floor import floors
+from benchmarks.inputs import CARD, FULL, QUICK, Sizes
 from benchmarks.items import items
 from benchmarks.planning import plans
 from benchmarks.steps import steps, thinking_steps
 from benchmarks.updating import long, memory, thinking_updates, ways
 from rich.console import Console
 
-from genrl.errors import GenRLError, UnsupportedError
+from genrl.errors import ConfigError, GenRLError, UnsupportedError
 from genrl.files import write_json
 
 BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "rollout": rollouts,
     "beam": beams,
     "step": steps,
+    "floor": floors,
     "memory": memory,
     "plan": plans,
     "catalogue": catalogues,
@@ -45,6 +47,12 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
 }
 """Name -> what measures it, given sizes and the number of rounds."""
 NEED_TRL = ("step", "reasoning-step")
+FLOAT32 = ("catalogue", "ways", "items")
+"""Benchmarks that are about other things than the model's arithmetic, and have one precision."""
+PLACE = ("device", "precision")
+SIZES = {"full": FULL, "quick": QUICK, "card": CARD}
+CARD_GOALS = {"step": 8.0, "floor": 1.5}
+"""Goals of a GPU in bf16, by name of the benchmark."""
 RESIZED = {
     "hidden": "width of the model",
     "layers": "layers of the model",
@@ -65,7 +73,9 @@ def main(words: list[str] | None = None) -> int:
         require_peers(chosen)
         torch.set_num_threads(options.threads)
         load = busy(options.threads, console)
-        figures = measure(chosen, chosen_sizes(options), options.repeats, console)
+        sizes = chosen_sizes(options)
+        require_device(chosen, sizes)
+        figures = measure(chosen, sizes, options.repeats, console)
     except (GenRLError, DifferenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DifferenceError) else 2
@@ -73,19 +83,44 @@ def main(words: list[str] | None = None) -> int:
     for checked in dict.fromkeys(f"{figure.name}: {figure.checked}" for figure in figures):
         print(f"checked  {checked}")
     if options.json:
-        write_json(options.json, as_json(figures, options.repeats, options.quick, load))
+        write_json(options.json, as_json(figures, options.repeats, sizes, load))
     if options.plot:
         plot(figures, options.plot)
     return 0
 
 
 def chosen_sizes(options: argparse.Namespace) -> Sizes:
-    """Sizes that the command line asks for; goals apply to the full sizes alone."""
-    sizes = QUICK if options.quick else FULL
+    """Sizes that the command line asks for, where and in which precision."""
+    sizes = SIZES[options.sizes]
     changes = {name: value for name in RESIZED if (value := getattr(options, name)) is not None}
     if "hidden" in changes:
         changes["feed_forward"] = 2 * changes["hidden"]
+    changes |= {name: getattr(options, name) for name in PLACE if getattr(options, name) != getattr(sizes, name)}
     return replace(sizes, **changes) if changes else sizes
+
+
+def goal(figure: Figure, sizes: Sizes) -> float | None:
+    """What a figure should reach: its goal at full size on a CPU, another at the sizes of a card in bf16 on one."""
+    if sizes == replace(CARD, device="cuda", precision="bf16"):
+        return CARD_GOALS.get(figure.name) if figure.goal is not None else None
+    return figure.goal if sizes is FULL and figure.name != "floor" else None
+
+
+def require_device(chosen: list[str], sizes: Sizes) -> None:
+    """Refuse a GPU that is not there, and a precision that a benchmark does not have.
+
+    Raises:
+        ConfigError: with what to use instead.
+    """
+    if sizes.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU here. Use --device cpu.")
+    fixed = [name for name in chosen if name in FLOAT32]
+    if sizes.precision != "float32" and fixed:
+        others = ", ".join(name for name in BENCHMARKS if name not in FLOAT32)
+        raise ConfigError(
+            f"--precision {sizes.precision}: the benchmark `{fixed[0]}` has float32 alone. Use --precision float32, or "
+            f"--only with one of {others}."
+        )
 
 
 def require_peers(chosen: list[str]) -> None:
@@ -116,7 +151,7 @@ def measure(chosen: list[str], sizes: Sizes, repeats: int, console: Console) -> 
     for number, name in enumerate(chosen, start=1):
         started = time.perf_counter()
         found = BENCHMARKS[name](sizes, repeats)
-        figures += found if sizes is FULL else [replace(figure, goal=None) for figure in found]
+        figures += [replace(figure, goal=goal(figure, sizes)) for figure in found]
         shown = ", ".join(f"{figure.ratio:.2f}" for figure in found if figure.ratio is not None)
         seconds = time.perf_counter() - started
         console.print(f"{number}/{len(chosen)} {name}: ratios {shown} ({seconds:.0f} s)", highlight=False)
@@ -128,7 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=BENCHMARKS, help="run one benchmark")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, after one that does not (5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    about = "tiny ones to see that everything works, or those of a model that is worth a GPU (full)"
+    parser.add_argument("--sizes", choices=SIZES, default="full", help=about)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where everything runs (cpu)")
+    about = "of the model while it is timed; steps train float32 weights in mixed precision (float32)"
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help=about)
     for name, what in RESIZED.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{what} ({getattr(FULL, name)})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and facts about the machine")

@@ -60,12 +60,16 @@ class Meter:
 
     The peak is that of the GPU where there is one, else of this process since the meter was made (Linux), else since
     the process began (0 on Windows, which does not say).
+
+    Args:
+        gpu: whether it is that of the GPU; None: where there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: bool | None = None) -> None:
+        self._gpu = torch.cuda.is_available() if gpu is None else gpu
         self._start = time.perf_counter()
         self._resettable = False
-        if torch.cuda.is_available():
+        if self._gpu:
             torch.cuda.reset_peak_memory_stats()
             return
         try:
@@ -79,7 +83,7 @@ class Meter:
         return {"seconds": round(time.perf_counter() - self._start, 1), "peak_mib": round(self._peak() / 2**20, 1)}
 
     def _peak(self) -> float:
-        if torch.cuda.is_available():
+        if self._gpu:
             return float(torch.cuda.max_memory_allocated())
         if self._resettable:
             for line in Path("/proc/self/status").read_text().splitlines():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks import checks, decoding, figures
 from benchmarks.figures import Figure, compare, interleave
-from benchmarks.inputs import FULL, QUICK, make_thinking
+from benchmarks.inputs import CARD, FULL, QUICK, make_inputs, make_thinking
 
 FIELDS = {"met", *(field.name for field in fields(Figure))}
 PROVED = {
@@ -21,6 +21,7 @@ PROVED = {
     "catalogue": ["one leaf per distinct SID", "all 32 samples are items"],
     "slates": ["all samples are items", "as frequent as they should be", "log-probs of 8 samples equal"],
     "reasoning": ["all samples are items", "equally long", "log-probs of 8 samples equal"],
+    "floor": ["the layers hold the 7,168 weights that are counted per token"],
     "reasoning-update": ["log-probs equal to", "gradients to"],
 }
 
@@ -33,7 +34,7 @@ def same_threads():
 
 
 def run(name, *words):
-    return bench.main(["--quick", "--only", name, "--repeats", "2", "--threads", "1", *map(str, words)])
+    return bench.main(["--sizes", "quick", "--only", name, "--repeats", "2", "--threads", "1", *map(str, words)])
 
 
 @pytest.mark.parametrize("name", PROVED)
@@ -42,7 +43,7 @@ def test_a_quick_run_writes_its_figures_and_what_it_checked(name, tmp_path, caps
     written = json.loads((tmp_path / "figures.json").read_text())
     assert written["machine"]["threads"] == 1
     assert {"torch", "transformers", "trl"} <= written["versions"].keys()
-    assert (written["repeats"], written["quick"]) == (2, True)
+    assert (written["repeats"], written["sizes"]["hidden"]) == (2, QUICK.hidden)
     for figure in written["figures"]:
         assert figure.keys() == FIELDS
         assert figure["name"] == name
@@ -92,7 +93,8 @@ def test_thinking_that_differs_from_the_peers_is_found(monkeypatch, capsys):
     ("words", "changes"),
     [
         ([], {}),
-        (["--quick"], None),
+        (["--sizes", "quick"], None),
+        (["--device", "cuda", "--precision", "bf16"], {"device": "cuda", "precision": "bf16"}),
         (["--hidden", "256", "--layers", "8"], {"hidden": 256, "feed_forward": 512, "layers": 8}),
         (["--thinking-prompts", "2", "--budget", "96"], {"thinking_prompts": 2, "budget": 96}),
     ],
@@ -101,6 +103,39 @@ def test_larger_sizes_are_asked_for_on_the_command_line(words, changes):
     sizes = bench.chosen_sizes(bench._parser().parse_args(words))
     assert sizes == (QUICK if changes is None else replace(FULL, **changes))
     assert (sizes is FULL) == (changes == {})  # goals hold for the full sizes alone
+
+
+def test_a_gpu_has_goals_of_its_own_and_a_floor_has_none_elsewhere():
+    step, floor = (compare(name, "", [1.0], [9.0], checked="", goal=13.0) for name in ("step", "floor"))
+    card = replace(CARD, device="cuda", precision="bf16")
+    assert [bench.goal(figure, FULL) for figure in (step, floor)] == [13.0, None]
+    assert [bench.goal(figure, card) for figure in (step, floor)] == [8.0, 1.5]
+    assert [bench.goal(replace(step, goal=None), card), bench.goal(step, CARD), bench.goal(step, QUICK)] == [None] * 3
+
+
+def test_what_is_timed_in_bf16_is_checked_in_float32(capsys):
+    assert run("beam", "--precision", "bf16") == 0
+    assert "ranked lists equal for" in capsys.readouterr().out
+    inputs = make_inputs(replace(QUICK, precision="bf16"))
+    kinds = [{value.dtype for value in one.policy.parameters()} for one in (inputs, inputs.lowered)]
+    assert kinds == [{torch.float32}, {torch.bfloat16}]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["rollout", "beam", "floor", "catalogue", "items", "ways"])
+def test_every_figure_can_be_taken_on_a_gpu(name, tmp_path):
+    assert run(name, "--device", "cuda", "--json", tmp_path / "figures.json") == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["machine"]["card"]["name"] == torch.cuda.get_device_name()
+    assert all(figure["ours"] > 0 for figure in written["figures"])
+
+
+def test_a_gpu_that_is_not_there_and_a_precision_that_is_not_offered_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("rollout", "--device", "cuda") == 2
+    assert "PyTorch finds no GPU here" in capsys.readouterr().err
+    assert run("items", "--precision", "bf16") == 2
+    assert "`items` has float32 alone" in capsys.readouterr().err
 
 
 def test_variants_are_measured_in_turn_and_the_first_round_does_not_count():

@@ -1,6 +1,5 @@
 """Rollouts, beams and catalogues of several sizes."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checks import all_items, require, same_completions, same_log_probs, same_rankings
-from benchmarks.figures import Figure, compare, interleave, timed
+from benchmarks.figures import Figure, clocked, compare, interleave, timed
 from benchmarks.inputs import (
     BLOCKS,
     LEVELS,
@@ -69,21 +68,20 @@ def slates(sizes: Sizes, repeats: int) -> list[Figure]:
 def _rollouts(name: str, inputs: Inputs, group: int, goals: dict[str, float | None], repeats: int) -> list[Figure]:
     """Seconds of rollouts against each constraint of transformers, with goals; where lengths vary, per token, too."""
     seeds = iter(range(repeats + 1))
-    makers: dict[str, Callable[[], Tensor]] = {"genrl": lambda: inputs.draw(group, next(seeds)).tokens}
-    makers |= {kind: partial(generate_samples, inputs, group, constraint(kind, inputs)) for kind in goals}
+    fast = inputs.lowered
+    makers: dict[str, Callable[[], Tensor]] = {"genrl": lambda: fast.draw(group, next(seeds)).tokens}
+    makers |= {kind: partial(generate_samples, fast, group, constraint(kind, inputs)) for kind in goals}
     drawn: dict[str, list[Tensor]] = {who: [] for who in makers}
 
     def measured(who: str) -> float:
-        started = time.perf_counter()
-        tokens = makers[who]()
-        seconds = time.perf_counter() - started
+        seconds, tokens = clocked(makers[who])
         drawn[who].append(tokens)
         return seconds
 
     torch.manual_seed(0)
     seconds = interleave(f"{name}, group {group}", {who: partial(measured, who) for who in makers}, repeats)
     lengths = {who: [inputs.lengths(tokens) for tokens in rounds[1:]] for who, rounds in drawn.items()}
-    checked = f"{same_completions(inputs, drawn, lengths)}; {same_log_probs(inputs, inputs.draw(group))}"
+    checked = f"{same_completions(fast, drawn, lengths)}; {same_log_probs(inputs, inputs.draw(group))}"
     setting = f"group {group}"
     if inputs.layout.writes_text:
         setting += f", {inputs.prompts.tokens.shape[1]} + {BLOCKS} x {inputs.sizes.budget} tokens"
@@ -111,15 +109,17 @@ def beams(sizes: Sizes, repeats: int) -> list[Figure]:
 def _beams(inputs: Inputs, width: int, normalize: str, repeats: int) -> Figure:
     prompts, limits = inputs.prompts, constraint("function", inputs)
 
-    def ours() -> tuple[Ranking, Completions]:
-        return search(inputs.policy, inputs.layout, prompts, width, Sampling(normalize=normalize))  # type: ignore[arg-type]
+    def ours(one: Inputs) -> tuple[Ranking, Completions]:
+        return search(one.policy, one.layout, prompts, width, Sampling(normalize=normalize))  # type: ignore[arg-type]
 
-    theirs = partial(generate_beams, inputs, width, limits, normalize)
-    variants = {"genrl": timed(ours), "transformers": timed(theirs)}
+    def theirs(one: Inputs) -> tuple[Tensor, Tensor]:
+        return generate_beams(one, width, limits, normalize)
+
+    variants = {name: timed(partial(run, inputs.lowered)) for name, run in (("genrl", ours), ("transformers", theirs))}
     seconds = interleave(f"beam, width {width}, {normalize}", variants, repeats)
-    _, mine = ours()
+    _, mine = ours(inputs)
     ranked = mine.tokens.view(len(prompts), width, -1), mine.logps.sum(1).view(-1, width)
-    checked = same_rankings(ranked, theirs())
+    checked = same_rankings(ranked, theirs(inputs))
     all_items(mine.tokens, inputs.sid_tokens, "genrl")
     setting = f"width {width}, over {normalize} tokens, {PEERS['function']}"
     goal = BEAM_GOALS.get(width) if normalize == "legal" else None
@@ -130,14 +130,12 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
     """Tries of growing catalogues: time to build, size, and time to decode with the same policy."""
     inputs = make_inputs(sizes)
     prompts, group = inputs.prompts, sizes.groups[0]
-    uniforms = torch.rand(len(prompts), group, LEVELS, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(len(prompts), group, LEVELS, generator=torch.Generator().manual_seed(0)).to(sizes.device)
     layouts: dict[int, SidLayout] = {}
     figures = []
     for items in sizes.catalogues:
         codes = distinct_codes(items, sizes.codes)
-        started = time.perf_counter()
-        Trie.build(codes, (sizes.codes,) * LEVELS)
-        built = time.perf_counter() - started
+        built, _ = clocked(partial(Trie.build, codes, (sizes.codes,) * LEVELS))
         layouts[items] = make_layout(inputs.policy, codes)
         trie = layouts[items].catalogue.trie
         require(trie.leaves == items, f"the trie of {items} distinct SIDs has {trie.leaves} leaves.")
@@ -167,7 +165,7 @@ def catalogues(sizes: Sizes, repeats: int) -> list[Figure]:
 
 def _keys(codes: Tensor, size: int) -> Tensor:
     """One number per SID [n, K]."""
-    keys = torch.zeros(len(codes), dtype=torch.int64)
+    keys = torch.zeros_like(codes[:, 0])
     for level in codes.unbind(1):
         keys = keys * size + level
     return keys

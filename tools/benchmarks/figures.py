@@ -1,19 +1,24 @@
 """Measured figures: how they are taken, shown, drawn and written."""
 
+import gc
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from rich.table import Table
 
 from genrl.progress import progress_bar
 from genrl.runs.record import versions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,28 @@ def compare(
 
 def timed(run: Callable[[], object]) -> Callable[[], float]:
     """The same call, answering the seconds it took."""
+    return lambda: clocked(run)[0]
 
-    def measured() -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
 
-    return measured
+def clocked(run: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of a call, until the device has done all that it was given, and its result."""
+    started = now()
+    found = run()
+    return now() - started, found
+
+
+def now() -> float:
+    """The time in seconds once the device has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def emptied() -> None:
+    """Give back what earlier measurements left, so that it does not run the next one out of memory."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def interleave(
@@ -91,22 +111,34 @@ def interleave(
     return {variant: values[int(warm_up) :] for variant, values in found.items()}
 
 
-def as_json(figures: Sequence[Figure], repeats: int, quick: bool, load: float) -> dict[str, Any]:
-    """Everything that is needed to judge the figures elsewhere."""
+def as_json(figures: Sequence[Figure], repeats: int, sizes: Any, load: float) -> dict[str, Any]:  # noqa: ANN401
+    """Everything that is needed to judge the figures elsewhere; `sizes` is a dataclass."""
     trl = next(iter(distributions(name="trl")), None)
     machine = {
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "load_before": load,
+        **({"card": card()} if sizes.device == "cuda" else {}),
     }
     return {
         "machine": machine,
         "versions": {**versions(), "trl": trl.version if trl else "not installed"},
         "repeats": repeats,
-        "quick": quick,
+        "sizes": asdict(sizes),
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
     }
+
+
+def card() -> dict[str, Any]:
+    """Name and memory of the GPU, its driver, and the versions of CUDA that torch was built for and the driver has."""
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    found = {"name": device.name, "gib": round(device.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+    found |= {"capability": f"{device.major}.{device.minor}", "torch": torch.__version__, "driver": "unknown"}
+    if tool := shutil.which("nvidia-smi"):
+        words = [tool, "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        found["driver"] = subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
+    return found
 
 
 def table(figures: Sequence[Figure]) -> Table:

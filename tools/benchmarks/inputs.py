@@ -1,8 +1,10 @@
 """What is measured on: a small random policy, a random catalogue, prompts of several lengths."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,25 @@ from genrl.sid.trie import Trie
 LEVELS = 4
 BLOCKS = 3
 """SID tokens of completions with thinking, and think blocks."""
+SHAPES = (
+    (32, 16, 60, 4),
+    (8, 16, 60, 16),
+    (4, 16, 60, 64),
+    (8, 64, 60, 4),
+    (4, 4, 60, 32),
+    (8, 16, 256, 4),
+    (4, 16, 256, 16),
+    (2, 16, 256, 64),
+    (2, 16, 1024, 4),
+    (1, 16, 1024, 16),
+    (1, 16, 1024, 200),
+)
+"""Prompts, completions each, tokens of a prompt, tokens of a completion."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is."""
+    """How large everything is, and where and in which precision it is timed."""
 
     hidden: int = 128
     layers: int = 4
@@ -58,6 +74,16 @@ class Sizes:
     """Tokens of the vocabulary that are no SID tokens, where completions think."""
     steps: tuple[int, int] = (9, 3)
     """Optimiser steps of genrl and of TRL in one block; the first of each does not count."""
+    splits: tuple[int, ...] = (8, 1)
+    """Micro-batches per step that TRL is measured with; which is faster for it depends on the machine."""
+    update_prompts: int = 32
+    """Prompts of the update whose memory is measured; the peer keeps activations of a copy for every completion."""
+    shapes: tuple[tuple[int, int, int, int], ...] = SHAPES
+    """Of the benchmark of the ways."""
+    square: int = 2048
+    """Rows and columns of the matrices that the machine's ceiling is measured with."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
 
 
 FULL = Sizes()
@@ -82,7 +108,24 @@ QUICK = Sizes(
     slate=3,
     words=300,
     steps=(3, 3),
+    update_prompts=4,
+    shapes=((2, 4, 20, 4), (1, 2, 8, 12)),
+    square=64,
 )
+CARD = Sizes(
+    hidden=1024,
+    layers=28,
+    heads=16,
+    feed_forward=3072,
+    history=60,
+    groups=(16,),
+    beams=(20,),
+    steps=(6, 3),
+    splits=(8, 4),
+    update_prompts=2,
+    square=8192,
+)
+"""A Qwen3 of .38B weights and prompts of 241 tokens: what a GPU is worth, too much for a laptop."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +137,18 @@ class Inputs:
     layout: Layout
     maker: PromptMaker
 
+    @cached_property
+    def lowered(self) -> "Inputs":
+        """What is timed: the same, with weights in the precision asked for.
+
+        What is checked stays in float32, where rounding is smaller than any mistake.
+        """
+        if self.sizes.precision == "float32":
+            return self
+        policy = copy.deepcopy(self.policy)
+        policy.to_bfloat16()
+        return replace(self, policy=policy)
+
     @property
     def positions(self) -> Tensor:
         """Where the prompts' targets stand."""
@@ -101,8 +156,8 @@ class Inputs:
 
     @cached_property
     def prompts(self) -> Requests:
-        """The prompts, left-padded."""
-        return self.maker.at(self.positions)
+        """The prompts, left-padded, on the device."""
+        return self.maker.at(self.positions).to(self.policy.device)
 
     @property
     def sid_tokens(self) -> Tensor:
@@ -117,7 +172,7 @@ class Inputs:
         """A rollout of `group` sampled completions per prompt, as training draws it."""
         count, categories = len(self.prompts), self.maker.dataset.catalog.categories
         config = RolloutConfig(group_size=group, prompts=count, normalize=normalize)  # type: ignore[arg-type]
-        inputs = self.policy, self.layout, self.prompts, config
+        inputs, categories = (self.policy, self.layout, self.prompts, config), categories.to(self.policy.device)
         noise = torch.Generator().manual_seed(seed)
         return rollout(*inputs, generator=noise, rows=slice(0, count), total=count, categories=categories)
 
@@ -138,7 +193,7 @@ def make_thinking(sizes: Sizes) -> Inputs:
     words = policy.words
     assert words is not None
     head = policy.base.get_output_embeddings()
-    bias = torch.zeros(head.out_features)
+    bias = head.weight.new_zeros(head.out_features)
     bias[words.closing] = math.log(int(words.legal.sum()) / sizes.budget)
     head.bias = nn.Parameter(bias)
     catalogue = make_items(policy, distinct_codes(sizes.items, sizes.codes, BLOCKS))
@@ -179,7 +234,7 @@ def make_policy(sizes: Sizes, levels: int = LEVELS, words: int = 4) -> Policy:
         for value in policy.trainable().values():
             if value.dim() > 1:
                 value.mul_(4.0)
-    return policy
+    return policy.to(sizes.device)
 
 
 def distinct_codes(items: int, codes: int, levels: int = LEVELS) -> Tensor:
@@ -220,8 +275,8 @@ def clustered_codes(items: int, codes: int) -> Tensor:
 
 
 def make_items(policy: Policy, codes: Tensor) -> Items:
-    """A catalogue of items with these SIDs [I, K]."""
-    return Items(Trie.build(codes, policy.sizes), policy.first_ids, codes)
+    """A catalogue of items with these SIDs [I, K], on the policy's device."""
+    return Items(Trie.build(codes, policy.sizes), policy.first_ids, codes).to(policy.device)
 
 
 def make_layout(policy: Policy, codes: Tensor) -> SidLayout:
@@ -246,6 +301,6 @@ def make_prompts(policy: Policy, items: Items, sizes: Sizes, shortest: int = 9) 
         user_ids=tuple(str(user) for user in range(sizes.prompts)),
     )
     catalog = Catalog.from_table([str(item) for item in range(sizes.items)])
-    tokens = items.render(torch.arange(sizes.items))
+    tokens = items.render(torch.arange(sizes.items, device=policy.device)).cpu()
     template = PromptTemplate(policy.start_id, (), tokens, policy.tokenizer.pad_token_id)
     return PromptMaker(Dataset(catalog, sequences, "random"), template, sizes.history)

@@ -52,16 +52,16 @@ def items(sizes: Sizes, repeats: int) -> list[Figure]:
     return found
 
 
-def make_item_policy(trie: Trie, **options: float) -> ItemPolicy:
+def make_item_policy(trie: Trie, device: str = "cpu", **options: float) -> ItemPolicy:
     """An item policy with the default options."""
     config = ModelConfig(name="item")
     policy = make_policy(config, ItemSpec(replace(config.item, **options), trie))  # type: ignore[arg-type]
     assert isinstance(policy, ItemPolicy)
-    return policy
+    return policy.to(device)
 
 
 def _layout(policy: Generative, trie: Trie, codes: Tensor) -> SidLayout:
-    return SidLayout(SidLayoutConfig(), catalogue=Items(trie, policy.first_ids, codes))
+    return SidLayout(SidLayoutConfig(), catalogue=Items(trie, policy.first_ids, codes).to(policy.device))
 
 
 def _histories(users: int, items: int, longest: int) -> Tensor:
@@ -75,11 +75,11 @@ def _histories(users: int, items: int, longest: int) -> Tensor:
 def _beside_sasrec(sizes: Sizes, codes: Tensor, repeats: int, *, goals: bool) -> list[Figure]:
     count = len(codes)
     trie = Trie.build(codes, tuple(int(column.max()) + 1 for column in codes.unbind(1)))
-    policy = make_item_policy(trie).eval()
+    policy = make_item_policy(trie, sizes.device).eval()
     layout = _layout(policy, trie, codes)
-    peer = _sasrec(codes)
-    rows = _histories(BATCH, count, 21)
-    targets = (rows >= 0) & (torch.arange(21) > (rows < 0).sum(1, keepdim=True))
+    peer = _sasrec(codes).to(sizes.device)
+    rows = _histories(BATCH, count, 21).to(sizes.device)
+    targets = (rows >= 0) & (torch.arange(21, device=rows.device) > (rows < 0).sum(1, keepdim=True))
     batch = SequenceBatch(rows, targets, targets.sum().float())
     wanted = rows[targets]
     setting = f"{count:,} items"
@@ -140,8 +140,8 @@ def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def _requests(policy: ItemPolicy, layout: SidLayout, histories: Tensor) -> Requests:
-    template = ItemTemplate(policy.start_id, (), layout.codes, policy.start_id)
-    return Requests(*template.render(histories), histories)
+    template = ItemTemplate(policy.start_id, (), layout.codes.cpu(), policy.start_id)
+    return Requests(*template.render(histories), histories).to(policy.device)
 
 
 def _parts(requests: Requests) -> list[Requests]:
@@ -162,13 +162,14 @@ def _exact(policy: ItemPolicy, layout: SidLayout, requests: Requests) -> str:
 @torch.no_grad()
 def _rollout(sizes: Sizes, repeats: int) -> Figure:
     inputs = make_inputs(replace(sizes, prompts=2 * sizes.prompts))
-    codes = inputs.layout.codes
-    trie = inputs.layout.catalogue.trie  # type: ignore[attr-defined]
-    policy = make_item_policy(trie).eval()
+    codes = inputs.layout.codes.cpu()
+    trie = inputs.layout.catalogue.trie.to("cpu")  # type: ignore[attr-defined]
+    policy = make_item_policy(trie, sizes.device).eval()
     layout = _layout(policy, trie, codes)
     histories = inputs.maker.full_history(inputs.positions)
     requests, group = _requests(policy, layout, histories), sizes.groups[0]
     noise = torch.rand(len(requests), group, layout.length, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(sizes.device)
     variants = {
         "genrl": timed(lambda: write(policy, layout, requests, group, noise=noise)),
         "tokens": timed(lambda: write(inputs.policy, inputs.layout, inputs.prompts, group, noise=noise)),

@@ -3,7 +3,6 @@
 import copy
 import logging
 import tempfile
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from benchmarks.checks import require
-from benchmarks.figures import Figure, compare, interleave
+from benchmarks.figures import Figure, compare, emptied, interleave, now
 from benchmarks.inputs import BLOCKS, Inputs, Sizes, make_inputs, make_thinking
 from benchmarks.peers import grammar
 from genrl.batches import Completions, Targets
@@ -34,8 +33,6 @@ from genrl.training.stream import PromptOrder
 
 STEP_GOAL = 13.0
 LEARNING_RATE = 1e-4
-SPLITS = (8, 1)
-"""Micro-batches per step that TRL is measured with; which is faster for it depends on the machine."""
 THINKING_ROWS = 64
 """Completions per micro-batch of TRL with thinking."""
 
@@ -60,7 +57,7 @@ class Notes:
 
     def stamp(self, *_: object) -> None:
         """A step has ended."""
-        self.stamps.append(time.perf_counter())
+        self.stamps.append(now())
 
     def judge(self, items: Tensor, targets: Tensor) -> Tensor:
         """`item_reward`, noted."""
@@ -87,7 +84,7 @@ class ItemReward(Reward):
 def steps(sizes: Sizes, repeats: int) -> list[Figure]:
     """Blocks of steps in turn: a fresh trainer each, the same model, prompts, group, length, reward and optimiser."""
     inputs = make_inputs(sizes)
-    return _steps("step", f"group {sizes.groups[0]}", inputs, SPLITS, repeats, STEP_GOAL)
+    return _steps("step", f"group {sizes.groups[0]}", inputs, sizes.splits, repeats, STEP_GOAL)
 
 
 def thinking_steps(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -111,13 +108,12 @@ def _steps(
         runs[f"{rows // split} x {split}"] = partial(trl_block, inputs, group, counts[1], split)
 
     def measured(who: str) -> float:
+        emptied()
         notes = runs[who]()
         blocks[who].append(notes)
         return notes.seconds()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # notices that are repeated for each block
-    for module in ("lightning", "trl", "transformers"):
-        warnings.filterwarnings("ignore", module=module)
+    quiet_trainers()
     seconds = interleave(name, {who: partial(measured, who) for who in runs}, repeats)
     peers = [who for who in runs if who != "genrl"]
     checked = "; ".join(_same_signal(blocks["genrl"], blocks[who], who) for who in peers)
@@ -129,6 +125,13 @@ def _steps(
         what = f"{setting}, TRL GRPOTrainer {who}{' (its best)' if who == best and len(peers) > 1 else ''}"
         found.append(compare(name, what, *times, unit="s/step", goal=reach, checked=checked))
     return found
+
+
+def quiet_trainers() -> None:
+    """Leave out notices that are repeated for each block."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for module in ("lightning", "trl", "transformers"):
+        warnings.filterwarnings("ignore", module=module)
 
 
 def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> str:
@@ -151,9 +154,9 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
 def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
     """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
     notes = Notes()
-    catalog = inputs.maker.dataset.catalog
+    catalog, codes = inputs.maker.dataset.catalog, inputs.layout.codes.cpu()
     prompts = len(inputs.prompts)
-    verifier = Verifier({"item": (ItemReward(notes), 1.0)}, RewardContext.from_catalog(catalog, inputs.layout.codes))
+    verifier = Verifier({"item": (ItemReward(notes), 1.0)}, RewardContext.from_catalog(catalog, codes))
     policy = copy.deepcopy(inputs.policy)
     with tempfile.TemporaryDirectory() as folder:
         module = RLModule(
@@ -168,8 +171,9 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             build=lambda: policy,
             layout=inputs.layout,
             validation=EvaluationBatches(inputs.maker, inputs.positions[:0], 1),
-            metrics=ranking_metrics(EvaluateConfig(), catalog, inputs.layout.codes),
+            metrics=ranking_metrics(EvaluateConfig(), catalog, codes),
             evaluation=EvaluateConfig(),
+            kind="raw",
             max_grad_norm=1.0,
             folder=Path(folder),
         )
@@ -178,7 +182,9 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             "limit_val_batches": 0,
             "default_root_dir": folder,
         }
-        make_trainer(TrainerConfig(accelerator="cpu"), max_steps=count, **options).fit(module)
+        gpu, low = inputs.sizes.device == "cuda", inputs.sizes.precision == "bf16"
+        hardware = TrainerConfig(accelerator="gpu" if gpu else "cpu", precision="bf16-mixed" if low else "32-true")
+        make_trainer(hardware, max_steps=count, **options).fit(module)
     return notes
 
 
@@ -201,9 +207,9 @@ def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
     require(inputs.policy.tokenizer(text=texts)["input_ids"] == rows, "step: TRL would see other prompts than genrl.")
 
     def reward(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float]:
-        tokens = torch.tensor(completion_ids)
+        tokens = torch.tensor(completion_ids, device=prompts.tokens.device)
         items = layout.read(tokens, layout.replay(tokens)).items[:, 0]
-        return notes.judge(items, torch.tensor(target)[:, None]).tolist()
+        return notes.judge(items, torch.tensor(target, device=items.device)[:, None]).tolist()
 
     class Stamps(TrainerCallback):
         def on_step_end(self, *arguments: object, **options: object) -> None:
@@ -225,8 +231,8 @@ def trl_block(inputs: Inputs, group: int, count: int, split: int) -> Notes:
             loss_type="grpo",
             temperature=1.0,
             gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
+            bf16=inputs.sizes.precision == "bf16",
+            use_cpu=inputs.sizes.device == "cpu",
             seed=int(torch.randint(2**31, ())),
             logging_strategy="no",
             save_strategy="no",

@@ -1,8 +1,9 @@
 """The forward and backward pass of an update: its memory, its time, and which way to share a prompt is the fastest."""
 
-import gc
 import multiprocessing
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.checks import TOLERANCE, gradient, require, same_updates
-from benchmarks.figures import Figure, compare, interleave, timed
-from benchmarks.inputs import BLOCKS, FULL, QUICK, Sizes, make_inputs, make_layout, make_policy, make_thinking
+from benchmarks.figures import Figure, compare, emptied, interleave, timed
+from benchmarks.inputs import BLOCKS, QUICK, Sizes, make_inputs, make_layout, make_policy, make_thinking
 from benchmarks.peers import repeated_log_probs
 from genrl.batches import Completions, Requests
 from genrl.layouts.base import Layout
@@ -30,21 +31,6 @@ ITEMS = 400
 """Codes per level and items of the catalogues whose SIDs have as many levels as a benchmark needs tokens."""
 LONG_GROUP = 16
 WAYS = ("tree", "expand", "naive")
-SHAPES = (
-    (32, 16, 60, 4),
-    (8, 16, 60, 16),
-    (4, 16, 60, 64),
-    (8, 64, 60, 4),
-    (4, 4, 60, 32),
-    (8, 16, 256, 4),
-    (4, 16, 256, 16),
-    (2, 16, 256, 64),
-    (2, 16, 1024, 4),
-    (1, 16, 1024, 16),
-    (1, 16, 1024, 200),
-)
-"""Prompts, completions each, tokens of a prompt, tokens of a completion."""
-QUICK_SHAPES = ((2, 4, 20, 4), (1, 2, 8, 12))
 NAIVE_UP_TO = 16
 """Longest completion that is decoded without a cache, which computes everything anew for each token."""
 MICRO_BATCH = 64
@@ -56,7 +42,7 @@ def memory(sizes: Sizes, repeats: int) -> list[Figure]:
 
     Each measurement is a process of its own, since freed memory does not always go back to the system.
     """
-    group = sizes.groups[0]
+    group, sizes = sizes.groups[0], replace(sizes, prompts=sizes.update_prompts)
     inputs = make_inputs(sizes)
     update = partial(_update, inputs.policy, inputs.layout, inputs.prompts, inputs.draw(group), "legal")
     checked = same_updates(update("auto"), update("naive"), "ways")
@@ -74,16 +60,22 @@ def _peak_elsewhere(*arguments: object) -> float:
 def peak(sizes: Sizes, way: str, group: int, threads: int) -> float:
     """MiB that one forward and backward pass needs at its peak above what the process held before."""
     torch.set_num_threads(threads)
-    small = make_inputs(QUICK)
+    gpu = sizes.device == "cuda"
+    small = make_inputs(replace(QUICK, device=sizes.device, precision=sizes.precision)).lowered
     _update(small.policy, small.layout, small.prompts, small.draw(2), "legal", way)  # libraries set themselves up
-    inputs = make_inputs(sizes)
+    inputs = make_inputs(sizes).lowered
     drawn = inputs.draw(group)
-    gc.collect()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    before = next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
-    meter = Meter()
+    emptied()
+    before = torch.cuda.memory_allocated() / 2**20 if gpu else resident()
+    meter = Meter(gpu=gpu)
     _update(inputs.policy, inputs.layout, inputs.prompts, drawn, "legal", way)
     return meter.read()["peak_mib"] - before
+
+
+def resident() -> float:
+    """MiB of this process in memory (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 def long(sizes: Sizes, repeats: int) -> list[Figure]:
@@ -98,6 +90,10 @@ def long(sizes: Sizes, repeats: int) -> list[Figure]:
         prompts, drawn = _random(policy, layout, lengths, LONG_GROUP)
         update = partial(_update, policy, layout, prompts, drawn, "vocab")
         checked = same_updates(update("auto"), update("naive"), "ways")
+        if sizes.precision == "bf16":
+            low = deepcopy(policy)
+            low.to_bfloat16()
+            update = partial(_update, low, layout, prompts, drawn, "vocab")
         shown = " and ".join(map(str, lengths))
         variants = {way: timed(partial(update, way)) for way in ("auto", "naive")}
         seconds = interleave(f"long, prompts of {shown}", variants, repeats)
@@ -113,10 +109,10 @@ def ways(sizes: Sizes, repeats: int) -> list[Figure]:
     The ratio is 1 for a right choice and below 1 for a wrong one.
     """
     found = []
-    for prompts, group, context, length in SHAPES if sizes is FULL else QUICK_SHAPES:
+    for prompts, group, context, length in sizes.shapes:
         policy, layout = _levels(sizes, length)
         requests, drawn = _random(policy, layout, (context,) * prompts, group)
-        noise = torch.rand(prompts, group, length, generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(prompts, group, length, generator=torch.Generator().manual_seed(0)).to(sizes.device)
         setting = f"{prompts} x {group}, {context} + {length} tokens"
         update = partial(_update, policy, layout, requests, drawn, "vocab")
         found.append(_ways(f"score {setting}", WAYS, update, repeats))
@@ -139,10 +135,17 @@ def thinking_updates(sizes: Sizes, repeats: int) -> list[Figure]:
     """Update of a rollout with thinking against what TRL computes, log-probabilities over the vocabulary on both."""
     inputs, group = make_thinking(sizes), sizes.groups[0]
     batch = inputs.draw(group, normalize="vocab")
-    ours = partial(_update, inputs.policy, inputs.layout, inputs.prompts, batch, "vocab", "auto")
-    theirs = partial(_plain_update, inputs.policy, inputs.prompts, batch)
-    checked = same_updates(ours(), theirs(), "updates")
-    seconds = interleave("reasoning-update", {"genrl": timed(ours), "peer": timed(theirs)}, repeats)
+
+    def ours(policy: Policy) -> tuple[Tensor, Tensor]:
+        return _update(policy, inputs.layout, inputs.prompts, batch, "vocab", "auto")
+
+    def theirs(policy: Policy) -> tuple[Tensor, Tensor]:
+        return _plain_update(policy, inputs.prompts, batch)
+
+    checked = same_updates(ours(inputs.policy), theirs(inputs.policy), "updates")
+    low = inputs.lowered.policy
+    variants = {"genrl": timed(partial(ours, low)), "peer": timed(partial(theirs, low))}
+    seconds = interleave("reasoning-update", variants, repeats)
     setting = f"{len(inputs.prompts)} x {group}, {BLOCKS} think blocks, prompt once or copied"
     return [compare("reasoning-update", setting, seconds["genrl"], seconds["peer"], checked=checked)]
 
@@ -159,15 +162,15 @@ def _levels(sizes: Sizes, levels: int) -> tuple[Policy, SidLayout]:
 def _random(policy: Policy, layout: SidLayout, lengths: tuple[int, ...], group: int) -> tuple[Requests, Completions]:
     """Random prompts of these lengths and a group of random items behind each of them, all tokens counted."""
     generator = torch.Generator().manual_seed(0)
-    items = torch.randint(ITEMS, (group * len(lengths),), generator=generator)
+    items = torch.randint(ITEMS, (group * len(lengths),), generator=generator).to(policy.device)
     longest = max(lengths)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     tokens = layout.compose(items[:, None])
-    zeros = torch.zeros(tokens.shape)
+    zeros = torch.zeros(tokens.shape, device=tokens.device)
     prompts = torch.randint(policy.base.config.vocab_size, (len(lengths), longest), generator=generator)
     choices = torch.full_like(tokens, 2)
     drawn = completed(layout, group, tokens, layout.replay(tokens), choices, zeros, zeros, Sampling())
-    return Requests(prompts, mask, prompts[:, :0]), drawn
+    return Requests(prompts, mask, prompts[:, :0]).to(policy.device), drawn
 
 
 def _update(
@@ -194,7 +197,7 @@ def _plain_update(policy: Policy, prompts: Requests, batch: Completions) -> tupl
     """What `_update` gives, by plain forward passes over repeated prompts."""
     policy.zero_grad(set_to_none=True)
     found = []
-    for rows in torch.arange(len(batch)).split(max(1, MICRO_BATCH // batch.group_size)):
+    for rows in torch.arange(len(batch), device=batch.tokens.device).split(max(1, MICRO_BATCH // batch.group_size)):
         part = batch.groups(rows)
         logps = repeated_log_probs(policy.model, prompts.rows(rows), part)[0] * part.chosen
         logps.sum().backward()
