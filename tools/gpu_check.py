@@ -16,12 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from genrl.config.schema import TrainerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 QLORA = "configs/model/qwen3_1p7b_qlora.yaml"
@@ -150,15 +148,16 @@ def training(options: argparse.Namespace, place: Path, shapes: Sequence[str]) ->
     if large != small:
         about = f"NF4 and LoRA, all stages, {shapes[-1]}"
         yield replace(train(options, "qlora-large", about, large, (*lora, *capped), (), place), needs="models")
-    words, about = (*FULL, "stages=[align,rl]"), f"all weights in bfloat16, {shapes[0]}"
-    yield replace(train(options, "full", about, small, (), words, place), needs="models")
-    words, about = (*FULL, "stages=[rl]", "trainer.strategy=fsdp"), f"the same under FSDP2, one process, {shapes[0]}"
-    known = "strategy" in {field.name for field in fields(TrainerConfig)}
-    lacks = "" if known else "this version has no trainer.strategy"
-    yield replace(train(options, "fsdp", about, small, (), words, place), needs="models", lacks=lacks)
+    all_weights = (*FULL, "stages=[align,rl]")
+    about = f"all weights in bfloat16, {shapes[0]}"
+    yield replace(train(options, "full", about, small, (), all_weights, place), needs="models")
+    shared = (*FULL, "stages=[rl]", "trainer.strategy=fsdp")
+    about = f"the same under FSDP2, one process, {shapes[0]}"
+    yield replace(train(options, "fsdp", about, small, (), shared, place), needs="models")
     if options.smollm:
-        words, about = (*RATES, "trainer.precision=bf16-mixed"), "all weights in mixed precision, real weights"
-        yield train(options, "smollm", about, options.smollm.resolve(), (), words, place)
+        mixed = (*RATES, "trainer.precision=bf16-mixed")
+        about = "all weights in mixed precision, real weights"
+        yield train(options, "smollm", about, options.smollm.resolve(), (), mixed, place)
 
 
 def train(

@@ -5,10 +5,8 @@ should be a few steps long; overrides say so, as for `python -m genrl fit`.
 """
 
 import argparse
-import importlib
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from genrl.errors import ConfigError, GenRLError
 from genrl.files import write_json
 from genrl.objectives import Objective
 from genrl.prompts.packing import PackedBatch
+from genrl.runs.plan import plan
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, run_stage, stages_of
 from genrl.training.fitting import find_rank, quiet_libraries
@@ -114,11 +113,8 @@ def measure(config: RunConfig, gibibytes: float | None = None) -> dict[str, Any]
 
 
 def planned(session: Session, objective: Objective) -> dict[str, float]:
-    """MiB of tensors that the memory plan says of each part of a run; empty where this version has no plan."""
-    if find_spec("genrl.runs.plan") is None:
-        return {}
-    needs = importlib.import_module("genrl.runs.plan").plan(session, objective).needs
-    return {need.part: need.total / 2**20 for need in needs}
+    """MiB of tensors that the memory plan says of each part of a run."""
+    return {need.part: need.total / 2**20 for need in plan(session, objective).needs}
 
 
 def planned_for(needs: dict[str, float], stage: str) -> float | None:

@@ -17,10 +17,10 @@ from genrl.catalog.sequences import Sequences
 from genrl.config.schema import ModelConfig
 from genrl.layouts.items import Items
 from genrl.layouts.sid import SidLayout, SidLayoutConfig
+from genrl.policy.base import TrainablePolicy
 from genrl.policy.exhaustive import rank_all
 from genrl.policy.item import ItemPolicy, ItemSpec
 from genrl.policy.load import make_policy
-from genrl.policy.protocol import Generative
 from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import write
@@ -60,7 +60,7 @@ def make_item_policy(trie: Trie, device: str = "cpu", **options: float) -> ItemP
     return policy.to(device)
 
 
-def _layout(policy: Generative, trie: Trie, codes: Tensor) -> SidLayout:
+def _layout(policy: TrainablePolicy, trie: Trie, codes: Tensor) -> SidLayout:
     return SidLayout(SidLayoutConfig(), catalogue=Items(trie, policy.first_ids, codes).to(policy.device))
 
 
