@@ -36,7 +36,9 @@ def _gradient(options: argparse.Namespace, path: Path) -> None:
 def _dynamics(options: argparse.Namespace, path: Path) -> None:
     if options.smooth < 1:
         raise ConfigError(f"--smooth {options.smooth}: must be at least 1, the value itself.")
-    figures_runs.draw_dynamics(figures_runs.find_rows(options.folder, options.rows), path, options.smooth)
+    figures_runs.draw_dynamics(
+        figures_runs.find_rows(options.folder, options.rows), path, options.smooth, options.quantities
+    )
 
 
 def _ablation(options: argparse.Namespace, path: Path) -> None:
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     option("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
     option("--rows", type=_names, default=[], metavar="NAMES", help="runs by name (all)")
     option("--smooth", type=int, default=1, metavar="N", help="mean over N notes of rollouts, not of validations (1)")
+    option("--quantities", type=_names, default=[], metavar="NAMES", help="of history.jsonl, e.g. train/reward/click")
     option = command("ablation", _ablation, "metrics without each part of a method (Figure 5)")
     option("folder", type=Path, metavar="EXPERIMENT", help="folder of finished runs, e.g. runs/toy")
     option("--full", required=True, metavar="NAME", help="run of the full method")

@@ -43,19 +43,21 @@ def find_rows(folder: Path, names: Sequence[str] = ()) -> dict[str, list[Finishe
     return {name: rows[name] for name in names or rows}
 
 
-def noted_curves(rows: Mapping[str, Sequence[Finished]]) -> dict[str, dict[str, list[Curve]]]:
-    """Curves of the quantities of `DYNAMICS` that runs noted, one at least: quantity -> row -> one curve per seed."""
+def noted_curves(
+    rows: Mapping[str, Sequence[Finished]], quantities: Sequence[str] = tuple(DYNAMICS)
+) -> dict[str, dict[str, list[Curve]]]:
+    """Curves of the quantities that runs noted, one at least: quantity -> row -> one curve per seed."""
     notes = {row: [read_notes(run.folder) for run in runs] for row, runs in rows.items()}
     known = {name for runs in notes.values() for run in runs for name in run}
     found = {}
-    for wanted in DYNAMICS:
+    for wanted in quantities:
         tops = {int(top or 0): name for name in known for head, at, top in [name.partition("@")] if head + at == wanted}
         if tops:
             name = tops[max(tops)]
             curves = {row: [run[name] for run in runs if name in run] for row, runs in notes.items()}
             found[name] = {row: seeds for row, seeds in curves.items() if seeds}
     if not found:
-        raise DataError(f"the runs noted none of {', '.join(DYNAMICS)}, so there is nothing to draw.")
+        raise DataError(f"the runs noted none of {', '.join(quantities)}, so there is nothing to draw.")
     return found
 
 
@@ -71,13 +73,15 @@ def smoothed(curve: Curve, width: int) -> Curve:
     return {window[-1]: statistics.fmean(curve[step] for step in window) for window in windows}
 
 
-def draw_dynamics(rows: Mapping[str, Sequence[Finished]], path: Path, smooth: int = 1) -> None:
-    """Draw a panel per quantity with the curves of the rows; validations are not smoothed."""
+def draw_dynamics(
+    rows: Mapping[str, Sequence[Finished]], path: Path, smooth: int = 1, quantities: Sequence[str] = ()
+) -> None:
+    """Draw a panel per quantity (or those of `DYNAMICS`) with curves of the rows; validations are not smoothed."""
     panels = {}
-    for name, curves in noted_curves(rows).items():
+    for name, curves in noted_curves(rows, quantities or tuple(DYNAMICS)).items():
         head, at, top = name.partition("@")
         width = 1 if name.startswith("val/") else smooth
-        title = DYNAMICS[head + at] + (f" (first {top} items)" if at else "")
+        title = DYNAMICS.get(head + at, head) + (f" (first {top} items)" if at else "")
         panels[title] = {row: band([smoothed(curve, width) for curve in seeds]) for row, seeds in curves.items()}
     save(curve_grid(panels, looks(rows), columns=2), path, dpi=150)
 

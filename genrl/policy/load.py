@@ -1,6 +1,7 @@
 """Build the policy that a configuration asks for: backbone, SID tokens, adapters, 4-bit weights."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from genrl.config.schema import ModelConfig
 from genrl.errors import ConfigError, UnsupportedError
@@ -264,6 +266,8 @@ def _local(kind: Any, config: ModelConfig, **options: Any) -> Any:  # noqa: ANN4
             f"model.name={config.name!r} is neither 'tiny' nor a folder with a Hugging Face model (no config.json "
             f"there). Give the path of a downloaded causal LM."
         )
+    if not sys.stderr.isatty():  # a moving bar would fill a log
+        disable_progress_bar()
     try:
         return kind.from_pretrained(folder, trust_remote_code=config.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
