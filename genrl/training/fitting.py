@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,13 +13,14 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.config.select import selected
 from genrl.errors import CheckpointError, ConfigError
 from genrl.policy.load import require_bitsandbytes
-from genrl.stopping import handled, patient
+from genrl.stopping import ask, handled, patient
 from genrl.training.callbacks import BestWeights, History, StageProgress, StopPoint
 from genrl.training.checkpoints import Checkpoints, ResumePoint, latest
 from genrl.training.muon import PAGED
@@ -118,7 +120,10 @@ def train(
         Stopped: if a signal arrived; what was trained until then is in the checkpoint.
     """
     with handled(), patient():
-        _train(name, module, folder, best, config, *callbacks, start=start)
+        try:
+            _train(name, module, folder, best, config, *callbacks, start=start)
+        except SIGTERMException:  # the signal came while Lightning's handler was in place of ours
+            ask(signal.SIGTERM)
 
 
 def _train(

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only as lightning_rank
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.config.schema import EvaluateConfig, ModelConfig, RLConfig, RunConfig, SelectConfig, TrainerConfig
-from genrl.errors import ConfigError, UnsupportedError
+from genrl.errors import ConfigError, Stopped, UnsupportedError
 from genrl.policy import load
+from genrl.stopping import handled
 from genrl.training import fitting
 from genrl.training.callbacks import BestWeights
 from genrl.training.fitting import (
@@ -92,6 +94,21 @@ def test_what_was_trained_is_scored_where_it_was_trained(tmp_path, monkeypatch):
     module.max_steps = 1
     train("stage", module, tmp_path, BestWeights(tmp_path / "best", None), RunConfig())
     assert module.weight.device.type == "meta"
+
+
+def test_a_signal_that_lightning_answers_first_stops_the_run_as_any_other(tmp_path, monkeypatch):
+    class Trainer(SimpleNamespace):
+        def fit(self, _module):
+            raise SIGTERMException
+
+    made = Trainer(is_global_zero=False)
+    monkeypatch.setattr(fitting.L, "Trainer", lambda **_: made)
+    module: Any = SimpleNamespace(max_steps=1)
+    with pytest.raises(Stopped) as stopped:
+        train("stage", module, tmp_path, BestWeights(tmp_path / "best", None), RunConfig())
+    assert stopped.value.code == 143
+    with handled():  # forget that it arrived
+        pass
 
 
 @pytest.mark.parametrize("there", [True, False])
