@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ def verify(folder: Path) -> str:
     if not (folder / METRICS).is_file():
         raise CheckpointError(f"{folder} is no finished run or stage (no {METRICS} there).")
     files = len(check(folder))
-    stages = read_json(folder / METRICS).get("stages", {})
+    stages = _stages(folder / METRICS)
     places = [folder, *(folder.parent / Path(cost["folder"]).name for cost in stages.values() if "evaluation" in cost)]
     files += sum(len(check(place)) for place in places[1:])
     files += sum(len(check(path.parent)) for place in places for path in place.glob(f"evaluation-*/{METRICS}"))
@@ -38,6 +39,17 @@ def verify(folder: Path) -> str:
     values = sum(_numbers(path) for place in places for path in place.rglob(WEIGHTS))
     beside = f", those of {len(places) - 1} shared stage(s) among them" if stages else ""
     return f"{folder}: {files} files are what they were{beside}; {values:,} weights, all of them finite."
+
+
+def _stages(path: Path) -> dict[str, dict[str, Any]]:
+    """What each stage of a run cost, by name; nothing for a stage."""
+    metrics = read_json(path)
+    stages = metrics.get("stages", {}) if isinstance(metrics, dict) else None
+    if not isinstance(stages, dict) or not all(
+        isinstance(cost, dict) and isinstance(cost.get("folder"), str) for cost in stages.values()
+    ):
+        raise CheckpointError(f"{path} is damaged: it holds no stages of a run. Remove the folder and run it again.")
+    return stages
 
 
 def _checkpoints(folder: Path) -> int:

@@ -100,3 +100,9 @@ def test_a_damaged_checkpoint_is_found(copied):
     point.write_bytes(point.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=rf"grpo-s0: {point.name} does not hold what was written"):
         verify(copied)
+
+
+@pytest.mark.parametrize("stages", [[], {"rl": []}, {"rl": {"seconds": 1.0}}])
+def test_metrics_without_the_stages_of_a_run_are_told(copied, stages):
+    with pytest.raises(CheckpointError, match=r"metrics\.json is damaged: it holds no stages of a run"):
+        verify(resealed(copied, stages=stages))
