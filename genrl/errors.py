@@ -103,9 +103,29 @@ def out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))
 
 
-FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
-READ_ONLY = ("Read-only file system", "Permission denied (os error")
-"""How PyTorch and safetensors say it."""
+WORDED = {
+    "No space left on device": errno.ENOSPC,
+    "PytorchStreamWriter failed writing": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Read-only file system": errno.EROFS,
+    "Permission denied (os error": errno.EACCES,
+}
+"""How PyTorch and safetensors say what the system refused -> its number."""
+KINDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "full")
+KINDS |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "read-only")
+"""Number of a refusal -> why nothing can be written."""
+
+
+def refusal(error: BaseException) -> int:
+    """With which number (`errno`) the system refused something, told by it or by a library; 0 for any other error.
+
+    Example:
+        >>> refusal(ValueError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
+        True
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    return next((number for words, number in WORDED.items() if words in str(error)), 0)
 
 
 def unwritable(error: BaseException) -> str:
@@ -115,11 +135,7 @@ def unwritable(error: BaseException) -> str:
         >>> unwritable(ValueError("I/O error: No space left on device (os error 28)")), unwritable(ValueError("a bug"))
         ('full', '')
     """
-    if isinstance(error, OSError) and error.errno is not None:
-        kinds = {"full": (errno.ENOSPC, errno.EDQUOT), "read-only": (errno.EROFS, errno.EACCES, errno.EPERM)}
-        return next((kind for kind, numbers in kinds.items() if error.errno in numbers), "")
-    told = {"full": FULL, "read-only": READ_ONLY}
-    return next((kind for kind, parts in told.items() if any(part in str(error) for part in parts)), "")
+    return KINDS.get(refusal(error), "")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -139,6 +155,11 @@ def shown(value: Any) -> str:  # noqa: ANN401 (whatever there is)
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or lists inside each other
         text = f"a {type(value).__name__}"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """A text of which a message shows so much that it stays readable."""
     return text if len(text) <= LONG else f"{text[:LONG]} ... ({len(text):,} signs)"
 
 

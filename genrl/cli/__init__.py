@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from genrl.cli import compare, evaluate, export, fit, listing, plan, recommend, selftest, sid, slates, verify
-from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, out_of_memory, suggest, unwritable
+from genrl.errors import ComponentError, ConfigError, GenRLError, Stopped, out_of_memory, refusal, suggest
+from genrl.given import reason
 from genrl.stopping import handled
 from genrl.terminal import lasting_output, paragraphs
 
@@ -25,6 +26,8 @@ SHORTHANDS = {
 }
 """What other tools call an option, for hints only."""
 REFUSALS = {
+    errno.ENOSPC: "So the disk is full. Free some space, or write elsewhere with --output FOLDER.",
+    errno.EDQUOT: "Free some of your space, or write elsewhere with --output FOLDER.",
     errno.EACCES: "Change its mode, or write elsewhere with --output FOLDER.",
     errno.EPERM: "Change its mode, or write elsewhere with --output FOLDER.",
     errno.EROFS: "Write elsewhere with --output FOLDER.",
@@ -36,7 +39,7 @@ REFUSALS = {
     errno.ESTALE: "The disk that it lies on was exchanged. Give the same command again.",
     errno.EIO: "The disk fails. Copy what is there elsewhere.",
 }
-"""What the system says of a file -> what to do."""
+"""Number with which the system refuses a file -> what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,20 +184,17 @@ def _run(words: list[str]) -> int:
 
 def _answer(error: Exception) -> str:
     """What to do about an error that the machine makes and nobody's code; empty for any other."""
-    place = getattr(error, "filename", None)
     if out_of_memory(error):
         return (
-            f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]}). What needs less: "
+            f"out of memory ({reason(error)}). What needs less: "
             f"align.items_per_step and activate.items_per_step while training, evaluate.batch and evaluate.beam "
             f"while ranking, rollout.micro_batch in stage rl; everywhere trainer.checkpointing=true, "
             f"model.dtype=bfloat16, model.quantize=nf4, data.max_history=10."
         )
-    if unwritable(error) == "full":
-        where = f" while writing {place}" if place else ""
-        return f"the disk is full{where} ({error}). Free some space, or write elsewhere with --output FOLDER."
-    if isinstance(error, OSError) and error.errno in REFUSALS:
-        return f"{place or 'a file'}: {error.strerror}. {REFUSALS[error.errno]}"
-    return ""
+    number = refusal(error)
+    if number not in REFUSALS:
+        return ""
+    return f"{getattr(error, 'filename', None) or 'a file'}: {reason(error).rstrip('.')}. {REFUSALS[number]}"
 
 
 def _complain(message: str) -> int:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import CheckpointError, DataError
+from genrl.runs import record
 from genrl.runs.evaluate import Evaluation, evaluated_rows
 from genrl.runs.record import Meter, references, save_ranks, versions, written
 from tests.runs import small_config
@@ -28,12 +31,37 @@ def test_ranks_are_kept_with_what_targets_are_cold(session, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that nobody may write to")
-def test_where_nothing_can_be_written_reference_lines_are_kept_in_memory(session):
-    config = small_config(Path("/sys"), "experiment=kernel")
-    with pytest.warns(UserWarning, match="the reference lines are not kept: /sys/kernel: "):
+@pytest.fixture
+def sealed(tmp_path):
+    """A folder that this process may not write to; root, whom no mode stops, has one in Linux alone."""
+    if os.geteuid():
+        (tmp_path / "toy").mkdir(mode=0o555)
+        return tmp_path / "toy"
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("root may write to every folder here")
+    return Path("/sys/kernel")
+
+
+def test_where_nothing_can_be_written_reference_lines_are_kept_in_memory(session, sealed):
+    config = small_config(sealed.parent, f"experiment={sealed.name}")
+    with pytest.warns(UserWarning, match=f"the reference lines are not kept: {sealed}: "):
         found = references(config, session.dataset, session.table.codes, "valid")
     assert list(found) == ["most_popular", "repeat_last", "item_knn"]
+
+
+def test_a_folder_that_refuses_is_told_from_a_disk_that_is_full(session, tmp_path, monkeypatch):
+    def refuse(folder):
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr(record, "locked", refuse)
+    monkeypatch.setattr(record, "_reference_lines", lambda *_: {"made": {}})
+    asked = small_config(tmp_path), session.dataset, session.table.codes, "valid"
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        with pytest.warns(UserWarning, match=f"not kept: .*toy: {os.strerror(number)}"):
+            assert references(*asked) == {"made": {}}
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        references(*asked)
 
 
 def test_a_mean_over_no_rows_is_null():
