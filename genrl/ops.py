@@ -1,6 +1,6 @@
 """Masked and grouped tensor functions that the whole package shares, and what ranks tell each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -55,6 +55,24 @@ def answered(
 def exact(values: Tensor) -> Tensor:
     """Values in float32, or float64 if that is what they are in: what must not be rounded to bfloat16."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite in any of several tensors; looks at the device once."""
+    return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+
+def where_not_finite(values: Tensor) -> tuple[int, float, int] | None:
+    """The first row of [B] or [B, n] with a value that is NaN or infinite, that value, and how many more such rows.
+
+    Example:
+        >>> where_not_finite(torch.tensor([0.0, float("inf"), 1.0, float("nan")]))
+        (1, inf, 1)
+    """
+    table = values.reshape(len(values), -1)
+    wrong = ~table.isfinite()
+    rows = wrong.any(1).nonzero()[:, 0].tolist()
+    return (rows[0], float(table[rows[0]][wrong[rows[0]]][0]), len(rows) - 1) if rows else None
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from genrl.batches import Completions, Experience, Rewards, Scores
 from genrl.errors import ComponentError
 from genrl.foreign import calling, described
 from genrl.objectives.base import Objective, ObjectiveOutput
-from genrl.ops import answered
+from genrl.ops import all_finite, answered, where_not_finite
 
 
 def called(objective: Objective) -> str:
@@ -37,14 +36,12 @@ def prepared(objective: Objective, completions: Completions, rewards: Rewards) -
         found: Any = objective.prepare(completions, rewards)
     _expect(found, Experience, objective, "prepare")
     parts = {"advantages": found.advantages, "weights": found.weights, "mass": found.mass}
-    if bool(torch.stack([value.isfinite().all() for value in parts.values()]).all()):
+    if all_finite(parts.values()):
         return found
-    name, value = next((name, value) for name, value in parts.items() if not bool(value.isfinite().all()))
-    rows = value.reshape(len(value), -1)
-    row = int((~rows.isfinite()).any(1).nonzero()[0])
+    name, (row, value, _) = next((name, at) for name, each in parts.items() if (at := where_not_finite(each)))
     prompt, member = divmod(row, completions.group_size)
     raise ComponentError(
-        f"{called(objective)}: {name} of its experience are {float(rows[row][~rows[row].isfinite()][0])} for "
+        f"{called(objective)}: {name} of its experience are {value} for "
         f"completion {member + 1} of prompt {prompt + 1} (row {row}), whose reward is "
         f"{float(rewards.outcome[row]):g}. They must be finite: guard divisions and logarithms in its credit and "
         f"reduction."

@@ -52,17 +52,3 @@ def _numbers(value: Any) -> Tensor | None:  # noqa: ANN401
         return None
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
         return torch.from_numpy(array.astype(np.float32))
-
-
-def where_not_finite(values: Tensor) -> tuple[int, float, int] | None:
-    """The first row of [B] or [B, n] with a value that is NaN or infinite, that value, and how many more such rows.
-
-    Example:
-        >>> where_not_finite(torch.tensor([0.0, float("inf"), 1.0, float("nan")]))
-        (1, inf, 1)
-    """
-    wrong = ~values.reshape(len(values), -1).isfinite()
-    rows = wrong.any(1).nonzero()[:, 0].tolist()
-    if not rows:
-        return None
-    return rows[0], float(values.reshape(len(values), -1)[rows[0]][wrong[rows[0]]][0]), len(rows) - 1

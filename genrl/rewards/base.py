@@ -14,9 +14,9 @@ from genrl.batches import Batch, Completions, Requests, Rewards, Targets
 from genrl.catalog.items import Catalog, column_numbers
 from genrl.errors import ComponentError, ConfigError
 from genrl.foreign import calling
-from genrl.ops import expect
+from genrl.ops import all_finite, expect, where_not_finite
 from genrl.registry import Registry
-from genrl.rewards.answers import as_values, where_not_finite
+from genrl.rewards.answers import as_values
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _check_finite(
     values: Mapping[str, Tensor], completions: Completions, targets: Targets, context: RewardContext
 ) -> None:
     """Refuse rewards that are NaN or infinite, with the first row that has one; looks at the device once."""
-    if bool(torch.stack([value.isfinite().all() for value in values.values()]).all()):
+    if all_finite(values.values()):
         return
     name, (row, value, others) = next(
         (name, found) for name, each in values.items() if (found := where_not_finite(each)) is not None

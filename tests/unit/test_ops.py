@@ -6,11 +6,13 @@ import torch.distributed
 import torch.multiprocessing
 
 from genrl.ops import (
+    all_finite,
     expect,
     group_view,
     masked_mean,
     segment_gather,
     segment_sum,
+    where_not_finite,
     world_max,
     world_size,
     world_sum,
@@ -92,3 +94,11 @@ def test_sums_and_maxima_go_over_all_ranks_and_leave_the_input_alone(tmp_path):
         assert found["max"].tolist() == [10.0, -5.0]
         assert found["own"].tolist() == own
         assert int(found["size"]) == 2
+
+
+def test_the_first_row_that_is_not_finite():
+    wrong = torch.tensor([[0.0, 1.0], [2.0, float("nan")], [float("-inf"), 0.0]])
+    assert where_not_finite(torch.ones(3, 2)) is None
+    row, value, others = where_not_finite(wrong)
+    assert (row, str(value), others) == (1, "nan", 1)
+    assert [all_finite(values) for values in ([torch.ones(3)], [torch.ones(3), wrong])] == [True, False]

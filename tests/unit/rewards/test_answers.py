@@ -6,7 +6,7 @@ import torch
 
 from genrl.errors import ComponentError
 from genrl.rewards import Reward, Verifier
-from genrl.rewards.answers import as_values, where_not_finite
+from genrl.rewards.answers import as_values
 from tests.helpers import assert_same
 from tests.unit.rewards.test_base import TARGETS, context, requests, rollout
 
@@ -49,12 +49,6 @@ def test_numbers_of_the_right_shape_are_taken(value):
 def test_everything_else_is_refused_by_name(value, message):
     with pytest.raises(ComponentError, match=f"reward 'mine'.*{message}"):
         as_values(value, "mine", "outcome", (4,), CPU)
-
-
-def test_the_first_row_that_is_not_finite():
-    assert where_not_finite(torch.ones(3, 2)) is None
-    row, value, others = where_not_finite(torch.tensor([[0.0, 1.0], [2.0, float("nan")], [float("-inf"), 0.0]]))
-    assert (row, str(value), others) == (1, "nan", 1)
 
 
 class Returns(Reward):
