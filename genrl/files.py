@@ -128,13 +128,17 @@ def as_json(value: Any) -> str:  # noqa: ANN401
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Read JSON, or raise a CheckpointError if the file is missing or damaged."""
+    """Read JSON, or raise a CheckpointError if the file is missing or damaged, or cannot be read."""
     try:
         return parsed(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Is this a finished run folder?") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({reason(error)}). Remove the folder and run again.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({reason(error)}). Mend that, or bring a copy."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Remove the folder and run again.") from error
 
 
 def file_hash(path: str | Path) -> str:

@@ -6,10 +6,11 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genrl.errors import DataError, GenRLError
+from genrl.errors import DataError, GenRLError, cut
 
 LONGEST = 200
 """Bytes of a name at most: file systems take 255, and genrl puts a few before and behind."""
@@ -32,7 +33,9 @@ def kind_of(path: str | Path, of: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{_short(path)}: cannot be read ({reason(error)}), given by {of}. Check the path.") from error
+        raise DataError(
+            f"{cut(str(path))}: cannot be read ({reason(error)}), given by {of}. Check the path."
+        ) from error
     return "file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "a socket")
 
 
@@ -60,22 +63,17 @@ def read_text(path: str | Path, of: str) -> str:
         DataError: as `regular`, or if it is another encoding.
     """
     file = regular(path, of)
-    try:
+    with _utf8(file, of):
         return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 text ({error.reason}), given by {of}. Save it as UTF-8.") from error
 
 
 def lines_of(path: str | Path, of: str) -> Iterator[tuple[str, str]]:
     """Place (`FILE:NUMBER`) and text of each line that is not blank, read one by one; errors as `read_text`."""
     file = regular(path, of)
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", line
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 text ({error.reason}), given by {of}. Save it as UTF-8.") from error
+    with _utf8(file, of), file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{file}:{number}", line
 
 
 def parsed(text: str | bytes, pairs: Pairs | None = None) -> Any:  # noqa: ANN401 (any JSON value)
@@ -140,6 +138,9 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _short(path: str | Path) -> str:
-    text = str(path)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} signs)"
+@contextmanager
+def _utf8(file: Path, of: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text ({error.reason}), given by {of}. Save it as UTF-8.") from error

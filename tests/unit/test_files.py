@@ -32,6 +32,11 @@ def test_damaged_files_are_named(tmp_path):
         read_json(tmp_path / "half.json")
     with pytest.raises(CheckpointError, match="is missing"):
         read_json(tmp_path / "none.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"folder.json cannot be read \(Is a directory\)"
+    ):  # and nothing is damaged
+        read_json(tmp_path / "folder.json")
     whole = tmp_path / "weights.safetensors"
     save_file({"a": torch.zeros(100)}, whole)
     whole.write_bytes(whole.read_bytes()[:-50])
