@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,7 @@ class Finished:
             )
         except GenRLError:
             raise
-        except (AttributeError, IndexError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.folder} is damaged: it cannot be reported ({type(error).__name__}: {shown(error)}). Bring its "
                 f"files back from a copy, or remove the folder and run it again."
@@ -170,13 +171,20 @@ def read_whole(folders: Sequence[Path], evaluate: Sequence[str], damaged: Damage
     """The finished runs of some folders; those that are damaged are told in `damaged`, or raised without it."""
     found = []
     for folder in folders:
-        try:
+        with _told(folder, damaged):
             found.append(Finished.read(folder, evaluate))
-        except (CheckpointError, ConfigError, DataError) as error:
-            if damaged is None:
-                raise
-            damaged[folder.name] = str(error)
     return found
+
+
+@contextmanager
+def _told(folder: Path, damaged: Damaged | None) -> Iterator[None]:
+    """Within the block, what is wrong with a run is told in `damaged`, if there is one."""
+    try:
+        yield
+    except (CheckpointError, ConfigError, DataError) as error:
+        if damaged is None:
+            raise
+        damaged[folder.name] = str(error)
 
 
 def planned_rows(plan: Plan, evaluate: Sequence[str] = (), damaged: Damaged | None = None) -> dict[str, list[Finished]]:
@@ -221,7 +229,7 @@ def found_rows(
 
 def _has(folder: Path, stages: Sequence[str], damaged: Damaged | None) -> bool:
     """Whether a whole run has these stages, which its metrics say if they are what they were."""
-    try:
+    with _told(folder, damaged):
         check(folder)
         metrics = read_json(folder / METRICS)
         known = metrics.get("stages") if isinstance(metrics, dict) else None
@@ -230,11 +238,7 @@ def _has(folder: Path, stages: Sequence[str], damaged: Damaged | None) -> bool:
                 f"{folder / METRICS} is damaged: it names no stages. Remove the folder and run again."
             )
         return set(stages) <= known.keys()
-    except CheckpointError as error:
-        if damaged is None:
-            raise
-        damaged[folder.name] = str(error)
-        return False
+    return False
 
 
 def begun(folder: Path) -> list[Path]:

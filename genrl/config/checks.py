@@ -14,7 +14,7 @@ from genrl.config.select import METRICS, cut_of
 from genrl.errors import suggest
 from genrl.given import wrong_name
 from genrl.options import fill, node_of, out_of_bounds
-from genrl.options import option as given
+from genrl.options import option as bounded
 
 STAGES = ("align", "activate", "rl", "baseline")
 """Stages in the order they run; the last one alone."""
@@ -71,8 +71,8 @@ class ExtraConfig:
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     inference_mode: bool = True
     max_time: Any = None
-    min_epochs: int | None = given(None, ge=0)
-    min_steps: int | None = given(None, ge=0)
+    min_epochs: int | None = bounded(None, ge=0)
+    min_steps: int | None = bounded(None, ge=0)
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
     sync_batchnorm: bool = False
 
@@ -133,7 +133,7 @@ def _places(config: RunConfig) -> Iterator[Problem]:
             yield Problem(("output", "experiment"), reason)
 
 
-def unwritable(config: RunConfig) -> Iterator[Problem]:
+def unencodable(config: RunConfig) -> Iterator[Problem]:
     """Yield each option whose text has no UTF-8, in which a run keeps its configuration."""
     for key, value in _texts(asdict(config)):
         try:

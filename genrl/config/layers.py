@@ -16,7 +16,7 @@ from genrl.errors import ConfigError, DataError, shown, suggest
 from genrl.given import read_text
 
 Tree = dict[str, Any]
-MISREAD = (yaml.YAMLError, OmegaConfBaseException, ConfigError, ValueError, RecursionError)
+MISREAD = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 """What readers of YAML raise; the last two of impossible dates, of numbers too long and of brackets too deep."""
 DEEPEST = 30
 """Groups and lists inside each other at most; options need five."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genrl.config.checks import Problem, contradictions, option, unwritable
+from genrl.config.checks import Problem, contradictions, option, unencodable
 from genrl.config.layers import SLOTS, Layer, Tree, combine, read_file, read_override
 from genrl.config.schema import RunConfig
 from genrl.config.typed import to_typed
@@ -58,7 +58,7 @@ def load_config(
     components = {key: getattr(defaults, key) for key in (*SLOTS, "rewards")}  # other defaults stay in the schema
     config, wrong = to_typed(combine(layers, components), written)
     spoilt = {key for problem in wrong for key in problem.keys}
-    found = (*unwritable(config), *contradictions(config))
+    found = (*unencodable(config), *contradictions(config))
     wrong += [problem for problem in found if spoilt.isdisjoint(problem.keys)]
     problems += [_located(problem, layers) for problem in wrong]
     if problems:
