@@ -185,7 +185,7 @@ def read_interactions(folder: Path, given_: tuple[str, list[Any], int, pa.DataTy
         columns: dict[str, Any] = {name: [row[at] for row in _plain(form)] for at, name in enumerate(NAMES)}
         try:
             columns[NAMES[column]] = pa.array(range(len(_plain(form)))).cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # integers become none of these, but nulls do
             columns[NAMES[column]] = pa.nulls(len(_plain(form)), kind)
         pq.write_table(pa.table(columns), path)
     elif form == "jsonl":

@@ -114,13 +114,22 @@ def test_what_an_encoding_lacks_is_written_as_escapes(tmp_path, monkeypatch, enc
 
 
 def test_a_reader_that_is_gone_ends_nothing(monkeypatch):
-    reader, writer = os.pipe()
-    os.close(reader)
+    (reader, writer), done = os.pipe(), []
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with lasting_output():
-            for _ in range(3):
+            print("seen", flush=True)
+            assert os.read(reader, 100) == b"seen\n"
+            os.close(reader)
+            for step in range(3):
                 print("x" * 100_000, flush=True)
+                done.append(step)
+        assert sys.stdout is stream
+        with pytest.raises(BrokenPipeError):
+            os.write(writer, b"x")  # what would have ended the program
         monkeypatch.setattr(sys, "stdout", None)  # closed before the program began
         with lasting_output():
-            print("nowhere")
+            print("nowhere", flush=True)
+            done.append("without stdout")
+        assert sys.stdout is None
+    assert done == [0, 1, 2, "without stdout"]
