@@ -134,9 +134,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Is this a finished run folder?") from error
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({reason(error)}). Mend that, or bring a copy."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read ({reason(error)}). Mend that, or bring a copy.") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Remove the folder and run again.") from error
 
