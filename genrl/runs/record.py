@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import platform
 import sys
@@ -19,7 +18,7 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.load import experiment_folder
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.errors import CheckpointError
+from genrl.errors import CheckpointError, unwritable
 from genrl.files import key_of, locked, read_json, save_weights, sweep, write_json
 from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
@@ -29,7 +28,6 @@ from genrl.training.fitting import is_first
 if TYPE_CHECKING:
     from genrl.runs.session import Session
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 PACKAGES = (
     "genrl",
     "torch",
@@ -161,7 +159,7 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
                 sweep(path.parent, ".*.reference-*")
                 write_json(path, found)
         except OSError as error:
-            if error.errno not in UNWRITABLE:
+            if unwritable(error) != "read-only":
                 raise
             warnings.warn(f"the reference lines are not kept: {path.parent}: {error.strerror}.", stacklevel=2)
             return found
