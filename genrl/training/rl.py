@@ -257,7 +257,7 @@ class RLModule(StageModule):
             experience = based_on(corrected, scores.logps)
         self.gradients.watch(scores.logps, experience.completions)
         output = loss_of(self.objective, scores, experience)
-        values = {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
+        values: dict[str, Value] = {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
         return self.skips.watch(output.loss, part), values
 
     def _nothing(self) -> Tensor:
