@@ -161,10 +161,14 @@ class StepGradients:
 
         logps.register_hook(gather)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self.squares = torch.zeros_like(self.squares)
+
     def close(self, device: torch.device) -> dict[str, float]:
         """Tag -> norm; then begin anew. All ranks together, by way of a device."""
         squares = world_sum(self.squares.to(device)) / world_size() ** 2  # losses hold a factor `world`
-        self.squares = torch.zeros_like(self.squares)
+        self.forget()
         return {tag: float(value) for tag, value in _numbered("train/grad_norm/step", squares.sqrt()).items()}
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import Tensor
 
 from genrl.errors import MemoryShortageError, out_of_memory
+from genrl.ops import world_size
+
+if TYPE_CHECKING:
+    from genrl.training.rl import Part, RLModule
 
 T = TypeVar("T")
 ADVICE = (
@@ -77,20 +83,95 @@ class Portions:
         )
 
 
+class Update(Portions):
+    """The passes of an optimiser step; where memory runs out, all of them are made once more in smaller portions.
+
+    Lightning asks for a loss and then for its backward pass. Where portions are needed the loss that it gets is an
+    empty 0, and their forward and backward passes take the place of its backward pass.
+
+    Args:
+        module: whose step it is.
+    """
+
+    def __init__(self, module: RLModule) -> None:
+        super().__init__("update", " rollout.micro_batch sets how many prompts go through at once.")
+        self.module = module
+        self._parts: list[Part] = []  # the micro-batches of the step that have had their turn
+        self._todo: list[Part] = []  # those of them whose passes the next backward pass makes in portions
+        self._mark: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """A step begins here."""
+        self._parts, self._todo, self._mark = [], [], self.module.journal.mark()
+
+    def forward(self, part: Part) -> Tensor:
+        """Loss of a micro-batch."""
+        self._parts.append(part)
+        if self.count == 1:
+            try:
+                loss, values = self.module.loss(part)
+                self.module.journal.add(values)
+                return loss
+            except Exception as error:
+                self._shrink(error)
+            free()
+        self._todo = [part]
+        return torch.zeros((), device=self.module.device, requires_grad=True)
+
+    def backward(self, loss: Tensor, whole: Callable[[], None]) -> None:
+        """Backward pass of a loss, by `whole` where it can be made at once."""
+        while True:
+            try:
+                for part in self._todo:
+                    self._in_portions(part)
+                if not self._todo:
+                    whole()
+                break
+            except Exception as error:
+                self._shrink(error)
+            loss.detach_()  # Lightning holds it, and with it all that was computed
+            self._forget()
+            self._todo = self._parts
+        self._todo = []
+
+    def _in_portions(self, part: Part) -> None:
+        """Forward and backward pass of a micro-batch, portion by portion; what is logged is as of one."""
+        gathered: dict[str, list[Tensor]] = defaultdict(list)
+        for own in self.split(len(part)):
+            portion = part.groups(torch.arange(own.start, own.stop, device=self.module.device))
+            with self.module.numerics():
+                loss, values = self.module.loss(portion)
+            loss.backward()
+            for tag, value in values.items():
+                gathered[tag].append(torch.as_tensor(value))
+        total = {tag: torch.stack(values) for tag, values in gathered.items()}
+        means = {tag: values.amax() if tag.endswith("_max") else values.mean() for tag, values in total.items()}
+        self.module.journal.add({**means, "train/loss": total["train/loss"].sum()})
+
+    def _shrink(self, error: Exception) -> None:
+        """Take smaller portions, if it was memory that ran out; one process alone may.
+
+        Raises:
+            MemoryShortageError: if several processes train, which all have to make the same passes.
+        """
+        if out_of_memory(error) and world_size() > 1:
+            raise MemoryShortageError(
+                f"out of memory in the update, which several processes have to split alike, so none does it on its "
+                f"own. Set rollout.micro_batch to fewer prompts. {ADVICE}"
+            ) from error
+        self.halve(max(map(len, self._parts), default=0), error)
+
+    def _forget(self) -> None:
+        """Throw away what the step has gathered."""
+        self.module.policy.zero_grad()
+        self.module.journal.back(self._mark)
+        self.module.gradients.forget()
+        self.module.skips.passes()
+        free()
+
+
 def free() -> None:
     """Give back what is no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The state of the generators that dropout draws from."""
-    return (torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []))
-
-
-def restore_random(state: tuple[torch.Tensor, ...], device: torch.device) -> None:
-    """Go back to a state of `random_state`."""
-    torch.set_rng_state(state[0])
-    for value in state[1:]:
-        torch.cuda.set_rng_state(value, device)

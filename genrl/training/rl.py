@@ -14,7 +14,6 @@ from torch import Tensor
 
 from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Scores, Targets, concatenate
 from genrl.config.schema import RLConfig, RolloutConfig
-from genrl.errors import MemoryShortageError, out_of_memory
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.objectives.answers import loss_of, moved_on, prepared, renewed
 from genrl.ops import seed_of
@@ -33,7 +32,7 @@ from genrl.training.diagnostics import StepGradients, objective_values, rollout_
 from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
 from genrl.training.gap import based_on, sampling_gap, truncated
 from genrl.training.journal import Journal, Value
-from genrl.training.portions import ADVICE, Portions, free, random_state, restore_random
+from genrl.training.portions import Portions, Update
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream
 
@@ -114,10 +113,7 @@ class RLModule(StageModule):
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
         self.drawing = Portions("rollout")
-        self.updating = Portions("update", " rollout.micro_batch sets how many prompts go through at once.")
-        self._step: list[Part] = []  # the micro-batches of the optimiser step that have had their turn
-        self._deferred = False
-        self._start: tuple[dict[str, int], tuple[Tensor, ...]] = ({}, ())
+        self.updating = Update(self)
         self.reference: Reference | None = None
 
     def configure_model(self) -> None:
@@ -141,7 +137,7 @@ class RLModule(StageModule):
         if self.objective.uses_scores:
             part = self._renewed(part, first=update == 0)
         self._update_began = time.perf_counter()
-        self._step, self._start = [], (self.journal.mark(), random_state(self.device))
+        self.updating.begin()
         yield from self._micro_batches(part)
 
     @torch.no_grad()
@@ -246,80 +242,14 @@ class RLModule(StageModule):
         if len(part) == 0:  # every group was dead; the step still has to happen on all ranks
             self.journal.add({"train/loss": 0.0})
             return self._nothing()
-        self._step.append(part)
-        self._deferred = self.updating.count > 1
-        if not self._deferred:
-            try:
-                loss, values = self._loss(part)
-                self.journal.add(values)
-                return self.skips.watch(loss, part) * self.trainer.accumulate_grad_batches
-            except Exception as error:
-                self._make_room(error)
-            free()
-        self._deferred = True
-        return torch.zeros((), device=self.device, requires_grad=True)
+        return self.updating.forward(part) * self.trainer.accumulate_grad_batches
 
-    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        """Lightning's backward pass; where memory has run out, forward and backward passes of portions instead."""
-        todo = self._step[-1:]
-        if not self._deferred:
-            try:
-                return super().backward(loss, *arguments, **options)
-            except Exception as error:
-                self._make_room(error)
-            loss.detach_()  # Lightning holds it, and with it all that was computed
-            todo = self._begin_anew()
-        while True:
-            try:
-                for part in todo:
-                    self._in_portions(part)
-                return None
-            except Exception as error:
-                self._make_room(error)
-            todo = self._begin_anew()
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
+        """Lightning's backward pass, or what has to take its place where memory has run out."""
+        self.updating.backward(loss, partial(super().backward, loss, *arguments, **options))
 
-    def _in_portions(self, part: Part) -> None:
-        """Forward and backward pass of a micro-batch, portion by portion; what is logged is as of one."""
-        gathered: dict[str, list[Value]] = {}
-        for own in self.updating.split(len(part)):
-            rows = torch.arange(own.start, own.stop, device=part.requests.mask.device)
-            portion = part.groups(rows)
-            with self.numerics():
-                loss, values = self._loss(portion)
-            self.skips.watch(loss, portion).backward()
-            for tag, value in values.items():
-                gathered.setdefault(tag, []).append(value)
-        total = {tag: torch.stack([torch.as_tensor(each) for each in values]) for tag, values in gathered.items()}
-        means = {tag: values.amax() if tag.endswith("_max") else values.mean() for tag, values in total.items()}
-        self.journal.add({**means, "train/loss": total["train/loss"].sum()})
-
-    def _make_room(self, error: Exception) -> None:
-        """Have the update take smaller portions, if it was memory that ran out; one process alone may.
-
-        Raises:
-            MemoryShortageError: if several processes train, which all have to make the same passes.
-        """
-        if out_of_memory(error) and self.trainer.world_size > 1:
-            raise MemoryShortageError(
-                f"out of memory in the update, which several processes have to split alike, so none does it on its "
-                f"own. Set rollout.micro_batch to fewer prompts. {ADVICE}"
-            ) from error
-        self.updating.halve(max(map(len, self._step)), error)
-
-    def _begin_anew(self) -> list[Part]:
-        """Throw away what the optimiser step has gathered; returns the micro-batches that have to be done again."""
-        free()
-        for value in self.policy.trainable().values():
-            value.grad = None
-        mark, random = self._start
-        self.journal.back(mark)
-        self.gradients.squares = torch.zeros_like(self.gradients.squares)
-        self.skips.passes()
-        restore_random(random, self.device)
-        return self._step
-
-    def _loss(self, part: Part) -> tuple[Tensor, dict[str, Value]]:
-        """Loss of some groups, and what is to be logged of it."""
+    def loss(self, part: Part) -> tuple[Tensor, dict[str, Value]]:
+        """Loss of some groups, watched for values that are no numbers, and what is to be logged of it."""
         experience = part.experience
         scores = self._score(experience.completions, part.requests)
         if self.writes and self.global_step % self.updates == 0:  # the policy that wrote: its ratios are 1
@@ -327,7 +257,8 @@ class RLModule(StageModule):
             experience = based_on(corrected, scores.logps)
         self.gradients.watch(scores.logps, experience.completions)
         output = loss_of(self.objective, scores, experience)
-        return output.loss, {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
+        values: dict[str, Value] = {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
+        return self.skips.watch(output.loss, part), values
 
     def _nothing(self) -> Tensor:
         """A loss of 0 whose backward pass comes to all weights, and to those of a sharded policy as any other does."""

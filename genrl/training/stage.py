@@ -184,8 +184,7 @@ class RankingModule(L.LightningModule, ABC):
                 f"(trainer.max_skipped_steps).",
                 stacklevel=2,
             )
-        for value in self.trainable().values():
-            value.grad = None
+        self.zero_grad()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps."""

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HASH = re.compile(r"(?<=-)[0-9a-f]{16}(?=\.ckpt$)")
 """What a checkpoint's name says of its content, which differs in the last bits of the weights."""
 COMMON = ("rl.select=last", "rl.max_steps=3", "rl.validate_every=2", "rl.learning_rate=0.0001", "evaluate.batch=4")
-COMMON += ("trainer.checkpoint_minutes=0.000001",)  # behind each step, as the clock of the first process says
+OFTEN = "trainer.checkpoint_minutes=0.000001"
+"""Checkpoints behind each step, as the clock of the first process says."""
 FEW = ("evaluate.valid_users=13", "evaluate.test_users=9")
 """Users who do not fill the last batch of each process."""
 RUNS = {
@@ -38,11 +39,12 @@ RUNS = {
         "activate.learning_rate=0.0003",
         "rollout.micro_batch=3",
         "trainer.num_nodes=2",
+        OFTEN,
         *FEW,
     ),
     "sage": (
         *("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "objective.diversity=group"),
-        *("objective.kl_coef=0.01", "trainer.devices=2", "trainer.strategy=fsdp", *FEW),
+        *("objective.kl_coef=0.01", "trainer.devices=2", "trainer.strategy=fsdp", OFTEN, *FEW),
     ),
     "grpo": ("stages=[align,rl]", "align.max_epochs=1", "align.learning_rate=0.0003", "trainer.devices=2"),
 }

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import genrl.training.rl as rl
 from genrl.errors import MemoryShortageError, out_of_memory
 from genrl.policy.rollout import rollout
 from genrl.policy.score import score
 from genrl.runs.session import Session
-from genrl.training.portions import Portions, random_state, restore_random
+from genrl.training import portions, rl
+from genrl.training.portions import Portions
 from genrl.training.rl import RLModule
 from tests.helpers import assert_same
 from tests.runs import attach, changed, flat_weights, rl_module, train
@@ -48,13 +48,6 @@ def test_one_group_that_does_not_fit_ends_it_with_advice():
     assert out_of_memory(GPU)
     assert out_of_memory(CPU)
     assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
-
-
-def test_randomness_goes_back_to_where_it_was():
-    state = random_state(torch.device("cpu"))
-    first = torch.rand(3)
-    restore_random(state, torch.device("cpu"))
-    assert torch.equal(torch.rand(3), first)
 
 
 OPTIONS = ("objective=sapo", "objective.kl_coef=0.1", "rollout.minibatches=2", "rl.validate_every=4")
@@ -119,6 +112,19 @@ def test_less_memory_gives_the_same_training(session, tmp_path, monkeypatch, whe
     assert [other.drawing.count, other.updating.count] == counts
 
 
+def test_portions_behind_which_there_is_an_empty_micro_batch_count_once(session, tmp_path):
+    start, found = session.policy.state(), []
+    options = ("objective=grpo", "objective.kl_coef=0", "rollout.micro_batch=1", "rl.validate_every=4")
+    for count in (1, 2):
+        session.policy.load_state(start, "the beginning")
+        module = rl_module(changed(session, tmp_path, *options), tmp_path)
+        module.updating.count = count  # as in a stage that has run out of memory before
+        trainer = train(module, 2)
+        assert float(trainer.callback_metrics["objective/dead_groups"]) > 0
+        found.append(flat_weights(session.policy))
+    assert_same(found[1], found[0])
+
+
 @pytest.mark.filterwarnings("ignore:out of memory")
 @pytest.mark.parametrize("where", ["rollout", "backward"])
 def test_a_single_group_too_many_ends_training_in_words(session, tmp_path, monkeypatch, where):
@@ -133,6 +139,6 @@ def test_several_processes_do_not_split_an_update_on_their_own(session, tmp_path
     module = attach(rl_module(changed(session, tmp_path, *OPTIONS), tmp_path))
     part = next(iter(module.train_dataloader()))
     short(monkeypatch, 1, "forward", [])
-    module.trainer.world_size = 2
+    monkeypatch.setattr(portions, "world_size", lambda: 2)
     with pytest.raises(MemoryShortageError, match=r"several processes .*Set rollout.micro_batch to fewer prompts"):
         module.training_step(part, 0)
