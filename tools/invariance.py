@@ -1,6 +1,6 @@
 """How far the updates of one seed and one global batch differ where they should not differ at all.
 
-    python tools/invariance.py                                  # every objective and layout: about 15 minutes of a CPU
+    python tools/invariance.py                                  # every objective and layout
     python tools/invariance.py --only grpo --layouts sid        # some of them
 
 Each case trains a tiny model for one or two rollouts, in float64 and in float32: in one process, and then again with
