@@ -55,9 +55,9 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def seed_option() -> Any:  # noqa: ANN401
+def seed_option(default: int) -> Any:  # noqa: ANN401
     """A seed: from 0 to 2^32 - 1, which every library takes, the same bounds wherever one is asked for."""
-    return option(0, ge=0, le=2**32 - 1)
+    return option(default, ge=0, le=2**32 - 1)
 
 
 @cache

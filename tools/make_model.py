@@ -54,22 +54,22 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where weights are drawn (cpu)")
     options = parser.parse_args(words)
     for shape in options.shapes:
-        print(write(options.out / f"qwen3-{shape}", shape, options.device), flush=True)
+        print(write(options.out / f"qwen3-{shape}", SHAPES[shape], torch.bfloat16, options.device), flush=True)
     return 0
 
 
-def write(folder: Path, shape: str, device: str) -> Path:
-    """A Qwen3 of a shape with random weights and its tokenizer, in a folder."""
+def write(folder: Path, shape: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> Path:
+    """A Qwen3 of a shape (options of Qwen3Config) with random weights and its tokenizer, in a folder."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     from genrl.policy.tiny import train_tokenizer
 
     tokenizer = train_tokenizer(("red apple pie", "green pear tart", "blue plum jam"), 300)
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = Qwen3Config(**SHAPES[shape], **special, max_position_embeddings=4096)
+    config = Qwen3Config(**shape, **special, max_position_embeddings=4096)
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

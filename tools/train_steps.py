@@ -84,7 +84,7 @@ def measure(config: RunConfig, gibibytes: float | None = None) -> dict[str, Any]
         gibibytes: memory of the GPU that may be used; None: all.
 
     Raises:
-        ConfigError: for a GPU that is not there.
+        ConfigError: for a GPU that is not there, and stages that are finished.
     """
     quiet_libraries()
     gpu = config.trainer.accelerator == "gpu"
@@ -97,6 +97,8 @@ def measure(config: RunConfig, gibibytes: float | None = None) -> dict[str, Any]
     needs = planned(session, objective)
     stages, found = stages_of(session, objective), {}
     for stage in stages:
+        if stage.finished:
+            raise ConfigError(f"{stage.folder} is finished, so nothing would be measured. Give another output=FOLDER.")
         watch = Stopwatch()
         cost = run_stage(
             replace(stage, callbacks=(*stage.callbacks, watch)), Console(quiet=True), last=stage is stages[-1]

@@ -47,7 +47,7 @@ class ToyConfig:
     """Number of users, enough for two splits."""
     items: int = option(288, ge=48)
     """Number of items, enough for a tree of categories."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Seed of catalogue and users; independent of the run's seed."""
 
 
@@ -71,7 +71,7 @@ class PoolConfig:
     """Latest items of the history that neighbours are looked for."""
     seen: bool = False
     """Whether items of the history may be in a pool; false leaves out targets among them, too."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Seed of random items and of the order; independent of the run's seed: a request has one pool in every run."""
 
 
@@ -106,7 +106,7 @@ class DataConfig:
     ties: Literal["file", "random", "together"] = "random"
     """Interactions of a user at the same time: as in the files, in one random order, or none in the history of another
     (they are divided, held out and counted as one)."""
-    ties_seed: int = seed_option()
+    ties_seed: int = seed_option(0)
     """Seed of the random order of ties; independent of the run's seed."""
     rl_holdout: int = option(1, ge=0)
     """Last training positions of each user kept from SFT and used as RL prompts; 0: RL prompts are SFT positions."""
@@ -193,7 +193,7 @@ class ModelConfig:
     """Precision the weights are loaded in."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. Off unless you know the folder."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Seed of the random weights and of new SID rows; independent of the run's seed so that runs share Stage 1."""
     item: ItemModelConfig = field(default_factory=ItemModelConfig)
     """The item policy."""
@@ -289,7 +289,7 @@ class SupervisedConfig(OptimizerConfig):
     """Passes between validations; a resumable checkpoint follows each."""
     pack_length: int = option(128, ge=2)
     """Tokens per packed row, more where one user or trace needs it; they do not see each other inside a row."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Seed of order and dropout; independent of the run's seed so that every objective and seed shares this stage."""
 
 
@@ -498,7 +498,7 @@ class RunConfig:
     run folder is `output`/`experiment`/`name`-s`seed`."""
     output: str = "runs"
     """Where run folders go."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Seed of the RL stage (prompt order and sampling) or of a baseline (weights, order, dropout)."""
     stages: list[str] = option(["align", "activate", "rl"])
     """Stages to run, in order: align, activate (left out where completions are one item), rl; or `baseline` alone."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from genrl.errors import CheckpointError, DataError, UnsupportedError
-from genrl.files import move, write_json
+from genrl.files import flush, move, write_json
 from genrl.policy.load import sid_token
 from genrl.policy.merge import log_probs, merged, unquantised, write_out
 from genrl.policy.model import Policy, PolicySpec
@@ -93,6 +93,8 @@ def export(folder: Path, out: Path, overrides: Sequence[str] = ()) -> Exported:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         made = _write(found, temporary, out)
+        for file in temporary.iterdir():
+            flush(file)
         move(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

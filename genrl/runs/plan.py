@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from genrl.config.checks import contradictions
 from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.errors import UnsupportedError
 from genrl.metrics.functional import needed_width
@@ -300,7 +302,10 @@ def _proposed(found: Plan, planner: Planner) -> Plan:
     start, taken = planner.session.config, list[tuple[str, ...]]()
 
     def over(words: list[tuple[str, ...]]) -> tuple[float, Plan]:
-        tried = replace(found, needs=tuple(planner.needs(_with(start, words))))
+        config = _with(start, words)
+        if any(contradictions(config)):  # such as 4-bit weights without adapters
+            return math.inf, found
+        tried = replace(found, needs=tuple(planner.needs(config)))
         return sum(max(0.0, need.total + found.reserve - (found.room or 0.0)) for need in tried.needs), tried
 
     least, best = over(taken)

@@ -36,7 +36,7 @@ class KMeansConfig(SidConfig):
     """Lloyd iterations per level."""
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     """Item embeddings."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Seed of the clustering; independent of the run's seed so that runs share one table."""
 
 

@@ -98,7 +98,7 @@ def test_what_fails_hangs_or_has_no_time_loses_nothing_of_the_others(tmp_path, m
     assert "good: not begun: the time was up" in capsys.readouterr().out
 
 
-def test_stages_are_measured_and_shown(tmp_path):
+def test_stages_are_measured_and_shown(tmp_path, capsys):
     words = (*gpu_check.COMMON, *gpu_check.QUICK, *SMALL, f"output={tmp_path}", "--json", str(tmp_path / "found.json"))
     assert train_steps.main([*words]) == 0
     found = json.loads((tmp_path / "found.json").read_text())["stages"]
@@ -110,6 +110,8 @@ def test_stages_are_measured_and_shown(tmp_path):
     rows = list(gpu_check.stages(found))
     assert rows[2].startswith(f"| align | {found['align']['steps']} | ")
     assert all(row.count("|") == 8 for row in rows)
+    assert train_steps.main([*words]) == 2
+    assert "is finished, so nothing would be measured" in capsys.readouterr().err
 
 
 def test_padding_is_no_token_and_a_prompt_is_counted_once():

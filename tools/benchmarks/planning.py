@@ -6,14 +6,15 @@ import tempfile
 from pathlib import Path
 
 import torch
+from make_model import write
 from rich.console import Console
 
 from benchmarks.figures import Figure, compare
 from benchmarks.inputs import Sizes
+from benchmarks.updating import resident
 from genrl.cli.configuration import REGISTRIES
 from genrl.config import load_config
 from genrl.files import write_json
-from genrl.policy.tiny import train_tokenizer
 from genrl.runs.plan import plan
 from genrl.runs.record import Meter
 from genrl.runs.session import Session
@@ -71,26 +72,18 @@ def plans(sizes: Sizes, repeats: int) -> list[Figure]:
 
 def make_model(folder: Path, sizes: Sizes) -> Path:
     """A Qwen3 with random weights, as a downloaded one lies in a folder."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = train_tokenizer(("red apple pie", "green pear tart"), 300)
     heads = sizes.hidden // 64 if sizes.hidden >= 128 else 2
-    config = Qwen3Config(
-        vocab_size=sizes.words,
-        hidden_size=sizes.hidden,
-        intermediate_size=3 * sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 2),
-        head_dim=sizes.hidden // heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    )
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    shape = {
+        "vocab_size": sizes.words,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": 3 * sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "head_dim": sizes.hidden // heads,
+        "tie_word_embeddings": True,
+    }
+    return write(folder, shape, torch.float32)
 
 
 def measure(words: list[str]) -> tuple[str, float, float]:
@@ -103,15 +96,9 @@ def measure(words: list[str]) -> tuple[str, float, float]:
     warm = load_config(overrides=[*words, *small, f"output={config.output}/warm"], registries=REGISTRIES)
     run_stage(stages_of(Session.build(warm), objective)[-1], Console(quiet=True), last=True)  # libraries set up
     gc.collect()
-    before = 0.0 if torch.cuda.is_available() else _resident()
+    before = 0.0 if torch.cuda.is_available() else resident()
     meter = Meter()
     run_stage(stages[-1], Console(quiet=True), last=True)
     taken = meter.read()["peak_mib"] - before
     write_json(Path(config.output) / "plan.json", {need.part: need.parts() for need in planned.needs})
     return planned.worst.part, planned.worst.total / 2**20, taken
-
-
-def _resident() -> float:
-    """MiB of this process in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))

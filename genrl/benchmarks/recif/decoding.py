@@ -59,7 +59,7 @@ class DecodingConfig:
     """A token of a thought is one of so many likeliest ones."""
     top_p: float = option(0.95, gt=0, le=1)
     """And, of these, one of the fewest that have this share of their probability."""
-    seed: int = seed_option()
+    seed: int = seed_option(0)
     """Of thoughts; each row has noise of its own, whatever batch it is in."""
     batch: int = option(8, ge=1)
     """Rows that are run at a time."""

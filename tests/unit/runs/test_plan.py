@@ -2,11 +2,13 @@ from dataclasses import replace
 
 import pytest
 
+from genrl.config.checks import contradictions
 from genrl.policy.memory import Need
 from genrl.runs import plan as module
 from genrl.runs.plan import Plan, free, plan
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective
+from tests.models import save_local_model
 from tests.runs import small_config
 
 
@@ -71,6 +73,17 @@ def test_where_nothing_fits_that_is_said(planned):
     assert (
         found.lines()[-1] == "  It does not fit, nor does any setting tried. Take a smaller model or a larger device."
     )
+
+
+def test_nothing_is_tried_that_fit_would_refuse(tmp_path, monkeypatch):
+    """4-bit weights need adapters, and FSDP2 does not take them."""
+    words = (f"model.name={save_local_model(tmp_path / 'model', 'qwen3')}", "stages=[rl]", "objective=grpo")
+    config = small_config(tmp_path, *words, "trainer.strategy=fsdp", "trainer.devices=2")
+    tried, needs = [], module.Planner.needs
+    monkeypatch.setattr(module.Planner, "needs", lambda planner, config: tried.append(config) or needs(planner, config))
+    assert plan(Session.build(config), build_objective(config), 1000.0).proposal == ()
+    assert any(one.model.lora.rank for one in tried)
+    assert [list(contradictions(one)) for one in tried] == [[]] * len(tried)
 
 
 def test_a_plan_is_two_lines():
