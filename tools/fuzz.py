@@ -1,7 +1,8 @@
 """Hands genrl broken and hostile inputs: each must end in success or in one of its own errors, nothing left behind.
 
-`python tools/fuzz.py --examples 20000` shares the examples out over the kinds and prints what became of them; it exits
-with 1 if any ended otherwise. The same examples come every time.
+`python tools/fuzz.py --examples 20000` shares the examples out over the kinds and prints what became of each kind when
+it is through, so that what is ended early has told what it knows; it exits with 1 if any ended otherwise. The same
+examples come every time.
 """
 
 import argparse
@@ -405,13 +406,15 @@ def outcome(kind: Kind, value: Any, folder: Path, count: Count) -> None:  # noqa
         count.first.setdefault(name, f"{str(error)[:200]!r} of {value!r}"[:900])
 
 
-def fuzz(examples: int, folder: Path, tell: Callable[[str, int], None] = lambda name, done: None) -> dict[str, Count]:
-    """Try inputs of all kinds, always the same ones, and count what became of them."""
+def fuzz(
+    examples: int, folder: Path, tell: Callable[[str, int], None] = lambda name, done: None
+) -> Iterator[tuple[str, Count]]:
+    """Try inputs of all kinds, always the same ones, and yield what became of each kind."""
     make_run(folder / "made")
-    counts = {kind.name: Count() for kind in KINDS}
     for kind in KINDS:
-        _try_all(kind, max(1, round(kind.share * examples)), folder / "input", counts[kind.name], tell)
-    return counts
+        count = Count()
+        _try_all(kind, max(1, round(kind.share * examples)), folder / "input", count, tell)
+        yield kind.name, count
 
 
 def _try_all(kind: Kind, examples: int, folder: Path, count: Count, tell: Callable[[str, int], None]) -> None:
@@ -444,16 +447,17 @@ def main() -> int:
             done[name] = count
             display.move(task, sum(done.values()), name=name)
 
-        counts = fuzz(examples, Path(folder), tell)
-    print("| inputs | tried | success | refused | faults |\n|---|---|---|---|---|")
-    for name, count in counts.items():
-        faults = sum(count.faults.values())
-        print(f"| {name} | {count.tried:,} | {count.passed:,} | {count.refused:,} | {faults:,} |")
-    print(f"| in all | {sum(count.tried for count in counts.values()):,} | | | |")
-    for name, count in counts.items():
-        for fault, times in count.faults.most_common():
-            print(f"{name}: {times} x {fault}: {count.first.get(fault, '')}", file=sys.stderr)
-    return int(any(count.faults for count in counts.values()))
+        tried = failed = 0
+        for name, count in fuzz(examples, Path(folder), tell):
+            faults = sum(count.faults.values())
+            if not tried:
+                print("| inputs | tried | success | refused | faults |\n|---|---|---|---|---|")
+            print(f"| {name} | {count.tried:,} | {count.passed:,} | {count.refused:,} | {faults:,} |", flush=True)
+            tried, failed = tried + count.tried, failed + faults
+            for fault, times in count.faults.most_common():
+                print(f"{name}: {times} x {fault}: {count.first.get(fault, '')}", file=sys.stderr, flush=True)
+        print(f"| in all | {tried:,} | | | {failed:,} |")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
