@@ -241,6 +241,12 @@ def _has(folder: Path, stages: Sequence[str], damaged: Damaged | None) -> bool:
     return False
 
 
+def begun_alike(rows: dict[str, list[Finished]]) -> dict[str, list[Finished]]:
+    """Those runs that have a stage before `rl`, which is what rows can be compared from."""
+    kept = {row: [run for run in found if run.shared] for row, found in rows.items()}
+    return {row: found for row, found in kept.items() if found}
+
+
 def begun(folder: Path) -> list[Path]:
     """Folders of all runs of an experiment, finished or not."""
     return [path.parent for path in sorted(folder.glob("*-s*/config.yaml"))]

@@ -298,8 +298,8 @@ def _check_runs(runs: Sequence[Run]) -> None:
         raise ConfigError(f"{twice} would hold two runs. Give the rows different names, and leave `name` out of files.")
     for run in runs:
         check_method(run.config.rollout, thinking=thinks(run.config))
-        if run.config.stages not in (["align", "rl"], ["align", "activate", "rl"]):
+        if not supervised_stages(run.config) or run.config.stages[-1] != "rl":
             raise ConfigError(
-                f"stages = {run.config.stages}: a comparison needs align and rl. Use [align, rl] or, to teach a layout "
-                f"to think, [align, activate, rl]."
+                f"stages = {run.config.stages}: a comparison needs rl and a stage before it, which all rows share. Use "
+                f"[align, rl], [align, activate, rl] to teach a layout to think, or [activate, rl] for titles."
             )

@@ -21,6 +21,7 @@ from genrl.compare.finished import (
     Finished,
     Rows,
     begun,
+    begun_alike,
     check_same_start,
     cold_rows,
     comparable,
@@ -100,7 +101,7 @@ def make_report(
     """What `write_report` writes, from the same arguments."""
     damaged: Damaged = {}
     told: Any = {"evaluate": evaluate, "damaged": damaged}
-    rows = found_rows(folder, "align", "rl", **told) if plan is None else planned_rows(plan, **told)
+    rows = begun_alike(found_rows(folder, "rl", **told)) if plan is None else planned_rows(plan, **told)
     baselines, notes = comparable(found_rows(folder, "baseline", **told), rows)
     everything = {**baselines, **rows}
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]

@@ -47,6 +47,7 @@ def test_stage_align_is_a_run_of_its_own_that_no_budget_ends(tmp_path):
         ("blocked", "[align,rl]", ["align"]),
         ("sid", "[align,activate,rl]", ["align"]),  # nothing to activate
         ("sid", "[align,rl]", ["align"]),
+        ("slate", "[activate,rl]", ["activate"]),  # titles behind prompts in words, which align does not teach
     ],
 )
 def test_the_stages_before_rl_are_shared(tmp_path, layout, stages, shared):
@@ -112,8 +113,9 @@ def test_a_budget_below_one_rollout_is_refused(tmp_path, budget, least):
         ("ce", (), ("objective.clip=0.1",), "has no option 'clip'"),
         ("grpo", ("seed=3",), (), "Use --seeds"),
         ("grpo", ("objective.name=sapo",), (), "Use --objectives"),
-        ("grpo", ("stages=[rl]",), (), "a comparison needs align and rl"),
-        ("grpo", ("layout=blocked", "stages=[activate,rl]"), (), "a comparison needs align and rl"),
+        ("grpo", ("stages=[rl]",), (), "a comparison needs rl and a stage before it"),
+        ("grpo", ("stages=[align]",), (), "a comparison needs rl and a stage before it"),
+        ("grpo", ("layout=sid", "stages=[activate,rl]"), (), "a comparison needs rl and a stage before it"),
         ("grpo", ("grppo:rl.max_steps=3",), (), "Did you mean 'grpo'"),
         ("grpo", ("grpo:model.hidden=8",), (), "all rows share the stages before it"),
         ("grpo", (), ("lr=1e-5", "rl.learning_rate=1e-4"), "has a grid already"),
