@@ -13,6 +13,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from genrl.catalog import pools
+from genrl.catalog.sequences import DAY
 from genrl.config.schema import PoolConfig, RunConfig
 from genrl.config.select import main_cut
 from genrl.metrics.comparison import paired_difference, signed
@@ -101,6 +102,9 @@ def describe_data(console: Console, dataset: Dataset, pool: PoolConfig | None = 
         f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
     )
     console.print(verbatim(counts))
+    if sequences.clock is not None and len(sequences):
+        days = float(sequences.clock.max() - sequences.clock.min()) / DAY
+        console.print(verbatim(f"times: {days:,.1f} days from the first interaction to the last (data.time_unit)"))
     if dataset.ties:
         console.print(verbatim(dataset.ties))
     if pool is not None and pool.size is not None:
