@@ -111,8 +111,8 @@ def test_other_arguments_of_lightning_are_known_by_name():
         (["data.time_unit=weeks"], "is not one of ns, us, ms, s, minutes, hours, days, date or null"),
         (["activate.label_days=7"], "nothing says in which unit times are. Add data.time_unit=s for seconds"),
         (["activate.label_days=0"], "activate.label_days = 0: must be above 0 and at most 36500"),
-        (["prompt.window_days=[7]", "data.time_unit=days"], "is told in words alone, and prompts are SIDs. Add prompt.template=textrec"),
-        (["prompt.window_days=[7]", "prompt.template=textrec", "stages=[activate,rl]"], "nothing says in which unit times are"),
+        (["prompt.window_days=[7]", "data.time_unit=days"], "is told in words alone, and prompts are SIDs. Add"),
+        (["prompt={window_days: [7], template: textrec}", "stages=[rl]"], "nothing says in which unit times are"),
         (
             ["prompt={window_days: [7, 1], template: textrec}", "data.time_unit=days", "stages=[activate,rl]"],
             "must rise from each window",
