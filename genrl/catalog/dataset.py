@@ -54,9 +54,10 @@ def load_dataset(config: DataConfig) -> Dataset:
         (60, 50)
     """
     _check(config)
-    items, events, name = (*generate(config.toy), "toy") if config.source == "toy" else _files(config)
+    items, events, name = _toy(config) if config.source == "toy" else _files(config)
     items, events = _filter(items, events, config.k_core)
     events = events.take(np.lexsort((events.rows, events.order, events.users)))
+    _refuse_backwards(events)
     events, moments = _moments(events, config)
     sequences = _sequences(events, moments, config)
     said = ties.in_words(sequences.tied.numpy(), config.ties, _sorting(events, items, config), config.ties_seed)
@@ -67,6 +68,11 @@ def _check(config: DataConfig) -> None:
     contradictions = ((problem.keys[0], problem.reason) for problem in data_contradictions(config))
     for key, reason in (*out_of_bounds(DataConfig, vars(config), "data."), *contradictions):
         raise ConfigError(f"{key} = {option(RunConfig(data=config), key)!r}: {reason}.")
+
+
+def _toy(config: DataConfig) -> tuple[ItemTable, Events, str]:
+    items, events = generate(config.toy)
+    return items, events if config.time_unit else replace(events, clock=None), "toy"
 
 
 def _files(config: DataConfig) -> tuple[ItemTable, Events, str]:
@@ -109,6 +115,20 @@ def _moments(events: Events, config: DataConfig) -> tuple[Events, np.ndarray]:
     return events, runs if config.ties == "together" else np.arange(len(events))
 
 
+def _refuse_backwards(events: Events) -> None:
+    """Refuse a clock that runs backwards within a user, whose interactions stand in another order than their times."""
+    if events.clock is None:
+        return
+    back = (np.diff(events.clock) < 0) & (np.diff(events.users) == 0)
+    if back.any():
+        row = int(back.argmax()) + 1
+        raise DataError(
+            f"{events.place(row)}: user {events.user_ids[int(events.users[row])]!r} has an earlier time here than at "
+            f"the place before ({int(back.sum()):,} such rows), and data.time_unit asks for a clock. Sort by the time "
+            f"(data.columns.position=null), or set data.time_unit=null."
+        )
+
+
 def _sorting(events: Events, items: ItemTable, config: DataConfig) -> tuple[str, float] | None:
     """The column that ties stand in the order of, if they keep the order of the files."""
     tied = np.concatenate([[False], np.diff(ties.moments(events.users, events.times)) == 0])
@@ -135,6 +155,7 @@ def _sequences(events: Events, moments: np.ndarray, config: DataConfig) -> Seque
         user_ids=tuple(events.user_ids),
         feedback={name: torch.from_numpy(values) for name, values in events.feedback.items()},
         moments=torch.from_numpy(starts[moments]) if len(starts) < len(events) else None,
+        clock=None if events.clock is None else torch.from_numpy(events.clock),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genrl.catalog.reading import Table, read_table
-from genrl.catalog.sequences import Role
+from genrl.catalog.sequences import DAY, Role
 from genrl.config.schema import ColumnsConfig, DataConfig
 from genrl.errors import DataError, suggest
 
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
+NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "minutes": 60 * 10**9,
+    "hours": 3600 * 10**9,
+    "days": DAY,
+}
+"""Unit of a column of times -> nanoseconds."""
+LONGEST_SPAN = 200
+"""Years between the first and the last interaction, beyond which a unit must be the wrong one."""
 SPLIT_NAMES = {
     "train": Role.TRAIN,
     "valid": Role.VALID,
@@ -71,6 +83,8 @@ class Events:
     """Where the rows came from; None for generated data."""
     feedback: Mapping[str, Array] = field(default_factory=dict)
     """Column -> [N] float32, NaN where there is no value."""
+    clock: Array | None = None
+    """[N] int64 nanoseconds from the first interaction; None: the unit of times is not said (`data.time_unit`)."""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -79,7 +93,8 @@ class Events:
         """Some interactions, in the order of `rows` (indices or a mask)."""
         names = ("users", "items", "order", "times", "parts", "rows")
         feedback = {name: values[rows] for name, values in self.feedback.items()}
-        return replace(self, feedback=feedback, **{name: getattr(self, name)[rows] for name in names})
+        clock = None if self.clock is None else self.clock[rows]
+        return replace(self, feedback=feedback, clock=clock, **{name: getattr(self, name)[rows] for name in names})
 
     def place(self, row: int) -> str:
         """File and line of an interaction."""
@@ -117,13 +132,18 @@ def read_events(source: str, config: DataConfig) -> Events:
     users, user_ids = _codes(_ids(table, columns.user))
     items, item_ids = _codes(_ids(table, columns.item))
     rows = np.arange(len(table))
-    times = _ranks(table, columns.time, "data.columns.time") if columns.time else None
-    order = _ranks(table, columns.position, "data.columns.position") if columns.position else times
+    told = _sortable(table, columns.time, "data.columns.time") if columns.time else None
+    times = None if told is None else _ranks(told[0])
+    order = _ranks(_sortable(table, columns.position, "data.columns.position")[0]) if columns.position else times
     order = rows if order is None else order
     parts = _parts(table, columns.split) if columns.split else np.full(len(table), Role.TRAIN, dtype=np.uint8)
     feedback = {name: _amounts(table, name) for name in columns.feedback}
+    clock = None
+    if config.time_unit is not None:
+        assert told is not None  # a unit of no column is refused with the configuration
+        clock = _nanoseconds(table, str(columns.time), *told, config.time_unit)
     times = order if times is None else times
-    return Events(users, items, order, times, parts, rows, user_ids, item_ids, table, feedback)
+    return Events(users, items, order, times, parts, rows, user_ids, item_ids, table, feedback, clock)
 
 
 def read_profiles(source: str, fields: Sequence[str], config: DataConfig) -> dict[str, dict[str, str]]:
@@ -291,8 +311,13 @@ def _values(table: Table, name: str) -> pa.ChunkedArray:
     return _without_blanks(column) if pa.types.is_string(column.type) else column
 
 
-def _ranks(table: Table, name: str, option: str) -> Array:
-    """Dense rank of a column of numbers, dates or times: [N] int64."""
+def _ranks(values: Array) -> Array:
+    """Dense rank of values [N]: [N] int64."""
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _sortable(table: Table, name: str, option: str) -> tuple[Array, pa.DataType]:
+    """A column of numbers, dates or times as numbers [N] that sort, and its type."""
     import pyarrow as pa
 
     column = _values(table, name)
@@ -301,7 +326,8 @@ def _ranks(table: Table, name: str, option: str) -> Array:
         forms = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
         allowed = "a number nor a date or time (ISO 8601, as 2014-07-23 or 2014-07-23T10:00:00)"
         column = _parsed(table, column, name, forms, allowed, option)
-    if pa.types.is_temporal(column.type):
+    kind = column.type
+    if pa.types.is_temporal(kind):
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise DataError(f"{table.source}: column {name!r} ({option}) holds {column.type}. Use numbers, dates or times.")
@@ -309,7 +335,37 @@ def _ranks(table: Table, name: str, option: str) -> Array:
     if not np.isfinite(values).all():
         row = int(np.isfinite(values).argmin())
         raise DataError(f"{table.place(row)}: {name} is not a number but {values[row]}. Fill it in or drop the row.")
-    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+    return values, kind
+
+
+def _nanoseconds(table: Table, name: str, values: Array, kind: pa.DataType, unit: str) -> Array:
+    """Nanoseconds [N] int64 from the earliest of the times [N] in a unit to each.
+
+    Raises:
+        DataError: if the unit is not that of the column, or makes more than `LONGEST_SPAN` years of it.
+    """
+    import pyarrow as pa
+
+    where, numeric = f"{table.source}: column {name!r} (data.columns.time)", ", ".join(NANOSECONDS)
+    dated = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+    if unit == "date" and not dated:
+        raise DataError(f"{where} holds {kind}, and data.time_unit=date is for dates. Say its unit: {numeric}.")
+    if unit != "date" and pa.types.is_temporal(kind):
+        remedy = "Set data.time_unit=date" if dated else "Name a column of dates, or of numbers"
+        raise DataError(f"{where} holds {kind}, and data.time_unit={unit} is for numbers. {remedy}.")
+    if unit == "date":
+        unit = "days" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
+    size = NANOSECONDS[unit]
+    span = (float(values.max()) - float(values.min())) * size
+    if span > LONGEST_SPAN * 365 * DAY:
+        raise DataError(
+            f"{where} spans {span / DAY / 365:,.0f} years if data.time_unit={unit} is its unit. Say the right one: "
+            f"{numeric}."
+        )
+    if np.issubdtype(values.dtype, np.floating):
+        return ((values - values.min()).astype(np.float64) * size).round().astype(np.int64)
+    whole = values.astype(np.int64)
+    return (whole - whole.min()) * size
 
 
 def _amounts(table: Table, name: str) -> Array:

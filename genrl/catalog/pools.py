@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -81,13 +82,14 @@ class Pools:
         assert self.vectors is not None
         return torch.nn.functional.normalize(self.vectors, dim=1)
 
-    def make(self, histories: Tensor, targets: Tensor, numbers: Tensor) -> Pool:
+    def make(self, histories: Tensor, targets: Tensor, numbers: Tensor, users: Sequence[str] = ()) -> Pool:
         """Pools of requests.
 
         Args:
             histories: [P, H] catalogue rows, latest last, -1 pads.
             targets: [P, M], -1 pads.
             numbers: [P] one of its own for each request, e.g. the position of its target.
+            users: ids of P users, for messages.
 
         Raises:
             DataError: if a pool is empty, because its user has seen every item.
@@ -99,9 +101,10 @@ class Pools:
         items = torch.full((len(rows), self.size), -1)
         for place, row in enumerate(rows):
             if not len(row):
+                whose = f"user {users[place]!r}" if users else f"request {place}"
                 raise DataError(
-                    f"the candidate pool of request {place} is empty: its user has seen all {len(self.popular):,} "
-                    f"items. Set data.pool.seen=true, or leave the user out."
+                    f"the candidate pool of {whose} is empty: all {len(self.popular):,} items are in the history. Set "
+                    f"data.pool.seen=true, or take the user out of the interactions."
                 )
             items[place, : len(row)] = torch.from_numpy(row)
         there = targets >= 0
@@ -113,7 +116,8 @@ class Pools:
         sequences = self.dataset.sequences
         longest = int(sequences.seen(positions).max()) if positions.numel() else 0
         histories = sequences.histories(positions, max(longest, 1))
-        return self.make(histories, sequences.items[positions][:, None], positions)
+        users = [sequences.user_ids[user] for user in sequences.users(positions).tolist()]
+        return self.make(histories, sequences.items[positions][:, None], positions, users)
 
     def _pool(self, history: np.ndarray, targets: np.ndarray, number: int) -> np.ndarray:
         """Catalogue rows of one pool, in random order."""

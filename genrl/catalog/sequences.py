@@ -12,10 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrl.errors import DataError
 from genrl.ops import expect
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+
+DAY = 86_400 * 10**9
+"""Nanoseconds of a day."""
 
 
 class Role(IntEnum):
@@ -61,6 +66,9 @@ class Sequences:
     moments: Tensor | None = None
     """[N] int64 first position of the moment that each interaction belongs to, which sees only what is before it; None:
     every interaction is a moment of its own."""
+    clock: Tensor | None = None
+    """[N] int64 nanoseconds from any beginning, never falling within a user; None: nobody says the unit of the times.
+    It is no part of the fingerprint, which is about what happened and in what order."""
 
     def __post_init__(self) -> None:
         size = self.items.shape[0]
@@ -70,6 +78,8 @@ class Sequences:
         expect(self.offsets, "Sequences.offsets", (len(self.user_ids) + 1,), torch.int64)
         if self.moments is not None:
             expect(self.moments, "Sequences.moments", (size,), torch.int64)
+        if self.clock is not None:
+            expect(self.clock, "Sequences.clock", (size,), torch.int64)
         for name, values in self.feedback.items():
             expect(values, f"Sequences.feedback[{name!r}]", (size,), torch.float32)
 
@@ -94,9 +104,37 @@ class Sequences:
 
     def histories(self, positions: Tensor, length: int) -> Tensor:
         """The last `length` items before positions [P]: [P, length] int64, the latest last, -1 pads on the left."""
-        places = self.past(positions)[:, None] - torch.arange(length, 0, -1)
-        inside = places >= self.offsets[self.users(positions)][:, None]
+        places, inside = self._before(positions, length)
         return torch.where(inside, self.items[places.clamp(min=0)], -1)
+
+    def ages(self, positions: Tensor, length: int) -> Tensor:
+        """Days from each item of `histories` to the latest of its row: [P, length] float64, 0 where there is none.
+
+        Raises:
+            DataError: if there is no clock.
+        """
+        places, inside = self._before(positions, length)
+        ticks = self.ticks()[places.clamp(min=0)]
+        return torch.where(inside, ticks[:, -1:] - ticks, 0).double() / DAY
+
+    def _before(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The last `length` places before positions [P], and which of them are of the same user: [P, length] each."""
+        places = self.past(positions)[:, None] - torch.arange(length, 0, -1)
+        return places, places >= self.offsets[self.users(positions)][:, None]
+
+    def ticks(self) -> Tensor:
+        """The clock.
+
+        Raises:
+            DataError: if there is none.
+        """
+        if self.clock is None:
+            raise DataError(
+                "days are asked for (prompt.window_days, activate.label_days), and nothing says in which unit the "
+                "data keeps its times. Say it: data.time_unit=s for seconds, date for dates ...; where there are no "
+                "times, leave these options out."
+            )
+        return self.clock
 
     @cached_property
     def tied(self) -> Tensor:
@@ -105,6 +143,11 @@ class Sequences:
         tied[1:] = self.times[1:] == self.times[:-1]
         tied[self.offsets[:-1][self.offsets.diff() > 0]] = False
         return tied
+
+    @property
+    def clock_hash(self) -> str:
+        """16 hex digits that change with the clock; a DataError if there is none."""
+        return hashlib.sha256(self.ticks().contiguous().numpy().tobytes()).hexdigest()[:16]
 
     @cached_property
     def fingerprint(self) -> str:

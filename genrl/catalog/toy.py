@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrl.catalog.interactions import Events, ItemTable
-from genrl.catalog.sequences import Role
+from genrl.catalog.sequences import DAY, Role
 from genrl.config.schema import ToyConfig
 
 Array = np.ndarray
@@ -229,6 +229,7 @@ def generate(config: ToyConfig) -> tuple[ItemTable, Events]:
         rows=np.arange(len(users)),
         user_ids=[f"u{number}" for number in range(config.users)],
         item_ids=table.item_ids,
+        clock=days[inside].astype(np.int64) * DAY,
     )
     return table, events
 

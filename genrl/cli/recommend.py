@@ -16,8 +16,10 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     recommend = add_command(commands, "recommend", "the best next items for given histories", run)
     recommend.add_argument("--run", metavar="FOLDER", type=Path, required=True, help="run folder")
     recommend.add_argument("--history", metavar="ITEMS", help="item ids or titles, oldest first, between commas")
-    help_file = 'one history per line: ["id", ..] or {"history": ["id", ..]}; for titles with commas, too'
+    help_file = 'one history per line: ["id", ..] or {"history": ["id", ..], "days": ..}; for titles with commas, too'
     recommend.add_argument("--history-file", metavar="JSONL", type=Path, help=help_file)
+    help_days = "how many days ago each item of --history was chosen, for prompts that tell it (prompt.window_days)"
+    recommend.add_argument("--days", metavar="DAYS", help=help_days)
     recommend.add_argument("--top", metavar="N", type=int, default=10, help="items per history (default: 10)")
     recommend.add_argument("--exclude-history", action="store_true", help="leave out items of the history")
     help_only = "recommend only the items of this file, one id or title per line (in stock, say)"
@@ -34,6 +36,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
 def run(options: argparse.Namespace) -> None:
     """Do what is asked."""
     histories = read_histories(options.history, options.history_file)
+    days = read_days(options.days, options.history, options.history_file)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
     import_plugins(options)
@@ -47,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
         only=None if options.only is None else _lines(options.only, "--only"),
         cold=options.cold,
         exact=options.exact,
+        days=days,
         overrides=options.overrides,
     )
     if options.show_thinking and any(each.thinking is None for each in found):
@@ -91,6 +95,39 @@ def read_histories(text: str | None, file: Path | None) -> list[list[str]]:
     if not histories or not all(histories):
         raise DataError('there is no item to recommend after. Give --history "id,id" or --history-file FILE.')
     return histories
+
+
+def read_days(days: str | None, history: str | None, file: Path | None) -> list[list[float]] | None:
+    """Days that belong to the histories which `read_histories` finds, [] for those without; None: nowhere are any.
+
+    Args:
+        days: of the history on the command line, between commas.
+        history: that history.
+        file: JSON lines, of which objects may have the list under "days".
+
+    Raises:
+        ConfigError: if there are days without that history, or what stands there are no numbers.
+        DataError: likewise of the file, with the line.
+
+    Example:
+        >>> read_days("12, 0.5", "17, 4", None)
+        [[12.0, 0.5]]
+    """
+    if days is not None and history is None:
+        raise ConfigError("--days is about the items of --history. Give that, too; in a file, write them beside each.")
+    found: list[list[float]] = []
+    if history is not None:
+        try:
+            found.append([] if days is None else [float(number) for number in days.split(",")])
+        except ValueError as error:
+            raise ConfigError(f"--days {days!r}: {error}. Give numbers between commas, e.g. 12,3,0.") from error
+    for place, line in lines_of(file, "--history-file") if file is not None else ():
+        value = parsed(line)  # which `read_histories` has read
+        told = value.get("days", []) if isinstance(value, dict) else []
+        if not isinstance(told, list) or not all(type(each) in (int, float) for each in told):
+            raise DataError(f'{place}: "days" must be a list of numbers, e.g. [12, 3, 0].')
+        found.append(told)
+    return found if any(found) else None
 
 
 def _history(line: str, place: str) -> list[str]:

@@ -28,7 +28,7 @@ from genrl.compare.verdict import (
 from genrl.metrics.comparison import signed
 from genrl.plots import DARK, LIGHT, Notes, curve_grid, looks, save
 from genrl.runs.stages import SUPERVISED
-from genrl.runs.tables import ties
+from genrl.runs.tables import definition, ties
 
 Record = Mapping[str, Any]
 """One of `genrl.training.samples.Sample`."""
@@ -266,6 +266,7 @@ def _environment() -> Environment:
         "best": _best,
         "cell": lambda text: str(text).replace("|", r"\|"),  # a bar would begin another cell
         "decimal": "{:.4f}".format,
+        "definition": lambda metric, table: definition(metric, table.cold_rows),
         "direction": direction,
         "further": _further,
         "gain": _gain,

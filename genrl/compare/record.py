@@ -74,6 +74,15 @@ class Table:
     pairs: list[Pair] = field(default_factory=list)
     ties: dict[str, int] = field(default_factory=dict)
     """`tied` and `untied` -> users, where `evaluate.ties` has asked for rows scored on them apart."""
+    pool: dict[str, float] | None = None
+    """`size` of the candidate pools and `ceiling`, the share of targets in them; None: the whole catalogue."""
+
+    @property
+    def of(self) -> str:
+        """The users and what they were ranked in, in words."""
+        cold = "" if self.cold_rows is None else f", {self.cold_rows:,} with a cold target"
+        pool = "" if self.pool is None else f"; pools of {self.pool['size']:.0f}, ceiling {self.pool['ceiling']:.4f}"
+        return f"{self.users:,} users{cold}{pool}"
 
     @property
     def main(self) -> str:

@@ -229,7 +229,12 @@ def table(rows: Rows, baselines: Rows, split: str, kind: str, baseline: str) -> 
     cold = cold_rows(runs, split)
     pairs = _add_differences(lines, places, cold, baseline, top, asked=list(rows))
     users = len(first.ranks[f"{split}/{kind}"])
-    return Table(top, users, None if cold is None else int(cold.sum()), lines, pairs, _targets(runs, split, kind))
+    scored = first.scores(split)[kind]
+    pool = None
+    if "pool_size" in scored:  # the same in all runs of a table
+        pool = {"size": float(scored["pool_size"]), "ceiling": float(scored["pool_ceiling"])}
+    targets = _targets(runs, split, kind)
+    return Table(top, users, None if cold is None else int(cold.sum()), lines, pairs, targets, pool)
 
 
 def differences(

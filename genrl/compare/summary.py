@@ -13,7 +13,7 @@ from genrl.compare.page import KINDS, apart, apart_heads, groups
 from genrl.compare.quantities import TESTED, titled
 from genrl.compare.record import Line, Report, Table
 from genrl.compare.verdict import lead, listed, named, p_text, remarks, signed, warnings
-from genrl.runs.tables import ties
+from genrl.runs.tables import definition, ties
 from genrl.terminal import verbatim
 
 WIDTH = 100
@@ -37,8 +37,8 @@ def show(report: Report, folder: Path, console: Console | None = None) -> None:
     ):
         if line:
             console.print(verbatim(line))
-    cold = "" if table.cold_rows is None else f", {table.cold_rows:,} with a cold target"
-    console.print(_grid(report, table, f"test, {KINDS[kind]}: {table.users:,} users{cold}, {table.main.upper()}"))
+    console.print(_grid(report, table, f"test, {KINDS[kind]}: {table.of}, {table.main.upper()}"))
+    console.print(verbatim(f"cold recall@{table.k}: {definition('cold_recall', table.cold_rows)}."))
     if table.ties:
         console.print(_by_ties(report, table))
         console.print(verbatim(ties(table.ties)))

@@ -92,6 +92,7 @@ def contradictions(config: RunConfig) -> Iterator[Problem]:
     yield from _model(config)
     yield from _activate(config)
     yield from _prompt(config)
+    yield from _windows(config)
     yield from _training(config)
     yield from _evaluation(config)
 
@@ -173,11 +174,21 @@ def data_contradictions(data: DataConfig) -> Iterator[Problem]:
         yield Problem(("data.split", "data.source"), reason)
     elif data.split == "column" and not columns.split:
         yield Problem(("data.columns.split", "data.split"), "is needed by data.split=column: name the column")
-    if data.split == "temporal" and not columns.time:
-        yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
+    yield from _times(data)
     yield from _pool(data.pool)
     if data.valid_fraction + data.test_fraction >= 1:
         yield Problem(("data.valid_fraction", "data.test_fraction"), "and data.test_fraction leave nothing to train on")
+
+
+def _times(data: DataConfig) -> Iterator[Problem]:
+    named = data.columns.time
+    if data.split == "temporal" and not named:
+        yield Problem(("data.columns.time", "data.split"), "is needed by data.split=temporal: name the column")
+    if data.time_unit and data.source == "toy" and data.time_unit != "days":
+        yield Problem(("data.time_unit", "data.source"), "must be days or null: toy data has days")
+    if data.time_unit and data.source == "files" and not named:
+        reason = "is the unit of a column that nobody names. Name it in data.columns.time, or set data.time_unit=null"
+        yield Problem(("data.time_unit", "data.columns.time"), reason)
 
 
 def _pool(pool: PoolConfig) -> Iterator[Problem]:
@@ -222,9 +233,10 @@ def _activate(config: RunConfig) -> Iterator[Problem]:
     if not activate.gold and activate.path is None:
         reason = "false leaves nothing to learn. Add activate.traces=jsonl activate.path=FILE, a file of slates"
         yield Problem(("activate.gold", "activate.path"), reason)
-    if not activate.gold and activate.labels:
-        reason = "orders gold slates, and activate.gold=false leaves them out. Leave one of them out"
-        yield Problem(("activate.labels", "activate.gold"), reason)
+    for name in ("labels", "label_days"):
+        if not activate.gold and getattr(activate, name):
+            reason = "is about gold slates, and activate.gold=false leaves them out. Leave one of them out"
+            yield Problem((f"activate.{name}", "activate.gold"), reason)
     for column, weight in activate.labels.items():
         if column not in kept:
             reason = f"is not kept beside the interactions.{suggest(column, kept)} Kept: {', '.join(kept) or 'none'}. "
@@ -232,6 +244,19 @@ def _activate(config: RunConfig) -> Iterator[Problem]:
             yield Problem((f"activate.labels.{column}", "data.columns.feedback"), reason)
         elif not isfinite(weight):
             yield Problem((f"activate.labels.{column}",), "must be a finite number")
+
+
+def _windows(config: RunConfig) -> Iterator[Problem]:
+    """Windows of time, and what those in days need of the data."""
+    for name in ("windows", "window_days"):
+        ends = getattr(config.prompt, name) or []
+        if ends != sorted(set(ends)):
+            yield Problem((f"prompt.{name}",), "must rise from each window to the next, e.g. [5, 20]")
+    for key in ("prompt.window_days", "activate.label_days"):
+        if option(config, key) is not None and config.data.time_unit is None:
+            reason = "is in days, and nothing says in which unit times are. Add data.time_unit=s for seconds (date for "
+            reason += "dates, days for toy data ...), or leave it out where there are no times"
+            yield Problem((key, "data.time_unit"), reason)
 
 
 def _item_model(config: RunConfig) -> Iterator[Problem]:
@@ -265,7 +290,7 @@ def _prompt(config: RunConfig) -> Iterator[Problem]:
     """What prompts in words go with."""
     prompt = config.prompt
     if prompt.template is None:
-        for name in ("candidates", "profile", "fields"):
+        for name in ("candidates", "profile", "fields", "window_days"):
             if getattr(prompt, name):
                 reason = "is told in words alone, and prompts are SIDs. Add prompt.template=textrec"
                 yield Problem((f"prompt.{name}", "prompt.template"), reason)

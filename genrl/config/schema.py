@@ -103,6 +103,9 @@ class DataConfig:
     """Share of interactions in the validation period (temporal)."""
     test_fraction: float = option(0.1, gt=0, lt=1)
     """Share of interactions in the test period (temporal)."""
+    time_unit: Literal["ns", "us", "ms", "s", "minutes", "hours", "days", "date"] | None = None
+    """Unit of `columns.time`, or `date` where it holds dates or times of a day and year: what turns times into days,
+    for `prompt.window_days` and `activate.label_days`. null: only their order is known. The toy data has days."""
     ties: Literal["file", "random", "together"] = "random"
     """Interactions of a user at the same time: as in the files, in one random order, or none in the history of another
     (they are divided, held out and counted as one)."""
@@ -237,6 +240,11 @@ class PromptConfig:
     """Prompts in words: tokens at most; the oldest items of a longer one are left out."""
     windows: list[int] = option([5], ge=1, says="must hold numbers of latest items of at least 1, e.g. [5, 20]")
     """Prompts in words: the latest so many items are told apart from those before."""
+    window_days: list[float] | None = option(
+        None, gt=0, le=36500, says="must hold days above 0 and at most 36500, e.g. [1, 7, 30], or be null"
+    )
+    """Prompts in words: windows by the clock, in place of `windows`: how many days before the latest item each ends.
+    Needs `data.time_unit`."""
     titles: int = option(3, ge=1)
     """Prompts in words: names told of each topic in a window, the latest."""
     candidates: bool = False
@@ -337,6 +345,9 @@ class ActivateConfig(SupervisedConfig):
     labels: dict[str, float] = option({})
     """Layout slate: columns of `data.columns.feedback` and what one unit of each is worth, e.g. {is_click: 1, is_like:
     2}. Gold slates then hold the next items whose sum is positive, the highest first; {}: the next items in order."""
+    label_days: float | None = option(None, gt=0, le=36500)
+    """Layout slate: labels are what the user chose at most so many days after the first item that is asked for, and
+    with `labels` the worthiest of all these; null: the next items, however late. Needs `data.time_unit`."""
     words: int = option(4, ge=4)
     """template: words per block at most; from 8 on they name an item of the history, too."""
     examples: int = option(20000, ge=0)

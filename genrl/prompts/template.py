@@ -41,15 +41,29 @@ class RequestTemplate(ABC):
         """Tokens of the longest text of so many items."""
 
     @abstractmethod
-    def ask(self, history: Tensor, user: str | None, pool: Tensor) -> Tensor:
-        """The prompt [t] of a history [n], of a user who may be known, with the candidates [C] that are listed."""
+    def ask(self, history: Tensor, user: str | None, pool: Tensor, ages: Tensor | None) -> Tensor:
+        """The prompt [t] of a history [n], of a user who may be known, with the candidates [C] that are listed.
+
+        `ages` [n] are the days from each item of the history to the latest, for prompts that tell them.
+        """
+
+    @property
+    def tells_days(self) -> bool:
+        """Whether prompts say how many days ago something was chosen."""
+        return False
 
     @abstractmethod
     def check_users(self, users: Sequence[str]) -> None:
         """Refuse what is said of users if it is about none of these."""
 
-    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Histories [P, H] (right-aligned, -1 pads), with ids of users and pools [P, C] if there are some.
+    def render(
+        self,
+        histories: Tensor,
+        users: Sequence[str] = (),
+        pool: Tensor | None = None,
+        ages: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Histories [P, H] (right-aligned, -1 pads), with ids of users, pools [P, C] and days [P, H] if there are some.
 
         Returns:
             Tokens and mask [P, L], left-padded to the longest prompt.
@@ -58,7 +72,12 @@ class RequestTemplate(ABC):
             return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool)
         pools = histories[:, :0] if pool is None else pool
         texts = [
-            self.ask(history[history >= 0], users[row] if users else None, listed[listed >= 0])
+            self.ask(
+                history[history >= 0],
+                users[row] if users else None,
+                listed[listed >= 0],
+                None if ages is None else ages[row][history >= 0],
+            )
             for row, (history, listed) in enumerate(zip(histories, pools, strict=True))
         ]
         return left_padded(texts, self.pad_id)
@@ -81,7 +100,7 @@ class PromptTemplate(RequestTemplate):
     def longest(self, items: int) -> int:
         return len(self.head) + items * self.levels
 
-    def ask(self, history: Tensor, user: str | None, pool: Tensor) -> Tensor:
+    def ask(self, history: Tensor, user: str | None, pool: Tensor, ages: Tensor | None) -> Tensor:
         return self.write(history)[0]
 
     def check_users(self, users: Sequence[str]) -> None:
@@ -98,7 +117,13 @@ class ItemTemplate(PromptTemplate):
     def longest(self, items: int) -> int:
         return len(self.head) + items
 
-    def render(self, histories: Tensor, users: Sequence[str] = (), pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def render(
+        self,
+        histories: Tensor,
+        users: Sequence[str] = (),
+        pool: Tensor | None = None,
+        ages: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         longest = int((histories >= 0).sum(1).max()) if len(histories) else 0
         inputs = read_as(functional.pad(histories[:, histories.shape[1] - longest :], (0, 1), value=0))
         return torch.where(inputs < 0, self.pad_id, inputs + self.start_id), inputs >= 0
@@ -124,7 +149,9 @@ class PromptMaker:
         sequences = self.dataset.sequences
         pool = None if self.pools is None else self.pools.at(positions).items
         users = [sequences.user_ids[user] for user in sequences.users(positions).tolist()]
-        tokens, mask = self.template.render(sequences.histories(positions, max(self.max_history, 1)), users, pool)
+        shown = max(self.max_history, 1)
+        ages = sequences.ages(positions, shown) if self.template.tells_days else None
+        tokens, mask = self.template.render(sequences.histories(positions, shown), users, pool, ages)
         feedback = {name: values[positions][:, None] for name, values in sequences.feedback.items()}
         targets = Targets(sequences.items[positions][:, None], feedback, sequences.tied[positions][:, None])
         return Requests(tokens, mask, self.full_history(positions), targets, pool)

@@ -85,15 +85,27 @@ class Writer:
         """The configured one."""
         return compiled(str(self.config.template))
 
-    def write(self, history: Sequence[int], user: str | None = None, pool: Sequence[int] = ()) -> str:
+    def write(
+        self,
+        history: Sequence[int],
+        user: str | None = None,
+        pool: Sequence[int] = (),
+        ages: Sequence[float] | None = None,
+    ) -> str:
         """The prompt of a history, oldest first, of a user who may be known, with the candidates.
+
+        Args:
+            history: catalogue rows.
+            user: id.
+            pool: catalogue rows of the candidates.
+            ages: days from each item of the history to the latest; needed where windows are days.
 
         Raises:
             ConfigError: naming what the template asks for and does not get.
         """
         told = {
             "profile": {} if user is None else dict(self.profiles.get(user, {})),
-            "windows": self.windows(history),
+            "windows": self.windows(history, ages),
             "history": [self.item(row) for row in history],
             "candidates": [self.names[row] for row in pool] if self.config.candidates else [],
             "items": self.items,
@@ -115,16 +127,27 @@ class Writer:
             "attributes": {name: values[row] for name, values in self.catalog.attributes.items()},
         }
 
-    def windows(self, history: Sequence[int]) -> list[dict[str, Any]]:
+    def windows(self, history: Sequence[int], ages: Sequence[float] | None = None) -> list[dict[str, Any]]:
         """The history cut into windows, the latest first, in each its topics by falling number of items.
 
-        Windows are counted in interactions: the data set keeps the order of time and not the clock. Of each topic the
-        latest `titles` different names are told; equally frequent topics stand with the later one first.
+        Windows are counted in interactions, or by the clock: with `window_days` window n holds what was chosen more
+        than `since` and at most `until` days before the latest item, and those that hold nothing are left out. Of each
+        topic the latest `titles` different names are told; equally frequent topics stand with the later one first.
         """
         latest = list(reversed(history))
-        cuts = [0, *[size for size in self.config.windows if size < len(latest)], len(latest)]
+        ends: list[float | None] = [None] * (len(self.config.windows) + 1)
+        sizes = self.config.windows
+        if self.config.window_days is not None:
+            if ages is None:
+                raise ConfigError(
+                    "the prompts of this run tell how many days ago something was chosen (prompt.window_days), and "
+                    "here no days are given. Give them: recommend --days, one number for each item of the history."
+                )
+            ends = [*self.config.window_days, None]
+            sizes = [sum(age <= end for age in ages) for end in self.config.window_days]
+        cuts = [0, *[min(size, len(latest)) for size in sizes], len(latest)]
         found = []
-        for start, stop in pairwise(cuts):
+        for (start, stop), (since, until) in zip(pairwise(cuts), pairwise([None, *ends]), strict=True):
             topics: dict[str, list[str]] = {}
             for row in latest[start:stop]:
                 item = self.item(row)
@@ -134,7 +157,7 @@ class Writer:
                 for name, names in sorted(topics.items(), key=lambda pair: -len(pair[1]))
             ]
             if told:
-                found.append({"count": stop - start, "topics": told})
+                found.append({"count": stop - start, "topics": told, "since": since, "until": until})
         return found
 
 
@@ -168,9 +191,15 @@ class TextTemplate(RequestTemplate):
                 f"{', '.join(map(repr, users[:3]))} in the interactions. Write them alike, or leave prompt.profile out."
             )
 
+    @property
     @override
-    def ask(self, history: Tensor, user: str | None, pool: Tensor) -> Tensor:
-        return torch.tensor(self._fitting(history.tolist(), user, pool.tolist()))
+    def tells_days(self) -> bool:
+        return self.writer.config.window_days is not None
+
+    @override
+    def ask(self, history: Tensor, user: str | None, pool: Tensor, ages: Tensor | None) -> Tensor:
+        days = None if ages is None else ages.tolist()
+        return torch.tensor(self._fitting(history.tolist(), user, pool.tolist(), days))
 
     def tokens_of(self, text: str) -> list[int]:
         """Tokens of the text of a prompt, up to where the completion begins."""
@@ -180,14 +209,18 @@ class TextTemplate(RequestTemplate):
             return list(self.tokenizer(whole, add_special_tokens=False)["input_ids"])
         return [*self.head.tolist(), *self.tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"]]
 
-    def _fitting(self, history: list[int], user: str | None, pool: list[int]) -> list[int]:
+    def _fitting(
+        self, history: list[int], user: str | None, pool: list[int], ages: list[float] | None = None
+    ) -> list[int]:
         """The prompt of the most recent items that it has room for."""
         most = self.writer.config.max_tokens
         low, high = -1, len(history)  # low fits (or is not known to), all above high do not
         best: list[int] | None = None
         count = high
         while low < high:
-            tokens = self.tokens_of(self.writer.write(history[len(history) - count :], user, pool))
+            first = len(history) - count
+            days = None if ages is None else ages[first:]
+            tokens = self.tokens_of(self.writer.write(history[first:], user, pool, days))
             if len(tokens) <= most:
                 best, low = tokens, count
             else:

@@ -66,10 +66,14 @@ class Recommender(Protocol):
         """How requests are written."""
         ...
 
-    def write(self, histories: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def write(self, histories: Tensor, pool: Tensor | None = None, ages: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens and mask [P, L] of requests with histories [P, H], and with candidate pools [P, C] if there are some.
 
-        A policy whose prompts tell more than that in training warns of what these lack.
+        `ages` [P, H] are the days from each item of a history to its latest, which some prompts tell. A policy whose
+        prompts tell more than that in training warns of what these lack.
+
+        Raises:
+            ConfigError: if prompts tell days and there are none, or there are some and prompts do not tell them.
         """
         ...
 
@@ -172,7 +176,9 @@ class Baseline(nn.Module, ABC):
     def template(self) -> PromptTemplate:  # requests are not written: a baseline reads their histories
         return PromptTemplate(start_id=0, prefix_ids=(), sid_tokens=self.problem.table.codes, pad_id=0)
 
-    def write(self, histories: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def write(self, histories: Tensor, pool: Tensor | None = None, ages: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if ages is not None:
+            raise ConfigError("a baseline reads no days. Leave them out (recommend --days).")
         return self.template.render(histories[:, :0])
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genrl.batches import Requests
-from genrl.catalog.sequences import Role
+from genrl.catalog.sequences import DAY, Role
 from genrl.errors import DataError
 from genrl.metrics.functional import distinct, seen
 from genrl.recommenders.base import Problem, denied
@@ -37,14 +37,18 @@ class GoldSlates:
     """Items of a slate (L)."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Feedback column -> what one unit of it is worth; without any, every interaction is worth the same."""
+    days: float | None = None
+    """Labels come at most so long after the first one that is asked for; None: however late."""
 
     @classmethod
-    def of(cls, problem: Problem, length: int, weights: Mapping[str, float] | None = None) -> GoldSlates:
+    def of(
+        cls, problem: Problem, length: int, weights: Mapping[str, float] | None = None, days: float | None = None
+    ) -> GoldSlates:
         """Count the training part of a data set, for slates of so many items, with weights of its feedback columns."""
         dataset = problem.dataset
         knn = ItemKNN(dataset.sequences, len(dataset.catalog), known=(Role.TRAIN,))
         knn.problem = problem
-        return cls(knn, length, weights or {})
+        return cls(knn, length, weights or {}, days)
 
     @cached_property
     def worth(self) -> Tensor:
@@ -57,7 +61,11 @@ class GoldSlates:
         """The training items of the same user from positions [P] on, as many as there are: [P, L], -1 pads.
 
         With weights only interactions of positive worth count, the next L of them, the worthiest first and those of
-        equal worth in their order; a row may have none.
+        equal worth in their order; a row may have none. With `days` what comes later is no label, and with both the
+        labels are the L worthiest of all that comes until then.
+
+        Raises:
+            DataError: if `days` are asked for and the data set has no clock.
         """
         if self.weights:
             return self._worthiest(positions)
@@ -65,19 +73,35 @@ class GoldSlates:
         places = positions[:, None] + torch.arange(self.length)
         inside = places < sequences.offsets[sequences.users(positions) + 1][:, None]
         places = places.clamp(max=len(sequences) - 1)
-        known = inside & (sequences.roles[places] == int(Role.TRAIN))
+        known = inside & (sequences.roles[places] == int(Role.TRAIN)) & self._soon(positions, places)
         known[:, 0] = True
         return sequences.items[places].masked_fill(~known.cummin(1).values, -1)
+
+    def _soon(self, positions: Tensor, places: Tensor) -> Tensor:
+        """Which places [P, n] come at most `days` after their positions [P]."""
+        if self.days is None:
+            return torch.ones_like(places, dtype=torch.bool)
+        ticks = self.knn.problem.dataset.sequences.ticks()
+        return (ticks[places] - ticks[positions][:, None]).double() / DAY <= self.days
 
     def _worthiest(self, positions: Tensor) -> Tensor:
         sequences = self.knn.problem.dataset.sequences
         counted = torch.nonzero((sequences.roles == int(Role.TRAIN)) & (self.worth > 0)).flatten()
+        return torch.cat([self._worthiest_of(part, counted) for part in positions.split(CHUNK)])
+
+    def _worthiest_of(self, positions: Tensor, counted: Tensor) -> Tensor:
+        """The worthiest of the positions `counted` [C], ascending, behind each of `positions` [P]: [P, L]."""
+        sequences = self.knn.problem.dataset.sequences
+        starts = torch.searchsorted(counted, positions)
         ends = torch.searchsorted(counted, sequences.offsets[sequences.users(positions) + 1])
-        numbers = torch.searchsorted(counted, positions)[:, None] + torch.arange(self.length)
+        most = 0 if self.days is None else max((ends - starts).tolist(), default=0)
+        longest = max(self.length, most)
+        numbers = starts[:, None] + torch.arange(longest)
         inside = numbers < ends[:, None]
         places = torch.nn.functional.pad(counted, (0, 1))[numbers.clamp(max=len(counted))]
+        inside &= self._soon(positions, places)
         worth = self.worth[places].masked_fill(~inside, -torch.inf)
-        order = worth.argsort(dim=1, descending=True, stable=True)
+        order = worth.argsort(dim=1, descending=True, stable=True)[:, : self.length]
         return sequences.items[places].masked_fill(~inside, -1).gather(1, order)
 
     def unwanted(self, positions: Tensor) -> Tensor | None:

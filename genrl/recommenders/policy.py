@@ -167,8 +167,13 @@ class PolicyRecommender:
     def device(self) -> torch.device:
         return self.policy.device
 
-    def write(self, histories: Tensor, pool: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def write(self, histories: Tensor, pool: Tensor | None = None, ages: Tensor | None = None) -> tuple[Tensor, Tensor]:
         prompt = self.config.prompt
+        if ages is not None and not self.template.tells_days:
+            raise ConfigError(
+                "the prompts of this run do not say how many days ago something was chosen (prompt.window_days). Leave "
+                "the days out (recommend --days)."
+            )
         if prompt.candidates and pool is None:
             said = "lists the items that there are to choose from (prompt.candidates=true), and here every item may be"
             self._warn_of_prompts(f"{said}, so none is listed. Say which (recommend --only FILE)")
@@ -176,8 +181,9 @@ class PolicyRecommender:
             self._warn_of_prompts(
                 "tells the user's profile (prompt.profile), and here no user is known, so none is told"
             )
-        shown = histories[:, max(0, histories.shape[1] - self.config.data.max_history) :]
-        return self.template.render(shown, pool=pool)
+        hidden = max(0, histories.shape[1] - self.config.data.max_history)
+        days = None if ages is None else ages[:, hidden:]
+        return self.template.render(histories[:, hidden:], pool=pool, ages=days)
 
     @staticmethod
     def _warn_of_prompts(said: str) -> None:

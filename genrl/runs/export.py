@@ -142,7 +142,8 @@ def _prompts(found: PolicyRecommender) -> tuple[Tensor, Tensor]:
     histories = torch.randint(items, (CHECKED, longest), generator=generator)
     lengths = torch.randint(1, longest + 1, (CHECKED, 1), generator=generator)
     histories = histories.masked_fill(torch.arange(longest) < longest - lengths, -1)
-    tokens, mask = found.template.render(histories, pool=None)
+    days = torch.arange(longest - 1, -1, -1).double().expand(len(histories), -1)
+    tokens, mask = found.template.render(histories, ages=days)
     return tokens.to(found.device), mask.to(found.device)
 
 

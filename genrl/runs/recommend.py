@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -85,6 +86,7 @@ def recommend(
     only: Sequence[str] | None = None,
     cold: bool = False,
     exact: bool = False,
+    days: Sequence[Sequence[float]] | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Recommendation]:
     """The best items for histories given as item ids or titles, oldest first, with the thinking that led to them.
@@ -97,6 +99,8 @@ def recommend(
         only: item ids or titles that may be recommended (in stock, say); None: all.
         cold: recommend cold items only.
         exact: search until the list is provably the best of all allowed items.
+        days: how many days ago each item of each history was chosen, for runs whose prompts tell it
+            (`prompt.window_days`).
         overrides: `key=value` texts over the configuration of the run, a moved `model.name` for one.
 
     Raises:
@@ -109,7 +113,8 @@ def recommend(
     with progress_bar("recommend", len(histories), "histories") as advance:
         for start in range(0, len(histories), BATCH):
             part = histories[start : start + BATCH]
-            found += answer(recommender, part, top, exclude_seen, allowed, cold, exact)
+            told = None if days is None else days[start : start + BATCH]
+            found += answer(recommender, part, top, exclude_seen, allowed, cold, exact, told)
             advance(len(part))
     return found
 
@@ -122,13 +127,15 @@ def answer(
     only: Sequence[int] | None = None,
     cold: bool = False,
     exact: bool = False,
+    days: Sequence[Sequence[float]] | None = None,
 ) -> list[Recommendation]:
     """What a loaded recommender recommends; the arguments are those of `recommend`, `only` as catalogue rows."""
     catalog = recommender.problem.dataset.catalog
     top = min(top, len(catalog))
     seen = _padded([[catalog.row_of(name) for name in history] for history in histories])
     pool = None if only is None and not cold else _pool(catalog, only, cold).expand(len(seen), -1)
-    requests = Requests(*recommender.write(seen, pool), seen, pool=pool, deny=seen if exclude_seen else None)
+    ages = None if days is None else _ages(days, histories)
+    requests = Requests(*recommender.write(seen, pool, ages), seen, pool=pool, deny=seen if exclude_seen else None)
     if recommender.thinks:
         ranking, thinking = cast("PolicyRecommender", recommender).answer(requests, top, exact)
     else:
@@ -152,6 +159,26 @@ def _padded(histories: Sequence[Sequence[int]]) -> Tensor:
     width = max((len(history) for history in histories), default=0) or 1
     rows = [[-1] * (width - len(history)) + list(history) for history in histories]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, width)
+
+
+def _ages(days: Sequence[Sequence[float]], histories: Sequence[Sequence[str]]) -> Tensor:
+    """Days from each item of a history to the latest, from days ago: [P, H] float64, 0 pads on the left.
+
+    Raises:
+        DataError: naming the history whose days are not one falling number from 0 on for each of its items.
+    """
+    width = max(map(len, histories))
+    rows = []
+    for ago, history in zip(days, histories, strict=True):
+        finite = all(isfinite(each) and each >= 0 for each in ago)
+        if len(ago) != len(history) or not finite or list(ago) != sorted(ago, reverse=True):
+            raise DataError(
+                f"history {', '.join(history)}: days are {', '.join(f'{each:g}' for each in ago) or 'missing'}. Give "
+                f"{len(history)} numbers of at least 0, oldest first, how many days ago each item was chosen; none "
+                f"may be larger than the one before."
+            )
+        rows.append([0.0] * (width - len(ago)) + [each - ago[-1] for each in ago])
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, width)
 
 
 def _named(ranking: Ranking, catalog: Catalog, top: int) -> list[list[tuple[str, str, float]]]:

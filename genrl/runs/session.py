@@ -180,7 +180,7 @@ class Session:
         if not self.layout.writes_slates:
             return None
         problem = replace(self.learner.problem, dataset=self.dataset)
-        return GoldSlates.of(problem, self.layout.items, self.config.activate.labels)
+        return GoldSlates.of(problem, self.layout.items, self.config.activate.labels, self.config.activate.label_days)
 
     @cached_property
     def slates(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,9 +228,10 @@ class Session:
         config = self.config.activate
         layout = self.config.layout["name"]
         if not self.layout.writes_slates:
-            if config.labels or not config.gold:
+            asked = {"labels": config.labels, "gold": not config.gold, "label_days": config.label_days}
+            if name := next((name for name, set_ in asked.items() if set_), None):
                 raise ConfigError(
-                    f"activate.{'labels' if config.labels else 'gold'} is about slates, and with layout={layout} stage "
+                    f"activate.{name} is about slates, and with layout={layout} stage "
                     f"activate learns to think. Leave it out, or add layout=slate."
                 )
             return TraceBatches(self.traces, self.maker, self.layout, self.tokenizer, config)
@@ -253,10 +254,12 @@ class Session:
         if self.config.activate.gold:
             _, slates, labelled = self.slates
             filled = 1 - float(labelled.sum()) / slates.numel()
+            days = self.config.activate.label_days
             chosen = "valued most of what came" if self.config.activate.labels else "chose"
+            chosen += " next" if days is None else f" within {days:g} days"
             said.append(
                 f"{len(slates):,} gold slates of {slates.shape[1]} items, {float(labelled.float().mean()):.1f} of them "
-                f"what the user {chosen} next; item-kNN filled {filled:.1%} of the places"
+                f"what the user {chosen}; item-kNN filled {filled:.1%} of the places"
             )
         if self.written is not None:
             said.append(f"{len(self.written.items):,} slates of {self.config.activate.path}")
@@ -270,6 +273,7 @@ class Session:
             config.layout,
             config.activate,
             file_hash(config.activate.path) if config.activate.path else None,
+            *([self.dataset.sequences.clock_hash] if config.prompt.window_days or config.activate.label_days else []),
             (config.evaluate.thinking_samples, config.evaluate.thinking_temperature, config.evaluate.empty_thought),
         )
 

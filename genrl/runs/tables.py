@@ -13,6 +13,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from genrl.catalog import pools
+from genrl.catalog.sequences import DAY
 from genrl.config.schema import PoolConfig, RunConfig
 from genrl.config.select import main_cut
 from genrl.metrics.comparison import paired_difference, signed
@@ -34,11 +35,12 @@ HIGH_RATE = 1e-3
 KINDS = {"excluded": "history excluded", "raw": "raw ranking"}
 """Of rankings, those that the closing words are about first."""
 DEFINITIONS = {
-    "cold_recall": "recall of the users with a cold target",
+    "cold_recall": "recall of the {cold} users whose target is a cold item, one of those with the fewest training "
+    "interactions (data.cold_fraction, data.cold_rule)",
     "coverage": "share of the catalogue that the lists of all users hold together",
-    "entropy": "entropy of the categories of a list, bits, mean over lists that have some",
+    "entropy": "entropy of the categories in each list, to base 2 (bits), mean over the lists that have some",
 }
-"""Of columns that do not explain themselves."""
+"""Of columns that do not explain themselves; `definition` fills in the numbers."""
 NAMES = {"most_popular": "most popular", "repeat_last": "repeat last", "item_knn": "item-kNN"}
 
 
@@ -101,6 +103,9 @@ def describe_data(console: Console, dataset: Dataset, pool: PoolConfig | None = 
         f"{len(sequences):,} interactions, {int(catalog.cold.sum()):,} cold items"
     )
     console.print(verbatim(counts))
+    if sequences.clock is not None and len(sequences):
+        days = float(sequences.clock.max() - sequences.clock.min()) / DAY
+        console.print(verbatim(f"times: {days:,.1f} days from the first interaction to the last (data.time_unit)"))
     if dataset.ties:
         console.print(verbatim(dataset.ties))
     if pool is not None and pool.size is not None:
@@ -156,10 +161,25 @@ def ranking_table(console: Console, split: str, results: Mapping[str, Any], k: S
             table.add_row(verbatim(NAMES.get(name, name)), *said, *(_pool_cells(values) if inside else ()))
     console.print(table)
     heads = {column.partition("@")[0] for column in shown}
-    defined = [f"{COLUMNS[name]}@{main_cut(k)}: {said}" for name, said in DEFINITIONS.items() if name in heads]
+    defined = [
+        f"{COLUMNS[name]}@{main_cut(k)}: {definition(name, every[0]['cold_rows'])}"
+        for name in DEFINITIONS
+        if name in heads
+    ]
     for line in (f"{'; '.join(defined)}." if defined else "", *remarks(kinds, max(k))):
         if line:
             console.print(verbatim(line))
+
+
+def definition(metric: str, cold_rows: float | None) -> str:
+    """What a metric of `DEFINITIONS` is, with the number of rows that it is about; None: nobody kept it.
+
+    Example:
+        >>> definition("cold_recall", 12)[:51]
+        'recall of the 12 users whose target is a cold item,'
+    """
+    count = "" if cold_rows is None else f"{cold_rows:,.0f} "
+    return DEFINITIONS[metric].replace("{cold} ", count)
 
 
 def columns(k: Sequence[int], room: int) -> list[str]:

@@ -163,3 +163,28 @@ def test_an_empty_part_is_refused(tmp_path, histories, options, said):
 def test_contradicting_options_are_refused(config, said):
     with pytest.raises(ConfigError, match=said):
         load_dataset(config)
+
+
+def test_a_clock_is_kept_where_its_unit_is_said_and_must_not_run_backwards(tmp_path):
+    path = write(tmp_path / "log.csv", [("u", item, time) for time, item in enumerate("abcd")])
+    assert load_dataset(files_config(path)).sequences.clock is None
+    found = load_dataset(files_config(path, time_unit="hours"))
+    assert_same(found.sequences.clock, [0, 3600 * 10**9, 7200 * 10**9, 10800 * 10**9])
+    assert found.fingerprint == load_dataset(files_config(path)).fingerprint
+    rows = [("u", "a", 5, 0), ("u", "b", 4, 1), ("u", "c", 6, 2), ("u", "d", 7, 3)]
+    path = write(tmp_path / "places.csv", rows, (*COLUMNS, "place"))
+    config = files_config(path, columns=ColumnsConfig(position="place"), time_unit="s")
+    with pytest.raises(DataError, match=r"places\.csv:3: user 'u' has an earlier time here .*\(1 such rows\)"):
+        load_dataset(config)
+    assert load_dataset(files_config(path, columns=ColumnsConfig(position="place"))).sequences.clock is None
+
+
+def test_toy_data_has_days():
+    toy = ToyConfig(users=30, items=50)
+    assert load_dataset(DataConfig(toy=toy)).sequences.clock is None
+    sequences = load_dataset(DataConfig(toy=toy, time_unit="days")).sequences
+    assert not (sequences.clock % (86_400 * 10**9)).any()
+    same_user = sequences.users(torch.arange(len(sequences))).diff() == 0
+    assert bool((sequences.clock.diff()[same_user] > 0).all())
+    with pytest.raises(ConfigError, match=r"data\.time_unit = 's': must be days or null"):
+        load_dataset(DataConfig(toy=toy, time_unit="s"))

@@ -8,7 +8,7 @@ import pytest
 from genrl.catalog.interactions import item_rows, read_events, read_items, sorted_ids
 from genrl.config.schema import ColumnsConfig, DataConfig
 from genrl.errors import DataError
-from tests.unit.catalog.files import COLUMNS, write
+from tests.unit.catalog.files import COLUMNS, files_config, write
 
 
 def columns(**names):
@@ -201,3 +201,54 @@ def test_items_of_interactions_are_found_and_ids_sort_as_numbers_only_if_all_are
     assert sorted_ids(["10", "9", "007", "0", "00"]) == ["0", "00", "007", "9", "10"]
     assert sorted_ids(["9" * 5_000, "1" + "0" * 5_000, "8"]) == ["8", "9" * 5_000, "1" + "0" * 5_000]
     assert sorted_ids(["10", "9", "x"]) == ["10", "9", "x"]
+
+
+DAY = 86_400 * 10**9
+TWO_DAYS = {
+    "days": (10, 11, 12),
+    "hours": (10 * 24, 11 * 24, 12 * 24),
+    "s": (1.5, 86_401.5, 172_801.5),
+    "ms": (10**12, 10**12 + 86_400_000, 10**12 + 2 * 86_400_000),
+    "ns": (7, 7 + DAY, 7 + 2 * DAY),
+    "date": ("2014-02-28", "2014-03-01", "2014-03-02"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("unit", TWO_DAYS)
+def test_times_of_a_stated_unit_are_a_clock(tmp_path, unit, suffix):
+    path = write(tmp_path / f"log.{suffix}", [("u", "i", time) for time in TWO_DAYS[unit]])
+    assert read_events(path, files_config(path, time_unit=unit)).clock.tolist() == [0, DAY, 2 * DAY]
+    assert read_events(path, files_config(path)).clock is None
+
+
+def test_dates_of_arrow_say_their_unit_themselves(tmp_path):
+    days = pa.array([10, 12], pa.int32())
+    columns = {"user_id": ["u", "u"], "item_id": ["i", "j"]}
+    for kind in (pa.date32(), pa.timestamp("s"), pa.timestamp("ns", tz="UTC")):
+        pq.write_table(pa.table({**columns, "timestamp": days.cast(pa.date32()).cast(kind)}), tmp_path / "log.parquet")
+        config = files_config(tmp_path / "log.parquet", time_unit="date")
+        assert read_events(str(tmp_path / "log.parquet"), config).clock.tolist() == [0, 2 * DAY]
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "reason"),
+    [
+        (
+            (0, 90_000),
+            "days",
+            r"spans 247 years if data\.time_unit=days is its unit\. Say the right one: ns, us",
+        ),
+        ((0.0, 1e300), "s", r"spans .* years if data\.time_unit=s"),
+        ((0, 1), "date", r"holds int64, and data\.time_unit=date is for dates\. Say its unit: ns, us"),
+        (
+            ("2014-01-01", "2014-01-02"),
+            "s",
+            r"holds timestamp.*=s is for numbers\. Set data\.time_unit=date",
+        ),
+    ],
+)
+def test_a_unit_that_the_times_do_not_have_is_refused(tmp_path, times, unit, reason):
+    path = write(tmp_path / "log.csv", [("u", "i", time) for time in times])
+    with pytest.raises(DataError, match=rf"column 'timestamp' \(data\.columns\.time\) {reason}"):
+        read_events(path, files_config(path, time_unit=unit))

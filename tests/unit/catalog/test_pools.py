@@ -93,8 +93,10 @@ def test_a_small_catalogue_fills_up_with_padding_and_an_empty_pool_is_refused():
     seen = torch.arange(59)[None]
     found = Pools(DATA, CONFIG).make(seen, torch.tensor([[59]]), torch.tensor([3]))
     assert sorted(found.items[0].tolist()) == [-1] * 19 + [59]
-    with pytest.raises(DataError, match="pool of request 0 is empty: its user has seen all 60 items"):
+    with pytest.raises(DataError, match="pool of request 0 is empty: all 60 items are in the history"):
         Pools(DATA, CONFIG).make(torch.arange(60)[None], torch.tensor([[59]]), torch.tensor([3]))
+    with pytest.raises(DataError, match=r"pool of user 'u7' is empty.*Set data\.pool\.seen=true, or take the user out"):
+        Pools(DATA, CONFIG).make(torch.arange(60)[None], torch.tensor([[59]]), torch.tensor([3]), ["u7"])
 
 
 def test_several_targets_are_counted_one_by_one():

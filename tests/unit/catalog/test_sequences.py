@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from genrl.catalog import Role, Sequences
+from genrl.errors import DataError
 from tests.helpers import assert_same
 
 
@@ -46,3 +49,13 @@ def test_histories_equal_a_loop(length):
 )
 def test_the_fingerprint_sees_items_roles_and_users(change):
     assert sequences().fingerprint == sequences().fingerprint != sequences(**change).fingerprint
+
+
+def test_ages_are_days_to_the_latest_of_a_history_by_a_clock_in_nanoseconds():
+    hours = torch.tensor([0, 24, 36, 36, 5, 700]) * 3600 * 10**9
+    data = replace(sequences(), clock=hours)
+    assert_same(data.ages(torch.tensor([3, 2, 5, 0]), 3), [[1.5, 0.5, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]])
+    assert data.fingerprint == sequences().fingerprint
+    assert data.clock_hash != replace(data, clock=hours + torch.arange(6)).clock_hash
+    with pytest.raises(DataError, match=r"nothing says in which unit .* data\.time_unit=s for seconds"):
+        sequences().ages(torch.tensor([3]), 3)

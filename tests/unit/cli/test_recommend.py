@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from genrl import cli
-from genrl.cli.recommend import read_histories
+from genrl.cli.recommend import read_days, read_histories
 from genrl.errors import DataError
 
 
 def test_recommend_prints_a_ranked_list_and_the_thinking_if_asked_to(run_module, capsys):
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3, 4", "--top", "1", "--exclude-history"]) == 0
-    asked = {"exclude_seen": True, "only": None, "cold": False, "exact": False, "overrides": []}
+    asked = {"exclude_seen": True, "only": None, "cold": False, "exact": False, "days": None, "overrides": []}
     assert run_module.calls == [("recommend", (Path("runs/x"), [["3", "4"]], 1), asked)]
     shown = capsys.readouterr().out
     assert "after 3, 4:" in shown
@@ -34,7 +34,8 @@ def test_recommend_among_some_items(run_module, tmp_path):
     stock.write_text("17\n\n  a title\n")
     words = ["recommend", "--run", "runs/x", "--history", "3", "--only", str(stock), "--cold", "--exact"]
     assert cli.main(words) == 0
-    asked = {"exclude_seen": False, "only": ["17", "a title"], "cold": True, "exact": True, "overrides": []}
+    asked = {"exclude_seen": False, "only": ["17", "a title"], "cold": True, "exact": True}
+    asked |= {"days": None, "overrides": []}
     assert run_module.calls[0][2] == asked
 
 
@@ -80,3 +81,21 @@ def test_a_broken_history_names_file_and_line(tmp_path, line, reason):
 def test_a_path_that_no_disk_takes_is_named_and_no_traceback(capsys):
     assert cli.main(["recommend", "--run", "n" * 300, "--history", "3"]) == 2
     assert "File name too long. Give a shorter path or name." in " ".join(capsys.readouterr().err.split())
+
+
+def test_days_stand_beside_the_items_of_their_history(run_module, tmp_path, capsys):
+    path = tmp_path / "histories.jsonl"
+    path.write_text('{"history": [3, 4], "days": [2, 0]}\n[5]\n')
+    assert read_days("1,0.5", "x, y", path) == [[1.0, 0.5], [2, 0], []]
+    assert read_days(None, "x", None) is None
+    assert cli.main(["recommend", "--run", "runs/x", "--history", "3,4", "--days", "9,1"]) == 0
+    assert run_module.calls[0][2]["days"] == [[9.0, 1.0]]
+    for words, reason in (
+        (["--history-file", str(path), "--days", "1"], "--days is about the items of --history"),
+        (["--history", "3", "--days", "soon"], "could not convert string to float: 'soon'. Give numbers"),
+    ):
+        assert cli.main(["recommend", "--run", "runs/x", *words]) == 2
+        assert reason in " ".join(capsys.readouterr().err.split())
+    path.write_text('{"history": [3], "days": ["2"]}\n')
+    with pytest.raises(DataError, match=r'jsonl:1: "days" must be a list of numbers'):
+        read_days(None, None, path)

@@ -388,7 +388,9 @@ def few(cold: float | None = None) -> Report:
 
 def test_markdown_shows_mean_interval_and_difference():
     text = markdown(few())
-    assert "## test, raw (600 users)" in text
+    assert "## test, raw (600 users, 30 with a cold target)" in text
+    assert "Ent: entropy of the categories in each list, to base 2 (bits)" in text
+    assert "Cold: recall of the 30 users whose target is a cold item" in text
     head = (
         "|  | seeds | N@10 | N@10 minus align | relative | p | R@10 | MRR@10 | Ent@10 | Cold@10 | Cov@10 | Top1%@10 |"
     )
@@ -451,3 +453,15 @@ def test_a_picture_is_drawn_of_what_was_noted(tmp_path):
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     draw({"grpo": [{}, {"train/loss": {1: 1.0}}]}, tmp_path / "none.png")
     assert [path.name for path in tmp_path.glob("*")] == ["report.png"]
+
+
+def test_numbers_inside_pools_say_so_at_every_table():
+    inside = replace(table(), pool={"size": 100.0, "ceiling": 0.875})
+    found = report(tables={"test": {"excluded": inside, "raw": inside}})
+    said = "(600 users, 30 with a cold target; pools of 100, ceiling 0.8750)"
+    assert markdown(found).count(said) >= 2
+    page = html(found, {}, {})
+    assert page.count(said) >= 2
+    assert "Every row is ranked inside candidate pools" in page
+    assert "against the whole catalogue" not in page
+    assert "against the whole catalogue" in html(report(), {}, {})

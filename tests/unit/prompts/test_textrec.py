@@ -126,3 +126,38 @@ def test_requests_of_a_data_set_list_their_own_pool():
         assert TOY.catalog.titles[pool[0]] in made.tokenizer.decode(asked.tokens[row])
     assert not isinstance(made, PromptTemplate)
     assert maker.longest == 512
+
+
+def test_windows_of_days_are_counted_back_from_the_latest_item():
+    told = writer(window_days=[1, 7.5])
+    text = told.write([4, 2, 0, 1, 3], ages=[30, 7.5, 1.1, 1.0, 0.0])
+    assert text.splitlines()[:3] == [
+        "In the 1 day up to the latest one the user chose 2 items: 1 of Kitchen (Steel Wok), 1 of Office (Blue Pen).",
+        "1 to 7.5 days before the latest one the user chose 2 items: 1 of Office (Red Pen), 1 of Kitchen (Olive Wok).",
+        "More than 7.5 days before the latest one the user chose 1 items: 1 of no topic (Ivory Rug).",
+    ]
+    assert told.write([4, 3], ages=[30, 0]).count("before the latest one") == 1  # nothing is said of an empty window
+    assert told.write([], ages=[]).startswith("Name 10")
+    with pytest.raises(ConfigError, match=r"no days are given\. Give them: recommend --days"):
+        told.write([4])
+
+
+def test_prompts_of_a_data_set_tell_its_days_and_keep_them_when_they_are_cut():
+    toy = load_dataset(DataConfig(toy=ToyConfig(world="toy", users=40, items=50), time_unit="days"))
+    made = template(toy.catalog, window_days=[3, 10], items=3)
+    assert made.tells_days
+    assert not template().tells_days
+    maker = PromptMaker(toy, made, 6)
+    positions = toy.sequences.rows(Role.TEST)[:5]
+    asked, ages = maker.at(positions), toy.sequences.ages(positions, 6)
+    histories = toy.sequences.histories(positions, 6)
+    for row in range(5):
+        there = histories[row] >= 0
+        text = made.writer.write(histories[row][there].tolist(), None, [], ages[row][there].tolist())
+        assert asked.tokens[row][asked.mask[row]].tolist() == made.tokens_of(text)
+    history, days = histories[0].tolist(), ages[0].tolist()
+    least = len(made.tokens_of(made.writer.write(history[-2:], None, [], days[-2:])))
+    short = template(toy.catalog, window_days=[3, 10], items=3, max_tokens=least)
+    (found,) = short.render(histories[:1], ages=ages[:1])[0].tolist()
+    fitting = [made.tokens_of(made.writer.write(history[n:], None, [], days[n:])) for n in range(7)]
+    assert found == next(tokens for tokens in fitting if len(tokens) <= least)

@@ -157,3 +157,35 @@ def test_what_is_worth_nothing_fills_no_place():
 def test_nothing_of_worth_gives_no_labels():
     made = behaved([[0, 1]], ["tt"], 4, click=[0.0, 0.0], hate=[1.0, 0.0])
     assert made.labels(torch.tensor([0, 1])).tolist() == [[-1] * 3] * 2
+
+
+def timed(
+    days: float, hours: list[int], weights: dict[str, float] | None = None, **feedback: list[float]
+) -> GoldSlates:
+    """Gold slates of 3 items over one user, for whom hours have passed at each interaction; the last is for rl."""
+    dataset = dataset_of([list(range(len(hours)))], ["t" * (len(hours) - 1) + "r"])
+    columns = {name: torch.tensor(values) for name, values in feedback.items()}
+    clock = torch.tensor(hours) * 3600 * 10**9
+    dataset = replace(dataset, sequences=replace(dataset.sequences, feedback=columns, clock=clock))
+    problem: Any = SimpleNamespace(dataset=dataset, table=dataset.catalog)
+    return GoldSlates.of(problem, 3, weights, days)
+
+
+def test_labels_end_so_many_days_after_the_first():
+    made = timed(2, [0, 24, 48, 49, 200, 201, 202])
+    positions = torch.tensor([0, 1, 2, 3, 4, 6])
+    wanted = [[0, 1, 2], [1, 2, 3], [2, 3, -1], [3, -1, -1], [4, 5, -1], [6, -1, -1]]
+    assert made.labels(positions).tolist() == wanted
+    unclocked = behaved([[0, 1]], ["tt"], 2, click=[1.0, 1.0], hate=[0.0, 0.0])
+    for weights in ({}, {"click": 1.0}):
+        with pytest.raises(DataError, match="nothing says in which unit"):
+            replace(unclocked, days=2, weights=weights).labels(torch.tensor([0]))
+
+
+def test_weighted_labels_are_the_worthiest_of_the_window(monkeypatch):
+    made = timed(2, [0, 1, 2, 3, 48, 49, 50], {"click": 1.0}, click=[1.0, 1.0, 0.0, 1.0, 5.0, 7.0, 9.0])
+    positions = torch.tensor([0, 1, 4])
+    assert made.labels(positions).tolist() == [[4, 0, 1], [5, 4, 1], [5, 4, -1]]  # 6 is held out for rl
+    monkeypatch.setattr(gold, "CHUNK", 1)
+    assert made.labels(positions).tolist() == [[4, 0, 1], [5, 4, 1], [5, 4, -1]]
+    assert made.labels(positions[:0]).shape == (0, 3)

@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from genrl.config import run_folder
-from genrl.errors import CheckpointError, DataError
+from genrl.errors import CheckpointError, ConfigError, DataError
 from genrl.manifest import seal
 from genrl.runs.fit import fit
 from genrl.runs.folder import claim
-from genrl.runs.recommend import answer, load_recommender, recommend
+from genrl.runs.recommend import _ages, answer, load_recommender, recommend
 from genrl.runs.rescore import evaluate_run, load_run
 from genrl.runs.session import Session
 from tests.helpers import assert_same
@@ -210,3 +210,12 @@ def test_rows_appended_to_the_log_are_refused_by_evaluate_and_change_no_recommen
     assert told[folder.name]["raw"]["rows"] == metrics[folder.name]["raw"]["rows"] + 1
     log.unlink()
     assert recommend(folder, [["i0"]], 5) == recommended
+
+
+def test_days_ago_are_days_before_the_latest_item(finished):
+    assert_same(_ages([[9, 2.5, 2], [1]], [["a", "b", "c"], ["d"]]), [[7, 0.5, 0], [0, 0, 0]])
+    for days in ([1, 2], [3], [], [1, float("nan")], [1, -1]):
+        with pytest.raises(DataError, match=r"history a, b: days are .*Give 2 numbers of at least 0, oldest first"):
+            _ages([days], [["a", "b"]])
+    with pytest.raises(ConfigError, match=r"do not say how many days ago .*Leave the days out"):
+        recommend(finished, [["i0"]], 3, days=[[1.0]])
