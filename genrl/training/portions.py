@@ -231,8 +231,10 @@ class Update(Portions):
 
 
 def _as_of_one(portions: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """What a micro-batch logs, from what its portions do: the sum of their losses, the mean of all else, or the largest
-    for tags that end in `_max`."""
+    """What a micro-batch logs, from what its portions do.
+
+    The sum of their losses, the mean of all else, or the largest for tags that end in `_max`.
+    """
     gathered: dict[str, list[Tensor]] = defaultdict(list)
     for values in portions:
         for tag, value in values.items():

@@ -276,7 +276,7 @@ class StageModule(RankingModule):
         own = super().backward
         self.updating.backward(loss, lambda last: own(last, *arguments, **options))
 
-    def optimizer_zero_grad(self, *arguments: Any) -> None:
+    def optimizer_zero_grad(self, *arguments: Any) -> None:  # noqa: ANN401 (Lightning's)
         """Nothing: by now there may be gradients of this step, and `Update.begin` has dropped those before."""
 
     def forget(self) -> None:
