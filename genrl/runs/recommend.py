@@ -19,6 +19,7 @@ from genrl.manifest import METRICS, check
 from genrl.progress import progress_bar
 from genrl.recommenders import Baseline, Recommender
 from genrl.runs.inputs import check_inputs, modules
+from genrl.training.portions import ranking_portions
 
 if TYPE_CHECKING:
     from genrl.recommenders.policy import PolicyRecommender
@@ -106,10 +107,15 @@ def recommend(
     _, recommender = load_recommender(folder, overrides)
     allowed = None if only is None else [recommender.problem.dataset.catalog.row_of(name) for name in only]
     found: list[Recommendation] = []
+    portions = ranking_portions()
     with progress_bar("recommend", len(histories), "histories") as advance:
         for start in range(0, len(histories), BATCH):
             part = histories[start : start + BATCH]
-            found += answer(recommender, part, top, exclude_seen, allowed, cold, exact)
+
+            def answers(own: slice, part: Sequence[Sequence[str]] = part) -> list[Recommendation]:
+                return answer(recommender, part[own], top, exclude_seen, allowed, cold, exact)
+
+            found += [each for few in portions.over(len(part), answers) for each in few]
             advance(len(part))
     return found
 
