@@ -116,7 +116,11 @@ def make_report(
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
         nothing = f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report."
-        raise DataError("\n".join([nothing, *damaged.values()]))
+        waiting = [path.name for path in begun(folder) if not is_done(path)]
+        rest = (
+            [f"not finished: {', '.join(waiting)}. Go on with each by its command.txt and --resume."] if waiting else []
+        )
+        raise DataError("\n".join([nothing, *rest, *damaged.values()]))
     notes += [f"{name} is left out: it is damaged. `genrl verify --run` says how." for name in damaged]
     if any(run.scored != run.folder for run in runs):
         notes.append(f"Every row was scored again with {', '.join(evaluate)}; weights were chosen as before.")

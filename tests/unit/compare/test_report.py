@@ -612,8 +612,14 @@ def test_an_experiment_that_was_moved_is_still_reported(plan, tmp_path, reported
 def test_nothing_to_report(tmp_path):
     with pytest.raises(DataError, match="nothing to report"):
         make_report(tmp_path, None, "align")
-    with pytest.raises(DataError, match="nothing to report"):
-        report_of(plan_of(tmp_path, "grpo"))
+    plan = plan_of(tmp_path, "grpo", seeds=(0, 1))
+    with pytest.raises(DataError, match=r"nothing to report\.$"):
+        report_of(plan)
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"])
+        (run.folder / "metrics.json").unlink()
+    with pytest.raises(DataError, match=r"nothing to report\.\nnot finished: grpo-s0, grpo-s1. Go on with each by"):
+        report_of(plan)
 
 
 def test_a_baseline_that_is_no_row(plan):
