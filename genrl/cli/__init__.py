@@ -34,6 +34,7 @@ REFUSALS = {
     errno.ENAMETOOLONG: "Give a shorter path or name.",
     errno.ENOENT: "It was there, or its folder was, when the command began: bring it back, or give another one.",
     errno.ENOTDIR: "A part of its path is no folder. Give another path.",
+    errno.EEXIST: "A file has the name that a folder is to have. Remove it, or give another path.",
     errno.EISDIR: "It is a folder, where a file is wanted. Remove it, or give another path.",
     errno.ELOOP: "Its links lead in a circle. Remove them.",
     errno.ESTALE: "The disk that it lies on was exchanged. Give the same command again.",

@@ -65,7 +65,7 @@ def write_report(report: Report, folder: Path, place: Path) -> None:
         place: where they go; made if it is not there.
 
     Raises:
-        FolderError: if it cannot be written to, or its disk is full.
+        FolderError: if it cannot be written to, its disk is full, or a file is in its place.
     """
     # Steps of baselines are not steps of stage rl, so they have no curves.
     trained = {row: facts.runs for row, facts in report.rows.items() if facts.kind == "objective"}
@@ -80,7 +80,7 @@ def write_report(report: Report, folder: Path, place: Path) -> None:
             write_text(place / "report.md", markdown(report))
             write_comparison(place, noted, report)
     except Exception as error:  # drawing has errors of its own for a full disk
-        if not unwritable(error):
+        if not isinstance(error, OSError) and not unwritable(error):
             raise
         raise FolderError(
             f"the report cannot be written into {place} ({reason(error)}), so what is above is all of it; runs are as "
@@ -117,10 +117,8 @@ def make_report(
     if not runs:
         nothing = f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report."
         waiting = [path.name for path in begun(folder) if not is_done(path)]
-        rest = (
-            [f"not finished: {', '.join(waiting)}. Go on with each by its command.txt and --resume."] if waiting else []
-        )
-        raise DataError("\n".join([nothing, *rest, *damaged.values()]))
+        how = f"not finished: {', '.join(waiting)}. Go on with each by its command.txt and --resume."
+        raise DataError("\n".join([nothing, *([how] if waiting else []), *damaged.values()]))
     notes += [f"{name} is left out: it is damaged. `genrl verify --run` says how." for name in damaged]
     if any(run.scored != run.folder for run in runs):
         notes.append(f"Every row was scored again with {', '.join(evaluate)}; weights were chosen as before.")

@@ -657,6 +657,9 @@ def test_a_report_that_cannot_be_written_is_shown_and_goes_elsewhere(tmp_path, r
     assert line.startswith(f"genrl: the report cannot be written into {folder} (Read-only file system)")
     assert "Give --report FOLDER" in line
     assert content(folder) == before
+    (tmp_path / "file").touch()
+    assert main([*command, "--report", str(tmp_path / "file")]) == 2
+    assert f"cannot be written into {tmp_path / 'file'} (File exists)" in capsys.readouterr().err
     assert main([*command, "--report", str(place)]) == 0
     assert str(place / "report.html") in capsys.readouterr().out
     assert {"report.json", "report.html", "report.md"} <= {path.name for path in place.iterdir()}
