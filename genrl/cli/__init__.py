@@ -188,7 +188,7 @@ def _answer(error: Exception) -> str:
     if out_of_memory(error):
         return (
             f"out of memory ({reason(error)}). What needs less: "
-            f"align.items_per_step and activate.items_per_step while training, evaluate.batch and evaluate.beam "
+            f"align.items_per_step and activate.examples_per_step while training, evaluate.batch and evaluate.beam "
             f"while ranking, rollout.micro_batch in stage rl; everywhere trainer.checkpointing=true, "
             f"model.dtype=bfloat16, model.quantize=nf4, data.max_history=10."
         )

@@ -47,7 +47,7 @@ class SupervisedModule(StageModule):
         teacher: Guide | None = None,
         **stage: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(unit="row", **stage)
+        super().__init__(**stage)
         self.batches = batches
         self.config = config
         self.teacher = teacher

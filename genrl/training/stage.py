@@ -244,7 +244,7 @@ class StageModule(RankingModule):
         self,
         build: Callable[[], TrainablePolicy],
         layout: Layout,
-        unit: str,
+        unit: str = "row",
         hint: str = "",
         **ranking: Any,  # noqa: ANN401
     ) -> None:

@@ -2,7 +2,6 @@ import errno
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
