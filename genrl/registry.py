@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
 
-from genrl.errors import ConfigError, UnknownComponentError, suggest
-from genrl.foreign import calling
+from genrl.errors import ComponentError, ConfigError, UnknownComponentError, suggest
+from genrl.foreign import calling, described
 from genrl.options import bounds, fill, node_of, out_of_bounds, plain
 
 T = TypeVar("T")
@@ -42,11 +42,13 @@ class Registry(Generic[T]):
     Args:
         kind: what one entry is, in the singular ("objective"), for messages.
         group: entry-point group of installed plug-ins, e.g. "genrl.objectives".
+        of: what every factory returns; None: nothing is checked but that it returns something.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, of: type[T] | None = None) -> None:
         self.kind = kind
         self.group = group
+        self.of = of
         self._entries: dict[str, Entry[T]] = {}
         self._aliases: dict[str, str] = {}
 
@@ -118,13 +120,23 @@ class Registry(Generic[T]):
         return self._entries[key]
 
     def build(self, name: str, options: object = None, **context: object) -> T:
-        """Build the component `name` from `options`: a mapping, an instance of its config dataclass, or nothing."""
+        """Build the component `name` from `options`: a mapping, an instance of its config dataclass, or nothing.
+
+        Raises:
+            ComponentError: if its factory raises, or returns something else than a component of this kind.
+        """
         entry = self.entry(name)
         if entry.config is None and options:
             raise ConfigError(f"{self.kind} {name!r} takes no options, got {options!r}.")
         given = [] if entry.config is None else [self.options(name, options)]
         with calling(f"{self.kind} {name!r}", entry.factory):
-            return entry.factory(*given, **context)
+            made = entry.factory(*given, **context)
+        if made is None or not isinstance(made, self.of or object):
+            what = "something" if self.of is None else f"{self.of.__module__}.{self.of.__qualname__}"
+            raise ComponentError(
+                f"{self.kind} {name!r}: {entry.origin} must return {what}; it returned {described(made)}."
+            )
+        return made
 
     def options(self, name: str, options: object = None) -> Any:  # noqa: ANN401 (the entry's own dataclass)
         """Return the config dataclass of `name` filled with `options`, or raise a ConfigError with all `problems`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl.cli import parse
 from genrl.cli.configuration import compose
@@ -182,3 +183,15 @@ def _scored(ranks: Sequence[int], cold: Sequence[int] | None) -> dict[str, dict[
         "cold_recall@10": float(counted.mean()) if len(counted) else None,
     }
     return {kind: dict(values) for kind in ("raw", "excluded")}
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    """What TensorBoard reads in a folder."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def scalars(events: EventAccumulator) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value."""
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}

@@ -27,7 +27,7 @@ from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, make_verifier
 from genrl.training.activate import ActivateModule
 from genrl.training.rl import RLModule
-from genrl.training.sft import SFTModule
+from genrl.training.sft import ItemSFTModule, SFTModule
 from genrl.training.stage import StageModule
 from genrl.training.stream import PromptOrder
 from tests.helpers import assert_same
@@ -118,7 +118,8 @@ def changed(session: Session, output: Path, *overrides: str) -> Session:
 
 def sft_module(session: Session, folder: Path) -> SFTModule:
     """The align stage of a session."""
-    return _made(SFTModule(session.packer(), session.config.align, **_stage(session, folder)))
+    kind = ItemSFTModule if session.config.model.name == "item" else SFTModule
+    return _made(kind(session.packer(), session.config.align, **_stage(session, folder)))
 
 
 def activate_module(session: Session, folder: Path) -> ActivateModule:
@@ -158,8 +159,8 @@ def _stage(session: Session, folder: Path) -> dict[str, Any]:
 def attach(module: StageModule, **values: Any) -> StageModule:
     """Give a stage what it asks of a trainer, so that its steps can be called by hand."""
     known = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1, "precision": "32-true"}
-    rate = SimpleNamespace(param_groups=[{"lr": 0.0}])
-    module.trainer = SimpleNamespace(**{**known, "optimizers": [rate], **values})
+    rate, alone = SimpleNamespace(param_groups=[{"lr": 0.0}]), SimpleNamespace(model=None)
+    module.trainer = SimpleNamespace(**{**known, "optimizers": [rate], "strategy": alone, **values})
     module.log = module.log_dict = lambda *arguments, **options: None
     return module
 

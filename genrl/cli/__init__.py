@@ -34,6 +34,7 @@ REFUSALS = {
     errno.ENAMETOOLONG: "Give a shorter path or name.",
     errno.ENOENT: "It was there, or its folder was, when the command began: bring it back, or give another one.",
     errno.ENOTDIR: "A part of its path is no folder. Give another path.",
+    errno.EEXIST: "A file has the name that a folder is to have. Remove it, or give another path.",
     errno.EISDIR: "It is a folder, where a file is wanted. Remove it, or give another path.",
     errno.ELOOP: "Its links lead in a circle. Remove them.",
     errno.ESTALE: "The disk that it lies on was exchanged. Give the same command again.",
@@ -187,7 +188,7 @@ def _answer(error: Exception) -> str:
     if out_of_memory(error):
         return (
             f"out of memory ({reason(error)}). What needs less: "
-            f"align.items_per_step and activate.items_per_step while training, evaluate.batch and evaluate.beam "
+            f"align.items_per_step and activate.examples_per_step while training, evaluate.batch and evaluate.beam "
             f"while ranking, rollout.micro_batch in stage rl; everywhere trainer.checkpointing=true, "
             f"model.dtype=bfloat16, model.quantize=nf4, data.max_history=10."
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrl.cli.configuration import compose
 from genrl.cli.flags import OVERRIDES, add_command, add_shared
-from genrl.errors import ConfigError, GenRLError
+from genrl.errors import ConfigError, FolderError, GenRLError
 
 if TYPE_CHECKING:
     from genrl.compare.finished import Rows
@@ -35,6 +35,8 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
     add("--thinking", action="store_true", help=help_thinking)
     help_report = "run nothing; report what is finished, of any name without --objectives; evaluate.* scores it again"
     add("--report-only", action="store_true", help=help_report)
+    help_place = "where the report goes (default: into the folder of the experiment)"
+    add("--report", metavar="FOLDER", type=Path, help=help_place)
     compare.epilog = f"NAME:key=value sets an option, and --grid NAME:key=.. a grid, of one row.\n\n{OVERRIDES}"
 
 
@@ -54,10 +56,10 @@ def run(options: argparse.Namespace) -> None:
         return _compare_thinking(options, flags, evaluate)
     if options.objectives is None:
         folder = run_folder(_composed(["fit", *flags, *options.overrides])).parent
-        return _report(folder, None, options.baseline, [], evaluate)
+        return _report(folder, options.report, None, options.baseline, [], evaluate)
     plan = _plan(options, flags)
     failed = [] if options.report_only else run_comparison(plan, options.jobs)
-    return _report(plan.shared.folder.parent, plan, options.baseline, failed, evaluate)
+    return _report(plan.shared.folder.parent, options.report, plan, options.baseline, failed, evaluate)
 
 
 def _compare_thinking(options: argparse.Namespace, flags: list[str], evaluate: Sequence[str]) -> None:
@@ -68,23 +70,29 @@ def _compare_thinking(options: argparse.Namespace, flags: list[str], evaluate: S
         check_baseline(options.baseline, ROWS)
     plan, failed = compare_thinking(_question(options, flags), None if options.report_only else options.jobs)
     baseline = options.baseline if options.baseline in plan.rows else next(iter(plan.rows))
-    _report(plan.shared.folder.parent, plan, baseline, failed, evaluate, measure)
+    _report(plan.shared.folder.parent, options.report, plan, baseline, failed, evaluate, measure)
 
 
 def _report(
     folder: Path,
+    place: Path | None,
     plan: Plan | None,
     baseline: str | None,
     failed: Sequence[Run],
     evaluate: Sequence[str],
     measure: Callable[[Rows], dict[str, Any]] | None = None,
 ) -> None:
-    from genrl.compare.report import write_report  # takes seconds to load
+    from genrl.compare.report import make_report, write_report  # takes seconds to load
     from genrl.compare.summary import show
 
-    report = write_report(folder, plan, baseline, measure, evaluate)
-    show(report, folder)
+    report = make_report(folder, plan, baseline, measure, evaluate)
     problems = []
+    try:
+        write_report(report, folder, place or folder)
+        show(report, place or folder)
+    except FolderError as error:
+        show(report, None)
+        problems.append(str(error))
     if failed:
         names = ", ".join(run.folder.name for run in failed)
         problems.append(f"{len(failed)} run(s) failed: {names}. Mend the cause and give the same command again.")

@@ -116,10 +116,15 @@ class Finished:
 
     @property
     def shared(self) -> dict[str, Path]:
-        """Each stage before `rl`, in order, and where its scores lie: beside the run, wherever that is."""
+        """Each stage before `rl`, in order, and where its scores lie: beside the run, wherever that is.
+
+        They lie elsewhere if the run was scored again in a folder that cannot be written to.
+        """
         stages = self.metrics["stages"]
-        places = {stage: Path(stages[stage]["evaluation"]).parts[-2:] for stage in SUPERVISED if stage in stages}
-        return {stage: self.folder.parent.joinpath(*parts) for stage, parts in places.items()}
+        said = {stage: Path(stages[stage]["evaluation"]) for stage in SUPERVISED if stage in stages}
+        beside = {stage: self.folder.parent.joinpath(*path.parts[-2:]) for stage, path in said.items()}
+        here = self.folder in (self.scored, self.scored.parent)
+        return {stage: place if here or place.exists() else said[stage] for stage, place in beside.items()}
 
     @cached_property
     def config(self) -> RunConfig:

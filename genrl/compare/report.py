@@ -40,8 +40,9 @@ from genrl.compare.record import Choice, Cost, Difference, Expense, Line, Pair, 
 from genrl.compare.run import choose, is_done
 from genrl.compare.verdict import listed
 from genrl.config.select import main_cut, selected
-from genrl.errors import DataError
+from genrl.errors import DataError, FolderError, unwritable
 from genrl.files import locked, sweep, write_json, write_text
+from genrl.given import reason
 from genrl.metrics.comparison import Difference as Paired
 from genrl.metrics.comparison import holm, paired_difference, seed_interval, warnings_of
 from genrl.metrics.ranking import TIES
@@ -56,14 +57,46 @@ Expenses = Callable[[Rows], dict[str, Expense]]
 """Says what thinking costs each row (`genrl.compare.studies.thinking.measure`)."""
 
 
-def write_report(
+def write_report(report: Report, folder: Path, place: Path) -> None:
+    """Write report.json, report.md, report.png and report.html, and the pages of TensorBoard.
+
+    Args:
+        report: what they say.
+        folder: of the experiment.
+        place: where they go; made if it is not there.
+
+    Raises:
+        FolderError: if it cannot be written to, its disk is full, or a file is in its place.
+    """
+    # Steps of baselines are not steps of stage rl, so they have no curves.
+    trained = {row: facts.runs for row, facts in report.rows.items() if facts.kind == "objective"}
+    noted = {row: [read_notes(folder / run) for run in runs] for row, runs in trained.items()}
+    page = html(report, noted, {row: read_samples(folder / runs[0]) for row, runs in trained.items()})
+    try:
+        with locked(place):  # another comparison of the experiment may write its report, too
+            sweep(place, ".*.report.*")
+            write_json(place / "report.json", report.to_json())
+            draw(noted, place / "report.png")
+            write_text(place / "report.html", page)
+            write_text(place / "report.md", markdown(report))
+            write_comparison(place, noted, report)
+    except Exception as error:  # drawing has errors of its own for a full disk
+        if not isinstance(error, OSError) and not unwritable(error):
+            raise
+        raise FolderError(
+            f"the report cannot be written into {place} ({reason(error)}), so what is above is all of it; runs are as "
+            f"they were. Give --report FOLDER to have it elsewhere, or mend the cause and give the command again."
+        ) from error
+
+
+def make_report(
     folder: Path,
     plan: Plan | None,
     baseline: str | None = None,
     measure: Expenses | None = None,
     evaluate: Sequence[str] = (),
 ) -> Report:
-    """Write report.json, report.md, report.png and report.html of an experiment, from what is finished.
+    """What the finished runs of an experiment say.
 
     Args:
         folder: of the experiment.
@@ -76,29 +109,6 @@ def write_report(
     Raises:
         DataError: if no run is finished and whole, or runs cannot be compared.
     """
-    report = make_report(folder, plan, baseline, measure, evaluate)
-    # Steps of baselines are not steps of stage rl, so they have no curves.
-    trained = {row: facts.runs for row, facts in report.rows.items() if facts.kind == "objective"}
-    noted = {row: [read_notes(folder / run) for run in runs] for row, runs in trained.items()}
-    page = html(report, noted, {row: read_samples(folder / runs[0]) for row, runs in trained.items()})
-    with locked(folder):  # another comparison of the experiment may write its report, too
-        sweep(folder, ".*.report.*")
-        write_json(folder / "report.json", report.to_json())
-        draw(noted, folder / "report.png")
-        write_text(folder / "report.html", page)
-        write_text(folder / "report.md", markdown(report))
-        write_comparison(folder, noted, report)
-    return report
-
-
-def make_report(
-    folder: Path,
-    plan: Plan | None,
-    baseline: str | None,
-    measure: Expenses | None = None,
-    evaluate: Sequence[str] = (),
-) -> Report:
-    """What `write_report` writes, from the same arguments."""
     damaged: Damaged = {}
     told: Any = {"evaluate": evaluate, "damaged": damaged}
     rows = begun_alike(found_rows(folder, "rl", **told)) if plan is None else planned_rows(plan, **told)
@@ -107,7 +117,9 @@ def make_report(
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]
     if not runs:
         nothing = f"{folder}: no run of stage rl or baseline is finished there, so there is nothing to report."
-        raise DataError("\n".join([nothing, *damaged.values()]))
+        waiting = [path.name for path in begun(folder) if not is_done(path)]
+        how = f"not finished: {', '.join(waiting)}. Go on with each by its command.txt and --resume."
+        raise DataError("\n".join([nothing, *([how] if waiting else []), *damaged.values()]))
     notes += [f"{name} is left out: it is damaged. `genrl verify --run` says how." for name in damaged]
     if any(run.scored != run.folder for run in runs):
         notes.append(f"Every row was scored again with {', '.join(evaluate)}; weights were chosen as before.")

@@ -20,8 +20,8 @@ WIDTH = 100
 """Columns where there is no terminal that says how many it has."""
 
 
-def show(report: Report, folder: Path, console: Console | None = None) -> None:
-    """Print a report that lies in a folder."""
+def show(report: Report, folder: Path | None, console: Console | None = None) -> None:
+    """Print a report, which lies in a folder if it could be written."""
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDTH
@@ -42,8 +42,8 @@ def show(report: Report, folder: Path, console: Console | None = None) -> None:
     if table.ties:
         console.print(_by_ties(report, table))
         console.print(verbatim(ties(table.ties)))
-    for name in ("report.html", "report.md"):
-        console.print(verbatim(folder / name), soft_wrap=True)
+    for path in (folder / "report.html", folder / "report.md") if folder else ():
+        console.print(verbatim(path), soft_wrap=True)
 
 
 def _grid(report: Report, table: Table, title: str) -> Grid:

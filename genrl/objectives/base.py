@@ -208,7 +208,7 @@ class Penalty(Piece, ABC):
     def __call__(self, scores: Scores, batch: Experience) -> tuple[Tensor, Stats]: ...
 
 
-OBJECTIVES: Registry[Objective] = Registry("objective", "genrl.objectives")
+OBJECTIVES: Registry[Objective] = Registry("objective", "genrl.objectives", Objective)
 
 
 class PolicyObjective(Objective):

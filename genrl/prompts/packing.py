@@ -1,5 +1,7 @@
 """Supervised batches: which examples an optimiser step trains on, packed into rows and shared out over ranks."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +58,32 @@ class PackedBatch(Batch):
     histories: Tensor | None = None
     """[n, H] int64 catalogue rows shown before each target item, -1 pads on the left; None: nobody asks for them."""
 
+    def __len__(self) -> int:
+        """Rows."""
+        return self.tokens.shape[0]
+
+    def portion(self, own: slice) -> PackedBatch:
+        """Some rows with their targets; `share` stays that of the step, so that losses of portions add up."""
+        of_items, of_words, of_choices = (
+            (places[:, 0] >= own.start) & (places[:, 0] < own.stop)
+            for places in (self.item_places, self.text_places, self.places)
+        )
+        first = self.tokens.new_tensor([own.start, 0])
+        return PackedBatch(
+            tokens=self.tokens[own],
+            positions=self.positions[own],
+            segments=self.segments[own],
+            item_places=self.item_places[of_items] - first,
+            items=self.items[of_items],
+            text_places=self.text_places[of_words] - first,
+            places=self.places[of_choices] - first,
+            before=self.before[of_choices],
+            share=self.share,
+            states=None if self.states is None else self.states.rows(of_choices),
+            leaves=None if self.leaves is None else self.leaves[own],
+            histories=None if self.histories is None else self.histories[of_items],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch(Batch):
@@ -71,6 +99,10 @@ class SequenceBatch(Batch):
     def __len__(self) -> int:
         """Rows."""
         return self.items.shape[0]
+
+    def portion(self, own: slice) -> SequenceBatch:
+        """Some rows; `share` stays that of the step, so that losses of portions add up."""
+        return SequenceBatch(self.items[own], self.targets[own], self.share)
 
     @property
     def histories(self) -> Tensor:

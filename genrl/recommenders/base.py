@@ -281,7 +281,7 @@ class TrainedBaseline(Baseline):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
 
-BASELINES: Registry[Baseline] = Registry("baseline", "genrl.recommenders")
+BASELINES: Registry[Baseline] = Registry("baseline", "genrl.recommenders", Baseline)
 
 
 def build_baseline(config: RunConfig, problem: Problem) -> Baseline:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from genrl.batches import Requests
+from genrl.batches import Ranking, Requests
 from genrl.catalog.dataset import Dataset
 from genrl.catalog.items import Catalog
 from genrl.catalog.sequences import Role
@@ -21,6 +22,7 @@ from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders import Recommender
 from genrl.recommenders.base import KINDS
 from genrl.recommenders.policy import PolicyRecommender
+from genrl.training.portions import ranking_portions
 
 SPLITS = {"valid": Role.VALID, "test": Role.TEST}
 
@@ -105,6 +107,40 @@ def evaluate(recommender: Recommender, batches: EvaluationBatches, config: Evalu
     return replace(found, readings=read)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What a recommender makes of some requests."""
+
+    requests: Requests
+    rankings: dict[str, Ranking]
+    told: Tensor | None
+    """Information of the thinking [P]."""
+    passes: dict[str, dict[str, Tensor]]
+    """`pass@K` [P] of each kind."""
+
+
+def _looks(
+    recommender: Recommender, batches: EvaluationBatches, config: EvaluateConfig, *, tell: bool
+) -> Iterator[tuple[Tensor, _Look]]:
+    """Places and what is found there; of a batch in one part, or in as many as memory has room for.
+
+    Nothing of a batch comes before all of it is there, so what counts it need not know of memory.
+    """
+    policy = recommender if isinstance(recommender, PolicyRecommender) else None
+    kinds, portions = KINDS if policy and config.pass_at else (), ranking_portions()
+    for places, batch in zip(batches.rows, batches, strict=True):
+        asked, there = batch.to(str(recommender.device)), places.to(recommender.device)
+
+        def look(own: slice, asked: Requests = asked, there: Tensor = there) -> tuple[Tensor, _Look]:
+            requests = asked.rows(own)
+            rankings = recommender.rankings(requests, config)
+            told = policy.information(requests) if policy and tell else None
+            passes = {kind: policy.passes(requests, config, kind) for kind in kinds} if policy else {}
+            return there[own], _Look(requests, rankings, told, passes)
+
+        yield from portions.over(len(asked), look)
+
+
 @torch.no_grad()
 def _evaluate(
     recommender: Recommender, batches: EvaluationBatches, config: EvaluateConfig, name: str, *, tell: bool = False
@@ -128,11 +164,10 @@ def _evaluate(
     none = {name: -1.0 for name in names} | {"information": float("-inf")}
     kept = {kind: {name: torch.full((count,), none[name], device=device) for name in names} for kind in KINDS}
     with progress_bar(name, count, "users") as advance:
-        for places, batch in zip(batches.rows, batches, strict=True):
-            requests, places = batch.to(str(device)), places.to(device)
+        for places, look in _looks(recommender, batches, config, tell=tell):
+            requests = look.requests
             past = (distinct(requests.history) >= 0).sum(1)
-            told = recommender.information(requests) if tell and isinstance(recommender, PolicyRecommender) else None
-            for kind, shown in recommender.rankings(requests, config).items():
+            for kind, shown in look.rankings.items():
                 metrics[kind].update(shown, requests.wanted, history=requests.history)
                 found = {"rank": per_row_metrics(shown, requests.wanted, config.k, keyed)["rank"]}
                 left = len(codes) - past if kind == "excluded" else torch.full_like(past, len(codes))
@@ -145,10 +180,9 @@ def _evaluate(
                     found[f"certified@{largest}"] = shown.certified(largest) | (listed >= left)
                 if recommender.thinks:
                     found["format_failure"] = (shown.items < 0).all(1)
-                if samples and isinstance(recommender, PolicyRecommender):
-                    found |= recommender.passes(requests, config, kind)
-                if told is not None:
-                    found["information"] = told
+                found |= look.passes.get(kind, {})
+                if look.told is not None:
+                    found["information"] = look.told
                 for name, values in found.items():
                     kept[kind][name][places] = values.float()
             advance(len(requests))

@@ -20,6 +20,7 @@ from genrl.manifest import METRICS, check
 from genrl.progress import progress_bar
 from genrl.recommenders import Baseline, Recommender
 from genrl.runs.inputs import check_inputs, modules
+from genrl.training.portions import ranking_portions
 
 if TYPE_CHECKING:
     from genrl.recommenders.policy import PolicyRecommender
@@ -51,13 +52,9 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(
-            f"{folder} is no run folder (no config.yaml there). Give runs/<experiment>/<objective>-s<seed>."
+            f"{folder} is no run folder ({'a file' if folder.is_file() else 'no config.yaml there'}).{inside(folder)}"
         )
-    if not (folder / METRICS).exists():
-        raise CheckpointError(
-            f"{folder} is an unfinished run (no metrics.json there), whose weights are not final. Go on with it with "
-            f"the command in its command.txt and --resume."
-        )
+    refuse_unfinished(folder)
     check(folder)
     config = run_config(folder, overrides)
     check_inputs(folder, config, ["model.name", *modules(config)])
@@ -66,6 +63,28 @@ def load_recommender(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
     from genrl.recommenders.policy import PolicyRecommender  # loads transformers, which most baselines do without
 
     return config, PolicyRecommender.load(folder, tuple(overrides))
+
+
+def inside(folder: Path) -> str:
+    """What to give in the place of a folder that is no run."""
+    runs = sorted(path.parent.name for path in folder.glob(f"*/{METRICS}") if (path.parent / "config.yaml").is_file())
+    if not runs:
+        return " Give runs/<experiment>/<objective>-s<seed>."
+    more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
+    return f" It holds finished runs: {', '.join(runs[:5])}{more}. Give one of them, e.g. {folder / runs[0]}."
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse a run without its last file.
+
+    Raises:
+        CheckpointError: saying how to go on with it.
+    """
+    if (folder / "config.yaml").is_file() and not (folder / METRICS).exists():
+        raise CheckpointError(
+            f"{folder} is an unfinished run (no {METRICS} there), whose weights are not final. Go on with it with the "
+            f"command in its command.txt and --resume."
+        )
 
 
 def run_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -110,11 +129,19 @@ def recommend(
     _, recommender = load_recommender(folder, overrides)
     allowed = None if only is None else [recommender.problem.dataset.catalog.row_of(name) for name in only]
     found: list[Recommendation] = []
+    portions = ranking_portions()
     with progress_bar("recommend", len(histories), "histories") as advance:
         for start in range(0, len(histories), BATCH):
             part = histories[start : start + BATCH]
             told = None if days is None else days[start : start + BATCH]
-            found += answer(recommender, part, top, exclude_seen, allowed, cold, exact, told)
+
+            def answers(
+                own: slice, part: Sequence[Sequence[str]] = part, told: Sequence[Sequence[float]] | None = told
+            ) -> list[Recommendation]:
+                ago = None if told is None else told[own]
+                return answer(recommender, part[own], top, exclude_seen, allowed, cold, exact, ago)
+
+            found += [each for few in portions.over(len(part), answers) for each in few]
             advance(len(part))
     return found
 

@@ -1,8 +1,10 @@
 """Score a finished run again, beside the data that it was made with."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +13,9 @@ from genrl.catalog.dataset import Dataset, load_dataset
 from genrl.catalog.items import Catalog
 from genrl.config.schema import RunConfig
 from genrl.config.select import within
-from genrl.errors import CheckpointError, ConfigError, DataError
+from genrl.errors import CheckpointError, ConfigError, DataError, unwritable
 from genrl.files import read_json, read_weights
+from genrl.given import reason
 from genrl.manifest import METRICS, check, seal
 from genrl.recommenders.base import WEIGHTS
 from genrl.runs import tables
@@ -23,6 +26,9 @@ from genrl.runs.recommend import load_recommender, run_config
 from genrl.runs.record import evaluation_name, references, score, written
 from genrl.runs.session import Session
 from genrl.training.fitting import quiet_libraries
+
+_elsewhere: dict[Path, TemporaryDirectory[str]] = {}
+"""Experiment that cannot be written to -> where its new scores lie while this process lives."""
 
 
 def load_run(folder: Path, overrides: Sequence[str] = ()) -> Session:
@@ -74,7 +80,7 @@ def rescore(folder: Path, overrides: Sequence[str] = ()) -> Record:
 
     What was scored is kept in `evaluation-<key of the options>`, inside the folder of the weights, and found there the
     next time; the run's own metrics.json and ranks stay as they are. Without a difference in the options these are the
-    record.
+    record. Where the experiment cannot be written to, scores are kept until this process ends, and a warning says so.
 
     Args:
         folder: of the run.
@@ -92,17 +98,39 @@ def rescore(folder: Path, overrides: Sequence[str] = ()) -> Record:
     metrics: dict[str, Any] = read_json(folder / METRICS)
     if config.evaluate == own.evaluate:
         return Record(config, metrics, folder)
-    place = folder / evaluation_name(config.evaluate)
+    options = evaluation_name(config.evaluate)
+    place = folder / options
     if not (place / METRICS).exists():
-        with owned(folder):
+        rooms = _rooms(folder, *(_stage_folder(folder, cost) for cost in _shared(metrics).values()))
+        place = rooms[folder] / options
+        with owned(place.parent):
             if not (place / METRICS).exists():
-                seal(place, _rescored(folder, overrides, metrics, place))
+                seal(place, _rescored(folder, overrides, metrics, rooms, options))
     check(place)
     return Record(config, read_json(place / METRICS), place)
 
 
-def _rescored(folder: Path, overrides: Sequence[str], metrics: dict[str, Any], place: Path) -> dict[str, Any]:
-    """The metrics of a run under other options; ranks are kept in `place`, those of shared stages beside these."""
+def _rooms(*folders: Path) -> dict[Path, Path]:
+    """Where scores of the weights in some folders are kept: in these, or all elsewhere if one cannot be written to."""
+    try:
+        for folder in folders:
+            with owned(folder):
+                pass
+    except OSError as error:
+        if unwritable(error) != "read-only":
+            raise
+        place = folders[0].resolve().parent
+        if place not in _elsewhere:
+            _elsewhere[place] = TemporaryDirectory(prefix="genrl-scores-")
+            warnings.warn(f"scores are not kept: {getattr(error, 'filename', place)}: {reason(error)}.", stacklevel=2)
+        return {folder: Path(_elsewhere[place].name) / folder.resolve().name for folder in folders}
+    return {folder: folder for folder in folders}
+
+
+def _rescored(
+    folder: Path, overrides: Sequence[str], metrics: dict[str, Any], rooms: Mapping[Path, Path], options: str
+) -> dict[str, Any]:
+    """The metrics of a run under other options; ranks of it and of its stages are kept as `options` in their rooms."""
     session = load_run(folder, overrides)
     config = session.config
     stages: dict[str, Any] = {name: dict(cost) for name, cost in metrics["stages"].items()}
@@ -110,22 +138,29 @@ def _rescored(folder: Path, overrides: Sequence[str], metrics: dict[str, Any], p
     for name, cost in stages.items():
         if "evaluation" in cost:
             shared = _stage_folder(folder, cost)
-            with owned(shared):
-                scores = shared / evaluation_name(config.evaluate)
-                if not (scores / METRICS).exists():
-                    seal(scores, score(_of_stage(session, folder, name, cost), name, scores))
+            scores = shared / options
+            if not (scores / METRICS).exists():
+                scores = rooms[shared] / options
+                with owned(scores.parent):
+                    if not (scores / METRICS).exists():
+                        seal(scores, score(_of_stage(session, folder, name, cost), name, scores))
             check(scores)
             cost["evaluation"] = str(scores)
             found = read_json(scores / METRICS)
         else:
             session.recommender.load_state(read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
-            found = score(session, name, place)
+            found = score(session, name, rooms[folder] / options)
         for split in SPLITS:
             results[split][name] = found[split]
     again = {**metrics, **results, "stages": stages}
     if len(stages) > 1:
-        again["differences"] = tables.stage_differences(stages, place, config.evaluate.k)
+        again["differences"] = tables.stage_differences(stages, rooms[folder] / options, config.evaluate.k)
     return again
+
+
+def _shared(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Stages of a run that have folders of their own."""
+    return {name: cost for name, cost in metrics["stages"].items() if "evaluation" in cost}
 
 
 def _stage_folder(folder: Path, cost: dict[str, Any]) -> Path:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from genrl.batches import Completions, Requests, Rewards
+from genrl.batches import Completions, Requests, Rewards, concatenate
 from genrl.catalog.dataset import Dataset
 from genrl.config import RunConfig
 from genrl.errors import ConfigError, DataError
@@ -27,6 +28,7 @@ from genrl.runs.rescore import load_run
 from genrl.runs.session import Session
 from genrl.runs.stage import build_objective, make_verifier
 from genrl.training.fitting import quiet_libraries
+from genrl.training.portions import Portions
 
 BATCH = 64
 """Prompts that slates are written for at a time."""
@@ -101,9 +103,10 @@ def write_slates(
     kept: list[float] = []
     refused = 0
     best = float("-inf")
+    portions = Portions("rollout")
     with progress_bar("slates", len(asked), "prompts") as advance:
         for number, positions in enumerate(asked.split(BATCH)):
-            drawn, rewards = _drawn(session, verifier, positions, number, categories)
+            drawn, rewards = _drawn(session, verifier, positions, number, categories, portions)
             usable = _usable(drawn.items, held_out_items(session.dataset.sequences, positions), drawn.group_size)
             refused += int((~usable).sum())
             totals.append(rewards.outcome)
@@ -144,17 +147,22 @@ def _asked(session: Session, most: int | None) -> Tensor:
 
 @torch.no_grad()
 def _drawn(
-    session: Session, verifier: Verifier, positions: Tensor, number: int, categories: Tensor
+    session: Session, verifier: Verifier, positions: Tensor, number: int, categories: Tensor, portions: Portions
 ) -> tuple[Completions, Rewards]:
     """A group of slates for each prompt, with their rewards, on the CPU."""
     config, policy = session.config, session.policy
     requests: Requests = session.maker.at(positions)
-    noise = torch.Generator().manual_seed(seed_of(config.seed, number))
-    shared: dict[str, Any] = {"rows": slice(0, len(positions)), "total": len(positions)}
+    seed = seed_of(config.seed, number)
     policy.eval()
     with session.numerics():
         layout, there = session.layout.to(str(policy.device)), requests.to(str(policy.device))
-        drawn = rollout(policy, layout, there, config.rollout, generator=noise, categories=categories, **shared)
+
+        def written(own: slice) -> Completions:
+            shared: dict[str, Any] = {"rows": own, "total": len(positions), "categories": categories}
+            noise = torch.Generator().manual_seed(seed)
+            return rollout(policy, layout, there.rows(own), config.rollout, generator=noise, **shared)
+
+        drawn = reduce(concatenate, portions.over(len(positions), written))
         rewards = verifier(drawn, there)
     return cast(Completions, drawn.to("cpu")), cast(Rewards, rewards.to("cpu"))
 

@@ -13,6 +13,7 @@ from genrl.files import read_json, read_weights
 from genrl.manifest import METRICS, check
 from genrl.recommenders.base import WEIGHTS
 from genrl.runs.inputs import check_inputs, modules
+from genrl.runs.recommend import inside, refuse_unfinished
 from genrl.training.checkpoints import points, whole
 
 
@@ -25,8 +26,9 @@ def verify(folder: Path) -> str:
     Raises:
         CheckpointError: naming every file that is missing, of another content, or holds weights that are no numbers.
     """
+    refuse_unfinished(folder)
     if not (folder / METRICS).is_file():
-        raise CheckpointError(f"{folder} is no finished run or stage (no {METRICS} there).")
+        raise CheckpointError(f"{folder} is no finished run or stage (no {METRICS} there).{inside(folder)}")
     files = len(check(folder))
     stages = _stages(folder / METRICS)
     places = [folder, *(folder.parent / Path(cost["folder"]).name for cost in stages.values() if "evaluation" in cost)]

@@ -6,7 +6,7 @@ from typing import Literal
 from genrl.registry import Registry
 from genrl.sid.table import SidTable
 
-SID_BUILDERS: Registry[SidTable] = Registry("SID builder", "genrl.sid_builders")
+SID_BUILDERS: Registry[SidTable] = Registry("SID builder", "genrl.sid_builders", SidTable)
 """Called as `builder(config, dataset=dataset)`."""
 
 

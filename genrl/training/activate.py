@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from genrl.batches import Requests
+from genrl.batches import Ranking, Requests
 from genrl.config.schema import ActivateConfig
 from genrl.files import read_json
 from genrl.plots import read_notes
@@ -42,8 +42,11 @@ class ActivateModule(PackedModule):
     def validation_step(self, batch: Requests, index: int) -> None:
         """Rank as the layout does, and by the next item alone."""
         super().validation_step(batch, index)
-        plain = rankings(self.policy, self.layout.plain, batch, self.evaluation, (self.kind,))[self.kind]
-        self.plain_metrics.update(plain, batch.wanted)
+
+        def plain(part: Requests) -> Ranking:
+            return rankings(self.policy, self.layout.plain, part, self.evaluation, (self.kind,))[self.kind]
+
+        self.plain_metrics.update(self.ranked(batch, plain), batch.wanted)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

@@ -24,17 +24,6 @@ class Journal:
         for tag, value in (pair for part in values for pair in part.items()):
             self._values[tag].append(value)
 
-    def mark(self) -> dict[str, int]:
-        """How much there is of each tag, to go `back` to."""
-        return {tag: len(values) for tag, values in self._values.items()}
-
-    def back(self, mark: Mapping[str, int]) -> None:
-        """Forget what was gathered behind a mark."""
-        for tag in list(self._values):
-            del self._values[tag][mark.get(tag, 0) :]
-            if not self._values[tag]:
-                del self._values[tag]
-
     @contextmanager
     def timed(self, tag: str) -> Iterator[None]:
         """Gather how many seconds the block takes."""

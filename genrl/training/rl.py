@@ -32,7 +32,7 @@ from genrl.training.diagnostics import StepGradients, objective_values, rollout_
 from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
 from genrl.training.gap import based_on, sampling_gap, truncated
 from genrl.training.journal import Journal, Value
-from genrl.training.portions import Portions, Update
+from genrl.training.portions import Portions
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream
 
@@ -51,6 +51,10 @@ class Part(Batch):
     def groups(self, rows: Tensor) -> Part:
         """Whole groups; `rows` selects requests."""
         return Part(self.experience.groups(rows), self.requests.rows(rows))
+
+    def portion(self, own: slice) -> Part:
+        """Whole groups, for `Update`."""
+        return self.groups(torch.arange(own.start, own.stop, device=self.requests.mask.device))
 
 
 class RLModule(StageModule):
@@ -88,7 +92,7 @@ class RLModule(StageModule):
         gold: GoldSlates | None = None,
         **stage: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(**stage)
+        super().__init__(unit="group", hint=" rollout.micro_batch sets how many prompts go through at once.", **stage)
         self.objective = objective
         self.verifier = verifier
         self.prompts = prompts
@@ -113,7 +117,7 @@ class RLModule(StageModule):
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
         self.drawing = Portions("rollout")
-        self.updating = Update(self)
+        self.divided.append(self.drawing)
         self.reference: Reference | None = None
 
     def configure_model(self) -> None:
@@ -242,11 +246,9 @@ class RLModule(StageModule):
         if len(part) == 0:  # every group was dead; the step still has to happen on all ranks
             self.journal.add({"train/loss": 0.0})
             return self._nothing()
-        return self.updating.forward(part) * self.trainer.accumulate_grad_batches
-
-    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
-        """Lightning's backward pass, or what has to take its place where memory has run out."""
-        self.updating.backward(loss, partial(super().backward, loss, *arguments, **options))
+        loss, values = self.updating.forward(part)
+        self.journal.add(values)
+        return loss * self.trainer.accumulate_grad_batches
 
     def loss(self, part: Part) -> tuple[Tensor, dict[str, Value]]:
         """Loss of some groups, watched for values that are no numbers, and what is to be logged of it."""
@@ -259,6 +261,10 @@ class RLModule(StageModule):
         output = loss_of(self.objective, scores, experience)
         values: dict[str, Value] = {**objective_values(output), "train/loss": output.loss.detach() * self.micro_batches}
         return self.skips.watch(output.loss, part), values
+
+    def forget(self) -> None:
+        super().forget()
+        self.gradients.forget()
 
     def _nothing(self) -> Tensor:
         """A loss of 0 whose backward pass comes to all weights, and to those of a sharded policy as any other does."""
@@ -311,16 +317,6 @@ class RLModule(StageModule):
             scores = self._judged(part.experience.completions, part.requests)
         based = based_on(part.experience, scores.logps) if first and self.writes else part.experience
         return replace(part, experience=based_on(renewed(self.objective, scores, based), old))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep in how many portions groups go through."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["portions"] = [self.drawing.count, self.updating.count]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A resumed stage goes on with as many."""
-        super().on_load_checkpoint(checkpoint)
-        self.drawing.count, self.updating.count = checkpoint.get("portions", [1, 1])
 
     @property
     def micro_batches(self) -> int:

@@ -22,6 +22,7 @@ from genrl.policy.score import item_loss
 from genrl.policy.sharding import whole
 from genrl.policy.share import Hidden, wrong_ways
 from genrl.prompts.packing import PackedBatch, Planner, SegmentPlanner, SequenceBatch
+from genrl.training.journal import Value
 from genrl.training.stage import StageModule, scheduled, warmup_cosine
 from genrl.training.stream import StepStream
 
@@ -78,10 +79,16 @@ class SupervisedModule(StageModule):
 
     def training_step(self, batch: Any, index: int) -> Tensor:  # noqa: ANN401
         self.policy.train()
-        loss = self.total(batch) * self.trainer.world_size / batch.share
-        self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)  # the mean is that of the step
+        self.updating.begin()
+        loss, values = self.updating.forward(batch)
+        self.log("train/loss", values["train/loss"], sync_dist=self.trainer.world_size > 1)  # the mean is the step's
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return self.skips.watch(loss, batch)
+        return loss
+
+    def loss(self, part: Any) -> tuple[Tensor, dict[str, Value]]:  # noqa: ANN401
+        """Its share of the loss of the step, times the number of ranks, as DDP averages over them."""
+        loss = self.total(part) * self.trainer.world_size / part.share
+        return self.skips.watch(loss, part), {"train/loss": loss.detach()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Linear warm-up, cosine to the last step."""

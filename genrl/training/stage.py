@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from genrl.batches import Ranking, Requests
+from genrl.batches import Ranking, Requests, concatenate
 from genrl.config.schema import EvaluateConfig
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
@@ -27,7 +28,9 @@ from genrl.policy.sharding import gathered, shard, sharded, whole
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding
 from genrl.recommenders.searching import rankings
+from genrl.training.journal import Value
 from genrl.training.muon import make_optimiser
+from genrl.training.portions import Update, ranking_portions
 from genrl.training.skips import Skips, save_batch
 
 REMEDY = "Lower the learning rate, check trainer.precision, or look at the batch for extreme ratios."
@@ -67,6 +70,9 @@ class RankingModule(L.LightningModule, ABC):
         self.max_grad_norm = max_grad_norm
         self.folder = folder
         self.skips = Skips(max_skipped)
+        self.ranking = ranking_portions()
+        self.divided = [self.ranking]
+        """What goes through the model in portions, which a resumed stage goes on with."""
 
     @abstractmethod
     def rank(self, batch: Requests) -> Ranking:
@@ -110,7 +116,12 @@ class RankingModule(L.LightningModule, ABC):
         self.metrics.reset()
 
     def validation_step(self, batch: Requests, index: int) -> None:
-        self.metrics.update(self.rank(batch), batch.wanted)
+        self.metrics.update(self.ranked(batch, self.rank), batch.wanted)
+
+    def ranked(self, batch: Requests, rank: Callable[[Requests], Ranking]) -> Ranking:
+        """Rank validation rows in portions that memory has room for."""
+        parts = self.ranking.over(len(batch), lambda own: rank(batch.rows(own)))
+        return reduce(concatenate, parts)
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
@@ -187,12 +198,15 @@ class RankingModule(L.LightningModule, ABC):
         self.zero_grad()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of skipped steps."""
+        """Keep the count of skipped steps, and in how many portions things go through the model."""
         checkpoint["skipped_steps"] = self.skips.state()
+        checkpoint["divided"] = {each.what: each.count for each in self.divided}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count on."""
+        """Count on, and go on with as many portions."""
         self.skips.restore(checkpoint.get("skipped_steps", {}))
+        for each in self.divided:
+            each.count = checkpoint.get("divided", {}).get(each.what, 1)
 
     def check_finite(self, value: Tensor, batch: Any, what: str) -> None:  # noqa: ANN401 (any frozen batch)
         """Stop if a value that no step can be made without is NaN or infinite, see `stop`."""
@@ -219,6 +233,8 @@ class StageModule(RankingModule):
     Args:
         build: makes what is trained.
         layout: grammar of completions.
+        unit: what of a batch is never split where memory is short.
+        hint: how to have less of it at once.
         ranking: arguments of `RankingModule`.
     """
 
@@ -228,9 +244,13 @@ class StageModule(RankingModule):
         self,
         build: Callable[[], TrainablePolicy],
         layout: Layout,
+        unit: str = "row",
+        hint: str = "",
         **ranking: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**ranking)
+        self.updating = Update(self, unit, hint)
+        self.divided.append(self.updating)
         self.build = build
         self.layout = layout
         self.strict_loading = False  # checkpoints hold trained weights only, see on_save_checkpoint
@@ -246,6 +266,22 @@ class StageModule(RankingModule):
     def trained(self) -> TrainablePolicy:
         """A whole policy for what comes after training, which loads saved weights into it."""
         return self.build().to(self.device) if sharded(self.policy) else self.policy
+
+    @abstractmethod
+    def loss(self, part: Any) -> tuple[Tensor, dict[str, Value]]:  # noqa: ANN401 (what the stage trains on)
+        """Loss of a part of a step, and what is to be logged of it; losses of its parts add up to that of a step."""
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (handed on as they are)
+        """Lightning's backward pass, and what has to be done anew where memory runs out in it."""
+        own = super().backward
+        self.updating.backward(loss, lambda last: own(last, *arguments, **options))
+
+    def optimizer_zero_grad(self, *arguments: Any) -> None:  # noqa: ANN401 (Lightning's)
+        """Nothing: by now there may be gradients of this step, and `Update.begin` has dropped those before."""
+
+    def forget(self) -> None:
+        """Begin to watch the passes of a step anew."""
+        self.skips.passes()
 
     def rank(self, batch: Requests) -> Ranking:
         return rankings(self.policy, self.layout, batch, self.evaluation, (self.kind,))[self.kind]

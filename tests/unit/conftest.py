@@ -1,8 +1,11 @@
 """Small sessions and a finished run for all tests of the stages."""
 
+import errno
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,28 @@ from tests.runs import QUICK, anew, begun, curves_drawn, small_config
 def without_curves() -> Iterator[None]:
     with curves_drawn(False):
         yield
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder one that nothing can be written into; modes do not stop root, so the calls are refused."""
+
+    def seal(folder: Path) -> None:
+        def guarded(name: str) -> None:
+            call = getattr(os, name)
+
+            def guard(path: Any, *arguments: Any, **options: Any) -> Any:
+                writes = name != "open" or (arguments[0] if arguments else options["flags"]) & (os.O_WRONLY | os.O_RDWR)
+                if writes and Path(os.fsdecode(path)).absolute().is_relative_to(folder):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                return call(path, *arguments, **options)
+
+            monkeypatch.setattr(os, name, guard)
+
+        for name in ("open", "mkdir", "replace"):
+            guarded(name)
+
+    return seal
 
 
 @pytest.fixture(scope="session")

@@ -186,3 +186,17 @@ def test_a_plugin_is_a_file_or_a_module(tmp_path, monkeypatch):
     for reference, reason in (("nowhere.py", "no such file"), ("no_such_module", "not import: ModuleNotFoundError")):
         with pytest.raises(ConfigError, match=reason):
             load_plugin(reference)
+
+
+@pytest.mark.parametrize(("made", "said"), [(None, "None"), ([1.0], "a list of length 1")])
+def test_a_factory_that_makes_something_else_is_named(made, said):
+    kinds: Registry[dict] = Registry("kind", "genrl.kinds", dict)
+    kinds.register("wrong")(lambda: made)
+    kinds.register("right")(lambda: {})
+    with pytest.raises(ComponentError, match=rf"'wrong': .*<lambda> must return builtins.dict; it returned {said}\."):
+        kinds.build("wrong")
+    assert kinds.build("right") == {}
+    anything: Registry[object] = Registry("thing", "genrl.things")
+    anything.register("nothing")(lambda: None)
+    with pytest.raises(ComponentError, match="must return something; it returned None"):
+        anything.build("nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from genrl.benchmarks.recif.maps import ItemMap, read_map
 from genrl.benchmarks.recif.rows import Row, Task, find_task, read_rows
 from genrl.benchmarks.recif.scores import Scores, score
 from genrl.benchmarks.registry import BENCHMARKS
-from genrl.errors import ConfigError
+from genrl.errors import ConfigError, unwritable
 from genrl.options import option
 
 
@@ -116,7 +117,12 @@ class Recif:
         found = score(task, rows, texts, kinds=self.kinds, k=self.config.k, items=items)
         further = {"rows_left_out_without_answer": without, "rows_published": task.published}
         found.counts.update({**further, **(counts or {})})
-        found.save(path.with_suffix(".scores.json"), generations=str(path), options=asdict(self.config))
+        try:
+            found.save(path.with_suffix(".scores.json"), generations=str(path), options=asdict(self.config))
+        except OSError as error:
+            if unwritable(error) != "read-only":
+                raise
+            warnings.warn(f"the scores are not kept: {path.parent}: {error.strerror}.", stacklevel=2)
         return found
 
     def _map(self, task: Task, data: Path | None) -> ItemMap:

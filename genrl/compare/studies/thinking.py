@@ -137,7 +137,7 @@ def stage_tokens(session: Session, run: Finished) -> dict[str, int]:
     found = {}
     for stage, place in run.shared.items():
         batches = _batches(session, stage)
-        steps = max(max(values) for values in read_notes(place.parent).values())
+        steps = max(max(values) for values in read_notes(run.folder.parent / place.parent.name).values())
         found[stage] = round(steps * _tokens_per_pass(batches) / batches.steps_per_epoch)
     return found
 

@@ -94,6 +94,11 @@ def fails_with(monkeypatch, error):
         (Stopped(signal.SIGINT), 130, "stopped by SIGINT. `fit --resume`"),
         (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/toy/last.ckpt"), 2, "the disk is full"),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "runs/toy"),
+            2,
+            "runs/toy: File exists. A file has the name that",
+        ),
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), 2, "the disk is full"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "genrl: out of memory (DefaultCPUAllocator: "),
         (ValueError("serializing: I/O error: No space left on device (os error 28)"), 2, "the disk is full"),

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -10,20 +8,10 @@ from genrl.compare.page import markdown
 from genrl.compare.plan import Plan
 from genrl.compare.record import Report
 from genrl.compare.report import make_report
-from tests.comparisons import finish, finish_baseline, plan_of
+from tests.comparisons import finish, finish_baseline, plan_of, read_events, scalars
 
 RANKS = (0, 1, 2, 20, 4, 20)
 MARGIN = ("mean", "low", "high")
-
-
-def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return events
-
-
-def scalars(events: EventAccumulator) -> dict[str, dict[int, float]]:
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
 def text(events: EventAccumulator) -> str:
@@ -64,7 +52,7 @@ def test_a_row_has_the_mean_and_the_range_over_its_seeds_at_the_steps_that_all_h
         "grpo": [{"policy/kl": {0: 1.0, 5: 2.0, 10: 9.0}}, {"policy/kl": {0: 2.0, 5: 6.0}}, {"time/update": {0: 1}}]
     }
     write_comparison(tmp_path, notes, report)
-    found = scalars(read(tmp_path / "comparison" / "grpo"))
+    found = scalars(read_events(tmp_path / "comparison" / "grpo"))
     assert found == {
         "over_seeds/policy/kl/mean": {0: 1.5, 5: 4.0},
         "over_seeds/policy/kl/low": {0: 1.0, 5: 2.0},
@@ -78,7 +66,7 @@ def test_every_chart_asks_for_series_that_the_rows_have(tmp_path, report):
     names += ["train/match/step1", "train/match/step2", "train/match/step10", "time/update"]
     noted = {name: {0: 0.5, 1: 0.25} for name in names}
     write_comparison(tmp_path, {"grpo": [noted, noted], "sapo": [noted]}, report)
-    page = charts(read(tmp_path / "comparison"))
+    page = charts(read_events(tmp_path / "comparison"))
     assert {category: [*reversed(part)] for category, part in page.items()} == {  # shown in the opposite order
         "validation": ["NDCG@10", "recall@10", "recall@10 of cold targets", "entropy@10, bits"],
         "reward": ["reward", "reward/exact_match"],
@@ -88,34 +76,34 @@ def test_every_chart_asks_for_series_that_the_rows_have(tmp_path, report):
     assert page["validation"]["NDCG@10"] == tuple(f"over_seeds/val/ndcg@10/{curve}" for curve in MARGIN)
     tags = {tag for part in page.values() for series in part.values() for tag in series}
     for row in ("grpo", "sapo"):
-        assert scalars(read(tmp_path / "comparison" / row)).keys() == tags
+        assert scalars(read_events(tmp_path / "comparison" / row)).keys() == tags
 
 
 def test_rows_without_notes_or_common_steps_have_a_text_only(tmp_path, report):
     write_comparison(tmp_path, {"grpo": [], "sapo": [{"policy/kl": {0: 1.0}}, {"policy/kl": {5: 1.0}}]}, report)
     for row in ("grpo", "sapo", "item_knn"):
-        events = read(tmp_path / "comparison" / row)
+        events = read_events(tmp_path / "comparison" / row)
         assert scalars(events) == {}
         assert text(events)
-    assert "policy" in charts(read(tmp_path / "comparison"))
+    assert "policy" in charts(read_events(tmp_path / "comparison"))
     write_comparison(tmp_path, {}, report)
-    assert read(tmp_path / "comparison").Tags()["tensors"] == ["comparison/text_summary"]
+    assert read_events(tmp_path / "comparison").Tags()["tensors"] == ["comparison/text_summary"]
 
 
 def test_the_texts_are_the_report_and_what_each_row_is(tmp_path, report):
     write_comparison(tmp_path, {}, report)
-    written = text(read(tmp_path / "comparison"))
+    written = text(read_events(tmp_path / "comparison"))
     assert "![" not in written
     lines = markdown(report).splitlines()
     assert written.splitlines() == [line for line in lines if not line.startswith("![")]
     shown = markdown_to_safe_html(written)
     assert shown.count("<table>") == sum(line.startswith("|---") for line in lines)
-    sapo = text(read(tmp_path / "comparison" / "sapo"))
+    sapo = text(read_events(tmp_path / "comparison" / "sapo"))
     assert str(report.rows["sapo"].pieces) in sapo
     assert "clip_high: 0.3" in sapo
     assert "exact_match:" in sapo
     assert markdown_to_safe_html(sapo).count("<pre>") == 2
-    assert "window: 3" in text(read(tmp_path / "comparison" / "item_knn"))
+    assert "window: 3" in text(read_events(tmp_path / "comparison" / "item_knn"))
 
 
 def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path, report):
@@ -128,7 +116,7 @@ def test_another_comparison_replaces_the_earlier_one_and_nothing_else(tmp_path, 
     write_comparison(tmp_path, {"grpo": [{"policy/kl": {0: 2.0}}]}, report)
     assert not (tmp_path / "comparison" / "sapo").exists()
     assert all(path.exists() for path in others)
-    found = scalars(read(tmp_path / "comparison" / "grpo"))
+    found = scalars(read_events(tmp_path / "comparison" / "grpo"))
     assert found["over_seeds/policy/kl/mean"] == {0: 2.0}
 
 

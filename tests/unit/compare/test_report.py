@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from genrl.cli import main
 from genrl.compare.page import html, markdown
 from genrl.compare.plan import Plan
 from genrl.compare.report import differences, make_report, write_report
@@ -17,6 +18,7 @@ from genrl.metrics.functional import ndcg_at_k, recall_at_k
 from tests.comparisons import ACTIVATED, ALIGNED, COLD, finish, finish_baseline, plan_of
 from tests.helpers import assert_same
 from tests.pages import samples
+from tests.runs import content
 
 FOUND = {"grpo-s0": (0, 1, 2, 20, 4, 20), "grpo-s1": (0, 1, 3, 9, 4, 20), "sapo-s0": (1, 5, 20, 20, 5, 20)}
 
@@ -465,7 +467,7 @@ def test_runs_that_began_with_other_thinking_do_not_stand_in_one_table(tmp_path)
 def test_baselines_alone_are_reported(tmp_path):
     folder = finish_baseline(tmp_path, "sasrec", SASREC[0]).parent
     finish_baseline(tmp_path, "tiger", SASREC[1])
-    write_report(folder, None, "align")
+    write_report(make_report(folder, None, "align"), folder, folder)
     report = json.loads((folder / "report.json").read_text())
     assert report["shared"] == {}
     assert list(report["tables"]["test"]["raw"]["lines"]) == ["most_popular", "sasrec", "tiger"]
@@ -609,9 +611,15 @@ def test_an_experiment_that_was_moved_is_still_reported(plan, tmp_path, reported
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(DataError, match="nothing to report"):
-        write_report(tmp_path, None, "align")
-    with pytest.raises(DataError, match="nothing to report"):
-        report_of(plan_of(tmp_path, "grpo"))
+        make_report(tmp_path, None, "align")
+    plan = plan_of(tmp_path, "grpo", seeds=(0, 1))
+    with pytest.raises(DataError, match=r"nothing to report\.$"):
+        report_of(plan)
+    for run in plan.runs:
+        finish(run, FOUND["grpo-s0"])
+        (run.folder / "metrics.json").unlink()
+    with pytest.raises(DataError, match=r"nothing to report\.\nnot finished: grpo-s0, grpo-s1. Go on with each by"):
+        report_of(plan)
 
 
 def test_a_baseline_that_is_no_row(plan):
@@ -623,7 +631,9 @@ def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives
     mixed = beside_baselines(tmp_path)
     (mixed.runs[0].folder / "samples.jsonl").write_text(json.dumps({"step": 2, "samples": samples()["grpo"]}) + "\n")
     folder = mixed.shared.folder.parent
-    assert markdown(write_report(folder, mixed, "align")) == (folder / "report.md").read_text()
+    report = make_report(folder, mixed, "align")
+    write_report(report, folder, folder)
+    assert markdown(report) == (folder / "report.md").read_text()
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "Blue Pan" in page
@@ -632,6 +642,28 @@ def test_all_files_are_written_with_worked_examples_and_the_curves_of_objectives
     assert "grpo: 1.5 at step 1, 2.5 at step 2; sapo: 1 at step 1, 2 at step 2" in page
     assert json.loads((folder / "report.json").read_text()) == found_in(folder, mixed, "align")
     assert not [path.name for path in folder.glob(".*") if "report" in path.name]  # nothing temporary is left
+
+
+def test_a_report_that_cannot_be_written_is_shown_and_goes_elsewhere(tmp_path, read_only, capsys):
+    folder, place = finish_baseline(tmp_path / "runs", "sasrec", SASREC[0]).parent, tmp_path / "elsewhere"
+    command = ["compare", "--report-only", "--experiment", folder.name, "--output", str(folder.parent)]
+    before = content(folder)
+    read_only(folder)
+    assert main(command) == 2
+    shown, said = capsys.readouterr()
+    assert "sasrec" in shown
+    assert "report.html" not in shown
+    (line,) = said.splitlines()
+    assert line.startswith(f"genrl: the report cannot be written into {folder} (Read-only file system)")
+    assert "Give --report FOLDER" in line
+    assert content(folder) == before
+    (tmp_path / "file").touch()
+    assert main([*command, "--report", str(tmp_path / "file")]) == 2
+    assert f"cannot be written into {tmp_path / 'file'} (File exists)" in capsys.readouterr().err
+    assert main([*command, "--report", str(place)]) == 0
+    assert str(place / "report.html") in capsys.readouterr().out
+    assert {"report.json", "report.html", "report.md"} <= {path.name for path in place.iterdir()}
+    assert content(folder) == before
 
 
 def test_rows_that_saw_other_numbers_of_prompts_are_noted(tmp_path):

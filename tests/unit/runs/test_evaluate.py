@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl.batches import Ranking, Targets
+from genrl.batches import Ranking, Requests, Targets
 from genrl.catalog.sequences import Role
 from genrl.config.schema import EvaluateConfig, PoolConfig
 from genrl.errors import DataError
@@ -36,6 +36,26 @@ def run(session: Session, config: EvaluateConfig = CONFIG, limit: int | None = N
     positions = evaluated_rows(session.dataset, replace(config, valid_users=limit), "valid")
     rows = EvaluationBatches(session.maker, positions, config.batch)
     return evaluate(session.recommender, rows, config, "valid")
+
+
+@pytest.mark.filterwarnings("ignore:out of memory in the ranking")
+def test_less_memory_gives_the_same_evaluation(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, sizes, rank = replace(CONFIG, batch=16, pass_at=[2]), [], session.recommender.rankings
+    wanted = run(session, config, 40)
+
+    def little(requests: Requests, *arguments: Any) -> dict[str, Ranking]:
+        sizes.append(len(requests))
+        if len(requests) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return rank(requests, *arguments)
+
+    monkeypatch.setattr(session.recommender, "rankings", little)
+    found = run(session, config, 40)
+    assert sizes[:3] == [16, 8, 4]
+    assert max(sizes[3:]) == 4
+    for kind in ("raw", "excluded"):
+        assert getattr(found, kind) == pytest.approx(getattr(wanted, kind), abs=1e-6, nan_ok=True)
+        assert torch.equal(found.ranks[kind], wanted.ranks[kind])
 
 
 def test_tied_targets_are_those_with_the_time_of_the_interaction_before_them(session: Session) -> None:

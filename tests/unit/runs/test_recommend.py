@@ -36,9 +36,13 @@ def test_more_items_than_there_are_are_all_of_them(finished):
     assert sorted(item for item, _, _ in found.items) == sorted(f"i{row}" for row in range(60))
 
 
-def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="is no run folder"):
+def test_a_folder_without_a_run_is_named_and_runs_that_lie_in_it(copied, tmp_path):
+    with pytest.raises(CheckpointError, match=r"is no run folder \(no config.yaml there\). Give runs/<experiment>"):
         load_run(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"It holds finished runs: grpo-s0. Give one of them, e.g. {copied}\."):
+        load_run(copied.parent)
+    with pytest.raises(CheckpointError, match=r"config.yaml is no run folder \(a file\)"):
+        load_run(copied / "config.yaml")
 
 
 def test_a_run_can_be_moved_and_read_from_anywhere(copied, tmp_path, monkeypatch):

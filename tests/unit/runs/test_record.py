@@ -2,7 +2,6 @@ import errno
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,21 +30,10 @@ def test_ranks_are_kept_with_what_targets_are_cold(session, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.fixture
-def sealed(tmp_path):
-    """A folder that this process may not write to; root, whom no mode stops, has one in Linux alone."""
-    if os.geteuid():
-        (tmp_path / "toy").mkdir(mode=0o555)
-        return tmp_path / "toy"
-    if not Path("/sys/kernel").is_dir():
-        pytest.skip("root may write to every folder here")
-    return Path("/sys/kernel")
-
-
-def test_where_nothing_can_be_written_reference_lines_are_kept_in_memory(session, sealed):
-    config = small_config(sealed.parent, f"experiment={sealed.name}")
-    with pytest.warns(UserWarning, match=f"the reference lines are not kept: {sealed}: "):
-        found = references(config, session.dataset, session.table.codes, "valid")
+def test_where_nothing_can_be_written_reference_lines_are_kept_in_memory(session, tmp_path, read_only):
+    read_only(tmp_path)
+    with pytest.warns(UserWarning, match=f"the reference lines are not kept: {tmp_path / 'toy'}: "):
+        found = references(small_config(tmp_path), session.dataset, session.table.codes, "valid")
     assert list(found) == ["most_popular", "repeat_last", "item_knn"]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from genrl.compare.finished import Finished
 from genrl.errors import CheckpointError, ConfigError
 from genrl.metrics.functional import ndcg_at_k
 from genrl.runs import rescore as module
@@ -44,6 +45,19 @@ def test_a_run_is_scored_again_with_its_stages_and_the_lines_beside_it(copied, m
     assert {name: (copied / name).read_bytes() for name in own} == own
     monkeypatch.setattr(module, "load_run", None)  # what was scored is not scored again
     assert rescore(copied, ["evaluate.k=[3]", "evaluate.test_users=30"]).metrics == record.metrics
+
+
+def test_a_run_that_cannot_be_written_to_is_scored_again_elsewhere(copied, read_only):
+    before, options = content(copied.parent), ["evaluate.k=[3]"]
+    read_only(copied.parent)
+    with pytest.warns(UserWarning, match=f"scores are not kept: {copied.parent}.*: Read-only file system"):
+        record = rescore(copied, options)
+    stage = Path(record.metrics["stages"]["align"]["evaluation"])
+    assert stage.parents[1] == record.folder.parents[1] != copied.parent
+    assert rescore(copied, options) == record  # kept while the process lives
+    assert Finished.read(copied, options).shared == {"align": stage}
+    assert Finished.read(copied).shared["align"].parent.parent == copied.parent
+    assert content(copied.parent) == before
 
 
 def test_only_options_of_evaluation_may_change(copied):

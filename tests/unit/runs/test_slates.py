@@ -28,6 +28,7 @@ from genrl.runs.session import Session
 from genrl.runs.slates import _asked, _drawn, _usable, write_slates
 from genrl.runs.stage import build_objective, make_verifier, stages_of
 from genrl.training.drawing import hopeless
+from genrl.training.portions import Portions
 from genrl.training.rl import RLModule
 from genrl.training.samples import rollout_samples
 from tests.helpers import assert_same
@@ -316,7 +317,7 @@ def test_slates_that_are_kept_are_the_best_of_their_groups(run, tmp_path):
     session = load_run(run)
     verifier = make_verifier(session, build_objective(session.config))
     positions = _asked(session, 12)
-    drawn, rewards = _drawn(session, verifier, positions, 0, session.dataset.catalog.categories)
+    drawn, rewards = _drawn(session, verifier, positions, 0, session.dataset.catalog.categories, Portions("rollout"))
     usable = _usable(drawn.items, held_out_items(session.dataset.sequences, positions), drawn.group_size)
     best = rewards.outcome.masked_fill(~usable, -torch.inf).view(12, -1).amax(1)
     assert_same(kept.rewards, best[best > -1].float())

@@ -81,8 +81,10 @@ def test_a_stage_that_is_gone_and_a_run_that_is_not_finished_are_told(copied):
     shutil.rmtree(align)
     with pytest.raises(CheckpointError, match=r"align-\w+ has no manifest"):
         verify(copied)
+    with pytest.raises(CheckpointError, match=r"toy is no finished run .* It holds finished runs: grpo-s0. Give"):
+        verify(copied.parent)
     (copied / "metrics.json").unlink()
-    with pytest.raises(CheckpointError, match=r"grpo-s0 is no finished run or stage"):
+    with pytest.raises(CheckpointError, match=r"grpo-s0 is an unfinished run .* its command.txt and --resume"):
         verify(copied)
 
 

@@ -9,20 +9,10 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 
 from genrl.config import RunConfig, load_config
 from genrl.training.board import write_outcome
-from tests.comparisons import finish, finish_baseline, plan_of
+from tests.comparisons import finish, finish_baseline, plan_of, read_events, scalars
 from tests.helpers import assert_same
 
 RANKS = (0, 1, 2, 20, 4, 20)
-
-
-def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return events
-
-
-def scalars(events: EventAccumulator) -> dict[str, dict[int, float]]:
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
 def hyperparameters(events: EventAccumulator) -> dict[str, Any]:
@@ -34,7 +24,7 @@ def hyperparameters(events: EventAccumulator) -> dict[str, Any]:
 def write_run(folder: Path) -> EventAccumulator:
     """What a finished run leaves, read back."""
     write_outcome(folder, load_config([folder / "config.yaml"]), json.loads((folder / "metrics.json").read_text()))
-    return read(folder)
+    return read_events(folder)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +64,7 @@ def test_a_truth_value_stays_one_and_a_metric_without_rows_is_left_out(tmp_path)
     config = RunConfig()
     config.evaluate.k = [1, 3]
     write_outcome(tmp_path, config, metrics)
-    events = read(tmp_path)
+    events = read_events(tmp_path)
     options = hyperparameters(events)
     assert options["model.trust_remote_code"] is False
     assert options["model"] == "tiny"
@@ -105,5 +95,5 @@ def test_a_run_that_ends_twice_is_noted_once(experiment):
     metrics["test"]["rl"]["raw"]["ndcg@10"] = 0.25
     write_outcome(folder, load_config([folder / "config.yaml"]), metrics)
     assert len(list(folder.glob("events*.outcome"))) == 1
-    assert scalars(read(folder))["final/test/ndcg@10"] == {0: 0.25}
+    assert scalars(read_events(folder))["final/test/ndcg@10"] == {0: 0.25}
     assert (folder / "events.out.tfevents.1.other").exists()

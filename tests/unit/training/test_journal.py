@@ -13,12 +13,3 @@ def test_values_are_averaged_but_for_the_largest_and_then_forgotten():
     assert found.pop("time") >= 0
     assert found == {"a": 1.5, "b_max": 3.0, "c": 5.0}
     assert journal.close() == {}
-
-
-def test_what_was_gathered_behind_a_mark_can_be_forgotten():
-    journal = Journal()
-    journal.add({"a": 1.0})
-    mark = journal.mark()
-    journal.add({"a": 5.0, "b": 2.0})
-    journal.back(mark)
-    assert journal.close() == {"a": 1.0}

@@ -23,6 +23,7 @@ from genrl.runs.session import Session
 from genrl.runs.stage import _rl, build_objective
 from genrl.training.callbacks import BestWeights
 from genrl.training.checkpoints import ResumePoint
+from genrl.training.journal import Value
 from genrl.training.skips import Skips
 from genrl.training.stage import StageModule, scheduled
 from tests.helpers import assert_same
@@ -181,9 +182,16 @@ def test_the_rate_follows_the_schedule_by_step() -> None:
     assert_same(rates, [2.0, 1.0, 2 / 3], 1e-12)
 
 
+class Ranks(StageModule):
+    """A stage that is not trained."""
+
+    def loss(self, part: object) -> tuple[Tensor, dict[str, Value]]:
+        raise NotImplementedError
+
+
 def test_validation_thinks_as_evaluation_does(thinking: Session, tmp_path: Path) -> None:
     config = replace(thinking.config.evaluate, thinking_samples=2, exact=True)
-    module = StageModule(
+    module = Ranks(
         lambda: thinking.policy,
         thinking.layout,
         evaluation=config,

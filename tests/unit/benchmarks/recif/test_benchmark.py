@@ -37,6 +37,13 @@ def test_the_command_prints_definitions_and_counts_and_writes_them_beside_the_fi
     assert "min(2, |gold|)" in written["definitions"]["recall@2"]
 
 
+def test_scores_beside_a_file_that_cannot_be_written_are_told(data, generations, read_only):
+    read_only(generations.parent)
+    with pytest.warns(UserWarning, match="the scores are not kept: .*: Read-only file system"):
+        assert BENCHMARKS.build("recif").score_file("ad", generations).metrics["pass@1"] > 0
+    assert not list(generations.parent.glob("*scores*"))
+
+
 def test_rows_that_the_file_lacks_are_misses_only_with_the_benchmark_beside(data, generations):
     recif = BENCHMARKS.build("recif")
     samples = json.loads(generations.read_text())
