@@ -46,9 +46,7 @@ class BaselineModule(RankingModule):
         """Mean loss of the targets of the step, over all ranks."""
         self.recommender.train()
         loss = self.recommender.loss(batch) * self.trainer.world_size / batch.share
-        self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return self.skips.watch(loss, batch)
+        return self.watched(loss, batch)
 
     def rank(self, batch: Requests) -> Ranking:
         return self.recommender.rankings(batch, self.evaluation, (self.kind,))[self.kind]

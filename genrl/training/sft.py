@@ -79,9 +79,7 @@ class SupervisedModule(StageModule):
     def training_step(self, batch: Any, index: int) -> Tensor:  # noqa: ANN401
         self.policy.train()
         loss = self.total(batch) * self.trainer.world_size / batch.share
-        self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)  # the mean is that of the step
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return self.skips.watch(loss, batch)
+        return self.watched(loss, batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Linear warm-up, cosine to the last step."""

@@ -22,11 +22,13 @@ from genrl.config.schema import EvaluateConfig
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
+from genrl.ops import world_size, world_sum
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.sharding import gathered, shard, sharded, whole
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding
 from genrl.recommenders.searching import rankings
+from genrl.training.journal import Journal, Value
 from genrl.training.muon import make_optimiser
 from genrl.training.skips import Skips, save_batch
 
@@ -67,6 +69,9 @@ class RankingModule(L.LightningModule, ABC):
         self.max_grad_norm = max_grad_norm
         self.folder = folder
         self.skips = Skips(max_skipped)
+        self.journal = Journal()
+        self.norms: dict[str, Tensor] = {}
+        """What `beside` said of the latest step, on the host."""
 
     @abstractmethod
     def rank(self, batch: Requests) -> Ranking:
@@ -101,8 +106,11 @@ class RankingModule(L.LightningModule, ABC):
         Raises:
             NonFiniteError: if a weight is NaN or infinite; nothing is ranked or written with such weights.
         """
-        for name, value in self.trainable().items():
-            if not bool(torch.isfinite(gathered(value)).all()):
+        trained = self.trainable()
+        flags = [torch.isfinite(gathered(value)).all() for value in trained.values()]
+        finite = torch.stack(flags).tolist() if flags else []
+        for name, fine in zip(trained, finite, strict=True):
+            if not fine:
                 raise NonFiniteError(
                     f"step {self.global_step}: weights of {name} are NaN or infinite. Nothing was written with them. "
                     f"{REMEDY}"
@@ -113,8 +121,25 @@ class RankingModule(L.LightningModule, ABC):
         self.metrics.update(self.rank(batch), batch.wanted)
 
     def on_validation_epoch_end(self) -> None:
-        values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
-        self.log_dict(values, sync_dist=False)
+        self.note({f"val/{name}": value for name, value in self.metrics.compute().items()})
+
+    def note(self, values: Mapping[str, Value]) -> None:
+        """Log scalars that are on the host and stay there: Lightning would send numbers to the device one by one."""
+        self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}, batch_size=1)
+
+    def watched(self, loss: Tensor, batch: Any) -> Tensor:  # noqa: ANN401 (any frozen batch)
+        """The loss of a pass that is a whole step, of which this rank has its share times the number of ranks."""
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.journal.add({"train/loss": world_sum(loss.detach()) / world_size(), "train/learning_rate": rate})
+        return self.skips.watch(loss, batch)
+
+    def said(self) -> dict[str, float]:
+        """What is logged of a step when the norm of its gradient is known."""
+        return self.journal.own()
+
+    def beside(self) -> dict[str, Tensor]:
+        """Scalars of a step, the same on all ranks, that are fetched with the norm of its gradient."""
+        return {}
 
     def optimiser(
         self,
@@ -157,13 +182,15 @@ class RankingModule(L.LightningModule, ABC):
         gradients = {name: value.grad for name, value in self.trainable().items() if value.grad is not None}
         norm = gathered(nn.utils.get_total_norm(list(gradients.values())))
         passes = self.skips.passes()
-        if bool(torch.isfinite(norm)):
+        beside = self.beside()
+        known, *values = self.journal.fetch(norm, *beside.values())
+        self.norms = dict(zip(beside, values, strict=True))
+        if bool(known.isfinite()):
             self.skips.row = 0
             nn.utils.clip_grads_with_norm_(self.trainable().values(), self.max_grad_norm or math.inf, norm)
         else:
             self._skip(norm, gradients, passes)
-        self.log("train/grad_norm", norm)
-        self.log("train/skipped_steps", float(self.skips.total))
+        self.note({**self.said(), "train/grad_norm": known, "train/skipped_steps": float(self.skips.total)})
 
     def _skip(self, norm: Tensor, gradients: Mapping[str, Tensor], passes: Sequence[tuple[Any, Tensor]]) -> None:
         """Pass the step over, or end the stage if it was not the first in a row."""
