@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from genrl.batches import Completions, Requests, Scores, State
 from genrl.layouts.base import Layout, Legal
 from genrl.ops import sent
-from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, log_prob
+from genrl.policy.distribution import LOGITS, Sampling, check_tokens, distribution, head_rows, log_prob
 from genrl.policy.guide import Masses
 from genrl.policy.protocol import Generative, Next
 from genrl.policy.write import by_site
@@ -148,10 +148,6 @@ def place_scores(
             entropies.append(two)
     back = torch.cat([tokens.new_zeros(0), *order]).argsort()
     return torch.cat(logps)[back], torch.cat(entropies)[back]
-
-
-LOGITS = 2**24
-"""Logits that are held at a time; with 151,936 tokens a part has 110 places."""
 
 
 def item_loss(

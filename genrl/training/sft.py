@@ -10,11 +10,13 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.layouts.base import Layout
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
+from genrl.policy.distribution import LOGITS
 from genrl.policy.guide import Guide
 from genrl.policy.item import ItemPolicy
 from genrl.policy.model import Head, Policy
@@ -148,9 +150,20 @@ class ItemSFTModule(SupervisedModule):
 
 
 def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-    """Negative log-likelihood of the words of text examples, with the whole head."""
+    """Negative log-likelihood of the words of text examples, with the whole head.
+
+    Many of them are computed in parts, each again in the backward pass, as in `genrl.policy.score.place_scores`.
+    """
     rows, columns = batch.text_places.unbind(1)
     if rows.numel() == 0:
         return hidden.new_zeros((), dtype=torch.float32)
-    logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
-    return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
+
+    def part(rows: Tensor, columns: Tensor) -> Tensor:
+        logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
+        return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
+
+    step = max(1, LOGITS // len(head.weight))
+    parts = list(zip(rows.split(step), columns.split(step), strict=True))
+    if len(parts) == 1:
+        return part(rows, columns)
+    return torch.stack([checkpoint(part, *each, use_reentrant=False) for each in parts]).sum()
