@@ -42,6 +42,9 @@ class BaselineModule(RankingModule):
         torch.manual_seed(seed_of(self.seed, step, self.global_rank))  # dropout and negatives of this step
         yield self.batches.step(step)
 
+    def prepare(self, step: int) -> None:
+        self.batches.prepare(step)
+
     def training_step(self, batch: SequenceBatch, index: int) -> Tensor:
         """Mean loss of the targets of the step, over all ranks."""
         self.recommender.train()

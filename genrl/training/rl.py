@@ -109,6 +109,7 @@ class RLModule(StageModule):
         """The latest rollout with its credit, for samples."""
         self.gradients = StepGradients(self.layout.steps)
         self._pending: list[Part] = []
+        self._ahead: tuple[tuple[int, int], Requests] | None = None
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
         self.drawing = Portions("rollout")
@@ -163,10 +164,9 @@ class RLModule(StageModule):
 
     def _draw(self, index: int, attempt: int) -> Rollout:
         """This rank's share of a rollout, with its rewards."""
-        total = self.rollouts.prompts
-        share = total // self.trainer.world_size
-        rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
-        requests = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
+        rows = self._rows
+        share = rows.stop - rows.start
+        requests = self._requests(index, attempt).to(self.device)
         if self.writes or self.layout.writes_text:
             seed = seed_of(self.seed, index, 1, attempt)
 
@@ -178,6 +178,23 @@ class RLModule(StageModule):
             completions = target_rollout(self.layout, self._aimed(requests), self.categories)
         drawn = Rollout(requests, completions, self.verifier(completions, requests))
         return self._repaired(drawn) if self.objective.repair else drawn
+
+    @property
+    def _rows(self) -> slice:
+        """This rank's requests among those of a rollout."""
+        share = self.rollouts.prompts // self.trainer.world_size
+        return slice(self.global_rank * share, (self.global_rank + 1) * share)
+
+    def _requests(self, index: int, attempt: int) -> Requests:
+        """This rank's requests of a rollout, on the host."""
+        if self._ahead is not None and self._ahead[0] == (index, attempt):
+            return self._ahead[1]
+        return self.maker.at(self.prompts.at(index, attempt)[self._rows])
+
+    def prepare(self, step: int) -> None:
+        index, update = divmod(step, self.updates)
+        if update == 0:
+            self._ahead = (index, 0), self._requests(index, 0)
 
     def _written(self, requests: Requests, rows: slice, seed: int) -> Completions:
         """What the policy writes for some requests of a rollout, which are `rows` of all; judged by who has a say."""

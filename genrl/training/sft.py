@@ -78,6 +78,9 @@ class SupervisedModule(StageModule):
         torch.manual_seed(seed_of(self.config.seed, step, self.global_rank))  # dropout of this step
         yield self.batches.step(step)
 
+    def prepare(self, step: int) -> None:
+        self.batches.prepare(step)
+
     def training_step(self, batch: Any, index: int) -> Tensor:  # noqa: ANN401
         self.policy.train()
         loss = self.total(batch) * self.trainer.world_size / batch.share

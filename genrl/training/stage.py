@@ -133,6 +133,9 @@ class RankingModule(L.LightningModule, ABC):
         self.journal.add({"train/loss": world_sum(loss.detach()) / world_size(), "train/learning_rate": rate})
         return self.skips.watch(loss, batch)
 
+    def prepare(self, step: int) -> None:
+        """What the host can do for a step to come before the device is done with the one before."""
+
     def said(self) -> dict[str, float]:
         """What is logged of a step when the norm of its gradient is known."""
         return self.journal.own()
@@ -183,6 +186,8 @@ class RankingModule(L.LightningModule, ABC):
         norm = gathered(nn.utils.get_total_norm(list(gradients.values())))
         passes = self.skips.passes()
         beside = self.beside()
+        if self.global_step + 1 < self.max_steps:
+            self.prepare(self.global_step + 1)  # while the device is still at the backward pass
         known, *values = self.journal.fetch(norm, *beside.values())
         self.norms = dict(zip(beside, values, strict=True))
         if bool(known.isfinite()):

@@ -5,12 +5,13 @@ import logging
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
@@ -151,8 +152,10 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
     return f"TRL {name}: only items, mean reward {means[0]:.3f} and {means[1]:.3f}"
 
 
-def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
-    """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
+def genrl_block(
+    inputs: Inputs, group: int, count: int, strategy: Any = "auto", after: Callable[[], object] | None = None
+) -> Notes:
+    """A few steps of `RLModule` under Lightning's trainer, from the initial weights; `after` is called behind each."""
     notes = Notes()
     catalog, codes = inputs.maker.dataset.catalog, inputs.layout.codes.cpu()
     prompts = len(inputs.prompts)
@@ -178,7 +181,8 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             folder=Path(folder),
         )
         options = {
-            "callbacks": [LambdaCallback(on_train_batch_end=notes.stamp)],
+            "callbacks": [LambdaCallback(on_train_batch_end=lambda *_: after() if after else notes.stamp())],
+            "strategy": strategy,
             "limit_val_batches": 0,
             "default_root_dir": folder,
         }
