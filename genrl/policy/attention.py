@@ -211,7 +211,7 @@ class SharedPrompt:
         self.serve(torch.arange(len(mask), device=mask.device), 1)
 
     def serve(self, owners: Tensor, width: int = 0) -> None:
-        """The rows are now those of the prompts `owners` [n], ascending: at most `width` for each, 0 if that is unknown."""
+        """The rows are now those of the prompts `owners` [n], ascending; `width` for each, or 0 where that differs."""
         first = torch.searchsorted(owners, torch.arange(len(self.lengths), device=owners.device))
         self.width = width or int((torch.searchsorted(owners, owners, right=True) - first[owners]).max())
         self.places = owners * self.width + torch.arange(len(owners), device=owners.device) - first[owners]

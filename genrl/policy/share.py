@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 from genrl.batches import Requests
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.base import Legal
+from genrl.ops import looks
 from genrl.policy.attention import (
     ReservedLayer,
     SharedLayer,
@@ -29,7 +30,6 @@ from genrl.policy.attention import (
     shared_prompts,
     tree_cache,
 )
-from genrl.ops import looks
 from genrl.policy.sharding import sharded
 
 if TYPE_CHECKING:

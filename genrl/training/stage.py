@@ -125,7 +125,9 @@ class RankingModule(L.LightningModule, ABC):
 
     def note(self, values: Mapping[str, Value]) -> None:
         """Log scalars that are on the host and stay there: Lightning would send numbers to the device one by one."""
-        self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}, batch_size=1)
+        self.log_dict(
+            {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}, batch_size=1
+        )
 
     def watched(self, loss: Tensor, batch: Any) -> Tensor:  # noqa: ANN401 (any frozen batch)
         """The loss of a pass that is a whole step, of which this rank has its share times the number of ranks."""

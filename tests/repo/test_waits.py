@@ -1,4 +1,4 @@
-"""How often the host waits for an accelerator, counted on a stand-in: a promise that needs neither a GPU nor a clock."""
+"""How often the host waits for an accelerator, counted on a stand-in: neither a GPU nor a clock is needed for it."""
 
 import pytest
 import torch
@@ -110,4 +110,3 @@ def test_a_supervised_step_waits_once_and_learns_what_it_learns_on_a_cpu(tmp_pat
         found = there(flat_weights(session.policy))
     assert marks[1:] == [1, 1, 1]
     assert_same(found, wanted)
-

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401 (PyTorch hands on anything)
 """A stand-in for an accelerator, on any machine: it counts what would make the host wait for the device.
 
 Tensors on it keep their numbers in the CPU's memory but say that they are elsewhere: on `meta`, a device of PyTorch
@@ -60,24 +61,28 @@ class Wait:
 
 
 class Remote(Tensor):
-    """A tensor on the stand-in; its numbers are those of `inner`, which lies on the CPU."""
+    """A tensor on the stand-in; its numbers are those of `held`, which lies on the CPU."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Remote:
-        own = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
-        made: Remote = Tensor._make_wrapper_subclass(cls, inner.shape, device=DEVICE, **own)
-        made.inner = inner
+    def __new__(cls: type[Remote], held: Tensor) -> Remote:
+        made: Remote = Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+        )
+        made.held = held
         return made
 
-    @override
-    def __repr__(self, **_: Any) -> str:
-        return f"Remote({self.inner!r})"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Remote({self.held!r})"
 
     @classmethod
-    @override
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func}: a tensor of the stand-in is used outside of `stand_in`")
 
 
@@ -98,7 +103,7 @@ class StandIn(TorchDispatchMode):
         kwargs, operator = dict(kwargs or {}), func._overloadpacket
         flat, _ = tree_flatten((args, kwargs))
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        remote = {id(value.inner): value for value in tensors if isinstance(value, Remote)}
+        remote = {id(value.held): value for value in tensors if isinstance(value, Remote)}
         device = kwargs.get("device")
         here = device is not None and torch.device(device) == DEVICE
         if operator is aten._to_copy:
@@ -107,18 +112,18 @@ class StandIn(TorchDispatchMode):
             return func(*args, **kwargs)
         if operator is aten._local_scalar_dense:
             self._count("value", func)
-            return func(args[0].inner)
+            return func(args[0].held)
         if operator is aten.copy_:
             if isinstance(args[0], Remote) != isinstance(args[1], Remote) and args[1].numel():
                 self._count("copy", func)
-            func(*map(_inner, args))
+            func(*map(_held, args))
             return args[0]
         self._look(func, operator, args, kwargs)
         _same_place(func, tensors, args[1] if operator in INDEXED else ())
         if here:
             kwargs["device"] = torch.device("cpu")
         flat, form = tree_flatten((args, kwargs))
-        own, options = tree_unflatten([_inner(value) for value in flat], form)
+        own, options = tree_unflatten([_held(value) for value in flat], form)
         return tree_map(lambda value: _outer(value, remote), func(*own, **options))
 
     def _copied(self, func: Any, source: Tensor, kwargs: dict[str, Any], there: bool) -> Tensor:
@@ -127,7 +132,7 @@ class StandIn(TorchDispatchMode):
         quiet = kwargs.get("non_blocking") and not own and hasattr(source, "pinned")
         if own != there and source.numel() and not quiet:
             self._count("copy", func)
-        found = func(_inner(source), **{**kwargs, "device": None, "non_blocking": False})
+        found = func(_held(source), **{**kwargs, "device": None, "non_blocking": False})
         return Remote(found) if there else found
 
     def _look(self, func: Any, operator: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -155,9 +160,9 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device) == DEVICE:
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         if func is Tensor.pin_memory:
-            held = args[0].clone()
-            held.pinned = True
-            return held
+            copy = args[0].clone()
+            copy.pinned = True
+            return copy
         if func is Tensor.tolist and isinstance(args[0], Remote):
             return args[0].cpu().tolist()
         return func(*args, **kwargs)
@@ -201,7 +206,7 @@ def move(module: nn.Module) -> nn.Module:
 
 def there(value: Tensor) -> Tensor:
     """The numbers of a tensor that may be on the stand-in, without a wait."""
-    return value.inner if isinstance(value, Remote) else value
+    return value.held if isinstance(value, Remote) else value
 
 
 @contextmanager
@@ -230,8 +235,8 @@ def told(waits: Sequence[Wait]) -> str:
     return ", ".join(f"{count} x {what}" for what, count in counts.most_common()) or "none"
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, Remote) else value
+def _held(value: Any) -> Any:
+    return value.held if isinstance(value, Remote) else value
 
 
 def _outer(value: Any, remote: dict[int, Remote]) -> Any:

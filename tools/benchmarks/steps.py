@@ -11,10 +11,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from benchmarks.checks import require
@@ -153,7 +153,11 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
 
 
 def genrl_block(
-    inputs: Inputs, group: int, count: int, strategy: Any = "auto", after: Callable[[], object] | None = None
+    inputs: Inputs,
+    group: int,
+    count: int,
+    strategy: str | Strategy = "auto",
+    after: Callable[[], object] | None = None,
 ) -> Notes:
     """A few steps of `RLModule` under Lightning's trainer, from the initial weights; `after` is called behind each."""
     notes = Notes()

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from genrl.policy.score import score
 from genrl.policy.search import search
 from genrl.policy.write import write
 
+T = TypeVar("T")
 GROUP, BEAMS, STEPS = 8, 5, 3
 SMALL = replace(QUICK, budget=12)
-"""Counts do not depend on the size of a model, so a small one is asked; blocks are longer than one look at what ended."""
+"""Counts do not depend on a model's size, so a small one is asked; blocks are longer than one look at what ended."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,8 @@ def counts(inputs: Inputs, way: str) -> Counted:
     with stand_in() as device:
         move(policy)
         away = layout.to(DEVICE), requests.to(DEVICE)
-        calls: tuple[Callable[[], object], ...] = (
-            partial(write, policy, *away, GROUP, noise=noise.to(DEVICE)),
-            partial(search, policy, *away, BEAMS),
-        )
-        (written, at_writing), (found, at_search) = (_behind_the_first(device, call) for call in calls)
+        written, at_writing = _behind_the_first(device, partial(write, policy, *away, GROUP, noise=noise.to(DEVICE)))
+        found, at_search = _behind_the_first(device, partial(search, policy, *away, BEAMS))
         scores, at_score = _behind_the_first(device, partial(score, policy, *away, written))
     _require_same(written, drawn, found[0].items, ranked.items, scores.logps, wanted)
     tokens = written.tokens.shape[1]
@@ -79,7 +78,7 @@ def counts(inputs: Inputs, way: str) -> Counted:
     return Counted(at_writing, at_search, at_score, tokens, checked)
 
 
-def _behind_the_first(device: StandIn, call: Callable[[], object]) -> tuple[object, list[Wait]]:
+def _behind_the_first(device: StandIn, call: Callable[[], T]) -> tuple[T, list[Wait]]:
     """The result of the second call and its waits: the first one looks at the model once and for all."""
     call()
     device.take()
