@@ -60,7 +60,7 @@ def sent(value: Tensor, device: torch.device | str) -> Tensor:
         tensor([1., 1.])
     """
     aimed = torch.device(device)
-    if value.device.type != "cpu" or aimed.type in ("cpu", "mps"):
+    if value.device.type != "cpu" or aimed.type in ("cpu", "mps") or not torch.accelerator.is_available():
         return value.to(aimed)
     return value.pin_memory().to(aimed, non_blocking=True)
 

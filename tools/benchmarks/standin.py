@@ -223,6 +223,7 @@ def stand_in() -> Iterator[StandIn]:
     with (
         patch.object(torch, "is_autocast_enabled", is_enabled),
         patch.object(torch, "autocast", cast),
+        patch.object(torch.accelerator, "is_available", lambda: True),
         _Functions(),
         StandIn() as counted,
     ):
