@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from genrl.ops import FLOATS, expect
+from genrl.ops import FLOATS, expect, sent
 
 Rows = slice | Tensor
 BatchT = TypeVar("BatchT", bound="Batch")
@@ -29,14 +29,11 @@ class Batch:
 
     __slots__ = ()
 
-    def to(self: BatchT, target: torch.device | str | torch.dtype, non_blocking: bool = False) -> BatchT:
+    def to(self: BatchT, target: torch.device | str | torch.dtype) -> BatchT:
         """On another device, or with floating-point tensors in another dtype; Lightning moves and converts with it."""
-
-        def moved(value: Tensor) -> Tensor:
-            floats = not isinstance(target, torch.dtype) or value.is_floating_point()
-            return value.to(target, non_blocking=non_blocking) if floats else value
-
-        return self.each(moved)
+        if not isinstance(target, torch.dtype):
+            return self.each(lambda value: sent(value, target))
+        return self.each(lambda value: value.to(target) if value.is_floating_point() else value)
 
     def rows(self: BatchT, rows: Rows) -> BatchT:
         """Some rows, in the order asked for."""
@@ -175,6 +172,10 @@ class Requests(Batch):
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def last(self, count: int) -> Requests:
+        """With the last `count` columns of the prompts, which none may be longer than."""
+        return replace(self, tokens=self.tokens[:, -count:], mask=self.mask[:, -count:])
 
     @property
     def wanted(self) -> Targets:

@@ -52,6 +52,48 @@ def answered(
     return value  # type: ignore[return-value]
 
 
+def sent(value: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on another device; nothing waits for what goes from the host to an accelerator: it leaves pinned memory.
+
+    Example:
+        >>> sent(torch.ones(2), "cpu")
+        tensor([1., 1.])
+    """
+    aimed = torch.device(device)
+    if value.device.type != "cpu" or aimed.type in ("cpu", "mps") or not torch.accelerator.is_available():
+        return value.to(aimed)
+    return value.pin_memory().to(aimed, non_blocking=True)
+
+
+def fetched(values: Sequence[Tensor]) -> list[Tensor]:
+    """Scalars in float32 on the host; those that are elsewhere come by one copy, so that the host waits once.
+
+    Example:
+        >>> fetched([torch.tensor(1), torch.tensor(2.5)])
+        [tensor(1.), tensor(2.5000)]
+    """
+    found = [value.detach().float() for value in values]
+    away = [place for place, value in enumerate(found) if value.device.type != "cpu"]
+    if away:
+        for place, value in zip(away, torch.stack([found[place] for place in away]).cpu().unbind(), strict=True):
+            found[place] = value
+    return found
+
+
+LOOK = 8
+"""Tokens between two looks at what has ended, where each look makes the host wait for the device."""
+
+
+def looks(place: int, device: torch.device) -> bool:
+    """Whether the host looks at what has ended before token `place`: always on a CPU, else at every `LOOK`-th.
+
+    Example:
+        >>> [looks(place, torch.device("cuda")) for place in (0, 1, 8)]
+        [True, False, True]
+    """
+    return device.type == "cpu" or place % LOOK == 0
+
+
 def exact(values: Tensor) -> Tensor:
     """Values in float32, or float64 if that is what they are in: what must not be rounded to bfloat16."""
     return values if values.dtype == torch.float64 else values.float()

@@ -166,12 +166,18 @@ def attach(module: StageModule, **values: Any) -> StageModule:
 
 
 def train(
-    module: StageModule, steps: int, *callbacks: L.Callback, start: Path | None = None, precision: Any = "32-true"
+    module: StageModule,
+    steps: int,
+    *callbacks: L.Callback,
+    start: Path | None = None,
+    precision: Any = "32-true",
+    strategy: Any = "auto",
 ) -> L.Trainer:
     """Run a stage under Lightning up to an optimiser step, from a checkpoint if one is given."""
     trainer = L.Trainer(
         accelerator="cpu",
         precision=precision,
+        strategy=strategy,
         max_steps=steps,
         max_epochs=-1,
         logger=False,

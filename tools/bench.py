@@ -23,6 +23,7 @@ from benchmarks.items import items
 from benchmarks.planning import plans
 from benchmarks.steps import steps, thinking_steps
 from benchmarks.updating import long, memory, thinking_updates, ways
+from benchmarks.waiting import waits
 from rich.console import Console
 
 from genrl.errors import ConfigError, GenRLError, UnsupportedError
@@ -44,10 +45,11 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], list[Figure]]] = {
     "reasoning": thinking_rollouts,
     "reasoning-update": thinking_updates,
     "reasoning-step": thinking_steps,
+    "waits": waits,
 }
 """Name -> what measures it, given sizes and the number of rounds."""
 NEED_TRL = ("step", "reasoning-step")
-FLOAT32 = ("catalogue", "ways", "items")
+FLOAT32 = ("catalogue", "ways", "items", "waits")
 """Benchmarks that are about other things than the model's arithmetic, and have one precision."""
 PLACE = ("device", "precision")
 SIZES = {"full": FULL, "quick": QUICK, "card": CARD}

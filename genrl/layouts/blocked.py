@@ -173,9 +173,10 @@ class BlockedLayout(Layout):
         follows = ((kind == _OPEN) | (kind == _BREAK)) & (tokens == self._marks[place])
         child = torch.full_like(state.node, -1)
         for level in range(self.steps):
-            rows = (state.site == level).nonzero()[:, 0]
-            if rows.numel():
-                child[rows] = self.catalogue.child(level, state.node[rows], tokens[rows])
+            here = state.site == level
+            if here.device.type != "cpu" or bool(here.any()):  # elsewhere a look would be a wait
+                found = self.catalogue.child(level, torch.where(here, state.node, 0), tokens)
+                child = torch.where(here, found, child)
         node = torch.where(child >= 0, child, state.node)
         used, total = used + speaks.long(), total + speaks.long()
         if self.config.on_budget == "fail":

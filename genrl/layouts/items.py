@@ -90,7 +90,7 @@ class Items:
         within, whole, rows = edges, None, owner
         if taken is not None:
             whole, rows = edges, torch.arange(len(node), device=node.device)
-            within = _left(Lists.of(self._all, None, taken), level, node, rows, edges)
+            within = _left(Lists.of(self._all, None, taken, known=True), level, node, rows, edges)
         if self.keep is None and _unfiltered(requests):
             return Legal(within, first, child=child, level=level, whole=whole)
         mask = edges if self.keep is None else self.stock.legal(level, node)
@@ -118,7 +118,7 @@ class Items:
 
     def left(self, requests: Requests | None) -> Tensor:
         """Number of items [P] that each request may get, or [1] where there is no filter of requests."""
-        lists, every = self._lists(requests), torch.tensor([self.stock.leaf_items.numel()], device=self.codes.device)
+        lists, every = self._lists(requests), torch.full((1,), self.stock.leaf_items.numel(), device=self.codes.device)
         return every if lists is None else lists.left(every)
 
     def narrow(self, level: int, node: Tensor, owner: Tensor, requests: Requests | None = None) -> Legal:
@@ -184,7 +184,8 @@ class Items:
         if pool is None and deny is None:
             return None
         if taken is not None:
-            return Lists.of(self, pool, deny)
+            self._lists(requests)  # checks what a user has listed, once
+            return Lists.of(self, pool, deny, known=True)
         assert requests is not None
         if self._last is None or self._last[0] is not requests:
             lists = Lists.of(self, pool, deny)
@@ -338,9 +339,12 @@ class Lists(Listed):
         """Codes [R, M] of levels 0 .. K - 1 on their paths."""
 
     @classmethod
-    def of(cls, items: Items, pool: Tensor | None, deny: Tensor | None) -> Lists:
-        """Lists of catalogue rows [R, C] that rows may get and [R, D] that they must not get, -1 pads; both checked."""
-        rows, allow = listed_rows(pool, deny, len(items.codes))
+    def of(cls, items: Items, pool: Tensor | None, deny: Tensor | None, *, known: bool = False) -> Lists:
+        """Lists of catalogue rows [R, C] that rows may get and [R, D] that they must not get, -1 pads.
+
+        Both are checked but for those that are `known` to be rows of the catalogue.
+        """
+        rows, allow = listed_rows(pool, deny, None if known else len(items.codes))
         return cls(items.stock, look_up(items.places, rows), allow)
 
     def legal(self, level: int, nodes: Tensor, rows: Tensor, legal: Tensor) -> Tensor:
@@ -380,14 +384,14 @@ class Lists(Listed):
         return cut(items.masked_fill(owner == leaves.shape[1], -1), scores, width)
 
 
-def listed_rows(pool: Tensor | None, deny: Tensor | None, items: int) -> tuple[Tensor, bool]:
+def listed_rows(pool: Tensor | None, deny: Tensor | None, items: int | None) -> tuple[Tensor, bool]:
     """Rows to be listed of what requests may get and must not get, -1 pads, and whether they are all that is allowed.
 
     Raises:
         DataError: for a row that is none of the catalogue's.
     """
     for rows in (pool, deny):
-        if rows is not None:
+        if rows is not None and items is not None:
             _check_rows(rows, items)
     if pool is None:
         assert deny is not None

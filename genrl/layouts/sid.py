@@ -37,6 +37,7 @@ class SidLayout(Layout):
         item: Kind = "item"
         self.kinds = (item,) * self.length
         self.widest = max(self.tokens.sizes)
+        self._sizes = torch.tensor(self.tokens.sizes, device=self.codes.device)
         self.completions = catalogue.distinct
 
     @override
@@ -77,7 +78,7 @@ class SidLayout(Layout):
         """What completions say; a broken prefix has codes but no item."""
         assert isinstance(states, ItemState)
         codes = tokens - self.catalogue.first
-        codes = torch.where((codes >= 0) & (codes < torch.tensor(self.tokens.sizes, device=codes.device)), codes, -1)
+        codes = torch.where((codes >= 0) & (codes < self._sizes), codes, -1)
         leaves = self.catalogue.child(self.length - 1, states.node[:, -1], tokens[:, -1])
         leaves = torch.where(states.site[:, -1] < 0, -1, leaves)
         steps = torch.arange(self.length, device=tokens.device).repeat(len(tokens), 1)

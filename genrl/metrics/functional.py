@@ -205,9 +205,9 @@ def exposures(items: Tensor, k: int, catalog_size: int, rows: Tensor | None = No
     With `rows` bool [P], only these count.
     """
     top = distinct(items)[:, :k]
-    if rows is not None:
-        top = top[rows]
-    return torch.bincount(top[top >= 0], minlength=catalog_size)
+    counted = top >= 0 if rows is None else (top >= 0) & rows[:, None]
+    places = torch.where(counted, top, catalog_size).flatten()  # one place more for all that does not count
+    return top.new_zeros(catalog_size + 1).scatter_add_(0, places, torch.ones_like(places))[:-1]
 
 
 def coverage(counts: Tensor) -> Tensor:
@@ -236,9 +236,9 @@ def gini(counts: Tensor) -> Tensor:
 
 def corpus_entropy(counts: Tensor, categories: Tensor, count: int) -> Tensor:
     """Entropy of the categories of all recommended slots pooled, in nats, from `exposures` [I]."""
-    known = categories >= 0
-    pooled = counts.new_zeros(count).index_add_(0, categories[known], counts[known])
-    return entropy_of_counts(pooled)
+    places = torch.where(categories < 0, count, categories)  # one place more for items without a category
+    pooled = counts.new_zeros(count + 1).index_add_(0, places, counts)
+    return entropy_of_counts(pooled[:count])
 
 
 def valid_slots(items: Tensor, k: int) -> Tensor:

@@ -131,22 +131,27 @@ class RankingMetrics(Metric):
                 values |= {f"{name}_{metric}": (values[metric][0], aimed & inside) for metric in whole}
         return values
 
+    def _shown(self, exposure: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What exposures [I] say: entropy of their categories in nats, coverage, share of the top 1%, Gini."""
+        entropy = F.corpus_entropy(exposure, self.categories, self.category_count)
+        return entropy, F.coverage(exposure), F.top_share(exposure), F.gini(exposure)
+
     def compute(self) -> dict[str, float]:
         """Name -> value over all rows of all processes."""
-        means = dict(zip(self.names, (self.sums / self.counts).tolist(), strict=True))
-        counts = dict(zip(self.names, self.counts.tolist(), strict=True))
+        known = torch.stack([self.sums / self.counts, self.counts.double()]).tolist()  # the host looks once
+        means, counts = (dict(zip(self.names, values, strict=True)) for values in known)
+        shown = torch.stack([torch.stack(self._shown(exposure)).double() for exposure in self.exposures]).tolist()
         result: dict[str, float] = {}
         for place, k in enumerate(self.k):
-            exposure = self.exposures[place]
+            pooled, covered, share, inequality = shown[place]
             result |= {f"{name}@{k}": means[f"{name}@{k}"] for name in ("recall", "ndcg", "mrr", "cold_recall")}
             result[f"entropy@{k}"] = means[f"entropy@{k}"] / NATS
             bound = F.largest_entropy(k, self.category_count)
             result[f"entropy_normalized@{k}"] = means[f"entropy@{k}"] / (bound or 1.0)  # a bound of 0: entropy is 0
-            pooled = float(F.corpus_entropy(exposure, self.categories, self.category_count))
             result[f"entropy_corpus@{k}"] = pooled / NATS if self.category_count else math.nan
-            result[f"coverage@{k}"] = float(F.coverage(exposure))
-            result[f"top1pct_share@{k}"] = float(F.top_share(exposure))
-            result[f"gini@{k}"] = float(F.gini(exposure))
+            result[f"coverage@{k}"] = covered
+            result[f"top1pct_share@{k}"] = share
+            result[f"gini@{k}"] = inequality
             if counts[f"history_share@{k}"]:
                 result[f"history_share@{k}"] = means[f"history_share@{k}"]
         result["valid_rate"] = means["valid_rate"]

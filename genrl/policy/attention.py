@@ -15,7 +15,7 @@ NAME = "genrl_shared_prompt"
 def left_padded(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Prompts [P, L] padded on any side -> padded on the left only, without columns that no prompt fills."""
     order = mask.long().argsort(dim=1, stable=True)
-    length = int(mask.sum(1).max())
+    length = int(mask.sum(1).max()) if mask.device.type == "cpu" else mask.shape[1]  # elsewhere a look would be a wait
     return tokens.gather(1, order)[:, -length:], mask.gather(1, order)[:, -length:]
 
 
@@ -208,13 +208,12 @@ class SharedPrompt:
         """Keys [P, heads, width, L] and values [P, heads, L, width] of each layer."""
         self.bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))[:, None, None]
         """[P, 1, 1, L]: 0 at tokens, -inf at padding."""
-        self.serve(torch.arange(len(mask), device=mask.device))
+        self.serve(torch.arange(len(mask), device=mask.device), 1)
 
-    def serve(self, owners: Tensor) -> None:
-        """The rows are now those of the prompts `owners` [n], ascending."""
-        counts = torch.bincount(owners, minlength=len(self.lengths))
-        self.width = int(counts.max())
-        first = counts.cumsum(0) - counts
+    def serve(self, owners: Tensor, width: int = 0) -> None:
+        """The rows are now those of the prompts `owners` [n], ascending; `width` for each, or 0 where that differs."""
+        first = torch.searchsorted(owners, torch.arange(len(self.lengths), device=owners.device))
+        self.width = width or int((torch.searchsorted(owners, owners, right=True) - first[owners]).max())
         self.places = owners * self.width + torch.arange(len(owners), device=owners.device) - first[owners]
         """Place [n] of each row among `width` for each prompt."""
 

@@ -1,16 +1,20 @@
 """The distribution of the next token: one function for writing, searching, scoring and supervised training."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from genrl.errors import DataError
 from genrl.layouts.base import Layout, Legal
 from genrl.policy.protocol import Generative, Next
 
 Normalize = Literal["legal", "vocab", "catalogue"]
+LOGITS = 2**24
+"""Logits over the vocabulary that are held at a time; with 151,936 tokens a part has 110 places."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,38 @@ def distribution(
     """
     illegal = ~legal.mask
     if normalize == "vocab":
-        everything = said.logits(None) / temperature
-        logits = legal.among(everything, said.first)
+        logits, total = _of_all(said, legal, temperature)
     else:
         logits = said.logits(legal) / temperature
     legal_log_probs = logits.masked_fill(illegal, float("-inf")).log_softmax(-1)
     entropy = -(legal_log_probs.exp() * legal_log_probs.masked_fill(illegal, 0.0)).sum(-1)
     if normalize == "catalogue" and legal.within is not None:
-        everything = logits.masked_fill(~legal.within, float("-inf"))
+        total = logits.masked_fill(~legal.within, float("-inf")).logsumexp(-1, keepdim=True)
     elif normalize != "vocab":
         return legal_log_probs, legal_log_probs, entropy
-    log_probs = logits - everything.logsumexp(-1, keepdim=True)
+    log_probs = logits - total
     return log_probs.masked_fill(illegal, float("-inf")), legal_log_probs, entropy
+
+
+def _of_all(said: Next, legal: Legal, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits [..., columns] of the legal sets, and the logarithm [..., 1] of the sum over the whole vocabulary.
+
+    Many of them are computed in parts, each again in the backward pass: memory stays that of `LOGITS`.
+    """
+
+    def part(rows: slice) -> tuple[Tensor, Tensor]:
+        everything = said[rows].logits(None) / temperature
+        own = legal if legal.tokens is None else replace(legal, tokens=legal.tokens[rows])
+        return own.among(everything, said.first), everything.logsumexp(-1, keepdim=True)
+
+    count, width = len(said), said[:0].logits(None).shape[-1]
+    step = max(1, LOGITS // max(1, width * math.prod(legal.mask.shape[1:-1])))
+    if count <= step:
+        return part(slice(None))
+    rows = [slice(start, start + step) for start in range(0, count, step)]
+    found = [checkpoint(part, own, use_reentrant=False) for own in rows]
+    logits, totals = zip(*found, strict=True)
+    return torch.cat(logits), torch.cat(totals)
 
 
 def log_prob(log_probs: Tensor, legal: Legal, tokens: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Reference:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Have all of these weights in every rank for the block, inside `genrl.policy.sharding.whole` of the policy."""
-        own = self.weights
+        own = self.weights = {name: value.to(self.policy.device) for name, value in self.weights.items()}
         self.weights = {name: gathered(value) for name, value in own.items()}
         try:
             yield

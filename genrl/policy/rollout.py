@@ -10,6 +10,7 @@ from genrl.batches import Completions, Requests
 from genrl.config.schema import RolloutConfig
 from genrl.errors import ConfigError
 from genrl.layouts.base import Layout
+from genrl.ops import sent
 from genrl.policy.distribution import Sampling
 from genrl.policy.protocol import Generative
 from genrl.policy.search import search
@@ -74,12 +75,13 @@ def rollout(
     """
     device, group, sampling = requests.tokens.device, config.group_size, sampling_of(config)
     if config.method == "sample":
-        noise = torch.rand(total, group, layout.length, generator=generator)[rows].to(device)
+        noise = torch.rand(total, group, layout.length, generator=generator)[rows]
+        noise = sent(noise, device)
         return categorised(write(policy, layout, requests, group, sampling, noise), categories)
     gumbels = None
     if config.method == "gumbel":
         noise = torch.rand(total, layout.length, group, layout.widest, generator=generator)[rows]
-        gumbels = -(-noise.clamp(min=1e-20).log()).log().to(device)
+        gumbels = sent(-(-noise.clamp(min=1e-20).log()).log(), device)
     _, drawn = search(policy, layout, requests, group, sampling, gumbels=gumbels)
     return categorised(drawn, categories)
 

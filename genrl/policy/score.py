@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from genrl.batches import Completions, Requests, Scores, State
 from genrl.layouts.base import Layout, Legal
-from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, log_prob
+from genrl.ops import sent
+from genrl.policy.distribution import LOGITS, Sampling, check_tokens, distribution, head_rows, log_prob
 from genrl.policy.guide import Masses
 from genrl.policy.protocol import Generative, Next
 from genrl.policy.write import by_site
@@ -42,7 +43,7 @@ def score(
     read = partial(_in_step if layout.in_step else _apart, layout, requests, completions, before, sampling)
     length = completions.tokens.shape[1]
     if not layout.in_step:
-        places = completions.chosen.any(0).nonzero()
+        places = completions.chosen.any(0).cpu().nonzero()
         length = int(places.max()) + 1 if len(places) else 1
     written, chosen = completions.tokens[:, :length], completions.chosen[:, :length]
     return policy.follow(requests, written, chosen, read, head_rows(layout, sampling.normalize))
@@ -61,10 +62,9 @@ def _apart(
     tokens, chosen = completions.tokens, completions.chosen
     share = len(tokens) // len(first)
     logps = entropy = torch.zeros_like(tokens, dtype=torch.float32)
+    places = chosen.cpu().nonzero()  # the host looks once
     for said, opens in ((first, True), (inner, False)):
-        rows, columns = (chosen & ((torch.arange(chosen.shape[1], device=chosen.device) == 0) == opens)).nonzero(
-            as_tuple=True
-        )
+        rows, columns = sent(places[(places[:, 1] == 0) == opens], chosen.device).unbind(1)
         here = said[rows // share] if opens else said[rows, columns - 1]
         own = states.each(lambda value, at=(rows, columns): value[at])  # type: ignore[misc]
         found = place_scores(here, layout, own, tokens[rows, columns], sampling, requests)
@@ -148,10 +148,6 @@ def place_scores(
             entropies.append(two)
     back = torch.cat([tokens.new_zeros(0), *order]).argsort()
     return torch.cat(logps)[back], torch.cat(entropies)[back]
-
-
-LOGITS = 2**24
-"""Logits that are held at a time; with 151,936 tokens a part has 110 places."""
 
 
 def item_loss(

@@ -15,6 +15,7 @@ from genrl.batches import Batch, Completions, Ranking, Requests, State, beside, 
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.base import BROKEN, ENDED, Layout, Legal
 from genrl.metrics.functional import distinct, exclude_history
+from genrl.ops import sent
 from genrl.policy.distribution import RANKING, Sampling, check_tokens, distribution, head_rows
 from genrl.policy.protocol import Generative, Growth, Next, Say
 from genrl.policy.write import completed, go_on
@@ -334,12 +335,12 @@ def _write(
     All beams of a request share its noise, place by place, so that the text of a beam depends on its own tokens alone
     and a wider beam finds a better ranking by the same scores.
     """
-    item = torch.tensor([kind == "item" for kind in layout.kinds] + [True], device=beams.totals.device)
+    item = sent(torch.tensor([kind == "item" for kind in layout.kinds] + [True]), beams.totals.device)
     width = beams.totals.shape[1]
     begun = beams.behind(requests)
     done = begun.mask[:, requests.mask.shape[1] :].sum(1)
     states, written = beams.state, []
-    rows = beams.alive.nonzero()[:, 0]
+    rows = sent(beams.alive.cpu().nonzero()[:, 0], beams.totals.device)
     if rows.numel() == 0:
         return beams
     for part in rows.split(ROWS if width > 1 else len(rows)):
@@ -480,7 +481,8 @@ def _site(layout: Layout, beams: Beams, position: int) -> int | None:
     """
     if layout.in_step:
         return position if position < layout.length else None
-    sites = beams.state.site[beams.alive].unique().tolist()
+    sites = beams.state.site.cpu().unique()  # the host looks once
+    sites = sites[sites >= 0].tolist()
     if len(sites) > 1:
         raise UnsupportedError(f"beams of one search stand at different sites {sites}: sample instead")
     return int(sites[0]) if sites else None

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 from genrl.batches import Requests
 from genrl.errors import ConfigError, UnsupportedError
 from genrl.layouts.base import Legal
+from genrl.ops import looks
 from genrl.policy.attention import (
     ReservedLayer,
     SharedLayer,
@@ -361,14 +362,18 @@ class Rows(Branches):
 
     def _extend(self, tokens: Tensor, say: Say[T], above: Tensor, moved: bool, live: Tensor | None) -> T:
         count = tokens.numel()
-        wanted = torch.arange(count, device=tokens.device) if live is None else live.flatten().nonzero()[:, 0]
+        if live is None:
+            self.wanted = torch.arange(count, device=tokens.device)
+        elif moved or not self.depth or looks(self.depth, live.device):  # who is left out stays out
+            self.wanted = live.flatten().nonzero()[:, 0]
+        wanted = self.wanted
         self.partial = len(wanted) < count
         if len(wanted) == 0:
             return self._idle(tokens, say)
         rows = above.flatten()[wanted]
         if moved or len(rows) <= self.fill * len(self.owners):
             self.owners = self.owners[rows]
-            self._keep(rows)
+            self._keep(rows, tokens.shape[1] if live is None else 0)
             rows = torch.arange(len(rows), device=rows.device)
         self.places = above.new_zeros(count).index_copy(0, wanted, rows).view_as(tokens)
         fed = tokens.new_zeros(len(self.owners)).index_copy(0, rows, tokens.flatten()[wanted])
@@ -382,8 +387,8 @@ class Rows(Branches):
         return self._feed(fed, placed)
 
     @abstractmethod
-    def _keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows [n], each as often as it is named."""
+    def _keep(self, rows: Tensor, width: int) -> None:
+        """Go on with some of the rows [n], each as often as it is named: `width` for each prompt, 0 if that differs."""
 
     @abstractmethod
     def _feed(self, tokens: Tensor, read: Read[T]) -> T:
@@ -400,7 +405,7 @@ class Copied(Rows):
         positions = prompt_positions(self.mask)
         return self.policy(self.tokens, self.mask, positions, _last(say), self.head, self.cache)
 
-    def _keep(self, rows: Tensor) -> None:
+    def _keep(self, rows: Tensor, width: int) -> None:
         self.cache.batch_select_indices(rows)
         self.seen = self.seen[rows]
 
@@ -423,9 +428,9 @@ class Shared(Rows):
         self.cache = tree_cache(self.policy.base.config, self.room)
         return found
 
-    def _keep(self, rows: Tensor) -> None:
+    def _keep(self, rows: Tensor, width: int) -> None:
         """Prompts stay where they are."""
-        self.prompts.serve(self.owners)
+        self.prompts.serve(self.owners, width)
         if self.depth:
             self.cache.batch_select_indices(rows)
 
@@ -444,7 +449,7 @@ class Naive(Rows):
         self.grown = self.tokens[:, :0]
         return self.policy(self.tokens, self.mask, prompt_positions(self.mask), _last(say), self.head)
 
-    def _keep(self, rows: Tensor) -> None:
+    def _keep(self, rows: Tensor, width: int) -> None:
         self.grown = self.grown[rows]
 
     def _feed(self, tokens: Tensor, read: Read[T]) -> T:

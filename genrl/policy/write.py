@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genrl.batches import Completions, Requests, State, stacked
 from genrl.layouts.base import Layout
+from genrl.ops import looks, sent
 from genrl.policy.distribution import Sampling, check_tokens, distribution, head_rows, invert
 from genrl.policy.protocol import Generative, Next
 
@@ -106,7 +107,7 @@ def go_on(
     going = None if until is None and layout.in_step else ~ends(state.site)
     drawn, needed = torch.empty(0), going
     for position in range(most):
-        if going is not None and not bool(going.any()):
+        if going is not None and looks(position, going.device) and not bool(going.any()):
             break
         noise = None if uniforms is None else uniforms[:, position]
         site = position if in_step else None
@@ -136,7 +137,15 @@ def go_on(
     columns = list(zip(*steps, strict=True))
     states = stacked(columns[4])
     tokens, choices, logps, entropy = (torch.stack(part, dim=1) for part in columns[:4])
-    return Written(tokens, states, logps, entropy, choices, state, states.site >= 0)
+    whole = Written(tokens, states, logps, entropy, choices, state, states.site >= 0)
+    return whole if going is None or looks(1, going.device) else _trimmed(whole)
+
+
+def _trimmed(written: Written) -> Written:
+    """Without the columns that were computed before it was seen that all rows had ended."""
+    length = int(written.mask.any(0).sum())
+    parts = {name: getattr(written, name)[:, :length] for name in ("tokens", "logps", "entropy", "choices", "mask")}
+    return replace(written, **parts, states=written.states.each(lambda value: value[:, :length]))
 
 
 def _stopped(state: State, going: Tensor) -> State:
@@ -194,10 +203,10 @@ def _draw_at(
 
 def by_site(sites: Tensor, going: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
     """Sites at which rows [n] stand, and those rows, each site in turn; rows that have ended stand nowhere."""
-    kept = sites if going is None else torch.where(going, sites, -1)
+    kept = (sites if going is None else torch.where(going, sites, -1)).cpu()  # the host looks once
     for site in kept.unique().tolist():
         if site >= 0:
-            yield site, (kept == site).nonzero()[:, 0]
+            yield site, sent((kept == site).nonzero()[:, 0], sites.device)
 
 
 def completed(

@@ -124,6 +124,7 @@ class Planner(ABC, Generic[BatchT]):
     world: int = 1
     """Number of processes."""
     _latest: tuple[int, Sequence[Any]] | None = None
+    _ahead: tuple[int, Any] | None = None
 
     @property
     def mine(self) -> slice:
@@ -132,10 +133,17 @@ class Planner(ABC, Generic[BatchT]):
 
     def step(self, index: int) -> BatchT:
         """The batch of optimiser step `index`, counted from the start of the stage."""
+        if self._ahead is not None and self._ahead[0] == index:
+            found: BatchT = self._ahead[1]
+            return found
         epoch, within = divmod(index, self.steps_per_epoch)
         if self._latest is None or self._latest[0] != epoch:
             self._latest = epoch, self.plan(epoch)
         return self.batch(self._latest[1][within])
+
+    def prepare(self, index: int) -> None:
+        """Make the batch of a step before it is asked for, while the host has nothing else to do."""
+        self._ahead = index, self.step(index)
 
     @abstractmethod
     def plan(self, epoch: int) -> Sequence[Any]:

@@ -16,7 +16,7 @@ from genrl.config.schema import EvaluateConfig
 from genrl.layouts.base import Layout
 from genrl.layouts.sid import SidLayout
 from genrl.metrics.functional import distinct, exclude_history, needed_width
-from genrl.ops import seed_of
+from genrl.ops import seed_of, sent
 from genrl.options import option
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.distribution import RANKING, Sampling
@@ -194,4 +194,4 @@ def noise_of(prompts: Requests, shape: tuple[int, int], *purpose: int) -> Tensor
     rows = zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)
     seeds = [seed_of(*row[real].tolist(), *purpose) for row, real in rows]
     noise = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(prompts.tokens.device)
+    return sent(torch.stack(noise), prompts.tokens.device)

@@ -17,11 +17,10 @@ from genrl.config.schema import RunConfig, TrainerConfig
 from genrl.errors import UnsupportedError
 from genrl.metrics.functional import needed_width
 from genrl.objectives import Objective
-from genrl.policy.distribution import head_rows
+from genrl.policy.distribution import LOGITS, head_rows
 from genrl.policy.load import load_outline
 from genrl.policy.memory import CHOICES, FLOATS, Model, Need, inference, model_of, training
 from genrl.policy.model import Policy, PolicySpec
-from genrl.policy.score import LOGITS
 from genrl.policy.share import WAYS, Shape, cost
 from genrl.prompts.packing import PackedBatch
 from genrl.runs.session import Session

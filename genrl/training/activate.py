@@ -50,8 +50,7 @@ class ActivateModule(PackedModule):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        values = {f"val/plain_{name}": float(value) for name, value in self.plain_metrics.compute().items()}
-        self.log_dict(values, sync_dist=False)
+        self.note({f"val/plain_{name}": value for name, value in self.plain_metrics.compute().items()})
 
     def read(self, batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
         """Of chosen words and SID tokens, and of the next items alone."""

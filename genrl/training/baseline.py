@@ -42,12 +42,14 @@ class BaselineModule(RankingModule):
         torch.manual_seed(seed_of(self.seed, step, self.global_rank))  # dropout and negatives of this step
         yield self.batches.step(step)
 
+    def prepare(self, step: int) -> None:
+        self.batches.prepare(step)
+
     def training_step(self, batch: SequenceBatch, index: int) -> Tensor:
         """Mean loss of the targets of the step, over all ranks."""
         self.recommender.train()
         loss = self.recommender.loss(batch) * self.trainer.world_size / batch.share
-        self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.gather(loss)
         return self.skips.watch(loss, batch)
 
     def rank(self, batch: Requests) -> Ranking:

@@ -165,11 +165,11 @@ class StepGradients:
         """Begin anew."""
         self.squares = torch.zeros_like(self.squares)
 
-    def close(self, device: torch.device) -> dict[str, float]:
-        """Tag -> norm; then begin anew. All ranks together, by way of a device."""
+    def close(self, device: torch.device) -> Values:
+        """Tag -> norm, on a device; then begin anew. All ranks together."""
         squares = world_sum(self.squares.to(device)) / world_size() ** 2  # losses hold a factor `world`
         self.forget()
-        return {tag: float(value) for tag, value in _numbered("train/grad_norm/step", squares.sqrt()).items()}
+        return _numbered("train/grad_norm/step", squares.sqrt())
 
 
 def _numbered(tag: str, values: Tensor) -> Values:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from genrl.ops import world_size
+from genrl.ops import fetched, world_size
 
 Value = Tensor | float
 
@@ -24,6 +24,18 @@ class Journal:
         for tag, value in (pair for part in values for pair in part.items()):
             self._values[tag].append(value)
 
+    def fetch(self, *beside: Tensor) -> list[Tensor]:
+        """Bring what was gathered to the host, and scalars beside it, by one copy; returns the latter.
+
+        It is the one place of a step where the host has to wait for the device.
+        """
+        held = [value for values in self._values.values() for value in values if isinstance(value, Tensor)]
+        found = iter(fetched([*beside, *held]))
+        own = [next(found) for _ in beside]
+        for values in self._values.values():
+            values[:] = [next(found) if isinstance(value, Tensor) else value for value in values]
+        return own
+
     @contextmanager
     def timed(self, tag: str) -> Iterator[None]:
         """Gather how many seconds the block takes."""
@@ -31,13 +43,19 @@ class Journal:
         yield
         self.add({tag: time.perf_counter() - started})
 
+    def own(self) -> dict[str, float]:
+        """As `close`, of this rank alone."""
+        self.fetch()
+        own = {tag: _summary(tag, values) for tag, values in self._values.items()}
+        self._values.clear()
+        return own
+
     def close(self) -> dict[str, float]:
         """Tag -> mean over all that was gathered, or the largest for tags that end in `_max`; then begin anew.
 
         Over all ranks, together; a rank without any live group lacks some of the values.
         """
-        own = {tag: _summary(tag, values) for tag, values in self._values.items()}
-        self._values.clear()
+        own = self.own()
         if world_size() == 1:
             return own
         everyone: list[dict[str, float]] = [{} for _ in range(world_size())]
@@ -47,5 +65,5 @@ class Journal:
 
 
 def _summary(tag: str, values: list[Value]) -> float:
-    found = torch.stack([torch.as_tensor(value, dtype=torch.float32).cpu() for value in values])
+    found = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values])
     return float(found.max() if tag.endswith("_max") else found.mean())

@@ -16,7 +16,7 @@ from genrl.batches import Batch, Completions, Experience, Requests, Rewards, Sco
 from genrl.config.schema import RLConfig, RolloutConfig
 from genrl.objectives import Objective, live_prompts, renormalized
 from genrl.objectives.answers import loss_of, moved_on, prepared, renewed
-from genrl.ops import seed_of
+from genrl.ops import seed_of, sent
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.guide import Guide
 from genrl.policy.information import informed, tells
@@ -31,7 +31,7 @@ from genrl.rewards.base import Verifier
 from genrl.training.diagnostics import StepGradients, objective_values, rollout_values
 from genrl.training.drawing import Rollout, draw_alive, hopeless, with_targets
 from genrl.training.gap import based_on, sampling_gap, truncated
-from genrl.training.journal import Journal, Value
+from genrl.training.journal import Value
 from genrl.training.portions import Portions
 from genrl.training.stage import StageModule, scheduled
 from genrl.training.stream import PromptOrder, StepStream
@@ -111,9 +111,9 @@ class RLModule(StageModule):
         """Whether the policy writes the items of completions; else they are the targets, behind text of its own."""
         self.sampled: tuple[Experience, Rewards, Requests] | None = None
         """The latest rollout with its credit, for samples."""
-        self.journal = Journal()
         self.gradients = StepGradients(self.layout.steps)
         self._pending: list[Part] = []
+        self._ahead: tuple[tuple[int, int], Requests] | None = None
         self._rescored = False  # old log-probabilities are those of a scoring pass already
         self._update_began = 0.0
         self.drawing = Portions("rollout")
@@ -168,10 +168,9 @@ class RLModule(StageModule):
 
     def _draw(self, index: int, attempt: int) -> Rollout:
         """This rank's share of a rollout, with its rewards."""
-        total = self.rollouts.prompts
-        share = total // self.trainer.world_size
-        rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
-        requests = self.maker.at(self.prompts.at(index, attempt)[rows]).to(self.device)
+        rows = self._rows
+        share = rows.stop - rows.start
+        requests = self._requests(index, attempt).to(self.device)
         if self.writes or self.layout.writes_text:
             seed = seed_of(self.seed, index, 1, attempt)
 
@@ -183,6 +182,23 @@ class RLModule(StageModule):
             completions = target_rollout(self.layout, self._aimed(requests), self.categories)
         drawn = Rollout(requests, completions, self.verifier(completions, requests))
         return self._repaired(drawn) if self.objective.repair else drawn
+
+    @property
+    def _rows(self) -> slice:
+        """This rank's requests among those of a rollout."""
+        share = self.rollouts.prompts // self.trainer.world_size
+        return slice(self.global_rank * share, (self.global_rank + 1) * share)
+
+    def _requests(self, index: int, attempt: int) -> Requests:
+        """This rank's requests of a rollout, on the host."""
+        if self._ahead is not None and self._ahead[0] == (index, attempt):
+            return self._ahead[1]
+        return self.maker.at(self.prompts.at(index, attempt)[self._rows])
+
+    def prepare(self, step: int) -> None:
+        index, update = divmod(step, self.updates)
+        if update == 0:
+            self._ahead = (index, 0), self._requests(index, 0)
 
     def _written(self, requests: Requests, rows: slice, seed: int) -> Completions:
         """What the policy writes for some requests of a rollout, which are `rows` of all; judged by who has a say."""
@@ -233,12 +249,17 @@ class RLModule(StageModule):
 
     def _micro_batches(self, part: Part) -> Iterator[Part]:
         """Split a mini-batch into whole groups; groups without any gradient are left out of the forward pass."""
-        rows = torch.arange(len(part), device=part.requests.mask.device)
-        if not self.objective.gradient_without_advantage:
-            rows = rows[live_prompts(part.experience)]
-        lengths = part.requests.mask[rows].sum(1)
-        rows = rows[lengths.argsort(stable=True)]  # prompts of like length together: little padding in each part
-        yield from (part.groups(some) for some in rows.tensor_split(self.micro_batches))
+        lengths = part.requests.mask.sum(1)
+        known = torch.stack([live_prompts(part.experience).to(lengths.dtype), lengths]).cpu()  # the host looks once
+        live, lengths = known.unbind()
+        rows = live.nonzero()[:, 0]
+        if self.objective.gradient_without_advantage:
+            rows = torch.arange(len(part))
+        rows = rows[lengths[rows].argsort(stable=True)]  # prompts of like length together: little padding in each part
+        for some in rows.tensor_split(self.micro_batches):
+            own = part.groups(sent(some, part.requests.mask.device))
+            longest = max([1, *lengths[some].tolist()])
+            yield replace(own, requests=own.requests.last(longest))
 
     def training_step(self, part: Part, index: int) -> Tensor:
         """Loss of one micro-batch; micro-batch losses of a step add up to the step's loss."""
@@ -282,9 +303,14 @@ class RLModule(StageModule):
         moved_on(self.objective)
         self.journal.add({"time/update": time.perf_counter() - self._update_began})
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict(
-            {**self.journal.close(), **self.gradients.close(self.device), "train/learning_rate": rate}, batch_size=1
-        )
+        self.note({**self.journal.close(), **self.norms, "train/learning_rate": rate})
+
+    def said(self) -> dict[str, float]:
+        """Nothing before the optimiser has stepped."""
+        return {}
+
+    def beside(self) -> dict[str, Tensor]:
+        return self.gradients.close(self.device)
 
     def _score(self, completions: Completions, requests: Requests, policy: TrainablePolicy | None = None) -> Scores:
         """What a policy, by default that of the moment, says of completions, under what they were drawn from."""

@@ -10,11 +10,13 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from genrl.config.schema import ActivateConfig, AlignConfig
 from genrl.layouts.base import Layout
 from genrl.ops import seed_of
 from genrl.policy.attention import packed_mask
+from genrl.policy.distribution import LOGITS
 from genrl.policy.guide import Guide
 from genrl.policy.item import ItemPolicy
 from genrl.policy.model import Head, Policy
@@ -77,12 +79,14 @@ class SupervisedModule(StageModule):
         torch.manual_seed(seed_of(self.config.seed, step, self.global_rank))  # dropout of this step
         yield self.batches.step(step)
 
+    def prepare(self, step: int) -> None:
+        self.batches.prepare(step)
+
     def training_step(self, batch: Any, index: int) -> Tensor:  # noqa: ANN401
         self.policy.train()
         self.updating.begin()
         loss, values = self.updating.forward(batch)
-        self.log("train/loss", values["train/loss"], sync_dist=self.trainer.world_size > 1)  # the mean is the step's
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.gather(values["train/loss"])
         return loss
 
     def loss(self, part: Any) -> tuple[Tensor, dict[str, Value]]:  # noqa: ANN401
@@ -157,9 +161,20 @@ class ItemSFTModule(SupervisedModule):
 
 
 def _text_loss(batch: PackedBatch, hidden: Tensor, head: Head) -> Tensor:
-    """Negative log-likelihood of the words of text examples, with the whole head."""
+    """Negative log-likelihood of the words of text examples, with the whole head.
+
+    Many of them are computed in parts, each again in the backward pass, as in `genrl.policy.score.place_scores`.
+    """
     rows, columns = batch.text_places.unbind(1)
     if rows.numel() == 0:
         return hidden.new_zeros((), dtype=torch.float32)
-    logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
-    return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
+
+    def part(rows: Tensor, columns: Tensor) -> Tensor:
+        logits = head.logits(hidden[rows, columns - 1], 0, len(head.weight))
+        return nn.functional.cross_entropy(logits, batch.tokens[rows, columns], reduction="sum")
+
+    step = max(1, LOGITS // len(head.weight))
+    parts = list(zip(rows.split(step), columns.split(step), strict=True))
+    if len(parts) == 1:
+        return part(rows, columns)
+    return torch.stack([checkpoint(part, *each, use_reentrant=False) for each in parts]).sum()

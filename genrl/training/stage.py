@@ -23,12 +23,13 @@ from genrl.config.schema import EvaluateConfig
 from genrl.errors import NonFiniteError
 from genrl.layouts.base import Layout
 from genrl.metrics.ranking import RankingMetrics
+from genrl.ops import world_size, world_sum
 from genrl.policy.base import TrainablePolicy
 from genrl.policy.sharding import gathered, shard, sharded, whole
 from genrl.prompts.template import EvaluationBatches
 from genrl.recommenders.policy import decoding
 from genrl.recommenders.searching import rankings
-from genrl.training.journal import Value
+from genrl.training.journal import Journal, Value
 from genrl.training.muon import make_optimiser
 from genrl.training.portions import Update, ranking_portions
 from genrl.training.skips import Skips, save_batch
@@ -73,6 +74,9 @@ class RankingModule(L.LightningModule, ABC):
         self.ranking = ranking_portions()
         self.divided = [self.ranking]
         """What goes through the model in portions, which a resumed stage goes on with."""
+        self.journal = Journal()
+        self.norms: dict[str, Tensor] = {}
+        """What `beside` said of the latest step, on the host."""
 
     @abstractmethod
     def rank(self, batch: Requests) -> Ranking:
@@ -107,8 +111,11 @@ class RankingModule(L.LightningModule, ABC):
         Raises:
             NonFiniteError: if a weight is NaN or infinite; nothing is ranked or written with such weights.
         """
-        for name, value in self.trainable().items():
-            if not bool(torch.isfinite(gathered(value)).all()):
+        trained = self.trainable()
+        flags = [torch.isfinite(gathered(value)).all() for value in trained.values()]
+        finite = torch.stack(flags).tolist() if flags else []
+        for name, fine in zip(trained, finite, strict=True):
+            if not fine:
                 raise NonFiniteError(
                     f"step {self.global_step}: weights of {name} are NaN or infinite. Nothing was written with them. "
                     f"{REMEDY}"
@@ -124,8 +131,30 @@ class RankingModule(L.LightningModule, ABC):
         return reduce(concatenate, parts)
 
     def on_validation_epoch_end(self) -> None:
-        values = {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
-        self.log_dict(values, sync_dist=False)
+        self.note({f"val/{name}": value for name, value in self.metrics.compute().items()})
+
+    def note(self, values: Mapping[str, Value]) -> None:
+        """Log scalars that are on the host and stay there: Lightning would send numbers to the device one by one."""
+        self.log_dict(
+            {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}, batch_size=1
+        )
+
+    def gather(self, loss: Value) -> None:
+        """Note the loss of a pass that is a whole step, of which this rank has its share times the number of ranks."""
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        mean = world_sum(torch.as_tensor(loss).detach()) / world_size()
+        self.journal.add({"train/loss": mean, "train/learning_rate": rate})
+
+    def prepare(self, step: int) -> None:
+        """What the host can do for a step to come before the device is done with the one before."""
+
+    def said(self) -> dict[str, float]:
+        """What is logged of a step when the norm of its gradient is known."""
+        return self.journal.own()
+
+    def beside(self) -> dict[str, Tensor]:
+        """Scalars of a step, the same on all ranks, that are fetched with the norm of its gradient."""
+        return {}
 
     def optimiser(
         self,
@@ -168,13 +197,17 @@ class RankingModule(L.LightningModule, ABC):
         gradients = {name: value.grad for name, value in self.trainable().items() if value.grad is not None}
         norm = gathered(nn.utils.get_total_norm(list(gradients.values())))
         passes = self.skips.passes()
-        if bool(torch.isfinite(norm)):
+        beside = self.beside()
+        if self.global_step + 1 < self.max_steps:
+            self.prepare(self.global_step + 1)  # while the device is still at the backward pass
+        known, *values = self.journal.fetch(norm, *beside.values())
+        self.norms = dict(zip(beside, values, strict=True))
+        if bool(known.isfinite()):
             self.skips.row = 0
             nn.utils.clip_grads_with_norm_(self.trainable().values(), self.max_grad_norm or math.inf, norm)
         else:
             self._skip(norm, gradients, passes)
-        self.log("train/grad_norm", norm)
-        self.log("train/skipped_steps", float(self.skips.total))
+        self.note({**self.said(), "train/grad_norm": known, "train/skipped_steps": float(self.skips.total)})
 
     def _skip(self, norm: Tensor, gradients: Mapping[str, Tensor], passes: Sequence[tuple[Any, Tensor]]) -> None:
         """Pass the step over, or end the stage if it was not the first in a row."""

@@ -5,7 +5,7 @@ import logging
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -14,6 +14,7 @@ from statistics import median
 
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from benchmarks.checks import require
@@ -151,8 +152,14 @@ def _same_signal(ours: Sequence[Notes], theirs: Sequence[Notes], name: str) -> s
     return f"TRL {name}: only items, mean reward {means[0]:.3f} and {means[1]:.3f}"
 
 
-def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
-    """A few steps of `RLModule` under Lightning's trainer, from the initial weights."""
+def genrl_block(
+    inputs: Inputs,
+    group: int,
+    count: int,
+    strategy: str | Strategy = "auto",
+    after: Callable[[], object] | None = None,
+) -> Notes:
+    """A few steps of `RLModule` under Lightning's trainer, from the initial weights; `after` is called behind each."""
     notes = Notes()
     catalog, codes = inputs.maker.dataset.catalog, inputs.layout.codes.cpu()
     prompts = len(inputs.prompts)
@@ -178,7 +185,8 @@ def genrl_block(inputs: Inputs, group: int, count: int) -> Notes:
             folder=Path(folder),
         )
         options = {
-            "callbacks": [LambdaCallback(on_train_batch_end=notes.stamp)],
+            "callbacks": [LambdaCallback(on_train_batch_end=lambda *_: after() if after else notes.stamp())],
+            "strategy": strategy,
             "limit_val_batches": 0,
             "default_root_dir": folder,
         }

@@ -186,6 +186,23 @@ def test_gradients_of_thinking_equal_those_of_plain_rows():
     assert_same(found["tree"] / norm, found["naive"] / norm, 1e-5)
 
 
+def test_sums_over_the_vocabulary_in_parts_change_neither_scores_nor_gradients(monkeypatch):
+    policy, sampling = make_policy(), Sampling(normalize="vocab")
+    layout, prompts = make_layout(policy), make_prompts(policy)
+    batch = write(policy, layout, prompts, 4, sampling, torch.rand(5, 4, 3))
+    found, parts = [], []
+    for most in (2**24, 300):  # a row or two at a time
+        monkeypatch.setattr("genrl.policy.distribution.LOGITS", most)
+        monkeypatch.setattr(
+            "genrl.policy.distribution.checkpoint", lambda *all_, **how: parts.append(1) or checkpoint(*all_, **how)
+        )
+        scores = score(policy, layout, prompts, batch, sampling)
+        found.append((scores.logps.detach(), gradient(policy, scores.logps.sum())))
+    assert len(parts) > 3
+    for whole, split in zip(*found, strict=True):
+        assert_same(split / whole.norm(), whole / whole.norm(), 1e-6)
+
+
 @pytest.mark.parametrize("normalize", ["legal", "vocab"])
 def test_logits_in_parts_change_neither_scores_nor_gradients(normalize, monkeypatch):
     policy = make_policy(thinking=True)

@@ -127,6 +127,19 @@ def test_words_are_targets_over_the_whole_vocabulary(session, tmp_path):
     assert_same(_text_loss(batch, hidden, head_of(session.policy)) / len(rows), wanted / len(rows))
 
 
+def test_words_in_parts_have_the_same_loss_and_gradient(session, tmp_path, monkeypatch):
+    with_text = changed(session, tmp_path, "align.text_tasks=on", "align.items_per_step=100000")
+    batch = next(iter(attach(sft_module(with_text, tmp_path)).train_dataloader()))
+    hidden = torch.randn(*batch.tokens.shape, session.config.model.hidden, requires_grad=True)
+    found = []
+    for most in (2**24, 10_000):  # all places, and about thirty at a time
+        monkeypatch.setattr("genrl.training.sft.LOGITS", most)
+        loss = _text_loss(batch, hidden, head_of(session.policy)) / len(batch.text_places)
+        found.append((loss.detach(), *torch.autograd.grad(loss, hidden)))
+    for whole, parts in zip(*found, strict=True):
+        assert_same(parts / whole.norm(), whole / whole.norm())
+
+
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_last_step(session, tmp_path):
     config = changed(session, tmp_path, "align.warmup_steps=2", "align.max_epochs=6", "align.final_learning_rate=0.1")
     module = attach(sft_module(config, tmp_path))

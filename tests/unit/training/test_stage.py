@@ -49,7 +49,7 @@ def test_validation_logs_what_evaluation_finds(session: Session, tmp_path: Path,
 def test_gradients_are_scaled_down_to_the_norm_and_never_up(session: Session, tmp_path: Path) -> None:
     module = attach(sft_module(session, tmp_path))
     logged: dict[str, float] = {}
-    module.log = lambda name, value, **options: logged.update({name: float(value)})
+    module.log_dict = lambda values, **options: logged.update({name: float(value) for name, value in values.items()})
     batch = next(iter(module.train_dataloader()))
     for limit in (0.01, 0.0, 1e6):
         session.policy.zero_grad()
