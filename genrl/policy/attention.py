@@ -83,22 +83,21 @@ def branch_mask(mask: Tensor, branch: Tensor, place: Tensor) -> Tensor:
     return full
 
 
-def ancestry_mask(mask: Tensor, ancestors: list[Tensor], widths: list[int]) -> Tensor:
-    """Mask for one more token per beam behind cached prompts and cached earlier beam tokens.
+def grown_mask(seen: Tensor, parents: Tensor | None) -> Tensor:
+    """What one more level of slots sees: all that its parents see, and each slot itself.
 
     Args:
-        mask: [P, L] of the prompts.
-        ancestors: for each earlier level the slot [P, W] that the beam descends from.
-        widths: slots cached at each earlier level.
+        seen: [P, W, N] bool, what each slot of the last level sees of N cached tokens, its own among them.
+        parents: [P, V] slots of the last level; None: one child for each.
 
     Returns:
-        [P, 1, W, L + sum(widths) + W]: the prompt, the beam's ancestors and itself.
+        [P, V, N + V].
     """
-    width = ancestors[0].shape[1]
-    blocks = [mask[:, None, :].expand(-1, width, -1)]
-    for slots, count in zip(ancestors, widths, strict=True):
-        blocks.append(slots[:, :, None] == torch.arange(count, device=mask.device))
-    return torch.cat(blocks, dim=2)[:, None]
+    if parents is not None:
+        seen = seen.gather(1, parents[:, :, None].expand(-1, -1, seen.shape[2]))
+    prompts, width, _ = seen.shape
+    itself = torch.eye(width, dtype=torch.bool, device=seen.device).expand(prompts, -1, -1)
+    return torch.cat([seen, itself], dim=2)
 
 
 class ReservedLayer(DynamicLayer):

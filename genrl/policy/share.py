@@ -21,8 +21,8 @@ from genrl.policy.attention import (
     ReservedLayer,
     SharedLayer,
     SharedPrompt,
-    ancestry_mask,
     branch_mask,
+    grown_mask,
     left_padded,
     model_cache,
     prompt_positions,
@@ -322,8 +322,7 @@ class Tree(Branches):
     def begin(self, say: Say[T]) -> T:
         self.tokens, self.mask = right_padded(self.tokens, self.mask)
         self.cache = tree_cache(self.policy.base.config, self.tokens.shape[1] + self.width * self.room)
-        self.widths: list[int] = []
-        self.ancestors: list[Tensor] = []
+        self.seen = self.mask[:, None]
         self.places = torch.zeros_like(self.places)
         return _prefill(self.policy, self.tokens, self.lengths, say, self.head, self.cache)
 
@@ -347,11 +346,9 @@ class Tree(Branches):
                 hidden = whole.scatter(1, order[:, :, None].expand_as(hidden), hidden)
             return say(Hidden(head, hidden.flatten(0, 1)))
 
-        self.ancestors = [*(earlier.gather(1, above) for earlier in self.ancestors), columns]
-        self.widths.append(count)
-        mask = ancestry_mask(self.mask, self.ancestors, self.widths)
+        self.seen = grown_mask(self.seen, above if moved or self.partial else None)
         positions = (self.lengths[:, None] + self.depth).expand(-1, count)
-        return self.policy(tokens, mask, positions, placed, self.head, self.cache)
+        return self.policy(tokens, self.seen[:, None], positions, placed, self.head, self.cache)
 
 
 class Rows(Branches):

@@ -11,9 +11,9 @@ from genrl.policy.attention import (
     ReservedLayer,
     SharedLayer,
     SharedPrompt,
-    ancestry_mask,
     branch_mask,
     causal_mask,
+    grown_mask,
     left_padded,
     model_cache,
     packed_mask,
@@ -64,9 +64,9 @@ def test_segments_of_a_packed_row_do_not_see_each_other():
 
 
 def test_a_beam_sees_its_ancestors():
-    ancestors = [torch.tensor([[1, 0]]), torch.tensor([[0, 1]])]
-    mask = ancestry_mask(MASK[:1], ancestors, [3, 2])[0, 0]
-    assert mask.tolist() == [
+    first = grown_mask(MASK[:1, None], torch.tensor([[0, 0, 0]]))
+    second = grown_mask(first, torch.tensor([[1, 0]]))
+    assert second[0].tolist() == [
         [False, True, True, False, True, False, True, False],
         [False, True, True, True, False, False, False, True],
     ]
