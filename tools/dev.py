@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("command", choices=("check", "lint", "test", "docs"))
     command, words = parser.parse_known_args()
     steps = {
-        "check": (*LINT, (PYTHON, "-m", "pytest", *words)),
+        "check": (*LINT, (PYTHON, "-m", "pytest", "-m", "", *words)),
         "lint": LINT,
         "test": ((PYTHON, "-m", "pytest", *words),),
         "docs": (DOCS,),

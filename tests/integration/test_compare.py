@@ -77,6 +77,7 @@ def without_pictures(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "html", lambda *_: "")
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_killed_ends_with_the_same_report(whole, tmp_path, monkeypatch):
     toy = tmp_path / "toy"
     kill_when(lambda: bool(points(toy / "sage-s0")), words(tmp_path), tmp_path / "log.txt")

@@ -20,6 +20,8 @@ from tests.helpers import assert_same
 from tests.integration.processes import KILLED, LIMIT, end, start
 from tests.runs import curves_drawn, small
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 HASH = re.compile(r"(?<=-)[0-9a-f]{16}(?=\.ckpt$)")
 """What a checkpoint's name says of its content, which differs in the last bits of the weights."""

@@ -14,6 +14,8 @@ from tests.helpers import assert_same
 from tests.integration.processes import leave, stop
 from tests.runs import small
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = (
     "objective=sage",  # keeps a running mean that has to come back, too
     "objective.ema_decay=0.5",
