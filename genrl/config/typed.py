@@ -52,9 +52,19 @@ def _resolved(node: DictConfig) -> tuple[Any, list[Problem]]:
         try:
             return OmegaConf.to_object(node), problems
         except OmegaConfBaseException as error:
-            key = str(error.full_key)
+            key = str(error.full_key) or _misled(node)
             _put_back(node, key)
             problems.append(Problem((key,), str(error).splitlines()[0]))
+
+
+def _misled(node: DictConfig) -> str:
+    """The first option that an interpolation gives what it cannot hold: OmegaConf names single values, but no groups."""
+    for key in dotted_keys():
+        try:
+            OmegaConf.select(node, key)
+        except OmegaConfBaseException:
+            return key
+    raise AssertionError("nothing is wrong")
 
 
 def _put_back(node: DictConfig, key: str) -> None:
