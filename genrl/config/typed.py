@@ -58,7 +58,7 @@ def _resolved(node: DictConfig) -> tuple[Any, list[Problem]]:
 
 
 def _misled(node: DictConfig) -> str:
-    """The first option that an interpolation gives what it cannot hold: OmegaConf names single values, but no groups."""
+    """The first option that an interpolation gives what it cannot hold: OmegaConf names single values, not groups."""
     for key in dotted_keys():
         try:
             OmegaConf.select(node, key)
