@@ -302,10 +302,11 @@ def _values(table: Table, name: str) -> pa.ChunkedArray:
         for piece in table.columns[name]
     ]
     kinds = {piece.type for piece in pieces if piece.null_count < len(piece)} or {pa.string()}
-    kind = kinds.pop() if len(kinds) == 1 else pa.string()
-    if len(kinds) and any(pa.types.is_nested(piece.type) for piece in pieces):
+    kind = next(iter(kinds)) if len(kinds) == 1 else pa.string()
+    if len(kinds) > 1 and any(map(pa.types.is_nested, kinds)):
         raise DataError(f"{table.source}: column {name!r} holds lists in some files. Use numbers, dates or times.")
-    column = pa.chunked_array([piece.cast(kind) for piece in pieces], kind)
+    alike = [pa.nulls(len(piece), kind) if piece.null_count == len(piece) else piece.cast(kind) for piece in pieces]
+    column = pa.chunked_array(alike, kind)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         column = column.cast(pa.string())
     return _without_blanks(column) if pa.types.is_string(column.type) else column

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -46,9 +47,9 @@ def read_embeddings(path: str, catalog: Catalog) -> Tensor:
 
 def _read_numpy(file: Path, catalog: Catalog) -> Tensor:
     try:
-        matrix = np.load(file, allow_pickle=False)
-        return torch.from_numpy(matrix.astype(np.float32))
-    except (ValueError, TypeError, EOFError, OSError) as error:
+        matrix = np.lib.format.open_memmap(file, mode="r")  # no pickles, no archives, no more than the file has
+        return torch.from_numpy(np.array(matrix, dtype=np.float32))
+    except (ValueError, TypeError, EOFError, OSError, OverflowError, SyntaxError, TokenError) as error:
         raise DataError(f"{file}: not a plain .npy array of numbers ({error}). Save it with numpy.save.") from error
 
 

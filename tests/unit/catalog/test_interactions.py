@@ -170,6 +170,9 @@ def test_lists_are_no_ids_no_times_and_no_text(tmp_path):
     ):
         with pytest.raises(DataError, match=said):
             read(source, columns(**names))
+    nothing = pa.array([None, None], pa.list_(pa.int64()))  # a column of lists that all are missing
+    with pytest.raises(DataError, match="row 1: timestamp is empty"):
+        read_events(parquet_of(tmp_path / "empty", nothing, name="timestamp"), columns())
 
 
 def test_item_table(tmp_path):

@@ -46,6 +46,8 @@ def test_every_form_gives_the_same_matrix(tmp_path, name, content):
     [
         ("e.npy", [{"a": 1}], r"e\.npy: not a plain \.npy array"),  # a pickle
         ("e.npy", b"nothing of the kind", r"e\.npy"),
+        ("e.npy", b"PK\x03\x04 an archive", r"e\.npy: not a plain \.npy array"),
+        ("e.npy", b"\x93NUMPY\x01\x00\x04\x00{(\n\n", r"e\.npy: not a plain \.npy array"),  # brackets are left open
         ("e.safetensors", b"nothing of the kind", r"e\.safetensors"),
         ("e.parquet", b"nothing of the kind", r"e\.parquet"),
         ("e.npy", MATRIX[:2], r"shape \[2, 2\], expected \[3, d\]"),
