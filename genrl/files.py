@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrl.errors import CheckpointError, DataError
+from genrl.errors import CheckpointError, DataError, unwritable
 from genrl.given import parsed, reason
 from genrl.terminal import safe
 
@@ -125,6 +126,17 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
 def as_json(value: Any) -> str:  # noqa: ANN401
     """The text that `write_json` writes."""
     return json.dumps(value, indent=2, sort_keys=False, default=str) + "\n"
+
+
+@contextmanager
+def kept_if_writable(what: str, folder: Path) -> Iterator[None]:
+    """Write what is only kept within the block; a folder that cannot be written to is warned of."""
+    try:
+        yield
+    except OSError as error:
+        if unwritable(error) != "read-only":
+            raise
+        warnings.warn(f"{what} are not kept: {folder}: {error.strerror}.", stacklevel=3)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401

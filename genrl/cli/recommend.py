@@ -35,8 +35,7 @@ def add(commands: Any) -> None:  # noqa: ANN401 (argparse does not export the ty
 
 def run(options: argparse.Namespace) -> None:
     """Do what is asked."""
-    histories = read_histories(options.history, options.history_file)
-    days = read_days(options.days, options.history, options.history_file)
+    histories, days = read_histories(options.history, options.history_file, options.days)
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: give at least 1.")
     import_plugins(options)
@@ -75,70 +74,57 @@ def _lines(file: Path, flag: str) -> list[str]:
     return lines
 
 
-def read_histories(text: str | None, file: Path | None) -> list[list[str]]:
-    """Histories from the command line and from a file, as item ids or titles.
+def read_histories(
+    text: str | None, file: Path | None, days: str | None = None
+) -> tuple[list[list[str]], list[list[float]] | None]:
+    """Histories from the command line and from a file, as item ids or titles, and the days that are told of them.
 
     Args:
         text: one history, between commas.
-        file: JSON lines, each a list or an object with the list under "history".
+        file: JSON lines, each a list or an object with the list under "history", and maybe one under "days".
+        days: how many days ago each item of `text` was chosen, between commas.
+
+    Returns:
+        The histories, and days for each, [] for those without; None if there are none at all.
 
     Raises:
+        ConfigError: if days on the command line have no history there, or are no numbers.
         DataError: naming file and line, or if there is no history at all.
 
     Example:
-        >>> read_histories("17, 4", None)
-        [['17', '4']]
+        >>> read_histories("17, 4", None, "12, 0.5")
+        ([['17', '4']], [[12.0, 0.5]])
     """
-    histories = [[item.strip() for item in text.split(",") if item.strip()]] if text is not None else []
-    if file is not None:
-        histories += [_history(line, place) for place, line in lines_of(file, "--history-file")]
-    if not histories or not all(histories):
-        raise DataError('there is no item to recommend after. Give --history "id,id" or --history-file FILE.')
-    return histories
-
-
-def read_days(days: str | None, history: str | None, file: Path | None) -> list[list[float]] | None:
-    """Days that belong to the histories which `read_histories` finds, [] for those without; None: nowhere are any.
-
-    Args:
-        days: of the history on the command line, between commas.
-        history: that history.
-        file: JSON lines, of which objects may have the list under "days".
-
-    Raises:
-        ConfigError: if there are days without that history, or what stands there are no numbers.
-        DataError: likewise of the file, with the line.
-
-    Example:
-        >>> read_days("12, 0.5", "17, 4", None)
-        [[12.0, 0.5]]
-    """
-    if days is not None and history is None:
+    if days is not None and text is None:
         raise ConfigError("--days is about the items of --history. Give that, too; in a file, write them beside each.")
-    found: list[list[float]] = []
-    if history is not None:
+    found: list[tuple[list[str], list[float]]] = []
+    if text is not None:
         try:
-            found.append([] if days is None else [float(number) for number in days.split(",")])
+            told = [] if days is None else [float(number) for number in days.split(",")]
         except ValueError as error:
             raise ConfigError(f"--days {days!r}: {error}. Give numbers between commas, e.g. 12,3,0.") from error
-    for place, line in lines_of(file, "--history-file") if file is not None else ():
-        value = parsed(line)  # which `read_histories` has read
-        told = value.get("days", []) if isinstance(value, dict) else []
-        if not isinstance(told, list) or not all(type(each) in (int, float) for each in told):
-            raise DataError(f'{place}: "days" must be a list of numbers, e.g. [12, 3, 0].')
-        found.append(told)
-    return found if any(found) else None
+        found.append(([item.strip() for item in text.split(",") if item.strip()], told))
+    if file is not None:
+        found += [_history(line, place) for place, line in lines_of(file, "--history-file")]
+    histories, ago = [history for history, _ in found], [told for _, told in found]
+    if not histories or not all(histories):
+        raise DataError('there is no item to recommend after. Give --history "id,id" or --history-file FILE.')
+    return histories, ago if any(ago) else None
 
 
-def _history(line: str, place: str) -> list[str]:
+def _history(line: str, place: str) -> tuple[list[str], list[float]]:
+    """A history and the days that are told of its items."""
     try:
         value = parsed(line)
     except ValueError as error:
         raise DataError(f"{place}: {error}. Write one list of item ids per line.") from error
+    days: Any = []
     if isinstance(value, dict):
-        value = value.get("history")
+        value, days = value.get("history"), value.get("days", [])
     if not isinstance(value, list) or not all(isinstance(item, (str, int)) for item in value):
         raise DataError(
             f'{place}: {line.strip()[:80]!r} is no history. Write ["id", "id"] or {{"history": ["id", "id"]}}.'
         )
-    return [str(item) for item in value]
+    if not isinstance(days, list) or not all(type(each) in (int, float) for each in days):
+        raise DataError(f'{place}: "days" must be a list of numbers, e.g. [12, 3, 0].')
+    return [str(item) for item in value], days

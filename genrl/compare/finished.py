@@ -246,8 +246,8 @@ def _has(folder: Path, stages: Sequence[str], damaged: Damaged | None) -> bool:
     return False
 
 
-def begun_alike(rows: dict[str, list[Finished]]) -> dict[str, list[Finished]]:
-    """Those runs that have a stage before `rl`, which is what rows can be compared from."""
+def with_shared_stages(rows: dict[str, list[Finished]]) -> dict[str, list[Finished]]:
+    """The runs that have a stage before `rl`, where rows begin that can be compared."""
     kept = {row: [run for run in found if run.shared] for row, found in rows.items()}
     return {row: found for row, found in kept.items() if found}
 

@@ -21,7 +21,6 @@ from genrl.compare.finished import (
     Finished,
     Rows,
     begun,
-    begun_alike,
     check_same_start,
     cold_rows,
     comparable,
@@ -32,6 +31,7 @@ from genrl.compare.finished import (
     read_samples,
     row_facts,
     shared_by_all,
+    with_shared_stages,
 )
 from genrl.compare.page import draw, html, markdown
 from genrl.compare.plan import Plan, Run, check_baseline
@@ -111,7 +111,7 @@ def make_report(
     """
     damaged: Damaged = {}
     told: Any = {"evaluate": evaluate, "damaged": damaged}
-    rows = begun_alike(found_rows(folder, "rl", **told)) if plan is None else planned_rows(plan, **told)
+    rows = with_shared_stages(found_rows(folder, "rl", **told)) if plan is None else planned_rows(plan, **told)
     baselines, notes = comparable(found_rows(folder, "baseline", **told), rows)
     everything = {**baselines, **rows}
     runs = [run for found in (*rows.values(), *baselines.values()) for run in found]

@@ -6,7 +6,6 @@ import math
 import platform
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch import Tensor
 from genrl.catalog.dataset import Dataset
 from genrl.config.load import experiment_folder
 from genrl.config.schema import EvaluateConfig, RunConfig
-from genrl.errors import CheckpointError, unwritable
-from genrl.files import key_of, locked, read_json, save_weights, sweep, write_json
+from genrl.errors import CheckpointError
+from genrl.files import kept_if_writable, key_of, locked, read_json, save_weights, sweep, write_json
 from genrl.ops import world_rank, world_size
 from genrl.recommenders.reference import reference_lines
 from genrl.runs.evaluate import SPLITS, Evaluation, evaluate, evaluated_rows
@@ -154,14 +153,10 @@ def references(config: RunConfig, dataset: Dataset, codes: Tensor, split: str) -
         if not is_first():
             return {}
         found = _reference_lines(config, dataset, codes, split)
-        try:
-            with locked(path.parent):
-                sweep(path.parent, ".*.reference-*")
-                write_json(path, found)
-        except OSError as error:
-            if unwritable(error) != "read-only":
-                raise
-            warnings.warn(f"the reference lines are not kept: {path.parent}: {error.strerror}.", stacklevel=2)
+        with kept_if_writable("the reference lines", path.parent), locked(path.parent):
+            sweep(path.parent, ".*.reference-*")
+            write_json(path, found)
+        if not path.exists():
             return found
     found = read_json(path)
     if not isinstance(found, dict) or not all(isinstance(kinds, dict) for kinds in found.values()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from genrl.benchmarks.recif.maps import ItemMap, read_map
 from genrl.benchmarks.recif.rows import Row, Task, find_task, read_rows
 from genrl.benchmarks.recif.scores import Scores, score
 from genrl.benchmarks.registry import BENCHMARKS
-from genrl.errors import ConfigError, unwritable
+from genrl.errors import ConfigError
+from genrl.files import kept_if_writable
 from genrl.options import option
 
 
@@ -117,12 +117,8 @@ class Recif:
         found = score(task, rows, texts, kinds=self.kinds, k=self.config.k, items=items)
         further = {"rows_left_out_without_answer": without, "rows_published": task.published}
         found.counts.update({**further, **(counts or {})})
-        try:
+        with kept_if_writable("the scores", path.parent):
             found.save(path.with_suffix(".scores.json"), generations=str(path), options=asdict(self.config))
-        except OSError as error:
-            if unwritable(error) != "read-only":
-                raise
-            warnings.warn(f"the scores are not kept: {path.parent}: {error.strerror}.", stacklevel=2)
         return found
 
     def _map(self, task: Task, data: Path | None) -> ItemMap:

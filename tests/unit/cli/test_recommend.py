@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from genrl import cli
-from genrl.cli.recommend import read_days, read_histories
+from genrl.cli.recommend import read_histories
 from genrl.errors import DataError
 
 
@@ -60,7 +60,7 @@ def test_recommend_without_a_history_or_a_list(words, run_module):
 def test_histories_from_a_file(tmp_path):
     path = tmp_path / "histories.jsonl"
     path.write_text('["a, with comma", "b"]\n\n{"user": 1, "history": [3]}\n')
-    assert read_histories("x", path) == [["x"], ["a, with comma", "b"], ["3"]]
+    assert read_histories("x", path) == ([["x"], ["a, with comma", "b"], ["3"]], None)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_a_path_that_no_disk_takes_is_named_and_no_traceback(capsys):
 def test_days_stand_beside_the_items_of_their_history(run_module, tmp_path, capsys):
     path = tmp_path / "histories.jsonl"
     path.write_text('{"history": [3, 4], "days": [2, 0]}\n[5]\n')
-    assert read_days("1,0.5", "x, y", path) == [[1.0, 0.5], [2, 0], []]
-    assert read_days(None, "x", None) is None
+    assert read_histories("x, y", path, "1,0.5") == ([["x", "y"], ["3", "4"], ["5"]], [[1.0, 0.5], [2, 0], []])
+    assert read_histories("x", None) == ([["x"]], None)
     assert cli.main(["recommend", "--run", "runs/x", "--history", "3,4", "--days", "9,1"]) == 0
     assert run_module.calls[0][2]["days"] == [[9.0, 1.0]]
     for words, reason in (
@@ -98,4 +98,4 @@ def test_days_stand_beside_the_items_of_their_history(run_module, tmp_path, caps
         assert reason in " ".join(capsys.readouterr().err.split())
     path.write_text('{"history": [3], "days": ["2"]}\n')
     with pytest.raises(DataError, match=r'jsonl:1: "days" must be a list of numbers'):
-        read_days(None, None, path)
+        read_histories(None, path)

@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 
 from genrl.compare.finished import (
     Finished,
-    begun_alike,
     cold_rows,
     comparable,
     describe,
@@ -16,6 +15,7 @@ from genrl.compare.finished import (
     planned_rows,
     read_samples,
     row_facts,
+    with_shared_stages,
 )
 from genrl.compare.plan import UNLIMITED, Plan
 from genrl.compare.record import Row
@@ -53,8 +53,8 @@ def test_runs_are_found_by_what_they_are_about(plan, tmp_path):
     assert {row: [run.seed for run in found] for row, found in found_rows(folder, "align", "rl").items()} == {
         "grpo": [0, 1]
     }
-    assert begun_alike({"grpo": [], **planned_rows(plan)}) == planned_rows(plan)
-    assert begun_alike({"sasrec": baselines["sasrec"]}) == {}
+    assert with_shared_stages({"grpo": [], **planned_rows(plan)}) == planned_rows(plan)
+    assert with_shared_stages({"sasrec": baselines["sasrec"]}) == {}
     assert baselines["sasrec"][0].scores("test") == baselines["sasrec"][0].metrics["test"]["baseline"]
     assert planned_rows(plan)["grpo"][1].scores("test") == read(plan.runs[1].folder).metrics["test"]["rl"]
     assert list(planned_rows(plan)["grpo"][0].references("test")) == ["most_popular"]
