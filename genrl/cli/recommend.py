@@ -120,7 +120,8 @@ def _history(line: str, place: str) -> tuple[list[str], list[float]]:
         raise DataError(f"{place}: {error}. Write one list of item ids per line.") from error
     days: Any = []
     if isinstance(value, dict):
-        value, days = value.get("history"), value.get("days", [])
+        days = value.get("days", [])
+        value = value.get("history")
     if not isinstance(value, list) or not all(isinstance(item, (str, int)) for item in value):
         raise DataError(
             f'{place}: {line.strip()[:80]!r} is no history. Write ["id", "id"] or {{"history": ["id", "id"]}}.'
