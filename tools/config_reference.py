@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "genrl/config/schema.py"
 TARGET = "docs/configuration.md"
 BAR = r"\|"
+LITERAL = re.compile(r"Literal\[([^]]*)\]")
 HEAD = """\
 # Configuration
 
@@ -94,8 +96,7 @@ def _fields(classes: dict[str, ast.ClassDef], name: str) -> Iterator[Field]:
         else:
             raise ValueError(f"{SOURCE}:{statement.lineno}: {option} has no docstring below it.")
         kind = ast.unparse(statement.annotation)
-        if kind.startswith("Literal["):
-            kind = kind[len("Literal[") : -1].replace("'", "").replace(", ", " | ")
+        kind = LITERAL.sub(lambda match: match[1].replace("'", "").replace(", ", " | "), kind)
         value = statement.value
         if isinstance(value, ast.Call):  # option(default, bounds ..), or field(default_factory=..) of a group
             value = value.args[0] if value.args else None
